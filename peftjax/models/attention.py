@@ -1,0 +1,147 @@
+"""The attention core, a module of its own so that methods can reach it, and the masks it takes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class AttentionCore(nn.Module):
+    """Scaled dot-product attention over projected heads: softmax(q kᵀ / √H) v.
+
+    It owns no parameters. It is a module only so that `flax.linen.intercept_methods` sees the call:
+    a prefix is a longer `k`, `v` and `mask`, a scaled head a changed result. Every mask therefore
+    arrives as an argument that spells out all S keys; nothing is implied by the positions of q.
+
+    Shapes: B batch, T queries, S keys, N heads, K key-value heads (N a multiple of K), H head width.
+    The key-value heads are never repeated in memory. The softmax is in float32 whatever the dtype.
+
+    Example:
+        >>> core, q = AttentionCore(), jnp.ones((1, 3, 4, 8))
+        >>> core.apply({}, q, q[:, :, :2], q[:, :, :2]).shape  # 4 heads share 2 key-value heads
+        (1, 3, 4, 8)
+    """
+
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
+
+        mask: bool, broadcastable to [B, N, T, S] with S spelled out; True where a query may look.
+        A query that may look nowhere gets the mean of all values: finite, and of no consequence.
+        """
+        if deterministic or self.dropout_rate == 0.0:
+            return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        # The fused function has no dropout on probabilities, which BERT was trained with.
+        return _attention_with_dropout(
+            query, key, value, mask, self.dropout_rate, self.make_rng('dropout')
+        )
+
+
+def _attention_with_dropout(query, key, value, mask, rate, dropout_key):
+    batch, length, heads, width = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, width)
+    scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
+    scores = scores * width**-0.5
+    if mask is not None:
+        # [B, N, T, S] -> [B, K, G, T, S]; a mask without a head axis keeps that axis at one.
+        groups = (1, 1) if mask.shape[1] == 1 else grouped.shape[2:4]
+        mask = mask.reshape(mask.shape[0], *groups, *mask.shape[2:])
+        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    kept = jax.random.bernoulli(dropout_key, 1.0 - rate, probabilities.shape)
+    probabilities = jnp.where(kept, probabilities / (1.0 - rate), 0.0).astype(value.dtype)
+    return jnp.einsum('bkgts,bskh->btkgh', probabilities, value).reshape(query.shape)
+
+
+def padding_mask(attention_mask: jax.Array) -> jax.Array:
+    """[B, S] of ones (tokens) and zeros (padding) -> bool [B, 1, 1, S]."""
+    return attention_mask.astype(bool)[:, None, None, :]
+
+
+def causal_mask(length: int, window: int | None = None) -> jax.Array:
+    """bool [1, 1, T, T]: a query sees itself and what came before, at most `window` keys in all."""
+    query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    mask = key <= query
+    if window is not None:
+        mask = mask & (key > query - window)
+    return mask[None, None]
+
+
+def segment_mask(segment_ids: jax.Array) -> jax.Array:
+    """[B, T] ids of packed sequences -> bool [B, 1, T, T]: attention stays inside a sequence."""
+    return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """[B, T] ids of packed sequences -> int32 [B, T], counting from 0 at each change of id.
+
+    Example:
+        >>> segment_positions(jnp.array([[1, 1, 1, 2, 2, 0]]))
+        Array([[0, 1, 2, 0, 1, 0]], dtype=int32)
+    """
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
+    first = jnp.ones_like(segment_ids[:, :1], dtype=bool)
+    starts = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[B, T, heads * H] -> [B, T, heads, H]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """[B, T, N, H] -> [B, T, N * H]."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def check_token_inputs(input_ids: jax.Array, **others: jax.Array | None) -> None:
+    """Raises ValueError unless input_ids is an integer [B, T] and the others are [B, T] or [1, T]."""
+    if input_ids.ndim != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
+        raise ValueError(
+            f'input_ids must be integers [batch, length], got {input_ids.dtype}{input_ids.shape}'
+        )
+    batch, length = input_ids.shape
+    for name, value in others.items():
+        if value is not None and value.shape not in ((batch, length), (1, length)):
+            raise ValueError(
+                f'{name} must be [{batch}, {length}] like input_ids, got {tuple(value.shape)}'
+            )
+
+
+def activation(name: str):
+    """The feed-forward nonlinearity that a checkpoint's config.json calls `name`.
+
+    Raises:
+        ValueError: on a name outside the table, listing the table.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f'hidden_act {name!r} is not supported: use one of {sorted(_ACTIVATIONS)}')
+    return _ACTIVATIONS[name]
+
+
+def _gelu_exact(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+# In transformers 'gelu' is the exact erf form; the tanh form has names of its own.
+_ACTIVATIONS = {
+    'gelu': _gelu_exact,
+    'gelu_new': _gelu_tanh,
+    'gelu_pytorch_tanh': _gelu_tanh,
+    'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
+    'swish': jax.nn.silu,
+}

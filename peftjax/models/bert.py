@@ -1,0 +1,223 @@
+"""The BERT encoder with its pooler and a classification or regression head."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from peftjax.models import names
+from peftjax.models.attention import (
+    AttentionCore,
+    activation,
+    check_token_inputs,
+    merge_heads,
+    padding_mask,
+    split_heads,
+)
+from peftjax.models.bert_config import BertConfig
+from peftjax.models.stack import apply_stack
+
+
+class BertOutput(NamedTuple):
+    """last_hidden_state [B, T, D]; pooler_output [B, D]."""
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array
+
+
+class _Part(nn.Module):
+    """What every part of the encoder is told."""
+
+    config: BertConfig
+    deterministic: bool
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    def dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+    def norm(self) -> nn.LayerNorm:
+        # The fast variance E[x²] - E[x]² cancels; two passes cost nothing once fused.
+        return nn.LayerNorm(
+            epsilon=self.config.layer_norm_eps,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='layer_norm',
+        )
+
+    def dropout(self, x: jax.Array) -> jax.Array:
+        return nn.Dropout(self.config.hidden_dropout_prob, deterministic=self.deterministic)(x)
+
+
+class _Embeddings(_Part):
+    @nn.compact
+    def __call__(self, input_ids, token_type_ids, position_ids):
+        config = self.config
+        tables = {
+            'word_embeddings': (config.vocab_size, input_ids),
+            'token_type_embeddings': (config.type_vocab_size, token_type_ids),
+            'position_embeddings': (config.max_position_embeddings, position_ids),
+        }
+        rows = [
+            nn.Embed(
+                size, config.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype, name=name
+            )(ids)
+            for name, (size, ids) in tables.items()
+        ]
+        return self.dropout(self.norm()(sum(rows[1:], rows[0])))
+
+
+class _Attention(_Part):
+    @nn.compact
+    def __call__(self, x, mask):
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        query, key, value = (
+            split_heads(self.dense(width, name)(x), heads) for name in ('query', 'key', 'value')
+        )
+        core = AttentionCore(self.config.attention_probs_dropout_prob, name='core')
+        attended = merge_heads(core(query, key, value, mask, self.deterministic))
+        return self.norm()(x + self.dropout(self.dense(width, 'output')(attended)))
+
+
+class _FeedForward(_Part):
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        hidden = activation(config.hidden_act)(
+            self.dense(config.intermediate_size, 'intermediate')(x)
+        )
+        return self.norm()(x + self.dropout(self.dense(config.hidden_size, 'output')(hidden)))
+
+
+class _Layer(_Part):
+    @nn.compact
+    def __call__(self, x, mask):
+        fields = self.config, self.deterministic, self.dtype, self.param_dtype
+        x = _Attention(*fields, name='attention')(x, mask)
+        return _FeedForward(*fields, name='ffn')(x), None
+
+
+class Bert(nn.Module):
+    """A BERT encoder, and what stands on it: nothing, or a dense head on the pooled sentence.
+
+    outputs: None returns BertOutput; a number returns logits [B, outputs].
+    pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token; 'mean' averages the tokens
+        that are not padding and has no pooler weights, as sentence encoders are trained.
+    scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
+
+    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
+    padding; token_type_ids and position_ids [B, T]; deterministic=False turns the dropout rates of
+    the config on and needs `rngs={'dropout': key}`.
+
+    Example:
+        >>> config = BertConfig(
+        ...     vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        ...     intermediate_size=32)
+        >>> model, ids = Bert(config, outputs=3), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), input_ids=ids)
+        >>> model.apply(variables, input_ids=ids).shape
+        (2, 3)
+
+    Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
+    """
+
+    config: BertConfig
+    outputs: int | None = None
+    pooling: str = 'first'
+    scan: bool = True
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> BertOutput | jax.Array:
+        check_token_inputs(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+        )
+        length, longest = input_ids.shape[1], self.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(f'{length} tokens: this checkpoint has {longest} position embeddings')
+        if token_type_ids is None:
+            token_type_ids = jnp.zeros((1, 1), jnp.int32)
+        if position_ids is None:
+            position_ids = jnp.arange(length, dtype=jnp.int32)[None]
+        fields = {
+            'config': self.config,
+            'deterministic': deterministic,
+            'dtype': self.dtype,
+            'param_dtype': self.param_dtype,
+        }
+        x = _Embeddings(**fields, name='embeddings')(input_ids, token_type_ids, position_ids)
+        x = apply_stack(
+            _Layer,
+            fields,
+            x,
+            None if attention_mask is None else padding_mask(attention_mask),
+            count=self.config.num_hidden_layers,
+            scan=self.scan,
+            remat=self.remat,
+        )
+        pooled = self._pool(x, attention_mask)
+        return self._head(pooled, deterministic) if self.outputs else BertOutput(x, pooled)
+
+    def _pool(self, x: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+        if self.pooling == 'first':
+            pooler = nn.Dense(
+                self.config.hidden_size,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name='pooler',
+            )
+            return jnp.tanh(pooler(x[:, 0]))
+        if self.pooling != 'mean':
+            raise ValueError(f"pooling {self.pooling!r} is unknown: use 'first' or 'mean'")
+        if attention_mask is None:
+            return x.mean(axis=1)
+        weight = attention_mask.astype(x.dtype)[:, :, None]
+        # A row of nothing but padding has no mean; it gets zeros, not 0/0.
+        return (x * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+
+    def _head(self, pooled: jax.Array, deterministic: bool) -> jax.Array:
+        config = self.config
+        rate = config.classifier_dropout
+        rate = config.hidden_dropout_prob if rate is None else rate
+        pooled = nn.Dropout(rate, deterministic=deterministic)(pooled)
+        return nn.Dense(
+            self.outputs,
+            kernel_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='classifier',
+        )(pooled)
+
+
+_ATTENTION, _LAYER = 'encoder.layer.{layer}.attention', 'encoder.layer.{layer}'
+BERT_NAMES = (
+    *names.embedding('embeddings.word_embeddings', 'embeddings/word_embeddings'),
+    *names.embedding('embeddings.position_embeddings', 'embeddings/position_embeddings'),
+    *names.embedding('embeddings.token_type_embeddings', 'embeddings/token_type_embeddings'),
+    *names.norm('embeddings.LayerNorm', 'embeddings/layer_norm'),
+    *names.dense(f'{_ATTENTION}.self.query', 'layers/attention/query'),
+    *names.dense(f'{_ATTENTION}.self.key', 'layers/attention/key'),
+    *names.dense(f'{_ATTENTION}.self.value', 'layers/attention/value'),
+    *names.dense(f'{_ATTENTION}.output.dense', 'layers/attention/output'),
+    *names.norm(f'{_ATTENTION}.output.LayerNorm', 'layers/attention/layer_norm'),
+    *names.dense(f'{_LAYER}.intermediate.dense', 'layers/ffn/intermediate'),
+    *names.dense(f'{_LAYER}.output.dense', 'layers/ffn/output'),
+    *names.norm(f'{_LAYER}.output.LayerNorm', 'layers/ffn/layer_norm'),
+    *names.dense('pooler.dense', 'pooler'),
+    *names.dense('classifier', 'classifier'),
+)

@@ -1,0 +1,83 @@
+"""Strict reading of a checkpoint's config.json into a frozen dataclass."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Fields that change nothing about what a trained model computes from its tokens.
+HARMLESS = frozenset(
+    """
+    _name_or_path _attn_implementation architectures auto_map model_type transformers_version
+    torch_dtype dtype torchscript use_cache gradient_checkpointing initializer_range return_dict
+    output_attentions output_hidden_states bos_token_id eos_token_id pad_token_id sep_token_id
+    cls_token_id decoder_start_token_id id2label label2id num_labels problem_type finetuning_task
+    task_specific_params tokenizer_class prefix chunk_size_feed_forward is_llama_config
+    transformers.js_config pretraining_tp
+    """.split()
+)
+
+# Fields that would change it in ways not built here, with the values that leave them off.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    'quantization_config': (None,),
+    'pruned_heads': ({}, None),
+    'is_encoder_decoder': (False,),
+    'is_decoder': (False,),
+    'add_cross_attention': (False,),
+}
+
+
+def read_config(
+    cls: type,
+    raw: Mapping[str, Any],
+    *,
+    off: Mapping[str, tuple[Any, ...]],
+    harmless: Collection[str] = (),
+    ignore: Collection[str] = (),
+) -> Any:
+    """Builds the dataclass `cls` from the fields of the same names in `raw`.
+
+    off: fields that must be absent or have one of the listed values. harmless: fields to drop
+    beyond the common ones. ignore: regexes of further fields that the user vouches for.
+
+    Raises:
+        ValueError: names every missing, mistyped, unsupported or unknown field at once.
+    """
+    hints = typing.get_type_hints(cls)
+    values, problems = {}, []
+    for field in dataclasses.fields(cls):
+        if field.name not in raw:
+            if field.default is dataclasses.MISSING:
+                problems.append(f'{field.name}: missing')
+            continue
+        value = raw[field.name]
+        if _has_type(value, hints[field.name]):
+            values[field.name] = value
+        else:
+            problems.append(f'{field.name}: {value!r} is not of type {hints[field.name]}')
+    off = UNSUPPORTED | dict(off)
+    for name in sorted(set(raw) - {field.name for field in dataclasses.fields(cls)}):
+        if name in off:
+            if raw[name] not in off[name]:
+                problems.append(f'{name}: {raw[name]!r} is not supported, only {off[name][0]!r}')
+        elif name not in HARMLESS and name not in harmless and not _matches(name, ignore):
+            problems.append(
+                f'{name}: unknown; if it does not change what the model computes, '
+                f'pass ignore=({name!r},)'
+            )
+    if problems:
+        raise ValueError(f'{cls.__name__}: ' + '; '.join(problems))
+    return cls(**values)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    if isinstance(value, int) and isinstance(0.0, hint):
+        return True  # JSON writes 10000 for 10000.0
+    return isinstance(value, hint)
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

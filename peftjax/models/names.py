@@ -1,0 +1,79 @@
+"""Tables that pair a checkpoint's tensor names with our parameter paths, usable in both ways."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+
+class Rule(NamedTuple):
+    """One tensor of the checkpoint and the leaf that holds it; `{layer}` stands for the index.
+
+    theirs: 'encoder.layer.{layer}.attention.self.query.weight'; ours: 'layers/attention/query/kernel'.
+    transposed: the file holds [out, in], the leaf [in, out].
+    """
+
+    theirs: str
+    ours: str
+    transposed: bool = False
+
+
+class Slot(NamedTuple):
+    """One leaf of a model and the tensors that fill it: one, or one a layer if it is stacked."""
+
+    path: str
+    names: tuple[str, ...]
+    stacked: bool
+    transposed: bool
+    shape: tuple[int, ...]  # of each tensor as the checkpoint holds it
+
+
+def dense(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules for a linear layer: kernel, and bias for models that have one."""
+    return (
+        Rule(f'{theirs}.weight', f'{ours}/kernel', transposed=True),
+        Rule(f'{theirs}.bias', f'{ours}/bias'),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules for a layer norm (scale and bias) or an RMS norm (scale)."""
+    return Rule(f'{theirs}.weight', f'{ours}/scale'), Rule(f'{theirs}.bias', f'{ours}/bias')
+
+
+def embedding(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rule for a lookup table."""
+    return (Rule(f'{theirs}.weight', f'{ours}/embedding'),)
+
+
+def slots(rules: Sequence[Rule], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Slot, ...]:
+    """Pairs every leaf, by its '/'-joined path, with the names and shape of its tensors.
+
+    Example:
+        >>> leaf = jax.ShapeDtypeStruct((2, 3, 4), 'float32')
+        >>> slot, = slots(dense('h.{layer}.fc', 'layers/fc'), {'layers/fc/kernel': leaf})
+        >>> slot.names, slot.shape
+        (('h.0.fc.weight', 'h.1.fc.weight'), (4, 3))
+
+    Raises:
+        KeyError: a leaf that no rule names.
+    """
+    by_path = {rule.ours: rule for rule in rules}
+    found = []
+    for path, leaf in leaves.items():
+        looped = re.fullmatch(r'layers_(\d+)/(.*)', path)
+        rule = by_path[f'layers/{looped[2]}' if looped else path]
+        stacked = path.startswith('layers/')
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        layers = range(leaf.shape[0]) if stacked else [int(looped[1])] if looped else [0]
+        found.append(
+            Slot(
+                path,
+                tuple(rule.theirs.format(layer=layer) for layer in layers),
+                stacked,
+                rule.transposed,
+                tuple(reversed(shape)) if rule.transposed else tuple(shape),
+            )
+        )
+    return tuple(found)

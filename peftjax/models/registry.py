@@ -1,0 +1,113 @@
+"""The model families by the `model_type` of their config.json."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jax.typing import DTypeLike
+
+from peftjax.models.bert import BERT_NAMES, Bert
+from peftjax.models.bert_config import BertConfig, parse_bert
+from peftjax.models.llama import LLAMA_NAMES, Llama
+from peftjax.models.llama_config import LlamaConfig, parse_llama
+from peftjax.models.names import Rule
+
+
+class Build(NamedTuple):
+    """How a user wants a family built: the arguments of `load` that reach the module."""
+
+    task: str | None
+    num_labels: int | None
+    pooling: str
+    scan: bool
+    remat: str | None
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+
+class Family(NamedTuple):
+    """A model family, as far as loading is concerned.
+
+    parse: config.json -> frozen config. build: config -> module. names: the tensor table.
+    prefix: what full checkpoints put before the names of the backbone, and bare ones leave out.
+    head: regex of leaves that are new when a checkpoint has none of them.
+    surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
+    """
+
+    parse: Callable[[Mapping[str, Any], Collection[str]], Any]
+    build: Callable[[Any, Build], nn.Module]
+    names: tuple[Rule, ...]
+    prefix: str
+    head: str
+    surplus: Callable[[Any], tuple[str, ...]]
+
+
+def family_of(model_type: Any) -> Family:
+    """The family that reads checkpoints of this model_type.
+
+    Raises:
+        ValueError: on a type without one, listing those there are.
+    """
+    if model_type not in _FAMILIES:
+        raise ValueError(
+            f'model_type {model_type!r} is not supported: only {", ".join(sorted(_FAMILIES))}'
+        )
+    return _FAMILIES[model_type]
+
+
+def _build_bert(config: BertConfig, build: Build) -> Bert:
+    if build.task not in (None, 'classification', 'regression'):
+        raise ValueError(
+            f"task {build.task!r} does not suit a BERT encoder: use None, 'classification' or "
+            "'regression'"
+        )
+    if build.task == 'classification' and not build.num_labels:
+        raise ValueError("task 'classification' needs num_labels, the number of classes")
+    if build.task is None and build.num_labels is not None:
+        raise ValueError("num_labels needs a task: use 'classification' or 'regression'")
+    outputs = {None: None, 'classification': build.num_labels, 'regression': build.num_labels or 1}
+    return Bert(
+        config,
+        outputs=outputs[build.task],
+        pooling=build.pooling,
+        scan=build.scan,
+        remat=build.remat,
+        dtype=build.dtype,
+        param_dtype=build.param_dtype,
+    )
+
+
+def _build_llama(config: LlamaConfig, build: Build) -> Llama:
+    if build.task not in (None, 'causal_lm') or build.num_labels is not None:
+        raise ValueError(
+            f'task {build.task!r} with num_labels {build.num_labels} does not suit a Llama decoder: '
+            "use None or 'causal_lm', and no num_labels"
+        )
+    return Llama(
+        config,
+        scan=build.scan,
+        remat=build.remat,
+        dtype=build.dtype,
+        param_dtype=build.param_dtype,
+    )
+
+
+def _bert_surplus(module: Bert) -> tuple[str, ...]:
+    # The first is a buffer of old checkpoints, the second the heads of pretraining.
+    surplus = (r'embeddings\.position_ids', r'cls\..*')
+    if module.outputs is None:
+        surplus += (r'classifier\..*',)
+    if module.pooling == 'mean':
+        surplus += (r'pooler\..*',)
+    return surplus
+
+
+def _llama_surplus(module: Llama) -> tuple[str, ...]:
+    surplus = (r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
+    # Some files of tied models hold the embedding a second time under this name.
+    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
+
+
+_BERT = Family(parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus)
+_LLAMA = Family(parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
+_FAMILIES = {'bert': _BERT, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA}

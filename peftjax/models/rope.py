@@ -1,0 +1,76 @@
+"""Rotary position embedding, with the frequency rescalings that long-context checkpoints use."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """How positions turn into angles: angle[t, i] = t · theta^(-2i/H) / divisor[i].
+
+    kind: 'default' (divisor 1), 'linear' (divisor `factor`), 'llama3' (1 for short wavelengths,
+    `factor` for long ones, a blend between) or 'divisors' (given one by one, as GGUF files do).
+    """
+
+    theta: float = 10000.0
+    kind: str = 'default'
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    divisors: tuple[float, ...] = ()
+
+    def frequencies(self, width: int) -> np.ndarray:
+        """float32 [width / 2], in radians per position.
+
+        Raises:
+            ValueError: on an unknown kind, or divisors of another length.
+        """
+        # In float64 on the host: an error here would be multiplied by the position.
+        frequency = self.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+        if self.kind == 'default':
+            divisor = np.ones_like(frequency)
+        elif self.kind == 'linear':
+            divisor = np.full_like(frequency, self.factor)
+        elif self.kind == 'llama3':
+            divisor = self._llama3_divisor(frequency)
+        elif self.kind == 'divisors':
+            divisor = np.asarray(self.divisors, np.float64)
+            if divisor.shape != frequency.shape:
+                raise ValueError(
+                    f'rope divisors: expected {frequency.size} numbers for head width {width}, '
+                    f'got {divisor.size}'
+                )
+        else:
+            raise ValueError(
+                f"rope kind {self.kind!r} is not supported: use 'default', 'linear' or 'llama3'"
+            )
+        return (frequency / divisor).astype(np.float32)
+
+    def _llama3_divisor(self, frequency: np.ndarray) -> np.ndarray:
+        turns = self.original_max_position_embeddings * frequency / (2 * np.pi)
+        span = self.high_freq_factor - self.low_freq_factor
+        # 1 where a wave turns often enough over the original context to be kept, 0 where it is
+        # slowed down in full; the blend is linear in the frequency.
+        keep = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
+        return 1.0 / (keep + (1.0 - keep) / self.factor)
+
+
+def rotation(rope: Rope, position_ids: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, float32 [B, T, 1, width / 2], for positions [B, T] (B may be 1)."""
+    angle = position_ids.astype(jnp.float32)[..., None] * rope.frequencies(width)[None, None]
+    return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns the pairs (x[i], x[i + H/2]) of [B, T, N, H] by their angles, elementwise in float32.
+
+    Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, in the half-split order of
+    Hugging Face checkpoints.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

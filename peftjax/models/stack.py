@@ -1,0 +1,90 @@
+"""A stack of equal blocks, scanned or looped, with optional rematerialisation."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# What may be kept from the forward pass instead of recomputed. The policies of
+# jax.checkpoint_policies that need arguments of their own (named values, offloading) are left out.
+REMAT_POLICIES = (
+    'everything_saveable',
+    'nothing_saveable',
+    'dots_saveable',
+    'dots_with_no_batch_dims_saveable',
+)
+
+
+def apply_stack(
+    block: type[nn.Module],
+    fields: Mapping[str, Any],
+    x: jax.Array,
+    *shared: Any,
+    count: int,
+    scan: bool,
+    remat: str | None,
+) -> jax.Array:
+    """Runs x through `count` blocks inside a compact method; `shared` reaches every block unchanged.
+
+    scan: one compiled block, parameters stacked on axis 0 under `layers`; else `layers_0`, ...
+    remat: None keeps all activations, 'full' only the block inputs, or one of REMAT_POLICIES.
+    A block takes (x, *shared) and returns (x, None).
+
+    Raises:
+        ValueError: on an unknown remat name.
+    """
+    block = _rematerialised(block, remat, scan)
+    if scan:
+        scanned = nn.scan(
+            block,
+            # Every collection, not only params: what an interceptor sows is stacked as well.
+            variable_axes={True: 0},
+            split_rngs={True: True},
+            in_axes=nn.broadcast,
+            length=count,
+        )
+        return scanned(**fields, name='layers')(x, *shared)[0]
+    for index in range(count):
+        x, _ = block(**fields, name=f'layers_{index}')(x, *shared)
+    return x
+
+
+def _rematerialised(block: type[nn.Module], remat: str | None, scan: bool) -> type[nn.Module]:
+    if remat is None:
+        return block
+    if remat != 'full' and remat not in REMAT_POLICIES:
+        raise ValueError(
+            f"remat {remat!r} is unknown: use None, 'full' or one of {', '.join(REMAT_POLICIES)}"
+        )
+    policy = None if remat == 'full' else getattr(jax.checkpoint_policies, remat)
+    # Inside a scan the loop itself keeps the compiler from undoing the recomputation.
+    return nn.remat(block, policy=policy, prevent_cse=not scan)
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a scanned model -> those of the looped one: `layers` -> `layers_0`, ...
+
+    Example:
+        >>> looped = unstack_layers({'layers': {'kernel': jnp.ones((2, 3, 4))}})
+        >>> {name: layer['kernel'].shape for name, layer in looped.items()}
+        {'layers_0': (3, 4), 'layers_1': (3, 4)}
+    """
+    params = dict(params)
+    stacked = params.pop('layers')
+    for index in range(jax.tree.leaves(stacked)[0].shape[0]):
+        params[f'layers_{index}'] = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
+    return params
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a looped model -> those of the scanned one; undoes `unstack_layers`."""
+    params = dict(params)
+    names = sorted(
+        (name for name in params if re.fullmatch(r'layers_\d+', name)),
+        key=lambda name: int(name.removeprefix('layers_')),
+    )
+    layers = [params.pop(name) for name in names]
+    return params | {'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
