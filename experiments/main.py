@@ -1,0 +1,42 @@
+"""Fine-tunes an adapter: python -m experiments.main --config configs/lora_sentiment.py --workdir d
+
+Single fields are changed by flag, `--config.lr=1e-3`; the config's own variants by the string after
+a colon, `--config configs/lora_sentiment.py:full`. A work folder that holds an interrupted run is
+gone on with.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from experiments.train import train
+from experiments.window import NonFiniteError
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f'unexpected argument {argv[1]!r}; settings are flags: --config.name=value')
+    try:
+        train(_CONFIG.value, Path(_WORKDIR.value), Console())
+    except NonFiniteError as error:
+        sys.exit(f'stopped: {error}')
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Reads the command line; a wrong flag or config key ends the program with a plain message."""
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        sys.exit(f'{error}\nRun with --helpfull for all flags; config keys are in the config file.')
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

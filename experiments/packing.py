@@ -1,0 +1,75 @@
+"""Rows of tokens: one example each, or several packed into one row of fixed length.
+
+A row is a dict of equally long one-dimensional arrays; a position is padding where segment_ids is 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Row = dict[str, np.ndarray]
+
+
+def chat_row(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> Row:
+    """One prompt and its answer as a row for next-token prediction, loss on the answer only.
+
+    With tokens s = prompt + answer, position t holds input s[t], target s[t+1], and weight 1 where
+    s[t+1] belongs to the answer, else 0. The row has len(s) - 1 positions, cut at `max_length`.
+
+    Returns:
+        input_ids, targets, segment_ids, position_ids int32 [T]; weights float32 [T].
+    """
+    tokens = np.asarray([*prompt, *answer], np.int32)
+    length = min(len(tokens) - 1, max_length)
+    positions = np.arange(length, dtype=np.int32)
+    return {
+        'input_ids': tokens[:-1][:length],
+        'targets': tokens[1:][:length],
+        'weights': (positions >= len(prompt) - 1).astype(np.float32),
+        'segment_ids': np.ones(length, np.int32),
+        'position_ids': positions,
+    }
+
+
+def pack(rows: Sequence[Row], length: int) -> list[Row]:
+    """Packs rows into as few rows of `length` positions as first fit, longest first, finds.
+
+    Segments of a packed row are numbered from 1, positions start anew in each, and the rest is
+    padding (0 everywhere), so attention within equal segment_ids gives every example the result it
+    has alone.
+
+    Raises:
+        ValueError: a row is longer than `length`.
+    """
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]['input_ids']))
+    bins: list[list[Row]] = []
+    room: list[int] = []
+    for i in order:
+        size = len(rows[i]['input_ids'])
+        if size > length:
+            raise ValueError(f'row {i} has {size} tokens, more than the packed length {length}')
+        chosen = next((b for b, left in enumerate(room) if left >= size), None)
+        if chosen is None:
+            chosen = len(bins)
+            bins.append([])
+            room.append(length)
+        bins[chosen].append(rows[i])
+        room[chosen] -= size
+    return [_join(members, length) for members in bins]
+
+
+def pad(row: Row, length: int) -> Row:
+    """The row with zeros appended up to `length` positions; scalars stay as they are."""
+    return {
+        name: np.pad(value, (0, length - len(value))) if np.ndim(value) else value
+        for name, value in row.items()
+    }
+
+
+def _join(members: Sequence[Row], length: int) -> Row:
+    numbered = [
+        {**row, 'segment_ids': row['segment_ids'] * number}
+        for number, row in enumerate(members, start=1)
+    ]
+    joined = {name: np.concatenate([row[name] for row in numbered]) for name in numbered[0]}
+    return pad(joined, length)

@@ -1,0 +1,131 @@
+"""What a run learns: the rows of each split, how a batch enters the model, and what is counted.
+
+A new data set is one function here and one line in TASKS.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from tokenizers import Tokenizer
+
+import peftjax
+from experiments import corpora
+from experiments.data import Batch
+from experiments.packing import Row, chat_row, pack
+
+Sums = dict[str, jax.Array]
+
+
+class Task(NamedTuple):
+    """A data set and how to learn it.
+
+    Attributes:
+        splits: the rows of 'train', 'validation' and 'test'.
+        inputs: the model's keyword inputs for a batch.
+        sums: `sums(logits, batch)`, totals over a batch: 'loss', 'correct', and 'weights', which
+            divides both. Totals and not means, so that batches of any size add up exactly.
+    """
+
+    splits: Mapping[str, list[Row]]
+    inputs: Callable[[Batch], dict[str, Any]]
+    sums: Callable[[jax.Array, Batch], Sums]
+
+
+def film_reviews(data: ConfigDict, tokenizer: Tokenizer) -> Task:
+    """Is a sentence from a favourable review? Films of one split are in no other.
+
+    A row: input_ids, segment_ids int32 [T]; targets int32 []; weights float32 [].
+    """
+    tokenizer = _own_tokenizer(tokenizer, max(data.lengths))
+    reviews = corpora.split_by_film(corpora.read_reviews(peftjax.locate(data.source)))
+
+    def row(review: corpora.Review) -> Row:
+        ids = np.asarray(tokenizer.encode(review.text).ids, np.int32)
+        return {
+            'input_ids': ids,
+            'segment_ids': np.ones_like(ids),
+            'targets': np.int32(review.label),
+            'weights': np.float32(1.0),
+        }
+
+    splits = {
+        name: [row(review) for review in _limit(split, data)] for name, split in reviews.items()
+    }
+    return Task(splits, _encoder_inputs, weighted_sums)
+
+
+def gsm8k(data: ConfigDict, tokenizer: Tokenizer) -> Task:
+    """Word problems answered step by step, in the chat format of SmolLM2-Instruct.
+
+    The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
+    `data.packing` several to a row of the greatest length. Longer problems are cut there.
+    """
+    tokenizer = _own_tokenizer(tokenizer, None)
+    problems = corpora.split_problems(corpora.read_problems(peftjax.locate(data.source)))
+    longest = max(data.lengths)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def row(problem: corpora.Problem) -> Row:
+        prompt = f'<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n'
+        return chat_row(ids(prompt), ids(f'{problem.answer}<|im_end|>'), longest)
+
+    splits = {
+        name: [row(problem) for problem in _limit(split, data)] for name, split in problems.items()
+    }
+    if data.packing:
+        splits = {name: pack(rows, longest) for name, rows in splits.items()}
+    return Task(splits, _decoder_inputs, weighted_sums)
+
+
+TASKS: Mapping[str, Callable[[ConfigDict, Tokenizer], Task]] = {
+    'film_reviews': film_reviews,
+    'gsm8k': gsm8k,
+}
+
+
+def weighted_sums(logits: jax.Array, batch: Batch) -> Sums:
+    """Totals of cross-entropy and of right answers, weighted.
+
+    Args:
+        logits: [..., classes], computed with in float32.
+        batch: 'targets' int [...] and 'weights' float [...].
+    """
+    logits = logits.astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
+    correct = jnp.argmax(logits, axis=-1) == batch['targets']
+    return {
+        'loss': jnp.sum(losses * batch['weights']),
+        'correct': jnp.sum(correct * batch['weights']),
+        'weights': jnp.sum(batch['weights']),
+    }
+
+
+def _encoder_inputs(batch: Batch) -> dict[str, Any]:
+    return {'input_ids': batch['input_ids'], 'attention_mask': batch['segment_ids'] > 0}
+
+
+def _decoder_inputs(batch: Batch) -> dict[str, Any]:
+    names = ('input_ids', 'segment_ids', 'position_ids')
+    return {name: batch[name] for name in names}
+
+
+def _own_tokenizer(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
+    """A copy without padding, cutting at `max_length`: the model's own tokenizer is left as it is."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_padding()
+    if max_length is None:
+        tokenizer.no_truncation()
+    else:
+        tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def _limit(split: list, data: ConfigDict) -> list:
+    return split[: data.limit] if data.limit else split

@@ -1,0 +1,171 @@
+"""The training loop: fine-tunes an adapter on a frozen base, evaluates it, writes the results."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+import peftjax
+from experiments import data, report
+from experiments.build import Run, build, evaluate
+from experiments.cadence import is_due, steps
+from experiments.checkpoints import Checkpoints
+from experiments.metrics import MetricsWriter, read_metrics
+from experiments.progress import StepProgress, step_progress
+from experiments.window import StepWindow
+from peftjax.training.step import TrainState, init_state, make_train_step
+
+
+def train(config: ConfigDict, workdir: Path, console: Console) -> dict[str, float]:
+    """Runs a config to its end, from the newest checkpoint in the work folder if there is one.
+
+    A run that is interrupted and started again ends with the same bits as one that was not.
+
+    Args:
+        config: see configs/lora_sentiment.py.
+        workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/, learning_curve.png and
+            result.json.
+        console: where progress and results are shown.
+
+    Returns:
+        The results, as written to result.json.
+
+    Raises:
+        NonFiniteError: the loss or the gradient became NaN or infinite. The newest checkpoint is
+            from before that step.
+        ValueError: the config does not fit, or the work folder holds a run with another config.
+    """
+    resolved = json.loads(config.to_json())
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    # 1. The parts. The base comes from config.model.source, the adapter from config.seed.
+    run = build(config)
+    summary = peftjax.summary(run.transform, run.model)
+    console.print(f'{summary}\n', highlight=False)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    state = init_state(run.transform.init(init_key, run.model), run.optimizer, step_key)
+    batches = data.train_batches(
+        run.task.splits['train'],
+        batch_size=config.data.batch_size,
+        lengths=config.data.lengths,
+        seed=config.seed,
+        steps=run.steps,
+    )
+
+    # 2. Where an earlier run of this work folder stopped.
+    checkpoints = Checkpoints(workdir, resolved)
+    if checkpoints.latest_step is not None:
+        state, position = checkpoints.restore(state)
+        batches.set_state(position)
+    resumed_from = int(state.step)
+    writer = MetricsWriter(workdir, resumed_from)
+    _write_json(workdir / 'config.json', resolved)
+
+    # 3. The loop.
+    evaluator = _Evaluator(config, run)
+    with step_progress(console, total=run.steps, done=resumed_from) as progress:
+        state = _loop(config, run, state, batches, evaluator, checkpoints, writer, progress)
+        test = evaluator(state.adapter, 'test')
+    writer.write(run.steps, test)
+    writer.close()
+    checkpoints.close()
+
+    # 4. The results.
+    rows = read_metrics(workdir)
+    memory, owner = report.peak_memory()
+    result = {
+        **test,
+        'steps': run.steps,
+        'steps_per_second': _median(rows, 'train/steps_per_second'),
+        'tokens_per_second': _median(rows, 'train/tokens_per_second'),
+        'trainable': summary.trainable,
+        'base': summary.base,
+        'peak_memory_mib': memory,
+    }
+    _write_json(workdir / 'result.json', result)
+    report.learning_curve(rows, workdir / 'learning_curve.png')
+    console.print(report.result_table(config, result, memory_owner=owner))
+    console.print(f'curve, metrics and checkpoints: {workdir}', highlight=False)
+    return result
+
+
+def _loop(
+    config: ConfigDict,
+    run: Run,
+    state: TrainState,
+    batches: grain.DatasetIterator[Any],
+    evaluator: '_Evaluator',
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    progress: StepProgress,
+) -> TrainState:
+    step = jax.jit(make_train_step(run.loss, run.optimizer), donate_argnums=0)
+    log_every, eval_every, save_every = (
+        steps(every, steps_per_epoch=run.steps_per_epoch, batch_size=config.data.batch_size)
+        for every in (config.log_every, config.eval_every, config.save_every)
+    )
+    window = StepWindow()
+    for number, batch in enumerate(batches, start=int(state.step) + 1):
+        state, metrics = step(state, run.model.params, batch)
+        window.add(number, metrics, data.token_count(batch))
+        log, test, save = (
+            is_due(number, every=every, last=run.steps)
+            for every in (log_every, eval_every, save_every)
+        )
+        # The window is read before every save too: reading it is what finds a NaN.
+        if log or test or save:
+            means = window.read()
+            writer.write(number, {f'train/{name}': value for name, value in means.items()})
+            progress.update(number, _status(means))
+        if test:
+            scores = evaluator(state.adapter, 'validation')
+            writer.write(number, scores)
+            progress.say(_line(number, scores))
+            window.restart()
+        if save:
+            checkpoints.save(state, batches.get_state())
+            window.restart()
+        progress.update(number)
+    return state
+
+
+class _Evaluator:
+    """Scores an adapter on a split; compiles once for each batch shape in a run."""
+
+    def __init__(self, config: ConfigDict, run: Run):
+        self._config = config
+        self._run = run
+        self._sums = jax.jit(run.sums)
+
+    def __call__(self, adapter: Any, split: str) -> dict[str, float]:
+        batches = data.eval_batches(
+            self._run.task.splits[split],
+            batch_size=self._config.data.eval_batch_size,
+            lengths=self._config.data.lengths,
+        )
+        params = self._run.model.params
+        scores = evaluate(lambda batch: self._sums(adapter, params, batch), batches)
+        return {f'{split}/{name}': value for name, value in scores.items()}
+
+
+def _status(means: Mapping[str, float]) -> str:
+    return f'loss {means["loss"]:.4f}  {means["tokens_per_second"]:,.0f} tokens/s'
+
+
+def _line(step: int, scores: Mapping[str, float]) -> str:
+    return f'step {step}: ' + '  '.join(f'{name} {value:.4f}' for name, value in scores.items())
+
+
+def _median(rows: Iterable[Mapping[str, float]], name: str) -> float:
+    # The median leaves the windows out in which a program was compiled.
+    return float(np.median([row[name] for row in rows if name in row]))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
