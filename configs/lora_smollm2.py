@@ -1,5 +1,6 @@
-from configs.args import parse_arg
 from ml_collections import ConfigDict
+
+from configs.args import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

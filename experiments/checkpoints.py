@@ -64,7 +64,7 @@ class Checkpoints:
         if changed:
             raise ValueError(
                 f'the work folder holds step {step} of a run with another config '
-                f'({"; ".join(changed)}): choose another --workdir, or give the same config to go on'
+                f'({"; ".join(changed)}): choose another --workdir, or give the same config'
             )
         flat = _flatten(like)
         restored = self._manager.restore(

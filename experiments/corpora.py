@@ -30,7 +30,8 @@ class Problem(NamedTuple):
 def read_reviews(path: Path) -> list[Review]:
     """Reads Rotten Tomatoes sentences from a CSV compressed with bz2.
 
-    Plot summaries and repeated sentences are left out. Two names under which the same sentence occurs are two spellings of one film, and are made one.
+    Plot summaries and repeated sentences are left out. Two names under which the same sentence
+    occurs are two spellings of one film, and are made one.
 
     Raises:
         ValueError: a column is missing.

@@ -1,6 +1,7 @@
 """Rows of tokens: one example each, or several packed into one row of fixed length.
 
-A row is a dict of equally long one-dimensional arrays; a position is padding where segment_ids is 0.
+A row is a dict of equally long one-dimensional arrays, and of scalars that concern the whole row.
+A position is padding where segment_ids is 0.
 """
 
 from collections.abc import Sequence

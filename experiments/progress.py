@@ -32,7 +32,7 @@ class StepProgress:
             self._progress.update(self._task, completed=step, status=status)
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar; on a plain log, where no bar moves, the only sign of life."""
+        """Prints a line above the bar; in a log file, where no bar moves, it is all that shows."""
         self._progress.console.print(line, highlight=False)
 
 

@@ -52,15 +52,17 @@ def peak_memory() -> tuple[float, str]:
 
 def result_table(config: ConfigDict, result: Mapping[str, float], memory_owner: str) -> Table:
     """The results of a run as a table for people."""
-    trainable, base = result['trainable'], result['base']
+    percent = 100 * result['trainable'] / result['base']
+    speed = f'{result["steps_per_second"]:.2f}, {result["tokens_per_second"]:,.0f}'
     lines = {
         'base model': config.model.source,
         'method': ' + '.join(config.peft),
-        'trainable parameters': f'{trainable:,}, {100 * trainable / base:.3g} % of the base ({base:,})',
+        'base parameters': f'{result["base"]:,}',
+        'trainable parameters': f'{result["trainable"]:,}, {percent:.3g} % of the base',
         'accuracy, test': f'{result["test/accuracy"]:.4f}',
         'loss, test': f'{result["test/loss"]:.4f}',
         'steps': f'{result["steps"]:,}',
-        'steps/s, tokens/s': f'{result["steps_per_second"]:.2f}, {result["tokens_per_second"]:,.0f}',
+        'steps/s, tokens/s': speed,
         f'peak memory of the {memory_owner}': f'{result["peak_memory_mib"]:,.0f} MiB',
     }
     table = Table('what', 'value', title='Results', title_justify='left')

@@ -117,7 +117,7 @@ def _decoder_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def _own_tokenizer(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
-    """A copy without padding, cutting at `max_length`: the model's own tokenizer is left as it is."""
+    """A copy without padding, cutting at `max_length`; the model's own tokenizer is left alone."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_padding()
     if max_length is None:
