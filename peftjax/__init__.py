@@ -1,0 +1,23 @@
+"""peftjax: parameter-efficient fine-tuning as pure transforms of Flax parameter trees."""
+
+from peftjax.binding.adapt import adapt
+from peftjax.binding.wrap import wrap
+from peftjax.core.base import (Adapter, AdapterError, MergeError, Model, ModuleRule, ModuleUse,
+                               PeftTransform, Use, WeightAdapter, WeightRule)
+from peftjax.core.combine import chain, named_chain
+from peftjax.core.layout import Layout
+from peftjax.core.partition import Hole, combine, partition
+from peftjax.core.paths import TargetError
+from peftjax.core.sites import ModuleSite, Sites, WeightSite
+from peftjax.core.summary import Summary, summary
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.bottleneck import bottleneck
+from peftjax.methods.lora import lora
+from peftjax.methods.select import full, select
+
+__all__ = [
+    'Adapter', 'AdapterError', 'Hole', 'Layout', 'MergeError', 'Model', 'ModuleRule', 'ModuleSite',
+    'ModuleUse', 'PeftTransform', 'Sites', 'Summary', 'TargetError', 'Use', 'WeightAdapter',
+    'WeightRule', 'WeightSite', 'adapt', 'bottleneck', 'chain', 'combine', 'full', 'lora',
+    'named_chain', 'partition', 'select', 'summary', 'weightwise', 'wrap',
+]

@@ -1,0 +1,6 @@
+"""What runs a model with rules in force: a transformation of its program.
+
+The model's `apply` is traced to a jaxpr; every weight leaf is followed through views (transpose,
+reshape, cast, slice of a stack) and through control flow to its uses, and each use is evaluated
+by a rule instead. Reading order: views, uses, interpret, discover, adapt, wrap.
+"""

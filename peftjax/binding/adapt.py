@@ -1,0 +1,160 @@
+"""Runs a model with an adapter in force, without forming merged weights."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from peftjax.binding import calls, tags, views
+from peftjax.binding.interpret import Contraction, Frame, plain, run
+from peftjax.binding.views import Leaf, Refused
+from peftjax.core import paths
+from peftjax.core.base import (Adapter, AdapterError, Model, ModuleRule, ModuleUse, PeftTransform,
+                               Rule, WeightRule)
+from peftjax.core.sites import Sites
+
+
+def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
+    """`predict(adapter, params, *args, adapter_key=None, **kwargs)`: the adapted model.
+
+    Equal to `model.apply(transform.merge(params, adapter), *args, **kwargs)` where the method
+    can merge, but computed from the factors: differentiate it with respect to its first argument
+    and no gradient of a frozen weight is formed. Compiled once for each shape of the arguments.
+
+    Args:
+      model: the model; only its functions and sites are used, `params` are passed at each call.
+      transform: the method, or a chain of methods.
+
+    Returns:
+      A pure function. Arrays and NumPy values among its arguments are traced, anything else
+      (`deterministic=False`, `mutable=('batch_stats',)`) is static. `adapter_key` turns on the
+      adapter's own dropout.
+
+    Raises:
+      AdapterError: at a call, if the adapter does not belong to this model, or if this call
+        uses an adapted weight in a way that the example inputs of `wrap` did not show.
+
+    >>> tx = lora(rank=2, targets=r'hidden')
+    >>> adapter = tx.init(jax.random.key(0), mlp)
+    >>> predict = adapt(mlp, tx)
+    >>> predict(adapter, mlp.params, jax.numpy.ones((5, 4))).shape
+    (5, 3)
+    """
+    @functools.partial(jax.jit, static_argnums=4)
+    def compiled(adapter: Adapter, params: Any, key: Any, arrays: Any,
+                 structure: calls.Structure) -> Any:
+        rules = transform.rules(adapter)
+        return evaluate(model, rules, params, key, calls.Call(arrays, structure))
+
+    def predict(adapter: Adapter, params: Any, *args: Any, adapter_key: jax.Array | None = None,
+                **kwargs: Any) -> Any:
+        call = calls.split(args, kwargs)
+        return compiled(adapter, params, adapter_key, call.arrays, call.structure)
+
+    return predict
+
+
+def evaluate(model: Model, rules: dict[str, Rule], params: Any, key: Any, call: calls.Call) -> Any:
+    """The model's outputs with `rules` in force."""
+    leaves = paths.flatten(params)
+    _check(rules, leaves, model.sites)
+    weight_rules = {path: rule for path, rule in rules.items() if isinstance(rule, WeightRule)}
+    module_rules = {path: rule for path, rule in rules.items() if isinstance(rule, ModuleRule)}
+    for path, rule in weight_rules.items():
+        if rule.base is not None:
+            leaves[path] = rule.base(leaves[path])
+    function = call.function(model.traceable if module_rules else model.apply)
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(params, call.arrays)
+    values = [_enter(path, leaf, weight_rules.get(path), key) for path, leaf in leaves.items()]
+    frame = Frame(
+        _Binder(weight_rules, module_rules, model.sites),
+        modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
+        layered={path: model.sites.modules[path].scans for path in module_rules})
+    results = run(closed.jaxpr, closed.consts, [*values, *call.arrays], frame)
+    arrays = [plain(result, 'the output of the model', frame) for result in results]
+    return jax.tree.unflatten(jax.tree.structure(shape), arrays)
+
+
+def _key(key: Any, path: str) -> Any:
+    return None if key is None else paths.fold_in(key, path)
+
+
+def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any:
+    """A leaf as the program receives it: a view if a rule waits for its uses."""
+    if rule is None or rule.layout is None:
+        return leaf
+    view = views.start(path, leaf)
+    state = (rule.leaves, _key(key, path))
+    followed = Leaf(path, leaf.shape, stack=rule.layout.stack, state=state)
+    return views.View(followed, view.value, view.dims)
+
+
+def _check(rules: dict[str, Rule], leaves: dict[str, Any], sites: Sites) -> None:
+    for path, rule in rules.items():
+        known = leaves if isinstance(rule, WeightRule) else sites.modules
+        if path not in known:
+            raise AdapterError(f'the adapter acts on {path!r}, which this model lacks; near '
+                               f'names: {paths.near_names(path, known)}. Was it made for another '
+                               'model?')
+        if isinstance(rule, WeightRule) and rule.layout is not None:
+            if rule.layout.shape != leaves[path].shape:
+                raise AdapterError(
+                    f'the adapter was made for {path!r} of shape {rule.layout.shape}, this model '
+                    f'has {leaves[path].shape} {leaves[path].dtype}. Was it made for another '
+                    'model?')
+            if rule.layout != sites.weights[path].layout:
+                raise AdapterError(f'the adapter was made for a model that uses {path!r} as '
+                                   f'{rule.layout}; this one uses it as '
+                                   f'{sites.weights[path].layout}')
+
+
+class _Binder:
+    """A visitor that puts rules in the place of uses."""
+
+    def __init__(self, weights: dict[str, WeightRule], modules: dict[str, ModuleRule],
+                 sites: Sites):
+        self._weights, self._modules, self._sites = weights, modules, sites
+        self._count: dict[str, int] = {}
+
+    def _split(self, path: str, state: Any) -> tuple[Any, Any]:
+        """The state with a key of its own for this use."""
+        leaves, key = state
+        count = self._count[path] = self._count.get(path, -1) + 1
+        return leaves, None if key is None else jax.random.fold_in(key, count)
+
+    def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
+        del plain
+        facts, rule = contraction.facts(), self._weights[leaf.path]
+        layout = rule.layout
+        assert layout is not None
+        forward = (facts.rows, facts.columns) == (layout.rows, layout.columns)
+        turned = (facts.rows, facts.columns) == (layout.columns, layout.rows)
+        if facts.stack != layout.stack or not (forward or turned):
+            raise Refused(f'this call contracts its axes {facts.rows} with stack {facts.stack}, '
+                          f'the example inputs {layout.rows} with {layout.stack}')
+        return contraction.run(self._split(leaf.path, leaf.state), rule.forward,
+                               transposed=not forward)
+
+    def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
+        del spread
+        raise AdapterError(f'the adapted weight {leaf.path!r} {leaf.shape} cannot be followed '
+                           f'through {operation} in this call: {reason}. Leave it out of the '
+                           'targets, or wrap the model with example inputs like this call')
+
+    def module(self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array,
+               frame: Frame) -> jax.Array:
+        rule = self._modules.get(tag.path)
+        if rule is None:
+            return output
+        leaves, key = self._split(tag.path, frame.modules[tag.path])
+        result = rule.forward(leaves, ModuleUse(inputs, output, key))
+        if result.shape != output.shape:
+            raise ValueError(f'the rule for module {tag.path!r} returned shape {result.shape} for '
+                             f'an output of {output.shape}')
+        return result.astype(output.dtype)
+
+    def opaque(self, tag: tags.Tag, operation: str) -> None:
+        if tag.path in self._modules:
+            raise AdapterError(f'module {tag.path!r} is called inside {operation} in this call, '
+                               'which cannot be entered')

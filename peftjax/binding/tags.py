@@ -1,0 +1,67 @@
+"""Tags: marks in a traced program that say where a named module was called.
+
+A tag is JAX's own `checkpoint_name`, an identity that keeps a string in the jaxpr.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+_PATTERN = re.compile(r'peftjax:(in|out):(\d+):(\d+):(\w*):(.*)')
+
+
+class Tag(NamedTuple):
+    """One mark.
+
+    Attributes:
+      point: `'in'` for an argument of the call, `'out'` for its output.
+      index: which argument.
+      rank: number of axes of the array as the module saw it.
+      kind: name of the module's class.
+      path: of the module.
+    """
+
+    point: str
+    index: int
+    rank: int
+    kind: str
+    path: str
+
+
+def mark_inputs(args: Any, kind: str, path: str) -> Any:
+    """`args` with every array marked as an argument of a call of `path`."""
+    leaves, structure = jax.tree.flatten(args)
+    marked = [_mark(leaf, f'in:{i}', kind, path) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, marked)
+
+
+def mark_output(output: Any, kind: str, path: str) -> Any:
+    """`output` with its first array marked as what `path` returned."""
+    leaves, structure = jax.tree.flatten(output)
+    first = next((i for i, leaf in enumerate(leaves) if _is_float(leaf)), None)
+    if first is not None:
+        leaves[first] = _mark(leaves[first], 'out:0', kind, path)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def read(eqn: Any) -> Tag | None:
+    """The tag that an equation is, if it is one."""
+    if eqn.primitive.name != 'name':
+        return None
+    match = _PATTERN.fullmatch(eqn.params['name'])
+    if match is None:
+        return None
+    point, index, rank, kind, path = match.groups()
+    return Tag(point, int(index), int(rank), kind, path)
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+
+
+def _mark(leaf: Any, place: str, kind: str, path: str) -> Any:
+    if not isinstance(leaf, jax.Array) or jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return checkpoint_name(leaf, f'peftjax:{place}:{leaf.ndim}:{kind}:{path}')

@@ -1,0 +1,195 @@
+"""Views: arrays that are a weight leaf, or a slice of its stack, in another arrangement."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Refused(Exception):
+    """The weight cannot be followed through this operation; the message says why."""
+
+
+class Atom(NamedTuple):
+    """A factor of one leaf axis: the indices `stride * i`, for `i < size`, of that axis."""
+
+    axis: int
+    stride: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A weight leaf being followed.
+
+    Attributes:
+      path: its path in `params`.
+      shape: its shape there.
+      picked: leaf axes already taken away (scanned over or indexed).
+      stack: leaf axes that the arrays of `state` still carry in front.
+      state: the rule's arrays for this slice of the stack, and its key; None while discovering.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    picked: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+    state: Any = None
+
+    def pick(self, axis: int, index: Any) -> 'Leaf':
+        """The leaf without `axis`, at `index` of it."""
+        def at(array: jax.Array) -> jax.Array:
+            return lax.dynamic_index_in_dim(array, index, position, keepdims=False)
+
+        state = self.state
+        if state is not None:
+            position = self.stack_position(axis)
+            state = jax.tree.map(at, state)
+        return self.without(axis, state)
+
+    def without(self, axis: int, state: Any) -> 'Leaf':
+        return Leaf(self.path, self.shape, (*self.picked, axis),
+                    tuple(a for a in self.stack if a != axis), state)
+
+    def stack_position(self, axis: int) -> int:
+        if axis not in self.stack:
+            raise Refused(f'this call takes slices of axis {axis}, the example inputs did not; '
+                          'wrap the model with example inputs that take the same path')
+        return self.stack.index(axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A value that is a rearranged leaf.
+
+    Attributes:
+      leaf: which.
+      value: the array itself.
+      dims: for each axis of `value` the atoms of the leaf it is made of, outermost first; an
+        axis of size one has none.
+    """
+
+    leaf: Leaf
+    value: jax.Array
+    dims: tuple[tuple[Atom, ...], ...]
+
+    def whole_axis(self, dim: int) -> int:
+        """The leaf axis that `dim` is, where it is one whole axis."""
+        group = self.dims[dim]
+        if len(group) == 1 and group[0].stride == 1 and (
+                group[0].size == self.leaf.shape[group[0].axis]):
+            return group[0].axis
+        raise Refused('an axis is taken apart before it is scanned, indexed or looked up')
+
+
+def start(path: str, value: jax.Array) -> View:
+    """The leaf itself as a view."""
+    dims = tuple((Atom(axis, 1, size),) for axis, size in enumerate(value.shape))
+    return View(Leaf(path, value.shape), value, dims)
+
+
+def _transpose(view: View, value: jax.Array, params: Any) -> View:
+    return View(view.leaf, value, tuple(view.dims[i] for i in params['permutation']))
+
+
+def _reshape(view: View, value: jax.Array, params: Any) -> View:
+    if params['dimensions'] is not None:
+        raise Refused('it is reshaped in permuted order')
+    atoms = [atom for group in view.dims for atom in group][::-1]
+    dims = []
+    for size in value.shape:
+        group: list[Atom] = []
+        while math.prod(atom.size for atom in group) < size:
+            needed = size // math.prod(atom.size for atom in group)
+            atom = atoms.pop()
+            if atom.size > needed:
+                if atom.size % needed:
+                    raise Refused(f'it is reshaped to {value.shape}, across its axes')
+                inner = atom.size // needed
+                atoms.append(Atom(atom.axis, atom.stride, inner))
+                atom = Atom(atom.axis, atom.stride * inner, needed)
+            group.append(atom)
+        if math.prod(atom.size for atom in group) != size:
+            raise Refused(f'it is reshaped to {value.shape}, across its axes')
+        dims.append(_joined(group))
+    return View(view.leaf, value, tuple(dims))
+
+
+def _joined(group: Sequence[Atom]) -> tuple[Atom, ...]:
+    """Neighbouring factors of one leaf axis as one."""
+    joined: list[Atom] = []
+    for atom in group:
+        last = joined[-1] if joined else None
+        if last and last.axis == atom.axis and last.stride == atom.stride * atom.size:
+            joined[-1] = Atom(atom.axis, atom.stride, last.size * atom.size)
+        else:
+            joined.append(atom)
+    return tuple(joined)
+
+
+def _squeeze(view: View, value: jax.Array, params: Any) -> View:
+    gone = params['dimensions']
+    return View(view.leaf, value, tuple(g for i, g in enumerate(view.dims) if i not in gone))
+
+
+def _broadcast(view: View, value: jax.Array, params: Any) -> View:
+    dims: list[tuple[Atom, ...]] = [()] * value.ndim
+    for dim, target in enumerate(params['broadcast_dimensions']):
+        dims[target] = view.dims[dim]
+    if math.prod(value.shape) != math.prod(view.value.shape):
+        raise Refused('it is broadcast before it is used')
+    return View(view.leaf, value, tuple(dims))
+
+
+def _same(view: View, value: jax.Array, params: Any) -> View:
+    del params
+    return View(view.leaf, value, view.dims)
+
+
+def _cast(view: View, value: jax.Array, params: Any) -> View:
+    if not jnp.issubdtype(params['new_dtype'], jnp.floating):
+        raise Refused(f'it is cast to {params["new_dtype"]}')
+    return View(view.leaf, value, view.dims)
+
+
+RULES = {
+    'transpose': _transpose,
+    'reshape': _reshape,
+    'squeeze': _squeeze,
+    'broadcast_in_dim': _broadcast,
+    'convert_element_type': _cast,
+    'copy': _same,
+    'copy_p': _same,
+    'name': _same,
+    'sharding_constraint': _same,
+    'reduce_precision': _same,
+}
+"""Operations after which the value is still the leaf: `rule(view, result, params) -> View`."""
+
+
+def sliced(view: View, value: jax.Array, sizes: Sequence[int], starts: Sequence[Any]) -> View:
+    """A slice that takes single entries of whole axes, and all of the others."""
+    leaf, dims = view.leaf, list(view.dims)
+    for dim, (size, full) in enumerate(zip(sizes, view.value.shape)):
+        if size == full:
+            continue
+        if size != 1:
+            raise Refused(f'{size} of {full} entries are sliced out of an axis before it is used')
+        leaf = leaf.pick(view.whole_axis(dim), starts[dim])
+        dims[dim] = ()
+    return View(leaf, value, tuple(dims))
+
+
+def rearrange(value: jax.Array, groups: Sequence[Sequence[Any]], order: Sequence[Any],
+              shape: Sequence[int]) -> jax.Array:
+    """Splits each axis into the labels of its group, puts the labels in `order`, reshapes.
+
+    Labels are unique and have a `size`.
+    """
+    labels = [label for group in groups for label in group]
+    split = value.reshape([label.size for label in labels])
+    return jnp.transpose(split, [labels.index(label) for label in order]).reshape(shape)

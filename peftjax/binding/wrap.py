@@ -1,0 +1,60 @@
+"""Makes a model value of a Flax module or a plain function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen
+from flax import nnx
+
+from peftjax.binding import calls, linen
+from peftjax.binding import nnx as nnx_binding
+from peftjax.binding.discover import discover
+from peftjax.core.base import Model
+
+
+def wrap(module: Any, params: Any, example_inputs: Any, *, config: Any = None,
+         tokenizer: Any = None) -> Model:
+    """A `Model` from any Flax Linen module, NNX module or pure function, unchanged.
+
+    The module is traced once, abstractly, with the example inputs, to find its sites: every
+    parameter leaf with all its uses, and the output of every named module.
+
+    Args:
+      module: a `flax.linen.Module` (unbound), a `flax.nnx.Module`, or a function
+        `f(params, *args, **kwargs)`.
+      params: for Linen the variables (`{'params': ..., 'batch_stats': ...}`) or the params
+        alone; None for NNX, whose module holds them; for a function its parameters. Leaves are
+        arrays or `jax.ShapeDtypeStruct`.
+      example_inputs: a dict of keyword arguments, a tuple of positional ones, or one array.
+        Arrays may be `ShapeDtypeStruct`s; their batch size does not matter later, the path they
+        take through the program does.
+      config, tokenizer: kept in the model.
+
+    Returns:
+      The model. `apply` passes `rngs`, `mutable` and `method` through; `state` replaces the
+      collections that are not parameters.
+
+    Raises:
+      TypeError: `module` is none of these, or an NNX module comes with params.
+
+    >>> import flax.linen as nn, jax.numpy as jnp
+    >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
+    >>> print(wrap(dense, dense.init(jax.random.key(0), x), x).sites.weights['kernel'].uses)
+    ('dot',)
+    """
+    if isinstance(module, flax.linen.Module):
+        params, collections = linen.split_variables(params)
+        apply = linen.plain_apply(module, collections)
+        traceable = linen.tagged_apply(apply)
+    elif isinstance(module, nnx.Module):
+        if params is not None:
+            raise TypeError('an NNX module holds its own params: write wrap(module, None, inputs), '
+                            'then model.replace(params=...) for others')
+        params, apply, traceable = nnx_binding.split_module(module)
+    elif isinstance(module, Callable):
+        apply = traceable = module
+    else:
+        raise TypeError(f'cannot wrap a {type(module).__name__}: give a flax.linen.Module, a '
+                        'flax.nnx.Module or a function f(params, *args)')
+    sites = discover(traceable, params, calls.example(example_inputs))
+    return Model(apply, params, sites, traceable, config, tokenizer)

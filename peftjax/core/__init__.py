@@ -1,0 +1,1 @@
+"""The values of peftjax and their algebra: no tracing, no input or output."""

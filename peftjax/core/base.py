@@ -1,0 +1,231 @@
+"""The types a PEFT method is made of."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.layout import Layout
+from peftjax.core.sites import Sites
+
+Adapter = Any
+"""A pytree of arrays: `{site path: leaves}` from one method, a tuple or dict of them from a chain."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model as a value: a pure function, its parameters, and the sites it offers.
+
+    A pytree whose leaves are `params`, so that it passes through `jit`, `vmap` and `eval_shape`.
+
+    Attributes:
+      apply: `apply(params, *args, **kwargs)`, pure.
+      params: nested dict of arrays, or of `jax.ShapeDtypeStruct` for planning.
+      sites: where methods can act.
+      traceable: `apply` with every module output tagged for the binding; the same numbers.
+      config, tokenizer: what the checkpoint came with, where known.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    sites: Sites
+    traceable: Callable[..., Any]
+    config: Any = None
+    tokenizer: Any = None
+
+    def replace(self, **changes: Any) -> 'Model':
+        """A copy with some fields changed, for example other `params`."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SameObjects:
+    """The static part of a `Model`: equal when its fields are the same objects."""
+
+    fields: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SameObjects) and all(
+            mine is theirs for mine, theirs in zip(self.fields, other.fields))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.fields)))
+
+
+def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
+    static = (model.apply, model.sites, model.traceable, model.config, model.tokenizer)
+    return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
+
+
+def _unflatten_model(static: _SameObjects, children: Any) -> Model:
+    apply, sites, traceable, config, tokenizer = static.fields
+    return Model(apply, children[0], sites, traceable, config, tokenizer)
+
+
+jax.tree_util.register_pytree_with_keys(Model, _flatten_model, _unflatten_model)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class WeightAdapter(Mapping[str, Any]):
+    """What a weight method keeps for one leaf: arrays by name, and the leaf's layout (static).
+
+    Reads like a dict: `adapter['dense/kernel']['a']`. Each array carries the axes of
+    `layout.stack` in front.
+    """
+
+    def __init__(self, layout: Layout, arrays: Mapping[str, Any]):
+        self.layout = layout
+        self._arrays = dict(arrays)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f'WeightAdapter({self._arrays!r})'
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self._arrays))
+        children = [(jax.tree_util.DictKey(name), self._arrays[name]) for name in names]
+        return children, (self.layout, names)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> 'WeightAdapter':
+        layout, names = static
+        return cls(layout, dict(zip(names, children)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One use of one weight, as a rule sees it: always a linear map of one matrix.
+
+    Letters: `T` tokens (all other axes flattened), `in` and `out` as in the leaf's `Layout`.
+
+    Attributes:
+      x: operand: `[T, in]`; `[T, out]` if `transposed`; `[T]` integers for a lookup; images in
+        the model's own layout for a convolution.
+      kind: `'dot'`, `'lookup'` or `'conv'`.
+      transposed: the map runs from `out` to `in` (a tied output head).
+      key: a PRNG key for the adapter's own noise, or None when it is off.
+      dtype: dtype of the computation.
+      base: `base(x)`: what the model computes here without this rule.
+      weight: `weight()`: the matrix `[in, out]` in force without this rule.
+      product: `product(x, m)`: the same use of another matrix, `[in, k]` (`[k, in]` transposed).
+      lowrank: `lowrank(x, a, b)`: the same use of `a @ b` without forming it.
+    """
+
+    x: jax.Array
+    kind: str
+    transposed: bool
+    key: jax.Array | None
+    dtype: Any
+    base: Callable[[jax.Array], jax.Array]
+    weight: Callable[[], jax.Array]
+    product: Callable[[jax.Array, jax.Array], jax.Array]
+    lowrank: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+    def replace(self, **changes: Any) -> 'Use':
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def dropped(self, rate: float) -> jax.Array:
+        """`x` after inverted dropout at `rate`; unchanged without a key and for a lookup."""
+        if self.key is None or rate == 0.0 or self.kind == 'lookup':
+            return self.x
+        keep = jax.random.bernoulli(self.key, 1.0 - rate, self.x.shape)
+        return jnp.where(keep, self.x / (1.0 - rate), jnp.zeros_like(self.x))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleUse:
+    """One call of one module, as a rule sees it.
+
+    Attributes:
+      inputs: the array arguments of the call.
+      output: what the module returned (its first array).
+      key: a PRNG key for the adapter's own noise, or None when it is off.
+    """
+
+    inputs: tuple[jax.Array, ...]
+    output: jax.Array
+    key: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightRule:
+    """What a weight method does at every use of one leaf.
+
+    Attributes:
+      leaves: its arrays, stack axes in front.
+      layout: of the leaf, or None if the rule only replaces it.
+      forward: `forward(leaves, use)` gives the result of the use.
+      merged: `merged(leaves, matrix)` gives the matrix in force.
+      base: a leaf to stand in for the model's own, or None.
+    """
+
+    leaves: Any
+    layout: Layout | None
+    forward: Callable[[Any, Use], jax.Array]
+    merged: Callable[[Any, jax.Array], jax.Array]
+    base: Callable[[jax.Array], jax.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleRule:
+    """What an activation method does at every call of one module.
+
+    Attributes:
+      leaves: its arrays, stack axes in front.
+      forward: `forward(leaves, use)` gives the output in force.
+    """
+
+    leaves: Any
+    forward: Callable[[Any, ModuleUse], jax.Array]
+
+
+Rule = WeightRule | ModuleRule
+
+
+class InitFn(Protocol):
+    def __call__(self, key: jax.Array, model: Model, /) -> Adapter: ...
+
+
+class MergeFn(Protocol):
+    def __call__(self, params: Any, adapter: Adapter, /) -> Any: ...
+
+
+class RulesFn(Protocol):
+    def __call__(self, adapter: Adapter, /) -> dict[str, Rule]: ...
+
+
+class PeftTransform(NamedTuple):
+    """A PEFT method: a value made of three pure functions.
+
+    Attributes:
+      init: `init(key, model) -> adapter`, the only tree that trains. Works on abstract
+        parameters under `jax.eval_shape`; `jax.vmap` over keys gives K adapters on one base.
+      merge: `merge(params, adapter) -> params` of the same structure, shapes and dtypes, with
+        which the plain model computes what the adapted one does. Raises `MergeError` by name
+        for methods that live on activations.
+      rules: `rules(adapter) -> {site path: rule}`, the training route: how the adapter changes
+        what is computed at each site, without forming a merged weight.
+    """
+
+    init: InitFn
+    merge: MergeFn
+    rules: RulesFn
+
+
+class MergeError(ValueError):
+    """A method that lives on activations was asked to merge into weights."""
+
+
+class AdapterError(ValueError):
+    """An adapter that does not belong to the model it is used with."""

@@ -1,0 +1,130 @@
+"""Composition: several methods as one transform. Only this file decides the nesting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from peftjax.core import paths
+from peftjax.core.base import (Adapter, Model, ModuleRule, ModuleUse, PeftTransform, Rule, Use,
+                               WeightRule)
+
+
+def chain(*transforms: PeftTransform) -> PeftTransform:
+    """Applies transforms from left to right: each acts on what those before it left.
+
+    In weights, `chain(a, b).merge(params, (x, y)) == b.merge(a.merge(params, x), y)`.
+
+    Args:
+      *transforms: the methods, for example `lora(...)` and `select(...)`.
+
+    Returns:
+      A transform whose adapter is a tuple with one entry for each of `transforms`.
+
+    Raises:
+      ValueError: from `init`, if one replaces a leaf that an earlier one adapts.
+
+    >>> tx = chain(lora(rank=2, targets=r'hidden'), select(r'.*/bias'))
+    >>> len(tx.init(jax.random.key(0), mlp))
+    2
+    """
+    return _combined({str(i): transform for i, transform in enumerate(transforms)},
+                     pack=tuple, unpack=tuple)
+
+
+def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
+    """`chain` with names: the adapter is a dict with the names of `transforms`.
+
+    The mapping's own order is the order of application.
+
+    >>> tx = named_chain({'lora': lora(rank=2, targets=r'hidden'), 'bias': select(r'.*/bias')})
+    >>> sorted(tx.init(jax.random.key(0), mlp))
+    ['bias', 'lora']
+    """
+    names = tuple(transforms)
+
+    def pack(parts: list[Adapter]) -> dict[str, Adapter]:
+        return dict(zip(names, parts))
+
+    def unpack(adapter: dict[str, Adapter]) -> tuple[Adapter, ...]:
+        if set(adapter) != set(names):
+            raise ValueError(f'the adapter has parts {sorted(adapter)}, the chain {sorted(names)}')
+        return tuple(adapter[name] for name in names)
+
+    return _combined(transforms, pack, unpack)
+
+
+def _combined(transforms: Mapping[str, PeftTransform], pack: Any, unpack: Any) -> PeftTransform:
+    members = tuple(transforms.items())
+
+    def parts(adapter: Adapter) -> tuple[Adapter, ...]:
+        entries = unpack(adapter)
+        if len(entries) != len(members):
+            raise ValueError(f'the chain has {len(members)} transforms, the adapter '
+                             f'{len(entries)} parts')
+        return entries
+
+    def init(key: jax.Array, model: Model) -> Adapter:
+        adapter = pack([transform.init(paths.fold_in(key, name), model)
+                        for name, transform in members])
+        rules(adapter)  # A chain that cannot be nested is refused here, before it trains.
+        return adapter
+
+    def merge(params: Any, adapter: Adapter) -> Any:
+        for (_, transform), entry in zip(members, parts(adapter)):
+            params = transform.merge(params, entry)
+        return params
+
+    def rules(adapter: Adapter) -> dict[str, Rule]:
+        nested: dict[str, Rule] = {}
+        for (_, transform), entry in zip(members, parts(adapter)):
+            for path, rule in transform.rules(entry).items():
+                nested[path] = _nest(path, nested[path], rule) if path in nested else rule
+        return nested
+
+    return PeftTransform(init, merge, rules)
+
+
+def _nest(path: str, inner: Rule, outer: Rule) -> Rule:
+    """The rule that applies `outer` to what `inner` leaves."""
+    if isinstance(inner, WeightRule) and isinstance(outer, WeightRule):
+        return _nest_weight(path, inner, outer)
+    if isinstance(inner, ModuleRule) and isinstance(outer, ModuleRule):
+        return _nest_module(inner, outer)
+    raise ValueError(f'{path!r} names both a weight and a module; rename one of them')
+
+
+def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
+    if outer.base is not None and inner.layout is not None:
+        raise ValueError(
+            f'a transform replaces {path!r} as a whole after another has adapted it, which would '
+            'lose the adaptation; put select or full (or materialize=True) first in the chain')
+    if outer.base is not None:
+        first, second = inner.base, outer.base
+        base = second if first is None else lambda leaf: second(first(leaf))
+        return WeightRule(inner.leaves, inner.layout, inner.forward, inner.merged, base)
+
+    def forward(leaves: Any, use: Use) -> jax.Array:
+        inner_key, outer_key = (None, None) if use.key is None else jax.random.split(use.key)
+
+        def base(x: jax.Array) -> jax.Array:
+            return inner.forward(leaves[0], use.replace(x=x, key=inner_key))
+
+        def weight() -> jax.Array:
+            return inner.merged(leaves[0], use.weight())
+
+        return outer.forward(leaves[1], use.replace(base=base, weight=weight, key=outer_key))
+
+    def merged(leaves: Any, matrix: jax.Array) -> jax.Array:
+        return outer.merged(leaves[1], inner.merged(leaves[0], matrix))
+
+    return WeightRule((inner.leaves, outer.leaves), outer.layout, forward, merged, inner.base)
+
+
+def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
+    def forward(leaves: Any, use: ModuleUse) -> jax.Array:
+        keys = (None, None) if use.key is None else jax.random.split(use.key)
+        output = inner.forward(leaves[0], ModuleUse(use.inputs, use.output, keys[0]))
+        return outer.forward(leaves[1], ModuleUse(use.inputs, output, keys[1]))
+
+    return ModuleRule((inner.leaves, outer.leaves), forward)

@@ -1,0 +1,79 @@
+"""Splitting a tree in two and putting it together again."""
+
+from typing import Any
+
+import jax
+
+from peftjax.core import paths
+
+
+@jax.tree_util.register_static
+class Hole:
+    """Stands where the other half of a partition has a leaf: a pytree without leaves."""
+
+    def __repr__(self) -> str:
+        return '.'
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hole)
+
+    def __hash__(self) -> int:
+        return hash(Hole)
+
+
+def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
+    """Splits `tree` into the leaves whose path matches, and the rest.
+
+    Args:
+      tree: any pytree.
+      targets: regular expressions, full match on `/`-joined leaf paths.
+
+    Returns:
+      Two trees of the structure of `tree`, each with a `Hole` where the other has the leaf.
+
+    Raises:
+      TargetError: a pattern matches no leaf.
+
+    >>> biases, rest = partition({'kernel': 1, 'bias': 2}, r'bias')
+    >>> biases, rest
+    ({'bias': 2, 'kernel': .}, {'bias': ., 'kernel': 1})
+    >>> jax.tree.leaves(biases)
+    [2]
+    """
+    names = list(paths.flatten(tree))
+    chosen: set[str] = set()
+    for pattern in paths.patterns_of(targets):
+        matched = {name for name in names if pattern.fullmatch(name)}
+        if not matched:
+            raise paths.TargetError(f'target {pattern.pattern!r} matches no leaf; near names: '
+                                    f'{paths.near_names(pattern.pattern, names)}')
+        chosen |= matched
+
+    def half(inside: bool) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if (paths.join(path) in chosen) == inside else Hole(), tree)
+
+    return half(True), half(False)
+
+
+def combine(first: Any, second: Any) -> Any:
+    """The tree whose leaves are those of `first` and of `second`; the inverse of `partition`.
+
+    Raises:
+      ValueError: both have a leaf at one path, or their structures differ.
+
+    >>> combine(*partition({'kernel': 1, 'bias': 2}, r'bias'))
+    {'bias': 2, 'kernel': 1}
+    """
+    def is_hole(node: Any) -> bool:
+        return isinstance(node, Hole)
+
+    def pick(path: Any, mine: Any, theirs: Any) -> Any:
+        if is_hole(mine):
+            return theirs
+        if is_hole(theirs):
+            return mine
+        raise ValueError(f'both trees have a leaf at {paths.join(path)!r}; a leaf must come from '
+                         'one of them: use partition to split them')
+
+    return jax.tree_util.tree_map_with_path(pick, first, second, is_leaf=is_hole)

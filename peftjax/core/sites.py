@@ -1,0 +1,189 @@
+"""Sites: the places of a model where a method can act, as facts found by tracing it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from peftjax.core import paths
+from peftjax.core.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSite:
+    """A parameter leaf together with all its uses.
+
+    Attributes:
+      path: `/`-joined path of the leaf in `params`.
+      shape, dtype: of the leaf.
+      uses: what the model does with it, in program order: `'dot'`, `'dot transposed'`,
+        `'lookup'`, `'conv'`, or the name of an operation that cannot be followed.
+      layout: its axes by role, or None where it cannot be adapted.
+      reason: why it cannot be adapted; empty where it can.
+      vector: it is only ever spread over activations (a bias, a scale, whatever its rank), or
+        has at most one axis besides those of the stack.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    uses: tuple[str, ...]
+    layout: Layout | None
+    reason: str = ''
+    vector: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleSite:
+    """The output of a named module: a block, a sublayer, an attention core, an embedding.
+
+    Attributes:
+      path: `/`-joined path of the module.
+      kind: the name of its class.
+      inputs: shapes of its array arguments, for the example inputs.
+      shape, dtype: of its (first) output, for the example inputs.
+      scans: for each `lax.scan` around it, outermost first: True where the scan runs over
+        layers (it slices parameters), False where it runs over time.
+      stack: lengths of the scans over layers: the leading axes of an adapter placed here.
+      reason: why nothing can be placed here; empty where it can.
+    """
+
+    path: str
+    kind: str
+    inputs: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    scans: tuple[bool, ...] = ()
+    stack: tuple[int, ...] = ()
+    reason: str = ''
+
+    @property
+    def features(self) -> int:
+        """Size of the last axis of the output."""
+        return self.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """All sites of a model. `print(model.sites)` shows what can be targeted, and what cannot."""
+
+    weights: Mapping[str, WeightSite]
+    modules: Mapping[str, ModuleSite]
+
+    def match_weights(self, targets: paths.Targets, materialize: bool = False) -> list[WeightSite]:
+        """Sites that `targets` names, in the model's order.
+
+        A pattern matches a leaf by its own path or by its module's, so that `r'.*/query'` and
+        `r'.*/query/kernel'` mean the same. Vectors (biases, scales) beside a matched matrix stay
+        frozen; every matched matrix must be adaptable.
+
+        Raises:
+          TargetError: a pattern matches no matrix, or one that cannot be adapted.
+        """
+        chosen: dict[str, WeightSite] = {}
+        for pattern in paths.patterns_of(targets):
+            matched = [site for path, site in self.weights.items() if not site.vector and (
+                pattern.fullmatch(path) or pattern.fullmatch(paths.parent(path)))]
+            if not matched:
+                raise self._nothing_matches(pattern.pattern)
+            for site in matched:
+                chosen[site.path] = _usable(site, pattern.pattern, materialize)
+        return [chosen[path] for path in self.weights if path in chosen]
+
+    def match_modules(self, targets: paths.Targets) -> list[ModuleSite]:
+        """Module sites that `targets` names.
+
+        Raises:
+          TargetError: a pattern matches nothing, or a module that cannot be adapted.
+        """
+        chosen: dict[str, ModuleSite] = {}
+        for pattern in paths.patterns_of(targets):
+            matched = [site for path, site in self.modules.items() if pattern.fullmatch(path)]
+            if not matched:
+                near = paths.near_names(pattern.pattern, self.modules)
+                raise paths.TargetError(
+                    f'target {pattern.pattern!r} matches no module of this model; near names: '
+                    f'{near}. print(model.sites) lists them all')
+            for site in matched:
+                if site.reason:
+                    raise paths.TargetError(
+                        f'target {pattern.pattern!r} matches module {site.path!r} '
+                        f'{site.shape}, which cannot be adapted: {site.reason}')
+                chosen[site.path] = site
+        return [chosen[path] for path in self.modules if path in chosen]
+
+    def match_leaves(self, targets: paths.Targets) -> list[str]:
+        """Paths of the leaves that `targets` names by their own path.
+
+        Raises:
+          TargetError: a pattern matches nothing.
+        """
+        chosen: set[str] = set()
+        for pattern in paths.patterns_of(targets):
+            matched = {path for path in self.weights if pattern.fullmatch(path)}
+            if not matched:
+                near = paths.near_names(pattern.pattern, self.weights)
+                raise paths.TargetError(
+                    f'target {pattern.pattern!r} matches no parameter leaf; near names: {near}. '
+                    'A leaf is named in full, for example r\'.*/bias\'')
+            chosen |= matched
+        return [path for path in self.weights if path in chosen]
+
+    def _nothing_matches(self, pattern: str) -> paths.TargetError:
+        adaptable = [path for path, site in self.weights.items() if site.layout is not None]
+        vectors = [f'{site.path} {site.shape} ({site.reason})' for site in self.weights.values()
+                   if re.fullmatch(pattern, site.path)
+                   or re.fullmatch(pattern, paths.parent(site.path))]
+        why = (f', only {vectors}, which select(...) can train whole' if vectors else '')
+        modules = dict.fromkeys(paths.parent(path) for path in adaptable)
+        near = paths.near_names(pattern, list(modules) + adaptable)
+        return paths.TargetError(
+            f'target {pattern!r} matches no weight matrix{why}; near names: {near}. '
+            'Patterns match a whole path; print(model.sites) lists them all')
+
+    def __str__(self) -> str:
+        rows = [('weight', 'shape', 'dtype', 'stack, in -> out', 'uses')]
+        for site in self.weights.values():
+            rows.append((site.path, str(site.shape), str(site.dtype), _signature(site),
+                         ', '.join(dict.fromkeys(site.uses))))
+        module_rows = [('module', 'output', 'dtype', 'stack', 'class')]
+        for module in self.modules.values():
+            module_rows.append((module.path, str(module.shape), str(module.dtype),
+                                module.reason and f'no: {module.reason}' or str(module.stack),
+                                module.kind))
+        return f'{table(rows)}\n\n{table(module_rows)}'
+
+    __repr__ = __str__
+
+
+def table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows of text in columns of equal width, the first one underlined."""
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+             for row in rows]
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def _signature(site: WeightSite) -> str:
+    if site.layout is None:
+        return f'no: {site.reason}'
+    return f'{site.layout.stack_shape}, {site.layout.inputs} -> {site.layout.outputs}'
+
+
+def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
+    if site.layout is not None:
+        return site
+    if not materialize:
+        raise paths.TargetError(
+            f'target {pattern!r} matches {site.path!r} {site.shape} {site.dtype}, which cannot '
+            f'be adapted: {site.reason}. Leave it out of the pattern, or write '
+            'materialize=True to compute its merged weight in every step')
+    if not math.prod(site.shape):
+        raise paths.TargetError(f'target {pattern!r} matches {site.path!r} {site.shape}, which '
+                                'is empty')
+    axes = tuple(range(len(site.shape)))
+    # Flax convention where the program does not tell: the last axis is the output.
+    layout = Layout(site.shape, (), axes[:-1], axes[-1:], opaque=True)
+    return dataclasses.replace(site, layout=layout)

@@ -1,0 +1,84 @@
+"""What trains: a table of leaves and counts, with the denominator of every per cent."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform
+from peftjax.core.sites import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Counts of a transform on a model. Print it for the table.
+
+    Attributes:
+      leaves: `(path in the adapter, shape, dtype, count)` of every leaf that trains.
+      trainable: parameters that train.
+      added: those of them that the base does not have.
+      base: parameters of the base.
+    """
+
+    leaves: tuple[tuple[str, tuple[int, ...], Any, int], ...]
+    trainable: int
+    added: int
+    base: int
+
+    @property
+    def percent_of_base(self) -> float:
+        """100 x trainable / base."""
+        return 100.0 * self.trainable / self.base
+
+    def __str__(self) -> str:
+        rows = [('trains', 'shape', 'dtype', 'parameters')]
+        rows += [(path, str(shape), str(dtype), f'{count:,}')
+                 for path, shape, dtype, count in self.leaves]
+        total = self.base + self.added
+        return '\n'.join([
+            table(rows), '',
+            f'trainable {self.trainable:,} (added {self.added:,}, '
+            f'of the base itself {self.trainable - self.added:,})',
+            f'= {self.percent_of_base:.4g} % of the base ({self.base:,})',
+            f'= {100.0 * self.trainable / total:.4g} % of base + added ({total:,})'])
+
+    __repr__ = __str__
+
+
+def summary(transform: PeftTransform, model: Model) -> Summary:
+    """Which leaves train, how many parameters, and per cent of which denominator.
+
+    Nothing is allocated: the adapter is built abstractly.
+
+    Args:
+      transform: the method.
+      model: with real or abstract parameters.
+
+    Returns:
+      A `Summary`.
+
+    Raises:
+      TargetError: as `transform.init`.
+
+    >>> summary(select(r'.*/bias'), mlp).trainable
+    11
+    """
+    adapter = jax.eval_shape(transform.init, jax.random.key(0), model)
+    base = paths.flatten(model.params)
+    replaced = {path for path, rule in transform.rules(adapter).items()
+                if path in base and _replaces_leaf(rule)}
+    rows, of_base = [], 0
+    for path, leaf in paths.flatten(adapter).items():
+        count = math.prod(leaf.shape)
+        rows.append((path, leaf.shape, leaf.dtype, count))
+        is_base = any(path == name or path.endswith('/' + name) for name in replaced)
+        of_base += count if is_base else 0
+    trainable = sum(row[3] for row in rows)
+    return Summary(tuple(rows), trainable, trainable - of_base,
+                   sum(math.prod(leaf.shape) for leaf in base.values()))
+
+
+def _replaces_leaf(rule: Any) -> bool:
+    return getattr(rule, 'base', None) is not None

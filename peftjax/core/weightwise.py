@@ -1,0 +1,143 @@
+"""Lifts functions of one matrix to a transform of a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from peftjax.core import paths
+from peftjax.core.base import (AdapterError, Model, PeftTransform, Use, WeightAdapter, WeightRule)
+from peftjax.core.layout import Layout
+from peftjax.core.sites import WeightSite
+
+Leaves = Any
+
+
+def weightwise(
+    init_weight: Callable[[jax.Array, jax.Array, WeightSite], dict[str, jax.Array]],
+    merge_weight: Callable[[Leaves, jax.Array, str], jax.Array],
+    apply_weight: Callable[[Leaves, Use, str], jax.Array] | None = None,
+    *,
+    targets: paths.Targets,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""A transform from functions of one weight matrix `W: [in, out]`.
+
+    The functions see one matrix at a time, whatever the leaf's rank and stack: a
+    `[layers, d, heads, d_head]` query kernel is `layers` matrices `[d, heads * d_head]`.
+    `merge_weight` is the definition of the method; `apply_weight` computes the same product
+    `x W'` more cheaply, and where it is left out the merged matrix is formed at every use.
+
+    Args:
+      init_weight: `(key, matrix, site) -> {name: array}`. May look at `matrix` (DoRA, PiSSA).
+      merge_weight: `(leaves, matrix, path) -> matrix` of the same shape and dtype.
+      apply_weight: `(leaves, use, path) -> result`, see `Use`.
+      targets: regular expressions for leaf or module paths, see `Sites.match_weights`.
+      materialize: also accept leaves whose uses cannot be followed; their merged weight is
+        computed as a whole in every step.
+
+    Returns:
+      A `PeftTransform` whose adapter is `{leaf path: WeightAdapter}`.
+
+    Raises:
+      TargetError: from `init`, if a target matches nothing or a leaf that cannot be adapted.
+
+    >>> import flax.linen as nn, jax.numpy as jnp
+    >>> scale = weightwise(
+    ...     init_weight=lambda key, matrix, site: {'s': jnp.ones(matrix.shape[1])},
+    ...     merge_weight=lambda leaves, matrix, path: matrix * leaves['s'],
+    ...     targets=r'kernel')
+    >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
+    >>> model = wrap(dense, dense.init(jax.random.key(0), x), x)
+    >>> scale.init(jax.random.key(1), model)['kernel']['s'].shape
+    (3,)
+    """
+
+    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+        leaves = paths.flatten(model.params)
+        return {
+            site.path: _init_site(paths.fold_in(key, site.path), leaves[site.path], site,
+                                  init_weight)
+            for site in model.sites.match_weights(targets, materialize)
+        }
+
+    def merge(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
+        leaves = paths.flatten(params)
+        check_leaves(leaves, adapter)
+        return paths.replace(params, {
+            path: merge_leaf(leaves[path], entry.layout, entry, at(merge_weight, path))
+            for path, entry in adapter.items()
+        })
+
+    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, WeightRule]:
+        return {path: _rule(path, entry) for path, entry in adapter.items()}
+
+    def _rule(path: str, entry: WeightAdapter) -> WeightRule:
+        merged = at(merge_weight, path)
+        forward = _by_merging(merged) if apply_weight is None else at(apply_weight, path)
+        rule = WeightRule(dict(entry), entry.layout, forward, merged)
+        return whole_leaf(rule) if entry.layout.opaque else rule
+
+    return PeftTransform(init, merge, rules)
+
+
+def at(function: Callable[..., jax.Array], path: str) -> Callable[..., jax.Array]:
+    """`function` with its last argument, the path, given."""
+    return lambda leaves, value: function(leaves, value, path)
+
+
+def merge_leaf(leaf: jax.Array, layout: Layout, leaves: Leaves,
+               merged: Callable[[Leaves, jax.Array], jax.Array]) -> jax.Array:
+    """`leaf` with `merged(leaves, matrix)` in place of each matrix of its stack."""
+    matrix = layout.to_matrix(leaf)
+    result = over_stack(merged, layout)(dict(leaves), matrix)
+    if result.shape != matrix.shape:
+        raise ValueError(f'merge_weight returned shape {result.shape[len(layout.stack):]} for a '
+                         f'matrix {matrix.shape[len(layout.stack):]}; it must keep the shape')
+    return layout.from_matrix(result).astype(leaf.dtype)
+
+
+def over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """`function` of one matrix as a function of the stack."""
+    for _ in layout.stack:
+        function = jax.vmap(function)
+    return function
+
+
+def whole_leaf(rule: WeightRule) -> WeightRule:
+    """`rule` acting on the leaf as a whole: for leaves whose uses cannot be followed."""
+    layout = rule.layout
+    assert layout is not None
+    return WeightRule((), None, lambda _, use: use.base(use.x), lambda _, matrix: matrix,
+                      base=lambda leaf: merge_leaf(leaf, layout, rule.leaves, rule.merged))
+
+
+def check_leaves(leaves: dict[str, Any], adapter: dict[str, WeightAdapter]) -> None:
+    """Raises `AdapterError` unless every adapted leaf is there with the shape it was made for."""
+    for path, entry in adapter.items():
+        if path not in leaves:
+            raise AdapterError(
+                f'the adapter has an entry for {path!r}, which these params lack; near names: '
+                f'{paths.near_names(path, leaves)}. Was it made for another model?')
+        if leaves[path].shape != entry.layout.shape:
+            raise AdapterError(
+                f'the adapter was made for {path!r} of shape {entry.layout.shape}, but these '
+                f'params have {leaves[path].shape}. Was it made for another model?')
+
+
+def _init_site(key: jax.Array, leaf: Any, site: WeightSite,
+               init_weight: Callable[..., dict[str, jax.Array]]) -> WeightAdapter:
+    layout = site.layout
+    assert layout is not None
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(f'params are abstract ({site.path!r} is a ShapeDtypeStruct); write '
+                        'jax.eval_shape(tx.init, key, model), or give real params')
+    keys = jax.random.split(key, layout.stack_shape) if layout.stack else key
+    arrays = over_stack(lambda key, matrix: init_weight(key, matrix, site), layout)(
+        keys, layout.to_matrix(leaf))
+    return WeightAdapter(layout, arrays)
+
+
+def _by_merging(merged: Callable[[Leaves, jax.Array], jax.Array]
+                ) -> Callable[[Leaves, Use], jax.Array]:
+    return lambda leaves, use: use.product(use.x, merged(leaves, use.weight()))

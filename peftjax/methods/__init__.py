@@ -1,0 +1,1 @@
+"""The methods: one file each, its mathematics readable in one sitting."""
