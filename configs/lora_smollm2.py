@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.full = ConfigDict()
     c.lora = ConfigDict()
     c.lora.rank = arg.rank
-    c.lora.targets = r'layers/.*'
+    c.lora.targets = r'layers/.*/kernel'
 
     c.lr = 2e-5 if arg.full else 1e-3
     c.warmup = 0.1  # of the run

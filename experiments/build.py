@@ -11,7 +11,7 @@ import peftjax
 from experiments import cadence
 from experiments.data import Batch
 from experiments.tasks import TASKS, Task
-from peftjax.training.step import LossFunction
+from peftjax.training import LossFunction
 
 
 class Run(NamedTuple):

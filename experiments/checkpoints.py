@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from peftjax.training.step import TrainState
+from peftjax.training import TrainState
 
 
 class Checkpoints:

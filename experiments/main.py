@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
@@ -19,6 +19,8 @@ from experiments.window import NonFiniteError
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
 flags.mark_flags_as_required(['config', 'workdir'])
+# Orbax reports every step of every save at INFO, over the progress bar.
+flags.FLAGS.set_default('verbosity', logging.WARNING)
 
 
 def main(argv: Sequence[str]) -> None:

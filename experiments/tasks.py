@@ -4,6 +4,7 @@ A new data set is one function here and one line in TASKS.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tokenizers import Tokenizer
 
-import peftjax
 from experiments import corpora
 from experiments.data import Batch
 from experiments.packing import Row, chat_row, pack
+from peftjax.interop.sources import package_path
+from peftjax.interop.tokenizer import Tokenizer
 
 Sums = dict[str, jax.Array]
 
@@ -39,13 +40,14 @@ class Task(NamedTuple):
 def film_reviews(data: ConfigDict, tokenizer: Tokenizer) -> Task:
     """Is a sentence from a favourable review? Films of one split are in no other.
 
-    A row: input_ids, segment_ids int32 [T]; targets int32 []; weights float32 [].
+    A row: input_ids, segment_ids int32 [T], cut at the greatest length; targets int32 []; weights
+    float32 [].
     """
-    tokenizer = _own_tokenizer(tokenizer, max(data.lengths))
-    reviews = corpora.split_by_film(corpora.read_reviews(peftjax.locate(data.source)))
+    reviews = corpora.split_by_film(corpora.read_reviews(_path(data.source)))
+    longest = max(data.lengths)
 
     def row(review: corpora.Review) -> Row:
-        ids = np.asarray(tokenizer.encode(review.text).ids, np.int32)
+        ids = np.asarray(tokenizer.encode(review.text)[:longest], np.int32)
         return {
             'input_ids': ids,
             'segment_ids': np.ones_like(ids),
@@ -65,12 +67,11 @@ def gsm8k(data: ConfigDict, tokenizer: Tokenizer) -> Task:
     The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
     `data.packing` several to a row of the greatest length. Longer problems are cut there.
     """
-    tokenizer = _own_tokenizer(tokenizer, None)
-    problems = corpora.split_problems(corpora.read_problems(peftjax.locate(data.source)))
+    problems = corpora.split_problems(corpora.read_problems(_path(data.source)))
     longest = max(data.lengths)
 
     def ids(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def row(problem: corpora.Problem) -> Row:
         prompt = f'<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n'
@@ -116,15 +117,8 @@ def _decoder_inputs(batch: Batch) -> dict[str, Any]:
     return {name: batch[name] for name in names}
 
 
-def _own_tokenizer(tokenizer: Tokenizer, max_length: int | None) -> Tokenizer:
-    """A copy without padding, cutting at `max_length`; the model's own tokenizer is left alone."""
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.no_padding()
-    if max_length is None:
-        tokenizer.no_truncation()
-    else:
-        tokenizer.enable_truncation(max_length)
-    return tokenizer
+def _path(source: str) -> Path:
+    return package_path(source) if source.startswith('package:') else Path(source)
 
 
 def _limit(split: list, data: ConfigDict) -> list:

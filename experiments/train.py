@@ -19,7 +19,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.progress import StepProgress, step_progress
 from experiments.window import StepWindow
-from peftjax.training.step import TrainState, init_state, make_train_step
+from peftjax.training import TrainState, init_state, make_train_step
 
 
 def train(config: ConfigDict, workdir: Path, console: Console) -> dict[str, float]:

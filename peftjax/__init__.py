@@ -2,8 +2,18 @@
 
 from peftjax.binding.adapt import adapt
 from peftjax.binding.wrap import wrap
-from peftjax.core.base import (Adapter, AdapterError, MergeError, Model, ModuleRule, ModuleUse,
-                               PeftTransform, Use, WeightAdapter, WeightRule)
+from peftjax.core.base import (
+    Adapter,
+    AdapterError,
+    MergeError,
+    Model,
+    ModuleRule,
+    ModuleUse,
+    PeftTransform,
+    Use,
+    WeightAdapter,
+    WeightRule,
+)
 from peftjax.core.combine import chain, named_chain
 from peftjax.core.layout import Layout
 from peftjax.core.partition import Hole, combine, partition
@@ -16,8 +26,33 @@ from peftjax.methods.lora import lora
 from peftjax.methods.select import full, select
 
 __all__ = [
-    'Adapter', 'AdapterError', 'Hole', 'Layout', 'MergeError', 'Model', 'ModuleRule', 'ModuleSite',
-    'ModuleUse', 'PeftTransform', 'Sites', 'Summary', 'TargetError', 'Use', 'WeightAdapter',
-    'WeightRule', 'WeightSite', 'adapt', 'bottleneck', 'chain', 'combine', 'full', 'lora',
-    'named_chain', 'partition', 'select', 'summary', 'weightwise', 'wrap',
+    'Adapter',
+    'AdapterError',
+    'Hole',
+    'Layout',
+    'MergeError',
+    'Model',
+    'ModuleRule',
+    'ModuleSite',
+    'ModuleUse',
+    'PeftTransform',
+    'Sites',
+    'Summary',
+    'TargetError',
+    'Use',
+    'WeightAdapter',
+    'WeightRule',
+    'WeightSite',
+    'adapt',
+    'bottleneck',
+    'chain',
+    'combine',
+    'full',
+    'lora',
+    'named_chain',
+    'partition',
+    'select',
+    'summary',
+    'weightwise',
+    'wrap',
 ]

@@ -10,8 +10,16 @@ from peftjax.binding import calls, tags, views
 from peftjax.binding.interpret import Contraction, Frame, plain, run
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core import paths
-from peftjax.core.base import (Adapter, AdapterError, Model, ModuleRule, ModuleUse, PeftTransform,
-                               Rule, WeightRule)
+from peftjax.core.base import (
+    Adapter,
+    AdapterError,
+    Model,
+    ModuleRule,
+    ModuleUse,
+    PeftTransform,
+    Rule,
+    WeightRule,
+)
 from peftjax.core.sites import Sites
 
 
@@ -41,14 +49,21 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
     >>> predict(adapter, mlp.params, jax.numpy.ones((5, 4))).shape
     (5, 3)
     """
+
     @functools.partial(jax.jit, static_argnums=4)
-    def compiled(adapter: Adapter, params: Any, key: Any, arrays: Any,
-                 structure: calls.Structure) -> Any:
+    def compiled(
+        adapter: Adapter, params: Any, key: Any, arrays: Any, structure: calls.Structure
+    ) -> Any:
         rules = transform.rules(adapter)
         return evaluate(model, rules, params, key, calls.Call(arrays, structure))
 
-    def predict(adapter: Adapter, params: Any, *args: Any, adapter_key: jax.Array | None = None,
-                **kwargs: Any) -> Any:
+    def predict(
+        adapter: Adapter,
+        params: Any,
+        *args: Any,
+        adapter_key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> Any:
         call = calls.split(args, kwargs)
         return compiled(adapter, params, adapter_key, call.arrays, call.structure)
 
@@ -70,7 +85,8 @@ def evaluate(model: Model, rules: dict[str, Rule], params: Any, key: Any, call: 
     frame = Frame(
         _Binder(weight_rules, module_rules, model.sites),
         modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
-        layered={path: model.sites.modules[path].scans for path in module_rules})
+        layered={path: model.sites.modules[path].scans for path in module_rules},
+    )
     results = run(closed.jaxpr, closed.consts, [*values, *call.arrays], frame)
     arrays = [plain(result, 'the output of the model', frame) for result in results]
     return jax.tree.unflatten(jax.tree.structure(shape), arrays)
@@ -94,26 +110,32 @@ def _check(rules: dict[str, Rule], leaves: dict[str, Any], sites: Sites) -> None
     for path, rule in rules.items():
         known = leaves if isinstance(rule, WeightRule) else sites.modules
         if path not in known:
-            raise AdapterError(f'the adapter acts on {path!r}, which this model lacks; near '
-                               f'names: {paths.near_names(path, known)}. Was it made for another '
-                               'model?')
+            raise AdapterError(
+                f'the adapter acts on {path!r}, which this model lacks; near '
+                f'names: {paths.near_names(path, known)}. Was it made for another '
+                'model?'
+            )
         if isinstance(rule, WeightRule) and rule.layout is not None:
             if rule.layout.shape != leaves[path].shape:
                 raise AdapterError(
                     f'the adapter was made for {path!r} of shape {rule.layout.shape}, this model '
                     f'has {leaves[path].shape} {leaves[path].dtype}. Was it made for another '
-                    'model?')
+                    'model?'
+                )
             if rule.layout != sites.weights[path].layout:
-                raise AdapterError(f'the adapter was made for a model that uses {path!r} as '
-                                   f'{rule.layout}; this one uses it as '
-                                   f'{sites.weights[path].layout}')
+                raise AdapterError(
+                    f'the adapter was made for a model that uses {path!r} as '
+                    f'{rule.layout}; this one uses it as '
+                    f'{sites.weights[path].layout}'
+                )
 
 
 class _Binder:
     """A visitor that puts rules in the place of uses."""
 
-    def __init__(self, weights: dict[str, WeightRule], modules: dict[str, ModuleRule],
-                 sites: Sites):
+    def __init__(
+        self, weights: dict[str, WeightRule], modules: dict[str, ModuleRule], sites: Sites
+    ):
         self._weights, self._modules, self._sites = weights, modules, sites
         self._count: dict[str, int] = {}
 
@@ -131,30 +153,40 @@ class _Binder:
         forward = (facts.rows, facts.columns) == (layout.rows, layout.columns)
         turned = (facts.rows, facts.columns) == (layout.columns, layout.rows)
         if facts.stack != layout.stack or not (forward or turned):
-            raise Refused(f'this call contracts its axes {facts.rows} with stack {facts.stack}, '
-                          f'the example inputs {layout.rows} with {layout.stack}')
-        return contraction.run(self._split(leaf.path, leaf.state), rule.forward,
-                               transposed=not forward)
+            raise Refused(
+                f'this call contracts its axes {facts.rows} with stack {facts.stack}, '
+                f'the example inputs {layout.rows} with {layout.stack}'
+            )
+        return contraction.run(
+            self._split(leaf.path, leaf.state), rule.forward, transposed=not forward
+        )
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
         del spread
-        raise AdapterError(f'the adapted weight {leaf.path!r} {leaf.shape} cannot be followed '
-                           f'through {operation} in this call: {reason}. Leave it out of the '
-                           'targets, or wrap the model with example inputs like this call')
+        raise AdapterError(
+            f'the adapted weight {leaf.path!r} {leaf.shape} cannot be followed '
+            f'through {operation} in this call: {reason}. Leave it out of the '
+            'targets, or wrap the model with example inputs like this call'
+        )
 
-    def module(self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array,
-               frame: Frame) -> jax.Array:
+    def module(
+        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: Frame
+    ) -> jax.Array:
         rule = self._modules.get(tag.path)
         if rule is None:
             return output
         leaves, key = self._split(tag.path, frame.modules[tag.path])
         result = rule.forward(leaves, ModuleUse(inputs, output, key))
         if result.shape != output.shape:
-            raise ValueError(f'the rule for module {tag.path!r} returned shape {result.shape} for '
-                             f'an output of {output.shape}')
+            raise ValueError(
+                f'the rule for module {tag.path!r} returned shape {result.shape} for '
+                f'an output of {output.shape}'
+            )
         return result.astype(output.dtype)
 
     def opaque(self, tag: tags.Tag, operation: str) -> None:
         if tag.path in self._modules:
-            raise AdapterError(f'module {tag.path!r} is called inside {operation} in this call, '
-                               'which cannot be entered')
+            raise AdapterError(
+                f'module {tag.path!r} is called inside {operation} in this call, '
+                'which cannot be entered'
+            )

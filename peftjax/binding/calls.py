@@ -74,8 +74,10 @@ def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         try:
             hash(leaf)
         except TypeError as error:
-            raise TypeError(f'argument {jax.tree_util.keystr(path[1:])} is a '
-                            f'{type(leaf).__name__}, neither an array nor hashable') from error
+            raise TypeError(
+                f'argument {jax.tree_util.keystr(path[1:])} is a '
+                f'{type(leaf).__name__}, neither an array nor hashable'
+            ) from error
         leaves.append(_Static(type(leaf), leaf))
     return Call(tuple(arrays), Structure(tree, tuple(leaves)))
 

@@ -31,8 +31,9 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
         run(closed.jaxpr, closed.consts, [*leaves, *arrays], Frame(recorder))
 
     jax.eval_shape(evaluate, params, call.arrays)
-    weights = {path: recorder.weight_site(path, leaf)
-               for path, leaf in paths.flatten(params).items()}
+    weights = {
+        path: recorder.weight_site(path, leaf) for path, leaf in paths.flatten(params).items()
+    }
     return Sites(weights, recorder.modules)
 
 
@@ -62,8 +63,9 @@ class _Recorder:
         if not spread and len(leaf.shape) - len(leaf.picked) > 1:
             self.matrices.add(leaf.path)
 
-    def module(self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array,
-               frame: Frame) -> jax.Array:
+    def module(
+        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: Frame
+    ) -> jax.Array:
         scans = tuple(layers for _, layers in frame.scans)
         stack = tuple(length for length, layers in frame.scans if layers)
         reason = ''
@@ -75,14 +77,26 @@ class _Recorder:
         elif known is not None and known.shape[-1:] != output.shape[-1:]:
             reason = f'its calls return {known.shape} and {output.shape}'
         self.modules[tag.path] = ModuleSite(
-            tag.path, tag.kind, tuple(value.shape for value in inputs), output.shape,
-            output.dtype, scans, stack, reason or (known.reason if known else ''))
+            tag.path,
+            tag.kind,
+            tuple(value.shape for value in inputs),
+            output.shape,
+            output.dtype,
+            scans,
+            stack,
+            reason or (known.reason if known else ''),
+        )
         return output
 
     def opaque(self, tag: tags.Tag, operation: str) -> None:
         self.modules[tag.path] = ModuleSite(
-            tag.path, tag.kind, (), (), None,
-            reason=f'it is called inside {operation}, which cannot be entered')
+            tag.path,
+            tag.kind,
+            (),
+            (),
+            None,
+            reason=f'it is called inside {operation}, which cannot be entered',
+        )
 
     def weight_site(self, path: str, leaf: Any) -> WeightSite:
         order = tuple(self.order.get(path, ()))
@@ -102,16 +116,17 @@ class _Recorder:
         for other in facts[1:]:
             same = (other.rows, other.columns) == (first.rows, first.columns)
             if other.stack != first.stack or not (same or _is_turned(other, first)):
-                return None, (f'its uses contract different axes: {first.rows} and {other.rows} '
-                              f'of {shape}')
+                return None, (
+                    f'its uses contract different axes: {first.rows} and {other.rows} of {shape}'
+                )
             if _is_turned(other, first) and other.kind != 'dot':
                 return None, f'it is used as is and, in a {other.kind}, transposed'
         if not math.prod(shape):
             return None, 'it is empty'
-        return Layout(shape, first.stack, first.rows, first.columns,
-                      lookup=first.kind == 'lookup'), ''
+        return Layout(
+            shape, first.stack, first.rows, first.columns, lookup=first.kind == 'lookup'
+        ), ''
 
 
 def _is_turned(facts: uses.Facts, first: uses.Facts) -> bool:
-    return (facts.rows, facts.columns) == (first.columns, first.rows) != (first.rows,
-                                                                          first.columns)
+    return (facts.rows, facts.columns) == (first.columns, first.rows) != (first.rows, first.columns)

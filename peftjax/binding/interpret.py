@@ -31,8 +31,9 @@ class Visitor(Protocol):
         """A leaf enters an operation that cannot be followed; `spread` if that broadcasts it."""
         ...
 
-    def module(self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array,
-               frame: 'Frame') -> jax.Array:
+    def module(
+        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: 'Frame'
+    ) -> jax.Array:
         """The output in force of a module."""
         ...
 
@@ -58,8 +59,9 @@ class Frame:
     layered: Mapping[str, tuple[bool, ...]] = dataclasses.field(default_factory=dict)
 
 
-def run(jaxpr: jax_core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], frame: Frame
-        ) -> list[Any]:
+def run(
+    jaxpr: jax_core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], frame: Frame
+) -> list[Any]:
     """Values of the outputs; some may be views."""
     env: dict[Any, Any] = {}
     calls: dict[str, dict[int, Any]] = {}
@@ -67,14 +69,14 @@ def run(jaxpr: jax_core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], frame
     def read(var: Any) -> Any:
         return var.val if isinstance(var, jax_core.Literal) else env[var]
 
-    env.update(zip(jaxpr.constvars, consts))
-    env.update(zip(jaxpr.invars, args))
+    env.update(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
     last = _last_uses(jaxpr)
     for i, eqn in enumerate(jaxpr.eqns):
         inputs = [read(var) for var in eqn.invars]
         tag = tags.read(eqn)
         outputs = [_tagged(tag, inputs[0], calls, frame)] if tag else _step(eqn, inputs, frame)
-        env.update(zip(eqn.outvars, outputs))
+        env.update(zip(eqn.outvars, outputs, strict=True))
         for var in last.get(i, ()):
             del env[var]
     return [read(var) for var in jaxpr.outvars]
@@ -100,8 +102,9 @@ def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], frame: 
         calls.setdefault(tag.path, {})[tag.index] = plain(value, 'module input', frame)
         return value
     inputs = calls.pop(tag.path, {})
-    return frame.visitor.module(tag, tuple(inputs[i] for i in sorted(inputs)),
-                                plain(value, 'module output', frame), frame)
+    return frame.visitor.module(
+        tag, tuple(inputs[i] for i in sorted(inputs)), plain(value, 'module output', frame), frame
+    )
 
 
 def plain(value: Any, operation: str, frame: Frame) -> Any:
@@ -139,7 +142,7 @@ def _follow(eqn: Any, inputs: list[Any], followed: list[int], frame: Frame) -> l
         return [views.RULES[name](view, bind(eqn, arrays)[0], eqn.params)]
     if name == 'slice' and set(eqn.params['strides'] or [1]) == {1}:
         start, limit = eqn.params['start_indices'], eqn.params['limit_indices']
-        sizes = [stop - begin for begin, stop in zip(start, limit)]
+        sizes = [stop - begin for begin, stop in zip(start, limit, strict=True)]
         return [views.sliced(view, bind(eqn, arrays)[0], sizes, start)]
     if name == 'dynamic_slice' and followed == [0]:
         return [views.sliced(view, bind(eqn, arrays)[0], eqn.params['slice_sizes'], arrays[1:])]
@@ -176,8 +179,7 @@ def _array(value: Any) -> Any:
 
 def _tags_below(eqn: Any) -> list[tags.Tag]:
     """Tags of module outputs in the jaxprs of an equation, at any depth."""
-    return [tag for jaxpr in _jaxprs(eqn.params) for inner in jaxpr.eqns
-            for tag in _tags_of(inner)]
+    return [tag for jaxpr in _jaxprs(eqn.params) for inner in jaxpr.eqns for tag in _tags_of(inner)]
 
 
 def _tags_of(eqn: Any) -> list[tags.Tag]:
@@ -207,13 +209,18 @@ def _call(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
 
 def _pack(inputs: Sequence[Any]) -> list[Any]:
     """Arrays and states of `inputs` as a pytree that may cross a boundary of JAX."""
-    return [(value.value, value.leaf.state) if isinstance(value, View) else value
-            for value in inputs]
+    return [
+        (value.value, value.leaf.state) if isinstance(value, View) else value for value in inputs
+    ]
 
 
 def _unpack(packed: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    return [View(dataclasses.replace(old.leaf, state=new[1]), new[0], old.dims)
-            if isinstance(old, View) else new for new, old in zip(packed, like)]
+    return [
+        View(dataclasses.replace(old.leaf, state=new[1]), new[0], old.dims)
+        if isinstance(old, View)
+        else new
+        for new, old in zip(packed, like, strict=True)
+    ]
 
 
 def _remat(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
@@ -222,37 +229,45 @@ def _remat(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
         results = run(eqn.params['jaxpr'], (), _unpack(packed, inputs), inside)
         return [plain(result, 'remat', inside) for result in results]
 
-    return jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'],
-                          policy=eqn.params['policy'])(_pack(inputs), frame.modules)
+    return jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy'])(
+        _pack(inputs), frame.modules
+    )
 
 
 def _cond(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     def branch(closed: Any) -> Any:
-        return lambda: [plain(result, 'cond', frame)
-                        for result in run(closed.jaxpr, closed.consts, inputs[1:], frame)]
+        return lambda: [
+            plain(result, 'cond', frame)
+            for result in run(closed.jaxpr, closed.consts, inputs[1:], frame)
+        ]
 
     return lax.switch(_array(inputs[0]), [branch(closed) for closed in eqn.params['branches']])
 
 
 def _invariant(body: Any, offset: int, carry: Sequence[Any]) -> list[bool]:
     """Which views a loop carries along unchanged."""
-    return [isinstance(value, View) and body.outvars[i] is body.invars[offset + i]
-            for i, value in enumerate(carry)]
+    return [
+        isinstance(value, View) and body.outvars[i] is body.invars[offset + i]
+        for i, value in enumerate(carry)
+    ]
 
 
 def _merge_carry(fixed: Sequence[bool], carry: Sequence[Any], moving: Sequence[Any]) -> list[Any]:
     rest = iter(moving)
-    return [value if keep else next(rest) for keep, value in zip(fixed, carry)]
+    return [value if keep else next(rest) for keep, value in zip(fixed, carry, strict=True)]
 
 
 def _while(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     cond, body = eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']
     n_cond, n_body = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
-    cond_consts, body_consts = inputs[:n_cond], inputs[n_cond:n_cond + n_body]
-    carry = inputs[n_cond + n_body:]
+    cond_consts, body_consts = inputs[:n_cond], inputs[n_cond : n_cond + n_body]
+    carry = inputs[n_cond + n_body :]
     fixed = _invariant(body.jaxpr, n_body, carry)
-    moving = [plain(value, 'the state of a while loop', frame)
-              for keep, value in zip(fixed, carry) if not keep]
+    moving = [
+        plain(value, 'the state of a while loop', frame)
+        for keep, value in zip(fixed, carry, strict=True)
+        if not keep
+    ]
 
     def predicate(state: list[Any]) -> Any:
         values = [*cond_consts, *_merge_carry(fixed, carry, state)]
@@ -261,8 +276,11 @@ def _while(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     def step(state: list[Any]) -> list[Any]:
         values = [*body_consts, *_merge_carry(fixed, carry, state)]
         results = run(body.jaxpr, body.consts, values, frame)
-        return [plain(result, 'the state of a while loop', frame)
-                for keep, result in zip(fixed, results) if not keep]
+        return [
+            plain(result, 'the state of a while loop', frame)
+            for keep, result in zip(fixed, results, strict=True)
+            if not keep
+        ]
 
     return _merge_carry(fixed, carry, lax.while_loop(predicate, step, moving))
 
@@ -270,31 +288,45 @@ def _while(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
 def _scan(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     params, body = eqn.params, eqn.params['jaxpr']
     n_consts, n_carry = params['num_consts'], params['num_carry']
-    consts, carry = inputs[:n_consts], inputs[n_consts:n_consts + n_carry]
-    slices = [_sliceable(value, frame) for value in inputs[n_consts + n_carry:]]
+    consts, carry = inputs[:n_consts], inputs[n_consts : n_consts + n_carry]
+    slices = [_sliceable(value, frame) for value in inputs[n_consts + n_carry :]]
     fixed = _invariant(body.jaxpr, n_consts, carry)
-    moving = [plain(value, 'the carry of a scan', frame)
-              for keep, value in zip(fixed, carry) if not keep]
+    moving = [
+        plain(value, 'the carry of a scan', frame)
+        for keep, value in zip(fixed, carry, strict=True)
+        if not keep
+    ]
     layers = any(isinstance(value, View) for value in slices)
     depth = len(frame.scans)
     inner = dataclasses.replace(frame, scans=(*frame.scans, (params['length'], layers)))
-    sliced = {path: _slice_state(state, 0, params['length'])
-              for path, state in frame.modules.items() if _is_layered(frame, path, depth)}
+    sliced = {
+        path: _slice_state(state, 0, params['length'])
+        for path, state in frame.modules.items()
+        if _is_layered(frame, path, depth)
+    }
     shared = {path: state for path, state in frame.modules.items() if path not in sliced}
 
     def step(state: list[Any], xs: Any) -> tuple[list[Any], list[Any]]:
         values, module_slices = xs
         inside = dataclasses.replace(inner, modules={**shared, **module_slices})
         args = [*consts, *_merge_carry(fixed, carry, state), *_entered(values, slices)]
-        results = [value if i < n_carry and fixed[i] else plain(value, 'the result of a scan',
-                                                                inside)
-                   for i, value in enumerate(run(body.jaxpr, body.consts, args, inside))]
-        return ([value for keep, value in zip(fixed, results[:n_carry]) if not keep],
-                results[n_carry:])
+        results = [
+            value if i < n_carry and fixed[i] else plain(value, 'the result of a scan', inside)
+            for i, value in enumerate(run(body.jaxpr, body.consts, args, inside))
+        ]
+        return (
+            [value for keep, value in zip(fixed, results[:n_carry], strict=True) if not keep],
+            results[n_carry:],
+        )
 
-    moved, stacked = lax.scan(step, moving, (_exposed(slices, params['length']), sliced),
-                              length=params['length'], reverse=params['reverse'],
-                              unroll=params['unroll'])
+    moved, stacked = lax.scan(
+        step,
+        moving,
+        (_exposed(slices, params['length']), sliced),
+        length=params['length'],
+        reverse=params['reverse'],
+        unroll=params['unroll'],
+    )
     return [*_merge_carry(fixed, carry, moved), *stacked]
 
 
@@ -343,8 +375,12 @@ def _exposed(slices: Sequence[Any], length: int) -> list[Any]:
 
 def _entered(values: Sequence[Any], slices: Sequence[Any]) -> list[Any]:
     """The slices that the body of a scan sees."""
-    return [View(old.leaf.without(old.whole_axis(0), new[1]), new[0], old.dims[1:])
-            if isinstance(old, View) else new for new, old in zip(values, slices)]
+    return [
+        View(old.leaf.without(old.whole_axis(0), new[1]), new[0], old.dims[1:])
+        if isinstance(old, View)
+        else new
+        for new, old in zip(values, slices, strict=True)
+    ]
 
 
 _CONTROL = {

@@ -21,6 +21,7 @@ def plain_apply(module: nn.Module, collections: dict[str, Any]) -> Callable[...,
 
     `rngs`, `mutable`, `method` and `capture_intermediates` reach `Module.apply` as they are.
     """
+
     def apply(params: Any, *args: Any, state: Any = None, **kwargs: Any) -> Any:
         others = collections if state is None else state
         return module.apply({'params': params, **others}, *args, **kwargs)
@@ -30,6 +31,7 @@ def plain_apply(module: nn.Module, collections: dict[str, Any]) -> Callable[...,
 
 def tagged_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`apply` with inputs and outputs of every module call marked."""
+
     def tagged(params: Any, *args: Any, **kwargs: Any) -> Any:
         with nn.intercept_methods(_Tagger()):
             return apply(params, *args, **kwargs)
@@ -44,8 +46,13 @@ class _Tagger:
     def __init__(self) -> None:
         self._marked_within: dict[str, bool] = {}
 
-    def __call__(self, call: Callable[..., Any], args: Any, kwargs: Any,
-                 context: nn.module.InterceptorContext) -> Any:
+    def __call__(
+        self,
+        call: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        context: nn.module.InterceptorContext,
+    ) -> Any:
         path = '/'.join(context.module.path)
         if context.method_name != '__call__' or not path:
             return call(*args, **kwargs)

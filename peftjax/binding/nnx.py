@@ -21,13 +21,24 @@ def split_module(module: nnx.Module) -> tuple[Any, Callable[..., Any], Callable[
     graphdef, params, state = nnx.split(module, nnx.Param, ...)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     parts = graphdef, shapes, state
-    return (nnx.to_pure_dict(params), functools.partial(_apply, parts, nnx.merge),
-            functools.partial(_apply, parts, _merge_tagged))
+    return (
+        nnx.to_pure_dict(params),
+        functools.partial(_apply, parts, nnx.merge),
+        functools.partial(_apply, parts, _merge_tagged),
+    )
 
 
-def _apply(parts: Any, merge: Callable[..., nnx.Module], params: Any, *args: Any,
-           state: Any = None, rngs: jax.Array | None = None, mutable: bool = False,
-           method: str = '__call__', **kwargs: Any) -> Any:
+def _apply(
+    parts: Any,
+    merge: Callable[..., nnx.Module],
+    params: Any,
+    *args: Any,
+    state: Any = None,
+    rngs: jax.Array | None = None,
+    mutable: bool = False,
+    method: str = '__call__',
+    **kwargs: Any,
+) -> Any:
     graphdef, shapes, own = parts
     # Variables may only change at the trace level they were made at: copy them at this one.
     variables, others = jax.tree.map(lambda leaf: leaf, (shapes, own if state is None else state))

@@ -42,8 +42,9 @@ class Facts:
     columns: tuple[int, ...]
 
 
-def _facts(kind: str, view: View, batch: list[Atom], rows: list[Atom], columns: list[Atom]
-           ) -> Facts:
+def _facts(
+    kind: str, view: View, batch: list[Atom], rows: list[Atom], columns: list[Atom]
+) -> Facts:
     axes = [{atom.axis for atom in group} for group in (batch, rows, columns)]
     if axes[0] & axes[1] or axes[0] & axes[2] or axes[1] & axes[2]:
         raise Refused('one axis of it is contracted in part')
@@ -64,23 +65,34 @@ class Dot:
 
     def _axes(self) -> tuple[Any, Any, Any, Any]:
         contract, batch = self.eqn.params['dimension_numbers']
-        return (contract[1 - self.side], contract[self.side],
-                batch[1 - self.side], batch[self.side])
+        return (
+            contract[1 - self.side],
+            contract[self.side],
+            batch[1 - self.side],
+            batch[self.side],
+        )
 
     def facts(self) -> Facts:
         _, contract, _, batch = self._axes()
         dims = self.view.dims
         for i in batch:
             self.view.whole_axis(i)
-        return _facts('dot', self.view, _atoms(dims[i] for i in batch),
-                      _atoms(dims[i] for i in contract),
-                      _atoms(dims[i] for i in range(len(dims)) if i not in (*contract, *batch)))
+        return _facts(
+            'dot',
+            self.view,
+            _atoms(dims[i] for i in batch),
+            _atoms(dims[i] for i in contract),
+            _atoms(dims[i] for i in range(len(dims)) if i not in (*contract, *batch)),
+        )
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
         x_contract, contract, x_batch, batch = self._axes()
         dims, out = self.view.dims, self.eqn.outvars[0].aval
         x_groups = [(Free(i, size),) for i, size in enumerate(self.x.shape)]
-        for mine, theirs in [*zip(x_contract, contract), *zip(x_batch, batch)]:
+        for mine, theirs in [
+            *zip(x_contract, contract, strict=True),
+            *zip(x_batch, batch, strict=False),
+        ]:
             x_groups[mine] = dims[theirs]
         stack = _sorted(_atoms(dims[i] for i in batch))
         inner = _sorted(_atoms(dims[i] for i in contract))
@@ -89,11 +101,13 @@ class Dot:
         kept = [i for i in range(len(dims)) if i not in (*contract, *batch)]
         outer = _sorted(_atoms(dims[i] for i in kept))
         sizes = [atom.size for atom in stack]
-        x = rearrange(self.x, x_groups, [*stack, *tokens, *inner],
-                      [*sizes, _size(tokens), _size(inner)])
+        x = rearrange(
+            self.x, x_groups, [*stack, *tokens, *inner], [*sizes, _size(tokens), _size(inner)]
+        )
         rows, columns = (outer, inner) if transposed else (inner, outer)
-        matrix = rearrange(self.view.value, dims, [*stack, *rows, *columns],
-                           [*sizes, _size(rows), _size(columns)])
+        matrix = rearrange(
+            self.view.value, dims, [*stack, *rows, *columns], [*sizes, _size(rows), _size(columns)]
+        )
         call = _dot_use(self.eqn, transposed, rule)
         for _ in stack:
             call = jax.vmap(call)
@@ -108,9 +122,12 @@ class Dot:
 def _dot_use(eqn: Any, transposed: bool, rule: Forward) -> Callable[..., jax.Array]:
     def dot(x: jax.Array, m: jax.Array) -> jax.Array:
         return lax.dot_general(
-            x, m.astype(x.dtype), (((1,), (1 if transposed else 0,)), ((), ())),
+            x,
+            m.astype(x.dtype),
+            (((1,), (1 if transposed else 0,)), ((), ())),
             precision=eqn.params['precision'],
-            preferred_element_type=eqn.params['preferred_element_type'])
+            preferred_element_type=eqn.params['preferred_element_type'],
+        )
 
     def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         first, second = (b, a) if transposed else (a, b)
@@ -121,8 +138,10 @@ def _dot_use(eqn: Any, transposed: bool, rule: Forward) -> Callable[..., jax.Arr
 
     def call(x: jax.Array, matrix: jax.Array, state: Any) -> jax.Array:
         leaves, key = state
-        return rule(leaves, Use(x, 'dot', transposed, key, x.dtype, base(matrix), lambda: matrix,
-                                dot, lowrank))
+        return rule(
+            leaves,
+            Use(x, 'dot', transposed, key, x.dtype, base(matrix), lambda: matrix, dot, lowrank),
+        )
 
     return call
 
@@ -138,12 +157,18 @@ class Lookup:
     def dim(self) -> int:
         """The one axis of the view that the indices number."""
         numbers, sizes = self.eqn.params['dimension_numbers'], self.eqn.params['slice_sizes']
-        if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims or (
-                tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map)):
+        if (
+            len(numbers.start_index_map) != 1
+            or numbers.operand_batching_dims
+            or (tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map))
+        ):
             raise Refused('its entries are gathered along several axes')
         dim = numbers.start_index_map[0]
-        if any(size != full for i, (size, full) in enumerate(zip(sizes, self.view.value.shape))
-               if i != dim):
+        if any(
+            size != full
+            for i, (size, full) in enumerate(zip(sizes, self.view.value.shape, strict=True))
+            if i != dim
+        ):
             raise Refused('parts of its rows are gathered')
         return dim
 
@@ -167,29 +192,49 @@ class Lookup:
             raise Refused('it is looked up along its output axis')
         dim, params, out = self.dim(), self.eqn.params, self.eqn.outvars[0].aval
         kept = [i for i in range(len(self.view.dims)) if i != dim]
-        rows, columns = list(self.view.dims[dim]), _sorted(_atoms(
-            self.view.dims[i] for i in kept))
+        rows, columns = list(self.view.dims[dim]), _sorted(_atoms(self.view.dims[i] for i in kept))
         tokens = [Free(i, size) for i, size in enumerate(self.indices.shape[:-1])]
-        matrix = rearrange(self.view.value, self.view.dims, [*rows, *columns],
-                           [_size(rows), _size(columns)])
+        matrix = rearrange(
+            self.view.value, self.view.dims, [*rows, *columns], [_size(rows), _size(columns)]
+        )
         numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
 
         def take(x: jax.Array, m: jax.Array) -> jax.Array:
             return lax.gather(
-                m, x[:, None], numbers, (1, m.shape[1]), mode=params['mode'],
-                fill_value=params['fill_value'], unique_indices=params['unique_indices'],
-                indices_are_sorted=params['indices_are_sorted']).astype(out.dtype)
+                m,
+                x[:, None],
+                numbers,
+                (1, m.shape[1]),
+                mode=params['mode'],
+                fill_value=params['fill_value'],
+                unique_indices=params['unique_indices'],
+                indices_are_sorted=params['indices_are_sorted'],
+            ).astype(out.dtype)
 
         def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
             return take(x, a) @ b.astype(out.dtype)
 
         leaves, key = state
-        y = rule(leaves, Use(self.indices.reshape(-1), 'lookup', False, key, out.dtype,
-                             lambda x: take(x, matrix), lambda: matrix, take, lowrank))
+        y = rule(
+            leaves,
+            Use(
+                self.indices.reshape(-1),
+                'lookup',
+                False,
+                key,
+                out.dtype,
+                lambda x: take(x, matrix),
+                lambda: matrix,
+                take,
+                lowrank,
+            ),
+        )
         offsets = params['dimension_numbers'].offset_dims
         inside, outside = iter(kept), iter(tokens)
-        order = _atoms(self.view.dims[next(inside)] if i in offsets else (next(outside),)
-                       for i in range(len(out.shape)))
+        order = _atoms(
+            self.view.dims[next(inside)] if i in offsets else (next(outside),)
+            for i in range(len(out.shape))
+        )
         return rearrange(y, [tokens, columns], order, out.shape).astype(out.dtype)
 
 
@@ -220,15 +265,15 @@ class Conv:
         if transposed or columns != list(dims[out_dim]):
             raise Refused('the convolution reads it in another orientation')
         groups = params['feature_group_count']
-        matrix = rearrange(self.view.value, dims, [*rows, *columns],
-                           [_size(rows), _size(columns)])
+        matrix = rearrange(self.view.value, dims, [*rows, *columns], [_size(rows), _size(columns)])
         channel = params['dimension_numbers'].out_spec[1]
 
         def convolve(x: jax.Array, m: jax.Array) -> jax.Array:
             label = Columns(m.shape[1])
             order = _atoms((label,) if i == out_dim else dims[i] for i in range(len(dims)))
-            shape = [m.shape[1] if i == out_dim else size
-                     for i, size in enumerate(self.view.value.shape)]
+            shape = [
+                m.shape[1] if i == out_dim else size for i, size in enumerate(self.view.value.shape)
+            ]
             kernel = rearrange(m.astype(x.dtype), [rows, (label,)], order, shape)
             y = self.eqn.primitive.bind(x, kernel, **params)
             return jnp.moveaxis(y, channel, -1).reshape(-1, m.shape[1])
@@ -240,8 +285,20 @@ class Conv:
             return jnp.einsum('tgr,rgo->tgo', inside, grouped).reshape(len(inside), -1)
 
         leaves, key = state
-        y = rule(leaves, Use(self.x, 'conv', False, key, self.x.dtype,
-                             lambda x: convolve(x, matrix), lambda: matrix, convolve, lowrank))
+        y = rule(
+            leaves,
+            Use(
+                self.x,
+                'conv',
+                False,
+                key,
+                self.x.dtype,
+                lambda x: convolve(x, matrix),
+                lambda: matrix,
+                convolve,
+                lowrank,
+            ),
+        )
         last = [size for i, size in enumerate(out.shape) if i != channel] + [out.shape[channel]]
         return jnp.moveaxis(y.reshape(last), -1, channel).astype(out.dtype)
 

@@ -42,6 +42,7 @@ class Leaf:
 
     def pick(self, axis: int, index: Any) -> 'Leaf':
         """The leaf without `axis`, at `index` of it."""
+
         def at(array: jax.Array) -> jax.Array:
             return lax.dynamic_index_in_dim(array, index, position, keepdims=False)
 
@@ -52,13 +53,20 @@ class Leaf:
         return self.without(axis, state)
 
     def without(self, axis: int, state: Any) -> 'Leaf':
-        return Leaf(self.path, self.shape, (*self.picked, axis),
-                    tuple(a for a in self.stack if a != axis), state)
+        return Leaf(
+            self.path,
+            self.shape,
+            (*self.picked, axis),
+            tuple(a for a in self.stack if a != axis),
+            state,
+        )
 
     def stack_position(self, axis: int) -> int:
         if axis not in self.stack:
-            raise Refused(f'this call takes slices of axis {axis}, the example inputs did not; '
-                          'wrap the model with example inputs that take the same path')
+            raise Refused(
+                f'this call takes slices of axis {axis}, the example inputs did not; '
+                'wrap the model with example inputs that take the same path'
+            )
         return self.stack.index(axis)
 
 
@@ -80,8 +88,11 @@ class View:
     def whole_axis(self, dim: int) -> int:
         """The leaf axis that `dim` is, where it is one whole axis."""
         group = self.dims[dim]
-        if len(group) == 1 and group[0].stride == 1 and (
-                group[0].size == self.leaf.shape[group[0].axis]):
+        if (
+            len(group) == 1
+            and group[0].stride == 1
+            and (group[0].size == self.leaf.shape[group[0].axis])
+        ):
             return group[0].axis
         raise Refused('an axis is taken apart before it is scanned, indexed or looked up')
 
@@ -174,7 +185,7 @@ RULES = {
 def sliced(view: View, value: jax.Array, sizes: Sequence[int], starts: Sequence[Any]) -> View:
     """A slice that takes single entries of whole axes, and all of the others."""
     leaf, dims = view.leaf, list(view.dims)
-    for dim, (size, full) in enumerate(zip(sizes, view.value.shape)):
+    for dim, (size, full) in enumerate(zip(sizes, view.value.shape, strict=True)):
         if size == full:
             continue
         if size != 1:
@@ -184,8 +195,9 @@ def sliced(view: View, value: jax.Array, sizes: Sequence[int], starts: Sequence[
     return View(leaf, value, tuple(dims))
 
 
-def rearrange(value: jax.Array, groups: Sequence[Sequence[Any]], order: Sequence[Any],
-              shape: Sequence[int]) -> jax.Array:
+def rearrange(
+    value: jax.Array, groups: Sequence[Sequence[Any]], order: Sequence[Any], shape: Sequence[int]
+) -> jax.Array:
     """Splits each axis into the labels of its group, puts the labels in `order`, reshapes.
 
     Labels are unique and have a `size`.

@@ -12,8 +12,9 @@ from peftjax.binding.discover import discover
 from peftjax.core.base import Model
 
 
-def wrap(module: Any, params: Any, example_inputs: Any, *, config: Any = None,
-         tokenizer: Any = None) -> Model:
+def wrap(
+    module: Any, params: Any, example_inputs: Any, *, config: Any = None, tokenizer: Any = None
+) -> Model:
     """A `Model` from any Flax Linen module, NNX module or pure function, unchanged.
 
     The module is traced once, abstractly, with the example inputs, to find its sites: every
@@ -48,13 +49,17 @@ def wrap(module: Any, params: Any, example_inputs: Any, *, config: Any = None,
         traceable = linen.tagged_apply(apply)
     elif isinstance(module, nnx.Module):
         if params is not None:
-            raise TypeError('an NNX module holds its own params: write wrap(module, None, inputs), '
-                            'then model.replace(params=...) for others')
+            raise TypeError(
+                'an NNX module holds its own params: write wrap(module, None, inputs), '
+                'then model.replace(params=...) for others'
+            )
         params, apply, traceable = nnx_binding.split_module(module)
     elif isinstance(module, Callable):
         apply = traceable = module
     else:
-        raise TypeError(f'cannot wrap a {type(module).__name__}: give a flax.linen.Module, a '
-                        'flax.nnx.Module or a function f(params, *args)')
+        raise TypeError(
+            f'cannot wrap a {type(module).__name__}: give a flax.linen.Module, a '
+            'flax.nnx.Module or a function f(params, *args)'
+        )
     sites = discover(traceable, params, calls.example(example_inputs))
     return Model(apply, params, sites, traceable, config, tokenizer)

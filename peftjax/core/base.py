@@ -11,7 +11,7 @@ from peftjax.core.layout import Layout
 from peftjax.core.sites import Sites
 
 Adapter = Any
-"""A pytree of arrays: `{site path: leaves}` from one method, a tuple or dict of them from a chain."""
+"""A pytree of arrays: `{site path: leaves}` of one method, a tuple or dict of them of a chain."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,8 @@ class _SameObjects:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _SameObjects) and all(
-            mine is theirs for mine, theirs in zip(self.fields, other.fields))
+            mine is theirs for mine, theirs in zip(self.fields, other.fields, strict=True)
+        )
 
     def __hash__(self) -> int:
         return hash(tuple(map(id, self.fields)))
@@ -99,7 +100,7 @@ class WeightAdapter(Mapping[str, Any]):
     @classmethod
     def tree_unflatten(cls, static: Any, children: Any) -> 'WeightAdapter':
         layout, names = static
-        return cls(layout, dict(zip(names, children)))
+        return cls(layout, dict(zip(names, children, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,16 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import (Adapter, Model, ModuleRule, ModuleUse, PeftTransform, Rule, Use,
-                               WeightRule)
+from peftjax.core.base import (
+    Adapter,
+    Model,
+    ModuleRule,
+    ModuleUse,
+    PeftTransform,
+    Rule,
+    Use,
+    WeightRule,
+)
 
 
 def chain(*transforms: PeftTransform) -> PeftTransform:
@@ -28,8 +36,9 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
     >>> len(tx.init(jax.random.key(0), mlp))
     2
     """
-    return _combined({str(i): transform for i, transform in enumerate(transforms)},
-                     pack=tuple, unpack=tuple)
+    return _combined(
+        {str(i): transform for i, transform in enumerate(transforms)}, pack=tuple, unpack=tuple
+    )
 
 
 def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
@@ -44,7 +53,7 @@ def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
     names = tuple(transforms)
 
     def pack(parts: list[Adapter]) -> dict[str, Adapter]:
-        return dict(zip(names, parts))
+        return dict(zip(names, parts, strict=True))
 
     def unpack(adapter: dict[str, Adapter]) -> tuple[Adapter, ...]:
         if set(adapter) != set(names):
@@ -60,24 +69,26 @@ def _combined(transforms: Mapping[str, PeftTransform], pack: Any, unpack: Any) -
     def parts(adapter: Adapter) -> tuple[Adapter, ...]:
         entries = unpack(adapter)
         if len(entries) != len(members):
-            raise ValueError(f'the chain has {len(members)} transforms, the adapter '
-                             f'{len(entries)} parts')
+            raise ValueError(
+                f'the chain has {len(members)} transforms, the adapter {len(entries)} parts'
+            )
         return entries
 
     def init(key: jax.Array, model: Model) -> Adapter:
-        adapter = pack([transform.init(paths.fold_in(key, name), model)
-                        for name, transform in members])
+        adapter = pack(
+            [transform.init(paths.fold_in(key, name), model) for name, transform in members]
+        )
         rules(adapter)  # A chain that cannot be nested is refused here, before it trains.
         return adapter
 
     def merge(params: Any, adapter: Adapter) -> Any:
-        for (_, transform), entry in zip(members, parts(adapter)):
+        for (_, transform), entry in zip(members, parts(adapter), strict=True):
             params = transform.merge(params, entry)
         return params
 
     def rules(adapter: Adapter) -> dict[str, Rule]:
         nested: dict[str, Rule] = {}
-        for (_, transform), entry in zip(members, parts(adapter)):
+        for (_, transform), entry in zip(members, parts(adapter), strict=True):
             for path, rule in transform.rules(entry).items():
                 nested[path] = _nest(path, nested[path], rule) if path in nested else rule
         return nested
@@ -98,7 +109,8 @@ def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
     if outer.base is not None and inner.layout is not None:
         raise ValueError(
             f'a transform replaces {path!r} as a whole after another has adapted it, which would '
-            'lose the adaptation; put select or full (or materialize=True) first in the chain')
+            'lose the adaptation; put select or full (or materialize=True) first in the chain'
+        )
     if outer.base is not None:
         first, second = inner.base, outer.base
         base = second if first is None else lambda leaf: second(first(leaf))

@@ -45,13 +45,16 @@ def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
     for pattern in paths.patterns_of(targets):
         matched = {name for name in names if pattern.fullmatch(name)}
         if not matched:
-            raise paths.TargetError(f'target {pattern.pattern!r} matches no leaf; near names: '
-                                    f'{paths.near_names(pattern.pattern, names)}')
+            raise paths.TargetError(
+                f'target {pattern.pattern!r} matches no leaf; near names: '
+                f'{paths.near_names(pattern.pattern, names)}'
+            )
         chosen |= matched
 
     def half(inside: bool) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if (paths.join(path) in chosen) == inside else Hole(), tree)
+            lambda path, leaf: leaf if (paths.join(path) in chosen) == inside else Hole(), tree
+        )
 
     return half(True), half(False)
 
@@ -65,6 +68,7 @@ def combine(first: Any, second: Any) -> Any:
     >>> combine(*partition({'kernel': 1, 'bias': 2}, r'bias'))
     {'bias': 2, 'kernel': 1}
     """
+
     def is_hole(node: Any) -> bool:
         return isinstance(node, Hole)
 
@@ -73,7 +77,9 @@ def combine(first: Any, second: Any) -> Any:
             return theirs
         if is_hole(theirs):
             return mine
-        raise ValueError(f'both trees have a leaf at {paths.join(path)!r}; a leaf must come from '
-                         'one of them: use partition to split them')
+        raise ValueError(
+            f'both trees have a leaf at {paths.join(path)!r}; a leaf must come from '
+            'one of them: use partition to split them'
+        )
 
     return jax.tree_util.tree_map_with_path(pick, first, second, is_leaf=is_hole)

@@ -43,8 +43,7 @@ def replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
     unknown = set(leaves) - set(flatten(tree))
     if unknown:
         raise KeyError(f'no such leaf in the tree: {sorted(unknown)}')
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaves.get(join(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(join(path), leaf), tree)
 
 
 def parent(path: str) -> str:
@@ -61,7 +60,8 @@ def patterns_of(targets: Targets) -> tuple[re.Pattern[str], ...]:
         except re.error as error:
             raise TargetError(
                 f'target {pattern!r} is not a regular expression: {error}; '
-                "write for example r'.*/(query|value)'") from error
+                "write for example r'.*/(query|value)'"
+            ) from error
     if not compiled:
         raise TargetError("targets is empty; write for example targets=r'.*/(query|value)'")
     return tuple(compiled)
@@ -80,9 +80,10 @@ def near_names(pattern: str, names: Iterable[str], most: int = 5) -> list[str]:
     plain = re.sub(r'[^\w/]+', '', pattern)
     last = plain.rpartition('/')[2]
     scored = {
-        name: max(difflib.SequenceMatcher(None, plain, name).ratio(),
-                  max(difflib.SequenceMatcher(None, last, part).ratio()
-                      for part in name.split('/')))
+        name: max(
+            difflib.SequenceMatcher(None, plain, name).ratio(),
+            max(difflib.SequenceMatcher(None, last, part).ratio() for part in name.split('/')),
+        )
         for name in names
     }
     return sorted(scored, key=lambda name: (-scored[name], name))[:most]

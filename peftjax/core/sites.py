@@ -83,8 +83,12 @@ class Sites:
         """
         chosen: dict[str, WeightSite] = {}
         for pattern in paths.patterns_of(targets):
-            matched = [site for path, site in self.weights.items() if not site.vector and (
-                pattern.fullmatch(path) or pattern.fullmatch(paths.parent(path)))]
+            matched = [
+                site
+                for path, site in self.weights.items()
+                if not site.vector
+                and (pattern.fullmatch(path) or pattern.fullmatch(paths.parent(path)))
+            ]
             if not matched:
                 raise self._nothing_matches(pattern.pattern)
             for site in matched:
@@ -104,12 +108,14 @@ class Sites:
                 near = paths.near_names(pattern.pattern, self.modules)
                 raise paths.TargetError(
                     f'target {pattern.pattern!r} matches no module of this model; near names: '
-                    f'{near}. print(model.sites) lists them all')
+                    f'{near}. print(model.sites) lists them all'
+                )
             for site in matched:
                 if site.reason:
                     raise paths.TargetError(
                         f'target {pattern.pattern!r} matches module {site.path!r} '
-                        f'{site.shape}, which cannot be adapted: {site.reason}')
+                        f'{site.shape}, which cannot be adapted: {site.reason}'
+                    )
                 chosen[site.path] = site
         return [chosen[path] for path in self.modules if path in chosen]
 
@@ -126,32 +132,49 @@ class Sites:
                 near = paths.near_names(pattern.pattern, self.weights)
                 raise paths.TargetError(
                     f'target {pattern.pattern!r} matches no parameter leaf; near names: {near}. '
-                    'A leaf is named in full, for example r\'.*/bias\'')
+                    "A leaf is named in full, for example r'.*/bias'"
+                )
             chosen |= matched
         return [path for path in self.weights if path in chosen]
 
     def _nothing_matches(self, pattern: str) -> paths.TargetError:
         adaptable = [path for path, site in self.weights.items() if site.layout is not None]
-        vectors = [f'{site.path} {site.shape} ({site.reason})' for site in self.weights.values()
-                   if re.fullmatch(pattern, site.path)
-                   or re.fullmatch(pattern, paths.parent(site.path))]
-        why = (f', only {vectors}, which select(...) can train whole' if vectors else '')
+        vectors = [
+            f'{site.path} {site.shape} ({site.reason})'
+            for site in self.weights.values()
+            if re.fullmatch(pattern, site.path) or re.fullmatch(pattern, paths.parent(site.path))
+        ]
+        why = f', only {vectors}, which select(...) can train whole' if vectors else ''
         modules = dict.fromkeys(paths.parent(path) for path in adaptable)
         near = paths.near_names(pattern, list(modules) + adaptable)
         return paths.TargetError(
             f'target {pattern!r} matches no weight matrix{why}; near names: {near}. '
-            'Patterns match a whole path; print(model.sites) lists them all')
+            'Patterns match a whole path; print(model.sites) lists them all'
+        )
 
     def __str__(self) -> str:
         rows = [('weight', 'shape', 'dtype', 'stack, in -> out', 'uses')]
         for site in self.weights.values():
-            rows.append((site.path, str(site.shape), str(site.dtype), _signature(site),
-                         ', '.join(dict.fromkeys(site.uses))))
+            rows.append(
+                (
+                    site.path,
+                    str(site.shape),
+                    str(site.dtype),
+                    _signature(site),
+                    ', '.join(dict.fromkeys(site.uses)),
+                )
+            )
         module_rows = [('module', 'output', 'dtype', 'stack', 'class')]
         for module in self.modules.values():
-            module_rows.append((module.path, str(module.shape), str(module.dtype),
-                                module.reason and f'no: {module.reason}' or str(module.stack),
-                                module.kind))
+            module_rows.append(
+                (
+                    module.path,
+                    str(module.shape),
+                    str(module.dtype),
+                    module.reason and f'no: {module.reason}' or str(module.stack),
+                    module.kind,
+                )
+            )
         return f'{table(rows)}\n\n{table(module_rows)}'
 
     __repr__ = __str__
@@ -161,8 +184,10 @@ def table(rows: Iterable[tuple[str, ...]]) -> str:
     """Rows of text in columns of equal width, the first one underlined."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-             for row in rows]
+    lines = [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
 
@@ -179,10 +204,12 @@ def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
         raise paths.TargetError(
             f'target {pattern!r} matches {site.path!r} {site.shape} {site.dtype}, which cannot '
             f'be adapted: {site.reason}. Leave it out of the pattern, or write '
-            'materialize=True to compute its merged weight in every step')
+            'materialize=True to compute its merged weight in every step'
+        )
     if not math.prod(site.shape):
-        raise paths.TargetError(f'target {pattern!r} matches {site.path!r} {site.shape}, which '
-                                'is empty')
+        raise paths.TargetError(
+            f'target {pattern!r} matches {site.path!r} {site.shape}, which is empty'
+        )
     axes = tuple(range(len(site.shape)))
     # Flax convention where the program does not tell: the last axis is the output.
     layout = Layout(site.shape, (), axes[:-1], axes[-1:], opaque=True)

@@ -34,15 +34,21 @@ class Summary:
 
     def __str__(self) -> str:
         rows = [('trains', 'shape', 'dtype', 'parameters')]
-        rows += [(path, str(shape), str(dtype), f'{count:,}')
-                 for path, shape, dtype, count in self.leaves]
+        rows += [
+            (path, str(shape), str(dtype), f'{count:,}')
+            for path, shape, dtype, count in self.leaves
+        ]
         total = self.base + self.added
-        return '\n'.join([
-            table(rows), '',
-            f'trainable {self.trainable:,} (added {self.added:,}, '
-            f'of the base itself {self.trainable - self.added:,})',
-            f'= {self.percent_of_base:.4g} % of the base ({self.base:,})',
-            f'= {100.0 * self.trainable / total:.4g} % of base + added ({total:,})'])
+        return '\n'.join(
+            [
+                table(rows),
+                '',
+                f'trainable {self.trainable:,} (added {self.added:,}, '
+                f'of the base itself {self.trainable - self.added:,})',
+                f'= {self.percent_of_base:.4g} % of the base ({self.base:,})',
+                f'= {100.0 * self.trainable / total:.4g} % of base + added ({total:,})',
+            ]
+        )
 
     __repr__ = __str__
 
@@ -67,8 +73,11 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
     """
     adapter = jax.eval_shape(transform.init, jax.random.key(0), model)
     base = paths.flatten(model.params)
-    replaced = {path for path, rule in transform.rules(adapter).items()
-                if path in base and _replaces_leaf(rule)}
+    replaced = {
+        path
+        for path, rule in transform.rules(adapter).items()
+        if path in base and _replaces_leaf(rule)
+    }
     rows, of_base = [], 0
     for path, leaf in paths.flatten(adapter).items():
         count = math.prod(leaf.shape)
@@ -76,8 +85,12 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
         is_base = any(path == name or path.endswith('/' + name) for name in replaced)
         of_base += count if is_base else 0
     trainable = sum(row[3] for row in rows)
-    return Summary(tuple(rows), trainable, trainable - of_base,
-                   sum(math.prod(leaf.shape) for leaf in base.values()))
+    return Summary(
+        tuple(rows),
+        trainable,
+        trainable - of_base,
+        sum(math.prod(leaf.shape) for leaf in base.values()),
+    )
 
 
 def _replaces_leaf(rule: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import (AdapterError, Model, PeftTransform, Use, WeightAdapter, WeightRule)
+from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightAdapter, WeightRule
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 
@@ -56,18 +56,22 @@ def weightwise(
     def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
         leaves = paths.flatten(model.params)
         return {
-            site.path: _init_site(paths.fold_in(key, site.path), leaves[site.path], site,
-                                  init_weight)
+            site.path: _init_site(
+                paths.fold_in(key, site.path), leaves[site.path], site, init_weight
+            )
             for site in model.sites.match_weights(targets, materialize)
         }
 
     def merge(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
         leaves = paths.flatten(params)
         check_leaves(leaves, adapter)
-        return paths.replace(params, {
-            path: merge_leaf(leaves[path], entry.layout, entry, at(merge_weight, path))
-            for path, entry in adapter.items()
-        })
+        return paths.replace(
+            params,
+            {
+                path: merge_leaf(leaves[path], entry.layout, entry, at(merge_weight, path))
+                for path, entry in adapter.items()
+            },
+        )
 
     def rules(adapter: dict[str, WeightAdapter]) -> dict[str, WeightRule]:
         return {path: _rule(path, entry) for path, entry in adapter.items()}
@@ -86,14 +90,20 @@ def at(function: Callable[..., jax.Array], path: str) -> Callable[..., jax.Array
     return lambda leaves, value: function(leaves, value, path)
 
 
-def merge_leaf(leaf: jax.Array, layout: Layout, leaves: Leaves,
-               merged: Callable[[Leaves, jax.Array], jax.Array]) -> jax.Array:
+def merge_leaf(
+    leaf: jax.Array,
+    layout: Layout,
+    leaves: Leaves,
+    merged: Callable[[Leaves, jax.Array], jax.Array],
+) -> jax.Array:
     """`leaf` with `merged(leaves, matrix)` in place of each matrix of its stack."""
     matrix = layout.to_matrix(leaf)
     result = over_stack(merged, layout)(dict(leaves), matrix)
     if result.shape != matrix.shape:
-        raise ValueError(f'merge_weight returned shape {result.shape[len(layout.stack):]} for a '
-                         f'matrix {matrix.shape[len(layout.stack):]}; it must keep the shape')
+        raise ValueError(
+            f'merge_weight returned shape {result.shape[len(layout.stack) :]} for a '
+            f'matrix {matrix.shape[len(layout.stack) :]}; it must keep the shape'
+        )
     return layout.from_matrix(result).astype(leaf.dtype)
 
 
@@ -108,8 +118,13 @@ def whole_leaf(rule: WeightRule) -> WeightRule:
     """`rule` acting on the leaf as a whole: for leaves whose uses cannot be followed."""
     layout = rule.layout
     assert layout is not None
-    return WeightRule((), None, lambda _, use: use.base(use.x), lambda _, matrix: matrix,
-                      base=lambda leaf: merge_leaf(leaf, layout, rule.leaves, rule.merged))
+    return WeightRule(
+        (),
+        None,
+        lambda _, use: use.base(use.x),
+        lambda _, matrix: matrix,
+        base=lambda leaf: merge_leaf(leaf, layout, rule.leaves, rule.merged),
+    )
 
 
 def check_leaves(leaves: dict[str, Any], adapter: dict[str, WeightAdapter]) -> None:
@@ -118,26 +133,33 @@ def check_leaves(leaves: dict[str, Any], adapter: dict[str, WeightAdapter]) -> N
         if path not in leaves:
             raise AdapterError(
                 f'the adapter has an entry for {path!r}, which these params lack; near names: '
-                f'{paths.near_names(path, leaves)}. Was it made for another model?')
+                f'{paths.near_names(path, leaves)}. Was it made for another model?'
+            )
         if leaves[path].shape != entry.layout.shape:
             raise AdapterError(
                 f'the adapter was made for {path!r} of shape {entry.layout.shape}, but these '
-                f'params have {leaves[path].shape}. Was it made for another model?')
+                f'params have {leaves[path].shape}. Was it made for another model?'
+            )
 
 
-def _init_site(key: jax.Array, leaf: Any, site: WeightSite,
-               init_weight: Callable[..., dict[str, jax.Array]]) -> WeightAdapter:
+def _init_site(
+    key: jax.Array, leaf: Any, site: WeightSite, init_weight: Callable[..., dict[str, jax.Array]]
+) -> WeightAdapter:
     layout = site.layout
     assert layout is not None
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise TypeError(f'params are abstract ({site.path!r} is a ShapeDtypeStruct); write '
-                        'jax.eval_shape(tx.init, key, model), or give real params')
+        raise TypeError(
+            f'params are abstract ({site.path!r} is a ShapeDtypeStruct); write '
+            'jax.eval_shape(tx.init, key, model), or give real params'
+        )
     keys = jax.random.split(key, layout.stack_shape) if layout.stack else key
     arrays = over_stack(lambda key, matrix: init_weight(key, matrix, site), layout)(
-        keys, layout.to_matrix(leaf))
+        keys, layout.to_matrix(leaf)
+    )
     return WeightAdapter(layout, arrays)
 
 
-def _by_merging(merged: Callable[[Leaves, jax.Array], jax.Array]
-                ) -> Callable[[Leaves, Use], jax.Array]:
+def _by_merging(
+    merged: Callable[[Leaves, jax.Array], jax.Array],
+) -> Callable[[Leaves, Use], jax.Array]:
     return lambda leaves, use: use.product(use.x, merged(leaves, use.weight()))

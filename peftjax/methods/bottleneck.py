@@ -54,13 +54,17 @@ def bottleneck(
         raise ValueError(f'size must be at least 1, got {size}')
 
     def init(key: jax.Array, model: Model) -> dict[str, dict[str, jax.Array]]:
-        return {site.path: _init_site(paths.fold_in(key, site.path), site, size, dtype)
-                for site in model.sites.match_modules(targets)}
+        return {
+            site.path: _init_site(paths.fold_in(key, site.path), site, size, dtype)
+            for site in model.sites.match_modules(targets)
+        }
 
     def merge(params: Any, adapter: dict[str, Any]) -> Any:
         del params
-        raise MergeError(f'bottleneck adapters are not linear in the weights and cannot merge: '
-                         f'{sorted(adapter)}; keep the adapter and use adapt(model, tx)')
+        raise MergeError(
+            f'bottleneck adapters are not linear in the weights and cannot merge: '
+            f'{sorted(adapter)}; keep the adapter and use adapt(model, tx)'
+        )
 
     def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
         return {path: ModuleRule(leaves, forward) for path, leaves in adapter.items()}
@@ -79,7 +83,9 @@ def _init_site(key: jax.Array, site: ModuleSite, size: int, dtype: Any) -> dict[
     down_key, up_key = jax.random.split(key)
     draw = jax.nn.initializers.truncated_normal(1e-2, dtype, lower=-2.0, upper=2.0)
     stack, features = site.stack, site.features
-    return {'down': draw(down_key, (*stack, features, size)),
-            'down_bias': jnp.zeros((*stack, size), dtype),
-            'up': draw(up_key, (*stack, size, features)),
-            'up_bias': jnp.zeros((*stack, features), dtype)}
+    return {
+        'down': draw(down_key, (*stack, features, size)),
+        'down_bias': jnp.zeros((*stack, size), dtype),
+        'up': draw(up_key, (*stack, size, features)),
+        'up_bias': jnp.zeros((*stack, features), dtype),
+    }

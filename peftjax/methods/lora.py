@@ -79,21 +79,29 @@ def lora(
         inputs, outputs = matrix.shape
         at_rank = paths.first_match(rank_pattern, site.path, rank)
         if at_rank > min(inputs, outputs):
-            raise ValueError(f'rank {at_rank} is larger than {site.path!r} allows: its matrix is '
-                             f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}); write at '
-                             f'most rank={min(inputs, outputs)}, or a rank_pattern for it')
+            raise ValueError(
+                f'rank {at_rank} is larger than {site.path!r} allows: its matrix is '
+                f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}); write at '
+                f'most rank={min(inputs, outputs)}, or a rank_pattern for it'
+            )
         if site.layout is not None and site.layout.lookup:
-            return {'a': jnp.zeros((inputs, at_rank), dtype),
-                    'b': jax.random.normal(key, (at_rank, outputs), dtype)}
+            return {
+                'a': jnp.zeros((inputs, at_rank), dtype),
+                'b': jax.random.normal(key, (at_rank, outputs), dtype),
+            }
         bound = 1.0 / math.sqrt(inputs)
-        return {'a': jax.random.uniform(key, (inputs, at_rank), dtype, -bound, bound),
-                'b': jnp.zeros((at_rank, outputs), dtype)}
+        return {
+            'a': jax.random.uniform(key, (inputs, at_rank), dtype, -bound, bound),
+            'b': jnp.zeros((at_rank, outputs), dtype),
+        }
 
     return weightwise(
         init_weight,
         functools.partial(_merge, scale_of=scale_of),
         functools.partial(_apply, scale_of=scale_of, dropout=dropout),
-        targets=targets, materialize=materialize)
+        targets=targets,
+        materialize=materialize,
+    )
 
 
 def _merge(leaves: Any, matrix: jax.Array, path: str, *, scale_of: Any) -> jax.Array:
@@ -103,4 +111,5 @@ def _merge(leaves: Any, matrix: jax.Array, path: str, *, scale_of: Any) -> jax.A
 
 def _apply(leaves: Any, use: Use, path: str, *, scale_of: Any, dropout: float) -> jax.Array:
     return use.base(use.x) + scale_of(path) * use.lowrank(
-        use.dropped(dropout), leaves['a'], leaves['b'])
+        use.dropped(dropout), leaves['a'], leaves['b']
+    )

@@ -41,8 +41,9 @@ def select(targets: paths.Targets) -> PeftTransform:
         leaves = paths.flatten(params)
         for path, leaf in adapter.items():
             _check(path, leaf, leaves)
-        return paths.replace(params, {path: leaf.astype(leaves[path].dtype)
-                                      for path, leaf in adapter.items()})
+        return paths.replace(
+            params, {path: leaf.astype(leaves[path].dtype) for path, leaf in adapter.items()}
+        )
 
     def rules(adapter: dict[str, jax.Array]) -> dict[str, WeightRule]:
         return {path: _replacement(path, leaf) for path, leaf in adapter.items()}
@@ -72,8 +73,12 @@ def _replacement(path: str, leaf: jax.Array) -> WeightRule:
 
 def _check(path: str, leaf: jax.Array, leaves: dict[str, Any]) -> None:
     if path not in leaves:
-        raise AdapterError(f'the adapter replaces {path!r}, which these params lack; near names: '
-                           f'{paths.near_names(path, leaves)}. Was it made for another model?')
+        raise AdapterError(
+            f'the adapter replaces {path!r}, which these params lack; near names: '
+            f'{paths.near_names(path, leaves)}. Was it made for another model?'
+        )
     if leaf.shape != leaves[path].shape:
-        raise AdapterError(f'the adapter has {path!r} of shape {leaf.shape}, these params '
-                           f'{leaves[path].shape}. Was it made for another model?')
+        raise AdapterError(
+            f'the adapter has {path!r} of shape {leaf.shape}, these params '
+            f'{leaves[path].shape}. Was it made for another model?'
+        )

@@ -12,8 +12,8 @@ class AttentionCore(nn.Module):
     a prefix is a longer `k`, `v` and `mask`, a scaled head a changed result. Every mask therefore
     arrives as an argument that spells out all S keys; nothing is implied by the positions of q.
 
-    Shapes: B batch, T queries, S keys, N heads, K key-value heads (N a multiple of K), H head width.
-    The key-value heads are never repeated in memory. The softmax is in float32 whatever the dtype.
+    Shapes: B batch, T queries, S keys, N heads of width H, K key-value heads (N a multiple of K),
+    which are never repeated in memory. The softmax is in float32 whatever the dtype.
 
     Example:
         >>> core, q = AttentionCore(), jnp.ones((1, 3, 4, 8))
@@ -104,7 +104,7 @@ def merge_heads(x: jax.Array) -> jax.Array:
 
 
 def check_token_inputs(input_ids: jax.Array, **others: jax.Array | None) -> None:
-    """Raises ValueError unless input_ids is an integer [B, T] and the others are [B, T] or [1, T]."""
+    """Raises ValueError unless input_ids is an integer [B, T] and the others [B, T] or [1, T]."""
     if input_ids.ndim != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
         raise ValueError(
             f'input_ids must be integers [batch, length], got {input_ids.dtype}{input_ids.shape}'

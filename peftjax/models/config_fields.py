@@ -8,14 +8,41 @@ from typing import Any
 
 # Fields that change nothing about what a trained model computes from its tokens.
 HARMLESS = frozenset(
-    """
-    _name_or_path _attn_implementation architectures auto_map model_type transformers_version
-    torch_dtype dtype torchscript use_cache gradient_checkpointing initializer_range return_dict
-    output_attentions output_hidden_states bos_token_id eos_token_id pad_token_id sep_token_id
-    cls_token_id decoder_start_token_id id2label label2id num_labels problem_type finetuning_task
-    task_specific_params tokenizer_class prefix chunk_size_feed_forward is_llama_config
-    transformers.js_config pretraining_tp
-    """.split()
+    {
+        '_name_or_path',
+        '_attn_implementation',
+        'architectures',
+        'auto_map',
+        'model_type',
+        'transformers_version',
+        'torch_dtype',
+        'dtype',
+        'torchscript',
+        'use_cache',
+        'gradient_checkpointing',
+        'initializer_range',
+        'return_dict',
+        'output_attentions',
+        'output_hidden_states',
+        'bos_token_id',
+        'eos_token_id',
+        'pad_token_id',
+        'sep_token_id',
+        'cls_token_id',
+        'decoder_start_token_id',
+        'id2label',
+        'label2id',
+        'num_labels',
+        'problem_type',
+        'finetuning_task',
+        'task_specific_params',
+        'tokenizer_class',
+        'prefix',
+        'chunk_size_feed_forward',
+        'is_llama_config',
+        'transformers.js_config',
+        'pretraining_tp',
+    }
 )
 
 # Fields that would change it in ways not built here, with the values that leave them off.

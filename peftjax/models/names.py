@@ -10,7 +10,7 @@ import jax
 class Rule(NamedTuple):
     """One tensor of the checkpoint and the leaf that holds it; `{layer}` stands for the index.
 
-    theirs: 'encoder.layer.{layer}.attention.self.query.weight'; ours: 'layers/attention/query/kernel'.
+    theirs: 'encoder.layer.{layer}.output.dense.weight'; ours: 'layers/ffn/output/kernel'.
     transposed: the file holds [out, in], the leaf [in, out].
     """
 

@@ -80,8 +80,8 @@ def _build_bert(config: BertConfig, build: Build) -> Bert:
 def _build_llama(config: LlamaConfig, build: Build) -> Llama:
     if build.task not in (None, 'causal_lm') or build.num_labels is not None:
         raise ValueError(
-            f'task {build.task!r} with num_labels {build.num_labels} does not suit a Llama decoder: '
-            "use None or 'causal_lm', and no num_labels"
+            f'task {build.task!r} with num_labels {build.num_labels} does not suit a Llama '
+            "decoder: use None or 'causal_lm', and no num_labels"
         )
     return Llama(
         config,

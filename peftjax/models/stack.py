@@ -27,7 +27,7 @@ def apply_stack(
     scan: bool,
     remat: str | None,
 ) -> jax.Array:
-    """Runs x through `count` blocks inside a compact method; `shared` reaches every block unchanged.
+    """Runs x through `count` blocks, each given `shared` too; call it inside a compact method.
 
     scan: one compiled block, parameters stacked on axis 0 under `layers`; else `layers_0`, ...
     remat: None keeps all activations, 'full' only the block inputs, or one of REMAT_POLICIES.
