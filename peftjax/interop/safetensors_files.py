@@ -1,0 +1,96 @@
+"""Checkpoint folders in Hugging Face layout: config.json and safetensors, sharded or not."""
+
+import json
+import pathlib
+from typing import Any
+
+import safetensors
+
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.tensors import Header, Tensors
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is absent, is not JSON, or holds something other than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise CheckpointError(f'{path} does not exist') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f'{path} is not JSON: {error}') from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f'{path} holds a JSON {type(value).__name__}, expected an object')
+    return value
+
+
+def open_folder(folder: pathlib.Path) -> Tensors:
+    """The tensors of `model.safetensors`, or of the shards its index file lists.
+
+    The files are memory-mapped: opening reads headers only, and `read` copies one tensor.
+
+    Raises:
+        CheckpointError: no such files, a corrupt or truncated file (the header's sizes are checked
+            against the file's), a shard outside the folder, a tensor in two shards or in none.
+    """
+    single, index = folder / 'model.safetensors', folder / 'model.safetensors.index.json'
+    if single.is_file():
+        claims, files = {}, [single.name]
+    elif index.is_file():
+        claims = _shards(index)
+        files = sorted(set(claims.values()))
+    else:
+        raise CheckpointError(
+            f'{folder} holds neither {single.name} nor {index.name}: only safetensors are read, '
+            'pickled weights (*.bin, *.pt) never'
+        )
+    headers: dict[str, Header] = {}
+    handles: dict[str, Any] = {}
+    for file in files:
+        handle = _open(folder / file)
+        for name in handle.keys():  # noqa: SIM118 (not a dict: it cannot be iterated)
+            if name in handles:
+                raise CheckpointError(f'{folder}: tensor {name} is in two shards, one is {file}')
+            if claims.get(name, file) != file:
+                raise CheckpointError(f'{index}: {name} is in {file}, not in {claims[name]}')
+            header = handle.get_slice(name)
+            dtype = header.get_dtype()
+            headers[name] = Header(tuple(header.get_shape()), dtype, dtype in _FLOATING)
+            handles[name] = handle
+    absent = sorted(set(claims) - set(handles))
+    if absent:
+        raise CheckpointError(f'{index} lists tensors that no shard holds: {", ".join(absent)}')
+    return Tensors(str(folder), headers, lambda name: handles[name].get_tensor(name))
+
+
+def _open(path: pathlib.Path) -> Any:
+    try:
+        return safetensors.safe_open(path, framework='numpy')
+    except FileNotFoundError:
+        raise CheckpointError(f'{path} does not exist') from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f'{path} is corrupt or truncated ({path.stat().st_size} bytes): {error}'
+        ) from error
+
+
+def _shards(index: pathlib.Path) -> dict[str, str]:
+    claims = read_json(index).get('weight_map')
+    if not isinstance(claims, dict) or not claims:
+        raise CheckpointError(f'{index} has no weight_map')
+    for name, file in claims.items():
+        # Compared as text: a download cache links its files to places outside the folder.
+        plain = isinstance(file, str) and pathlib.PurePath(file).name == file
+        if not plain or '\\' in file or not file.endswith('.safetensors'):
+            raise CheckpointError(
+                f'{index}: {name} is said to be in {file!r}; only .safetensors files next to the '
+                'index are read'
+            )
+    return claims
+
+
+# Narrower floats exist in the format, but stand for quantised weights that need scales beside them.
+_FLOATING = frozenset({'F64', 'F32', 'F16', 'BF16'})

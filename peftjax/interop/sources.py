@@ -1,0 +1,79 @@
+"""Where a checkpoint lies: a hub id, a folder, a file, or inside an installed package."""
+
+import importlib.util
+import os
+import pathlib
+import re
+
+import huggingface_hub
+
+from peftjax.interop.errors import CheckpointError
+
+# Pickles (*.bin, *.pt) run code when opened, so they are not even downloaded.
+HUB_FILES = (
+    'config.json',
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'model-*-of-*.safetensors',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'chat_template.jinja',
+)
+
+
+def locate(source: str | os.PathLike[str]) -> pathlib.Path:
+    """The local folder or .gguf file that `source` means, downloaded first if it is a hub id.
+
+    source: 'org/name' or 'org/name@revision' on the Hugging Face hub; a local folder; a local
+    .gguf file; 'package:name/sub/folder' or 'package:name/file.gguf' inside an installed package,
+    which is found without being imported. A local path goes before a hub id of the same spelling.
+
+    Raises:
+        CheckpointError: nothing is there, or the text is none of these.
+    """
+    text = os.fspath(source)
+    if text.startswith('package:'):
+        return _checkpoint(package_path(text), text)
+    path = pathlib.Path(text).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == '.gguf'):
+        return path
+    if path.exists():
+        raise CheckpointError(f'{path} is neither a folder nor a .gguf file')
+    hub = re.fullmatch(r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?', text)
+    if hub is None or path.suffix == '.gguf':
+        raise CheckpointError(
+            f"{text!r} not found: write an existing folder or .gguf file, a hub id 'org/name', or "
+            "'package:name/sub/folder' for files inside an installed package"
+        )
+    return pathlib.Path(
+        huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=list(HUB_FILES))
+    )
+
+
+def package_path(source: str) -> pathlib.Path:
+    """The file or folder that 'package:name/sub/path' means, found without importing the package.
+
+    Raises:
+        CheckpointError: no such package is installed, or it holds no such path.
+    """
+    name, _, inside = source.removeprefix('package:').partition('/')
+    if not name.isidentifier():
+        raise CheckpointError(f'{source!r}: {name!r} is not the name of a top-level package')
+    # A top-level name is looked up without running any of the package's code.
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f'{source!r}: no package {name!r} is installed here')
+    if '..' in pathlib.PurePath(inside).parts or pathlib.PurePath(inside).is_absolute():
+        raise CheckpointError(f'{source!r}: the path must stay inside the package')
+    for root in spec.submodule_search_locations:
+        path = pathlib.Path(root) / inside
+        if path.exists():
+            return path
+    raise CheckpointError(f'{source!r}: {name!r} is installed but holds no {inside!r}')
+
+
+def _checkpoint(path: pathlib.Path, text: str) -> pathlib.Path:
+    if path.is_dir() or path.suffix == '.gguf':
+        return path
+    raise CheckpointError(f'{text!r} is neither a folder nor a .gguf file')

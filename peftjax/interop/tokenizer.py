@@ -1,0 +1,141 @@
+"""Tokenizers, from a tokenizer.json or from the vocabulary inside a GGUF file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.safetensors_files import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A `tokenizers.Tokenizer` without padding or truncation, and what a checkpoint says about it.
+
+    `backend` is the Rust tokenizer, for batches and offsets. Ids are None where the checkpoint
+    names no such token; chat_template is the Jinja source.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    chat_template: str | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of one text; special tokens as the checkpoint's own tokenizer adds them."""
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+
+def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
+    """Reads tokenizer.json and the files beside it; None if the folder has no tokenizer.json.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    path = folder / 'tokenizer.json'
+    if not path.is_file():
+        return None
+    read_json(path)  # the parser below raises a bare Exception on text that is not JSON
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    # Files saved by sentence encoders pad every text to 128 tokens; batching is the caller's.
+    backend.no_padding()
+    backend.no_truncation()
+    settings: dict[str, Any] = {}
+    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
+        if (folder / name).is_file():
+            settings |= read_json(folder / name)
+    template, jinja = settings.get('chat_template'), folder / 'chat_template.jinja'
+    return Tokenizer(
+        backend,
+        *(_token_id(backend, settings.get(f'{role}_token')) for role in ('bos', 'eos', 'pad')),
+        jinja.read_text(encoding='utf-8') if jinja.is_file() else _default_template(template),
+    )
+
+
+def _token_id(backend: tokenizers.Tokenizer, token: str | Mapping[str, Any] | None) -> int | None:
+    content = token['content'] if isinstance(token, Mapping) else token
+    return None if content is None else backend.token_to_id(content)
+
+
+def _default_template(template: Any) -> str | None:
+    """Some checkpoints name several templates; the one named 'default' is for plain chat."""
+    if isinstance(template, list):
+        return {entry['name']: entry['template'] for entry in template}.get('default')
+    return template
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior='isolated'),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+# How text is cut before merging, by the names of llama.cpp.
+_PRE_TOKENIZERS = {
+    'gpt-2': _GPT2,
+    'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2]),
+    'llama-bpe': _split(_WORDS + r'\p{N}{1,3}' + _REST),
+    'qwen2': _split(_WORDS + r'\p{N}' + _REST),
+}
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
+    """Builds the byte-level BPE tokenizer that a GGUF file embeds.
+
+    Raises:
+        CheckpointError: a tokenizer of another kind, or vocabulary and merges that do not fit.
+    """
+    kind, cut = metadata.get('tokenizer.ggml.model'), metadata.get('tokenizer.ggml.pre', 'gpt-2')
+    if kind != 'gpt2' or cut not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f'{where}: tokenizer.ggml.model {kind!r} with pre {cut!r} is not supported, only '
+            f"'gpt2' with {', '.join(sorted(_PRE_TOKENIZERS))}"
+        )
+    tokens = metadata.get('tokenizer.ggml.tokens', [])
+    kinds = metadata.get('tokenizer.ggml.token_type', [])
+    merges = [tuple(merge.split(' ')) for merge in metadata.get('tokenizer.ggml.merges', [])]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if not tokens or len(kinds) != len(tokens) or len(vocabulary) != len(tokens):
+        raise CheckpointError(
+            f'{where}: {len(tokens)} tokens, {len(vocabulary)} different, {len(kinds)} types'
+        )
+    for pair in merges:
+        if len(pair) != 2 or not vocabulary.keys() >= {*pair, ''.join(pair)}:
+            raise CheckpointError(f'{where}: merge {" ".join(pair)!r} is not in the vocabulary')
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = _PRE_TOKENIZERS[cut]
+    backend.decoder = decoders.ByteLevel()
+    for wanted, add in (
+        (_CONTROL, backend.add_special_tokens),
+        (_USER_DEFINED, backend.add_tokens),
+    ):
+        add(
+            [
+                AddedToken(token, normalized=False)
+                for token, token_kind in zip(tokens, kinds, strict=True)
+                if token_kind == wanted
+            ]
+        )
+    return Tokenizer(
+        backend,
+        metadata.get('tokenizer.ggml.bos_token_id'),
+        metadata.get('tokenizer.ggml.eos_token_id'),
+        metadata.get('tokenizer.ggml.padding_token_id'),
+        metadata.get('tokenizer.chat_template'),
+    )

@@ -1,0 +1,100 @@
+"""Writes tiny_<variant>.npz: small random checkpoints in Hugging Face layout, with the logits of transformers.
+
+Made with torch 2.13.0 and transformers 5.23.0: python tests/golden/make_tiny.py
+Each holds 'config' (the config.json), 'weights/<tensor>' (as saved), 'inputs/<name>' and 'logits'.
+"""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+DECODER = {
+    'vocab_size': 32,
+    'hidden_size': 16,
+    'intermediate_size': 24,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'max_position_embeddings': 64,
+    'initializer_range': 0.3,
+    'pad_token_id': 0,
+    'attn_implementation': 'eager',
+}
+ENCODER = DECODER | {'type_vocab_size': 2, 'num_labels': 3}
+del ENCODER['num_key_value_heads']
+LLAMA3 = {
+    'rope_type': 'llama3',
+    'factor': 4.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 16,
+    'rope_theta': 100.0,
+}
+LINEAR = {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 10000.0}
+VARIANTS = {
+    'llama': LlamaForCausalLM(LlamaConfig(**DECODER)),
+    'llama_tied': LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
+    'llama_biases': LlamaForCausalLM(LlamaConfig(**DECODER, attention_bias=True, mlp_bias=True)),
+    'llama_head_dim': LlamaForCausalLM(LlamaConfig(**DECODER, head_dim=6)),
+    'llama3_rope': LlamaForCausalLM(LlamaConfig(**DECODER, head_dim=8, rope_parameters=LLAMA3)),
+    'linear_rope': LlamaForCausalLM(LlamaConfig(**DECODER, rope_parameters=LINEAR)),
+    'mistral': MistralForCausalLM(MistralConfig(**DECODER, sliding_window=5)),
+    'qwen2': Qwen2ForCausalLM(Qwen2Config(**DECODER)),
+    'bert': BertForSequenceClassification(BertConfig(**ENCODER)),
+    'bert_tanh': BertForSequenceClassification(BertConfig(**ENCODER, hidden_act='gelu_new')),
+}
+
+
+def inputs_of(variant: str) -> dict[str, torch.Tensor]:
+    mask = torch.ones(2, 24, dtype=torch.int64)
+    if variant.startswith('bert'):
+        mask[1, 15:] = 0
+        types = (torch.arange(24) > 9).long().expand(2, 24)
+        return {
+            'input_ids': torch.randint(1, 32, (2, 24)),
+            'attention_mask': mask,
+            'token_type_ids': types,
+        }
+    mask[0, :5], mask[1, 20:] = 0, 0  # one row padded on the left, one on the right
+    return {'input_ids': torch.randint(1, 32, (2, 24)), 'attention_mask': mask}
+
+
+def main() -> None:
+    for seed, (variant, model) in enumerate(VARIANTS.items()):
+        torch.manual_seed(seed)
+        model.eval()
+        for name, parameter in model.named_parameters():
+            # Norms and biases too: at their initial ones and zeros they would test nothing.
+            centre = 1.0 if 'norm' in name.lower() and name.endswith('weight') else 0.0
+            torch.nn.init.normal_(parameter, centre, 0.3)
+        inputs = inputs_of(variant)
+        with torch.no_grad():
+            arrays = {'logits': model(**inputs).logits.numpy()}
+        for name, value in inputs.items():
+            arrays[f'inputs/{name}'] = value.numpy().astype(np.int32)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            config = json.loads(pathlib.Path(folder, 'config.json').read_text())
+            arrays['config'] = np.array(json.dumps(config))
+            for name, value in load_file(pathlib.Path(folder, 'model.safetensors')).items():
+                arrays[f'weights/{name}'] = value
+        path = pathlib.Path(__file__).with_name(f'tiny_{variant}.npz')
+        np.savez_compressed(path, **arrays)
+
+
+if __name__ == '__main__':
+    main()
