@@ -84,7 +84,27 @@ def parse_gguf(file: GgufFile, ignore: Collection[str] = ()) -> LlamaConfig:
         'attention.value_length': (fields.get('head_dim'),),
         'rope.dimension_count': (fields.get('head_dim'),),
     }
-    return read_config(LlamaConfig, fields, off=off, ignore=ignore)
+    config = read_config(LlamaConfig, fields, off=off, ignore=ignore)
+    _check_sizes(file, config)
+    return config
+
+
+def _check_sizes(file: GgufFile, config: LlamaConfig) -> None:
+    """A damaged size must not become the size of a computation: compare with the tensors first."""
+    width = config.hidden_size
+    expected = {
+        'token_embd.weight': (config.vocab_size, width),
+        'blk.0.attn_q.weight': (config.num_attention_heads * config.head_dim, width),
+        'blk.0.attn_k.weight': (config.num_key_value_heads * config.head_dim, width),
+        'blk.0.ffn_gate.weight': (config.intermediate_size, width),
+    }
+    for name, shape in expected.items():
+        held = file.tensors[name].shape if name in file.tensors else None
+        if held != shape:
+            raise CheckpointError(
+                f'{file.path}: metadata asks for {name} {list(shape)}, '
+                f'the file holds {"none" if held is None else list(held)}'
+            )
 
 
 def _rope(file: GgufFile, fields: dict[str, Any]) -> Rope:

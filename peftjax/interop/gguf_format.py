@@ -139,6 +139,8 @@ class _Cursor:
 
     def array(self, what: str) -> list[Any]:
         kind, count = self.scalar('I', what), self.scalar('Q', what)
+        if kind == _ARRAY:
+            raise CheckpointError(f'{self.path}: {what} is an array of arrays')
         if kind in _SCALARS:
             code = '<' + _SCALARS[kind]
             size = struct.calcsize(code)
@@ -153,7 +155,16 @@ class _Cursor:
         return shape, self.scalar('I', name), self.scalar('Q', name)
 
 
-def _placed(path, name, begin, end, shape, kind, offset) -> GgufTensor:
+def _placed(
+    path: pathlib.Path,
+    name: str,
+    begin: int,
+    end: int,
+    shape: tuple[int, ...],
+    kind: int,
+    offset: int,
+) -> GgufTensor:
+    """Where tensor data begins and ends, given where the data section begins and the file ends."""
     if kind not in gguf.GGML_QUANT_SIZES:
         raise CheckpointError(f'{path}: tensor {name} has the unknown format {kind}')
     kind = gguf.GGMLQuantizationType(kind)

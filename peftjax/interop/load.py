@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from peftjax.core.model import Model, wrap
 from peftjax.interop import assemble, gguf_files, sources
+from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf
 from peftjax.interop.safetensors_files import open_folder, read_json
 from peftjax.interop.tensors import Tensors
@@ -125,6 +126,12 @@ def _params(
     ignore: tuple[str, ...],
 ) -> dict[str, Any]:
     """Checks the checkpoint against the module, then reads it, leaf by leaf."""
+    family, tensors = checkpoint.family, checkpoint.tensors
+    if checkpoint.config.num_hidden_layers > len(tensors.headers):
+        raise CheckpointError(
+            f'{tensors.where}: config says {checkpoint.config.num_hidden_layers} layers, the files '
+            f'hold {len(tensors.headers)} tensors'
+        )
     key = jax.random.key(0) if key is None else key
 
     def initial(key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:
@@ -134,7 +141,6 @@ def _params(
 
     leaves = jax.eval_shape(lambda key: initial(key, None), key)
     table = slots(checkpoint.names, leaves)
-    family, tensors = checkpoint.family, checkpoint.tensors
     new = assemble.new_leaves(table, tensors.headers, family.head)
     held = [slot for slot in table if slot.path not in new]
     assemble.check(held, tensors, family.surplus(module) + checkpoint.surplus + ignore)

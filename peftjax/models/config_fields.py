@@ -79,10 +79,15 @@ def read_config(
                 problems.append(f'{field.name}: missing')
             continue
         value = raw[field.name]
-        if _has_type(value, hints[field.name]):
-            values[field.name] = value
+        hint = hints[field.name]
+        if not _has_type(value, hint):
+            problems.append(
+                f'{field.name}: {value!r} is not of type {getattr(hint, "__name__", hint)}'
+            )
+        elif type(value) is int and value < (0 if isinstance(0.0, hint) else 1):
+            problems.append(f'{field.name}: {value} is out of range')
         else:
-            problems.append(f'{field.name}: {value!r} is not of type {hints[field.name]}')
+            values[field.name] = value
     off = UNSUPPORTED | dict(off)
     for name in sorted(set(raw) - {field.name for field in dataclasses.fields(cls)}):
         if name in off:

@@ -37,7 +37,6 @@ class LlamaConfig:
 
     def __post_init__(self):
         activation(self.hidden_act)
-        self.rope.frequencies(self.head_dim)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f'LlamaConfig: num_attention_heads {self.num_attention_heads} is not a multiple of '
@@ -45,6 +44,11 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f'LlamaConfig: head_dim {self.head_dim} is odd, rotation needs pairs')
+        if self.rope.kind == 'divisors' and len(self.rope.divisors) != self.head_dim // 2:
+            raise ValueError(
+                f'LlamaConfig: {len(self.rope.divisors)} rope divisors for head_dim '
+                f'{self.head_dim}, expected {self.head_dim // 2}'
+            )
 
 
 # Each family writes only what differs from its own defaults.

@@ -78,6 +78,8 @@ def _build_bert(config: BertConfig, build: Build) -> Bert:
 
 
 def _build_llama(config: LlamaConfig, build: Build) -> Llama:
+    if build.pooling != 'first':
+        raise ValueError(f'pooling {build.pooling!r} is for BERT: a Llama decoder does not pool')
     if build.task not in (None, 'causal_lm') or build.num_labels is not None:
         raise ValueError(
             f'task {build.task!r} with num_labels {build.num_labels} does not suit a Llama '

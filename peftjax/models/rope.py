@@ -23,31 +23,22 @@ class Rope:
     original_max_position_embeddings: int = 8192
     divisors: tuple[float, ...] = ()
 
-    def frequencies(self, width: int) -> np.ndarray:
-        """float32 [width / 2], in radians per position.
-
-        Raises:
-            ValueError: on an unknown kind, or divisors of another length.
-        """
-        # In float64 on the host: an error here would be multiplied by the position.
-        frequency = self.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
-        if self.kind == 'default':
-            divisor = np.ones_like(frequency)
-        elif self.kind == 'linear':
-            divisor = np.full_like(frequency, self.factor)
-        elif self.kind == 'llama3':
-            divisor = self._llama3_divisor(frequency)
-        elif self.kind == 'divisors':
-            divisor = np.asarray(self.divisors, np.float64)
-            if divisor.shape != frequency.shape:
-                raise ValueError(
-                    f'rope divisors: expected {frequency.size} numbers for head width {width}, '
-                    f'got {divisor.size}'
-                )
-        else:
+    def __post_init__(self):
+        if self.kind not in ('default', 'linear', 'llama3', 'divisors'):
             raise ValueError(
                 f"rope kind {self.kind!r} is not supported: use 'default', 'linear' or 'llama3'"
             )
+
+    def frequencies(self, width: int) -> np.ndarray:
+        """float32 [width / 2], in radians per position."""
+        # In float64 on the host: an error here would be multiplied by the position.
+        frequency = self.theta ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+        divisor = {
+            'default': lambda: 1.0,
+            'linear': lambda: self.factor,
+            'llama3': lambda: self._llama3_divisor(frequency),
+            'divisors': lambda: np.asarray(self.divisors, np.float64),
+        }[self.kind]()
         return (frequency / divisor).astype(np.float32)
 
     def _llama3_divisor(self, frequency: np.ndarray) -> np.ndarray:
