@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from peftjax.core.model import Model, wrap
+from peftjax.binding.wrap import wrap
+from peftjax.core.base import Model
 from peftjax.interop import assemble, gguf_files, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf

@@ -49,7 +49,9 @@ class _Part(nn.Module):
         )
 
     def dropout(self, x: jax.Array) -> jax.Array:
-        return nn.Dropout(self.config.hidden_dropout_prob, deterministic=self.deterministic)(x)
+        return nn.Dropout(
+            self.config.hidden_dropout_prob, deterministic=self.deterministic, name='dropout'
+        )(x)
 
 
 class _Embeddings(_Part):
@@ -194,7 +196,7 @@ class Bert(nn.Module):
         config = self.config
         rate = config.classifier_dropout
         rate = config.hidden_dropout_prob if rate is None else rate
-        pooled = nn.Dropout(rate, deterministic=deterministic)(pooled)
+        pooled = nn.Dropout(rate, deterministic=deterministic, name='dropout')(pooled)
         return nn.Dense(
             self.outputs,
             kernel_init=nn.initializers.normal(0.02),
