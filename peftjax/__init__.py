@@ -1,5 +1,6 @@
 """peftjax: parameter-efficient fine-tuning as pure transforms of Flax parameter trees."""
 
+from peftjax import testing
 from peftjax.binding.adapt import adapt
 from peftjax.binding.wrap import wrap
 from peftjax.core.base import (
@@ -53,6 +54,7 @@ __all__ = [
     'partition',
     'select',
     'summary',
+    'testing',
     'weightwise',
     'wrap',
 ]

@@ -43,9 +43,10 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
       AdapterError: at a call, if the adapter does not belong to this model, or if this call
         uses an adapted weight in a way that the example inputs of `wrap` did not show.
 
-    >>> tx = lora(rank=2, targets=r'hidden')
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.lora(rank=2, targets=r'hidden')
     >>> adapter = tx.init(jax.random.key(0), mlp)
-    >>> predict = adapt(mlp, tx)
+    >>> predict = peftjax.adapt(mlp, tx)
     >>> predict(adapter, mlp.params, jax.numpy.ones((5, 4))).shape
     (5, 3)
     """

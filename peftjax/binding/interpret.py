@@ -223,15 +223,32 @@ def _unpack(packed: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     ]
 
 
+def _passed(results: Sequence[Any], entered: Sequence[Any]) -> dict[int, int]:
+    """Results that are an entered view unchanged, as NNX returns the parameters it was given."""
+    return {
+        i: j
+        for i, result in enumerate(results)
+        for j, value in enumerate(entered)
+        if isinstance(result, View) and isinstance(value, View) and result.value is value.value
+    }
+
+
 def _remat(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
+    passed: dict[int, int] = {}
+
     def body(packed: list[Any], modules: Mapping[str, Any]) -> list[Any]:
         inside = dataclasses.replace(frame, modules=modules)
-        results = run(eqn.params['jaxpr'], (), _unpack(packed, inputs), inside)
-        return [plain(result, 'remat', inside) for result in results]
+        entered = _unpack(packed, inputs)
+        results = run(eqn.params['jaxpr'], (), entered, inside)
+        passed.update(_passed(results, entered))
+        return [
+            _array(result) if i in passed else plain(result, 'the result of remat', inside)
+            for i, result in enumerate(results)
+        ]
 
-    return jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy'])(
-        _pack(inputs), frame.modules
-    )
+    remat = jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy'])
+    outputs = remat(_pack(inputs), frame.modules)
+    return [inputs[passed[i]] if i in passed else value for i, value in enumerate(outputs)]
 
 
 def _cond(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
@@ -306,18 +323,25 @@ def _scan(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     }
     shared = {path: state for path, state in frame.modules.items() if path not in sliced}
 
+    passed: dict[int, int] = {}
+
     def step(state: list[Any], xs: Any) -> tuple[list[Any], list[Any]]:
         values, module_slices = xs
         inside = dataclasses.replace(inner, modules={**shared, **module_slices})
-        args = [*consts, *_merge_carry(fixed, carry, state), *_entered(values, slices)]
-        results = [
-            value if i < n_carry and fixed[i] else plain(value, 'the result of a scan', inside)
-            for i, value in enumerate(run(body.jaxpr, body.consts, args, inside))
+        entered = _entered(values, slices)
+        args = [*consts, *_merge_carry(fixed, carry, state), *entered]
+        results = run(body.jaxpr, body.consts, args, inside)
+        passed.update(_passed(results[n_carry:], entered))
+        moved = [
+            plain(value, 'the carry of a scan', inside)
+            for keep, value in zip(fixed, results[:n_carry], strict=True)
+            if not keep
         ]
-        return (
-            [value for keep, value in zip(fixed, results[:n_carry], strict=True) if not keep],
-            results[n_carry:],
-        )
+        stacked = [
+            _array(value) if i in passed else plain(value, 'the result of a scan', inside)
+            for i, value in enumerate(results[n_carry:])
+        ]
+        return moved, stacked
 
     moved, stacked = lax.scan(
         step,
@@ -327,6 +351,7 @@ def _scan(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
         reverse=params['reverse'],
         unroll=params['unroll'],
     )
+    stacked = [slices[passed[i]] if i in passed else value for i, value in enumerate(stacked)]
     return [*_merge_carry(fixed, carry, moved), *stacked]
 
 

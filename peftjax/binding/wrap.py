@@ -40,7 +40,7 @@ def wrap(
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
-    >>> print(wrap(dense, dense.init(jax.random.key(0), x), x).sites.weights['kernel'].uses)
+    >>> print(peftjax.wrap(dense, dense.init(jax.random.key(0), x), x).sites.weights['kernel'].uses)
     ('dot',)
     """
     if isinstance(module, flax.linen.Module):

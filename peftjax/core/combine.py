@@ -32,7 +32,8 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
     Raises:
       ValueError: from `init`, if one replaces a leaf that an earlier one adapts.
 
-    >>> tx = chain(lora(rank=2, targets=r'hidden'), select(r'.*/bias'))
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.chain(peftjax.lora(rank=2, targets=r'hidden'), peftjax.select(r'.*/bias'))
     >>> len(tx.init(jax.random.key(0), mlp))
     2
     """
@@ -46,7 +47,9 @@ def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
 
     The mapping's own order is the order of application.
 
-    >>> tx = named_chain({'lora': lora(rank=2, targets=r'hidden'), 'bias': select(r'.*/bias')})
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.named_chain({'lora': peftjax.lora(rank=2, targets=r'hidden'),
+    ...                           'bias': peftjax.select(r'.*/bias')})
     >>> sorted(tx.init(jax.random.key(0), mlp))
     ['bias', 'lora']
     """

@@ -34,7 +34,7 @@ def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
     Raises:
       TargetError: a pattern matches no leaf.
 
-    >>> biases, rest = partition({'kernel': 1, 'bias': 2}, r'bias')
+    >>> biases, rest = peftjax.partition({'kernel': 1, 'bias': 2}, r'bias')
     >>> biases, rest
     ({'bias': 2, 'kernel': .}, {'bias': ., 'kernel': 1})
     >>> jax.tree.leaves(biases)
@@ -65,7 +65,7 @@ def combine(first: Any, second: Any) -> Any:
     Raises:
       ValueError: both have a leaf at one path, or their structures differ.
 
-    >>> combine(*partition({'kernel': 1, 'bias': 2}, r'bias'))
+    >>> peftjax.combine(*peftjax.partition({'kernel': 1, 'bias': 2}, r'bias'))
     {'bias': 2, 'kernel': 1}
     """
 

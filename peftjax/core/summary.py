@@ -68,7 +68,8 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
     Raises:
       TargetError: as `transform.init`.
 
-    >>> summary(select(r'.*/bias'), mlp).trainable
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> peftjax.summary(peftjax.select(r'.*/bias'), mlp).trainable
     11
     """
     adapter = jax.eval_shape(transform.init, jax.random.key(0), model)

@@ -43,12 +43,12 @@ def weightwise(
       TargetError: from `init`, if a target matches nothing or a leaf that cannot be adapted.
 
     >>> import flax.linen as nn, jax.numpy as jnp
-    >>> scale = weightwise(
+    >>> scale = peftjax.weightwise(
     ...     init_weight=lambda key, matrix, site: {'s': jnp.ones(matrix.shape[1])},
     ...     merge_weight=lambda leaves, matrix, path: matrix * leaves['s'],
     ...     targets=r'kernel')
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
-    >>> model = wrap(dense, dense.init(jax.random.key(0), x), x)
+    >>> model = peftjax.wrap(dense, dense.init(jax.random.key(0), x), x)
     >>> scale.init(jax.random.key(1), model)['kernel']['s'].shape
     (3,)
     """

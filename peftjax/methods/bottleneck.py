@@ -41,7 +41,8 @@ def bottleneck(
       ValueError: `size` below 1.
       TargetError: from `init`, if a pattern matches no module.
 
-    >>> tx = bottleneck(size=2, targets=r'hidden')
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.bottleneck(size=2, targets=r'hidden')
     >>> tx.init(jax.random.key(0), mlp)['hidden']['down'].shape
     (8, 2)
 

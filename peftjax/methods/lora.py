@@ -53,7 +53,8 @@ def lora(
         smaller side of a matrix, with its path.
       TargetError: from `init`, see `Sites.match_weights`.
 
-    >>> tx = lora(rank=2, targets=r'hidden')
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.lora(rank=2, targets=r'hidden')
     >>> adapter = tx.init(jax.random.key(0), mlp)
     >>> adapter['hidden/kernel']['a'].shape, adapter['hidden/kernel']['b'].shape
     ((4, 2), (2, 8))

@@ -23,7 +23,8 @@ def select(targets: paths.Targets) -> PeftTransform:
     Raises:
       TargetError: from `init`, if a pattern matches no leaf.
 
-    >>> adapter = select(r'.*/bias').init(jax.random.key(0), mlp)
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> adapter = peftjax.select(r'.*/bias').init(jax.random.key(0), mlp)
     >>> {path: leaf.shape for path, leaf in adapter.items()}
     {'hidden/bias': (8,), 'out/bias': (3,)}
 
@@ -57,7 +58,8 @@ def full() -> PeftTransform:
     Returns:
       A transform whose adapter holds a copy of every leaf of the base.
 
-    >>> summary(full(), mlp).percent_of_base
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> peftjax.summary(peftjax.full(), mlp).percent_of_base
     100.0
     """
     return select(r'.*')

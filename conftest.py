@@ -1,0 +1,19 @@
+"""Settings of every test: eight fake devices, strict dtypes, names for the docstring examples."""
+
+import os
+
+# Before JAX starts: the contract's sharding law runs on a mesh of eight.
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import peftjax
+
+
+@pytest.fixture(autouse=True)
+def _names_for_examples(doctest_namespace):
+    doctest_namespace.update(jax=jax, jnp=jnp, peftjax=peftjax)

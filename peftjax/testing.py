@@ -1,0 +1,382 @@
+"""The contract every method keeps, as checks to run on a transform of one's own.
+
+`check(case)` runs all laws; each law is a function of a `Case`, so a test table can name them.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from peftjax.binding.adapt import adapt
+from peftjax.binding.wrap import wrap
+from peftjax.core import paths
+from peftjax.core.base import Adapter, MergeError, Model, PeftTransform
+from peftjax.core.combine import chain
+from peftjax.core.summary import summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method on a model, and what is claimed of it.
+
+    Attributes:
+      make: the method as a function of its targets.
+      targets: for `make`.
+      model: real parameters, float outputs.
+      inputs: keyword arguments of a call; arrays have the batch in front.
+      fewer_targets: targets that match some of the sites only, or None to skip that law.
+      identity: how far a fresh adapter may move the outputs, relative to their size; None for a
+        method that does not start at the identity.
+      mergeable: whether the method merges; one that does not must say so.
+      tolerance: of equal numbers, relative to the size of the outputs (of gradients: 10 times).
+      parameters: how many train, by a closed formula; None to skip.
+      forward_flops: what a forward pass adds, by a closed formula, within 3 %; None to skip.
+      roundtrip: saves an adapter and loads it; None to skip.
+    """
+
+    make: Callable[[paths.Targets], PeftTransform]
+    targets: paths.Targets
+    model: Model
+    inputs: dict[str, Any]
+    fewer_targets: paths.Targets | None = None
+    identity: float | None = 0.0
+    mergeable: bool = True
+    tolerance: float = 1e-5
+    parameters: int | None = None
+    forward_flops: float | None = None
+    roundtrip: Callable[[Adapter], Adapter] | None = None
+
+    @property
+    def transform(self) -> PeftTransform:
+        return self.make(self.targets)
+
+    def predict(self, adapter: Adapter, inputs: Any = None) -> jax.Array:
+        """The adapted model's first float output."""
+        call = adapt(self.model, self.transform)
+        return _output(call(adapter, self.model.params, **(inputs or self.inputs)))
+
+    def fresh(self, seed: int = 0) -> Adapter:
+        return self.transform.init(jax.random.key(seed), self.model)
+
+    def moved(self, seed: int = 0) -> Adapter:
+        """An adapter away from its initial values, where nothing is zero by construction."""
+        return perturb(self.fresh(seed), jax.random.key(seed + 1))
+
+
+def check(case: Case) -> None:
+    """Runs every law of the contract.
+
+    Raises:
+      AssertionError: naming the law that fails, and by how much.
+
+    >>> check(Case(make=lambda targets: peftjax.lora(rank=2, targets=targets), targets=r'hidden',
+    ...            model=tiny_mlp(), inputs={'x': jnp.ones((8, 4))}, parameters=2 * (4 + 8)))
+    """
+    for name, law in LAWS.items():
+        try:
+            law(case)
+        except AssertionError as error:
+            raise AssertionError(f'law {name!r}: {error}') from error
+
+
+class _MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3, name='out')(nn.relu(nn.Dense(8, name='hidden')(x)))
+
+
+def tiny_mlp() -> Model:
+    """Two dense layers, 4 -> 8 -> 3, for examples: `apply(params, x)` with `x: [..., 4]`.
+
+    >>> tiny_mlp().apply(tiny_mlp().params, jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+    x = jnp.ones((1, 4))
+    return wrap(_MLP(), _MLP().init(jax.random.key(0), x), {'x': x})
+
+
+def perturb(adapter: Adapter, key: jax.Array, size: float = 0.05) -> Adapter:
+    """`adapter` plus normal noise of deviation `size` in every float leaf."""
+    leaves, structure = jax.tree.flatten(adapter)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        structure,
+        [
+            leaf + (size * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ],
+    )
+
+
+def identity_at_init(case: Case) -> None:
+    """A fresh adapter leaves the model's outputs as they are."""
+    if case.identity is None:
+        return
+    plain = _output(case.model.apply(case.model.params, **case.inputs))
+    _assert_close(case.predict(case.fresh()), plain, case.identity + case.tolerance)
+
+
+def merge_keeps_structure(case: Case) -> None:
+    """`merge` keeps structure, shapes and dtypes; a method that cannot merge names its sites."""
+    params = case.model.params
+    if not case.mergeable:
+        try:
+            case.transform.merge(params, case.fresh())
+        except MergeError as error:
+            site = next(iter(case.transform.rules(case.fresh())))
+            assert site in str(error), f'{site!r} is not named in {error}'
+            return
+        raise AssertionError('merge did not raise MergeError')
+    merged = case.transform.merge(params, case.moved())
+    assert _shapes(merged) == _shapes(params), 'merge changed a shape, dtype or the structure'
+
+
+def routes_agree(case: Case) -> None:
+    """The training route computes what the model computes with merged parameters."""
+    if not case.mergeable:
+        return
+    adapter = case.moved()
+    merged = case.transform.merge(case.model.params, adapter)
+    _assert_close(
+        case.predict(adapter), _output(case.model.apply(merged, **case.inputs)), case.tolerance
+    )
+
+
+def gradients_agree(case: Case) -> None:
+    """Gradients are finite, reach every leaf, and are those of the merged route."""
+    adapter, params = case.moved(), case.model.params
+
+    def by_rules(adapter: Adapter) -> jax.Array:
+        return _loss(case.predict(adapter))
+
+    def by_merging(adapter: Adapter) -> jax.Array:
+        merged = case.transform.merge(params, adapter)
+        return _loss(_output(case.model.apply(merged, **case.inputs)))
+
+    gradients = paths.flatten(jax.grad(by_rules)(adapter))
+    for path, leaf in gradients.items():
+        assert jnp.isfinite(leaf).all(), f'the gradient of {path} is not finite'
+        assert jnp.any(leaf != 0), f'no gradient reaches {path}'
+    if case.mergeable:
+        theirs = paths.flatten(jax.grad(by_merging)(adapter))
+        size = max(float(jnp.abs(leaf).max()) for leaf in theirs.values())
+        for path, leaf in gradients.items():
+            _assert_close(leaf, theirs[path], 10 * case.tolerance, path, size)
+
+
+def init_is_abstract(case: Case) -> None:
+    """`init` runs under `eval_shape`, on abstract parameters too, with the same result."""
+    expected = _shapes(case.fresh())
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), case.model.params
+    )
+    for params in (case.model.params, abstract):
+        model = case.model.replace(params=params)
+        found = _shapes(jax.eval_shape(case.transform.init, jax.random.key(0), model))
+        assert found == expected, f'abstract init gives {found}, init gives {expected}'
+
+
+def vmaps_over_keys(case: Case) -> None:
+    """K adapters from K keys run on one base in one program, each as it does alone."""
+    transform, params = case.transform, case.model.params
+    keys = jax.random.split(jax.random.key(3), 2)
+    many = jax.vmap(transform.init, in_axes=(0, None))(keys, case.model)
+    call = adapt(case.model, transform)
+    together = jax.vmap(lambda adapter: _output(call(adapter, params, **case.inputs)))(many)
+    for i, key in enumerate(keys):
+        _assert_close(together[i], case.predict(transform.init(key, case.model)), case.tolerance)
+
+
+def second_step_compiles_nothing(case: Case) -> None:
+    """A second step, and a new adapter of the same shapes, reuse the program."""
+    traces: collections.Counter[str] = collections.Counter()
+    call = adapt(case.model, case.transform)
+
+    def loss(adapter: Adapter, params: Any, inputs: Any) -> jax.Array:
+        traces['step'] += 1
+        return _loss(_output(call(adapter, params, **inputs)))
+
+    step = jax.jit(jax.grad(loss))
+    adapter = case.fresh()
+    gradient = step(adapter, case.model.params, case.inputs)
+    adapter = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, adapter, gradient)
+    step(adapter, case.model.params, case.inputs)
+    step(case.fresh(seed=7), case.model.params, case.inputs)
+    assert traces['step'] == 1, f'three steps were traced {traces["step"]} times'
+
+
+def sharding_keeps_numbers(case: Case) -> None:
+    """On a mesh of all devices, batch and base sharded, steps give the same numbers, and the
+    second one, on the adapter that the first returned, compiles nothing."""
+    mesh = Mesh(np.array(jax.devices()), ('data',))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    traces: collections.Counter[str] = collections.Counter()
+    call = adapt(case.model, case.transform)
+
+    def step(adapter: Adapter, params: Any, inputs: Any) -> Adapter:
+        traces['step'] += 1
+        gradient = jax.grad(lambda a: _loss(_output(call(a, params, **inputs))))(adapter)
+        return jax.tree.map(lambda leaf, slope: leaf - 1e-3 * slope, adapter, gradient)
+
+    params = jax.tree.map(lambda leaf: _shard(leaf, mesh), case.model.params)
+    inputs = {name: _shard(value, mesh, axis=0) for name, value in case.inputs.items()}
+    adapter = case.moved()
+    alone = paths.flatten(jax.jit(step)(adapter, case.model.params, case.inputs))
+    on_mesh = jax.jit(step, out_shardings=replicated)
+    spread = on_mesh(jax.device_put(adapter, replicated), params, inputs)
+    for path, leaf in paths.flatten(spread).items():
+        _assert_close(leaf, alone[path], case.tolerance, path)
+    on_mesh(spread, params, inputs)
+    assert traces['step'] == 2, 'a second step on the mesh was traced again'
+
+
+def keys_are_stable(case: Case) -> None:
+    """Adding a target changes no other initial value."""
+    if case.fewer_targets is None:
+        return
+    fewer = case.make(case.fewer_targets).init(jax.random.key(0), case.model)
+    few, all_ = paths.flatten(fewer), paths.flatten(case.fresh())
+    assert set(few) < set(all_), 'fewer_targets must match some of the sites only'
+    for path, leaf in few.items():
+        assert jnp.array_equal(leaf, all_[path]), f'{path} starts elsewhere'
+
+
+def wrong_target_raises(case: Case) -> None:
+    """A pattern that matches nothing raises and offers names that exist."""
+    try:
+        case.make(r'no/such/place').init(jax.random.key(0), case.model)
+    except paths.TargetError as error:
+        sites = [*case.model.sites.weights, *case.model.sites.modules]
+        assert 'no/such/place' in str(error) and any(site in str(error) for site in sites), (
+            f'the error offers no name that exists: {error}'
+        )
+        return
+    raise AssertionError('a pattern that matches nothing did not raise TargetError')
+
+
+def counts_match(case: Case) -> None:
+    """The number of trained parameters is that of the closed formula."""
+    found = summary(case.transform, case.model).trainable
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(case.fresh()))
+    assert found == size, f'summary counts {found}, the adapter holds {size}'
+    if case.parameters is not None:
+        assert found == case.parameters, f'{found} parameters, the formula gives {case.parameters}'
+
+
+def forward_cost_matches(case: Case) -> None:
+    """Compiled FLOPs added to a forward pass are those of the closed formula."""
+    if case.forward_flops is None:
+        return
+    call, params = adapt(case.model, case.transform), case.model.params
+    plain = _flops(lambda _, **inputs: case.model.apply(params, **inputs), (), case.inputs)
+    adapted = _flops(
+        lambda adapter, **inputs: call(adapter, params, **inputs), case.fresh(), case.inputs
+    )
+    added = adapted - plain
+    assert added <= 1.03 * case.forward_flops, (
+        f'a forward pass adds {added:.4g} FLOPs, the formula allows {case.forward_flops:.4g}'
+    )
+
+
+def saving_is_exact(case: Case) -> None:
+    """An adapter comes back from disk bit for bit."""
+    if case.roundtrip is None:
+        return
+    adapter = case.moved()
+    loaded = case.roundtrip(adapter)
+    assert _shapes(loaded) == _shapes(adapter), 'the loaded adapter has another structure'
+    for (path, mine), theirs in zip(
+        paths.flatten(adapter).items(), jax.tree.leaves(loaded), strict=True
+    ):
+        assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes(), f'{path} differs'
+
+
+def check_composition(first: Case, second: Case) -> None:
+    """Two methods on one model work as a chain, or refuse with a reason.
+
+    Raises:
+      AssertionError: the chain's routes disagree, or it fails without saying why.
+    """
+    transform = chain(first.transform, second.transform)
+    try:
+        adapter = transform.init(jax.random.key(0), first.model)
+    except ValueError as refusal:
+        assert 'chain' in str(refusal), f'the refusal does not say what to do: {refusal}'
+        return
+    adapter = perturb(adapter, jax.random.key(1))
+    params, inputs = first.model.params, first.inputs
+    output = _output(adapt(first.model, transform)(adapter, params, **inputs))
+    assert jnp.isfinite(output).all(), 'the chain gives values that are not finite'
+    if first.mergeable and second.mergeable:
+        merged = transform.merge(params, adapter)
+        _assert_close(output, _output(first.model.apply(merged, **inputs)), first.tolerance)
+
+
+LAWS: dict[str, Callable[[Case], None]] = {
+    law.__name__: law
+    for law in (
+        identity_at_init,
+        merge_keeps_structure,
+        routes_agree,
+        gradients_agree,
+        init_is_abstract,
+        vmaps_over_keys,
+        second_step_compiles_nothing,
+        sharding_keeps_numbers,
+        keys_are_stable,
+        wrong_target_raises,
+        counts_match,
+        forward_cost_matches,
+        saving_is_exact,
+    )
+}
+"""Every law by name."""
+
+
+def _output(result: Any) -> jax.Array:
+    return next(
+        leaf for leaf in jax.tree.leaves(result) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+
+
+def _loss(output: jax.Array) -> jax.Array:
+    weights = jnp.cos(jnp.arange(output.size)).reshape(output.shape)
+    return (jnp.tanh(output.astype(jnp.float32)) * weights).sum()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[Any, ...]]:
+    return {path: (leaf.shape, jnp.dtype(leaf.dtype)) for path, leaf in paths.flatten(tree).items()}
+
+
+def _assert_close(
+    mine: jax.Array,
+    theirs: jax.Array,
+    tolerance: float,
+    what: str = 'the output',
+    size: float | None = None,
+) -> None:
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    scale = max(np.abs(theirs).max(), 1e-6) if size is None else size
+    error = np.abs(mine - theirs).max() / scale
+    assert error <= tolerance, f'{what} differs by {error:.3g} of its size, more than {tolerance}'
+
+
+def _shard(leaf: jax.Array, mesh: Mesh, axis: int | None = None) -> jax.Array:
+    """Over the given axis, or over the last one that the devices divide."""
+    fitting = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
+    chosen = axis if axis is not None else (fitting[-1] if fitting else None)
+    spec = PartitionSpec(*('data' if i == chosen else None for i in range(leaf.ndim)))
+    return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+
+def _flops(function: Callable[..., Any], adapter: Adapter, inputs: dict[str, Any]) -> float:
+    analysis = jax.jit(function).lower(adapter, **inputs).compile().cost_analysis()
+    return float(analysis['flops'])
