@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.weight_decay = 0.0
     c.clip_norm = 1.0
 
-    c.duration = '3 epochs'
+    c.duration = '2 epochs'
     c.log_every = '20 steps'
     c.eval_every = '1 epoch'
     c.save_every = '1 epoch'

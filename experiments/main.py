@@ -5,6 +5,7 @@ a colon, `--config configs/lora_sentiment.py:full`. A work folder that holds an 
 gone on with.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +36,23 @@ def main(argv: Sequence[str]) -> None:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Reads the command line; a wrong flag or config key ends the program with a plain message."""
     try:
-        return flags.FLAGS(list(argv))
+        left = flags.FLAGS(list(argv))
+        # A config file that is not there is an error only when its value is used.
+        _CONFIG.value.lock()
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
-        sys.exit(f'{error}\nRun with --helpfull for all flags; config keys are in the config file.')
+        sys.exit(
+            f'{_plain(error)}\nRun with --help for the flags; see the config file for its keys.'
+        )
+    return left
+
+
+def _plain(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, AttributeError | KeyError):
+        # These arrive as the repr of a repr.
+        text = 'no such config key: ' + re.sub(r"\\+n|[\\']+", ' ', text).strip('" ')
+    # An error inside a config file arrives as the text of a traceback; its last line says it.
+    return text.strip().splitlines()[-1] if 'Traceback' in text else text
 
 
 if __name__ == '__main__':

@@ -13,12 +13,17 @@ class MetricsWriter:
     """Writes scalars of a step to `metrics.jsonl` and TensorBoard event files in a folder.
 
     A resumed run passes the step it resumes from: later lines, written by the run that was
-    interrupted, are dropped, so that each step stands in the file once.
+    interrupted, are dropped, and so is the final evaluation, which is made again. So each number
+    stands in the file once.
     """
 
     def __init__(self, workdir: Path, resumed_from: int = 0):
         self._path = workdir / _FILE
-        kept = [row for row in read_metrics(workdir) if row['step'] <= resumed_from]
+        kept = [
+            row
+            for row in read_metrics(workdir)
+            if row['step'] <= resumed_from and 'test/loss' not in row
+        ]
         self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8')
         self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_from + 1)
 

@@ -77,7 +77,7 @@ def make_train_step(
         (loss, metrics), grads = value_and_grad(state.adapter, params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.adapter)
         adapter = optax.apply_updates(state.adapter, updates)
-        metrics = {**metrics, 'loss': loss, 'grad_norm': optax.global_norm(grads)}
+        metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
         return TrainState(state.step + 1, state.key, adapter, opt_state), metrics
 
     return step

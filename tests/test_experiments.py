@@ -1,0 +1,268 @@
+"""The training program end to end, on tiny random models and text made here."""
+
+import bz2
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from configs import lora_sentiment, lora_smollm2
+from experiments import build, data, train
+from experiments.checkpoints import Checkpoints
+from experiments.metrics import MetricsWriter, read_metrics
+from experiments.window import NonFiniteError
+from peftjax.training import init_state
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / 'golden'
+WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()
+SPECIAL = ['[PAD]', '[UNK]', '<|im_start|>', '<|im_end|>']
+RATES = ('train/steps_per_second', 'train/tokens_per_second')
+
+
+def _checkpoint(folder: Path, golden: str) -> Path:
+    """A random model in Hugging Face layout, its head left out, with a tokenizer of whole words."""
+    folder.mkdir()
+    stored = np.load(GOLDEN / f'{golden}.npz')
+    (folder / 'config.json').write_text(str(stored['config']), encoding='utf-8')
+    weights = {
+        name.removeprefix('weights/'): np.ascontiguousarray(stored[name])
+        for name in stored.files
+        if name.startswith('weights/') and 'classifier' not in name
+    }
+    save_file(weights, folder / 'model.safetensors')
+    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def reviews(tmp_path_factory) -> ConfigDict:
+    """configs/lora_sentiment.py with a tiny BERT and reviews whose adjective decides."""
+    folder = tmp_path_factory.mktemp('reviews')
+    rng = np.random.default_rng(0)
+    lines = ['category,text,movie_name']
+    for film in range(40):
+        for _ in range(10):
+            fresh = rng.random() < 0.5
+            words = rng.choice(WORDS[8:], rng.integers(2, 7)).tolist()
+            words.insert(rng.integers(len(words)), WORDS[rng.integers(4) + 4 * (not fresh)])
+            lines.append(f'{"fresh" if fresh else "rotten"},{" ".join(words)},film {film}')
+    with bz2.open(folder / 'reviews.csv.bz2', 'wt', encoding='utf-8') as file:
+        file.write('\n'.join(lines) + '\n')
+    config = lora_sentiment.get_config()
+    config.model.source = str(_checkpoint(folder / 'bert', 'tiny_bert'))
+    config.data.source = str(folder / 'reviews.csv.bz2')
+    config.data.lengths = (8,)  # one shape, one compilation
+    config.data.batch_size = config.data.eval_batch_size = 8
+    config.lora.dropout = 0.1
+    config.lora.rank = 4
+    config.duration, config.log_every = '8 steps', '2 steps'
+    config.eval_every, config.save_every = '4 steps', '2 steps'
+    return config
+
+
+@pytest.fixture
+def config(reviews) -> ConfigDict:
+    return reviews.copy_and_resolve_references()
+
+
+def _train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    return train.train(config, workdir, Console(quiet=True))
+
+
+def _final_state(config: ConfigDict, workdir: Path):
+    run = build.build(config)
+    like = init_state(
+        run.transform.init(jax.random.key(9), run.model), run.optimizer, jax.random.key(9)
+    )
+    return Checkpoints(workdir, json.loads(config.to_json())).restore(like)
+
+
+def _without_rates(workdir: Path) -> list[dict[str, float]]:
+    rows = read_metrics(workdir)
+    return [{name: value for name, value in row.items() if name not in RATES} for row in rows]
+
+
+def test_a_run_learns_and_leaves_its_results(config, tmp_path):
+    config.duration, config.peft, config.lr = '60 steps', ('full',), 1e-2
+    config.eval_every = config.save_every = '20 steps'
+    result = _train(config, tmp_path)
+    assert result['test/accuracy'] > 0.8  # by chance 0.5
+    assert result == json.loads((tmp_path / 'result.json').read_text())
+    assert (tmp_path / 'learning_curve.png').read_bytes().startswith(b'\x89PNG')
+    assert list((tmp_path / 'tensorboard').iterdir())
+    assert json.loads((tmp_path / 'config.json').read_text())['model']['source'].endswith('bert')
+    rows = read_metrics(tmp_path)
+    assert rows[-1]['step'] == 60
+    assert {'test/loss', 'test/accuracy'} < rows[-1].keys()
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    assert len(losses) == 30
+    assert losses[-1] < losses[0]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, monkeypatch):
+    config.data.lengths = (6, 8)
+    _train(config, tmp_path / 'whole')
+    seen = []
+
+    def interrupt_in_step_6(batch):
+        seen.append(batch)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, 'token_count', interrupt_in_step_6)
+        with pytest.raises(KeyboardInterrupt):
+            _train(config, tmp_path / 'broken')
+    _train(config, tmp_path / 'broken')
+    whole, broken = (_final_state(config, tmp_path / name) for name in ('whole', 'broken'))
+    assert whole[1] == broken[1]
+    for one, other in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(broken[0]), strict=True):
+        np.testing.assert_array_equal(_bits(one), _bits(other))
+    assert _without_rates(tmp_path / 'whole') == _without_rates(tmp_path / 'broken')
+
+
+def test_starting_a_finished_run_again_changes_nothing(config, tmp_path):
+    config.duration = '2 steps'
+    first = _train(config, tmp_path)
+    rows = _without_rates(tmp_path)
+    again = _train(config, tmp_path)
+    assert first['test/loss'] == again['test/loss']
+    assert rows == _without_rates(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(config, tmp_path):
+    config.lr, config.warmup = 1e30, 0.9
+    config.log_every = config.save_every = '1 step'
+    with pytest.raises(NonFiniteError, match=r'step 2: loss .*newest checkpoint'):
+        _train(config, tmp_path)
+    state, _ = _final_state(config, tmp_path)
+    assert int(state.step) == 1
+    assert all(np.isfinite(_bits(leaf)).all() for leaf in jax.tree.leaves(state))
+
+
+def test_a_work_folder_of_another_config_is_refused(config, tmp_path):
+    config.duration = '2 steps'
+    _train(config, tmp_path)
+    config.lr = 0.5
+    with pytest.raises(ValueError, match=r'another config \(lr: 0.001 -> 0.5\)'):
+        _train(config, tmp_path)
+
+
+def test_a_checkpoint_holds_the_adapter_and_not_the_base(config, tmp_path):
+    config.duration, config.lora.rank = '2 steps', 1
+    result = _train(config, tmp_path)
+    state, _ = _final_state(config, tmp_path)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.adapter)) == result['trainable']
+    assert result['trainable'] < result['base'] / 2
+
+
+@pytest.mark.parametrize(
+    'peft', [('full',), ('select',), ('bottleneck', 'select'), ('lora', 'select')], ids='+'.join
+)
+def test_the_trainer_takes_any_method_by_name(config, tmp_path, peft):
+    config.duration, config.peft = '2 steps', peft
+    config.bottleneck = ConfigDict({'size': 4, 'targets': 'layers/ffn'})
+    assert np.isfinite(_train(config, tmp_path)['test/loss'])
+
+
+def test_unknown_names_in_a_config_are_answered_with_the_known_ones(config):
+    config.data.name = 'reviews'
+    with pytest.raises(ValueError, match="unknown data 'reviews'; known: film_reviews, gsm8k"):
+        build.build(config)
+    config.data.name, config.peft = 'film_reviews', ('lorra',)
+    with pytest.raises(ValueError, match="'lorra', which peftjax does not have; it has .*lora"):
+        build.build(config)
+    config.peft = ('bottleneck',)
+    with pytest.raises(ValueError, match=r'no config\.bottleneck'):
+        build.build(config)
+
+
+def test_packed_and_padded_rows_have_the_same_loss(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [
+        json.dumps({name: ' '.join(rng.choice(WORDS, rng.integers(2, 8))) for name in fields})
+        for fields in [('question', 'answer')] * 1010
+    ]
+    (tmp_path / 'problems.jsonl').write_text('\n'.join(lines), encoding='utf-8')
+    packed = _loss_of_problems(tmp_path / 'packed', '')
+    padded = _loss_of_problems(tmp_path / 'padded', 'padded')
+    np.testing.assert_allclose(packed, padded, rtol=1e-5)
+
+
+def _loss_of_problems(folder: Path, arg: str) -> float:
+    config = lora_smollm2.get_config(arg)
+    config.model.source = str(_checkpoint(folder, 'tiny_llama'))
+    config.data.source = str(folder.parent / 'problems.jsonl')
+    config.data.lengths, config.lora.rank = (32, 64), 2
+    run = build.build(config)
+    adapter = run.transform.init(jax.random.key(0), run.model)
+    sums = jax.jit(run.sums)
+    batches = data.eval_batches(run.task.splits['test'], batch_size=2, lengths=config.data.lengths)
+    return build.evaluate(lambda batch: sums(adapter, run.model.params, batch), batches)['loss']
+
+
+def test_a_metrics_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.write(step, {'train/loss': 1.0 / step})
+    writer.close()
+    with (tmp_path / 'metrics.jsonl').open('a', encoding='utf-8') as file:
+        file.write('{"step": 4, "tra')
+    assert [row['step'] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    MetricsWriter(tmp_path, resumed_from=2).close()
+    assert [row['step'] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--config=configs/lora_sentiment.py', '--config.lrr=1'), 'no such config key: lrr'),
+        (('--config=configs/lora_sentiment.py:tinny',), "unknown config argument 'tinny'; known:"),
+        (('--config=configs/lora_sentiment.py', '--config.lr=fast'), 'fast'),
+        (('--config=configs/nothing.py',), 'nothing.py'),
+    ],
+)
+def test_a_wrong_flag_ends_with_a_message_and_no_traceback(flags, message, tmp_path):
+    done = _command(*flags, '--workdir', str(tmp_path / 'run'))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_command_trains(config, tmp_path):
+    shutil.copytree(config.model.source, tmp_path / 'bert')
+    done = _command(
+        '--config=configs/lora_sentiment.py:tiny',
+        f'--config.model.source={tmp_path / "bert"}',
+        f'--config.data.source={config.data.source}',
+        *('--workdir', str(tmp_path / 'run')),
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'accuracy, test' in done.stdout
+    assert 'trainable parameters' in done.stdout
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, '-m', 'experiments.main', *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def _bits(leaf) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
