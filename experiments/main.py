@@ -50,7 +50,7 @@ def _plain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, AttributeError | KeyError):
         # These arrive as the repr of a repr.
-        text = 'no such config key: ' + re.sub(r"\\+n|[\\']+", ' ', text).strip('" ')
+        text = 'no such config key: ' + re.sub(r'(\\+n|\\|\')+', ' ', text).strip('" ')
     # An error inside a config file arrives as the text of a traceback; its last line says it.
     return text.strip().splitlines()[-1] if 'Traceback' in text else text
 
