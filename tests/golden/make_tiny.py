@@ -1,4 +1,4 @@
-"""Writes tiny_<variant>.npz: small random checkpoints in Hugging Face layout, with the logits of transformers.
+"""Writes tiny_<variant>.npz: small random checkpoints, with the logits of transformers.
 
 Made with torch 2.13.0 and transformers 5.23.0: python tests/golden/make_tiny.py
 Each holds 'config' (the config.json), 'weights/<tensor>' (as saved), 'inputs/<name>' and 'logits'.
