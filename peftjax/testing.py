@@ -5,6 +5,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -54,21 +55,39 @@ class Case:
     forward_flops: float | None = None
     roundtrip: Callable[[Adapter], Adapter] | None = None
 
-    @property
+    @functools.cached_property
     def transform(self) -> PeftTransform:
         return self.make(self.targets)
 
-    def predict(self, adapter: Adapter, inputs: Any = None) -> jax.Array:
-        """The adapted model's first float output."""
-        call = adapt(self.model, self.transform)
-        return _output(call(adapter, self.model.params, **(inputs or self.inputs)))
+    @functools.cached_property
+    def call(self) -> Callable[..., jax.Array]:
+        """`call(adapter, params, **inputs)`: the adapted model's first float output."""
+        predict = adapt(self.model, self.transform)
+        return lambda adapter, params, **inputs: _output(predict(adapter, params, **inputs))
+
+    @functools.cached_property
+    def apply(self) -> Callable[..., jax.Array]:
+        """`apply(params, **inputs)`: the plain model's first float output."""
+        return jax.jit(lambda params, **inputs: _output(self.model.apply(params, **inputs)))
+
+    @functools.cached_property
+    def _init(self) -> Callable[[jax.Array, Model], Adapter]:
+        return jax.jit(self.transform.init)
+
+    def predict(self, adapter: Adapter) -> jax.Array:
+        """`call` on the model's own parameters and the case's inputs."""
+        return self.call(adapter, self.model.params, **self.inputs)
 
     def fresh(self, seed: int = 0) -> Adapter:
-        return self.transform.init(jax.random.key(seed), self.model)
+        """An adapter as `init` gives it."""
+        return self._init(jax.random.key(seed), self.model)
 
     def moved(self, seed: int = 0) -> Adapter:
         """An adapter away from its initial values, where nothing is zero by construction."""
-        return perturb(self.fresh(seed), jax.random.key(seed + 1))
+        return perturb(self.fresh(seed), seed)
+
+    def merged(self, adapter: Adapter) -> Any:
+        return self.transform.merge(self.model.params, adapter)
 
 
 def check(case: Case) -> None:
@@ -103,16 +122,11 @@ def tiny_mlp() -> Model:
     return wrap(_MLP(), _MLP().init(jax.random.key(0), x), {'x': x})
 
 
-def perturb(adapter: Adapter, key: jax.Array, size: float = 0.05) -> Adapter:
-    """`adapter` plus normal noise of deviation `size` in every float leaf."""
-    leaves, structure = jax.tree.flatten(adapter)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure,
-        [
-            leaf + (size * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ],
+def perturb(adapter: Adapter, seed: int, size: float = 0.05) -> Adapter:
+    """`adapter` plus normal noise of deviation `size` in every leaf."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(size * random.normal(size=leaf.shape), leaf.dtype), adapter
     )
 
 
@@ -120,7 +134,7 @@ def identity_at_init(case: Case) -> None:
     """A fresh adapter leaves the model's outputs as they are."""
     if case.identity is None:
         return
-    plain = _output(case.model.apply(case.model.params, **case.inputs))
+    plain = case.apply(case.model.params, **case.inputs)
     _assert_close(case.predict(case.fresh()), plain, case.identity + case.tolerance)
 
 
@@ -135,7 +149,7 @@ def merge_keeps_structure(case: Case) -> None:
             assert site in str(error), f'{site!r} is not named in {error}'
             return
         raise AssertionError('merge did not raise MergeError')
-    merged = case.transform.merge(params, case.moved())
+    merged = jax.jit(case.merged)(case.moved())
     assert _shapes(merged) == _shapes(params), 'merge changed a shape, dtype or the structure'
 
 
@@ -144,29 +158,26 @@ def routes_agree(case: Case) -> None:
     if not case.mergeable:
         return
     adapter = case.moved()
-    merged = case.transform.merge(case.model.params, adapter)
-    _assert_close(
-        case.predict(adapter), _output(case.model.apply(merged, **case.inputs)), case.tolerance
-    )
+    merged = jax.jit(case.merged)(adapter)
+    _assert_close(case.predict(adapter), case.apply(merged, **case.inputs), case.tolerance)
 
 
 def gradients_agree(case: Case) -> None:
     """Gradients are finite, reach every leaf, and are those of the merged route."""
-    adapter, params = case.moved(), case.model.params
+    adapter = case.moved()
 
     def by_rules(adapter: Adapter) -> jax.Array:
         return _loss(case.predict(adapter))
 
     def by_merging(adapter: Adapter) -> jax.Array:
-        merged = case.transform.merge(params, adapter)
-        return _loss(_output(case.model.apply(merged, **case.inputs)))
+        return _loss(case.apply(case.merged(adapter), **case.inputs))
 
-    gradients = paths.flatten(jax.grad(by_rules)(adapter))
+    gradients = paths.flatten(jax.jit(jax.grad(by_rules))(adapter))
     for path, leaf in gradients.items():
         assert jnp.isfinite(leaf).all(), f'the gradient of {path} is not finite'
         assert jnp.any(leaf != 0), f'no gradient reaches {path}'
     if case.mergeable:
-        theirs = paths.flatten(jax.grad(by_merging)(adapter))
+        theirs = paths.flatten(jax.jit(jax.grad(by_merging))(adapter))
         size = max(float(jnp.abs(leaf).max()) for leaf in theirs.values())
         for path, leaf in gradients.items():
             _assert_close(leaf, theirs[path], 10 * case.tolerance, path, size)
@@ -186,23 +197,21 @@ def init_is_abstract(case: Case) -> None:
 
 def vmaps_over_keys(case: Case) -> None:
     """K adapters from K keys run on one base in one program, each as it does alone."""
-    transform, params = case.transform, case.model.params
     keys = jax.random.split(jax.random.key(3), 2)
-    many = jax.vmap(transform.init, in_axes=(0, None))(keys, case.model)
-    call = adapt(case.model, transform)
-    together = jax.vmap(lambda adapter: _output(call(adapter, params, **case.inputs)))(many)
+    many = jax.jit(jax.vmap(case.transform.init, in_axes=(0, None)))(keys, case.model)
+    together = jax.jit(jax.vmap(case.predict))(many)
     for i, key in enumerate(keys):
-        _assert_close(together[i], case.predict(transform.init(key, case.model)), case.tolerance)
+        alone = case.predict(case._init(key, case.model))
+        _assert_close(together[i], alone, case.tolerance)
 
 
 def second_step_compiles_nothing(case: Case) -> None:
     """A second step, and a new adapter of the same shapes, reuse the program."""
     traces: collections.Counter[str] = collections.Counter()
-    call = adapt(case.model, case.transform)
 
     def loss(adapter: Adapter, params: Any, inputs: Any) -> jax.Array:
         traces['step'] += 1
-        return _loss(_output(call(adapter, params, **inputs)))
+        return _loss(case.call(adapter, params, **inputs))
 
     step = jax.jit(jax.grad(loss))
     adapter = case.fresh()
@@ -219,11 +228,10 @@ def sharding_keeps_numbers(case: Case) -> None:
     mesh = Mesh(np.array(jax.devices()), ('data',))
     replicated = NamedSharding(mesh, PartitionSpec())
     traces: collections.Counter[str] = collections.Counter()
-    call = adapt(case.model, case.transform)
 
     def step(adapter: Adapter, params: Any, inputs: Any) -> Adapter:
         traces['step'] += 1
-        gradient = jax.grad(lambda a: _loss(_output(call(a, params, **inputs))))(adapter)
+        gradient = jax.grad(lambda a: _loss(case.call(a, params, **inputs)))(adapter)
         return jax.tree.map(lambda leaf, slope: leaf - 1e-3 * slope, adapter, gradient)
 
     params = jax.tree.map(lambda leaf: _shard(leaf, mesh), case.model.params)
@@ -242,7 +250,7 @@ def keys_are_stable(case: Case) -> None:
     """Adding a target changes no other initial value."""
     if case.fewer_targets is None:
         return
-    fewer = case.make(case.fewer_targets).init(jax.random.key(0), case.model)
+    fewer = jax.jit(case.make(case.fewer_targets).init)(jax.random.key(0), case.model)
     few, all_ = paths.flatten(fewer), paths.flatten(case.fresh())
     assert set(few) < set(all_), 'fewer_targets must match some of the sites only'
     for path, leaf in few.items():
@@ -275,11 +283,9 @@ def forward_cost_matches(case: Case) -> None:
     """Compiled FLOPs added to a forward pass are those of the closed formula."""
     if case.forward_flops is None:
         return
-    call, params = adapt(case.model, case.transform), case.model.params
-    plain = _flops(lambda _, **inputs: case.model.apply(params, **inputs), (), case.inputs)
-    adapted = _flops(
-        lambda adapter, **inputs: call(adapter, params, **inputs), case.fresh(), case.inputs
-    )
+    params = case.model.params
+    plain = _flops(case.apply, params, **case.inputs)
+    adapted = _flops(case.call, case.fresh(), params, **case.inputs)
     added = adapted - plain
     assert added <= 1.03 * case.forward_flops, (
         f'a forward pass adds {added:.4g} FLOPs, the formula allows {case.forward_flops:.4g}'
@@ -305,19 +311,18 @@ def check_composition(first: Case, second: Case) -> None:
     Raises:
       AssertionError: the chain's routes disagree, or it fails without saying why.
     """
-    transform = chain(first.transform, second.transform)
+    both = dataclasses.replace(
+        first,
+        make=lambda _: chain(first.transform, second.transform),
+        mergeable=first.mergeable and second.mergeable,
+    )
     try:
-        adapter = transform.init(jax.random.key(0), first.model)
+        both.fresh()
     except ValueError as refusal:
         assert 'chain' in str(refusal), f'the refusal does not say what to do: {refusal}'
         return
-    adapter = perturb(adapter, jax.random.key(1))
-    params, inputs = first.model.params, first.inputs
-    output = _output(adapt(first.model, transform)(adapter, params, **inputs))
-    assert jnp.isfinite(output).all(), 'the chain gives values that are not finite'
-    if first.mergeable and second.mergeable:
-        merged = transform.merge(params, adapter)
-        _assert_close(output, _output(first.model.apply(merged, **inputs)), first.tolerance)
+    assert jnp.isfinite(both.predict(both.moved())).all(), 'the chain gives non-finite values'
+    routes_agree(both)
 
 
 LAWS: dict[str, Callable[[Case], None]] = {
@@ -377,6 +382,6 @@ def _shard(leaf: jax.Array, mesh: Mesh, axis: int | None = None) -> jax.Array:
     return jax.device_put(leaf, NamedSharding(mesh, spec))
 
 
-def _flops(function: Callable[..., Any], adapter: Adapter, inputs: dict[str, Any]) -> float:
-    analysis = jax.jit(function).lower(adapter, **inputs).compile().cost_analysis()
+def _flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    analysis = jax.jit(function).lower(*args, **kwargs).compile().cost_analysis()
     return float(analysis['flops'])
