@@ -22,6 +22,7 @@ from peftjax.core.paths import TargetError
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
+from peftjax.interop.load import load
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.lora import lora
 from peftjax.methods.select import full, select
@@ -49,6 +50,7 @@ __all__ = [
     'chain',
     'combine',
     'full',
+    'load',
     'lora',
     'named_chain',
     'partition',
