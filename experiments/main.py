@@ -18,8 +18,10 @@ from experiments.train import train
 from experiments.window import NonFiniteError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
-flags.mark_flags_as_required(['config', 'workdir'])
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder for checkpoints, metrics and results.', required=True
+)
+flags.mark_flag_as_required('config')
 # Orbax reports every step of every save at INFO, over the progress bar.
 flags.FLAGS.set_default('verbosity', logging.WARNING)
 

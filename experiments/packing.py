@@ -5,10 +5,11 @@ A position is padding where segment_ids is 0.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-Row = dict[str, np.ndarray]
+Row = dict[str, Any]
 
 
 def chat_row(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> Row:

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 from rich.table import Table
+
+from experiments.config import Config
 
 _MIB = 2**20
 
@@ -50,7 +51,7 @@ def peak_memory() -> tuple[float, str]:
     return peak / (_MIB if sys.platform == 'darwin' else 1024), 'process'
 
 
-def result_table(config: ConfigDict, result: Mapping[str, float], memory_owner: str) -> Table:
+def result_table(config: Config, result: Mapping[str, float], memory_owner: str) -> Table:
     """The results of a run as a table for people."""
     percent = 100 * result['trainable'] / result['base']
     speed = f'{result["steps_per_second"]:.2f}, {result["tokens_per_second"]:,.0f}'

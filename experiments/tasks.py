@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from experiments import corpora
+from experiments.config import Config
 from experiments.data import Batch
 from experiments.packing import Row, chat_row, pack
 from peftjax.interop.sources import package_path
@@ -37,7 +37,7 @@ class Task(NamedTuple):
     sums: Callable[[jax.Array, Batch], Sums]
 
 
-def film_reviews(data: ConfigDict, tokenizer: Tokenizer) -> Task:
+def film_reviews(data: Config, tokenizer: Tokenizer) -> Task:
     """Is a sentence from a favourable review? Films of one split are in no other.
 
     A row: input_ids, segment_ids int32 [T], cut at the greatest length; targets int32 []; weights
@@ -61,7 +61,7 @@ def film_reviews(data: ConfigDict, tokenizer: Tokenizer) -> Task:
     return Task(splits, _encoder_inputs, weighted_sums)
 
 
-def gsm8k(data: ConfigDict, tokenizer: Tokenizer) -> Task:
+def gsm8k(data: Config, tokenizer: Tokenizer) -> Task:
     """Word problems answered step by step, in the chat format of SmolLM2-Instruct.
 
     The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
@@ -85,7 +85,7 @@ def gsm8k(data: ConfigDict, tokenizer: Tokenizer) -> Task:
     return Task(splits, _decoder_inputs, weighted_sums)
 
 
-TASKS: Mapping[str, Callable[[ConfigDict, Tokenizer], Task]] = {
+TASKS: Mapping[str, Callable[[Config, Tokenizer], Task]] = {
     'film_reviews': film_reviews,
     'gsm8k': gsm8k,
 }
@@ -121,5 +121,5 @@ def _path(source: str) -> Path:
     return package_path(source) if source.startswith('package:') else Path(source)
 
 
-def _limit(split: list, data: ConfigDict) -> list:
+def _limit(split: list, data: Config) -> list:
     return split[: data.limit] if data.limit else split

@@ -8,7 +8,6 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
 import peftjax
@@ -16,13 +15,14 @@ from experiments import data, report
 from experiments.build import Run, build, evaluate
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
+from experiments.config import Config
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.progress import StepProgress, step_progress
 from experiments.window import StepWindow
 from peftjax.training import TrainState, init_state, make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, console: Console) -> dict[str, float]:
+def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
     """Runs a config to its end, from the newest checkpoint in the work folder if there is one.
 
     A run that is interrupted and started again ends with the same bits as one that was not.
@@ -96,7 +96,7 @@ def train(config: ConfigDict, workdir: Path, console: Console) -> dict[str, floa
 
 
 def _loop(
-    config: ConfigDict,
+    config: Config,
     run: Run,
     state: TrainState,
     batches: grain.DatasetIterator[Any],
@@ -138,7 +138,7 @@ def _loop(
 class _Evaluator:
     """Scores an adapter on a split; compiles once for each batch shape in a run."""
 
-    def __init__(self, config: ConfigDict, run: Run):
+    def __init__(self, config: Config, run: Run):
         self._config = config
         self._run = run
         self._sums = jax.jit(run.sums)
