@@ -7,7 +7,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+
+from peftjax.interop.load import load
 
 GOLDEN = Path(__file__).parent / 'golden'
 VARIANTS = sorted(path.stem.removeprefix('tiny_') for path in GOLDEN.glob('tiny_*.npz'))
@@ -129,3 +131,21 @@ def write_gguf(path, config, weights, architecture='llama', change=None, extend=
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def load_abstract(source, **options):
+    """Config and headers are all that these tests need."""
+    name = str(source)
+    return load(source, task=task_of(name.rpartition('/')[2]), abstract=True, **options)
+
+
+def rewrite(folder, change):
+    """Applies `change` to the dict of tensors in a checkpoint folder."""
+    weights = load_file(folder / 'model.safetensors')
+    change(weights)
+    save_file(weights, folder / 'model.safetensors')
+
+
+def cuts(size, header):
+    """Places to cut a file of `size` bytes: everywhere at first, then more and more sparsely."""
+    return sorted({*range(64), *range(64, header, 41), *range(header, size, size // 12), size - 1})

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from peftjax.interop.load import load
 from peftjax.models.attention import AttentionCore, causal_mask
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
@@ -17,20 +16,13 @@ from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.stack import stack_layers, unstack_layers
 from tests.checkpoint_files import (
-    GOLDEN,
-    MINILM,
-    SMOLLM2,
-    VARIANTS,
     golden,
-    require_package,
-    task_of,
-    write_folder,
 )
 
 BERT = BertConfig(
     vocab_size=50,
     hidden_size=16,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=2,
     intermediate_size=32,
     max_position_embeddings=12,
@@ -39,7 +31,7 @@ LLAMA = LlamaConfig(
     vocab_size=50,
     hidden_size=16,
     intermediate_size=24,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=4,
@@ -47,73 +39,18 @@ LLAMA = LlamaConfig(
 IDS = np.random.default_rng(0).integers(1, 50, (2, 9)).astype(np.int32)
 
 
-def count(params):
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 @functools.cache
 def initialised(module):
-    return jax.jit(module.init)(jax.random.key(1), input_ids=IDS)
+    """Variables of the right shapes, random everywhere; compiling `init` would cost seconds."""
+    generator = np.random.default_rng(1)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), input_ids=IDS)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * generator.normal(size=leaf.shape), leaf.dtype), shapes
+    )
 
 
 def run(module, variables, **inputs):
     return jax.jit(module.apply)(variables, **inputs)
-
-
-@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_tiny_checkpoints_equal_transformers(variant, scan, tmp_path):
-    config, weights, inputs, expected = golden(variant)
-    model = load(write_folder(tmp_path, config, weights), task=task_of(variant), scan=scan)
-    assert count(model.params) == sum(value.size for value in weights.values())
-    logits = jax.jit(model.apply)(model.params, **inputs)
-    compared = inputs['attention_mask'] == 1 if logits.ndim == 3 else ...
-    np.testing.assert_allclose(logits[compared], expected[compared], rtol=0, atol=1e-5)
-
-
-def test_minilm_equals_transformers():
-    model = load(require_package(MINILM))
-    assert count(model.params) == 22_713_216
-    with np.load(GOLDEN / 'minilm.npz') as file:
-        expected = dict(file)
-    inputs = {k: expected[k] for k in ('input_ids', 'attention_mask', 'token_type_ids')}
-    output = jax.jit(model.apply)(model.params, **inputs)
-    tokens = inputs['attention_mask'] == 1
-    hidden, pooled = expected['last_hidden_state'], expected['pooler_output']
-    np.testing.assert_allclose(
-        output.last_hidden_state[:, :, ::5][tokens], hidden[tokens], rtol=0, atol=1e-4
-    )
-    np.testing.assert_allclose(output.pooler_output, pooled, rtol=0, atol=1e-4)
-
-
-def test_minilm_with_a_head_equals_transformers():
-    model = load(require_package(MINILM), task='classification', num_labels=2)
-    assert count(model.params) == 22_713_986
-    with np.load(GOLDEN / 'minilm.npz') as file:
-        expected = dict(file)
-    inputs = {k: expected[k] for k in ('input_ids', 'attention_mask', 'token_type_ids')}
-    head = {'kernel': expected['classifier_weight'].T, 'bias': expected['classifier_bias']}
-    logits = jax.jit(model.apply)(model.params | {'classifier': head}, **inputs)
-    np.testing.assert_allclose(logits, expected['logits'], rtol=0, atol=1e-4)
-
-
-def test_smollm2_equals_transformers():
-    model = load(require_package(SMOLLM2))
-    with np.load(GOLDEN / 'smollm2.npz') as file:
-        expected = dict(file)
-    assert count(model.params) == expected['parameters'] == 134_515_008
-    inputs = {k: expected[k] for k in ('input_ids', 'attention_mask')}
-    logits = np.asarray(jax.jit(model.apply)(model.params, **inputs))
-    tokens = inputs['attention_mask'] == 1
-    np.testing.assert_array_equal(logits.argmax(-1)[tokens], expected['argmax'][tokens])
-    # Logits reach 30, and the state behind them thousands at first tokens: in float64 as the judge
-    # transformers is off by 8e-5 and we by 13e-5, nearly all of it a shift that softmax ignores.
-    # Hence 1e-4 of the logits without their mean, and a hair more for the logits as they are.
-    ours, theirs = logits[:, :, ::97][tokens], expected['logits'][tokens]
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)
-    np.testing.assert_allclose(
-        ours - ours.mean(-1, keepdims=True), theirs - theirs.mean(-1, keepdims=True), atol=1e-4
-    )
 
 
 @pytest.mark.parametrize(
@@ -227,8 +164,8 @@ def test_attention_with_dropout_is_attention_on_average():
         rngs = {'dropout': seed}
         return AttentionCore(0.2).apply({}, query, key, value, mask, False, rngs=rngs)
 
-    seeds = jax.random.split(jax.random.key(1), 4000)
-    np.testing.assert_allclose(jax.jit(jax.vmap(dropped))(seeds).mean(0), exact, atol=0.06)
+    seeds = jax.random.split(jax.random.key(1), 1000)
+    np.testing.assert_allclose(jax.jit(jax.vmap(dropped))(seeds).mean(0), exact, atol=0.1)
     nearly_none = AttentionCore(1e-9).apply(
         {}, query, key, value, mask, False, rngs={'dropout': seeds[0]}
     )
@@ -262,7 +199,7 @@ def test_interceptors_see_every_attention_core(family, config, scan):
     with nn.intercept_methods(interceptor):
         jax.eval_shape(lambda: module.apply(variables, input_ids=IDS))
     block = 'attention' if family is Bert else 'self_attn'
-    layers = ['layers'] if scan else [f'layers_{index}' for index in range(3)]
+    layers = ['layers'] if scan else [f'layers_{index}' for index in range(2)]
     assert sorted(set(seen)) == [f'{layer}/{block}/core' for layer in layers]
 
 

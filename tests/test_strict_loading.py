@@ -1,0 +1,198 @@
+"""Every way in which a checkpoint folder can be wrong gives one clear error."""
+
+import json
+import re
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.load import load
+from peftjax.models.llama_config import parse_llama
+from tests.checkpoint_files import (
+    cuts,
+    golden,
+    load_abstract,
+    rewrite,
+    write_folder,
+)
+
+
+@pytest.fixture(params=['llama', 'bert'])
+def folder(request, tmp_path):
+    config, weights, _, _ = golden(request.param)
+    return write_folder(tmp_path / request.param, config, weights)
+
+
+def test_one_error_lists_every_tensor_that_does_not_fit(folder):
+    names = sorted(load_file(folder / 'model.safetensors'))
+    missing, misshapen, wrong_dtype = names[0], names[1], names[2]
+
+    def damage(weights):
+        weights.pop(missing)
+        weights[misshapen] = np.zeros((7, 3), np.float32)
+        weights[wrong_dtype] = np.zeros(weights[wrong_dtype].shape, np.int32)
+        weights['surprise.weight'] = np.zeros((2, 2), np.float16)
+
+    rewrite(folder, damage)
+    with pytest.raises(CheckpointError) as caught:
+        load_abstract(folder)
+    message, short = str(caught.value), lambda name: re.sub(r'^(bert|model)\.', '', name)
+    assert re.search(rf'missing: {short(missing)} \[[\d, ]+\] for \S+', message)
+    assert f'wrong: {short(misshapen)} is F32 [7, 3], ' in message
+    assert f'wrong: {short(wrong_dtype)} is I32 ' in message
+    assert 'unknown: surprise.weight F16 [2, 2]' in message
+    assert '4 tensors' in message
+
+
+def test_an_unknown_tensor_may_be_ignored_by_name(folder):
+    rewrite(folder, lambda weights: weights.update(extra=np.zeros(2, np.float32)))
+    with pytest.raises(CheckpointError, match='unknown: extra'):
+        load_abstract(folder)
+    load_abstract(folder, ignore=('extra',))
+
+
+@pytest.mark.parametrize(
+    ('variant', 'fields', 'message'),
+    [
+        ('llama', {'model_type': 'mamba'}, "model_type 'mamba' is not supported: only bert"),
+        ('llama', {'hidden_act': 'mish'}, "hidden_act 'mish' is not supported"),
+        (
+            'llama',
+            {'rope_scaling': {'type': 'yarn', 'factor': 2.0}, 'rope_parameters': None},
+            "'yarn'",
+        ),
+        ('llama', {'rope_parameters': {'rope_type': 'linear'}}, "'linear' needs factor"),
+        ('llama', {'rope_parameters': {'rope_theta': 1e4, 'beta_fast': 32}}, 'beta_fast: unknown'),
+        ('llama', {'quantization_config': {'bits': 4}}, 'quantization_config: .* not supported'),
+        ('llama', {'hidden_size': '16'}, "hidden_size must be an integer, got '16'"),
+        ('llama', {'intermediate_size': None}, 'intermediate_size: None is not of type int'),
+        ('llama', {'vocab_size': 0}, 'vocab_size: 0 is out of range'),
+        ('llama', {'logit_scale': 0.5}, r"logit_scale: unknown; .* ignore=\('logit_scale',\)"),
+        ('llama', {'num_hidden_layers': 4000}, '4000 layers, the files hold 21 tensors'),
+        ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'must be alike'),
+        (
+            'qwen2',
+            {
+                'use_sliding_window': True,
+                'sliding_window': 4,
+                'max_window_layers': 1,
+                'layer_types': None,
+            },
+            'must be alike',
+        ),
+        ('bert', {'position_embedding_type': 'relative_key'}, 'position_embedding_type'),
+        ('bert', {'is_decoder': True}, 'is_decoder: True is not supported'),
+        ('bert', {'num_attention_heads': 3}, 'not a multiple of num_attention_heads 3'),
+    ],
+)
+def test_configs_that_mean_something_else_are_refused_by_name(variant, fields, message, tmp_path):
+    config, weights, _, _ = golden(variant)
+    folder = write_folder(tmp_path / variant, config | fields, weights)
+    with pytest.raises(ValueError, match=message):
+        load_abstract(folder)
+
+
+def test_both_spellings_of_rope_mean_the_same():
+    config, _, _, _ = golden('llama3_rope')
+    scaling = dict(config.pop('rope_parameters'))
+    old = {'rope_theta': scaling.pop('rope_theta'), 'rope_scaling': scaling}
+    assert parse_llama(config | old) == parse_llama(golden('llama3_rope')[0])
+
+
+@pytest.mark.parametrize(
+    ('variant', 'options', 'message'),
+    [
+        ('bert', {'task': 'causal_lm'}, "task 'causal_lm' does not suit a BERT encoder"),
+        ('bert', {'num_labels': 2}, 'num_labels needs a task'),
+        ('bert', {'pooling': 'max'}, "pooling 'max' is unknown"),
+        ('llama', {'task': 'classification', 'num_labels': 2}, 'does not suit a Llama decoder'),
+        ('llama', {'pooling': 'mean'}, 'a Llama decoder does not pool'),
+        ('llama', {'remat': 'some'}, "remat 'some' is unknown"),
+    ],
+)
+def test_options_that_do_not_suit_are_refused(variant, options, message, tmp_path):
+    config, weights, _, _ = golden(variant)
+    folder = write_folder(tmp_path, config, weights)
+    with pytest.raises(ValueError, match=message):
+        load(folder, abstract=True, **options)
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'message'),
+    [
+        ('config.json', None, 'config.json does not exist'),
+        ('config.json', b'{"model_type": ', 'config.json is not JSON'),
+        ('config.json', b'[1]', 'holds a JSON list, expected an object'),
+        ('config.json', b'\xff\xfe', 'config.json is not JSON'),
+        ('model.safetensors', None, 'holds neither model.safetensors nor'),
+        ('model.safetensors', b'', r'model.safetensors is corrupt or truncated \(0 bytes\)'),
+        ('model.safetensors', struct.pack('<Q', 1 << 40) + b'{}', 'header too large'),
+        ('model.safetensors', struct.pack('<Q', 2) + b'{]', 'corrupt or truncated'),
+    ],
+)
+def test_damaged_files_are_named(file, content, message, folder):
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_abstract(folder)
+
+
+def test_a_tensor_beyond_the_end_of_the_file_is_refused(folder):
+    header = {'x': {'dtype': 'F32', 'shape': [1000], 'data_offsets': [0, 4000]}}
+    text = json.dumps(header).encode()
+    (folder / 'model.safetensors').write_bytes(struct.pack('<Q', len(text)) + text + bytes(40))
+    with pytest.raises(CheckpointError, match=r'model.safetensors is corrupt or truncated'):
+        load_abstract(folder)
+
+
+@pytest.mark.parametrize(
+    'outside', ['../model.safetensors', '/etc/passwd', 'a/b.safetensors', 'weights.bin', 3]
+)
+def test_an_index_may_only_name_safetensors_files_beside_it(outside, tmp_path):
+    config, weights, _, _ = golden('llama')
+    folder = write_folder(tmp_path / 'llama', config, weights, shards=2)
+    index = folder / 'model.safetensors.index.json'
+    claims = json.loads(index.read_text())
+    claims['weight_map']['model.norm.weight'] = outside
+    index.write_text(json.dumps(claims))
+    with pytest.raises(CheckpointError, match='only .safetensors files next to the index'):
+        load_abstract(folder)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            lambda c: c.update({'ghost': 'model-00001-of-00002.safetensors'}),
+            'no shard holds: ghost',
+        ),
+        (
+            lambda c: c.update({'model.norm.weight': 'model-00002-of-00002.safetensors'}),
+            'model.norm.weight is in model-00001-of-00002.safetensors, not in model-00002',
+        ),
+        (lambda c: c.update({'ghost': 'model-00003-of-00002.safetensors'}), 'does not exist'),
+        (lambda c: c.clear(), 'has no weight_map'),
+    ],
+)
+def test_an_index_must_agree_with_its_shards(change, message, tmp_path):
+    config, weights, _, _ = golden('llama')
+    folder = write_folder(tmp_path / 'llama', config, weights, shards=2)
+    index = folder / 'model.safetensors.index.json'
+    claims = json.loads(index.read_text())
+    change(claims['weight_map'])
+    index.write_text(json.dumps(claims))
+    with pytest.raises(CheckpointError, match=message):
+        load_abstract(folder)
+
+
+def test_safetensors_cut_anywhere_are_refused(folder):
+    path = folder / 'model.safetensors'
+    whole = path.read_bytes()
+    for cut in cuts(len(whole), 8 + struct.unpack('<Q', whole[:8])[0]):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=r'model\.safetensors is corrupt or truncated'):
+            load_abstract(folder)
