@@ -43,6 +43,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.facts: dict[str, list[uses.Facts]] = {}
         self.refusals: dict[str, list[tuple[str, str]]] = {}
+        self.scanned: dict[str, tuple[int, ...]] = {}
         self.order: dict[str, list[str]] = {}
         self.matrices: set[str] = set()
         self.modules: dict[str, ModuleSite] = {}
@@ -54,12 +55,14 @@ class _Recorder:
             self.facts[leaf.path].append(facts)
         turned = ' transposed' if _is_turned(facts, first) else ''
         self.order.setdefault(leaf.path, []).append(facts.kind + turned)
+        self.scanned.setdefault(leaf.path, leaf.picked)
         self.matrices.add(leaf.path)
         return plain()
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
         self.refusals.setdefault(leaf.path, []).append((operation, reason))
         self.order.setdefault(leaf.path, []).append(operation)
+        self.scanned.setdefault(leaf.path, leaf.picked)
         if not spread and len(leaf.shape) - len(leaf.picked) > 1:
             self.matrices.add(leaf.path)
 
@@ -103,7 +106,8 @@ class _Recorder:
         layout, reason = self._layout(path, leaf.shape)
         used = path in self.order
         vector = path not in self.matrices if used else len(leaf.shape) < 2
-        return WeightSite(path, leaf.shape, leaf.dtype, order, layout, reason, vector)
+        scanned = self.scanned.get(path, ())
+        return WeightSite(path, leaf.shape, leaf.dtype, order, layout, reason, scanned, vector)
 
     def _layout(self, path: str, shape: tuple[int, ...]) -> tuple[Layout | None, str]:
         if path in self.refusals:

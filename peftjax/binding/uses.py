@@ -111,7 +111,9 @@ class Dot:
         call = _dot_use(self.eqn, transposed, rule)
         for _ in stack:
             call = jax.vmap(call)
-        y = call(x, matrix, state)
+        leaves, key = state
+        keys = jax.random.split(key, sizes) if stack and key is not None else key
+        y = call(x, matrix, (leaves, keys))
         x_free, w_free = [(x_groups[i]) for i in free], [dims[i] for i in kept]
         sides = (w_free, x_free) if self.side == 0 else (x_free, w_free)
         order = _atoms([*(dims[i] for i in batch), *sides[0], *sides[1]])
@@ -123,25 +125,33 @@ def _dot_use(eqn: Any, transposed: bool, rule: Forward) -> Callable[..., jax.Arr
     def dot(x: jax.Array, m: jax.Array) -> jax.Array:
         return lax.dot_general(
             x,
-            m.astype(x.dtype),
+            m,
             (((1,), (1 if transposed else 0,)), ((), ())),
             precision=eqn.params['precision'],
             preferred_element_type=eqn.params['preferred_element_type'],
         )
 
+    def product(x: jax.Array, m: jax.Array) -> jax.Array:
+        return dot(x, m.astype(x.dtype))
+
     def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         first, second = (b, a) if transposed else (a, b)
-        return dot(dot(x, first).astype(x.dtype), second)
-
-    def base(matrix: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        return lambda x: dot(x, matrix)
+        return product(product(x, first).astype(x.dtype), second)
 
     def call(x: jax.Array, matrix: jax.Array, state: Any) -> jax.Array:
         leaves, key = state
-        return rule(
-            leaves,
-            Use(x, 'dot', transposed, key, x.dtype, base(matrix), lambda: matrix, dot, lowrank),
+        use = Use(
+            x,
+            'dot',
+            transposed,
+            key,
+            x.dtype,
+            base=lambda x: dot(x, matrix),
+            weight=lambda: matrix,
+            product=product,
+            lowrank=lowrank,
         )
+        return rule(leaves, use)
 
     return call
 

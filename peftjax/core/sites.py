@@ -21,6 +21,7 @@ class WeightSite:
         `'lookup'`, `'conv'`, or the name of an operation that cannot be followed.
       layout: its axes by role, or None where it cannot be adapted.
       reason: why it cannot be adapted; empty where it can.
+      scanned: axes taken away by scans or indices before the first operation of note.
       vector: it is only ever spread over activations (a bias, a scale, whatever its rank), or
         has at most one axis besides those of the stack.
     """
@@ -31,6 +32,7 @@ class WeightSite:
     uses: tuple[str, ...]
     layout: Layout | None
     reason: str = ''
+    scanned: tuple[int, ...] = ()
     vector: bool = False
 
 
@@ -210,7 +212,8 @@ def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
         raise paths.TargetError(
             f'target {pattern!r} matches {site.path!r} {site.shape}, which is empty'
         )
-    axes = tuple(range(len(site.shape)))
+    axes = [axis for axis in range(len(site.shape)) if axis not in site.scanned]
     # Flax convention where the program does not tell: the last axis is the output.
-    layout = Layout(site.shape, (), axes[:-1], axes[-1:], opaque=True)
+    rows, columns = tuple(axes[:-1]), tuple(axes[-1:])
+    layout = Layout(site.shape, tuple(sorted(site.scanned)), rows, columns, opaque=True)
     return dataclasses.replace(site, layout=layout)
