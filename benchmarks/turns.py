@@ -1,0 +1,82 @@
+"""Two processes that take turns, so that both meet the same load; standard library only.
+
+A worker keeps its compiled step and its arrays, reads a number n from standard input, takes n steps
+and answers with one line of JSON. It runs under any Python: `benchmarks.torch_step_time` runs under
+one that has torch and not this project's dependencies.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+class Worker:
+    """A process that takes steps when asked.
+
+    Example:
+        with Worker([python, '-m', 'benchmarks.jax_step_time', json.dumps(task)]) as worker:
+            print(worker.first, worker.steps(3)['ms'])
+    """
+
+    def __init__(self, command: list[str]):
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        self.first = self._answer()
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """Takes `count` steps; `{'ms': [of each], 'loss': of the last, 'peak_rss_mib': so far}`."""
+        assert self._process.stdin is not None
+        print(count, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith('{'):
+                return json.loads(line)
+        raise RuntimeError(
+            f'{self._process.args} ended with status {self._process.wait()} before it answered; '
+            'its own message is above'
+        )
+
+    def __enter__(self) -> 'Worker':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def use_cores(count: int) -> None:
+    """Lets this process and its threads run on `count` of its cores: call before any library."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def serve(step: Callable[[], float], trainable: int, warm_up: int) -> None:
+    """Warms up, then answers standard input until it closes. `step` returns its loss when done."""
+    _answer(step, warm_up, trainable)
+    for line in sys.stdin:
+        _answer(step, int(line), trainable)
+
+
+def _answer(step: Callable[[], float], count: int, trainable: int) -> None:
+    times, loss = [], float('nan')
+    for _ in range(count):
+        start = time.perf_counter()
+        loss = step()
+        times.append(1e3 * (time.perf_counter() - start))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(
+        json.dumps({'ms': times, 'loss': loss, 'peak_rss_mib': peak, 'trainable': trainable}),
+        flush=True,
+    )
