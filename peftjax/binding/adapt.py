@@ -127,7 +127,8 @@ def _check(rules: dict[str, Rule], leaves: dict[str, Any], sites: Sites) -> None
                 raise AdapterError(
                     f'the adapter was made for a model that uses {path!r} as '
                     f'{rule.layout}; this one uses it as '
-                    f'{sites.weights[path].layout}'
+                    f'{sites.weights[path].layout}. Was it made for another model, or one '
+                    'wrapped with other example inputs?'
                 )
 
 

@@ -48,8 +48,9 @@ class Leaf:
 
         state = self.state
         if state is not None:
-            position = self.stack_position(axis)
-            state = jax.tree.map(at, state)
+            position, (leaves, key) = self.stack_position(axis), state
+            key = None if key is None else jax.random.fold_in(key, index)
+            state = jax.tree.map(at, leaves), key
         return self.without(axis, state)
 
     def without(self, axis: int, state: Any) -> 'Leaf':
@@ -110,12 +111,14 @@ def _transpose(view: View, value: jax.Array, params: Any) -> View:
 def _reshape(view: View, value: jax.Array, params: Any) -> View:
     if params['dimensions'] is not None:
         raise Refused('it is reshaped in permuted order')
-    atoms = [atom for group in view.dims for atom in group][::-1]
+    atoms = list(_joined([atom for group in view.dims for atom in group]))[::-1]
     dims = []
     for size in value.shape:
         group: list[Atom] = []
         while math.prod(atom.size for atom in group) < size:
-            needed = size // math.prod(atom.size for atom in group)
+            needed, rest = divmod(size, math.prod(atom.size for atom in group))
+            if rest:
+                raise Refused(f'it is reshaped to {value.shape}, across its axes')
             atom = atoms.pop()
             if atom.size > needed:
                 if atom.size % needed:

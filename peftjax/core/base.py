@@ -229,4 +229,21 @@ class MergeError(ValueError):
 
 
 class AdapterError(ValueError):
-    """An adapter that does not belong to the model it is used with."""
+    """An adapter that does not belong to the model or the transform it is used with."""
+
+
+def check_entries(adapter: Adapter, fits: Callable[[Any], bool], method: str, entry: str) -> None:
+    """Raises `AdapterError` unless `adapter` is `{site path: entry}` as `method` makes it."""
+    if not isinstance(adapter, Mapping):
+        found = f'a {type(adapter).__name__}'
+    else:
+        wrong = [path for path, value in adapter.items() if not fits(value)]
+        if not wrong:
+            return
+        first = adapter[wrong[0]]
+        kind = 'n array' if isinstance(first, jax.Array) else f' {type(first).__name__}'
+        found = f'a{kind} at {wrong[0]!r}'
+    raise AdapterError(
+        f'{method} expects an adapter {{site path: {entry}}} as its own init makes it, found '
+        f"{found}. Was it made by another transform, or is it a part of a chain's adapter?"
+    )

@@ -8,6 +8,7 @@ import jax
 from peftjax.core import paths
 from peftjax.core.base import (
     Adapter,
+    AdapterError,
     Model,
     ModuleRule,
     ModuleUse,
@@ -31,15 +32,24 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
 
     Raises:
       ValueError: from `init`, if one replaces a leaf that an earlier one adapts.
+      AdapterError: from `merge` and at a call, if the adapter is not such a tuple.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.chain(peftjax.lora(rank=2, targets=r'hidden'), peftjax.select(r'.*/bias'))
     >>> len(tx.init(jax.random.key(0), mlp))
     2
     """
-    return _combined(
-        {str(i): transform for i, transform in enumerate(transforms)}, pack=tuple, unpack=tuple
-    )
+
+    def unpack(adapter: Adapter) -> tuple[Adapter, ...]:
+        # A list is what a tuple becomes in some checkpoint formats.
+        if not isinstance(adapter, (tuple, list)):
+            raise AdapterError(
+                f'a chain takes a tuple with an adapter for each of its {len(transforms)} '
+                f'transforms, found a {type(adapter).__name__}; init of this chain makes one'
+            )
+        return tuple(adapter)
+
+    return _combined({str(i): transform for i, transform in enumerate(transforms)}, tuple, unpack)
 
 
 def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
@@ -59,8 +69,12 @@ def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
         return dict(zip(names, parts, strict=True))
 
     def unpack(adapter: dict[str, Adapter]) -> tuple[Adapter, ...]:
-        if set(adapter) != set(names):
-            raise ValueError(f'the adapter has parts {sorted(adapter)}, the chain {sorted(names)}')
+        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+        if found != sorted(names):
+            raise AdapterError(
+                f'the chain takes a dict with the parts {sorted(names)}, found {found}; init of '
+                'this chain makes one'
+            )
         return tuple(adapter[name] for name in names)
 
     return _combined(transforms, pack, unpack)
@@ -72,8 +86,9 @@ def _combined(transforms: Mapping[str, PeftTransform], pack: Any, unpack: Any) -
     def parts(adapter: Adapter) -> tuple[Adapter, ...]:
         entries = unpack(adapter)
         if len(entries) != len(members):
-            raise ValueError(
-                f'the chain has {len(members)} transforms, the adapter {len(entries)} parts'
+            raise AdapterError(
+                f'the chain has {len(members)} transforms, the adapter {len(entries)} parts; init '
+                'of this chain makes one for each'
             )
         return entries
 

@@ -54,7 +54,13 @@ def parent(path: str) -> str:
 def patterns_of(targets: Targets) -> tuple[re.Pattern[str], ...]:
     """Compiled patterns, with an error that shows the pattern where one does not compile."""
     compiled = []
-    for pattern in (targets,) if isinstance(targets, str) else tuple(targets):
+    given = (targets,) if isinstance(targets, str) else targets
+    if not isinstance(given, (tuple, list)) or not all(isinstance(each, str) for each in given):
+        raise TargetError(
+            f'targets is {targets!r}; write a regular expression or a tuple of them, for example '
+            "targets=r'.*/(query|value)'"
+        )
+    for pattern in given:
         try:
             compiled.append(re.compile(pattern))
         except re.error as error:

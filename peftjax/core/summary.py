@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform
+from peftjax.core.base import Model, PeftTransform, WeightAdapter
 from peftjax.core.sites import table
 
 
@@ -79,12 +79,21 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
         for path, rule in transform.rules(adapter).items()
         if path in base and _replaces_leaf(rule)
     }
-    rows, of_base = [], 0
-    for path, leaf in paths.flatten(adapter).items():
-        count = math.prod(leaf.shape)
-        rows.append((path, leaf.shape, leaf.dtype, count))
-        is_base = any(path == name or path.endswith('/' + name) for name in replaced)
-        of_base += count if is_base else 0
+    rows = [
+        (path, leaf.shape, leaf.dtype, math.prod(leaf.shape))
+        for path, leaf in paths.flatten(adapter).items()
+    ]
+    # What a weight method keeps for a leaf is added, even where its name is that of a base leaf.
+    whole = jax.tree.map(
+        lambda node: () if isinstance(node, WeightAdapter) else node,
+        adapter,
+        is_leaf=lambda node: isinstance(node, WeightAdapter),
+    )
+    of_base = sum(
+        math.prod(leaf.shape)
+        for path, leaf in paths.flatten(whole).items()
+        if any(path == name or path.endswith('/' + name) for name in replaced)
+    )
     trainable = sum(row[3] for row in rows)
     return Summary(
         tuple(rows),

@@ -6,7 +6,15 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightAdapter, WeightRule
+from peftjax.core.base import (
+    AdapterError,
+    Model,
+    PeftTransform,
+    Use,
+    WeightAdapter,
+    WeightRule,
+    check_entries,
+)
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 
@@ -63,6 +71,7 @@ def weightwise(
         }
 
     def merge(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
+        _check_made_here(adapter)
         leaves = paths.flatten(params)
         check_leaves(leaves, adapter)
         return paths.replace(
@@ -74,6 +83,7 @@ def weightwise(
         )
 
     def rules(adapter: dict[str, WeightAdapter]) -> dict[str, WeightRule]:
+        _check_made_here(adapter)
         return {path: _rule(path, entry) for path, entry in adapter.items()}
 
     def _rule(path: str, entry: WeightAdapter) -> WeightRule:
@@ -138,8 +148,18 @@ def check_leaves(leaves: dict[str, Any], adapter: dict[str, WeightAdapter]) -> N
         if leaves[path].shape != entry.layout.shape:
             raise AdapterError(
                 f'the adapter was made for {path!r} of shape {entry.layout.shape}, but these '
-                f'params have {leaves[path].shape}. Was it made for another model?'
+                f'params have {leaves[path].shape} {leaves[path].dtype}. Was it made for another '
+                'model?'
             )
+
+
+def _check_made_here(adapter: Any) -> None:
+    check_entries(
+        adapter,
+        lambda entry: isinstance(entry, WeightAdapter),
+        'a weight method (lora, weightwise)',
+        'WeightAdapter',
+    )
 
 
 def _init_site(

@@ -1,13 +1,21 @@
 """Bottleneck adapters: a small trained network on the output of a module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import MergeError, Model, ModuleRule, ModuleUse, PeftTransform
+from peftjax.core.base import (
+    AdapterError,
+    MergeError,
+    Model,
+    ModuleRule,
+    ModuleUse,
+    PeftTransform,
+    check_entries,
+)
 from peftjax.core.sites import ModuleSite
 
 
@@ -62,22 +70,49 @@ def bottleneck(
 
     def merge(params: Any, adapter: dict[str, Any]) -> Any:
         del params
+        _check_made_here(adapter)
         raise MergeError(
             f'bottleneck adapters are not linear in the weights and cannot merge: '
             f'{sorted(adapter)}; keep the adapter and use adapt(model, tx)'
         )
 
     def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        return {path: ModuleRule(leaves, forward) for path, leaves in adapter.items()}
+        _check_made_here(adapter)
+        return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
 
-    def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
+    def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
+        def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
+            _check_width(path, leaves['down'], use.output)
+            return change(leaves, use)
+
+        return forward
+
+    def change(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
         hidden = use.output.reshape(-1, use.output.shape[-1])
         here = {name: leaf.astype(hidden.dtype) for name, leaf in leaves.items()}
         inner = activation(hidden @ here['down'] + here['down_bias'])
-        change = inner @ here['up'] + here['up_bias']
-        return use.output + scale * change.reshape(use.output.shape)
+        added = inner @ here['up'] + here['up_bias']
+        return use.output + scale * added.reshape(use.output.shape)
 
     return PeftTransform(init, merge, rules)
+
+
+def _check_made_here(adapter: Any) -> None:
+    names = {'down', 'down_bias', 'up', 'up_bias'}
+    check_entries(
+        adapter,
+        lambda entry: isinstance(entry, Mapping) and set(entry) == names,
+        'bottleneck',
+        "{'down', 'down_bias', 'up', 'up_bias'}",
+    )
+
+
+def _check_width(path: str, down: jax.Array, output: jax.Array) -> None:
+    if down.ndim != 2 or down.shape[0] != output.shape[-1]:
+        raise AdapterError(
+            f"the adapter's 'down' for module {path!r} is {down.shape} {down.dtype}, but the "
+            f'module returns {output.shape} {output.dtype}. Was it made for another model?'
+        )
 
 
 def _init_site(key: jax.Array, site: ModuleSite, size: int, dtype: Any) -> dict[str, jax.Array]:

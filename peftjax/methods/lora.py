@@ -2,14 +2,16 @@
 
 import functools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import Model, PeftTransform, Use
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 
@@ -51,7 +53,8 @@ def lora(
     Raises:
       ValueError: a rank below 1, a rate outside [0, 1), or from `init` a rank above the
         smaller side of a matrix, with its path.
-      TargetError: from `init`, see `Sites.match_weights`.
+      TargetError: from `init`, see `Sites.match_weights`; or a pattern for rank or alpha matches
+        no weight of the model.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -65,8 +68,10 @@ def lora(
       and we draw the uniform above (Kaiming with a = sqrt(5)).
     """
     for each in (rank, *(rank_pattern or {}).values()):
-        if each < 1:
-            raise ValueError(f'rank must be at least 1, got {each}')
+        if not isinstance(each, (int, np.integer)) or each < 1:
+            raise ValueError(f'rank must be a whole number of at least 1, got {each!r}')
+    exceptions = (*(rank_pattern or {}), *(alpha_pattern or {}))
+    patterns = paths.patterns_of(exceptions) if exceptions else ()
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f'dropout is a rate in [0, 1), got {dropout}')
 
@@ -96,7 +101,7 @@ def lora(
             'b': jnp.zeros((at_rank, outputs), dtype),
         }
 
-    return weightwise(
+    transform = weightwise(
         init_weight,
         functools.partial(_merge, scale_of=scale_of),
         functools.partial(_apply, scale_of=scale_of, dropout=dropout),
@@ -104,10 +109,27 @@ def lora(
         materialize=materialize,
     )
 
+    def init(key: jax.Array, model: Model) -> Any:
+        _check_matching(patterns, model.sites.weights)
+        return transform.init(key, model)
+
+    return transform._replace(init=init)
+
+
+def _check_matching(patterns: tuple[re.Pattern[str], ...], names: Iterable[str]) -> None:
+    for pattern in patterns:
+        if not any(paths.first_match({pattern.pattern: True}, name, False) for name in names):
+            raise paths.TargetError(
+                f'rank_pattern or alpha_pattern {pattern.pattern!r} matches no weight of this '
+                f'model; near names: {paths.near_names(pattern.pattern, names)}'
+            )
+
 
 def _merge(leaves: Any, matrix: jax.Array, path: str, *, scale_of: Any) -> jax.Array:
-    delta = leaves['a'] @ leaves['b']
-    return (matrix + scale_of(path) * delta).astype(matrix.dtype)
+    # The product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
+    wide = jnp.promote_types(matrix.dtype, leaves['a'].dtype)
+    delta = leaves['a'].astype(wide) @ leaves['b'].astype(wide)
+    return (matrix.astype(wide) + scale_of(path) * delta).astype(matrix.dtype)
 
 
 def _apply(leaves: Any, use: Use, path: str, *, scale_of: Any, dropout: float) -> jax.Array:

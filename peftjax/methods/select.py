@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule
+from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, check_entries
 
 
 def select(targets: paths.Targets) -> PeftTransform:
@@ -39,6 +39,7 @@ def select(targets: paths.Targets) -> PeftTransform:
         return {path: leaves[path] + 0 for path in model.sites.match_leaves(targets)}
 
     def merge(params: Any, adapter: dict[str, jax.Array]) -> Any:
+        _check_made_here(adapter)
         leaves = paths.flatten(params)
         for path, leaf in adapter.items():
             _check(path, leaf, leaves)
@@ -47,6 +48,7 @@ def select(targets: paths.Targets) -> PeftTransform:
         )
 
     def rules(adapter: dict[str, jax.Array]) -> dict[str, WeightRule]:
+        _check_made_here(adapter)
         return {path: _replacement(path, leaf) for path, leaf in adapter.items()}
 
     return PeftTransform(init, merge, rules)
@@ -73,6 +75,12 @@ def _replacement(path: str, leaf: jax.Array) -> WeightRule:
     return WeightRule((), None, lambda _, use: use.base(use.x), lambda _, matrix: matrix, base)
 
 
+def _check_made_here(adapter: Any) -> None:
+    check_entries(
+        adapter, lambda leaf: jax.tree_util.all_leaves([leaf]), 'select (or full)', 'array'
+    )
+
+
 def _check(path: str, leaf: jax.Array, leaves: dict[str, Any]) -> None:
     if path not in leaves:
         raise AdapterError(
@@ -81,6 +89,6 @@ def _check(path: str, leaf: jax.Array, leaves: dict[str, Any]) -> None:
         )
     if leaf.shape != leaves[path].shape:
         raise AdapterError(
-            f'the adapter has {path!r} of shape {leaf.shape}, these params '
-            f'{leaves[path].shape}. Was it made for another model?'
+            f'the adapter has {path!r} of shape {leaf.shape} {leaf.dtype}, these params '
+            f'{leaves[path].shape} {leaves[path].dtype}. Was it made for another model?'
         )
