@@ -54,11 +54,12 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
         if (folder / name).is_file():
             settings |= read_json(folder / name)
     template, jinja = settings.get('chat_template'), folder / 'chat_template.jinja'
-    return Tokenizer(
-        backend,
-        *(_token_id(backend, settings.get(f'{role}_token')) for role in ('bos', 'eos', 'pad')),
-        jinja.read_text(encoding='utf-8') if jinja.is_file() else _default_template(template),
+    bos, eos, pad = (
+        _token_id(backend, settings.get(f'{role}_token')) for role in ('bos', 'eos', 'pad')
     )
+    if jinja.is_file():
+        template = jinja.read_text(encoding='utf-8')
+    return Tokenizer(backend, bos, eos, pad, _default_template(template))
 
 
 def _token_id(backend: tokenizers.Tokenizer, token: str | Mapping[str, Any] | None) -> int | None:

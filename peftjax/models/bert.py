@@ -173,7 +173,9 @@ class Bert(nn.Module):
             remat=self.remat,
         )
         pooled = self._pool(x, attention_mask)
-        return self._head(pooled, deterministic) if self.outputs else BertOutput(x, pooled)
+        if self.outputs is None:
+            return BertOutput(x, pooled)
+        return self._head(pooled, self.outputs, deterministic)
 
     def _pool(self, x: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
         if self.pooling == 'first':
@@ -186,19 +188,21 @@ class Bert(nn.Module):
             return jnp.tanh(pooler(x[:, 0]))
         if self.pooling != 'mean':
             raise ValueError(f"pooling {self.pooling!r} is unknown: use 'first' or 'mean'")
+        wide = x.astype(jnp.float32)  # a bfloat16 sum stops growing after some hundred tokens
         if attention_mask is None:
-            return x.mean(axis=1)
-        weight = attention_mask.astype(x.dtype)[:, :, None]
+            return wide.mean(axis=1).astype(x.dtype)
+        weight = attention_mask.astype(jnp.float32)[:, :, None]
         # A row of nothing but padding has no mean; it gets zeros, not 0/0.
-        return (x * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+        mean = (wide * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+        return mean.astype(x.dtype)
 
-    def _head(self, pooled: jax.Array, deterministic: bool) -> jax.Array:
+    def _head(self, pooled: jax.Array, outputs: int, deterministic: bool) -> jax.Array:
         config = self.config
         rate = config.classifier_dropout
         rate = config.hidden_dropout_prob if rate is None else rate
         pooled = nn.Dropout(rate, deterministic=deterministic, name='dropout')(pooled)
         return nn.Dense(
-            self.outputs,
+            outputs,
             kernel_init=nn.initializers.normal(0.02),
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -43,7 +43,7 @@ def apply_stack(
             # Every collection, not only params: what an interceptor sows is stacked as well.
             variable_axes={True: 0},
             split_rngs={True: True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (flax types it by its default)
             length=count,
         )
         return scanned(**fields, name='layers')(x, *shared)[0]
