@@ -22,11 +22,11 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for checkpoints, metrics and results.', required=True
 )
 flags.mark_flag_as_required('config')
-# Orbax reports every step of every save at INFO, over the progress bar.
-flags.FLAGS.set_default('verbosity', logging.WARNING)
 
 
 def main(argv: Sequence[str]) -> None:
+    # Orbax reports every step of every save at INFO, over the progress bar.
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         sys.exit(f'unexpected argument {argv[1]!r}; settings are flags: --config.name=value')
     try:

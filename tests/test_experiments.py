@@ -255,6 +255,7 @@ def test_the_command_trains(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'accuracy, test' in done.stdout
     assert 'trainable parameters' in done.stdout
+    assert 'checkpoint_manager' not in done.stderr  # no log lines over the progress bar
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
