@@ -22,6 +22,7 @@ from peftjax.core.paths import TargetError
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
+from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.lora import lora
@@ -30,6 +31,7 @@ from peftjax.methods.select import full, select
 __all__ = [
     'Adapter',
     'AdapterError',
+    'CheckpointError',
     'Hole',
     'Layout',
     'MergeError',
