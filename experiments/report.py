@@ -37,21 +37,21 @@ def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def peak_memory() -> tuple[float, str]:
-    """The most memory used so far in MiB, and whose memory it is.
+def peak_memory_mib() -> float:
+    """The most memory used so far, in MiB.
 
     On an accelerator the device's own count; on a CPU the process's resident set, which includes
     Python and the compiler.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
-        return stats['peak_bytes_in_use'] / _MIB, 'device'
+        return stats['peak_bytes_in_use'] / _MIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
-    return peak / (_MIB if sys.platform == 'darwin' else 1024), 'process'
+    return peak / (_MIB if sys.platform == 'darwin' else 1024)
 
 
-def result_table(config: Config, result: Mapping[str, float], memory_owner: str) -> Table:
+def result_table(config: Config, result: Mapping[str, float]) -> Table:
     """The results of a run as a table for people."""
     percent = 100 * result['trainable'] / result['base']
     speed = f'{result["steps_per_second"]:.2f}, {result["tokens_per_second"]:,.0f}'
@@ -64,7 +64,7 @@ def result_table(config: Config, result: Mapping[str, float], memory_owner: str)
         'loss, test': f'{result["test/loss"]:.4f}',
         'steps': f'{result["steps"]:,}',
         'steps/s, tokens/s': speed,
-        f'peak memory of the {memory_owner}': f'{result["peak_memory_mib"]:,.0f} MiB',
+        f'peak memory, {jax.default_backend()}': f'{result["peak_memory_mib"]:,.0f} MiB',
     }
     table = Table('what', 'value', title='Results', title_justify='left')
     for name, value in lines.items():

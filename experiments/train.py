@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,19 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
     if checkpoints.latest_step is not None:
         state, position = checkpoints.restore(state)
         batches.set_state(position)
-    resumed_from = int(state.step)
-    writer = MetricsWriter(workdir, resumed_from)
+    done = int(state.step)
     _write_json(workdir / 'config.json', resolved)
 
     # 3. The loop.
     evaluator = _Evaluator(config, run)
-    with step_progress(console, total=run.steps, done=resumed_from) as progress:
-        state = _loop(config, run, state, batches, evaluator, checkpoints, writer, progress)
-        test = evaluator(state.adapter, 'test')
-    writer.write(run.steps, test)
-    writer.close()
-    checkpoints.close()
+    with closing(checkpoints), closing(MetricsWriter(workdir, resumed_from=done)) as writer:
+        with step_progress(console, total=run.steps, done=done) as progress:
+            state = _loop(config, run, state, batches, evaluator, checkpoints, writer, progress)
+            test = evaluator(state.adapter, 'test')
+        writer.write(run.steps, test)
 
     # 4. The results.
     rows = read_metrics(workdir)
-    memory, owner = report.peak_memory()
     result = {
         **test,
         'steps': run.steps,
@@ -86,11 +84,11 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
         'tokens_per_second': _median(rows, 'train/tokens_per_second'),
         'trainable': summary.trainable,
         'base': summary.base,
-        'peak_memory_mib': memory,
+        'peak_memory_mib': report.peak_memory_mib(),
     }
     _write_json(workdir / 'result.json', result)
     report.learning_curve(rows, workdir / 'learning_curve.png')
-    console.print(report.result_table(config, result, memory_owner=owner))
+    console.print(report.result_table(config, result))
     console.print(f'curve, metrics and checkpoints: {workdir}', highlight=False)
     return result
 
