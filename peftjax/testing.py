@@ -368,9 +368,9 @@ def _assert_close(
     what: str = 'the output',
     size: float | None = None,
 ) -> None:
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
-    scale = max(np.abs(theirs).max(), 1e-6) if size is None else size
-    error = np.abs(mine - theirs).max() / scale
+    found, expected = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    scale = max(np.abs(expected).max(), 1e-6) if size is None else size
+    error = np.abs(found - expected).max() / scale
     assert error <= tolerance, f'{what} differs by {error:.3g} of its size, more than {tolerance}'
 
 
@@ -383,5 +383,5 @@ def _shard(leaf: jax.Array, mesh: Mesh, axis: int | None = None) -> jax.Array:
 
 
 def _flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    analysis = jax.jit(function).lower(*args, **kwargs).compile().cost_analysis()
+    analysis = jax.jit(function).lower(*args, **kwargs).compile().cost_analysis() or {}
     return float(analysis['flops'])

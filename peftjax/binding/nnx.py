@@ -9,6 +9,9 @@ from flax import nnx
 
 from peftjax.binding import tags
 
+# A static attribute of our twins' submodules, so that NNX's own transforms carry it along.
+_PATH = 'peftjax_path'
+
 
 def split_module(module: nnx.Module) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
     """`(params, apply, tagged apply)` of a module, which is read once and never changed.
@@ -62,14 +65,14 @@ def _merge_tagged(graphdef: Any, params: Any, state: Any) -> nnx.Module:
     for path, node in list(nnx.iter_graph(twin)):
         if isinstance(node, nnx.Module) and path and callable(node):
             node.__class__ = _tagging_class(type(node))
-            node.peftjax_path = '/'.join(map(str, path))
+            setattr(node, _PATH, '/'.join(map(str, path)))
     return twin
 
 
 @functools.cache
 def _tagging_class(cls: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        path = self.peftjax_path
+        path = getattr(self, _PATH)
         args = tags.mark_inputs(args, cls.__name__, path)
         return tags.mark_output(cls.__call__(self, *args, **kwargs), cls.__name__, path)
 

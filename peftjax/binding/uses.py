@@ -112,7 +112,7 @@ class Dot:
         for _ in stack:
             call = jax.vmap(call)
         leaves, key = state
-        keys = jax.random.split(key, sizes) if stack and key is not None else key
+        keys = jax.random.split(key, tuple(sizes)) if stack and key is not None else key
         y = call(x, matrix, (leaves, keys))
         x_free, w_free = [(x_groups[i]) for i in free], [dims[i] for i in kept]
         sides = (w_free, x_free) if self.side == 0 else (x_free, w_free)

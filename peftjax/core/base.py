@@ -203,7 +203,7 @@ class MergeFn(Protocol):
 
 
 class RulesFn(Protocol):
-    def __call__(self, adapter: Adapter, /) -> dict[str, Rule]: ...
+    def __call__(self, adapter: Adapter, /) -> Mapping[str, Rule]: ...
 
 
 class PeftTransform(NamedTuple):
