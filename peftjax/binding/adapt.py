@@ -1,7 +1,7 @@
 """Runs a model with an adapter in force, without forming merged weights."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -71,7 +71,9 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
     return predict
 
 
-def evaluate(model: Model, rules: dict[str, Rule], params: Any, key: Any, call: calls.Call) -> Any:
+def evaluate(
+    model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
+) -> Any:
     """The model's outputs with `rules` in force."""
     leaves = paths.flatten(params)
     _check(rules, leaves, model.sites)
@@ -107,7 +109,7 @@ def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any
     return views.View(followed, view.value, view.dims)
 
 
-def _check(rules: dict[str, Rule], leaves: dict[str, Any], sites: Sites) -> None:
+def _check(rules: Mapping[str, Rule], leaves: dict[str, Any], sites: Sites) -> None:
     for path, rule in rules.items():
         known = leaves if isinstance(rule, WeightRule) else sites.modules
         if path not in known:
