@@ -230,6 +230,19 @@ def test_an_axis_taken_apart_and_put_together_otherwise():
     assert model.sites.weights['w'].layout.rows == (0,)
 
 
+def test_one_token_of_a_table_of_matrices():
+    """A lookup of one token and `w[i]` of a stack are one operation to JAX."""
+    ids = jnp.array([[1, 2, 3]])
+    table = jax.random.normal(KEY, (7, 2, 3))
+    model = function(lambda p, ids: jnp.take(p['table'], ids, axis=0), ids, table=table)
+    tx = peftjax.lora(rank=2, targets='table')
+    adapter = moved(tx, model)
+    predict = peftjax.adapt(model, tx)
+    many, one = (predict(adapter, model.params, each) for each in (ids, ids[:, :1]))
+    assert_close(one, many[:, :1])
+    assert_close(many, tx.merge(model.params, adapter)['table'][ids])
+
+
 # --- composition --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import nbclient
 import nbformat
 import pytest
 
+import peftjax
+
 NOTEBOOKS = sorted((pathlib.Path(__file__).parent.parent / 'notebooks').glob('*.ipynb'))
 MOST_BYTES = 300_000
 
@@ -26,8 +28,9 @@ def test_there_are_notebooks():
 @every
 def test_it_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    # The tests' eight fake devices are not what a reader has.
+    # The tests' eight fake devices are not what a reader has; the package under test is.
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    environment['PYTHONPATH'] = str(pathlib.Path(peftjax.__file__).parent.parent)
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}
     )

@@ -183,8 +183,14 @@ class Lookup:
         return dim
 
     def picks_stack(self) -> bool:
-        """Whether this is `w[i]` of a stack, with one index, and not a lookup."""
-        return self.indices.size == 1 and len(self.view.dims) > 2
+        """Whether this is `w[i]` of a stack, with one index, and not a lookup of one token.
+
+        The two look alike; once there is a rule, its leaf's stack tells them apart.
+        """
+        if self.indices.size != 1 or len(self.view.dims) <= 2:
+            return False
+        leaf = self.view.leaf
+        return leaf.state is None or self.view.whole_axis(self.dim()) in leaf.stack
 
     def picked(self, value: jax.Array) -> View:
         dim = self.dim()
