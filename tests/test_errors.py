@@ -1,44 +1,18 @@
 """Bad input to the core: each mistake raises, and says where, what it found, what to write."""
 
-from collections.abc import Callable
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 import peftjax
+from tests.algebra import KEY, MLP, X, assert_close, assert_raises, function
 
-KEY = jax.random.key(0)
-X = jnp.ones((2, 4))
-MLP = peftjax.testing.tiny_mlp()
 LORA = peftjax.lora(rank=2, targets=r'hidden')
-BIASES = peftjax.select(r'.*/bias')
-BOTTLENECK = peftjax.bottleneck(size=2, targets=r'hidden')
 
 
 def lora(**changes):
     return peftjax.lora(**{'rank': 2, 'targets': r'hidden', **changes})
-
-
-def assert_raises(kind: type[Exception], act: Callable[[], object], *said: str):
-    """`act` raises `kind`, and its message holds every one of `said`."""
-    with pytest.raises(kind) as caught:
-        act()
-    missing = [words for words in said if words not in str(caught.value)]
-    assert not missing, f'{missing} is not in: {caught.value}'
-
-
-def function(f, *shapes, **params):
-    """`f(params, *arrays)` wrapped, with float arrays of the given shapes as example."""
-    return peftjax.wrap(f, params, tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
-
-
-def at_call(transform, adapter, model=MLP, params=None, x=X):
-    """The adapted model called with an adapter that may not be its own."""
-    given = model.params if params is None else params
-    return peftjax.adapt(model, transform)(adapter, given, x)
 
 
 # --- targets ------------------------------------------------------------------------------------
@@ -114,146 +88,6 @@ def test_init_on_abstract_params():
     assert_raises(TypeError, lambda: LORA.init(KEY, abstract), *said)
 
 
-# --- adapters of another model or method ----------------------------------------------------------
-
-
-class Other(nn.Module):
-    hidden: str = 'hidden'
-    width: int = 8
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3, name='out')(nn.Dense(self.width, name=self.hidden)(x))
-
-
-def other_mlp(**fields):
-    module = Other(**fields)
-    return peftjax.wrap(module, module.init(KEY, X), X)
-
-
-@pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
-def test_a_leaf_that_is_not_there(transform):
-    adapter = transform.init(KEY, MLP)
-    other = other_mlp(hidden='hiddem')
-    near = "near names: ['hiddem/" + ('kernel' if transform is LORA else 'bias')
-    said = ("'hidden/", near, 'another model')
-    assert_raises(peftjax.AdapterError, lambda: transform.merge(other.params, adapter), *said)
-    assert_raises(peftjax.AdapterError, lambda: at_call(transform, adapter, other), *said)
-
-
-@pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
-def test_a_leaf_of_another_shape(transform):
-    adapter = transform.init(KEY, MLP)
-    other = other_mlp(width=6)
-    path, mine, theirs = (
-        ("'hidden/kernel'", '(4, 8)', '(4, 6)')
-        if transform is LORA
-        else ("'hidden/bias'", '(8,)', '(6,)')
-    )
-    said = (path, mine, theirs, 'float32', 'another model')
-    assert_raises(peftjax.AdapterError, lambda: transform.merge(other.params, adapter), *said)
-    assert_raises(peftjax.AdapterError, lambda: at_call(transform, adapter, other), *said)
-
-
-def test_a_leaf_of_the_same_shape_that_is_used_otherwise():
-    rows = function(lambda p, x: x @ p['w'], (2, 4), w=jnp.ones((4, 4)))
-    columns = function(lambda p, x: x @ p['w'].T, (2, 4), w=jnp.ones((4, 4)))
-    tx = peftjax.lora(rank=2, targets='w')
-    adapter = tx.init(KEY, rows)
-    said = ("'w'", 'rows=(0,)', 'rows=(1,)', 'another model')
-    assert_raises(peftjax.AdapterError, lambda: at_call(tx, adapter, columns), *said)
-
-
-def test_a_module_that_is_not_there():
-    other = other_mlp(hidden='hiddem')
-    adapter = BOTTLENECK.init(KEY, MLP)
-    said = ("'hidden'", "'hiddem'", 'another model')
-    assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
-
-
-def test_a_module_of_another_width():
-    other = other_mlp(width=6)
-    adapter = BOTTLENECK.init(KEY, MLP)
-    said = ("'hidden'", '(8, 2) float32', '(2, 6) float32', 'another model')
-    assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
-
-
-METHODS = {
-    'lora': (LORA, 'WeightAdapter'),
-    'select': (BIASES, 'array'),
-    'bottleneck': (BOTTLENECK, "'down'"),
-    'chain': (peftjax.chain(LORA, BIASES), 'tuple'),
-    'named chain': (peftjax.named_chain({'low': LORA, 'bias': BIASES}), "['bias', 'low']"),
-}
-
-
-@pytest.mark.parametrize('foreign', METHODS)
-@pytest.mark.parametrize('method', METHODS)
-def test_an_adapter_of_another_method(method, foreign):
-    if method == foreign:
-        return
-    transform, expected = METHODS[method]
-    adapter = METHODS[foreign][0].init(KEY, MLP)
-    for act in (
-        lambda: transform.merge(MLP.params, adapter),
-        lambda: at_call(transform, adapter),
-    ):
-        assert_raises(peftjax.AdapterError, act, expected, 'found', 'init')
-
-
-def test_an_adapter_that_lost_its_type():
-    adapter = {path: dict(entry) for path, entry in LORA.init(KEY, MLP).items()}
-    said = ("found a dict at 'hidden/kernel'", 'WeightAdapter')
-    assert_raises(peftjax.AdapterError, lambda: LORA.merge(MLP.params, adapter), *said)
-
-
-# --- composition --------------------------------------------------------------------------------
-
-
-def test_chain_with_a_part_missing():
-    tx = peftjax.chain(LORA, BIASES)
-    adapter = tx.init(KEY, MLP)
-    for parts in (adapter[:1], (*adapter, adapter[0])):
-        said = ('2 transforms', f'{len(parts)} parts')
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(MLP.params, p), *said)
-        assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
-
-
-def test_named_chain_with_a_part_missing():
-    tx = peftjax.named_chain({'low': LORA, 'bias': BIASES})
-    adapter = tx.init(KEY, MLP)
-    for parts, found in (
-        ({'low': adapter['low']}, "['low']"),
-        ({**adapter, 'more': {}}, "['bias', 'low', 'more']"),
-    ):
-        said = ("['bias', 'low']", found)
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(MLP.params, p), *said)
-        assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
-
-
-@pytest.mark.parametrize('last', [peftjax.full(), peftjax.select(r'hidden/kernel')])
-def test_replacing_what_is_already_adapted(last):
-    tx = peftjax.chain(LORA, last)
-    said = ("'hidden/kernel'", 'lose the adaptation', 'put select or full', 'first in the chain')
-    assert_raises(ValueError, lambda: tx.init(KEY, MLP), *said)
-    peftjax.chain(last, LORA).init(KEY, MLP)
-
-
-def test_merging_what_lives_on_activations():
-    for tx in (BOTTLENECK, peftjax.chain(LORA, BOTTLENECK)):
-        adapter = tx.init(KEY, MLP)
-        said = ("'hidden'", 'cannot merge', 'adapt(model, tx)')
-        assert_raises(peftjax.MergeError, lambda t=tx, a=adapter: t.merge(MLP.params, a), *said)
-
-
-def test_partition_overlap():
-    biases, rest = peftjax.partition(MLP.params, r'.*/bias')
-    assert_raises(
-        ValueError, lambda: peftjax.combine(biases, MLP.params), "'hidden/bias'", 'partition'
-    )
-    assert_raises(ValueError, lambda: peftjax.combine(biases, {'hidden': rest['hidden']}), 'out')
-
-
 # --- leaves and calls that cannot be followed -----------------------------------------------------
 
 
@@ -261,7 +95,7 @@ def normalised(p, x):
     return (x @ (p['w'] / jnp.linalg.norm(p['w']))) @ p['v']
 
 
-REFUSED = function(normalised, (2, 4), w=jax.random.normal(KEY, (4, 6)), v=jnp.ones((6, 3)))
+REFUSED = function(normalised, X, w=jax.random.normal(KEY, (4, 6)), v=jnp.ones((6, 3)))
 
 
 def test_a_refused_leaf():
@@ -275,7 +109,7 @@ def test_a_refused_leaf_materialised():
     tx = lora(targets='.', materialize=True)
     adapter = peftjax.testing.perturb(tx.init(KEY, REFUSED), seed=0, size=1.0)
     merged = REFUSED.apply(tx.merge(REFUSED.params, adapter), X)
-    assert jnp.allclose(at_call(tx, adapter, REFUSED), merged, atol=1e-5, rtol=1e-5)
+    assert_close(peftjax.adapt(REFUSED, tx)(adapter, REFUSED.params, X), merged)
     assert not jnp.allclose(REFUSED.apply(REFUSED.params, X), merged, atol=1e-2)
 
 

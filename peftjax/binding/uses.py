@@ -183,11 +183,11 @@ class Lookup:
         return dim
 
     def picks_stack(self) -> bool:
-        """Whether this is `w[i]` of a stack, with one index, and not a lookup of one token.
+        """Whether this is `w[i]` of a stack, with a scalar index, and not a lookup of one token.
 
-        The two look alike; once there is a rule, its leaf's stack tells them apart.
+        The two are one operation; once there is a rule, its leaf's stack tells them apart.
         """
-        if self.indices.size != 1 or len(self.view.dims) <= 2:
+        if self.indices.ndim != 1 or len(self.view.dims) <= 2:
             return False
         leaf = self.view.leaf
         return leaf.state is None or self.view.whole_axis(self.dim()) in leaf.stack

@@ -1,0 +1,48 @@
+"""Small models, adapters and comparisons for the tests of the core."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import HealthCheck, settings
+
+import peftjax
+
+KEY = jax.random.key(0)
+MLP = peftjax.testing.tiny_mlp()
+X = jnp.arange(8.0).reshape(2, 4) / 8
+
+settings.register_profile(
+    'peftjax',
+    deadline=None,  # Compiling takes as long as it takes.
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.load_profile('peftjax')
+
+
+def moved(transform: peftjax.PeftTransform, model: peftjax.Model, seed: int = 0) -> Any:
+    """An adapter in which nothing is zero."""
+    return peftjax.testing.perturb(transform.init(KEY, model), seed, 0.5)
+
+
+def function(f: Callable[..., Any], *inputs: jax.Array, **params: jax.Array) -> peftjax.Model:
+    """`f(params, *inputs)` as a model."""
+    return peftjax.wrap(f, params, inputs)
+
+
+def assert_close(mine: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+    """Every leaf of `mine` within `tolerance` of the largest value of the leaf of `theirs`."""
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        size = max(float(jnp.abs(b).max(initial=0.0)), 1e-6)
+        assert float(jnp.abs(a - b).max(initial=0.0)) <= tolerance * size
+
+
+def assert_raises(kind: type[Exception], act: Callable[[], object], *said: str) -> None:
+    """`act` raises `kind`, and its message holds every one of `said`."""
+    with pytest.raises(kind) as caught:
+        act()
+    missing = [words for words in said if words not in str(caught.value)]
+    assert not missing, f'{missing} is not in: {caught.value}'
