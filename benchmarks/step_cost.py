@@ -54,7 +54,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     known = {(row.method, row.route, row.layers): row.cost for row in rows}
     lines = [_HEADER]
     for row in rows:
-        looped = known.get((row.method, row.route, 'looped'))
+        looped = known.get((row.method, row.route, 'looped')) if row.layers == 'scanned' else None
         full = known[_FULL, 'rules', row.layers]
         lines.append(
             (

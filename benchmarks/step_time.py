@@ -5,7 +5,9 @@
 
 Each side warms up (compiling is not counted) and then takes its turns: ours, theirs, ours, theirs,
 while the other waits. A turn is the median of `--steps` steps. The ratio is taken pair by pair:
-ours / theirs, below one where ours is faster.
+ours / theirs, below one where ours is faster. *CPU time* is the median ratio of processor time, all
+threads together: with `--cores 1` it hardly depends on what else the machine does (with more cores
+it counts waiting in spin locks, too).
 """
 
 import contextlib
@@ -31,7 +33,7 @@ _STEPS = flags.DEFINE_integer('steps', 3, 'steps of a turn, of which the median 
 _CORES = flags.DEFINE_integer('cores', None, 'how many cores each side may use; default all')
 
 _HEADER = (
-    *('method', 'ours ms', 'torch ms', 'ours / torch, pair by pair', 'median'),
+    *('method', 'ours ms', 'torch ms', 'ours / torch, pair by pair', 'median', 'CPU time'),
     *('ours peak MiB', 'torch peak MiB', 'trainable'),
 )
 # The fields that transformers' own config of the family has under the same name.
@@ -84,23 +86,34 @@ def row(method: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -
     Raises:
         ValueError: the two sides do not train the same number of parameters.
     """
-    mine, other = ([statistics.median(turn['ms']) for turn in side] for side in (ours, theirs))
+    mine, other = _medians(ours, 'ms'), _medians(theirs, 'ms')
     if theirs and theirs[0]['trainable'] != ours[0]['trainable']:
         raise ValueError(
             f'{method}: ours trains {ours[0]["trainable"]:,} parameters, theirs '
             f'{theirs[0]["trainable"]:,}: not the same step'
         )
-    ratios = [a / b for a, b in zip(mine, other, strict=False)]
+    ratios = _ratios(mine, other)
+    processor = _ratios(_medians(ours, 'cpu_ms'), _medians(theirs, 'cpu_ms'))
     return (
         method,
         f'{statistics.median(mine):.0f}',
         f'{statistics.median(other):.0f}' if theirs else '',
         ' '.join(f'{ratio:.2f}' for ratio in ratios),
         f'{statistics.median(ratios):.2f}' if theirs else '',
+        f'{statistics.median(processor):.2f}' if theirs else '',
         f'{ours[-1]["peak_rss_mib"]:.0f}',
         f'{theirs[-1]["peak_rss_mib"]:.0f}' if theirs else '',
         f'{ours[0]["trainable"]:,}',
     )
+
+
+def _medians(turns_of_side: list[dict[str, Any]], name: str) -> list[float]:
+    return [statistics.median(turn[name]) for turn in turns_of_side]
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    # Without a torch side there is nothing to divide by, hence no ratio.
+    return [a / b for a, b in zip(ours, theirs, strict=bool(theirs))]
 
 
 def main(argv: Sequence[str]) -> None:

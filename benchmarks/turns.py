@@ -33,7 +33,11 @@ class Worker:
         self.first = self._answer()
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Takes `count` steps; `{'ms': [of each], 'loss': of the last, 'peak_rss_mib': so far}`."""
+        """Takes `count` steps.
+
+        Gives `{"ms": [wall, of each], "cpu_ms": [of all threads, of each], "loss": of the last,
+        "peak_rss_mib": so far, "trainable": parameters}`.
+        """
         assert self._process.stdin is not None
         print(count, file=self._process.stdin, flush=True)
         return self._answer()
@@ -70,13 +74,12 @@ def serve(step: Callable[[], float], trainable: int, warm_up: int) -> None:
 
 
 def _answer(step: Callable[[], float], count: int, trainable: int) -> None:
-    times, loss = [], float('nan')
+    walls, processor, loss = [], [], float('nan')
     for _ in range(count):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         loss = step()
-        times.append(1e3 * (time.perf_counter() - start))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(
-        json.dumps({'ms': times, 'loss': loss, 'peak_rss_mib': peak, 'trainable': trainable}),
-        flush=True,
-    )
+        walls.append(1e3 * (time.perf_counter() - wall))
+        processor.append(1e3 * (time.process_time() - cpu))
+    answer = {'ms': walls, 'cpu_ms': processor, 'loss': loss, 'trainable': trainable}
+    answer['peak_rss_mib'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(json.dumps(answer), flush=True)
