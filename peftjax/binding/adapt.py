@@ -188,9 +188,6 @@ class _Binder:
             )
         return result.astype(output.dtype)
 
-    def opaque(self, tag: tags.Tag, operation: str) -> None:
+    def opaque(self, tag: tags.Tag, reason: str) -> None:
         if tag.path in self._modules:
-            raise AdapterError(
-                f'module {tag.path!r} is called inside {operation} in this call, '
-                'which cannot be entered'
-            )
+            raise AdapterError(f'module {tag.path!r} cannot be adapted in this call: {reason}')

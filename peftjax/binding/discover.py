@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from peftjax.binding import tags, uses, views
 from peftjax.binding.calls import Call
-from peftjax.binding.interpret import Contraction, Frame, run
+from peftjax.binding.interpret import Contraction, Frame, plain, run
 from peftjax.binding.views import Leaf
 from peftjax.core import paths
 from peftjax.core.layout import Layout
@@ -28,7 +29,9 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
     def evaluate(params: Any, arrays: Any) -> None:
         closed = jax.make_jaxpr(call.function(traceable))(params, arrays)
         leaves = [views.start(path, leaf) for path, leaf in paths.flatten(params).items()]
-        run(closed.jaxpr, closed.consts, [*leaves, *arrays], Frame(recorder))
+        frame = Frame(recorder)
+        for result in run(closed.jaxpr, closed.consts, [*leaves, *arrays], frame):
+            plain(result, 'the output of the model', frame)
 
     jax.eval_shape(evaluate, params, call.arrays)
     weights = {
@@ -44,17 +47,14 @@ class _Recorder:
         self.facts: dict[str, list[uses.Facts]] = {}
         self.refusals: dict[str, list[tuple[str, str]]] = {}
         self.scanned: dict[str, tuple[int, ...]] = {}
-        self.order: dict[str, list[str]] = {}
+        self.order: dict[str, list[uses.Facts | str]] = {}
         self.matrices: set[str] = set()
         self.modules: dict[str, ModuleSite] = {}
 
     def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
         facts = contraction.facts()
-        first = self.facts.setdefault(leaf.path, [facts])[0]
-        if first is not facts:
-            self.facts[leaf.path].append(facts)
-        turned = ' transposed' if _is_turned(facts, first) else ''
-        self.order.setdefault(leaf.path, []).append(facts.kind + turned)
+        self.facts.setdefault(leaf.path, []).append(facts)
+        self.order.setdefault(leaf.path, []).append(facts)
         self.scanned.setdefault(leaf.path, leaf.picked)
         self.matrices.add(leaf.path)
         return plain()
@@ -91,45 +91,54 @@ class _Recorder:
         )
         return output
 
-    def opaque(self, tag: tags.Tag, operation: str) -> None:
-        self.modules[tag.path] = ModuleSite(
-            tag.path,
-            tag.kind,
-            (),
-            (),
-            None,
-            reason=f'it is called inside {operation}, which cannot be entered',
-        )
+    def opaque(self, tag: tags.Tag, reason: str) -> None:
+        self.modules[tag.path] = ModuleSite(tag.path, tag.kind, (), (), None, reason=reason)
 
     def weight_site(self, path: str, leaf: Any) -> WeightSite:
-        order = tuple(self.order.get(path, ()))
-        layout, reason = self._layout(path, leaf.shape)
+        layout, reason = self._layout(path, leaf)
         used = path in self.order
         vector = path not in self.matrices if used else len(leaf.shape) < 2
         scanned = self.scanned.get(path, ())
-        return WeightSite(path, leaf.shape, leaf.dtype, order, layout, reason, scanned, vector)
+        return WeightSite(
+            path, leaf.shape, leaf.dtype, self._uses(path), layout, reason, scanned, vector
+        )
 
-    def _layout(self, path: str, shape: tuple[int, ...]) -> tuple[Layout | None, str]:
+    def _layout(self, path: str, leaf: Any) -> tuple[Layout | None, str]:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return None, f'it holds {leaf.dtype}, which has no gradient'
         if path in self.refusals:
             operation, reason = self.refusals[path][0]
             return None, reason if operation in reason else f'{reason} (at {operation})'
-        facts = self.facts.get(path)
-        if not facts:
+        if path not in self.facts:
             return None, 'it is not used in a call with the example inputs'
-        first = facts[0]
-        for other in facts[1:]:
+        if not math.prod(leaf.shape):
+            return None, 'it is empty'
+        first = self._leading(path)
+        for other in self.facts[path]:
             same = (other.rows, other.columns) == (first.rows, first.columns)
             if other.stack != first.stack or not (same or _is_turned(other, first)):
                 return None, (
-                    f'its uses contract different axes: {first.rows} and {other.rows} of {shape}'
+                    f'its uses contract different axes: {first.rows} and {other.rows} '
+                    f'of {leaf.shape}'
                 )
-            if _is_turned(other, first) and other.kind != 'dot':
+            if not same and other.kind != 'dot':
                 return None, f'it is used as is and, in a {other.kind}, transposed'
-        if not math.prod(shape):
-            return None, 'it is empty'
         return Layout(
-            shape, first.stack, first.rows, first.columns, lookup=first.kind == 'lookup'
+            leaf.shape, first.stack, first.rows, first.columns, lookup=first.kind == 'lookup'
         ), ''
+
+    def _leading(self, path: str) -> uses.Facts:
+        """The use that gives the leaf its orientation: a lookup if there is one, else the first."""
+        lookups = [facts for facts in self.facts[path] if facts.kind == 'lookup']
+        return (lookups or self.facts[path])[0]
+
+    def _uses(self, path: str) -> tuple[str, ...]:
+        return tuple(
+            use
+            if isinstance(use, str)
+            else use.kind + (' transposed' if _is_turned(use, self._leading(path)) else '')
+            for use in self.order.get(path, ())
+        )
 
 
 def _is_turned(facts: uses.Facts, first: uses.Facts) -> bool:

@@ -37,8 +37,8 @@ class Visitor(Protocol):
         """The output in force of a module."""
         ...
 
-    def opaque(self, tag: tags.Tag, operation: str) -> None:
-        """A module is called inside an operation that cannot be entered."""
+    def opaque(self, tag: tags.Tag, reason: str) -> None:
+        """A call of a module that cannot take a rule."""
         ...
 
 
@@ -99,12 +99,13 @@ def _last_uses(jaxpr: jax_core.Jaxpr) -> dict[int, list[Any]]:
 
 def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], frame: Frame) -> Any:
     if tag.point == 'in':
-        calls.setdefault(tag.path, {})[tag.index] = plain(value, 'module input', frame)
+        calls.setdefault(tag.path, {})[tag.index] = _array(value)
         return value
     inputs = calls.pop(tag.path, {})
-    return frame.visitor.module(
-        tag, tuple(inputs[i] for i in sorted(inputs)), plain(value, 'module output', frame), frame
-    )
+    if isinstance(value, View):
+        frame.visitor.opaque(tag, 'it returns a weight')
+        return value
+    return frame.visitor.module(tag, tuple(inputs[i] for i in sorted(inputs)), value, frame)
 
 
 def plain(value: Any, operation: str, frame: Frame) -> Any:
@@ -121,7 +122,7 @@ def _step(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     if name in _CONTROL and (followed or _tags_below(eqn)):
         return _CONTROL[name](eqn, inputs, frame)
     for tag in _tags_below(eqn):
-        frame.visitor.opaque(tag, name)
+        frame.visitor.opaque(tag, f'it is called inside {name}, which cannot be entered')
     if not followed:
         return bind(eqn, inputs)
     try:

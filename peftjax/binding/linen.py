@@ -9,7 +9,11 @@ from peftjax.binding import tags
 
 
 def split_variables(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """`params` and the other collections; a tree without `'params'` is taken as params."""
+    """`params` and the other collections, without Flax's boxes of metadata.
+
+    A tree without `'params'` is taken as params.
+    """
+    variables = nn.meta.unbox(variables)
     if 'params' not in variables:
         return variables, {}
     state = {name: value for name, value in variables.items() if name != 'params'}

@@ -131,21 +131,24 @@ def _dot_use(eqn: Any, transposed: bool, rule: Forward) -> Callable[..., jax.Arr
             preferred_element_type=eqn.params['preferred_element_type'],
         )
 
-    def product(x: jax.Array, m: jax.Array) -> jax.Array:
-        return dot(x, m.astype(x.dtype))
-
-    def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        first, second = (b, a) if transposed else (a, b)
-        return product(product(x, first).astype(x.dtype), second)
-
     def call(x: jax.Array, matrix: jax.Array, state: Any) -> jax.Array:
+        # Operands may be of integers or booleans (one-hot rows); the weight is never.
+        dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else matrix.dtype
+
+        def product(x: jax.Array, m: jax.Array) -> jax.Array:
+            return dot(x, m.astype(dtype))
+
+        def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+            first, second = (b, a) if transposed else (a, b)
+            return product(product(x, first).astype(dtype), second)
+
         leaves, key = state
         use = Use(
             x,
             'dot',
             transposed,
             key,
-            x.dtype,
+            dtype,
             base=lambda x: dot(x, matrix),
             weight=lambda: matrix,
             product=product,
