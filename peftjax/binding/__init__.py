@@ -2,5 +2,6 @@
 
 The model's `apply` is traced to a jaxpr; every weight leaf is followed through views (transpose,
 reshape, cast, slice of a stack) and through control flow to its uses, and each use is evaluated
-by a rule instead. Reading order: views, uses, interpret, discover, adapt, wrap.
+by a rule instead. Reading order: `views`; `uses` with `dot`, `lookup` and `convolution`; `tags`;
+`frames`, `control`, `interpret`; `calls`, `discover`, `adapt`; `linen`, `nnx`, `wrap`.
 """

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 
 from peftjax.binding import calls, tags, views
-from peftjax.binding.interpret import Contraction, Frame, plain, run
+from peftjax.binding.frames import Frame, plain
+from peftjax.binding.interpret import run
+from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core import paths
 from peftjax.core.base import (

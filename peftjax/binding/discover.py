@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from peftjax.binding import tags, uses, views
 from peftjax.binding.calls import Call
-from peftjax.binding.interpret import Contraction, Frame, plain, run
+from peftjax.binding.frames import Frame, plain
+from peftjax.binding.interpret import run
+from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf
 from peftjax.core import paths
 from peftjax.core.layout import Layout

@@ -1,0 +1,240 @@
+"""Control flow: rebuilds JAX's loops, branches and remat around the evaluation of their bodies.
+
+Every handler is `handler(eqn, inputs, frame, run)`, with `run` the evaluation of a jaxpr
+(`peftjax.binding.interpret.run`), and gives the values of the equation's outputs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from peftjax.binding.frames import Frame, array_of, plain
+from peftjax.binding.views import Refused, View
+
+Run = Callable[[Any, Sequence[Any], Sequence[Any], Frame], list[Any]]
+
+
+def _call(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    """`jit` and its like are evaluated in place; XLA inlines them in any case."""
+    closed = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
+    return run(closed.jaxpr, closed.consts, inputs, frame)
+
+
+def _pack(inputs: Sequence[Any]) -> list[Any]:
+    """Arrays and states of `inputs` as a pytree that may cross a boundary of JAX."""
+    return [
+        (value.value, value.leaf.state) if isinstance(value, View) else value for value in inputs
+    ]
+
+
+def _unpack(packed: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    return [
+        View(dataclasses.replace(old.leaf, state=new[1]), new[0], old.dims)
+        if isinstance(old, View)
+        else new
+        for new, old in zip(packed, like, strict=True)
+    ]
+
+
+def _passed(results: Sequence[Any], entered: Sequence[Any]) -> dict[int, int]:
+    """Results that are an entered view unchanged, as NNX returns the parameters it was given."""
+    return {
+        i: j
+        for i, result in enumerate(results)
+        for j, value in enumerate(entered)
+        if isinstance(result, View) and isinstance(value, View) and result.value is value.value
+    }
+
+
+def _remat(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    passed: dict[int, int] = {}
+
+    def body(packed: list[Any], modules: Mapping[str, Any]) -> list[Any]:
+        inside = dataclasses.replace(frame, modules=modules)
+        entered = _unpack(packed, inputs)
+        results = run(eqn.params['jaxpr'], (), entered, inside)
+        passed.update(_passed(results, entered))
+        return [
+            array_of(result) if i in passed else plain(result, 'the result of remat', inside)
+            for i, result in enumerate(results)
+        ]
+
+    remat = jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy'])
+    outputs = remat(_pack(inputs), frame.modules)
+    return [inputs[passed[i]] if i in passed else value for i, value in enumerate(outputs)]
+
+
+def _cond(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    def branch(closed: Any) -> Any:
+        return lambda: [
+            plain(result, 'cond', frame)
+            for result in run(closed.jaxpr, closed.consts, inputs[1:], frame)
+        ]
+
+    return lax.switch(array_of(inputs[0]), [branch(closed) for closed in eqn.params['branches']])
+
+
+def _invariant(body: Any, offset: int, carry: Sequence[Any]) -> list[bool]:
+    """Which views a loop carries along unchanged."""
+    return [
+        isinstance(value, View) and body.outvars[i] is body.invars[offset + i]
+        for i, value in enumerate(carry)
+    ]
+
+
+def _merge_carry(fixed: Sequence[bool], carry: Sequence[Any], moving: Sequence[Any]) -> list[Any]:
+    rest = iter(moving)
+    return [value if keep else next(rest) for keep, value in zip(fixed, carry, strict=True)]
+
+
+def _while(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    cond, body = eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']
+    n_cond, n_body = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+    cond_consts, body_consts = inputs[:n_cond], inputs[n_cond : n_cond + n_body]
+    carry = inputs[n_cond + n_body :]
+    fixed = _invariant(body.jaxpr, n_body, carry)
+    moving = [
+        plain(value, 'the state of a while loop', frame)
+        for keep, value in zip(fixed, carry, strict=True)
+        if not keep
+    ]
+
+    def predicate(state: list[Any]) -> Any:
+        values = [*cond_consts, *_merge_carry(fixed, carry, state)]
+        return run(cond.jaxpr, cond.consts, values, frame)[0]
+
+    def step(state: list[Any]) -> list[Any]:
+        values = [*body_consts, *_merge_carry(fixed, carry, state)]
+        results = run(body.jaxpr, body.consts, values, frame)
+        return [
+            plain(result, 'the state of a while loop', frame)
+            for keep, result in zip(fixed, results, strict=True)
+            if not keep
+        ]
+
+    return _merge_carry(fixed, carry, lax.while_loop(predicate, step, moving))
+
+
+def _scan(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    params, body = eqn.params, eqn.params['jaxpr']
+    n_consts, n_carry = params['num_consts'], params['num_carry']
+    consts, carry = inputs[:n_consts], inputs[n_consts : n_consts + n_carry]
+    slices = [_sliceable(value, frame) for value in inputs[n_consts + n_carry :]]
+    fixed = _invariant(body.jaxpr, n_consts, carry)
+    moving = [
+        plain(value, 'the carry of a scan', frame)
+        for keep, value in zip(fixed, carry, strict=True)
+        if not keep
+    ]
+    layers = any(isinstance(value, View) for value in slices)
+    depth = len(frame.scans)
+    inner = dataclasses.replace(frame, scans=(*frame.scans, (params['length'], layers)))
+    sliced = {
+        path: _slice_state(state, 0, params['length'])
+        for path, state in frame.modules.items()
+        if _is_layered(frame, path, depth)
+    }
+    shared = {path: state for path, state in frame.modules.items() if path not in sliced}
+
+    passed: dict[int, int] = {}
+
+    def step(state: list[Any], xs: Any) -> tuple[list[Any], list[Any]]:
+        values, module_slices = xs
+        inside = dataclasses.replace(inner, modules={**shared, **module_slices})
+        entered = _entered(values, slices)
+        args = [*consts, *_merge_carry(fixed, carry, state), *entered]
+        results = run(body.jaxpr, body.consts, args, inside)
+        passed.update(_passed(results[n_carry:], entered))
+        moved = [
+            plain(value, 'the carry of a scan', inside)
+            for keep, value in zip(fixed, results[:n_carry], strict=True)
+            if not keep
+        ]
+        stacked = [
+            array_of(value) if i in passed else plain(value, 'the result of a scan', inside)
+            for i, value in enumerate(results[n_carry:])
+        ]
+        return moved, stacked
+
+    moved, stacked = lax.scan(
+        step,
+        moving,
+        (_exposed(slices, params['length']), sliced),
+        length=params['length'],
+        reverse=params['reverse'],
+        unroll=params['unroll'],
+    )
+    stacked = [slices[passed[i]] if i in passed else value for i, value in enumerate(stacked)]
+    return [*_merge_carry(fixed, carry, moved), *stacked]
+
+
+def _is_layered(frame: Frame, path: str, depth: int) -> bool:
+    layered = frame.layered.get(path, ())
+    return depth < len(layered) and layered[depth]
+
+
+def _sliceable(value: Any, frame: Frame) -> Any:
+    """`value` if a scan may slice it: its first axis must be one whole axis of the leaf."""
+    if not isinstance(value, View):
+        return value
+    try:
+        axis = value.whole_axis(0)
+        if value.leaf.state is not None:
+            value.leaf.stack_position(axis)
+        return value
+    except Refused as refusal:
+        frame.visitor.refuse(value.leaf, 'scan', str(refusal))
+        return value.value
+
+
+def _slice_state(state: Any, position: int, length: int) -> Any:
+    """A rule's arrays and key with the axis to be scanned in front."""
+    if state is None:
+        return None
+    leaves, key = state
+    keys = None if key is None else jax.random.split(key, length)
+    return jax.tree.map(lambda array: jnp.moveaxis(array, position, 0), leaves), keys
+
+
+def _exposed(slices: Sequence[Any], length: int) -> list[Any]:
+    """What `lax.scan` slices: each array, and for a view its state."""
+    exposed = []
+    for value in slices:
+        if isinstance(value, View):
+            state = value.leaf.state
+            if state is not None:
+                position = value.leaf.stack_position(value.whole_axis(0))
+                state = _slice_state(state, position, length)
+            exposed.append((value.value, state))
+        else:
+            exposed.append(value)
+    return exposed
+
+
+def _entered(values: Sequence[Any], slices: Sequence[Any]) -> list[Any]:
+    """The slices that the body of a scan sees."""
+    return [
+        View(old.leaf.without(old.whole_axis(0), new[1]), new[0], old.dims[1:])
+        if isinstance(old, View)
+        else new
+        for new, old in zip(values, slices, strict=True)
+    ]
+
+
+HANDLERS = {
+    'jit': _call,
+    'pjit': _call,
+    'closed_call': _call,
+    'core_call': _call,
+    'remat2': _remat,
+    'remat': _remat,
+    'checkpoint': _remat,
+    'cond': _cond,
+    'while': _while,
+    'scan': _scan,
+}
+"""Handlers by the name of the primitive, in every JAX that is supported."""

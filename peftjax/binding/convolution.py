@@ -1,0 +1,86 @@
+"""Convolutions with a weight as the kernel."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.binding.uses import (
+    Columns,
+    Facts,
+    Forward,
+    atoms_of,
+    in_leaf_order,
+    read_facts,
+    size_of,
+)
+from peftjax.binding.views import Refused, View, rearrange
+from peftjax.core.base import Use
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """`conv_general_dilated` with a view as the kernel."""
+
+    eqn: Any
+    view: View
+    x: jax.Array
+
+    def _kernel_dims(self) -> tuple[int, list[int]]:
+        spec = self.eqn.params['dimension_numbers'].rhs_spec
+        return spec[0], list(spec[1:])
+
+    def facts(self) -> Facts:
+        if self.eqn.params['batch_group_count'] != 1:
+            raise Refused('the convolution groups its batch')
+        out, inner = self._kernel_dims()
+        dims = self.view.dims
+        return read_facts('conv', self.view, [], atoms_of(dims[i] for i in inner), list(dims[out]))
+
+    def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
+        out_dim, inner = self._kernel_dims()
+        dims, params, out = self.view.dims, self.eqn.params, self.eqn.outvars[0].aval
+        rows = in_leaf_order(atoms_of(dims[i] for i in inner))
+        columns = in_leaf_order(list(dims[out_dim]))
+        if transposed or columns != list(dims[out_dim]):
+            raise Refused('the convolution reads it in another orientation')
+        groups = params['feature_group_count']
+        matrix = rearrange(
+            self.view.value, dims, [*rows, *columns], [size_of(rows), size_of(columns)]
+        )
+        channel = params['dimension_numbers'].out_spec[1]
+
+        def convolve(x: jax.Array, m: jax.Array) -> jax.Array:
+            label = Columns(m.shape[1])
+            order = atoms_of((label,) if i == out_dim else dims[i] for i in range(len(dims)))
+            shape = [
+                m.shape[1] if i == out_dim else size for i, size in enumerate(self.view.value.shape)
+            ]
+            kernel = rearrange(m.astype(x.dtype), [rows, (label,)], order, shape)
+            y = self.eqn.primitive.bind(x, kernel, **params)
+            return jnp.moveaxis(y, channel, -1).reshape(-1, m.shape[1])
+
+        def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+            rank = a.shape[1]
+            inside = convolve(x, jnp.tile(a, (1, groups))).reshape(-1, groups, rank)
+            grouped = b.astype(x.dtype).reshape(rank, groups, -1)
+            return jnp.einsum('tgr,rgo->tgo', inside, grouped).reshape(len(inside), -1)
+
+        leaves, key = state
+        y = rule(
+            leaves,
+            Use(
+                self.x,
+                'conv',
+                False,
+                key,
+                self.x.dtype,
+                lambda x: convolve(x, matrix),
+                lambda: matrix,
+                convolve,
+                lowrank,
+            ),
+        )
+        last = [size for i, size in enumerate(out.shape) if i != channel] + [out.shape[channel]]
+        return jnp.moveaxis(y.reshape(last), -1, channel).astype(out.dtype)

@@ -1,0 +1,62 @@
+"""Frames: where an evaluation stands, and who is asked at the places of interest."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from peftjax.binding import tags
+from peftjax.binding.uses import Contraction
+from peftjax.binding.views import Leaf, View
+
+
+class Visitor(Protocol):
+    """What to do at the places of interest."""
+
+    def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
+        """The result of a use; `plain()` is what the model computes."""
+        ...
+
+    def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
+        """A leaf enters an operation that cannot be followed; `spread` if that broadcasts it."""
+        ...
+
+    def module(
+        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: 'Frame'
+    ) -> jax.Array:
+        """The output in force of a module."""
+        ...
+
+    def opaque(self, tag: tags.Tag, reason: str) -> None:
+        """A call of a module that cannot take a rule."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where the evaluation stands.
+
+    Attributes:
+      visitor: what to do at the places of interest.
+      scans: for each scan entered, `(length, whether it runs over layers)`.
+      modules: state of the module rules at this slice of their stacks, by path.
+      depths: for each module rule, which of the scans around it run over layers.
+    """
+
+    visitor: Visitor
+    scans: tuple[tuple[int, bool], ...] = ()
+    modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    layered: Mapping[str, tuple[bool, ...]] = dataclasses.field(default_factory=dict)
+
+
+def plain(value: Any, operation: str, frame: Frame) -> Any:
+    """`value` as an array; a view is refused."""
+    if not isinstance(value, View):
+        return value
+    frame.visitor.refuse(value.leaf, operation, f'it enters {operation}')
+    return value.value
+
+
+def array_of(value: Any) -> Any:
+    return value.value if isinstance(value, View) else value

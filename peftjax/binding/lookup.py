@@ -1,0 +1,112 @@
+"""Lookups: `gather` of whole rows of a weight, and single entries of a stack."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+
+from peftjax.binding.uses import Facts, Forward, Free, atoms_of, in_leaf_order, read_facts, size_of
+from peftjax.binding.views import Refused, View, rearrange
+from peftjax.core.base import Use
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """`gather` of whole rows of a view."""
+
+    eqn: Any
+    view: View
+    indices: jax.Array
+
+    def dim(self) -> int:
+        """The one axis of the view that the indices number."""
+        numbers, sizes = self.eqn.params['dimension_numbers'], self.eqn.params['slice_sizes']
+        if (
+            len(numbers.start_index_map) != 1
+            or numbers.operand_batching_dims
+            or (tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map))
+        ):
+            raise Refused('its entries are gathered along several axes')
+        dim = numbers.start_index_map[0]
+        if any(
+            size != full
+            for i, (size, full) in enumerate(zip(sizes, self.view.value.shape, strict=True))
+            if i != dim
+        ):
+            raise Refused('parts of its rows are gathered')
+        return dim
+
+    def picks_stack(self) -> bool:
+        """Whether this is `w[i]` of a stack, with a scalar index, and not a lookup of one token.
+
+        The two are one operation; once there is a rule, its leaf's stack tells them apart.
+        """
+        if self.indices.ndim != 1 or len(self.view.dims) <= 2:
+            return False
+        leaf = self.view.leaf
+        return leaf.state is None or self.view.whole_axis(self.dim()) in leaf.stack
+
+    def picked(self, value: jax.Array) -> View:
+        dim = self.dim()
+        leaf = self.view.leaf.pick(self.view.whole_axis(dim), self.indices.reshape(()))
+        return View(leaf, value, tuple(g for i, g in enumerate(self.view.dims) if i != dim))
+
+    def facts(self) -> Facts:
+        dim = self.dim()
+        self.view.whole_axis(dim)
+        others = atoms_of(g for i, g in enumerate(self.view.dims) if i != dim)
+        return read_facts('lookup', self.view, [], list(self.view.dims[dim]), others)
+
+    def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
+        if transposed:
+            raise Refused('it is looked up along its output axis')
+        dim, params, out = self.dim(), self.eqn.params, self.eqn.outvars[0].aval
+        kept = [i for i in range(len(self.view.dims)) if i != dim]
+        rows, columns = (
+            list(self.view.dims[dim]),
+            in_leaf_order(atoms_of(self.view.dims[i] for i in kept)),
+        )
+        tokens = [Free(i, size) for i, size in enumerate(self.indices.shape[:-1])]
+        matrix = rearrange(
+            self.view.value, self.view.dims, [*rows, *columns], [size_of(rows), size_of(columns)]
+        )
+        numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
+
+        def take(x: jax.Array, m: jax.Array) -> jax.Array:
+            return lax.gather(
+                m,
+                x[:, None],
+                numbers,
+                (1, m.shape[1]),
+                mode=params['mode'],
+                fill_value=params['fill_value'],
+                unique_indices=params['unique_indices'],
+                indices_are_sorted=params['indices_are_sorted'],
+            ).astype(out.dtype)
+
+        def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+            return take(x, a) @ b.astype(out.dtype)
+
+        leaves, key = state
+        y = rule(
+            leaves,
+            Use(
+                self.indices.reshape(-1),
+                'lookup',
+                False,
+                key,
+                out.dtype,
+                lambda x: take(x, matrix),
+                lambda: matrix,
+                take,
+                lowrank,
+            ),
+        )
+        offsets = params['dimension_numbers'].offset_dims
+        inside, outside = iter(kept), iter(tokens)
+        order = atoms_of(
+            self.view.dims[next(inside)] if i in offsets else (next(outside),)
+            for i in range(len(out.shape))
+        )
+        return rearrange(y, [tokens, columns], order, out.shape).astype(out.dtype)
