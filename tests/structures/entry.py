@@ -14,13 +14,17 @@ TABLE: list['Structure'] = []
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:
-    """A tiny model, the leaves an adapter can be put on, and those it cannot and why."""
+    """A tiny model, the leaves an adapter can be put on, and those it cannot and why.
+
+    `vectors` are the refused leaves that are no matrices: not even their merged weight exists.
+    """
 
     name: str
     flavour: str
     build: Callable[[], tuple[Any, Any, Any]]
     adapted: frozenset[str]
     refused: Mapping[str, str]
+    vectors: frozenset[str]
     tolerance: float
     reverse: bool
 
@@ -53,6 +57,7 @@ def structure(
     added: str = '',
     scaled: str = '',
     refused: Mapping[str, str] | None = None,
+    vectors: str = '',
     tolerance: float = 1e-5,
     reverse: bool = True,
 ):
@@ -61,21 +66,24 @@ def structure(
     Args:
         flavour: 'linen', 'nnx' or 'function'.
         adapted: leaf paths that take a LoRA, braces expanded.
-        added: leaf paths refused because they are added to something (biases).
-        scaled: leaf paths refused because they are multiplied elementwise (scales).
+        added: vectors refused because they are added to something (biases).
+        scaled: vectors refused because they are multiplied elementwise (scales).
         refused: other leaf paths that are refused, with words their reason must contain.
+        vectors: those of `refused` that are vectors too.
         tolerance: largest difference between the routes, relative to the largest value.
         reverse: whether the plain model can be differentiated in reverse (a while loop cannot).
     """
     reasons = dict.fromkeys(expand(added), 'it enters add')
     reasons |= dict.fromkeys(expand(scaled), 'it enters mul')
+    no_matrices = frozenset([*reasons, *expand(vectors)])
     for braces, reason in (refused or {}).items():
         reasons |= dict.fromkeys(expand(braces), reason)
 
     def register(build):
-        name = build.__name__.strip('_')
-        leaves = frozenset(expand(adapted))
-        TABLE.append(Structure(name, flavour, build, leaves, reasons, tolerance, reverse))
+        name, leaves = build.__name__.strip('_'), frozenset(expand(adapted))
+        TABLE.append(
+            Structure(name, flavour, build, leaves, reasons, no_matrices, tolerance, reverse)
+        )
         return build
 
     return register

@@ -66,13 +66,13 @@ def dot_of_two_weights():
     )
 
 
-@function(scaled='w')
+@function(refused={'w': 'it enters mul'})
 def masked_weight():
     mask = jnp.tril(jnp.ones((5, 7)))
     return lambda params, x: x @ (params['w'] * mask), weights(w=(5, 7)), (normal(2, 5),)
 
 
-@function(scaled='w')
+@function(refused={'w': 'it enters mul'})
 def fake_quantised_weight():
     def call(params, x):
         w = params['w']

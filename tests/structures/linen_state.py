@@ -61,6 +61,7 @@ def rnn_gru_reversed():
         '{forward,backward}_rnn/cell/{ii,if,ig,io,hi,hf,hg,ho}/kernel': 'concatenate',
         '{forward,backward}_rnn/cell/{hi,hf,hg,ho}/bias': 'concatenate',
     },
+    vectors='{forward,backward}_rnn/cell/{hi,hf,hg,ho}/bias',
 )
 def rnn_optimized_lstm_bidirectional():
     both = nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell(6)), nn.RNN(nn.OptimizedLSTMCell(6)))

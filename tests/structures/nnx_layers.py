@@ -171,7 +171,7 @@ def fused_qkv_split_before():
     return given(Calls(call, qkv=nnx.Param(normal(6, 12))), normal(3, 6))
 
 
-@nnx_model(refused={'{weight,scale}': 'another weight in mul'})
+@nnx_model(refused={'{weight,scale}': 'another weight in mul'}, vectors='scale')
 def weight_norm():
     def call(model, x):
         weight = model.weight[...]
