@@ -32,7 +32,8 @@ def seconds(package: str) -> float:
 def main(argv: Sequence[str]) -> None:
     del argv
     # Once each beforehand: reading files from a cold disk is neither's cost.
-    seconds('flax'), seconds('peftjax')
+    seconds('flax')
+    seconds('peftjax')
     pairs = [(seconds('peftjax'), seconds('flax')) for _ in range(options.PAIRS.value)]
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)

@@ -32,7 +32,7 @@ _TORCH = flags.DEFINE_string('torch_python', None, 'a Python with torch, transfo
 _STEPS = flags.DEFINE_integer('steps', 3, 'steps of a turn, of which the median counts')
 _CORES = flags.DEFINE_integer('cores', None, 'how many cores each side may use; default all')
 
-_HEADER = (
+_HEADER: tuple[str, ...] = (
     *('method', 'ours ms', 'torch ms', 'ours / torch, pair by pair', 'median', 'CPU time'),
     *('ours peak MiB', 'torch peak MiB', 'trainable'),
 )
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
         shape = ' x '.join(map(str, BATCHES[family][options.SIZE.value]))
         layers = 'scanned' if _SCAN.value else 'looped'
         title = f'{TITLES[family, options.SIZE.value]}, batch {shape}, {layers} layers'
-        table = [_HEADER]
+        table: list[tuple[str, ...]] = [_HEADER]
         for method in _METHODS.value:
             table.append(measure(family, method))
             print(*table[-1], sep=' | ', flush=True)
