@@ -1,3 +1,23 @@
+"""LoRA on a sentence encoder: does a sentence come from a favourable film review?
+
+    make train
+    python -m experiments.main --config configs/lora_sentiment.py --workdir runs/lora_sentiment
+    python -m experiments.main --config configs/lora_sentiment.py:full --workdir runs/full
+
+Model: all-MiniLM-L6-v2 (BERT, 6 layers, width 384) with mean pooling and a new head of 2 classes.
+Data: 12,752 Rotten Tomatoes sentences (Pang and Lee, https://arxiv.org/abs/cs/0506075), split by
+    film: 8,842 to train (343 films), 1,323 to validate (54), 2,587 to test (107).
+Expected: accuracy on the test films, 2 epochs, batch 32:
+    LoRA r=8 on every kernel of the layers, and the head (332,546 parameters, 1.47 %):
+        0.822 of 1 seed
+    all weights (22,566,146 parameters):
+        not measured at 2 epochs; 0.821 after 1 epoch, 1 seed
+Rates: the best on the validation films after 1 epoch, seed 0, among 3e-4, 1e-3, 3e-3
+    for LoRA (1e-3) and 1e-4, 3e-4, 1e-3 for all weights (3e-4). The test films chose nothing.
+Time: 552 steps at 0.92 steps/s on 2 cores that other jobs kept busy; peak memory
+    1.8 GiB (Python and compiler included).
+"""
+
 from ml_collections import ConfigDict
 
 from configs.args import parse_arg
@@ -34,7 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.select = ConfigDict()
     c.select.targets = r'classifier/.*'  # the head is new, so it trains whole
 
-    c.lr = 1e-4 if choice.full else 1e-3
+    c.lr = 3e-4 if choice.full else 1e-3
     c.warmup = 0.1  # of the run
     c.weight_decay = 0.0
     c.clip_norm = 1.0

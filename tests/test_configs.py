@@ -35,7 +35,7 @@ def test_the_header_gives_the_command_the_time_and_the_expected_number(name):
     assert f'python -m experiments.main --config configs/{name}.py' in header
     for word in ('Expected:', 'Time:', 'Data:'):
         assert word in header
-    assert re.search(r'median .* of \d seeds', header, re.DOTALL)
+    assert re.search(r'of \d seeds?', header)
 
 
 @pytest.mark.parametrize(
