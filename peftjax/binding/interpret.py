@@ -81,9 +81,17 @@ def _step(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
         return _follow(eqn, inputs, followed, frame)
     except Refused as refusal:
         for i in followed:
-            spread = eqn.outvars[0].aval.size > inputs[i].value.size
+            spread = _is_spread(name, inputs[i], eqn.outvars[0].aval.shape)
             frame.visitor.refuse(inputs[i].leaf, name, str(refusal), spread)
         return bind(eqn, [array_of(value) for value in inputs])
+
+
+def _is_spread(name: str, view: View, shape: tuple[int, ...]) -> bool:
+    """Whether an operation repeats the view along axes it does not have, as it does a bias."""
+    if name in ('broadcast_in_dim', 'concatenate'):
+        return name == 'broadcast_in_dim'
+    pairs = zip(shape, view.dims, strict=False)
+    return len(shape) == len(view.dims) and any(size > 1 and not group for size, group in pairs)
 
 
 def _follow(eqn: Any, inputs: list[Any], followed: list[int], frame: Frame) -> list[Any]:

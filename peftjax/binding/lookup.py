@@ -21,35 +21,39 @@ class Lookup:
 
     def dim(self) -> int:
         """The one axis of the view that the indices number."""
-        numbers, sizes = self.eqn.params['dimension_numbers'], self.eqn.params['slice_sizes']
-        if (
-            len(numbers.start_index_map) != 1
-            or numbers.operand_batching_dims
-            or (tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map))
-        ):
+        params, shape = self.eqn.params, self.view.value.shape
+        numbers, sizes = params['dimension_numbers'], params['slice_sizes']
+        cut = [i for i, (size, full) in enumerate(zip(sizes, shape, strict=True)) if size != full]
+        # `vmap` of `w[i]` indexes the whole axes too; their index is held at zero.
+        if len(numbers.start_index_map) == 1:
+            cut = sorted({*cut, *numbers.start_index_map})
+        elif params['mode'] == lax.GatherScatterMode.FILL_OR_DROP:
             raise Refused('its entries are gathered along several axes')
-        dim = numbers.start_index_map[0]
-        if any(
-            size != full
-            for i, (size, full) in enumerate(zip(sizes, self.view.value.shape, strict=True))
-            if i != dim
-        ):
-            raise Refused('parts of its rows are gathered')
-        return dim
+        if numbers.operand_batching_dims or not {*cut} <= {*numbers.start_index_map}:
+            raise Refused('parts of its rows are gathered, or of many tables at once')
+        if len(cut) != 1 or sizes[cut[0]] != 1:
+            raise Refused('its entries are gathered along several axes')
+        return cut[0]
+
+    def _ids(self) -> jax.Array:
+        """The indices along `dim`, one for each token."""
+        position = self.eqn.params['dimension_numbers'].start_index_map.index(self.dim())
+        return self.indices[..., position].reshape(-1)
 
     def picks_stack(self) -> bool:
         """Whether this is `w[i]` of a stack, with a scalar index, and not a lookup of one token.
 
         The two are one operation; once there is a rule, its leaf's stack tells them apart.
         """
-        if self.indices.ndim != 1 or len(self.view.dims) <= 2:
+        collapsed = self.eqn.params['dimension_numbers'].collapsed_slice_dims
+        if self.indices.ndim != 1 or len(self.view.dims) <= 2 or not collapsed:
             return False
         leaf = self.view.leaf
         return leaf.state is None or self.view.whole_axis(self.dim()) in leaf.stack
 
     def picked(self, value: jax.Array) -> View:
         dim = self.dim()
-        leaf = self.view.leaf.pick(self.view.whole_axis(dim), self.indices.reshape(()))
+        leaf = self.view.leaf.pick(self.view.whole_axis(dim), self._ids()[0])
         return View(leaf, value, tuple(g for i, g in enumerate(self.view.dims) if i != dim))
 
     def facts(self) -> Facts:
@@ -57,6 +61,10 @@ class Lookup:
         self.view.whole_axis(dim)
         others = atoms_of(g for i, g in enumerate(self.view.dims) if i != dim)
         return read_facts('lookup', self.view, [], list(self.view.dims[dim]), others)
+
+    def _labels(self, i: int) -> Any:
+        """What an axis of the result is made of; of the one looked up, a single entry."""
+        return () if i == self.dim() else self.view.dims[i]
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
         if transposed:
@@ -92,7 +100,7 @@ class Lookup:
         y = rule(
             leaves,
             Use(
-                self.indices.reshape(-1),
+                self._ids(),
                 'lookup',
                 False,
                 key,
@@ -103,10 +111,10 @@ class Lookup:
                 lowrank,
             ),
         )
-        offsets = params['dimension_numbers'].offset_dims
-        inside, outside = iter(kept), iter(tokens)
+        spec, outside = params['dimension_numbers'], iter(tokens)
+        inside = (i for i in range(len(self.view.dims)) if i not in spec.collapsed_slice_dims)
         order = atoms_of(
-            self.view.dims[next(inside)] if i in offsets else (next(outside),)
+            self._labels(next(inside)) if i in spec.offset_dims else (next(outside),)
             for i in range(len(out.shape))
         )
         return rearrange(y, [tokens, columns], order, out.shape).astype(out.dtype)

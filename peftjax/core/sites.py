@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from peftjax.core import paths
 from peftjax.core.layout import Layout
 
@@ -207,6 +209,11 @@ def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
             f'target {pattern!r} matches {site.path!r} {site.shape} {site.dtype}, which cannot '
             f'be adapted: {site.reason}. Leave it out of the pattern, or write '
             'materialize=True to compute its merged weight in every step'
+        )
+    if not jnp.issubdtype(site.dtype, jnp.inexact):
+        raise paths.TargetError(
+            f'target {pattern!r} matches {site.path!r} {site.shape} {site.dtype}, which has no '
+            'gradient, so that no weight method can act on it; leave it out of the pattern'
         )
     if not math.prod(site.shape):
         raise paths.TargetError(

@@ -280,3 +280,11 @@ def expert_chosen_for_one_example():
         return jnp.einsum('bd,bdf->bf', x, params['w'][index])
 
     return call, weights(w=(3, 5, 7)), (jnp.array([1]), normal(1, 5))
+
+
+@function('table')
+def vmap_of_scalar_lookup():
+    def call(params, ids):
+        return jax.vmap(jax.vmap(lambda i: params['table'][i]))(ids)
+
+    return call, weights(table=(11, 6)), (tokens(2, 3, high=11),)
