@@ -16,7 +16,7 @@ TABLE: list['Structure'] = []
 class Structure:
     """A tiny model, the leaves an adapter can be put on, and those it cannot and why.
 
-    `vectors` are the refused leaves that are no matrices: not even their merged weight exists.
+    `vectors` are the refused leaves that no weight method takes, merged or not: vectors and integers.
     """
 
     name: str
@@ -69,7 +69,7 @@ def structure(
         added: vectors refused because they are added to something (biases).
         scaled: vectors refused because they are multiplied elementwise (scales).
         refused: other leaf paths that are refused, with words their reason must contain.
-        vectors: those of `refused` that are vectors too.
+        vectors: those of `refused` that are vectors or integers.
         tolerance: largest difference between the routes, relative to the largest value.
         reverse: whether the plain model can be differentiated in reverse (a while loop cannot).
     """

@@ -124,7 +124,7 @@ def weight_squashed():
     return lambda params, x: x @ jnp.tanh(params['w']), weights(w=(5, 7)), (normal(2, 5),)
 
 
-@function(refused={'w': 'int8'})
+@function(refused={'w': 'int8'}, vectors='w')
 def weight_of_integers():
     def call(params, x):
         return x @ params['w'].astype(jnp.float32)
