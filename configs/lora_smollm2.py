@@ -8,7 +8,7 @@ Data: the official test part of GSM8K (https://arxiv.org/abs/2110.14168), the on
     first 900 problems to train, 100 to validate, 319 to test. Not comparable with published GSM8K
     numbers. The loss covers the answer and the end-of-turn token; the calculator marks in the
     answers (<<2*3=6>>) stay. Rows of 512 tokens hold several problems, 98 % full.
-Expected: no full run has been measured yet, with the spread of 0 seeds; the tests take two steps of it.
+Expected: not measured yet (a run of 0 seeds); the tests take two steps of it.
 Time: not measured.
 """
 
