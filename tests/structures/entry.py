@@ -16,7 +16,7 @@ TABLE: list['Structure'] = []
 class Structure:
     """A tiny model, the leaves an adapter can be put on, and those it cannot and why.
 
-    `vectors` are the refused leaves that no weight method takes, merged or not: vectors and integers.
+    `vectors` are the refused leaves that no weight method takes, merged or not: vectors, integers.
     """
 
     name: str
