@@ -12,8 +12,8 @@ Expected: accuracy on the test films, 2 epochs, batch 32:
         median 0.814 of 3 seeds (least 0.812, greatest 0.822)
     all weights (22,566,146 parameters):
         median 0.818 of 3 seeds (least 0.815, greatest 0.819)
-Rates: the best on the validation films after 1 epoch, seed 0, among 3e-4, 1e-3, 3e-3
-    for LoRA (1e-3) and 1e-4, 3e-4, 1e-3 for all weights (3e-4). The test films chose nothing.
+Rates: the best on the validation films after 1 epoch, seed 0, among 1e-4, 3e-4, 1e-3, 3e-3:
+    1e-3 for LoRA, 3e-4 for all weights. The test films chose nothing.
 Time: `make train` on a fresh clone took 4 min 13 s on 2 quiet cores, install included (2.85
     steps/s, 2,490 tokens/s; peak memory 1.9 GiB, Python and compiler included).
 """

@@ -8,8 +8,13 @@ Data: the official test part of GSM8K (https://arxiv.org/abs/2110.14168), the on
     first 900 problems to train, 100 to validate, 319 to test. Not comparable with published GSM8K
     numbers. The loss covers the answer and the end-of-turn token; the calculator marks in the
     answers (<<2*3=6>>) stay. Rows of 512 tokens hold several problems, 98 % full.
-Expected: not measured yet (a run of 0 seeds); the tests take two steps of it.
-Time: not measured.
+Expected: loss per answer token on the 319 test problems after 40 steps of 2 rows:
+    LoRA r=16 on every kernel of the layers (4,884,480 parameters, 3.63 %):
+        median 0.847 of 3 seeds (least 0.842, greatest 0.853); 77.4 % of the tokens right
+        (77.1 % to 77.5 %)
+    untrained: 1.377, 68.7 % of the tokens right
+    The rate was not tuned.
+Time: 9 min 40 s on 2 cores that other work shared (0.126 steps/s); peak memory 4.5 GiB.
 """
 
 from ml_collections import ConfigDict

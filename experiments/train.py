@@ -50,7 +50,11 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
     summary = peftjax.summary(run.transform, run.model)
     console.print(f'{summary}\n', highlight=False)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    state = init_state(run.transform.init(init_key, run.model), run.optimizer, step_key)
+    adapter = run.transform.init(init_key, run.model)
+    run = run._replace(
+        model=run.model.replace(params=run.transform.base(run.model.params, adapter))
+    )
+    state = init_state(adapter, run.optimizer, step_key)
     batches = data.train_batches(
         run.task.splits['train'],
         batch_size=config.data.batch_size,

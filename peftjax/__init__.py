@@ -4,10 +4,13 @@ from peftjax import testing
 from peftjax.binding.adapt import adapt
 from peftjax.binding.wrap import wrap
 from peftjax.core.base import (
+    ROOT,
     Adapter,
     AdapterError,
+    CallRule,
     MergeError,
     Model,
+    ModelCall,
     ModuleRule,
     ModuleUse,
     PeftTransform,
@@ -29,13 +32,16 @@ from peftjax.methods.lora import lora
 from peftjax.methods.select import full, select
 
 __all__ = [
+    'ROOT',
     'Adapter',
     'AdapterError',
+    'CallRule',
     'CheckpointError',
     'Hole',
     'Layout',
     'MergeError',
     'Model',
+    'ModelCall',
     'ModuleRule',
     'ModuleSite',
     'ModuleUse',

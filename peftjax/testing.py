@@ -131,11 +131,14 @@ def perturb(adapter: Adapter, seed: int, size: float = 0.05) -> Adapter:
 
 
 def identity_at_init(case: Case) -> None:
-    """A fresh adapter leaves the model's outputs as they are."""
+    """A fresh adapter on its frozen base leaves the model's outputs as they are."""
     if case.identity is None:
         return
     plain = case.apply(case.model.params, **case.inputs)
-    _assert_close(case.predict(case.fresh()), plain, case.identity + case.tolerance)
+    adapter = case.fresh()
+    frozen = case.transform.base(case.model.params, adapter)
+    found = case.call(adapter, frozen, **case.inputs)
+    _assert_close(found, plain, case.identity + case.tolerance)
 
 
 def merge_keeps_structure(case: Case) -> None:

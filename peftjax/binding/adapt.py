@@ -13,9 +13,12 @@ from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core import paths
 from peftjax.core.base import (
+    ROOT,
     Adapter,
     AdapterError,
+    CallRule,
     Model,
+    ModelCall,
     ModuleRule,
     ModuleUse,
     PeftTransform,
@@ -23,6 +26,7 @@ from peftjax.core.base import (
     WeightRule,
 )
 from peftjax.core.sites import Sites
+from peftjax.core.weightwise import over_stack
 
 
 def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
@@ -77,8 +81,22 @@ def evaluate(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
     """The model's outputs with `rules` in force."""
+    _check(rules, paths.flatten(params), model.sites)
+
+    def inside(*args: Any, **keywords: Any) -> Any:
+        return _evaluate_sites(model, rules, params, key, calls.split(args, keywords))
+
+    args, keywords = call.arguments()
+    rule = rules.get(ROOT)
+    if not isinstance(rule, CallRule):
+        return inside(*args, **keywords)
+    return rule.forward(rule.leaves, ModelCall(args, keywords, _key(key, ROOT), inside))
+
+
+def _evaluate_sites(
+    model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
+) -> Any:
     leaves = paths.flatten(params)
-    _check(rules, leaves, model.sites)
     weight_rules = {path: rule for path, rule in rules.items() if isinstance(rule, WeightRule)}
     module_rules = {path: rule for path, rule in rules.items() if isinstance(rule, ModuleRule)}
     for path, rule in weight_rules.items():
@@ -88,7 +106,7 @@ def evaluate(
     closed, shape = jax.make_jaxpr(function, return_shape=True)(params, call.arrays)
     values = [_enter(path, leaf, weight_rules.get(path), key) for path, leaf in leaves.items()]
     frame = Frame(
-        _Binder(weight_rules, module_rules, model.sites),
+        _Binder(weight_rules, module_rules, call.arguments()[1]),
         modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
         layered={path: model.sites.modules[path].scans for path in module_rules},
     )
@@ -107,12 +125,17 @@ def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any
         return leaf
     view = views.start(path, leaf)
     state = (rule.leaves, _key(key, path))
+    if rule.prepare is not None:
+        prepare = over_stack(rule.prepare, rule.layout)
+        state = (prepare(rule.leaves, rule.layout.to_matrix(leaf)), state[1])
     followed = Leaf(path, leaf.shape, stack=rule.layout.stack, state=state)
     return views.View(followed, view.value, view.dims)
 
 
 def _check(rules: Mapping[str, Rule], leaves: dict[str, Any], sites: Sites) -> None:
     for path, rule in rules.items():
+        if isinstance(rule, CallRule):
+            continue
         known = leaves if isinstance(rule, WeightRule) else sites.modules
         if path not in known:
             raise AdapterError(
@@ -140,9 +163,13 @@ class _Binder:
     """A visitor that puts rules in the place of uses."""
 
     def __init__(
-        self, weights: dict[str, WeightRule], modules: dict[str, ModuleRule], sites: Sites
+        self,
+        weights: dict[str, WeightRule],
+        modules: dict[str, ModuleRule],
+        keywords: dict[str, Any],
     ):
-        self._weights, self._modules, self._sites = weights, modules, sites
+        self._weights, self._modules = weights, modules
+        self._keywords = keywords
         self._count: dict[str, int] = {}
 
     def _split(self, path: str, state: Any) -> tuple[Any, Any]:
@@ -182,7 +209,7 @@ class _Binder:
         if rule is None:
             return output
         leaves, key = self._split(tag.path, frame.modules[tag.path])
-        result = rule.forward(leaves, ModuleUse(inputs, output, key))
+        result = rule.forward(leaves, ModuleUse(inputs, output, key, self._keywords))
         if result.shape != output.shape:
             raise ValueError(
                 f'the rule for module {tag.path!r} returned shape {result.shape} for '

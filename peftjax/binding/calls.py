@@ -24,6 +24,10 @@ class Call:
         """`apply` as a function of `(params, arrays)`."""
         return self.structure.function(apply)
 
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` as they were given to `split`."""
+        return self.structure.arguments(self.arrays)
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
@@ -34,12 +38,16 @@ class Structure:
 
     def function(self, apply: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         def call(params: Any, arrays: Any) -> Any:
-            rest = iter(arrays)
-            leaves = [next(rest) if leaf is _ARRAY else leaf.value for leaf in self.leaves]
-            args, kwargs = jax.tree.unflatten(self.tree, leaves)
+            args, kwargs = self.arguments(arrays)
             return apply(params, *args, **kwargs)
 
         return call
+
+    def arguments(self, arrays: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` with `arrays` in their places."""
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is _ARRAY else leaf.value for leaf in self.leaves]
+        return jax.tree.unflatten(self.tree, leaves)
 
 
 class _ArrayMark:

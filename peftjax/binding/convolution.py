@@ -72,6 +72,7 @@ class Conv:
             leaves,
             Use(
                 self.x,
+                (self.x.shape[params['dimension_numbers'].lhs_spec[0]],),
                 'conv',
                 False,
                 key,

@@ -70,7 +70,7 @@ class Dot:
             [*stack, *rows, *columns],
             [*sizes, size_of(rows), size_of(columns)],
         )
-        call = _dot_use(self.eqn, transposed, rule)
+        call = _dot_use(self.eqn, transposed, rule, tuple(label.size for label in tokens))
         for _ in stack:
             call = jax.vmap(call)
         leaves, key = state
@@ -83,7 +83,9 @@ class Dot:
         return rearrange(y, groups, order, out.shape).astype(out.dtype)
 
 
-def _dot_use(eqn: Any, transposed: bool, rule: Forward) -> Callable[..., jax.Array]:
+def _dot_use(
+    eqn: Any, transposed: bool, rule: Forward, tokens: tuple[int, ...]
+) -> Callable[..., jax.Array]:
     def dot(x: jax.Array, m: jax.Array) -> jax.Array:
         return lax.dot_general(
             x,
@@ -107,6 +109,7 @@ def _dot_use(eqn: Any, transposed: bool, rule: Forward) -> Callable[..., jax.Arr
         leaves, key = state
         use = Use(
             x,
+            tokens,
             'dot',
             transposed,
             key,

@@ -101,6 +101,7 @@ class Lookup:
             leaves,
             Use(
                 self._ids(),
+                tuple(label.size for label in tokens),
                 'lookup',
                 False,
                 key,

@@ -112,6 +112,8 @@ class Use:
     Attributes:
       x: operand: `[T, in]`; `[T, out]` if `transposed`; `[T]` integers for a lookup; images in
         the model's own layout for a convolution.
+      tokens: sizes of the axes that `T` flattens, for example `(batch, length)`; of an image,
+        its batch.
       kind: `'dot'`, `'lookup'` or `'conv'`.
       transposed: the map runs from `out` to `in` (a tied output head).
       key: a PRNG key for the adapter's own noise, or None when it is off.
@@ -123,6 +125,7 @@ class Use:
     """
 
     x: jax.Array
+    tokens: tuple[int, ...]
     kind: str
     transposed: bool
     key: jax.Array | None
@@ -152,11 +155,29 @@ class ModuleUse:
       inputs: the array arguments of the call.
       output: what the module returned (its first array).
       key: a PRNG key for the adapter's own noise, or None when it is off.
+      keywords: the keyword arguments of the whole model's call, such as `attention_mask`.
     """
 
     inputs: tuple[jax.Array, ...]
     output: jax.Array
     key: jax.Array | None
+    keywords: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCall:
+    """One call of the whole model, as a rule sees it.
+
+    Attributes:
+      args, keywords: the arguments: arrays, and whatever the model takes besides.
+      key: a PRNG key for the adapter's own noise, or None when it is off.
+      run: `run(*args, **keywords)`: the model's result with all other rules in force.
+    """
+
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+    key: jax.Array | None
+    run: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +189,11 @@ class WeightRule:
       layout: of the leaf, or None if the rule only replaces it.
       forward: `forward(leaves, use)` gives the result of the use.
       merged: `merged(leaves, matrix)` gives the matrix in force.
-      base: a leaf to stand in for the model's own, or None.
+      base: a function of the model's own leaf that gives the one to stand in for it, or None.
+      replaces: whether `base` pays no heed to the leaf it is given, as a trained copy does.
+      prepare: `prepare(leaves, matrix)` gives the leaves that `forward` sees, once for each call
+        of the model and outside of its loops: for what depends on the weights alone. None for
+        `leaves` as they are.
     """
 
     leaves: Any
@@ -176,6 +201,8 @@ class WeightRule:
     forward: Callable[[Any, Use], jax.Array]
     merged: Callable[[Any, jax.Array], jax.Array]
     base: Callable[[jax.Array], jax.Array] | None = None
+    replaces: bool = False
+    prepare: Callable[[Any, jax.Array], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +218,25 @@ class ModuleRule:
     forward: Callable[[Any, ModuleUse], jax.Array]
 
 
-Rule = WeightRule | ModuleRule
+@dataclasses.dataclass(frozen=True)
+class CallRule:
+    """What an input method does at every call of the whole model; its path is `ROOT`.
+
+    Attributes:
+      leaves: its arrays.
+      forward: `forward(leaves, call)` gives the result in force.
+      virtual_tokens: how many positions it adds to the sequence; one method of a chain may.
+    """
+
+    leaves: Any
+    forward: Callable[[Any, ModelCall], Any]
+    virtual_tokens: int = 0
+
+
+ROOT = ''
+"""The path of the whole model among the paths of rules."""
+
+Rule = WeightRule | ModuleRule | CallRule
 
 
 class InitFn(Protocol):
@@ -206,8 +251,13 @@ class RulesFn(Protocol):
     def __call__(self, adapter: Adapter, /) -> Mapping[str, Rule]: ...
 
 
+def _same_base(params: Any, adapter: Adapter, /) -> Any:
+    del adapter
+    return params
+
+
 class PeftTransform(NamedTuple):
-    """A PEFT method: a value made of three pure functions.
+    """A PEFT method: a value made of pure functions.
 
     Attributes:
       init: `init(key, model) -> adapter`, the only tree that trains. Works on abstract
@@ -217,11 +267,15 @@ class PeftTransform(NamedTuple):
         for methods that live on activations.
       rules: `rules(adapter) -> {site path: rule}`, the training route: how the adapter changes
         what is computed at each site, without forming a merged weight.
+      base: `base(params, adapter) -> params`: what stays frozen beside a fresh adapter. The
+        parameters themselves, but for methods that start from a part of them (PiSSA), which
+        would otherwise count it twice.
     """
 
     init: InitFn
     merge: MergeFn
     rules: RulesFn
+    base: MergeFn = _same_base
 
 
 class MergeError(ValueError):

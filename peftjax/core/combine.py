@@ -1,5 +1,6 @@
 """Composition: several methods as one transform. Only this file decides the nesting."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from peftjax.core import paths
 from peftjax.core.base import (
     Adapter,
     AdapterError,
+    CallRule,
     Model,
+    ModelCall,
     ModuleRule,
     ModuleUse,
     PeftTransform,
@@ -31,7 +34,8 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
       A transform whose adapter is a tuple with one entry for each of `transforms`.
 
     Raises:
-      ValueError: from `init`, if one replaces a leaf that an earlier one adapts.
+      ValueError: from `init`, if one replaces a leaf that an earlier one adapts, or if two add
+        virtual tokens.
       AdapterError: from `merge` and at a call, if the adapter is not such a tuple.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -111,7 +115,12 @@ def _combined(transforms: Mapping[str, PeftTransform], pack: Any, unpack: Any) -
                 nested[path] = _nest(path, nested[path], rule) if path in nested else rule
         return nested
 
-    return PeftTransform(init, merge, rules)
+    def base(params: Any, adapter: Adapter) -> Any:
+        for (_, transform), entry in zip(members, parts(adapter), strict=True):
+            params = transform.base(params, entry)
+        return params
+
+    return PeftTransform(init, merge, rules, base)
 
 
 def _nest(path: str, inner: Rule, outer: Rule) -> Rule:
@@ -120,11 +129,13 @@ def _nest(path: str, inner: Rule, outer: Rule) -> Rule:
         return _nest_weight(path, inner, outer)
     if isinstance(inner, ModuleRule) and isinstance(outer, ModuleRule):
         return _nest_module(inner, outer)
+    if isinstance(inner, CallRule) and isinstance(outer, CallRule):
+        return _nest_call(inner, outer)
     raise ValueError(f'{path!r} names both a weight and a module; rename one of them')
 
 
 def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
-    if outer.base is not None and inner.layout is not None:
+    if outer.replaces or (outer.base is not None and inner.layout is not None):
         raise ValueError(
             f'a transform replaces {path!r} as a whole after another has adapted it, which would '
             'lose the adaptation; put select or full (or materialize=True) first in the chain'
@@ -132,7 +143,7 @@ def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
     if outer.base is not None:
         first, second = inner.base, outer.base
         base = second if first is None else lambda leaf: second(first(leaf))
-        return WeightRule(inner.leaves, inner.layout, inner.forward, inner.merged, base)
+        return dataclasses.replace(inner, base=base)
 
     def forward(leaves: Any, use: Use) -> jax.Array:
         inner_key, outer_key = (None, None) if use.key is None else jax.random.split(use.key)
@@ -148,13 +159,50 @@ def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
     def merged(leaves: Any, matrix: jax.Array) -> jax.Array:
         return outer.merged(leaves[1], inner.merged(leaves[0], matrix))
 
-    return WeightRule((inner.leaves, outer.leaves), outer.layout, forward, merged, inner.base)
+    def prepare(leaves: Any, matrix: jax.Array) -> Any:
+        first, second = leaves
+        if outer.prepare is not None:
+            second = outer.prepare(second, inner.merged(first, matrix))
+        if inner.prepare is not None:
+            first = inner.prepare(first, matrix)
+        return first, second
+
+    prepared = inner.prepare is not None or outer.prepare is not None
+    return WeightRule(
+        (inner.leaves, outer.leaves),
+        outer.layout,
+        forward,
+        merged,
+        inner.base,
+        inner.replaces,
+        prepare if prepared else None,
+    )
 
 
 def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
     def forward(leaves: Any, use: ModuleUse) -> jax.Array:
         keys = (None, None) if use.key is None else jax.random.split(use.key)
-        output = inner.forward(leaves[0], ModuleUse(use.inputs, use.output, keys[0]))
-        return outer.forward(leaves[1], ModuleUse(use.inputs, output, keys[1]))
+        output = inner.forward(leaves[0], dataclasses.replace(use, key=keys[0]))
+        return outer.forward(leaves[1], dataclasses.replace(use, output=output, key=keys[1]))
 
     return ModuleRule((inner.leaves, outer.leaves), forward)
+
+
+def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:
+    if inner.virtual_tokens and outer.virtual_tokens:
+        raise ValueError(
+            f'two transforms of the chain add virtual tokens ({inner.virtual_tokens} and '
+            f'{outer.virtual_tokens}); write one with the sum of both'
+        )
+
+    def forward(leaves: Any, call: ModelCall) -> Any:
+        keys = (None, None) if call.key is None else jax.random.split(call.key)
+
+        def run(*args: Any, **keywords: Any) -> Any:
+            return inner.forward(leaves[0], ModelCall(args, keywords, keys[0], call.run))
+
+        return outer.forward(leaves[1], dataclasses.replace(call, key=keys[1], run=run))
+
+    return CallRule(
+        (inner.leaves, outer.leaves), forward, inner.virtual_tokens + outer.virtual_tokens
+    )

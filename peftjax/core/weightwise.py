@@ -26,6 +26,8 @@ def weightwise(
     merge_weight: Callable[[Leaves, jax.Array, str], jax.Array],
     apply_weight: Callable[[Leaves, Use, str], jax.Array] | None = None,
     *,
+    constants: Callable[[str, Layout], dict[str, Any]] | None = None,
+    prepare: Callable[[Leaves, jax.Array, str], Leaves] | None = None,
     targets: paths.Targets,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -40,6 +42,10 @@ def weightwise(
       init_weight: `(key, matrix, site) -> {name: array}`. May look at `matrix` (DoRA, PiSSA).
       merge_weight: `(leaves, matrix, path) -> matrix` of the same shape and dtype.
       apply_weight: `(leaves, use, path) -> result`, see `Use`.
+      constants: `(path, layout) -> {name: array}`, arrays that do not train (random projections,
+        masks, positions), stack axes in front; `merge_weight` and `apply_weight` find them among
+        their leaves. Draw them from a seed, so that the adapter need not hold them.
+      prepare: `(leaves, matrix, path) -> leaves`, see `WeightRule`.
       targets: regular expressions for leaf or module paths, see `Sites.match_weights`.
       materialize: also accept leaves whose uses cannot be followed; their merged weight is
         computed as a whole in every step.
@@ -77,7 +83,9 @@ def weightwise(
         return paths.replace(
             params,
             {
-                path: merge_leaf(leaves[path], entry.layout, entry, at(merge_weight, path))
+                path: merge_leaf(
+                    leaves[path], entry.layout, in_force(path, entry), at(merge_weight, path)
+                )
                 for path, entry in adapter.items()
             },
         )
@@ -89,13 +97,22 @@ def weightwise(
     def _rule(path: str, entry: WeightAdapter) -> WeightRule:
         merged = at(merge_weight, path)
         forward = _by_merging(merged) if apply_weight is None else at(apply_weight, path)
-        rule = WeightRule(dict(entry), entry.layout, forward, merged)
+        rule = WeightRule(
+            in_force(path, entry),
+            entry.layout,
+            forward,
+            merged,
+            prepare=None if prepare is None else at(prepare, path),
+        )
         return whole_leaf(rule) if entry.layout.opaque else rule
+
+    def in_force(path: str, entry: WeightAdapter) -> dict[str, Any]:
+        return dict(entry) if constants is None else {**entry, **constants(path, entry.layout)}
 
     return PeftTransform(init, merge, rules)
 
 
-def at(function: Callable[..., jax.Array], path: str) -> Callable[..., jax.Array]:
+def at(function: Callable[..., Any], path: str) -> Callable[..., Any]:
     """`function` with its last argument, the path, given."""
     return lambda leaves, value: function(leaves, value, path)
 

@@ -72,7 +72,9 @@ def _replacement(path: str, leaf: jax.Array) -> WeightRule:
         _check(path, leaf, {path: old})
         return leaf.astype(old.dtype)
 
-    return WeightRule((), None, lambda _, use: use.base(use.x), lambda _, matrix: matrix, base)
+    return WeightRule(
+        (), None, lambda _, use: use.base(use.x), lambda _, matrix: matrix, base, replaces=True
+    )
 
 
 def _check_made_here(adapter: Any) -> None:

@@ -45,6 +45,31 @@ class AttentionCore(nn.Module):
         )
 
 
+class Branch(nn.Module):
+    """The branch of a residual sublayer, before it is added to the stream: returns `output`.
+
+    It owns no parameters and computes nothing. As a module site it shows a method what the papers
+    on bottleneck adapters speak of.
+
+    Example:
+        >>> x = jnp.ones((1, 3, 8))
+        >>> Branch().apply({}, x, 2 * x, 3 * x).shape
+        (1, 3, 8)
+    """
+
+    @nn.compact
+    def __call__(self, stream: jax.Array, output: jax.Array, after: jax.Array) -> jax.Array:
+        """All [B, T, D].
+
+        stream: the residual stream before the sublayer.
+        output: what the sublayer is about to add to it.
+        after: what would leave the sublayer: the sum, through the norm behind it if there is one.
+            Computed only where a method reads it.
+        """
+        del stream, after
+        return output
+
+
 def _attention_with_dropout(query, key, value, mask, rate, dropout_key):
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)

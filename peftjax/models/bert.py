@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
+    Branch,
     activation,
     check_token_inputs,
     merge_heads,
@@ -48,6 +49,11 @@ class _Part(nn.Module):
             name='layer_norm',
         )
 
+    def add(self, x: jax.Array, output: jax.Array) -> jax.Array:
+        """The end of a sublayer: its output joins the stream, and the sum is normalised."""
+        norm = self.norm()
+        return norm(x + Branch(name='branch')(x, output, norm(x + output)))
+
     def dropout(self, x: jax.Array) -> jax.Array:
         return nn.Dropout(
             self.config.hidden_dropout_prob, deterministic=self.deterministic, name='dropout'
@@ -81,7 +87,7 @@ class _Attention(_Part):
         )
         core = AttentionCore(self.config.attention_probs_dropout_prob, name='core')
         attended = merge_heads(core(query, key, value, mask, self.deterministic))
-        return self.norm()(x + self.dropout(self.dense(width, 'output')(attended)))
+        return self.add(x, self.dropout(self.dense(width, 'output')(attended)))
 
 
 class _FeedForward(_Part):
@@ -91,7 +97,7 @@ class _FeedForward(_Part):
         hidden = activation(config.hidden_act)(
             self.dense(config.intermediate_size, 'intermediate')(x)
         )
-        return self.norm()(x + self.dropout(self.dense(config.hidden_size, 'output')(hidden)))
+        return self.add(x, self.dropout(self.dense(config.hidden_size, 'output')(hidden)))
 
 
 class _Layer(_Part):

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
+    Branch,
     activation,
     causal_mask,
     check_token_inputs,
@@ -92,8 +93,10 @@ class _Layer(_Part):
     def __call__(self, x, mask, cos, sin):
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
         attention = _SelfAttention(*fields, name='self_attn')
-        x = x + attention(self.norm('input_layernorm')(x), mask, cos, sin)
-        return x + _MLP(*fields, name='mlp')(self.norm('post_attention_layernorm')(x)), None
+        attended = attention(self.norm('input_layernorm')(x), mask, cos, sin)
+        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
+        hidden = _MLP(*fields, name='mlp')(self.norm('post_attention_layernorm')(x))
+        return x + Branch(name='mlp_branch')(x, hidden, x + hidden), None
 
 
 class Llama(nn.Module):

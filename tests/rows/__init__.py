@@ -1,0 +1,5 @@
+"""The table of methods: every law of the contract runs on every row."""
+
+from tests.rows import core
+
+METHODS = {**core.ROWS}

@@ -1,0 +1,21 @@
+"""One row of the table of methods that the contract is checked on."""
+
+import dataclasses
+
+from tests.contract_models import IDS
+
+MATRICES = r'layers.*/(attention/.*|up|down)'
+TOKENS = IDS.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method and what the contract is told of it; the fields are those of `testing.Case`."""
+
+    make: object
+    targets: object
+    fewer_targets: object
+    parameters: int
+    identity: float | None = 0.0
+    mergeable: bool = True
+    forward_flops: float | None = None
