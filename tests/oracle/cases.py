@@ -1,0 +1,173 @@
+"""Reads a reference case and holds our logits, loss and gradients to it.
+
+A case is a folder: the adapter's config and tensors as the other library wrote them, inputs,
+logits and loss, and the gradient of the loss by every tensor. `golden/oracle` holds the committed
+ones. The same `convert` turns tensors into our adapter and gradients into ours: a method that keeps
+the other library's parameters up to transposition has its gradients checked as well.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import load_file
+
+import peftjax
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'oracle'
+Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One reference adapter.
+
+    Attributes:
+        folder: where it lies, `<architecture>/<method>`.
+        config: its adapter_config.json.
+        tensors, gradients: by the other library's names.
+        inputs: keyword arguments of the model.
+        labels: token ids with -100 where none counts, or classes.
+        logits, loss: what came out.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: Tensors
+    gradients: Tensors
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray
+    logits: np.ndarray
+    loss: float
+
+    @property
+    def method(self) -> str:
+        """The name of the case; AdapterHub's are told from peft's by a prefix."""
+        return ('adapterhub ' if 'model_class' in self.config else '') + self.folder.name
+
+    @property
+    def base_architecture(self) -> str:
+        """`bert`, `llama` or `gpt2`."""
+        return self.folder.parent.name
+
+    @property
+    def model(self) -> peftjax.Model:
+        """The base that the adapter was made for."""
+        return load_base(base_folder(self.folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A method of ours, and how the other library's tensors become its adapter.
+
+    Attributes:
+        transform: with the settings of the case's config.
+        convert: a linear function `tensors -> adapter`, for values and for gradients.
+    """
+
+    transform: peftjax.PeftTransform
+    convert: Callable[[Tensors], Any]
+
+
+def base_folder(folder: Path) -> Path:
+    """`<root>/<architecture>/base`; AdapterHub's cases stand one level deeper, beside no base."""
+    near = folder.parent / 'base'
+    return near if near.is_dir() else folder.parents[2] / folder.parent.name / 'base'
+
+
+@functools.cache
+def load_base(folder: Path) -> peftjax.Model:
+    config = json.loads((folder / 'config.json').read_text())
+    task = 'classification' if config['model_type'] == 'bert' else None
+    labels = len(config['id2label']) if task else None
+    # Layers in a loop: an adapter for one of them alone then needs no stack. The contract holds
+    # scanned models to the same numbers.
+    return peftjax.load(folder, task=task, num_labels=labels, scan=False)
+
+
+def read_case(folder: Path) -> Case:
+    weights = 'adapter_model' if (folder / 'adapter_model.safetensors').is_file() else 'adapter'
+    with np.load(folder / 'inputs.npz') as file:
+        inputs = {name: file[name].astype(np.int32) for name in file}
+    with np.load(folder / 'logits.npz') as file:
+        logits, loss = file['logits'], float(file['loss'])
+    return Case(
+        folder,
+        json.loads((folder / 'adapter_config.json').read_text()),
+        load_file(folder / f'{weights}.safetensors'),
+        load_file(folder / 'grads.safetensors'),
+        {name: value for name, value in inputs.items() if name != 'labels'},
+        inputs['labels'],
+        logits,
+        loss,
+    )
+
+
+def loss_of(logits: jax.Array, labels: np.ndarray) -> jax.Array:
+    """Mean cross-entropy of the classes, or of the next tokens that have a label."""
+    if logits.ndim == 2:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
+    counted = labels != -100
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.where(counted, labels, 0))
+    return (losses * counted).sum() / counted.sum()
+
+
+def compare(case: Case, ours: Converted, tolerance: float = 1e-5) -> dict[str, float]:
+    """Errors of logits, loss and gradients, relative to the largest value of each.
+
+    Raises:
+        AssertionError: one is larger than `tolerance`, or an array is missing.
+    """
+    model = case.model
+    adapter = jax.tree.map(jnp.asarray, ours.convert(case.tensors))
+    expected_shapes = jax.eval_shape(ours.transform.init, jax.random.key(0), model)
+    assert jax.tree.structure(adapter) == jax.tree.structure(expected_shapes), (
+        f'{case.folder.name}: converted {jax.tree.structure(adapter)}, init makes '
+        f'{jax.tree.structure(expected_shapes)}'
+    )
+    predict = peftjax.adapt(model, ours.transform)
+
+    def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
+        logits = predict(adapter, model.params, **case.inputs)
+        return loss_of(logits, case.labels), logits
+
+    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
+    theirs = case.logits
+    if logits.ndim == 3:
+        tokens = case.inputs['attention_mask'] == 1
+        # Virtual tokens stand in front of the others; we return the others.
+        theirs = theirs[:, -tokens.shape[1] :][tokens]
+        logits = logits[tokens]
+    errors = {
+        'logits': _error(logits, theirs),
+        'loss': _error(value, np.asarray(case.loss)),
+        'gradients': max(
+            jax.tree.leaves(
+                jax.tree.map(_error_beside_norm, gradient, ours.convert(case.gradients))
+            )
+        ),
+    }
+    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+    assert not wrong, f'{case.folder.parent.name}/{case.folder.name}: {wrong} above {tolerance}'
+    return errors
+
+
+def _error(mine: Any, theirs: Any) -> float:
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    assert mine.shape == theirs.shape, f'shape {mine.shape}, theirs {theirs.shape}'
+    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+
+
+def _error_beside_norm(mine: Any, theirs: Any) -> float:
+    # A gradient that is zero but for rounding has no relative error.
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    assert mine.shape == theirs.shape, f'shape {mine.shape}, theirs {theirs.shape}'
+    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-3))

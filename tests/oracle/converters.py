@@ -1,0 +1,8 @@
+"""Converters by the name of the case."""
+
+from collections.abc import Callable
+
+from tests.oracle import lora
+from tests.oracle.cases import Case, Converted
+
+CONVERTERS: dict[str, Callable[[Case], Converted]] = {**lora.CONVERTERS}
