@@ -12,7 +12,7 @@ from tests.oracle.converters import CONVERTERS
 
 def main(root: Path) -> int:
     tried = failed = 0
-    for folder in sorted(path.parent for path in root.rglob('adapter_config.json')):
+    for folder in sorted(path.parent for path in root.rglob('grads.safetensors')):
         name = folder.relative_to(root).as_posix()
         case = read_case(folder)
         converter = CONVERTERS.get(case.method)

@@ -1,0 +1,20 @@
+"""The page of methods is that of the docstrings, and no docstring leaves out what the page promises."""
+
+import inspect
+import pathlib
+
+import pytest
+
+from tests.methods_page import methods, page
+
+PAGE = pathlib.Path(__file__).parent.parent / 'docs' / 'methods.md'
+
+
+def test_the_page_is_current():
+    assert PAGE.read_text() == page(), 'run python -m tests.methods_page > docs/methods.md'
+
+
+@pytest.mark.parametrize('name', methods())
+def test_every_method_has_an_example_and_says_what_it_returns(name):
+    text = inspect.getdoc(methods()[name])
+    assert '\n>>> ' in text and '\nReturns:\n' in text
