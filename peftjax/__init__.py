@@ -28,6 +28,7 @@ from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.bottleneck import bottleneck
+from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora
 from peftjax.methods.select import full, select
 
@@ -57,6 +58,7 @@ __all__ = [
     'bottleneck',
     'chain',
     'combine',
+    'dora',
     'full',
     'load',
     'lora',
