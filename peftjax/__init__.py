@@ -28,12 +28,22 @@ from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.bottleneck import bottleneck
+from peftjax.methods.c3a import c3a
 from peftjax.methods.dora import dora
+from peftjax.methods.fourierft import fourierft
+from peftjax.methods.hira import hira
+from peftjax.methods.hra import hra
+from peftjax.methods.loha import loha
+from peftjax.methods.lokr import lokr
 from peftjax.methods.lora import lora
+from peftjax.methods.lora_fa import lora_fa
+from peftjax.methods.miss import miss
+from peftjax.methods.oft import oft
 from peftjax.methods.select import full, select
+from peftjax.methods.shira import shira
+from peftjax.methods.vera import vera
 
 __all__ = [
-    'ROOT',
     'Adapter',
     'AdapterError',
     'CallRule',
@@ -47,6 +57,7 @@ __all__ = [
     'ModuleSite',
     'ModuleUse',
     'PeftTransform',
+    'ROOT',
     'Sites',
     'Summary',
     'TargetError',
@@ -56,17 +67,28 @@ __all__ = [
     'WeightSite',
     'adapt',
     'bottleneck',
+    'c3a',
     'chain',
     'combine',
     'dora',
+    'fourierft',
     'full',
+    'hira',
+    'hra',
     'load',
+    'loha',
+    'lokr',
     'lora',
+    'lora_fa',
+    'miss',
     'named_chain',
+    'oft',
     'partition',
     'select',
+    'shira',
     'summary',
     'testing',
+    'vera',
     'weightwise',
     'wrap',
 ]
