@@ -27,8 +27,13 @@ from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
+from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.bottleneck import bottleneck
+from peftjax.methods.compacter import compacter
+from peftjax.methods.gated import gated
+from peftjax.methods.ia3 import ia3
 from peftjax.methods.lora import lora
+from peftjax.methods.reft import direft, loreft, noreft
 from peftjax.methods.select import full, select
 
 __all__ = [
@@ -57,11 +62,20 @@ __all__ = [
     'bottleneck',
     'chain',
     'combine',
+    'compacter',
+    'direft',
     'full',
+    'gated',
+    'houlsby',
+    'ia3',
     'load',
     'lora',
+    'loreft',
     'named_chain',
+    'noreft',
+    'parallel_adapter',
     'partition',
+    'pfeiffer',
     'select',
     'summary',
     'testing',

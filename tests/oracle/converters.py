@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.oracle import lora
+from tests.oracle import additive, lora
 from tests.oracle.cases import Case, Converted
 
-CONVERTERS: dict[str, Callable[[Case], Converted]] = {**lora.CONVERTERS}
+CONVERTERS: dict[str, Callable[[Case], Converted]] = {**lora.CONVERTERS, **additive.CONVERTERS}

@@ -1,5 +1,5 @@
 """The table of methods: every law of the contract runs on every row."""
 
-from tests.rows import core
+from tests.rows import additive, core
 
-METHODS = {**core.ROWS}
+METHODS = {**core.ROWS, **additive.ROWS}
