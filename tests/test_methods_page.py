@@ -1,4 +1,4 @@
-"""The page of methods is that of the docstrings, and no docstring leaves out what the page promises."""
+"""The page of methods is that of the docstrings, which hold what the page promises."""
 
 import inspect
 import pathlib

@@ -141,6 +141,24 @@ def over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., An
     return function
 
 
+def on_plain_dots(
+    apply_weight: Callable[[Leaves, Use, str], jax.Array],
+    merge_weight: Callable[[Leaves, jax.Array, str], jax.Array],
+) -> Callable[[Leaves, Use, str], jax.Array]:
+    """`apply_weight` where `[T, in]` meets the matrix; elsewhere the merged matrix is formed.
+
+    For methods that act on the input or on blocks of it, which a lookup, a convolution and a tied
+    head do not have in that form.
+    """
+
+    def apply(leaves: Leaves, use: Use, path: str) -> jax.Array:
+        if use.kind == 'dot' and not use.transposed:
+            return apply_weight(leaves, use, path)
+        return use.product(use.x, merge_weight(leaves, use.weight(), path))
+
+    return apply
+
+
 def whole_leaf(rule: WeightRule) -> WeightRule:
     """`rule` acting on the leaf as a whole: for leaves whose uses cannot be followed."""
     layout, merged = rule.layout, rule.merged

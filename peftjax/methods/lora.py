@@ -1,19 +1,15 @@
 """LoRA: a trained low-rank term beside every frozen matrix."""
 
-import functools
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use
-from peftjax.core.sites import WeightSite
+from peftjax.core.base import PeftTransform, Use
 from peftjax.core.weightwise import weightwise
+from peftjax.methods.low_rank import LowRank
 
 
 def lora(
@@ -67,72 +63,14 @@ def lora(
       2023 (arXiv:2312.03732), theorem 3.2. The paper draws `A` from a Gaussian; the authors' code
       and we draw the uniform above (Kaiming with a = sqrt(5)).
     """
-    for each in (rank, *(rank_pattern or {}).values()):
-        if not isinstance(each, (int, np.integer)) or each < 1:
-            raise ValueError(f'rank must be a whole number of at least 1, got {each!r}')
-    exceptions = (*(rank_pattern or {}), *(alpha_pattern or {}))
-    patterns = paths.patterns_of(exceptions) if exceptions else ()
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f'dropout is a rate in [0, 1), got {dropout}')
+    settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype)
 
-    def scale_of(path: str) -> float:
-        at_rank = paths.first_match(rank_pattern, path, rank)
-        default = at_rank if alpha is None else alpha
-        at_alpha = paths.first_match(alpha_pattern, path, default)
-        return at_alpha / (math.sqrt(at_rank) if rslora else at_rank)
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        return settings.sum(leaves, matrix, path).astype(matrix.dtype)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
-        inputs, outputs = matrix.shape
-        at_rank = paths.first_match(rank_pattern, site.path, rank)
-        if at_rank > min(inputs, outputs):
-            raise ValueError(
-                f'rank {at_rank} is larger than {site.path!r} allows: its matrix is '
-                f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}); write at '
-                f'most rank={min(inputs, outputs)}, or a rank_pattern for it'
-            )
-        if site.layout is not None and site.layout.lookup:
-            return {
-                'a': jnp.zeros((inputs, at_rank), dtype),
-                'b': jax.random.normal(key, (at_rank, outputs), dtype),
-            }
-        bound = 1.0 / math.sqrt(inputs)
-        return {
-            'a': jax.random.uniform(key, (inputs, at_rank), dtype, -bound, bound),
-            'b': jnp.zeros((at_rank, outputs), dtype),
-        }
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        return use.base(use.x) + settings.added(leaves, use, path)
 
-    transform = weightwise(
-        init_weight,
-        functools.partial(_merge, scale_of=scale_of),
-        functools.partial(_apply, scale_of=scale_of, dropout=dropout),
-        targets=targets,
-        materialize=materialize,
-    )
-
-    def init(key: jax.Array, model: Model) -> Any:
-        _check_matching(patterns, model.sites.weights)
-        return transform.init(key, model)
-
-    return transform._replace(init=init)
-
-
-def _check_matching(patterns: tuple[re.Pattern[str], ...], names: Iterable[str]) -> None:
-    for pattern in patterns:
-        if not any(paths.first_match({pattern.pattern: True}, name, False) for name in names):
-            raise paths.TargetError(
-                f'rank_pattern or alpha_pattern {pattern.pattern!r} matches no weight of this '
-                f'model; near names: {paths.near_names(pattern.pattern, names)}'
-            )
-
-
-def _merge(leaves: Any, matrix: jax.Array, path: str, *, scale_of: Any) -> jax.Array:
-    # The product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
-    wide = jnp.promote_types(matrix.dtype, leaves['a'].dtype)
-    delta = leaves['a'].astype(wide) @ leaves['b'].astype(wide)
-    return (matrix.astype(wide) + scale_of(path) * delta).astype(matrix.dtype)
-
-
-def _apply(leaves: Any, use: Use, path: str, *, scale_of: Any, dropout: float) -> jax.Array:
-    return use.base(use.x) + scale_of(path) * use.lowrank(
-        use.dropped(dropout), leaves['a'], leaves['b']
+    return settings.checked(
+        weightwise(settings.factors, merge, apply, targets=targets, materialize=materialize)
     )

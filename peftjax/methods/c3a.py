@@ -1,0 +1,88 @@
+"""C3A: a change made of circulant blocks, applied by the Fourier transform."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import on_plain_dots, weightwise
+from peftjax.methods.blocks import check_divides, check_positive
+
+
+def c3a(
+    *,
+    block_size: int,
+    targets: paths.Targets,
+    init: str = 'zeros',
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Circular convolution adaptation: `W' = W + C / in`, `C` of circulant blocks.
+
+    For `W: [in, out]` and blocks of size `b`, one vector `w: [b]` makes block `(i, o)` of `C`:
+    `C[k, j] = w[(k - j) mod b]`. A use takes the Fourier transform of the blocks of `x`, multiplies
+    and
+    transforms back: `O(T (in + out) log b + T in out / b)` FLOPs forward, in float32, and no
+    matrix. At the start `w = 0`, so that `W' = W`. It merges.
+
+    Args:
+      block_size: `b`, which must divide `in` and `out`.
+      init: `'zeros'`, or `'xavier'`: uniform of Glorot's bound, then `W' != W`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'kernel': [*stack, out / b, in / b, b]}}`:
+      `in out / b` parameters a matrix.
+
+    Raises:
+      ValueError: a block size below 1, an unknown `init`, or, from `init`, a block size that does
+        not divide a side.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.c3a(block_size=4, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['kernel'].shape
+    (2, 1, 4)
+
+    References:
+      Chen et al., Parameter-Efficient Fine-Tuning via Circular Convolution, 2024
+      (arXiv:2407.19342), sections 3.2 and 3.3. The division by `in` is the authors' code's.
+    """
+    check_positive(block_size=block_size)
+    if init not in ('zeros', 'xavier'):
+        raise ValueError(f"init {init!r} is unknown: use 'zeros' or 'xavier'")
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        inputs, outputs = matrix.shape
+        check_divides(site, 'block_size', block_size, 'input', inputs)
+        check_divides(site, 'block_size', block_size, 'output', outputs)
+        shape = (outputs // block_size, inputs // block_size, block_size)
+        bound = 0.0 if init == 'zeros' else math.sqrt(6.0 / (inputs + outputs))
+        return {'kernel': jax.random.uniform(key, shape, dtype, -bound, bound)}
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        k, j = jnp.arange(block_size)[:, None], jnp.arange(block_size)[None]
+        blocks = leaves['kernel'][:, :, (k - j) % block_size]
+        dense = jnp.transpose(blocks, (1, 2, 0, 3)).reshape(matrix.shape)
+        return (matrix + dense / matrix.shape[0]).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        tokens, inputs = use.x.shape
+        blocks = use.x.astype(jnp.float32).reshape(tokens, -1, block_size)
+        # A correlation: the kernel's transform is conjugated.
+        kernel = jnp.conj(jnp.fft.rfft(leaves['kernel'].astype(jnp.float32)))
+        product = jnp.einsum('tif,oif->tof', jnp.fft.rfft(blocks), kernel)
+        added = jnp.fft.irfft(product, n=block_size).reshape(tokens, -1) / inputs
+        return use.base(use.x) + added.astype(use.dtype)
+
+    return weightwise(
+        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+    )

@@ -1,0 +1,27 @@
+"""Random arrays that do not train: drawn from a seed, outside of the compiled program.
+
+NumPy's `RandomState` keeps its streams for good (NEP 19), so that an adapter saved without them
+finds the same ones later.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def stream(seed: int, name: str) -> np.random.RandomState:
+    """A stream of its own for `name`.
+
+    >>> stream(0, 'a').uniform() == stream(0, 'a').uniform() != stream(0, 'b').uniform()
+    True
+    """
+    return np.random.RandomState([seed, zlib.crc32(name.encode())])
+
+
+def distinct(seed: int, name: str, count: int, size: int, stack: tuple[int, ...]) -> np.ndarray:
+    """`[*stack, count]` int32: for each layer `count` different numbers below `size`, in order."""
+    random = stream(seed, name)
+    layers = [
+        np.sort(random.choice(size, count, replace=False)) for _ in range(int(np.prod(stack)))
+    ]
+    return np.stack(layers).reshape(*stack, count).astype(np.int32)

@@ -1,0 +1,103 @@
+"""FourierFT: some trained entries of the change's two-dimensional spectrum."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.layout import Layout
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.draws import distinct
+
+
+def fourierft(
+    *,
+    n_frequency: int,
+    targets: paths.Targets,
+    scaling: float = 300.0,
+    seed: int = 0,
+    positions: Mapping[str, Any] | None = None,
+    init: str = 'normal',
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Fourier fine-tuning: `W' = W + s Re(IDFT2(F))`, `F` zero but at `n` places.
+
+    For `W: [in, out]` and trained coefficients `c: [n]` at fixed random entries of `F: [in, out]`.
+    The
+    mathematics needs the change as a matrix: `O(in out log(in out))` FLOPs for it, in float32, and
+    `2 T in out + T out` for its use, forward; its gradient is dense as well. At the start
+    `c ~ N(0, 1)`, so that `W' != W`, as in the paper. It merges.
+
+    Args:
+      n_frequency: `n`.
+      scaling: `s`.
+      seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
+      places
+        of its own.
+      positions: `{leaf path: [*stack, n]}` places to use instead, `row * out + column`.
+      init: `'normal'`, or `'zeros'` for `W' = W` at the start.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'spectrum': [*stack, n]}}`: `n` parameters a
+      matrix.
+
+    Raises:
+      ValueError: fewer than one frequency, an unknown `init`, or, from `init`, more frequencies
+      than
+        the matrix has entries.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.fourierft(n_frequency=5, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['spectrum'].shape
+    (5,)
+
+    References:
+      Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform, 2024
+      (arXiv:2405.03003), equations 2 to 4. The paper gives all layers the same places.
+    """
+    check_positive(n_frequency=n_frequency)
+    if init not in ('normal', 'zeros'):
+        raise ValueError(f"init {init!r} is unknown: use 'normal' or 'zeros'")
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        if n_frequency > matrix.size:
+            raise ValueError(
+                f'n_frequency {n_frequency} is more than the {matrix.size} entries of '
+                f'{site.path!r} {site.shape} {site.dtype}; write at most '
+                f'n_frequency={matrix.size}'
+            )
+        drawn = jax.random.normal(key, (n_frequency,), dtype)
+        return {'spectrum': drawn if init == 'normal' else jnp.zeros_like(drawn)}
+
+    def constants(path: str, layout: Layout) -> dict[str, Any]:
+        size = layout.inputs * layout.outputs
+        if positions is not None:
+            return {'positions': jnp.asarray(positions[path])}
+        return {'positions': distinct(seed, path, n_frequency, size, layout.stack_shape)}
+
+    def delta(leaves: Any, shape: tuple[int, ...]) -> jax.Array:
+        spectrum = jnp.zeros(shape[0] * shape[1], jnp.float32)
+        spectrum = spectrum.at[leaves['positions']].set(leaves['spectrum'].astype(jnp.float32))
+        return scaling * jnp.fft.ifft2(spectrum.reshape(shape)).real
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        return (matrix + delta(leaves, matrix.shape)).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        return use.base(use.x) + use.product(use.x, delta(leaves, use.weight().shape))
+
+    return weightwise(
+        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+    )

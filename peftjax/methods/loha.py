@@ -1,0 +1,80 @@
+"""LoHa: the product, entry by entry, of two low-rank matrices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.blocks import check_positive
+
+
+def loha(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    alpha: float | None = None,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Low-rank Hadamard product: `W' = W + s (A1 B1) * (A2 B2)`, `*` entry by entry.
+
+    For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`, `s = alpha / r`: a change of rank up to `r^2`
+    from `2 r (in + out)` parameters. The mathematics needs the change as a matrix: `4 r in out + 2
+    in out` FLOPs for it and `2 T in out + T out` for its use, forward; its gradient is dense as
+    well. At the start `A2 = 0`, so that `W' = W`. It merges.
+
+    Args:
+      rank: `r`.
+      alpha: numerator of the scale; `rank` (a scale of 1) by default.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'a1', 'a2': [*stack, in, r], 'b1', 'b2':
+      [*stack, r, out]}}`.
+
+    Raises:
+      ValueError: a rank below 1.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.loha(rank=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b2'].shape
+    (2, 8)
+
+    References:
+      Hyeon-Woo et al., FedPara, 2021 (arXiv:2108.06098), proposition 1; Yeh et al., LyCORIS, 2023
+      (arXiv:2309.14859), section 3.2. Start as in the LyCORIS code: `A1 ~ N(0, 1)`, `B1 ~ N(0,
+      0.1^2)`, `B2 ~ N(0, 1)`.
+    """
+    check_positive(rank=rank)
+    scale = 1.0 if alpha is None else alpha / rank
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        del site
+        keys = jax.random.split(key, 3)
+        left, right = (matrix.shape[0], rank), (rank, matrix.shape[1])
+        return {
+            'a1': jax.random.normal(keys[0], left, dtype),
+            'b1': 0.1 * jax.random.normal(keys[1], right, dtype),
+            'a2': jnp.zeros(left, dtype),
+            'b2': jax.random.normal(keys[2], right, dtype),
+        }
+
+    def delta(leaves: Any) -> jax.Array:
+        return scale * (leaves['a1'] @ leaves['b1']) * (leaves['a2'] @ leaves['b2'])
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        return (matrix + delta(leaves)).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        return use.base(use.x) + use.product(use.x, delta(leaves))
+
+    return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)

@@ -1,0 +1,79 @@
+"""LoRA-FA: LoRA whose first factor is random and frozen."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.layout import Layout
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.draws import stream
+from peftjax.methods.low_rank import LowRank
+
+
+def lora_fa(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    alpha: float | None = None,
+    rslora: bool = False,
+    dropout: float = 0.0,
+    seed: int = 0,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""LoRA with frozen `A`: `W' = W + s A B`, only `B` trains.
+
+    For `W: [in, out]`, `A: [in, r]` drawn from `U(-1/sqrt(in), 1/sqrt(in))`, `B: [r, out]`: forward
+    as LoRA, `2 T r (in + out) + 2 T out` more FLOPs; for its gradient a step keeps `x A: [T, r]`
+    and not `x: [T, in]`. At the start `B = 0`, so that `W' = W`. It merges.
+
+    Args:
+      rank, alpha, rslora, dropout: as in `lora`.
+      seed: of `A`, which is in no adapter: keep it with the adapter. Every matrix has its own.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'b': [*stack, r, out]}}`: `r out` parameters a
+      matrix.
+
+    Raises:
+      ValueError, TargetError: as `lora`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.lora_fa(rank=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b'].shape
+    (2, 8)
+
+    References:
+      Zhang et al., LoRA-FA, 2023 (arXiv:2308.03303), section 3.1. The paper draws `A` from a
+      normal.
+    """
+    settings = LowRank(rank, alpha, rslora, dropout, dtype=dtype)
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        # For the error that a rank too large gets.
+        settings.factors(key, matrix, site)
+        return {'b': jnp.zeros((rank, matrix.shape[1]), dtype)}
+
+    def constants(path: str, layout: Layout) -> dict[str, Any]:
+        bound = 1.0 / math.sqrt(layout.inputs)
+        shape = (*layout.stack_shape, layout.inputs, rank)
+        return {'a': stream(seed, path).uniform(-bound, bound, shape).astype(np.float32)}
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        return settings.sum(leaves, matrix, path).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        return use.base(use.x) + settings.added(leaves, use, path)
+
+    return weightwise(
+        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+    )

@@ -1,0 +1,103 @@
+"""What LoRA and its relatives share: ranks and scales by pattern, and the factors at the start."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform, Use
+from peftjax.core.sites import WeightSite
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """The settings of a term `s A B`, with `A: [in, r]` and `B: [r, out]`; see `peftjax.lora`."""
+
+    rank: int
+    alpha: float | None = None
+    rslora: bool = False
+    dropout: float = 0.0
+    rank_pattern: Mapping[str, int] | None = None
+    alpha_pattern: Mapping[str, float] | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        for each in (self.rank, *(self.rank_pattern or {}).values()):
+            if not isinstance(each, (int, np.integer)) or each < 1:
+                raise ValueError(f'rank must be a whole number of at least 1, got {each!r}')
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f'dropout is a rate in [0, 1), got {self.dropout}')
+        if self._exceptions():
+            paths.patterns_of(self._exceptions())
+
+    def _exceptions(self) -> tuple[str, ...]:
+        return (*(self.rank_pattern or {}), *(self.alpha_pattern or {}))
+
+    def rank_at(self, path: str) -> int:
+        return paths.first_match(self.rank_pattern, path, self.rank)
+
+    def scale_at(self, path: str) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)`."""
+        rank = self.rank_at(path)
+        default = rank if self.alpha is None else self.alpha
+        alpha = paths.first_match(self.alpha_pattern, path, default)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def factors(self, key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        """`A ~ U(-1/sqrt(in), 1/sqrt(in))`, `B = 0`; of a lookup `A = 0`, `B ~ N(0, 1)`.
+
+        Raises:
+          ValueError: the rank is larger than the smaller side of the matrix.
+        """
+        inputs, outputs = matrix.shape
+        rank = self.rank_at(site.path)
+        if rank > min(inputs, outputs):
+            raise ValueError(
+                f'rank {rank} is larger than {site.path!r} allows: its matrix is '
+                f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}); write at '
+                f'most rank={min(inputs, outputs)}, or a rank_pattern for it'
+            )
+        if site.layout is not None and site.layout.lookup:
+            return {
+                'a': jnp.zeros((inputs, rank), self.dtype),
+                'b': jax.random.normal(key, (rank, outputs), self.dtype),
+            }
+        bound = 1.0 / math.sqrt(inputs)
+        return {
+            'a': jax.random.uniform(key, (inputs, rank), self.dtype, -bound, bound),
+            'b': jnp.zeros((rank, outputs), self.dtype),
+        }
+
+    def added(self, leaves: Any, use: Use, path: str) -> jax.Array:
+        """What `s A B` adds to the use, without forming `A B`."""
+        branch = use.lowrank(use.dropped(self.dropout), leaves['a'], leaves['b'])
+        return self.scale_at(path) * branch
+
+    def sum(self, leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        """`W + s A B`, in the wider of the two dtypes."""
+        # The product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
+        wide = jnp.promote_types(matrix.dtype, leaves['a'].dtype)
+        delta = leaves['a'].astype(wide) @ leaves['b'].astype(wide)
+        return matrix.astype(wide) + self.scale_at(path) * delta
+
+    def checked(self, transform: PeftTransform) -> PeftTransform:
+        """`transform`, whose init raises where a pattern for rank or alpha matches nothing."""
+
+        def init(key: jax.Array, model: Model) -> Any:
+            self._check_matching(model.sites.weights)
+            return transform.init(key, model)
+
+        return transform._replace(init=init)
+
+    def _check_matching(self, names: Iterable[str]) -> None:
+        for pattern in self._exceptions():
+            if not any(paths.first_match({pattern: True}, name, False) for name in names):
+                raise paths.TargetError(
+                    f'rank_pattern or alpha_pattern {pattern!r} matches no weight of this '
+                    f'model; near names: {paths.near_names(pattern, names)}'
+                )

@@ -1,0 +1,86 @@
+"""MiSS: one small matrix, shared by all shards of the input."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import on_plain_dots, weightwise
+from peftjax.methods.blocks import check_divides, check_positive
+
+
+def miss(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    mini_rank: int | None = None,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Matrix shard sharing: `W'[i, o] = W[i, o] + D[i mod r, o]`.
+
+    For `W: [in, out]` and `D: [r, out]`. A use adds up the shards of `x` first, so that `T in + 2 T
+    r out + T out` more FLOPs are spent forward. At the start `D = 0`, so that `W' = W`. It merges.
+
+    Args:
+      rank: `r`, the length of a shard; the last may be shorter.
+      mini_rank: share `D: [r, mini_rank]` between runs of columns as well; must divide `out`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'d': [*stack, r, out]}}` (`mini_rank` in place of
+      `out`).
+
+    Raises:
+      ValueError: a size below 1 or, from `init`, a `mini_rank` that does not divide `out`, or a
+      rank
+        larger than `in`.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.miss(rank=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['d'].shape
+    (2, 8)
+
+    References:
+      Kang and Yin, MiSS: Balancing LoRA Performance and Efficiency with Simple Shard Sharing, 2024
+      (arXiv:2409.15371), section 3. `mini_rank` is the code's `mini`.
+    """
+    check_positive(rank=rank, mini_rank=1 if mini_rank is None else mini_rank)
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        del key
+        inputs, outputs = matrix.shape
+        if rank > inputs:
+            raise ValueError(
+                f'rank {rank} is larger than the input size {inputs} of {site.path!r} {site.shape} '
+                f'{site.dtype}; write at most rank={inputs}'
+            )
+        if mini_rank is not None:
+            check_divides(site, 'mini_rank', mini_rank, 'output', outputs)
+        return {'d': jnp.zeros((rank, outputs if mini_rank is None else mini_rank), dtype)}
+
+    def columns(leaves: Any, outputs: int) -> jax.Array:
+        return jnp.tile(leaves['d'], (1, outputs // leaves['d'].shape[1]))
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        inputs, outputs = matrix.shape
+        shards = jnp.tile(columns(leaves, outputs), (-(-inputs // rank), 1))[:inputs]
+        return (matrix + shards).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        y, inputs = use.base(use.x), use.x.shape[1]
+        padded = jnp.pad(use.x, ((0, 0), (0, -inputs % rank)))
+        summed = padded.reshape(len(padded), -1, rank).sum(axis=1)
+        return y + summed @ columns(leaves, y.shape[1]).astype(use.dtype)
+
+    return weightwise(
+        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+    )

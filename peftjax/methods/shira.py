@@ -1,0 +1,101 @@
+"""SHiRA: a few trained entries of each matrix, at places drawn once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.layout import Layout
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import on_plain_dots, weightwise
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.draws import distinct
+
+
+def shira(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    scaling: float = 1.0,
+    seed: int = 0,
+    positions: Mapping[str, Any] | None = None,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Sparse high-rank adaptation: `W' = W + s S`, `S` zero but at `k = r (in + out)` places.
+
+    For `W: [in, out]`. A use adds `s v_j x[:, row_j]` to output `column_j` for each place: `3 T k`
+    more FLOPs forward, by a gather and a scatter of `T k` numbers, and no dense change. At the
+    start `v = 0`, so that `W' = W`. It merges.
+
+    Args:
+      rank: `r`, so that a matrix trains as many values as LoRA of this rank.
+      scaling: `s`.
+      seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
+      places
+        of its own.
+      positions: `{leaf path: [*stack, k]}` places to use instead, `row * out + column`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'values': [*stack, k]}}`.
+
+    Raises:
+      ValueError: a rank below 1 or, from `init`, more places than the matrix has entries.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.shira(rank=1, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['values'].shape
+    (12,)
+
+    References:
+      Bhardwaj et al., Sparse High Rank Adapters, 2024 (arXiv:2406.13175), section 3, the mask
+      SHiRA-Rand. Its other masks (weight magnitude, gradient, SNIP) are `positions` of one's own.
+    """
+    check_positive(rank=rank)
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        del key
+        count = rank * sum(matrix.shape)
+        if count > matrix.size:
+            raise ValueError(
+                f'rank {rank} trains {count} values, more than the {matrix.size} entries of '
+                f'{site.path!r} {site.shape} {site.dtype}; write at most '
+                f'rank={matrix.size // sum(matrix.shape)}'
+            )
+        return {'values': jnp.zeros(count, dtype)}
+
+    def constants(path: str, layout: Layout) -> dict[str, Any]:
+        inputs, outputs = layout.inputs, layout.outputs
+        if positions is not None:
+            return {'positions': jnp.asarray(positions[path])}
+        count = rank * (inputs + outputs)
+        return {'positions': distinct(seed, path, count, inputs * outputs, layout.stack_shape)}
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        rows, columns = jnp.divmod(leaves['positions'], matrix.shape[1])
+        wide = matrix.astype(jnp.promote_types(matrix.dtype, leaves['values'].dtype))
+        return wide.at[rows, columns].add(scaling * leaves['values']).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        y = use.base(use.x)
+        rows, columns = jnp.divmod(leaves['positions'], y.shape[1])
+        values = (scaling * leaves['values']).astype(use.dtype)
+        return y.at[:, columns].add((use.x[:, rows] * values).astype(y.dtype))
+
+    return weightwise(
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        constants=constants,
+        targets=targets,
+        materialize=materialize,
+    )

@@ -1,0 +1,107 @@
+"""VeRA: two frozen random matrices for all weights, and two trained vectors for each."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.layout import Layout
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.draws import stream
+
+
+def vera(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    d_initial: float = 0.1,
+    seed: int = 0,
+    projections: tuple[Any, Any] | None = None,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Vector-based random matrix adaptation: `W' = W + A diag(d) B diag(b)`.
+
+    For `W: [in, out]`. `A: [in, r]` and `B: [r, out]` are random and frozen, the same for all
+    matrices (the first `in` rows, the first `out` columns); `d: [r]` and `b: [out]` train. A use
+    costs `2 T r (in + out) + T (r + 2 out)` more FLOPs forward. At the start `b = 0`, so that `W' =
+    W`. It merges.
+
+    Args:
+      rank: `r`.
+      d_initial: what `d` starts from.
+      seed: of `A` and `B`, which are in no adapter: keep it with the adapter.
+      projections: `(A, B)` to use instead, `[at least in, r]` and `[r, at least out]`.
+      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'d': [*stack, r], 'b': [*stack, out]}}`: `r + out`
+      parameters a matrix.
+
+    Raises:
+      ValueError: a rank below 1, or projections too small for a matrix, with its path.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.vera(rank=4, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b'].shape
+    (8,)
+
+    References:
+      Kopiczko et al., VeRA, 2023 (arXiv:2310.11454), section 3.2, equation 2. `A` and `B` are
+      uniform with Kaiming's bound for a fan of `in` and of `r`; the authors take the largest `in`
+      of the model for all, so that their matrices depend on what else is targeted.
+    """
+    check_positive(rank=rank)
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        del key, site
+        return {'d': jnp.full(rank, d_initial, dtype), 'b': jnp.zeros(matrix.shape[1], dtype)}
+
+    def constants(path: str, layout: Layout) -> dict[str, Any]:
+        a, b = _drawn(seed, rank, layout) if projections is None else projections
+        if a.shape[0] < layout.inputs or b.shape[1] < layout.outputs or a.shape[1] != b.shape[0]:
+            raise ValueError(
+                f'projections {a.shape} and {b.shape} do not reach over {path!r}, whose matrix is '
+                f'[{layout.inputs}, {layout.outputs}] with rank {rank}'
+            )
+        shared = {'frozen_a': a[: layout.inputs], 'frozen_b': b[:, : layout.outputs]}
+        return {
+            name: jnp.broadcast_to(jnp.asarray(value), (*layout.stack_shape, *value.shape))
+            for name, value in shared.items()
+        }
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        delta = (leaves['frozen_a'] * leaves['d']) @ leaves['frozen_b'] * leaves['b']
+        return (matrix + delta).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        x, gain = use.dropped(dropout), leaves['b'].astype(use.dtype)
+        a = leaves['frozen_a'] * leaves['d']
+        if use.transposed:
+            return use.base(use.x) + use.lowrank(x * gain, a, leaves['frozen_b'])
+        return use.base(use.x) + use.lowrank(x, a, leaves['frozen_b']) * gain
+
+    return weightwise(
+        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+    )
+
+
+def _drawn(seed: int, rank: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one stream, so that a longer side begins with what a shorter one has."""
+    rows = stream(seed, 'a').uniform(-1.0, 1.0, (layout.inputs, rank))
+    columns = stream(seed, 'b').uniform(-1.0, 1.0, (layout.outputs, rank)).T
+    bounds = math.sqrt(6.0 / layout.inputs), math.sqrt(6.0 / rank)
+    return (rows * bounds[0]).astype(np.float32), (columns * bounds[1]).astype(np.float32)

@@ -1,0 +1,38 @@
+"""Rows of LoRA's relatives."""
+
+import peftjax
+from tests.contract_models import HIDDEN, LAYERS, WIDTH
+from tests.rows.row import MATRICES, TOKENS, Row
+
+_SIDES = 4 * [(WIDTH, WIDTH)] + [(WIDTH, HIDDEN), (HIDDEN, WIDTH)]
+
+
+def _sum(formula):
+    """`formula(in, out)` over the matrices of the contract's model."""
+    return LAYERS * sum(formula(inputs, outputs) for inputs, outputs in _SIDES)
+
+
+ROWS = {
+    'dora': Row(
+        make=lambda targets: peftjax.dora(rank=2, alpha=4, targets=targets),
+        targets=MATRICES,
+        fewer_targets=r'layers.*/up',
+        parameters=_sum(lambda i, o: 2 * (i + o) + o),
+        forward_flops=_sum(
+            lambda i, o: (
+                2 * TOKENS * 2 * (i + o)
+                + 3 * TOKENS * o
+                + 2 * 2 * i * (o + 2)
+                + 2 * 4 * o
+                + 2 * i * o
+                + 6 * 2 * o
+            )
+        ),
+    ),
+    'dora on a tied embedding': Row(
+        make=lambda targets: peftjax.dora(rank=2, targets=targets),
+        targets=(r'embed', r'layers.*/up'),
+        fewer_targets=r'embed',
+        parameters=LAYERS * (2 * (WIDTH + HIDDEN) + HIDDEN) + 2 * (13 + WIDTH) + WIDTH,
+    ),
+}
