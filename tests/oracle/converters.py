@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
-from tests.oracle import weight_space
+from tests.oracle import additive, weight_space
 from tests.oracle.cases import Case, Converted
 
-CONVERTERS: dict[str, Callable[[Case], Converted]] = {**weight_space.CONVERTERS}
+CONVERTERS: dict[str, Callable[[Case], Converted]] = {
+    **weight_space.CONVERTERS,
+    **additive.CONVERTERS,
+}
