@@ -31,6 +31,7 @@ from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
 from peftjax.methods.dora import dora
 from peftjax.methods.fourierft import fourierft
+from peftjax.methods.gralora import gralora
 from peftjax.methods.hira import hira
 from peftjax.methods.hra import hra
 from peftjax.methods.loha import loha
@@ -73,6 +74,7 @@ __all__ = [
     'dora',
     'fourierft',
     'full',
+    'gralora',
     'hira',
     'hra',
     'load',
