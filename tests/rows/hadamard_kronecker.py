@@ -1,7 +1,7 @@
 """Rows of methods that change a matrix block by block."""
 
 import peftjax
-from tests.rows.row import MATRICES, TOKENS, Row
+from tests.rows.row import MATRICES, Row
 from tests.rows.weight_space import UP, total
 
 ROWS = {
@@ -10,14 +10,12 @@ ROWS = {
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: 4 * (i + o)),
-        forward_flops=total(lambda i, o: 2 * TOKENS * 4 * (i + o) + 2 * TOKENS * o),
     ),
     'gralora, hybrid': Row(
         make=lambda targets: peftjax.gralora(rank=2, hybrid_rank=1, alpha=6, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: 3 * (i + o)),
-        forward_flops=total(lambda i, o: 2 * TOKENS * 3 * (i + o) + 3 * TOKENS * o),
     ),
     'miss, block affine': Row(
         make=lambda targets: peftjax.miss(rank=4, bat=True, targets=targets),
