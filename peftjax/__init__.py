@@ -34,6 +34,7 @@ from peftjax.methods.compacter import compacter
 from peftjax.methods.dora import dora
 from peftjax.methods.fourierft import fourierft
 from peftjax.methods.gated import gated
+from peftjax.methods.gralora import gralora
 from peftjax.methods.hira import hira
 from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
@@ -81,6 +82,7 @@ __all__ = [
     'fourierft',
     'full',
     'gated',
+    'gralora',
     'hira',
     'houlsby',
     'hra',

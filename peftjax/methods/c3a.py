@@ -53,6 +53,8 @@ def c3a(
     References:
       Chen et al., Parameter-Efficient Fine-Tuning via Circular Convolution, 2024
       (arXiv:2407.19342), sections 3.2 and 3.3. The division by `in` is the authors' code's.
+      The torch library's backward pass hands on another gradient by `x` than its forward pass has
+      (finite differences tell); ours is the derivative, so that layers below train otherwise.
     """
     check_positive(block_size=block_size)
     if init not in ('zeros', 'xavier'):

@@ -17,6 +17,7 @@ def miss(
     rank: int,
     targets: paths.Targets,
     mini_rank: int | None = None,
+    bat: bool = False,
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -25,21 +26,26 @@ def miss(
     For `W: [in, out]` and `D: [r, out]`. A use adds up the shards of `x` first, so that `T in + 2 T
     r out + T out` more FLOPs are spent forward. At the start `D = 0`, so that `W' = W`. It merges.
 
+    With `bat`, `D: [out / r, r, r]` also meets the weight (block affine transformation): for the
+    blocks `[r, r]` of `W`, `W'[i, o] = W[i, o] + D[o]^T W[i, o] + D[o]^T`. Every
+    block of columns turns the input otherwise, so that the merged matrix is formed: `2 r in out +
+    2 in out` more FLOPs forward, and a dense gradient.
+
     Args:
       rank: `r`, the length of a shard; the last may be shorter.
       mini_rank: share `D: [r, mini_rank]` between runs of columns as well; must divide `out`.
+      bat: the block affine form, of `r out` parameters too; `rank` must divide `in` and `out`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'d': [*stack, r, out]}}` (`mini_rank` in place of
-      `out`).
+      `out`; `[*stack, out / r, r, r]` with `bat`).
 
     Raises:
-      ValueError: a size below 1 or, from `init`, a `mini_rank` that does not divide `out`, or a
-      rank
-        larger than `in`.
+      ValueError: a size below 1, `mini_rank` with `bat` or, from `init`, a `mini_rank` that does
+        not divide `out`, a rank larger than `in`, or with `bat` one that does not divide a side.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -49,9 +55,12 @@ def miss(
 
     References:
       Kang and Yin, MiSS: Balancing LoRA Performance and Efficiency with Simple Shard Sharing, 2024
-      (arXiv:2409.15371), section 3. `mini_rank` is the code's `mini`.
+      (arXiv:2409.15371), section 3. `mini_rank` is the code's `mini`,
+      `bat` its `bat`.
     """
     check_positive(rank=rank, mini_rank=1 if mini_rank is None else mini_rank)
+    if bat and mini_rank is not None:
+        raise ValueError('bat shares no columns: give bat or mini_rank, not both')
 
     def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
         del key
@@ -61,6 +70,10 @@ def miss(
                 f'rank {rank} is larger than the input size {inputs} of {site.path!r} {site.shape} '
                 f'{site.dtype}; write at most rank={inputs}'
             )
+        if bat:
+            check_divides(site, 'rank', rank, 'input', inputs)
+            check_divides(site, 'rank', rank, 'output', outputs)
+            return {'d': jnp.zeros((outputs // rank, rank, rank), dtype)}
         if mini_rank is not None:
             check_divides(site, 'mini_rank', mini_rank, 'output', outputs)
         return {'d': jnp.zeros((rank, outputs if mini_rank is None else mini_rank), dtype)}
@@ -81,6 +94,15 @@ def miss(
         summed = padded.reshape(len(padded), -1, rank).sum(axis=1)
         return y + summed @ columns(leaves, y.shape[1]).astype(use.dtype)
 
+    def merge_bat(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        d = leaves['d']
+        blocks = matrix.reshape(-1, rank, len(d), rank)
+        turned = jnp.einsum('isop,osq->iqop', blocks, d) + d.transpose(2, 0, 1)
+        return (matrix + turned.reshape(matrix.shape)).astype(matrix.dtype)
+
+    if bat:
+        return weightwise(init_weight, merge_bat, targets=targets, materialize=materialize)
     return weightwise(
         init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
     )

@@ -122,6 +122,23 @@ _miss = _plain(
     lambda case, modules: peftjax.miss(
         rank=case.config['r'],
         mini_rank=case.config['mini_r'] if case.config['init_weights'] == 'mini' else None,
+        bat=case.config['init_weights'] == 'bat',
+        targets=_targets(modules),
+    ),
+)
+_gralora = _plain(
+    '.gralora_A',
+    {
+        'a': '~.gralora_A',
+        'b': '~.gralora_B',
+        'hybrid_a': '.gralora_A_general.weight',
+        'hybrid_b': '.gralora_B_general.weight',
+    },
+    lambda case, modules: peftjax.gralora(
+        rank=case.config['r'],
+        blocks=case.config['gralora_k'],
+        hybrid_rank=case.config['hybrid_r'],
+        alpha=case.config['alpha'],
         targets=_targets(modules),
     ),
 )
@@ -227,7 +244,10 @@ CONVERTERS = {
     'hra_gs': _hra,
     'oft': _oft,
     'c3a': _c3a,
+    'gralora': _gralora,
+    'gralora_hybrid': _gralora,
     'miss': _miss,
+    'miss_bat': _miss,
     'miss_mini': _miss,
     'vera': _vera,
     'vera_noproj': _vera,
