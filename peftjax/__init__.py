@@ -27,6 +27,7 @@ from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
+from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
 from peftjax.methods.dora import dora
@@ -65,6 +66,7 @@ __all__ = [
     'WeightAdapter',
     'WeightRule',
     'WeightSite',
+    'adalora',
     'adapt',
     'bottleneck',
     'c3a',
@@ -83,6 +85,7 @@ __all__ = [
     'miss',
     'named_chain',
     'oft',
+    'orthogonality',
     'partition',
     'select',
     'shira',

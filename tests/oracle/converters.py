@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
-from tests.oracle import lora
+from tests.oracle import lora, lora_family
 from tests.oracle.cases import Case, Converted
 
-CONVERTERS: dict[str, Callable[[Case], Converted]] = {**lora.CONVERTERS}
+CONVERTERS: dict[str, Callable[[Case], Converted]] = {
+    **lora.CONVERTERS,
+    **lora_family.CONVERTERS,
+}

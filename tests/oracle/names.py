@@ -87,4 +87,9 @@ def with_saved(case: Case, ours: Converted) -> Converted:
             head[f'classifier/{"kernel" if weight else "bias"}'] = value.T if weight else value
         return head, ours.convert(tensors)
 
-    return Converted(peftjax.chain(peftjax.select(r'classifier/.*'), ours.transform), convert)
+    penalty = ours.penalty
+    return Converted(
+        peftjax.chain(peftjax.select(r'classifier/.*'), ours.transform),
+        convert,
+        None if penalty is None else lambda adapter: penalty(adapter[1]),
+    )
