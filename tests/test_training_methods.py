@@ -204,9 +204,13 @@ def test_eva_finds_the_directions_of_the_inputs(scan):
         for i in range(3)
     ]
     model = peftjax.wrap(Blocks(), Blocks().init(jax.random.key(7), batches[0]['x']), batches[0])
-    found = training.eva(model, batches, targets=r'layers.*', rank=4)
 
-    x = np.concatenate([batch['x'].reshape(-1, width) for batch in batches]).astype(np.float64)
+    def counted(batch):
+        return batch['x'][:, :, 0] > 1.5
+
+    found = training.eva(model, batches, targets=r'layers.*', rank=4, counted=counted)
+
+    x = np.concatenate([batch['x'][counted(batch)] for batch in batches]).astype(np.float64)
     for i in range(layers):
         path = 'layers/dense/kernel' if scan else f'layers_{i}/dense/kernel'
         a, shares = found.a[path], found.explained[path]
@@ -242,3 +246,11 @@ def test_eva_refuses_what_has_no_directions():
         training.eva(mlp, [], targets=r'hidden', rank=2)
     with pytest.raises(ValueError, match="rank 5.*'hidden/kernel', 4"):
         training.eva(mlp, [{'x': jnp.ones((2, 4))}], targets=r'hidden', rank=5)
+    with pytest.raises(ValueError, match=r"\(3,\), but 'hidden/kernel' sees tokens \(2,\)"):
+        training.eva(
+            mlp,
+            [{'x': jnp.ones((2, 4))}],
+            targets=r'hidden',
+            rank=2,
+            counted=lambda batch: jnp.ones(3),
+        )

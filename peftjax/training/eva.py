@@ -1,6 +1,6 @@
 """EVA: LoRA's first factor from the directions in which a layer's inputs vary most."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
-from peftjax.core.base import Model, Use
+from peftjax.core.base import Model, PeftTransform, Use
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 
@@ -48,7 +48,12 @@ class Eva(NamedTuple):
 
 
 def eva(
-    model: Model, batches: Iterable[Mapping[str, Any]], *, targets: paths.Targets, rank: int
+    model: Model,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    targets: paths.Targets,
+    rank: int,
+    counted: Callable[[Mapping[str, Any]], jax.Array] | None = None,
 ) -> Eva:
     r"""Principal directions of the inputs of each targeted matrix, over some batches.
 
@@ -58,16 +63,18 @@ def eva(
 
     Args:
         model: with arrays as parameters.
-        batches: keyword arguments of the model, each a dict; all tokens count, padding too.
+        batches: keyword arguments of the model, each a dict.
         targets: which weights, see `Sites.match_weights`; of lookups there are no inputs.
         rank: directions of each matrix.
+        counted: `counted(batch) -> [B, T]`, 1 for tokens that count and 0 for padding, for example
+            `lambda batch: batch['attention_mask']`; all count by default.
 
     Returns:
         `Eva(a, explained)`; write `lora(rank=rank, init=found.a, ...)`.
 
     Raises:
-        ValueError: no batches; the rank is larger than a matrix's input; or a target is not used as
-            a plain product with `[tokens, in]`.
+        ValueError: no batches; the rank is larger than a matrix's input; a target is not used as a
+            plain product; or its tokens are not those of `counted`.
         TargetError: see `Sites.match_weights`.
 
     Example:
@@ -92,17 +99,26 @@ def eva(
         zeros = jnp.zeros((size, size)), jnp.zeros((size,)), jnp.zeros(())
         return dict(zip(('squares', 'sum', 'count'), zeros, strict=True))
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
-        if use.kind != 'dot' or use.transposed:
-            raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
-        return _tap(use.base(use.x), jax.lax.stop_gradient(use.x), dict(leaves))
+    def transform(weights: jax.Array | None) -> PeftTransform:
+        def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+            if use.kind != 'dot' or use.transposed:
+                raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
+            if weights is not None and weights.shape != use.tokens:
+                raise ValueError(
+                    f'counted gives {weights.shape}, but {path!r} sees tokens {use.tokens}'
+                )
+            each = jnp.ones(use.x.shape[0]) if weights is None else weights.reshape(-1)
+            x = jax.lax.stop_gradient(use.x)
+            return _tap(use.base(use.x), x, each.astype(jnp.float32), dict(leaves))
 
-    tx = weightwise(init_weight, lambda leaves, matrix, path: matrix, apply, targets=targets)
-    total = tx.init(jax.random.key(0), model)
-    run = adapt(model, tx)
+        return weightwise(init_weight, lambda leaves, matrix, path: matrix, apply, targets=targets)
+
+    total = transform(None).init(jax.random.key(0), model)
 
     @jax.jit
     def add(total: Any, params: Any, batch: Mapping[str, Any]) -> Any:
+        run = adapt(model, transform(None if counted is None else counted(batch)))
+
         def output(leaves: Any) -> jax.Array:
             results = jax.tree.leaves(run(leaves, params, **batch))
             return sum(leaf.sum() for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating))
@@ -122,29 +138,31 @@ def eva(
 
 
 @jax.custom_vjp
-def _tap(result: jax.Array, x: jax.Array, sums: dict[str, jax.Array]) -> jax.Array:
-    """`result`; the "gradient" of `sums` is what `x` adds to them.
+def _tap(result: jax.Array, x: jax.Array, each: jax.Array, sums: dict[str, Any]) -> jax.Array:
+    """`result`; the "gradient" of `sums` is what `x` adds to them, its rows weighed by `each`.
 
     Sums over uses, loops and stacks then come out of the reverse pass where the leaves lie, from
     any model that can be differentiated.
     """
-    del x, sums
+    del x, each, sums
     return result
 
 
-def _tap_forward(result: jax.Array, x: jax.Array, sums: Any) -> tuple[jax.Array, jax.Array]:
+def _tap_forward(result: jax.Array, x: jax.Array, each: jax.Array, sums: Any) -> tuple[Any, Any]:
     del sums
-    return result, x
+    return result, (x, each)
 
 
-def _tap_backward(x: jax.Array, slope: jax.Array) -> tuple[Any, ...]:
+def _tap_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[Any, ...]:
+    x, each = kept
     wide = x.astype(jnp.float32)
+    weighed = wide * each[:, None]
     sums = {
-        'squares': jnp.matmul(wide.T, wide, precision='highest'),
-        'sum': wide.sum(0),
-        'count': jnp.asarray(wide.shape[0], jnp.float32),
+        'squares': jnp.matmul(wide.T, weighed, precision='highest'),
+        'sum': weighed.sum(0),
+        'count': each.sum(),
     }
-    return slope, jnp.zeros_like(x), sums
+    return slope, jnp.zeros_like(x), jnp.zeros_like(each), sums
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
