@@ -92,8 +92,8 @@ def adalora_allocation(
         )
     last = total_steps - final_steps
 
-    def init(adapter: Any) -> AllocationState:
-        entries = _triplets(adapter)
+    def init(params: Any) -> AllocationState:
+        entries = _triplets(params)
         ranks = sorted({entry['lambda'].shape[-1] for entry in entries})
         if not ranks or ranks[0] < target_rank:
             raise ValueError(
@@ -102,9 +102,7 @@ def adalora_allocation(
             )
         zeros = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(each)) for each in entries]
         keep = [jnp.ones(entry['lambda'].shape, bool) for entry in entries]
-        return AllocationState(
-            jnp.zeros((), jnp.int32), zeros, zeros, keep, optimizer.init(adapter)
-        )
+        return AllocationState(jnp.zeros((), jnp.int32), zeros, zeros, keep, optimizer.init(params))
 
     def budget_at(step: jax.Array, entries: list[Any]) -> jax.Array:
         first = sum(entry['lambda'].size for entry in entries)
@@ -114,17 +112,15 @@ def adalora_allocation(
         left = 1 - jnp.clip((step - initial_steps) / (last - initial_steps), 0, 1)
         return jnp.floor((first - final) * left**3 + final).astype(jnp.int32)
 
-    def update(
-        gradients: Any, state: AllocationState, adapter: Any = None
-    ) -> tuple[Any, AllocationState]:
-        if adapter is None:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AllocationState]:
+        if params is None:
             raise ValueError('the allocation needs the adapter: update(gradients, state, adapter)')
-        updates, inner = optimizer.update(gradients, state.inner, adapter)
-        entries = _triplets(adapter)
+        changes, inner = optimizer.update(updates, state.inner, params)
+        entries = _triplets(params)
         step = state.step + 1
         now = [
             jax.tree.map(_sensitivity, dict(entry), dict(slope))
-            for entry, slope in zip(entries, _triplets(gradients), strict=True)
+            for entry, slope in zip(entries, _triplets(updates), strict=True)
         ]
         sensitivity = jax.tree.map(
             lambda mean, value: beta1 * mean + (1 - beta1) * value, state.sensitivity, now
@@ -140,19 +136,17 @@ def adalora_allocation(
         allocates = (step > initial_steps) & (step <= last) & (step % every == 0)
         allocates |= step == last
         keep = jax.tree.map(lambda new, old: jnp.where(allocates, new, old), chosen, state.keep)
-        masks = allocates | (step > last)
-        lambdas = iter(
-            [jnp.where(masks, ~each, False) for each in keep]  # Those to set to zero now.
-        )
+        # Which to set to zero in this step, in the adapter's order.
+        gone = iter([(allocates | (step > last)) & ~each for each in keep])
 
         def emptied(entry: Any, change: Any) -> Any:
             if not is_triplet(entry):
                 return change
-            values = jnp.where(next(lambdas), -entry['lambda'], change['lambda'])
+            values = jnp.where(next(gone), -entry['lambda'], change['lambda'])
             return type(change)(change.layout, {**change, 'lambda': values})
 
-        updates = jax.tree.map(emptied, adapter, updates, is_leaf=is_triplet)
-        return updates, AllocationState(step, sensitivity, uncertainty, keep, inner)
+        changes = jax.tree.map(emptied, params, changes, is_leaf=is_triplet)
+        return changes, AllocationState(step, sensitivity, uncertainty, keep, inner)
 
     return optax.GradientTransformation(init, update)
 

@@ -121,7 +121,8 @@ def eva(
 
         def output(leaves: Any) -> jax.Array:
             results = jax.tree.leaves(run(leaves, params, **batch))
-            return sum(leaf.sum() for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating))
+            floats = [leaf for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating)]
+            return jnp.stack([leaf.astype(jnp.float32).sum() for leaf in floats]).sum()
 
         return jax.tree.map(jnp.add, total, jax.grad(output)(total))
 

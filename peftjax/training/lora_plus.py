@@ -69,13 +69,8 @@ def lora_plus(
     """
     if not ratio > 0:
         raise ValueError(f'ratio is a positive number, got {ratio}')
-    if callable(learning_rate):
-        schedule = learning_rate
-
-        def fast(step: Any) -> Any:
-            return ratio * schedule(step)
-    else:
-        fast = ratio * learning_rate
+    rate = learning_rate
+    fast = (lambda step: ratio * rate(step)) if callable(rate) else ratio * rate
     return optax.multi_transform(
         {'slow': optimizer(learning_rate), 'fast': optimizer(fast)}, lora_plus_labels
     )
