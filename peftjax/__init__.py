@@ -27,6 +27,7 @@ from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
+from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
@@ -71,6 +72,7 @@ __all__ = [
     'WeightAdapter',
     'WeightRule',
     'WeightSite',
+    'adalora',
     'adapt',
     'bottleneck',
     'c3a',
@@ -98,6 +100,7 @@ __all__ = [
     'noreft',
     'oft',
     'parallel_adapter',
+    'orthogonality',
     'partition',
     'pfeiffer',
     'select',

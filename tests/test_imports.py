@@ -16,7 +16,7 @@ ALLOWED = {
     'binding': {'core', 'binding'},
     'methods': {'core', 'methods'},
     'quantize': {'core', 'quantize'},
-    'training': {'training'},
+    'training': {'core', 'binding', 'methods', 'training'},
     'models': {'models'},
     'interop': {'core', 'binding', 'methods', 'models', 'interop'},
     'testing': {'core', 'binding', 'methods', 'testing'},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use
 from peftjax.core.weightwise import weightwise
+from peftjax.methods import lora_init
 from peftjax.methods.low_rank import LowRank
 
 
@@ -21,6 +22,7 @@ def lora(
     dropout: float = 0.0,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
+    init: str | Mapping[str, Any] = 'kaiming',
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -40,6 +42,11 @@ def lora(
         `adapter_key`; lookups have none.
       rank_pattern, alpha_pattern: `{regex: value}` for some of the targets; the first full match
         on the leaf's or module's path counts.
+      init: where `A` and `B` start. `'kaiming'`: as above. `'gaussian'`: `A ~ N(0, 1/r^2)`.
+        `'pissa'`: `s A B` is the closest matrix to `W` of rank `r`; `'olora'`: the first `r` terms
+        of the QR decomposition of `W^T`. These two take a part of `W` along, so train and serve
+        beside `tx.base(params, adapter)` of the fresh adapter, which is `W - s A B`. Or
+        `{leaf path: A}`, with `B = 0`, as `eva` makes it.
       dtype: of `A` and `B`; the computation runs in the model's own.
       materialize: see `weightwise`.
 
@@ -47,8 +54,8 @@ def lora(
       A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out]}}`.
 
     Raises:
-      ValueError: a rank below 1, a rate outside [0, 1), or from `init` a rank above the
-        smaller side of a matrix, with its path.
+      ValueError: a rank below 1, a rate outside [0, 1), an unknown `init`, or from `init` a rank
+        above the smaller side of a matrix, or a given `A` of another shape, with its path.
       TargetError: from `init`, see `Sites.match_weights`; or a pattern for rank or alpha matches
         no weight of the model.
 
@@ -61,9 +68,13 @@ def lora(
     References:
       Hu et al., LoRA, 2021 (arXiv:2106.09685), section 4.1, equation 3; Kalajdzievski, rsLoRA,
       2023 (arXiv:2312.03732), theorem 3.2. The paper draws `A` from a Gaussian; the authors' code
-      and we draw the uniform above (Kaiming with a = sqrt(5)).
+      and we draw the uniform above (Kaiming with a = sqrt(5)). Starts: Meng et al., PiSSA, 2024
+      (arXiv:2404.02948), equations 2 to 4, by the exact decomposition where the authors' code also
+      offers a randomised one; Büyükakyüz, OLoRA, 2024 (arXiv:2406.01775); Paischer et al., EVA,
+      2024 (arXiv:2410.07170).
     """
-    settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype)
+    start = init if isinstance(init, str) else 'kaiming'
+    settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype, start)
 
     def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
         return settings.sum(leaves, matrix, path).astype(matrix.dtype)
@@ -71,6 +82,13 @@ def lora(
     def apply(leaves: Any, use: Use, path: str) -> jax.Array:
         return use.base(use.x) + settings.added(leaves, use, path)
 
-    return settings.checked(
+    def remainder(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        return settings.sum(leaves, matrix, path, sign=-1.0).astype(matrix.dtype)
+
+    transform = settings.checked(
         weightwise(settings.factors, merge, apply, targets=targets, materialize=materialize)
     )
+    if start in lora_init.FROM_WEIGHT:
+        less = weightwise(settings.factors, remainder, targets=targets)
+        return transform._replace(base=less.merge)
+    return transform if isinstance(init, str) else lora_init.starting_from(transform, init)

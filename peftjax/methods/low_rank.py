@@ -12,6 +12,7 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use
 from peftjax.core.sites import WeightSite
+from peftjax.methods import lora_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class LowRank:
     rank_pattern: Mapping[str, int] | None = None
     alpha_pattern: Mapping[str, float] | None = None
     dtype: Any = jnp.float32
+    init: str = 'kaiming'
 
     def __post_init__(self) -> None:
         for each in (self.rank, *(self.rank_pattern or {}).values()):
@@ -32,6 +34,9 @@ class LowRank:
                 raise ValueError(f'rank must be a whole number of at least 1, got {each!r}')
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f'dropout is a rate in [0, 1), got {self.dropout}')
+        if self.init not in lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT:
+            known = sorted(lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT)
+            raise ValueError(f'init is {self.init!r}; write one of {known}')
         if self._exceptions():
             paths.patterns_of(self._exceptions())
 
@@ -48,12 +53,8 @@ class LowRank:
         alpha = paths.first_match(self.alpha_pattern, path, default)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
-    def factors(self, key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
-        """`A ~ U(-1/sqrt(in), 1/sqrt(in))`, `B = 0`; of a lookup `A = 0`, `B ~ N(0, 1)`.
-
-        Raises:
-          ValueError: the rank is larger than the smaller side of the matrix.
-        """
+    def check_rank(self, matrix: jax.Array, site: WeightSite) -> None:
+        """Raises `ValueError` where the rank is larger than the smaller side of the matrix."""
         inputs, outputs = matrix.shape
         rank = self.rank_at(site.path)
         if rank > min(inputs, outputs):
@@ -62,28 +63,36 @@ class LowRank:
                 f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}); write at '
                 f'most rank={min(inputs, outputs)}, or a rank_pattern for it'
             )
-        if site.layout is not None and site.layout.lookup:
+
+    def factors(self, key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        """`A` and `B` as `init` says; where it says `A B = 0`, a lookup has `A = 0`, `B ~ N(0, 1)`.
+
+        Raises:
+          ValueError: the rank is larger than the smaller side of the matrix.
+        """
+        self.check_rank(matrix, site)
+        rank = self.rank_at(site.path)
+        looked_up = site.layout is not None and site.layout.lookup
+        if looked_up and self.init in lora_init.FROM_NOTHING:
             return {
-                'a': jnp.zeros((inputs, rank), self.dtype),
-                'b': jax.random.normal(key, (rank, outputs), self.dtype),
+                'a': jnp.zeros((matrix.shape[0], rank), self.dtype),
+                'b': jax.random.normal(key, (rank, matrix.shape[1]), self.dtype),
             }
-        bound = 1.0 / math.sqrt(inputs)
-        return {
-            'a': jax.random.uniform(key, (inputs, rank), self.dtype, -bound, bound),
-            'b': jnp.zeros((rank, outputs), self.dtype),
-        }
+        draw = (lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT)[self.init]
+        a, b = draw(key, matrix, rank, self.scale_at(site.path))
+        return {'a': a.astype(self.dtype), 'b': b.astype(self.dtype)}
 
     def added(self, leaves: Any, use: Use, path: str) -> jax.Array:
         """What `s A B` adds to the use, without forming `A B`."""
         branch = use.lowrank(use.dropped(self.dropout), leaves['a'], leaves['b'])
         return self.scale_at(path) * branch
 
-    def sum(self, leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
-        """`W + s A B`, in the wider of the two dtypes."""
+    def sum(self, leaves: Any, matrix: jax.Array, path: str, sign: float = 1.0) -> jax.Array:
+        """`W + s A B`, or minus with `sign=-1`, in the wider of the two dtypes."""
         # The product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
         wide = jnp.promote_types(matrix.dtype, leaves['a'].dtype)
         delta = leaves['a'].astype(wide) @ leaves['b'].astype(wide)
-        return matrix.astype(wide) + self.scale_at(path) * delta
+        return matrix.astype(wide) + sign * self.scale_at(path) * delta
 
     def checked(self, transform: PeftTransform) -> PeftTransform:
         """`transform`, whose init raises where a pattern for rank or alpha matches nothing."""

@@ -1,5 +1,22 @@
-"""Pure step builders."""
+"""What training adds to a method: steps, optimisers, losses and starts from data."""
 
+from peftjax.training.adalora import AllocationState, adalora_allocation
+from peftjax.training.eva import Eva, eva
+from peftjax.training.lora_plus import lora_plus, lora_plus_labels
+from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
 
-__all__ = ['LossFunction', 'TrainState', 'init_state', 'make_train_step']
+__all__ = [
+    'AllocationState',
+    'Eva',
+    'LossFunction',
+    'TrainState',
+    'adalora_allocation',
+    'eva',
+    'init_state',
+    'length_normalised_loss',
+    'lora_plus',
+    'lora_plus_labels',
+    'make_train_step',
+    'unlikelihood_loss',
+]

@@ -72,11 +72,13 @@ class Converted:
         convert: a linear function `tensors -> adapter`, for values and for gradients.
         wrong_gradients: substring of the adapter's paths whose gradient the other library gets
             wrong, so that ours is not held to it.
+        penalty: what the other library adds to the loss, a function of the adapter.
     """
 
     transform: peftjax.PeftTransform
     convert: Callable[[Tensors], Any]
     wrong_gradients: str | None = None
+    penalty: Callable[[Any], jax.Array] | None = None
 
 
 def base_folder(folder: Path) -> Path:
@@ -140,7 +142,8 @@ def compare(case: Case, ours: Converted, tolerance: float = 1e-5) -> dict[str, f
 
     def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
         logits = predict(adapter, model.params, **case.inputs)
-        return loss_of(logits, case.labels), logits
+        penalty = 0.0 if ours.penalty is None else ours.penalty(adapter)
+        return loss_of(logits, case.labels) + penalty, logits
 
     (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
     theirs = case.logits
@@ -174,7 +177,8 @@ def _error(mine: Any, theirs: Any) -> float:
 
 
 def _error_beside_norm(mine: Any, theirs: Any) -> float:
-    # A gradient that is zero but for rounding has no relative error.
+    # A gradient that is zero but for rounding (a key's bias has no effect) has no relative error.
     mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
     assert mine.shape == theirs.shape, f'shape {mine.shape}, theirs {theirs.shape}'
-    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-3))
+    size = np.abs(theirs).max()
+    return float(np.abs(mine - theirs).max() / (max(size, 1e-3) if size > 1e-6 else 1.0))

@@ -88,5 +88,10 @@ def with_saved(case: Case, ours: Converted) -> Converted:
             head[f'classifier/{"kernel" if weight else "bias"}'] = value.T if weight else value
         return head, ours.convert(tensors)
 
-    transform = peftjax.chain(peftjax.select(r'classifier/.*'), ours.transform)
-    return dataclasses.replace(ours, transform=transform, convert=convert)
+    penalty = ours.penalty
+    return dataclasses.replace(
+        ours,
+        transform=peftjax.chain(peftjax.select(r'classifier/.*'), ours.transform),
+        convert=convert,
+        penalty=None if penalty is None else lambda adapter: penalty(adapter[1]),
+    )

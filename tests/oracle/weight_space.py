@@ -1,11 +1,10 @@
-"""LoRA's relatives and other weight-space methods as Hugging Face's peft writes them.
+"""Weight-space methods as Hugging Face's peft writes them.
 
 Its matrices are [out, in], ours [in, out], so that most arrays come transposed.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -46,34 +45,6 @@ def _plain(ending: str, arrays: Mapping[str, str], make: Make) -> Callable[[Case
 def _targets(modules: dict[str, str]) -> tuple[str, ...]:
     return tuple(modules.values())
 
-
-def _low_rank(method: Callable[..., peftjax.PeftTransform]) -> Make:
-    def make(case: Case, modules: dict[str, str]) -> peftjax.PeftTransform:
-        config = case.config
-
-        def patterns(name: str) -> dict[str, Any]:
-            return {
-                rf'.*/{key.removesuffix(".dense")}': value
-                for key, value in (config.get(name) or {}).items()
-            }
-
-        return method(
-            rank=config['r'],
-            alpha=config['lora_alpha'],
-            rslora=config['use_rslora'],
-            rank_pattern=patterns('rank_pattern'),
-            alpha_pattern=patterns('alpha_pattern'),
-            targets=_targets(modules),
-        )
-
-    return make
-
-
-_LORA = {'a': '.lora_A.weight', 'b': '.lora_B.weight'}
-_lora = _plain('.lora_A.weight', _LORA, _low_rank(peftjax.lora))
-_dora = _plain(
-    '.lora_A.weight', {**_LORA, 'magnitude': '~.lora_magnitude_vector'}, _low_rank(peftjax.dora)
-)
 
 _loha = _plain(
     '.hada_w1_a',
@@ -220,22 +191,6 @@ _shira = _plain(
 )
 
 CONVERTERS = {
-    **dict.fromkeys(
-        (
-            'lora',
-            'lora_all_linear',
-            'rslora',
-            'lora_rank_pattern',
-            'lora_layers',
-            'lora_regex',
-            'lora_exclude',
-            'lora_pissa_converted',
-            'lora_olora_converted',
-        ),
-        _lora,
-    ),
-    'dora': _dora,
-    'dora_all_linear': _dora,
     'loha': _loha,
     'lokr': _lokr('.lokr_w2_a'),
     'lokr_decompose_both': _lokr('.lokr_w2_a'),

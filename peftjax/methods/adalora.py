@@ -1,0 +1,134 @@
+"""AdaLoRA: a low-rank change as singular triplets, of which training keeps the important ones."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.low_rank import LowRank
+
+
+def adalora(
+    *,
+    init_rank: int,
+    targets: paths.Targets,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Adaptive low-rank adaptation: `W' = W + s P diag(lambda) Q`.
+
+    For `W: [in, out]`, `P: [in, r]`, `lambda: [r]`, `Q: [r, out]` and `s = alpha / (r + 1e-5)`,
+    a use computes `x W + (drop(x) P) (s lambda Q)`: with `T` tokens `2 T r (in + out) + T out +
+    r (out + 1)` more FLOPs forward. At the start `lambda = 0` and `P`, `Q ~ N(0, 0.02^2)`, so that
+    `W' = W`. It merges. Training brings `P` and `Q` near orthogonality by `orthogonality`, and
+    `adalora_allocation` sets the entries of `lambda` that matter least to zero; what remains is a
+    share of the `r (in + out + 1)` parameters a matrix that train.
+
+    Args:
+      init_rank: `r`, of every matrix before the allocation.
+      targets: which weights, see `Sites.match_weights`.
+      alpha: numerator of the scale; `init_rank` by default.
+      dropout: rate on the input of the low-rank branch, in force when `predict` is given an
+        `adapter_key`; lookups have none.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'p': [*stack, in, r], 'lambda': [*stack, r],
+      'q': [*stack, r, out]}}`.
+
+    Raises:
+      ValueError: a rank below 1, a rate outside [0, 1), or from `init` a rank above the smaller
+        side of a matrix, with its path.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.adalora(init_rank=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['lambda'].shape
+    (2,)
+
+    References:
+      Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), equation 3. The paper's weight is
+      `[out, in]`: its `Q` is our `P` transposed and its `P` our `Q` transposed. The scale and the
+      deviation 0.02 are the authors' code's; the scale keeps the first rank when triplets go.
+    """
+    settings = LowRank(init_rank, alpha, dropout=dropout, dtype=dtype)
+    scale = (init_rank if alpha is None else alpha) / (init_rank + 1e-5)
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        settings.check_rank(matrix, site)
+        first, second = jax.random.split(key)
+        return {
+            'p': 0.02 * jax.random.normal(first, (matrix.shape[0], init_rank), dtype),
+            'lambda': jnp.zeros((init_rank,), dtype),
+            'q': 0.02 * jax.random.normal(second, (init_rank, matrix.shape[1]), dtype),
+        }
+
+    def scaled(leaves: Any) -> jax.Array:
+        return (scale * leaves['lambda'])[:, None] * leaves['q']
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        wide = jnp.promote_types(matrix.dtype, dtype)
+        delta = leaves['p'].astype(wide) @ scaled(leaves).astype(wide)
+        return (matrix.astype(wide) + delta).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['p'], scaled(leaves))
+
+    return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)
+
+
+def is_triplet(entry: Any) -> bool:
+    """Whether this is what `adalora` keeps for one leaf."""
+    return isinstance(entry, WeightAdapter) and set(entry) == {'p', 'lambda', 'q'}
+
+
+def orthogonality(adapter: Adapter, squared: bool = True) -> jax.Array:
+    r"""How far AdaLoRA's factors are from orthogonal, to be added to the loss with a weight.
+
+    With `squared`, the sum over all matrices of `|P^T P - I|^2 + |Q Q^T - I|^2`, in Frobenius
+    norms; without, the mean over all `P` and `Q` of the norms themselves.
+
+    Args:
+      adapter: of `adalora`, or of a chain that holds one; a layer of a stack counts as a matrix.
+      squared: the paper's form (True) or that of the authors' code (False).
+
+    Returns:
+      A scalar, float32.
+
+    Raises:
+      ValueError: the adapter holds no triplets.
+
+    >>> tx = peftjax.adalora(init_rank=2, targets=r'hidden')
+    >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> bool(peftjax.orthogonality(adapter) > 3.9)  # Two identities [2, 2], and near-zero factors.
+    True
+
+    References:
+      Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), equation 4, squared; the authors' code
+      leaves the square out and divides by the number of factors.
+    """
+    entries = [each for each in jax.tree.leaves(adapter, is_leaf=is_triplet) if is_triplet(each)]
+    if not entries:
+        raise ValueError('the adapter holds no triplets p, lambda, q; those of adalora have them')
+    grams = []
+    for entry in entries:
+        p, q = entry['p'].astype(jnp.float32), entry['q'].astype(jnp.float32)
+        grams += [jnp.swapaxes(p, -1, -2) @ p, q @ jnp.swapaxes(q, -1, -2)]
+    squares = jnp.concatenate([_distance(gram).ravel() for gram in grams])
+    # The root's slope at zero is infinite; one epsilon stands for it.
+    tiny = jnp.finfo(jnp.float32).tiny
+    return squares.sum() if squared else jnp.sqrt(jnp.maximum(squares, tiny)).mean()
+
+
+def _distance(gram: jax.Array) -> jax.Array:
+    """`|G - I|^2` of each matrix."""
+    return jnp.square(gram - jnp.eye(gram.shape[-1])).sum((-2, -1))

@@ -1,0 +1,177 @@
+"""AdaLoRA's allocation of rank: an optimiser that sets the least important triplets to zero."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from peftjax.methods.adalora import is_triplet
+
+
+class AllocationState(NamedTuple):
+    """What the allocation carries from step to step.
+
+    Attributes:
+        step: int32 [], updates so far.
+        sensitivity: running mean of `|w dL/dw|`, for every weight of the triplets.
+        uncertainty: running mean of how far a step's value is from that mean.
+        keep: by triplet, whether the last allocation kept it, bool `[*stack, r]` each.
+        inner: the wrapped optimiser's state.
+    """
+
+    step: jax.Array
+    sensitivity: list[dict[str, jax.Array]]
+    uncertainty: list[dict[str, jax.Array]]
+    keep: list[jax.Array]
+    inner: optax.OptState
+
+
+def adalora_allocation(
+    optimizer: optax.GradientTransformation,
+    *,
+    target_rank: int,
+    total_steps: int,
+    initial_steps: int,
+    final_steps: int,
+    every: int = 1,
+    beta1: float = 0.85,
+    beta2: float = 0.85,
+) -> optax.GradientTransformation:
+    r"""Wraps an optimiser so that ever fewer of AdaLoRA's triplets stay, the important ones.
+
+    With `I = |w dL/dw|`, its running mean `M <- beta1 M + (1 - beta1) I` and the uncertainty
+    `U <- beta2 U + (1 - beta2) |I - M|`, a weight scores `s = M U`, and triplet `i` of a matrix
+    `s(lambda_i) + mean s(P_i) + mean s(Q_i)`. An allocation keeps the `budget` triplets of the
+    whole adapter that score highest and sets the other `lambda` to zero; between allocations these
+    may grow again. The budget goes from all triplets to `target_rank` a matrix: constant for
+    `initial_steps`, then down as `(1 - progress)^3`, constant for the `final_steps`, whose mask is
+    that of their first step.
+
+    Args:
+        optimizer: what turns gradients into updates, for the whole adapter.
+        target_rank: mean rank of a matrix at the end; a layer of a stack counts as a matrix.
+        total_steps, initial_steps, final_steps: of the run, before and after the descent.
+        every: steps from one allocation to the next during the descent.
+        beta1, beta2: of the running means.
+
+    Returns:
+        An optimiser for adapters with triplets anywhere in them; its `update` needs the adapter.
+
+    Raises:
+        ValueError: no steps are left between the initial and the final ones, a number is out of
+            range, or, from `init`, the adapter holds no triplets or fewer than `target_rank` each.
+
+    Example:
+        >>> tx = peftjax.adalora(init_rank=4, targets=r'hidden')
+        >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+        >>> optimizer = adalora_allocation(
+        ...     optax.sgd(0.1), target_rank=1, total_steps=3, initial_steps=0, final_steps=1)
+        >>> gradient, state = jax.tree.map(jnp.ones_like, adapter), optimizer.init(adapter)
+        >>> for _ in range(3):
+        ...     updates, state = optimizer.update(gradient, state, adapter)
+        ...     adapter = optax.apply_updates(adapter, updates)
+        >>> int((adapter['hidden/kernel']['lambda'] != 0).sum())
+        1
+
+    References:
+        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), section 3.3, equations 7 to 12. As in
+        Algorithm 1 the sensitivity takes weight and gradient of the same step; the authors' code
+        multiplies the gradient by the weight after the update. Ties keep the earlier triplet, so
+        that exactly `budget` stay.
+    """
+    if not 0 <= initial_steps < total_steps - final_steps or final_steps < 1:
+        raise ValueError(
+            f'{total_steps} steps leave none between {initial_steps} initial and {final_steps} '
+            'final ones, of which there must be one; write a larger total_steps'
+        )
+    if every < 1 or target_rank < 0 or not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(
+            'every is at least 1, target_rank at least 0, beta1 and beta2 in [0, 1); got '
+            f'{every}, {target_rank}, {beta1}, {beta2}'
+        )
+    last = total_steps - final_steps
+
+    def init(params: Any) -> AllocationState:
+        entries = _triplets(params)
+        ranks = sorted({entry['lambda'].shape[-1] for entry in entries})
+        if not ranks or ranks[0] < target_rank:
+            raise ValueError(
+                f'the adapter has triplets of ranks {ranks} for a target_rank of {target_rank}; '
+                'write a larger init_rank in adalora, or a smaller target_rank'
+            )
+        zeros = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(each)) for each in entries]
+        keep = [jnp.ones(entry['lambda'].shape, bool) for entry in entries]
+        return AllocationState(jnp.zeros((), jnp.int32), zeros, zeros, keep, optimizer.init(params))
+
+    def budget_at(step: jax.Array, entries: list[Any]) -> jax.Array:
+        first = sum(entry['lambda'].size for entry in entries)
+        final = target_rank * sum(
+            entry['lambda'].size // entry['lambda'].shape[-1] for entry in entries
+        )
+        left = 1 - jnp.clip((step - initial_steps) / (last - initial_steps), 0, 1)
+        return jnp.floor((first - final) * left**3 + final).astype(jnp.int32)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AllocationState]:
+        if params is None:
+            raise ValueError('the allocation needs the adapter: update(gradients, state, adapter)')
+        changes, inner = optimizer.update(updates, state.inner, params)
+        entries = _triplets(params)
+        step = state.step + 1
+        now = [
+            jax.tree.map(_sensitivity, dict(entry), dict(slope))
+            for entry, slope in zip(entries, _triplets(updates), strict=True)
+        ]
+        sensitivity = jax.tree.map(
+            lambda mean, value: beta1 * mean + (1 - beta1) * value, state.sensitivity, now
+        )
+        uncertainty = jax.tree.map(
+            lambda mean, value, center: beta2 * mean + (1 - beta2) * jnp.abs(value - center),
+            state.uncertainty,
+            now,
+            sensitivity,
+        )
+        scores = jax.tree.map(jnp.multiply, sensitivity, uncertainty)
+        chosen = _highest([_triplet_scores(each) for each in scores], budget_at(step, entries))
+        allocates = (step > initial_steps) & (step <= last) & (step % every == 0)
+        allocates |= step == last
+        keep = jax.tree.map(lambda new, old: jnp.where(allocates, new, old), chosen, state.keep)
+        # Which to set to zero in this step, in the adapter's order.
+        gone = iter([(allocates | (step > last)) & ~each for each in keep])
+
+        def emptied(entry: Any, change: Any) -> Any:
+            if not is_triplet(entry):
+                return change
+            values = jnp.where(next(gone), -entry['lambda'], change['lambda'])
+            return type(change)(change.layout, {**change, 'lambda': values})
+
+        changes = jax.tree.map(emptied, params, changes, is_leaf=is_triplet)
+        return changes, AllocationState(step, sensitivity, uncertainty, keep, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _triplets(tree: Any) -> list[Any]:
+    return [each for each in jax.tree.leaves(tree, is_leaf=is_triplet) if is_triplet(each)]
+
+
+def _sensitivity(weight: jax.Array, slope: jax.Array) -> jax.Array:
+    return jnp.abs(weight.astype(jnp.float32) * slope.astype(jnp.float32))
+
+
+def _triplet_scores(scores: dict[str, jax.Array]) -> jax.Array:
+    """`[*stack, r]`."""
+    return scores['lambda'] + scores['p'].mean(-2) + scores['q'].mean(-1)
+
+
+def _highest(scores: list[jax.Array], count: jax.Array) -> list[jax.Array]:
+    """Which of all the scores are among the `count` highest."""
+    flat = jnp.concatenate([each.ravel() for each in scores])
+    places = jnp.argsort(jnp.argsort(-flat, stable=True), stable=True)
+    ends = [0]
+    for each in scores:
+        ends.append(ends[-1] + each.size)
+    return [
+        (places[start:end] < count).reshape(each.shape)
+        for each, start, end in zip(scores, ends[:-1], ends[1:], strict=True)
+    ]

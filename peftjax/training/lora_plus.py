@@ -1,0 +1,76 @@
+"""LoRA+: a higher learning rate for LoRA's second factor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from peftjax.core.base import WeightAdapter
+
+
+def lora_plus_labels(adapter: Any) -> Any:
+    """`'fast'` for the arrays `b` that stand beside an `a`, `'slow'` for all others.
+
+    Args:
+        adapter: of any method; a magnitude, a bias or a head beside the factors is slow.
+
+    Returns:
+        The adapter's structure with a label in place of each array, for `optax.partition`.
+
+    Example:
+        >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+        >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+        >>> jax.tree.leaves(lora_plus_labels(adapter))
+        ['slow', 'fast']
+    """
+
+    def labels(entry: Any) -> Any:
+        if not isinstance(entry, WeightAdapter):
+            return 'slow'
+        fast = {'b'} if 'a' in entry else set()
+        return WeightAdapter(
+            entry.layout, {name: 'fast' if name in fast else 'slow' for name in entry}
+        )
+
+    return jax.tree.map(labels, adapter, is_leaf=lambda entry: isinstance(entry, WeightAdapter))
+
+
+def lora_plus(
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation],
+    learning_rate: optax.ScalarOrSchedule,
+    ratio: float = 16.0,
+) -> optax.GradientTransformation:
+    """`optimizer(learning_rate)`, and `optimizer(ratio * learning_rate)` for LoRA's `B`.
+
+    Args:
+        optimizer: makes an optimiser from a learning rate, for example `optax.adamw`.
+        learning_rate: of `A` and of all else, a number or a schedule.
+        ratio: lambda in the paper, larger than 1; 16 is its advice.
+
+    Returns:
+        An optimiser for the whole adapter.
+
+    Raises:
+        ValueError: the ratio is not positive.
+
+    Example:
+        >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+        >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+        >>> optimizer = lora_plus(optax.sgd, 0.5, ratio=4.0)
+        >>> slopes = jax.tree.map(jax.numpy.ones_like, adapter)
+        >>> updates, _ = optimizer.update(slopes, optimizer.init(adapter), adapter)
+        >>> float(updates['hidden/kernel']['a'][0, 0]), float(updates['hidden/kernel']['b'][0, 0])
+        (-0.5, -2.0)
+
+    References:
+        Hayou et al., LoRA+, 2024 (arXiv:2402.12354), section 4. An embedding's factors are treated
+        alike, where the authors' code gives them a rate of their own.
+    """
+    if not ratio > 0:
+        raise ValueError(f'ratio is a positive number, got {ratio}')
+    rate = learning_rate
+    fast = (lambda step: ratio * rate(step)) if callable(rate) else ratio * rate
+    return optax.multi_transform(
+        {'slow': optimizer(learning_rate), 'fast': optimizer(fast)}, lora_plus_labels
+    )

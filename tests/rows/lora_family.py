@@ -1,0 +1,42 @@
+"""Rows of LoRA's starts and of AdaLoRA."""
+
+import peftjax
+from tests.contract_models import HIDDEN, LAYERS, VOCABULARY, WIDTH
+from tests.rows.row import MATRICES, TOKENS, Row
+
+_SIDES = 4 * [(WIDTH, WIDTH)] + [(WIDTH, HIDDEN), (HIDDEN, WIDTH)]
+_LORA = LAYERS * sum(2 * (i + o) for i, o in _SIDES)
+
+
+def _started(init, targets=MATRICES, parameters=_LORA, identity=0.0):
+    return Row(
+        make=lambda targets: peftjax.lora(rank=2, alpha=3, init=init, targets=targets),
+        targets=targets,
+        fewer_targets=r'layers.*/up',
+        parameters=parameters,
+        identity=identity,
+    )
+
+
+ROWS = {
+    'lora, gaussian': _started('gaussian'),
+    # A part of the weight is taken away and added back: exact up to rounding.
+    'lora, pissa': _started(
+        'pissa', (r'embed', MATRICES), _LORA + 2 * (VOCABULARY + WIDTH), identity=1e-5
+    ),
+    'lora, olora': _started('olora', identity=1e-5),
+    'adalora': Row(
+        make=lambda targets: peftjax.adalora(init_rank=2, dropout=0.1, targets=targets),
+        targets=MATRICES,
+        fewer_targets=r'layers.*/up',
+        parameters=LAYERS * sum(2 * (i + o + 1) for i, o in _SIDES),
+        forward_flops=LAYERS
+        * sum(2 * TOKENS * 2 * (i + o) + TOKENS * o + 2 * (o + 1) for i, o in _SIDES),
+    ),
+    'adalora on a tied embedding': Row(
+        make=lambda targets: peftjax.adalora(init_rank=2, targets=targets),
+        targets=(r'embed', r'layers.*/up'),
+        fewer_targets=r'embed',
+        parameters=LAYERS * 2 * (WIDTH + HIDDEN + 1) + 2 * (VOCABULARY + WIDTH + 1),
+    ),
+}

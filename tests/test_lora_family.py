@@ -1,0 +1,113 @@
+"""The mathematics of LoRA's starts and of AdaLoRA's factors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peftjax
+
+KERNEL = 'hidden/kernel'
+
+
+@pytest.fixture(name='mlp')
+def _mlp():
+    return peftjax.testing.tiny_mlp()
+
+
+def _start(mlp, **settings):
+    tx = peftjax.lora(targets=r'hidden', **settings)
+    adapter = tx.init(jax.random.key(1), mlp)
+    base = tx.base(mlp.params, adapter)['hidden']['kernel']
+    return adapter[KERNEL], np.asarray(mlp.params['hidden']['kernel']), np.asarray(base)
+
+
+def test_pissa_is_the_best_approximation(mlp):
+    entry, kernel, base = _start(mlp, rank=2, alpha=6, init='pissa')
+    left, values, right = np.linalg.svd(kernel, full_matrices=False)
+    best = (left[:, :2] * values[:2]) @ right[:2]
+    np.testing.assert_allclose(3 * entry['a'] @ entry['b'], best, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.svd(base)[1], [*values[2:], 0, 0], atol=1e-6)
+    # The singular values are shared evenly.
+    np.testing.assert_allclose(
+        jnp.linalg.norm(entry['a'], axis=0), jnp.linalg.norm(entry['b'], axis=1), rtol=1e-5
+    )
+
+
+def test_pissa_of_full_rank_leaves_nothing(mlp):
+    _, _, base = _start(mlp, rank=4, init='pissa')
+    np.testing.assert_allclose(base, 0, atol=1e-6)
+
+
+def test_olora_has_orthonormal_rows_and_takes_its_part(mlp):
+    entry, kernel, base = _start(mlp, rank=3, alpha=1.5, init='olora')
+    b = np.asarray(entry['b'])
+    np.testing.assert_allclose(b @ b.T, np.eye(3), atol=1e-6)
+    # A is the projection of W on those rows.
+    np.testing.assert_allclose(entry['a'], kernel @ b.T, atol=1e-6)
+    np.testing.assert_allclose(base, kernel - 0.5 * kernel @ b.T @ b, atol=1e-6)
+
+
+def test_gaussian_has_its_deviation():
+    mlp = peftjax.testing.tiny_mlp()
+    draws = jax.vmap(
+        lambda key: peftjax.lora(rank=4, init='gaussian', targets=r'hidden').init(key, mlp)[KERNEL]
+    )(jax.random.split(jax.random.key(0), 500))
+    assert abs(float(draws['a'].std()) - 0.25) < 0.01
+    assert not draws['b'].any()
+
+
+def test_only_starts_from_the_weight_change_the_base(mlp):
+    for init in ('kaiming', 'gaussian'):
+        _, kernel, base = _start(mlp, rank=2, init=init)
+        np.testing.assert_array_equal(kernel, base)
+
+
+def test_given_start(mlp):
+    given = np.arange(8.0, dtype=np.float32).reshape(4, 2)
+    entry, kernel, base = _start(mlp, rank=2, init={KERNEL: given})
+    np.testing.assert_array_equal(entry['a'], given)
+    assert not entry['b'].any()
+    np.testing.assert_array_equal(kernel, base)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'rank': 2, 'init': 'pisa'}, "'pissa'"),
+        ({'rank': 3, 'init': {KERNEL: np.zeros((4, 2))}}, r'\(4, 2\).*hidden/kernel.*\(4, 3\)'),
+        ({'rank': 2, 'init': {'hiden/kernel': np.zeros((4, 2))}}, 'near names.*hidden/kernel'),
+        ({'rank': 5, 'init': 'pissa'}, 'rank 5.*hidden/kernel'),
+    ],
+)
+def test_wrong_starts_raise(mlp, settings, words):
+    with pytest.raises(ValueError, match=words):
+        _start(mlp, **settings)
+
+
+def test_adalora_rank_too_large_raises(mlp):
+    with pytest.raises(ValueError, match='rank 5.*hidden/kernel.*write at most rank=4'):
+        peftjax.adalora(init_rank=5, targets=r'hidden').init(jax.random.key(0), mlp)
+
+
+def test_orthogonality_of_known_factors(mlp):
+    tx = peftjax.adalora(init_rank=2, targets=r'hidden')
+    entry = tx.init(jax.random.key(0), mlp)[KERNEL]
+    p = np.array([[3, 0], [0, 1], [0, 0], [0, 0]], np.float32)
+    q = np.eye(2, 8, dtype=np.float32)
+
+    def adapter(p, q):
+        return {KERNEL: peftjax.WeightAdapter(entry.layout, {**entry, 'p': p, 'q': q})}
+
+    assert float(peftjax.orthogonality(adapter(p, q))) == 64.0
+    assert float(peftjax.orthogonality(adapter(p, q), squared=False)) == 4.0
+    # In a chain, and where the factors are orthogonal: no value, and no slope that is not finite.
+    exact = (adapter(np.eye(4, 2, dtype=np.float32), q), {'out/bias': jnp.zeros(3)})
+    for squared in (True, False):
+        value, slopes = jax.value_and_grad(
+            lambda a, squared=squared: peftjax.orthogonality(a, squared)
+        )(exact)
+        assert float(value) < 1e-15
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    with pytest.raises(ValueError, match='no triplets'):
+        peftjax.orthogonality({'out/bias': jnp.zeros(3)})
