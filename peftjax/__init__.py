@@ -27,24 +27,30 @@ from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
+from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
+from peftjax.methods.compacter import compacter
 from peftjax.methods.dora import dora
 from peftjax.methods.fourierft import fourierft
+from peftjax.methods.gated import gated
 from peftjax.methods.gralora import gralora
 from peftjax.methods.hira import hira
 from peftjax.methods.hra import hra
+from peftjax.methods.ia3 import ia3
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
 from peftjax.methods.lora import lora
 from peftjax.methods.lora_fa import lora_fa
 from peftjax.methods.miss import miss
 from peftjax.methods.oft import oft
+from peftjax.methods.reft import direft, loreft, noreft
 from peftjax.methods.select import full, select
 from peftjax.methods.shira import shira
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'ROOT',
     'Adapter',
     'AdapterError',
     'CallRule',
@@ -58,7 +64,6 @@ __all__ = [
     'ModuleSite',
     'ModuleUse',
     'PeftTransform',
-    'ROOT',
     'Sites',
     'Summary',
     'TargetError',
@@ -71,21 +76,30 @@ __all__ = [
     'c3a',
     'chain',
     'combine',
+    'compacter',
+    'direft',
     'dora',
     'fourierft',
     'full',
+    'gated',
     'gralora',
     'hira',
+    'houlsby',
     'hra',
+    'ia3',
     'load',
     'loha',
     'lokr',
     'lora',
     'lora_fa',
+    'loreft',
     'miss',
     'named_chain',
+    'noreft',
     'oft',
+    'parallel_adapter',
     'partition',
+    'pfeiffer',
     'select',
     'shira',
     'summary',

@@ -188,7 +188,8 @@ class WeightRule:
       leaves: its arrays, stack axes in front.
       layout: of the leaf, or None if the rule only replaces it.
       forward: `forward(leaves, use)` gives the result of the use.
-      merged: `merged(leaves, matrix)` gives the matrix in force.
+      merged: `merged(leaves, matrix)` gives the matrix in force; None where no matrix stands for
+        what the rule does, so that no weight method can follow it in a chain.
       base: a function of the model's own leaf that gives the one to stand in for it, or None.
       replaces: whether `base` pays no heed to the leaf it is given, as a trained copy does.
       prepare: `prepare(leaves, matrix)` gives the leaves that `forward` sees, once for each call
@@ -199,7 +200,7 @@ class WeightRule:
     leaves: Any
     layout: Layout | None
     forward: Callable[[Any, Use], jax.Array]
-    merged: Callable[[Any, jax.Array], jax.Array]
+    merged: Callable[[Any, jax.Array], jax.Array] | None
     base: Callable[[jax.Array], jax.Array] | None = None
     replaces: bool = False
     prepare: Callable[[Any, jax.Array], Any] | None = None

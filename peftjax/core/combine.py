@@ -34,8 +34,8 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
       A transform whose adapter is a tuple with one entry for each of `transforms`.
 
     Raises:
-      ValueError: from `init`, if one replaces a leaf that an earlier one adapts, or if two add
-        virtual tokens.
+      ValueError: from `init`, if one replaces a leaf that an earlier one adapts, follows a gated
+        one on a leaf, or if two add virtual tokens.
       AdapterError: from `merge` and at a call, if the adapter is not such a tuple.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -145,6 +145,13 @@ def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
         base = second if first is None else lambda leaf: second(first(leaf))
         return dataclasses.replace(inner, base=base)
 
+    inner_merged, outer_merged = inner.merged, outer.merged
+    if inner_merged is None:
+        raise ValueError(
+            f'a transform acts on {path!r} after one for which no matrix stands (gated); put that '
+            'one last in the chain'
+        )
+
     def forward(leaves: Any, use: Use) -> jax.Array:
         inner_key, outer_key = (None, None) if use.key is None else jax.random.split(use.key)
 
@@ -152,17 +159,18 @@ def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
             return inner.forward(leaves[0], use.replace(x=x, key=inner_key))
 
         def weight() -> jax.Array:
-            return inner.merged(leaves[0], use.weight())
+            return inner_merged(leaves[0], use.weight())
 
         return outer.forward(leaves[1], use.replace(base=base, weight=weight, key=outer_key))
 
     def merged(leaves: Any, matrix: jax.Array) -> jax.Array:
-        return outer.merged(leaves[1], inner.merged(leaves[0], matrix))
+        assert outer_merged is not None
+        return outer_merged(leaves[1], inner_merged(leaves[0], matrix))
 
     def prepare(leaves: Any, matrix: jax.Array) -> Any:
         first, second = leaves
         if outer.prepare is not None:
-            second = outer.prepare(second, inner.merged(first, matrix))
+            second = outer.prepare(second, inner_merged(first, matrix))
         if inner.prepare is not None:
             first = inner.prepare(first, matrix)
         return first, second
@@ -172,7 +180,7 @@ def _nest_weight(path: str, inner: WeightRule, outer: WeightRule) -> WeightRule:
         (inner.leaves, outer.leaves),
         outer.layout,
         forward,
-        merged,
+        None if outer_merged is None else merged,
         inner.base,
         inner.replaces,
         prepare if prepared else None,

@@ -161,14 +161,14 @@ def on_plain_dots(
 
 def whole_leaf(rule: WeightRule) -> WeightRule:
     """`rule` acting on the leaf as a whole: for leaves whose uses cannot be followed."""
-    layout = rule.layout
-    assert layout is not None
+    layout, merged = rule.layout, rule.merged
+    assert layout is not None and merged is not None
     return WeightRule(
         (),
         None,
         lambda _, use: use.base(use.x),
         lambda _, matrix: matrix,
-        base=lambda leaf: merge_leaf(leaf, layout, rule.leaves, rule.merged),
+        base=lambda leaf: merge_leaf(leaf, layout, rule.leaves, merged),
     )
 
 

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small trained network on the output of a module."""
+"""Bottleneck adapters: a small trained network beside or behind a module."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from peftjax.core import paths
 from peftjax.core.base import (
     AdapterError,
-    MergeError,
     Model,
     ModuleRule,
     ModuleUse,
@@ -17,37 +16,68 @@ from peftjax.core.base import (
     check_entries,
 )
 from peftjax.core.sites import ModuleSite
+from peftjax.methods.reading import (
+    Activation,
+    Reads,
+    activation_of,
+    check_reads,
+    read,
+    refusing,
+    width,
+)
+
+_ALWAYS = frozenset({'down', 'down_bias', 'up', 'up_bias'})
+_INITS = ('houlsby', 'bert', 'mam')
 
 
 def bottleneck(
     *,
     size: int,
     targets: paths.Targets,
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
-    scale: float = 1.0,
+    activation: Activation = jax.nn.relu,
+    scale: float | str = 1.0,
+    reads: Reads = 'output',
+    init: str = 'houlsby',
+    norm_before: bool = False,
+    norm_after: bool = False,
+    gate: bool = False,
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
-    r"""Sequential bottleneck adapters: `h' = h + s (f(h D + d) U + u)`.
+    r"""Bottleneck adapters: `h' = h + s (f(x D + d) U + u)`.
 
-    `h: [..., features]` is the output of each targeted module, `D: [features, m]`,
-    `U: [m, features]`. Placed on the sublayers' output projections this is Houlsby et al.'s
-    adapter, before the residual: `targets=r'layers/(attention|ffn)/output'` on BERT. It costs
-    `4 T features m` FLOPs a call forward.
+    `h: [..., features]` is the output of each targeted module, `x: [..., width]` what the adapter
+    reads, `D: [width, m]`, `U: [m, features]`. `reads='output'` is the sequential adapter, `x = h`;
+    `'input'` the parallel one, `x` the module's first array argument; `'after'` takes the sum of
+    stream and `h` (through the norm behind it where the model has one) at the `branch` modules of
+    the models here. `houlsby`, `pfeiffer` and `parallel_adapter` are these by name. It costs
+    `2 T m (width + features)` FLOPs a call forward and
+    `m (width + features + 1) + features` parameters a module.
 
     Args:
       size: `m`, the width of the bottleneck.
       targets: regular expressions, full match on module paths (`model.sites.modules`).
-      activation: `f`.
-      scale: `s`.
+      activation: `f`, a function or `'relu'`, `'gelu'` (the exact one), `'gelu_tanh'`, `'swish'`,
+        `'tanh'`.
+      scale: `s`, or `'learned'` for one trained number a module that starts at 1.
+      reads: see above. `'after'` and `'input'` are the model's own values: a method before this
+        one in a chain changes `h` alone.
+      init: `'houlsby'`, `D` and `U` from a normal of deviation 1e-2 cut at two deviations;
+        `'bert'`, a normal of deviation 0.02; `'mam'`, `D ~ U(-1/sqrt(width), 1/sqrt(width))` and
+        `U = 0`, exactly the identity. Biases start from zero.
+      norm_before, norm_after: a trained layer norm on `x` before `D`, on what is added.
+      gate: multiply what is added by a number for each example, the mean over the sequence of
+        `sigmoid(x g + c)`, `g: [width]` trained; `h` must be `[batch, length, features]`.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
-      A transform whose adapter is `{module path: {'down': [*stack, features, m], 'down_bias',
-      'up': [*stack, m, features], 'up_bias'}}`. It lives on activations: `merge` raises.
+      A transform whose adapter is `{module path: {'down': [*stack, width, m], 'down_bias',
+      'up': [*stack, m, features], 'up_bias'}}`, with `'scale'`, `'gate'`, `'gate_bias'` and
+      `'norm_before'`, `'norm_before_bias'`, `'norm_after'`, `'norm_after_bias'` where asked for.
+      It lives on activations: `merge` raises.
 
     Raises:
-      ValueError: `size` below 1.
-      TargetError: from `init`, if a pattern matches no module.
+      ValueError: `size` below 1, or an unknown word.
+      TargetError: from `init`, if a pattern matches no module, or one without what it reads.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.bottleneck(size=2, targets=r'hidden')
@@ -56,72 +86,127 @@ def bottleneck(
 
     References:
       Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019 (arXiv:1902.00751),
-      section 2.1. As there, weights start from a normal of deviation 1e-2 cut at two deviations
-      and biases from zero: near the identity, not at it. The authors' code has 1e-3.
+      section 2.1, where `'houlsby'` comes from; the authors' code has 1e-3. He et al., Towards a
+      Unified View, 2021 (arXiv:2110.04366), section 3.3 for `scale` and the parallel form. Mao et
+      al., UniPELT, 2021 (arXiv:2110.07577), section 3.2 for `gate`.
     """
     if size < 1:
         raise ValueError(f'size must be at least 1, got {size}')
+    if init not in _INITS:
+        raise ValueError(f'init must be one of {", ".join(_INITS)}, got {init!r}')
+    if isinstance(scale, str) and scale != 'learned':
+        raise ValueError(f"scale is a number or 'learned', got {scale!r}")
+    check_reads(reads)
+    function = activation_of(activation)
+    learned = scale == 'learned'
+    names = _ALWAYS | (
+        ({'scale'} if learned else set())
+        | ({'gate', 'gate_bias'} if gate else set())
+        | ({'norm_before', 'norm_before_bias'} if norm_before else set())
+        | ({'norm_after', 'norm_after_bias'} if norm_after else set())
+    )
 
-    def init(key: jax.Array, model: Model) -> dict[str, dict[str, jax.Array]]:
+    def init_all(key: jax.Array, model: Model) -> dict[str, dict[str, jax.Array]]:
         return {
-            site.path: _init_site(paths.fold_in(key, site.path), site, size, dtype)
+            site.path: init_site(paths.fold_in(key, site.path), site)
             for site in model.sites.match_modules(targets)
         }
 
-    def merge(params: Any, adapter: dict[str, Any]) -> Any:
-        del params
-        _check_made_here(adapter)
-        raise MergeError(
-            f'bottleneck adapters are not linear in the weights and cannot merge: '
-            f'{sorted(adapter)}; keep the adapter and use adapt(model, tx)'
+    def init_site(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
+        down_key, up_key, gate_key = (paths.fold_in(key, name) for name in ('down', 'up', 'gate'))
+        inputs, outputs, stack = width(site, reads), site.features, site.stack
+        ones = {'scale': (), 'norm_before': (inputs,), 'norm_after': (outputs,)}
+        zeros = {
+            'down_bias': (size,),
+            'up_bias': (outputs,),
+            'gate_bias': (),
+            'norm_before_bias': (inputs,),
+            'norm_after_bias': (outputs,),
+        }
+        drawn = {
+            'down': _draw(init, down_key, (*stack, inputs, size), dtype),
+            'up': _draw(init, up_key, (*stack, size, outputs), dtype, last=True),
+            'gate': 0.02 * jax.random.normal(gate_key, (*stack, inputs), dtype),
+        }
+        started = {name: jnp.ones((*stack, *shape), dtype) for name, shape in ones.items()}
+        started |= {name: jnp.zeros((*stack, *shape), dtype) for name, shape in zeros.items()}
+        return {name: leaf for name, leaf in (drawn | started).items() if name in names}
+
+    def check(adapter: Any) -> None:
+        check_entries(
+            adapter,
+            lambda entry: isinstance(entry, Mapping) and set(entry) == names,
+            'bottleneck',
+            f'{{{", ".join(map(repr, sorted(names)))}}}',
         )
 
+    def sites_of(adapter: Any) -> list[str]:
+        check(adapter)
+        return sorted(adapter)
+
     def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        _check_made_here(adapter)
+        check(adapter)
         return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
 
     def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
         def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
-            _check_width(path, leaves['down'], use.output)
-            return change(leaves, use)
+            x = read(use, reads)
+            _check_widths(path, leaves, x, use.output)
+            here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
+            change = added(here, x.reshape(-1, x.shape[-1])).reshape(use.output.shape)
+            if gate:
+                change = change * gate_of(x, here['gate'], here['gate_bias'])
+            return use.output + change
 
         return forward
 
-    def change(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
-        hidden = use.output.reshape(-1, use.output.shape[-1])
-        here = {name: leaf.astype(hidden.dtype) for name, leaf in leaves.items()}
-        inner = activation(hidden @ here['down'] + here['down_bias'])
-        added = inner @ here['up'] + here['up_bias']
-        return use.output + scale * added.reshape(use.output.shape)
+    def added(here: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        if norm_before:
+            x = _norm(x, here['norm_before'], here['norm_before_bias'])
+        inner = function(x @ here['down'] + here['down_bias'])
+        outer = (here['scale'] if learned else scale) * (inner @ here['up'] + here['up_bias'])
+        return _norm(outer, here['norm_after'], here['norm_after_bias']) if norm_after else outer
 
-    return PeftTransform(init, merge, rules)
-
-
-def _check_made_here(adapter: Any) -> None:
-    names = {'down', 'down_bias', 'up', 'up_bias'}
-    check_entries(
-        adapter,
-        lambda entry: isinstance(entry, Mapping) and set(entry) == names,
-        'bottleneck',
-        "{'down', 'down_bias', 'up', 'up_bias'}",
-    )
+    return PeftTransform(init_all, refusing('bottleneck', sites_of), rules)
 
 
-def _check_width(path: str, down: jax.Array, output: jax.Array) -> None:
-    if down.ndim != 2 or down.shape[0] != output.shape[-1]:
+def gate_of(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """`[batch, length, width] -> [batch, 1, 1]`: the mean over the sequence of a sigmoid.
+
+    Raises:
+      ValueError: `x` has no axis of a sequence.
+    """
+    if x.ndim != 3:
+        raise ValueError(f'a gate takes [batch, length, features], found {x.shape} {x.dtype}')
+    return jax.nn.sigmoid(x @ weight + bias).mean(axis=1)[:, None, None]
+
+
+def _norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype) * weight + bias
+
+
+def _check_widths(path: str, leaves: Any, x: jax.Array, output: jax.Array) -> None:
+    down, up = leaves['down'], leaves['up']
+    if down.ndim != 2 or down.shape[0] != x.shape[-1] or up.shape[-1] != output.shape[-1]:
         raise AdapterError(
-            f"the adapter's 'down' for module {path!r} is {down.shape} {down.dtype}, but the "
-            f'module returns {output.shape} {output.dtype}. Was it made for another model?'
+            f"the adapter's 'down' and 'up' for module {path!r} are {down.shape} {down.dtype} and "
+            f'{up.shape} {up.dtype}, but it reads {x.shape} {x.dtype} and adds to {output.shape} '
+            f'{output.dtype}. Was it made for another model?'
         )
 
 
-def _init_site(key: jax.Array, site: ModuleSite, size: int, dtype: Any) -> dict[str, jax.Array]:
-    down_key, up_key = jax.random.split(key)
-    draw = jax.nn.initializers.truncated_normal(1e-2, dtype, lower=-2.0, upper=2.0)
-    stack, features = site.stack, site.features
-    return {
-        'down': draw(down_key, (*stack, features, size)),
-        'down_bias': jnp.zeros((*stack, size), dtype),
-        'up': draw(up_key, (*stack, size, features)),
-        'up_bias': jnp.zeros((*stack, features), dtype),
-    }
+def _draw(
+    init: str, key: jax.Array, shape: tuple[int, ...], dtype: Any, last: bool = False
+) -> jax.Array:
+    if init == 'houlsby':
+        draw = jax.nn.initializers.truncated_normal(1e-2, dtype, lower=-2.0, upper=2.0)
+        return draw(key, shape)
+    if init == 'bert':
+        return 0.02 * jax.random.normal(key, shape, dtype)
+    if last:
+        return jnp.zeros(shape, dtype)
+    bound = shape[-2] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

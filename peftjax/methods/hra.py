@@ -85,7 +85,7 @@ def hra(
         del path
         x, units = use.x, _units(leaves['u'], gram_schmidt).astype(use.dtype)
         for unit in units.T[::-1]:
-            x = x - 2 * (x @ unit)[:, None] * unit[None]
+            x = x - jnp.outer(x @ (2 * unit), unit)
         return use.base(x)
 
     return weightwise(

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from tests.oracle import hadamard_kronecker, lora
+from tests.oracle import additive, hadamard_kronecker, weight_space
 from tests.oracle.cases import Case, Converted
 
 CONVERTERS: dict[str, Callable[[Case], Converted]] = {
-    **lora.CONVERTERS,
+    **weight_space.CONVERTERS,
+    **additive.CONVERTERS,
     **hadamard_kronecker.CONVERTERS,
 }

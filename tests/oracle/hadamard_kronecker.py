@@ -1,7 +1,4 @@
-"""Methods of products and blocks, from the names that Hugging Face's peft gives their tensors.
-
-Its matrices are [out, in]: the factors of a product change places as well as their sides.
-"""
+"""GraLoRA and the block affine form of MiSS, from the names of Hugging Face's peft."""
 
 from collections.abc import Callable
 
@@ -41,38 +38,6 @@ def _converter(
     return converter
 
 
-_loha = _converter(
-    '.hada_w1_a',
-    {
-        'a1': ('hada_w1_b', True),
-        'b1': ('hada_w1_a', True),
-        'a2': ('hada_w2_b', True),
-        'b2': ('hada_w2_a', True),
-    },
-    lambda config, targets: peftjax.loha(rank=config['r'], alpha=config['alpha'], targets=targets),
-)
-_lokr = _converter(
-    '.lokr_w2_a',
-    {
-        'c': ('lokr_w1', True),
-        'c_a': ('lokr_w1_b', True),
-        'c_b': ('lokr_w1_a', True),
-        'd_a': ('lokr_w2_b', True),
-        'd_b': ('lokr_w2_a', True),
-    },
-    lambda config, targets: peftjax.lokr(
-        rank=config['r'],
-        alpha=config['alpha'],
-        factor=config['decompose_factor'],
-        decompose_both=config['decompose_both'],
-        targets=targets,
-    ),
-)
-_hira = _converter(
-    '.hira_A',
-    {'a': ('hira_A', True), 'b': ('hira_B', True)},
-    lambda config, targets: peftjax.hira(rank=config['r'], targets=targets),
-)
 _gralora = _converter(
     '.gralora_A',
     {
@@ -94,28 +59,8 @@ _miss = _converter(
     {'d': ('miss_block', False)},
     lambda config, targets: peftjax.miss(
         rank=config['r'],
-        mini_rank=config['mini_r'] if config['init_weights'] == 'mini' else None,
-        bat=config['init_weights'] == 'bat',
+        bat=True,
         targets=targets,
     ),
 )
-# The library's backward pass of C3A hands a wrong gradient to the layers below: only those of the
-# last layer, logits and loss compare.
-_c3a = _converter(
-    '.c3a_kernel',
-    {'kernel': ('c3a_kernel', False)},
-    lambda config, targets: peftjax.c3a(block_size=config['block_size'], targets=targets),
-)
-
-CONVERTERS = {
-    'loha': _loha,
-    'lokr': _lokr,
-    'lokr_decompose_both': _lokr,
-    'hira': _hira,
-    'gralora': _gralora,
-    'gralora_hybrid': _gralora,
-    'miss': _miss,
-    'miss_bat': _miss,
-    'miss_mini': _miss,
-    'c3a': _c3a,
-}
+CONVERTERS = {'gralora': _gralora, 'gralora_hybrid': _gralora, 'miss_bat': _miss}

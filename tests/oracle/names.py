@@ -1,5 +1,6 @@
 """The other library's module names as ours, and the trained heads that ride along."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -87,4 +88,5 @@ def with_saved(case: Case, ours: Converted) -> Converted:
             head[f'classifier/{"kernel" if weight else "bias"}'] = value.T if weight else value
         return head, ours.convert(tensors)
 
-    return Converted(peftjax.chain(peftjax.select(r'classifier/.*'), ours.transform), convert)
+    transform = peftjax.chain(peftjax.select(r'classifier/.*'), ours.transform)
+    return dataclasses.replace(ours, transform=transform, convert=convert)

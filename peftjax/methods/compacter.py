@@ -1,0 +1,173 @@
+"""Compacter: bottleneck adapters whose matrices are sums of Kronecker products."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform
+from peftjax.core.sites import ModuleSite
+from peftjax.methods.reading import (
+    Activation,
+    Reads,
+    activation_of,
+    check_reads,
+    read,
+    refusing,
+    width,
+)
+
+_NAMES = {'down_left', 'down_right', 'down_bias', 'up_left', 'up_right', 'up_bias'}
+
+
+def compacter(
+    *,
+    size: int,
+    targets: paths.Targets,
+    terms: int = 4,
+    rank: int = 1,
+    activation: Activation = 'gelu',
+    reads: Reads = 'output',
+    init_range: float = 1e-4,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""Compacter: `h' = h + f(x D + d) U + u` with `D = sum_i A_i (x) (L_i R_i)`, `U` likewise.
+
+    `(x)` is the Kronecker product, `n` the number of terms, `A: [n, n, n]` one trained array that
+    every site shares, `D: [width, m]`, `L: [n, width/n, r]`, `R: [n, r, m/n]`; `U: [m, features]`.
+    Neither matrix is formed: a use costs `2 T n r (width + 2 n² + 2 m + features)` FLOPs forward.
+    A site trains `r (width + 2 m + features) + m + features` numbers, all sites together `n³` more.
+
+    Compacter is this behind both sublayers (`targets=r'layers/(attention|ffn)/branch'` on BERT),
+    Compacter++ behind the feed-forward one alone (`targets=r'layers/ffn/branch'`,
+    `reads='after'` as AdapterHub has it).
+
+    Args:
+      size: `m`, a multiple of `terms`.
+      targets: regular expressions, full match on module paths.
+      terms: `n`; it divides the width of each site.
+      rank: `r`.
+      activation, reads: see `bottleneck`.
+      init_range: deviation of `A` at the start; `L` and `R` are Glorot normal, biases zero. Near
+        the identity, not at it.
+      dtype: of the trained arrays; the computation runs in the model's own.
+
+    Returns:
+      A transform whose adapter is `{'shared': {'rule': A}, 'sites': {module path: {'down_left':
+      [*stack, n, width/n, r], 'down_right': [*stack, n, r, m/n], 'down_bias', 'up_left',
+      'up_right', 'up_bias'}}}`. It lives on activations: `merge` raises.
+
+    Raises:
+      ValueError: a size that `terms` does not divide; from `init` a module's width, with its path.
+      TargetError: from `init`, if a pattern matches no module, or one without what it reads.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> adapter = peftjax.compacter(size=4, terms=2, targets=r'hidden').init(jax.random.key(0), mlp)
+    >>> adapter['shared']['rule'].shape, adapter['sites']['hidden']['down_left'].shape
+    ((2, 2, 2), (2, 4, 1))
+
+    References:
+      Karimi Mahabadi et al., Compacter, 2021 (arXiv:2106.04647), sections 3 and 4, equations 5 to
+      8. The authors' code draws `L` and `R` Glorot uniform; AdapterHub's draws them normal, and so
+      do we.
+    """
+    if min(size, terms, rank) < 1 or size % terms:
+        raise ValueError(
+            f'size must be a multiple of terms, and both and rank at least 1; got size={size}, '
+            f'terms={terms}, rank={rank}'
+        )
+    check_reads(reads)
+    function = activation_of(activation)
+
+    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+        rule = init_range * jax.random.normal(
+            paths.fold_in(key, 'shared'), (terms, terms, terms), dtype
+        )
+        sites = {
+            site.path: init_site(paths.fold_in(key, site.path), site)
+            for site in model.sites.match_modules(targets)
+        }
+        return {'shared': {'rule': rule}, 'sites': sites}
+
+    def init_site(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
+        inputs, outputs = width(site, reads), site.features
+        for wide in (inputs, outputs):
+            if wide % terms:
+                raise ValueError(
+                    f'terms={terms} does not divide the width {wide} of module {site.path!r} '
+                    f'{site.shape} {site.dtype}; write terms as a divisor of it'
+                )
+        shapes = {
+            'down_left': (inputs // terms, rank),
+            'down_right': (rank, size // terms),
+            'up_left': (size // terms, rank),
+            'up_right': (rank, outputs // terms),
+        }
+        draw = jax.nn.initializers.glorot_normal()
+        return {
+            'down_bias': jnp.zeros((*site.stack, size), dtype),
+            'up_bias': jnp.zeros((*site.stack, outputs), dtype),
+            **{
+                name: draw(paths.fold_in(key, name), (*site.stack, terms, *shape), dtype)
+                for name, shape in shapes.items()
+            },
+        }
+
+    def sites_of(adapter: Any) -> list[str]:
+        _check_made_here(adapter)
+        return sorted(adapter['sites'])
+
+    def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
+        _check_made_here(adapter)
+        shared = adapter['shared']['rule']
+        return {
+            path: ModuleRule(leaves, at(path, shared)) for path, leaves in adapter['sites'].items()
+        }
+
+    def at(path: str, shared: jax.Array) -> Callable[[Any, ModuleUse], jax.Array]:
+        def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
+            x = read(use, reads)
+            _check_widths(path, leaves, x, use.output)
+            here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
+            rule, flat = shared.astype(x.dtype), x.reshape(-1, x.shape[-1])
+            inner = _product(flat, rule, here['down_left'], here['down_right'])
+            inner = function(inner + here['down_bias'])
+            added = _product(inner, rule, here['up_left'], here['up_right']) + here['up_bias']
+            return use.output + added.reshape(use.output.shape)
+
+        return forward
+
+    return PeftTransform(init, refusing('compacter', sites_of), rules)
+
+
+def _product(x: jax.Array, rule: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+    """`x @ sum_i kron(rule[i], left[i] @ right[i])` without the matrix."""
+    terms = rule.shape[0]
+    blocks = x.reshape(x.shape[0], terms, -1)
+    mixed = jnp.einsum('tair,iab->tbir', jnp.einsum('tap,ipr->tair', blocks, left), rule)
+    return jnp.einsum('tbir,irq->tbq', mixed, right).reshape(x.shape[0], -1)
+
+
+def _check_made_here(adapter: Any) -> None:
+    fits = isinstance(adapter, Mapping) and set(adapter) == {'shared', 'sites'}
+    if fits and all(set(entry) == _NAMES for entry in adapter['sites'].values()):
+        return
+    found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+    raise AdapterError(
+        "compacter expects an adapter {'shared': {'rule'}, 'sites': {module path: "
+        f'{sorted(_NAMES)}}}}} as its own init makes it, found {found}. Was it made by another '
+        "transform, or is it a part of a chain's adapter?"
+    )
+
+
+def _check_widths(path: str, leaves: Any, x: jax.Array, output: jax.Array) -> None:
+    left, right = leaves['down_left'], leaves['up_right']
+    reads, adds = left.shape[0] * left.shape[1], right.shape[0] * right.shape[2]
+    if (reads, adds) != (x.shape[-1], output.shape[-1]):
+        raise AdapterError(
+            f'the adapter for module {path!r} reads width {reads} and adds to {adds} '
+            f'{left.dtype}, but the module has {x.shape} {x.dtype} and {output.shape} '
+            f'{output.dtype}. Was it made for another model?'
+        )

@@ -1,0 +1,117 @@
+"""Gating: a trained switch for each example on what a weight method adds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightRule
+from peftjax.methods.reading import refusing
+
+
+def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransform:
+    r"""Gates a weight method: `y' = y + g(x) (m(x) - y)`.
+
+    `y = x W` is what the model computes at one use of a weight, `m(x)` what `transform` makes of
+    it, and `g(x)` a number for each example: the mean over its sequence of `sigmoid(x v + c)`,
+    with `v: [in]` and `c` trained. It adds `in + 1` numbers a weight, and `2 T in + 3 T out` FLOPs
+    forward to the method's own where that adds to `y`, as LoRA does. `v` starts from a normal of
+    deviation 0.02, `c` from zero: `g` near a half. A gate depends on the example, so that no
+    weight stands for it: `merge` raises, and in a chain it stands after other weight methods.
+
+    Args:
+      transform: a method on weights, such as `lora(...)`; bottleneck adapters have their own gate.
+      dtype: of the gates.
+
+    Returns:
+      A transform whose adapter is `{'inner': the adapter of transform, 'gates': {leaf path:
+      {'weight': [*stack, in], 'bias': stack}}}`.
+
+    Raises:
+      ValueError: from `init`, where `transform` acts on other than uses of weights; at a call,
+        where a use has no axis for the batch besides the sequence.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.gated(peftjax.lora(rank=2, targets=r'hidden'))
+    >>> tx.init(jax.random.key(0), mlp)['gates']['hidden/kernel']['weight'].shape
+    (4,)
+
+    References:
+      Mao et al., UniPELT, 2021 (arXiv:2110.07577), section 3.2. AdapterHub's gate stands in place
+      of LoRA's `alpha / r`: write `alpha=rank` for the same.
+    """
+
+    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+        adapter = transform.init(paths.fold_in(key, 'inner'), model)
+        gates = {}
+        for path, rule in transform.rules(adapter).items():
+            layout = rule.layout if isinstance(rule, WeightRule) else None
+            if layout is None or (isinstance(rule, WeightRule) and rule.base is not None):
+                raise ValueError(
+                    f'gated takes a method that acts on the uses of weights alone, and this one '
+                    f'acts on {path!r} otherwise; give it to chain beside gated(...)'
+                )
+            shape = (*layout.stack_shape, layout.inputs)
+            gates[path] = {
+                'weight': 0.02 * jax.random.normal(paths.fold_in(key, path), shape, dtype),
+                'bias': jnp.zeros(layout.stack_shape, dtype),
+            }
+        return {'inner': adapter, 'gates': gates}
+
+    def sites_of(adapter: Any) -> list[str]:
+        _check_made_here(adapter)
+        return sorted(adapter['gates'])
+
+    def rules(adapter: dict[str, Any]) -> dict[str, WeightRule]:
+        _check_made_here(adapter)
+        inner = transform.rules(adapter['inner'])
+        return {path: _gated(path, inner[path], gate) for path, gate in adapter['gates'].items()}
+
+    def base(params: Any, adapter: dict[str, Any]) -> Any:
+        return transform.base(params, adapter['inner'])
+
+    return PeftTransform(init, refusing('gated', sites_of), rules, base)
+
+
+def _gated(path: str, rule: Any, gate: Mapping[str, jax.Array]) -> WeightRule:
+    def forward(leaves: Any, use: Use) -> jax.Array:
+        plain = use.base(use.x)
+        share = _share(path, leaves[1], use)
+        return plain + share.astype(plain.dtype) * (rule.forward(leaves[0], use) - plain)
+
+    def prepare(leaves: Any, matrix: jax.Array) -> Any:
+        return rule.prepare(leaves[0], matrix), leaves[1]
+
+    return WeightRule(
+        (rule.leaves, gate),
+        rule.layout,
+        forward,
+        merged=None,
+        prepare=None if rule.prepare is None else prepare,
+    )
+
+
+def _share(path: str, gate: Mapping[str, jax.Array], use: Use) -> jax.Array:
+    """`[T, 1]`: the gate of the example that each token belongs to."""
+    if use.kind != 'dot' or use.transposed or len(use.tokens) != 2:
+        raise ValueError(
+            f'a gate takes [batch, length, in], and {path!r} is used as a {use.kind} '
+            f'{"(transposed) " if use.transposed else ""}of {use.x.shape} over {use.tokens}; leave '
+            'it out of the targets'
+        )
+    x = use.x
+    scores = jax.nn.sigmoid(x @ gate['weight'].astype(x.dtype) + gate['bias'].astype(x.dtype))
+    means = scores.reshape(use.tokens).mean(axis=1, keepdims=True)
+    return jnp.broadcast_to(means, use.tokens).reshape(-1, 1)
+
+
+def _check_made_here(adapter: Any) -> None:
+    if isinstance(adapter, Mapping) and set(adapter) == {'inner', 'gates'}:
+        return
+    found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+    raise AdapterError(
+        "gated expects an adapter {'inner', 'gates'} as its own init makes it, found "
+        f"{found}. Was it made by another transform, or is it a part of a chain's adapter?"
+    )

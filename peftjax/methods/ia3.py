@@ -1,0 +1,157 @@
+"""(IA)³: trained vectors that scale keys, values and the inputs of feed-forward outputs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, WeightRule
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import check_leaves, weightwise
+
+
+def ia3(
+    *,
+    targets: paths.Targets,
+    feedforward: paths.Targets = (),
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""(IA)³: `y' = l * (x W + b)` at `targets`, `y = (l * x) W + b` at `feedforward`.
+
+    For `W: [in, out]`, `l: [out]` scales what a matrix of `targets` returns, its bias included, and
+    `l: [in]` what a matrix of `feedforward` is given. The paper has keys and values in `targets`
+    and the second matrix of the feed-forward block in `feedforward`: on BERT
+    `targets=r'layers/attention/(key|value)'`, `feedforward=r'layers/ffn/output'`, on Llama
+    `r'layers/self_attn/[kv]_proj'` and `r'layers/mlp/down_proj'`. `l = 1` at the start, the
+    identity. It trains `out` or `in` numbers a matrix, costs `T out` or `T in` FLOPs forward, and
+    merges into matrix and bias.
+
+    Args:
+      targets: weights whose output is scaled, see `Sites.match_weights`.
+      feedforward: weights whose input is scaled; none by default.
+      dtype: of `l`; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {name: [*stack, out or in]}}`, the name saying what
+      is scaled: `'output'` of a matrix alone, `'output_and_bias'` where its module has a bias,
+      `'input'`.
+
+    Raises:
+      TargetError: from `init`, see `Sites.match_weights`.
+      ValueError: from `init`, if `targets` and `feedforward` share a weight.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.ia3(targets=r'hidden', feedforward=r'out')
+    >>> {path: dict(leaf) for path, leaf in jax.eval_shape(tx.init, jax.random.key(0), mlp).items()}
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'hidden/kernel': {'output_and_bias': ShapeDtypeStruct(shape=(8,), dtype=float32)},
+     'out/kernel': {'input': ShapeDtypeStruct(shape=(8,), dtype=float32)}}
+
+    References:
+      Liu et al., Few-Shot Parameter-Efficient Fine-Tuning, 2022 (arXiv:2205.05638), section 3.3.
+      AdapterHub scales the output of the first feed-forward matrix, before the activation; list
+      that one in `targets` for the same. With grouped-query attention `l` has the width of the
+      keys, not of the queries.
+    """
+    some = (*paths.patterns_of(targets), *(paths.patterns_of(feedforward) if feedforward else ()))
+    both = tuple(pattern.pattern for pattern in some)
+
+    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+        sites = model.sites
+        outputs = {site.path for site in sites.match_weights(targets, materialize)}
+        inputs = (
+            {site.path for site in sites.match_weights(feedforward, materialize)}
+            if feedforward
+            else set[str]()
+        )
+        if shared := sorted(outputs & inputs):
+            raise ValueError(
+                f'targets and feedforward both match {shared}; a weight has its output scaled or '
+                'its input: take it out of one of the two patterns'
+            )
+
+        def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> Any:
+            del key
+            if site.path in inputs:
+                return {'input': jnp.ones(matrix.shape[0], dtype)}
+            biased = _bias_of(site.path) in sites.weights
+            name = 'output_and_bias' if biased else 'output'
+            return {name: jnp.ones(matrix.shape[1], dtype)}
+
+        return weightwise(init_weight, _merge, _apply, targets=both, materialize=materialize).init(
+            key, model
+        )
+
+    kernels = weightwise(
+        lambda key, matrix, site: {}, _merge, _apply, targets=both, materialize=materialize
+    )
+
+    def merge(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
+        merged = kernels.merge(params, adapter)
+        leaves = paths.flatten(params)
+        check_leaves(leaves, adapter)
+        return paths.replace(
+            merged,
+            {path: _scaled(leaves[path], scale) for path, scale in _bias_scales(adapter).items()},
+        )
+
+    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, WeightRule]:
+        return {
+            **kernels.rules(adapter),
+            **{path: _bias_rule(scale) for path, scale in _bias_scales(adapter).items()},
+        }
+
+    return PeftTransform(init, merge, rules)
+
+
+def _bias_of(path: str) -> str:
+    return f'{paths.parent(path)}/bias'.removeprefix('/')
+
+
+def _bias_scales(adapter: Mapping[str, WeightAdapter]) -> dict[str, jax.Array]:
+    return {
+        _bias_of(path): entry['output_and_bias']
+        for path, entry in adapter.items()
+        if 'output_and_bias' in entry
+    }
+
+
+def _scaled(bias: jax.Array, scale: jax.Array) -> jax.Array:
+    return bias * scale.reshape(bias.shape).astype(bias.dtype)
+
+
+def _bias_rule(scale: jax.Array) -> WeightRule:
+    return WeightRule(
+        (),
+        None,
+        lambda _, use: use.base(use.x),
+        lambda _, matrix: matrix,
+        base=lambda leaf: _scaled(leaf, scale),
+    )
+
+
+def _output_of(leaves: Any) -> jax.Array | None:
+    return next((leaves[name] for name in ('output', 'output_and_bias') if name in leaves), None)
+
+
+def _merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    del path
+    output = _output_of(leaves)
+    scale = leaves['input'][:, None] if output is None else output
+    return (matrix * scale).astype(matrix.dtype)
+
+
+def _apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    if use.kind != 'dot':
+        return use.product(use.x, _merge(leaves, use.weight(), path))
+    output = _output_of(leaves)
+    scale = leaves['input'] if output is None else output
+    scales_operand = (output is None) != use.transposed
+    if scales_operand:
+        return use.base(use.x * scale.astype(use.x.dtype))
+    result = use.base(use.x)
+    return result * scale.astype(result.dtype)

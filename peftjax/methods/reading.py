@@ -1,0 +1,80 @@
+"""What an adapter on a module reads: the module's output, its input, or the sum behind it."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from peftjax.core.base import Adapter, MergeError, MergeFn, ModuleUse
+from peftjax.core.paths import TargetError
+from peftjax.core.sites import ModuleSite
+
+Reads = Literal['output', 'input', 'after']
+Activation = str | Callable[[jax.Array], jax.Array]
+
+_INPUTS: dict[str, int] = {'input': 0, 'after': 2}
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': jax.nn.relu,
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': jax.nn.gelu,
+    'swish': jax.nn.silu,
+    'tanh': jax.nn.tanh,
+}
+
+
+def check_reads(reads: str) -> None:
+    """Raises `ValueError` on a word that `read` does not know."""
+    if reads not in ('output', *_INPUTS):
+        raise ValueError(f"reads must be 'output', 'input' or 'after', got {reads!r}")
+
+
+def width(site: ModuleSite, reads: str) -> int:
+    """Features of what an adapter at `site` reads.
+
+    Raises:
+      TargetError: the module has no such input.
+    """
+    if reads == 'output':
+        return site.features
+    number = _INPUTS[reads]
+    if len(site.inputs) <= number:
+        raise TargetError(
+            f'reads={reads!r} takes array argument {number} of module {site.path!r}, which is '
+            f'called with {len(site.inputs)} ({site.inputs}). The branch modules of the models '
+            "here have (stream, output, after); elsewhere write reads='output'"
+        )
+    return site.inputs[number][-1]
+
+
+def read(use: ModuleUse, reads: str) -> jax.Array:
+    """What the adapter reads in one call of the module."""
+    return use.output if reads == 'output' else use.inputs[_INPUTS[reads]]
+
+
+def activation_of(activation: Activation) -> Callable[[jax.Array], jax.Array]:
+    """A function from its name, or as it is.
+
+    Raises:
+      ValueError: a name that is not known.
+    """
+    if callable(activation):
+        return activation
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f'activation {activation!r} is unknown: give a function, or one of '
+            f'{", ".join(_ACTIVATIONS)}'
+        )
+    return _ACTIVATIONS[activation]
+
+
+def refusing(method: str, sites: Callable[[Adapter], list[str]]) -> MergeFn:
+    """The `merge` of a method that acts on activations: it names its sites and raises."""
+
+    def merge(params: Any, adapter: Adapter, /) -> Any:
+        del params
+        raise MergeError(
+            f'{method} is not linear in the weights and cannot merge: {sites(adapter)}; keep the '
+            'adapter and use adapt(model, tx)'
+        )
+
+    return merge

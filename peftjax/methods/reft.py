@@ -1,0 +1,287 @@
+"""ReFT: low-rank edits of hidden states at a few positions."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform
+from peftjax.core.sites import ModuleSite
+from peftjax.methods.reading import refusing
+
+
+def loreft(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    positions: str = 'all',
+    tied: bool = False,
+    skip_padding: bool = True,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""LoReFT: `h' = h + (h W + b - h P) P^T` with orthonormal columns in `P`.
+
+    `h: [batch, length, features]` is the output of each targeted module, usually a whole block
+    (`targets=r'layers'` on a scanned model), `W, P: [features, r]`, `b: [r]`. `P` is the `Q` of the
+    QR decomposition of a trained matrix, its signs such that an orthonormal matrix stands for
+    itself, so that any step keeps `P` orthonormal. `P` and `W` start independent: not the identity.
+    A unit trains `2 r features + r` numbers and costs `6 N r features` FLOPs forward for `N` edited
+    positions, and a QR of `[features, r]`.
+
+    Args:
+      rank: `r`, at most `features`.
+      targets: regular expressions, full match on module paths.
+      positions: `'all'`, or the first and last so many: `'f3'`, `'l2'`, `'f3+l2'`.
+      tied: one unit for the first and last positions instead of one for each.
+      skip_padding: count positions among the tokens that the call's `attention_mask` keyword marks
+        by 1, as far as it has one, and leave padding as it is; False counts from the ends of the
+        padded sequence.
+      dtype: of the trained arrays; the QR is computed in float32, the rest in the model's own.
+
+    Returns:
+      A transform whose adapter is `{module path: {unit: {'weight': [*stack, features, r], 'bias':
+      [*stack, r], 'projection': [*stack, features, r]}}}`; units are `'all'`, or `'first'` and
+      `'last'` as far as `positions` has them, or `'both'` if tied. It lives on activations: `merge`
+      raises.
+
+    Raises:
+      ValueError: an unreadable `positions`, a rank below 1, or from `init` above the width.
+      TargetError: from `init`, if a pattern matches no module.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.loreft(rank=2, positions='f1+l1', targets=r'hidden')
+    >>> sorted(tx.init(jax.random.key(0), mlp)['hidden'])
+    ['first', 'last']
+
+    References:
+      Wu et al., ReFT, 2024 (arXiv:2404.03592), section 3.2, equation 2; positions as in section 4.
+      The authors' code keeps its projection orthonormal by torch's parametrisation: a product of
+      Householder reflections on a frozen `[features, features]` base. The QR gives the same
+      manifold without that base; the steps of an optimiser with moments differ.
+    """
+    return _reft('loreft', rank, targets, positions, tied, skip_padding, dtype)
+
+
+def noreft(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    positions: str = 'all',
+    tied: bool = False,
+    skip_padding: bool = True,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""NoReFT: LoReFT without orthonormality, `h' = h + (h W + b - h P) P^T` for any `P`.
+
+    `2 r features + r` numbers a unit and `6 N r features` FLOPs forward; the start is not the
+    identity.
+
+    Args:
+      rank, targets, positions, tied, skip_padding, dtype: see `loreft`.
+
+    Returns:
+      A transform with the adapter of `loreft`; `merge` raises.
+
+    Raises:
+      ValueError, TargetError: see `loreft`.
+
+    >>> tx = peftjax.noreft(rank=2, targets=r'hidden')
+    >>> sorted(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())['hidden']['all'])
+    ['bias', 'projection', 'weight']
+
+    References:
+      Wu et al., ReFT, 2024 (arXiv:2404.03592), appendix E; the name is the authors' code's.
+    """
+    return _reft('noreft', rank, targets, positions, tied, skip_padding, dtype)
+
+
+def direft(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    positions: str = 'all',
+    tied: bool = False,
+    skip_padding: bool = True,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""DiReFT: `h' = h + (h W + b) P^T`, LoRA on hidden states.
+
+    `2 r features + r` numbers a unit and `4 N r features` FLOPs forward; the start is not the
+    identity.
+
+    Args:
+      rank, targets, positions, tied, skip_padding, dtype: see `loreft`.
+
+    Returns:
+      A transform with the adapter of `loreft`; `merge` raises.
+
+    Raises:
+      ValueError, TargetError: see `loreft`.
+
+    >>> tx = peftjax.direft(rank=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())['hidden']['all']['bias'].shape
+    (2,)
+
+    References:
+      Wu et al., ReFT, 2024 (arXiv:2404.03592), section 3.2, equation 3.
+    """
+    return _reft('direft', rank, targets, positions, tied, skip_padding, dtype)
+
+
+class _Positions(NamedTuple):
+    """How many positions at either end; both None for all of them."""
+
+    first: int | None
+    last: int | None
+
+
+def _reft(
+    method: str,
+    rank: int,
+    targets: paths.Targets,
+    positions: str,
+    tied: bool,
+    skip_padding: bool,
+    dtype: Any,
+) -> PeftTransform:
+    if rank < 1:
+        raise ValueError(f'rank must be at least 1, got {rank}')
+    ends = _parse(positions)
+    units = _units(ends, tied)
+
+    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+        return {
+            site.path: {
+                unit: init_unit(paths.fold_in(key, f'{site.path}/{unit}'), site) for unit in units
+            }
+            for site in model.sites.match_modules(targets)
+        }
+
+    def init_unit(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
+        if rank > site.features:
+            raise ValueError(
+                f'rank {rank} is larger than the width of module {site.path!r} {site.shape} '
+                f'{site.dtype}; write at most rank={site.features}'
+            )
+        shape, bound = (*site.stack, site.features, rank), site.features**-0.5
+        keys = jax.random.split(key, 3)
+        draw = jax.random.uniform(keys[0], shape, dtype, -bound, bound)
+        projection = (
+            jax.nn.initializers.orthogonal()(keys[1], shape, jnp.float32).astype(dtype)
+            if method == 'loreft'
+            else jax.random.uniform(keys[1], shape, dtype, -bound, bound)
+        )
+        bias = jax.random.uniform(keys[2], (*site.stack, rank), dtype, -bound, bound)
+        return {'weight': draw, 'bias': bias, 'projection': projection}
+
+    def check(adapter: Any) -> list[str]:
+        if not isinstance(adapter, Mapping) or any(
+            not isinstance(entry, Mapping) or set(entry) != set(units) for entry in adapter.values()
+        ):
+            found = type(adapter).__name__
+            raise AdapterError(
+                f'{method} with positions={positions!r} expects an adapter {{module path: '
+                f'{{{", ".join(units)}}}}} as its own init makes it, found another {found}. Was it '
+                "made by another transform, or is it a part of a chain's adapter?"
+            )
+        return sorted(adapter)
+
+    def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
+        check(adapter)
+        return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
+
+    def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
+        def forward(leaves: dict[str, Any], use: ModuleUse) -> jax.Array:
+            _check_width(path, leaves[units[0]]['weight'], use.output)
+            mask = use.keywords.get('attention_mask') if skip_padding else None
+            if units == ('all',):
+                return _edit_all(method, leaves['all'], use.output, mask)
+            return _edit_ends(method, leaves, use.output, ends, mask)
+
+        return forward
+
+    return PeftTransform(init, refusing(method, check), rules)
+
+
+def _parse(positions: str) -> _Positions:
+    if positions == 'all':
+        return _Positions(None, None)
+    match = re.fullmatch(r'(?:f(\d+))?\+?(?:l(\d+))?', positions)
+    first, last = (int(count or 0) for count in match.groups()) if match else (0, 0)
+    if not first + last:
+        raise ValueError(f"positions must be 'all', 'f3', 'l2' or 'f3+l2', got {positions!r}")
+    return _Positions(first, last)
+
+
+def _units(ends: _Positions, tied: bool) -> tuple[str, ...]:
+    if ends.first is None or tied:
+        return ('all',) if ends.first is None else ('both',)
+    return tuple(name for name, count in zip(('first', 'last'), ends, strict=True) if count)
+
+
+def _edit(method: str, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array:
+    """The edited states `[..., features]`."""
+    weight, bias = unit['weight'].astype(h.dtype), unit['bias'].astype(h.dtype)
+    projection = unit['projection']
+    if method == 'loreft':
+        projection = _orthonormal(projection)
+    projection = projection.astype(h.dtype)
+    source = h @ weight + bias
+    if method != 'direft':
+        source = source - h @ projection
+    return h + source @ projection.T
+
+
+def _orthonormal(matrix: jax.Array) -> jax.Array:
+    """The `Q` of the decomposition whose `R` has a positive diagonal: `Q` of `Q` is `Q`."""
+    q, r = jnp.linalg.qr(matrix.astype(jnp.float32))
+    return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
+
+
+def _edit_all(
+    method: str, unit: Mapping[str, jax.Array], h: jax.Array, mask: jax.Array | None
+) -> jax.Array:
+    edited = _edit(method, unit, h)
+    if mask is None or mask.shape != h.shape[:-1]:
+        return edited
+    return jnp.where(mask[..., None] == 1, edited, h)
+
+
+def _edit_ends(
+    method: str,
+    leaves: Mapping[str, Any],
+    h: jax.Array,
+    ends: _Positions,
+    mask: jax.Array | None,
+) -> jax.Array:
+    if h.ndim != 3:
+        raise ValueError(f'positions need [batch, length, features], found {h.shape} {h.dtype}')
+    batch, length = h.shape[:2]
+    tokens = jnp.ones((batch, length), bool) if mask is None else mask == 1
+    start = jnp.argmax(tokens, axis=1)
+    end = length - jnp.argmax(tokens[:, ::-1], axis=1)
+    rows = jnp.arange(batch)[:, None]
+    edited = h
+    for name, count, where in (('first', ends.first, start), ('last', ends.last, end)):
+        if not count:
+            continue
+        count = min(count, length)
+        offsets = jnp.arange(count) - (count if name == 'last' else 0)
+        index = where[:, None] + offsets
+        # Positions outside of the tokens go where reading fills in and writing drops.
+        index = jnp.where((index >= start[:, None]) & (index < end[:, None]), index, length)
+        states = h.at[rows, index].get(mode='fill', fill_value=0)
+        unit = leaves[name] if name in leaves else leaves['both']
+        edited = edited.at[rows, index].set(_edit(method, unit, states), mode='drop')
+    return edited
+
+
+def _check_width(path: str, weight: jax.Array, output: jax.Array) -> None:
+    if weight.ndim != 2 or weight.shape[0] != output.shape[-1]:
+        raise AdapterError(
+            f"the adapter's 'weight' for module {path!r} is {weight.shape} {weight.dtype}, but the "
+            f'module returns {output.shape} {output.dtype}. Was it made for another model?'
+        )

@@ -1,0 +1,81 @@
+"""Mathematics and refusals of the methods that act on activations, and of (IA)³."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peftjax
+from peftjax.methods.compacter import _product
+from peftjax.methods.reft import _edit_ends, _orthonormal, _parse
+
+MLP = peftjax.testing.tiny_mlp()
+
+
+def _random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_compacters_product_is_that_of_the_sum_of_kronecker_products():
+    rule, left, right = _random(2, 2, 2), _random(2, 3, 1, seed=1), _random(2, 1, 4, seed=2)
+    x = _random(5, 6, seed=3)
+    matrix = sum(np.kron(rule[i], left[i] @ right[i]) for i in range(2))
+    np.testing.assert_allclose(_product(x, rule, left, right), x @ matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_lorefts_projection_is_orthonormal_and_leaves_orthonormal_matrices():
+    q = _orthonormal(_random(6, 3))
+    np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(_orthonormal(q), q, atol=1e-6)
+
+
+def test_reft_edits_first_and_last_tokens_and_no_padding():
+    h = _random(3, 6, 4)
+    unit = {'weight': _random(4, 2, seed=1), 'bias': jnp.ones(2), 'projection': _random(4, 2)}
+    mask = jnp.asarray([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]])
+    edited = _edit_ends('noreft', {'first': unit, 'last': unit}, h, _parse('f2+l1'), mask)
+    changed = np.asarray(jnp.any(edited != h, axis=-1)).astype(int)
+    expected = [[1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(changed, expected)
+    blind = _edit_ends('noreft', {'first': unit, 'last': unit}, h, _parse('f2+l1'), None)
+    changed = np.asarray(jnp.any(blind != h, axis=-1)).astype(int)
+    np.testing.assert_array_equal(changed, [[1, 1, 0, 0, 0, 1]] * 3)
+
+
+def test_ia3_scales_the_bias_with_the_output():
+    tx = peftjax.ia3(targets=r'hidden')
+    adapter = jax.tree.map(lambda leaf: 2.0 * leaf, tx.init(jax.random.key(0), MLP))
+    params = jax.tree.map(lambda leaf: leaf + 1.0, MLP.params)
+    merged = tx.merge(params, adapter)
+    np.testing.assert_allclose(merged['hidden']['bias'], 2 * params['hidden']['bias'])
+    x = _random(5, 4)
+    found = peftjax.adapt(MLP, tx)(adapter, params, x)
+    np.testing.assert_allclose(found, MLP.apply(merged, x), rtol=1e-5)
+
+
+def test_a_weight_method_cannot_follow_a_gated_one():
+    gate = peftjax.gated(peftjax.lora(rank=1, targets=r'hidden'))
+    with pytest.raises(ValueError, match='last in the chain'):
+        peftjax.chain(gate, peftjax.lora(rank=1, targets=r'hidden')).init(jax.random.key(0), MLP)
+
+
+@pytest.mark.parametrize(
+    ('make', 'words'),
+    [
+        (lambda: peftjax.bottleneck(size=0, targets=r'hidden'), 'size'),
+        (lambda: peftjax.bottleneck(size=1, targets=r'hidden', init='he'), 'houlsby'),
+        (lambda: peftjax.bottleneck(size=1, targets=r'hidden', activation='elu'), 'swish'),
+        (lambda: peftjax.bottleneck(size=1, targets=r'hidden', scale='channel'), 'learned'),
+        (lambda: peftjax.bottleneck(size=1, targets=r'hidden', reads='here'), 'after'),
+        (lambda: peftjax.pfeiffer(size=1, targets=r'hidden'), 'argument 2'),
+        (lambda: peftjax.compacter(size=3, terms=2, targets=r'hidden'), 'multiple of terms'),
+        (lambda: peftjax.compacter(size=3, terms=3, targets=r'hidden'), 'does not divide'),
+        (lambda: peftjax.ia3(targets=r'hidden', feedforward=r'.*'), 'both match'),
+        (lambda: peftjax.loreft(rank=9, targets=r'hidden'), 'at most rank=8'),
+        (lambda: peftjax.loreft(rank=1, positions='first', targets=r'hidden'), 'f3'),
+        (lambda: peftjax.gated(peftjax.bottleneck(size=1, targets=r'hidden')), 'otherwise'),
+    ],
+)
+def test_refusals_say_what_to_write(make, words):
+    with pytest.raises(ValueError, match=words):
+        make().init(jax.random.key(0), MLP)
