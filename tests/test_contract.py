@@ -14,6 +14,17 @@ from peftjax import testing
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
+# Every law on every method, with layers looped and scanned in both of Flax's interfaces; what is
+# scanned is rematerialised as well. The pairs
+# below run on the one form that is left out.
+FORMS = [form for form in MODELS if form != 'linen scanned']
+# Every two methods in one order, half of them in the other.
+PAIRS = [
+    (second, first) if (i + j) % 2 else (first, second)
+    for (i, first), (j, second) in itertools.combinations(enumerate(METHODS), 2)
+]
+PAIR_FORM = 'linen scanned'
+
 
 @functools.cache
 def _model(form):
@@ -39,7 +50,7 @@ def _case(method, form, roundtrip=None):
     )
 
 
-@pytest.mark.parametrize('form', MODELS)
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('method', METHODS)
 def test_every_law_holds(method, form, tmp_path):
     def roundtrip(adapter):
@@ -52,10 +63,9 @@ def test_every_law_holds(method, form, tmp_path):
     testing.check(_case(method, form, roundtrip))
 
 
-@pytest.mark.parametrize('form', ['linen scanned', 'nnx looped'])
-@pytest.mark.parametrize(('first', 'second'), list(itertools.permutations(METHODS, 2)))
-def test_methods_compose(first, second, form):
-    testing.check_composition(_case(first, form), _case(second, form))
+@pytest.mark.parametrize(('first', 'second'), PAIRS)
+def test_methods_compose(first, second):
+    testing.check_composition(_case(first, PAIR_FORM), _case(second, PAIR_FORM))
 
 
 def test_the_laws_catch_a_wrong_method():
