@@ -98,7 +98,8 @@ def bottleneck(
         raise ValueError(f"scale is a number or 'learned', got {scale!r}")
     check_reads(reads)
     function = activation_of(activation)
-    learned = scale == 'learned'
+    learned = isinstance(scale, str)
+    constant = 1.0 if isinstance(scale, str) else scale
     names = _ALWAYS | (
         ({'scale'} if learned else set())
         | ({'gate', 'gate_bias'} if gate else set())
@@ -164,7 +165,7 @@ def bottleneck(
         if norm_before:
             x = _norm(x, here['norm_before'], here['norm_before_bias'])
         inner = function(x @ here['down'] + here['down_bias'])
-        outer = (here['scale'] if learned else scale) * (inner @ here['up'] + here['up_bias'])
+        outer = (here['scale'] if learned else constant) * (inner @ here['up'] + here['up_bias'])
         return _norm(outer, here['norm_after'], here['norm_after_bias']) if norm_after else outer
 
     return PeftTransform(init_all, refusing('bottleneck', sites_of), rules)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, WeightRule
+from peftjax.core.base import Model, PeftTransform, Rule, Use, WeightAdapter, WeightRule
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import check_leaves, weightwise
 
@@ -99,7 +99,7 @@ def ia3(
             {path: _scaled(leaves[path], scale) for path, scale in _bias_scales(adapter).items()},
         )
 
-    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, WeightRule]:
+    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, Rule]:
         return {
             **kernels.rules(adapter),
             **{path: _bias_rule(scale) for path, scale in _bias_scales(adapter).items()},

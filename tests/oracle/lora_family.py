@@ -134,6 +134,9 @@ def _leaf(case: Case, name: str) -> str:
 CONVERTERS: dict[str, Callable[[Case], Converted]] = {
     **dict.fromkeys(
         (
+            'lora',
+            'lora_all_linear',
+            'rslora',
             'dora',
             'dora_all_linear',
             'lora_bias_all',
