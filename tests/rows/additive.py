@@ -25,6 +25,7 @@ ROWS = {
         mergeable=False,
     ),
     'bottleneck with gate and norms': Row(
+        variant=True,
         make=lambda targets: peftjax.bottleneck(
             size=3,
             targets=targets,
@@ -64,6 +65,7 @@ ROWS = {
         mergeable=False,
     ),
     'noreft': Row(
+        variant=True,
         make=lambda targets: peftjax.noreft(rank=2, targets=targets),
         targets=_BLOCKS,
         fewer_targets=None,

@@ -33,12 +33,14 @@ ROWS = {
         forward_flops=2 * TOKENS * _lora_parameters(2) + 2 * TOKENS * LAYERS * (5 * 8 + 16),
     ),
     'lora on a tied embedding': Row(
+        variant=True,
         make=lambda targets: peftjax.lora(rank=2, targets=targets),
         targets=(r'embed', MATRICES),
         fewer_targets=r'embed',
         parameters=_lora_parameters(2) + 2 * (VOCABULARY + WIDTH),
     ),
     'rslora with patterns': Row(
+        variant=True,
         make=lambda targets: peftjax.lora(
             rank=4,
             rslora=True,
@@ -71,6 +73,7 @@ ROWS = {
         mergeable=False,
     ),
     'weightwise without a route': Row(
+        variant=True,
         make=_scale_outputs,
         targets=r'layers.*/(up|down)',
         fewer_targets=r'layers.*/up',

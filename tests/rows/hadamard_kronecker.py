@@ -12,12 +12,14 @@ ROWS = {
         parameters=total(lambda i, o: 4 * (i + o)),
     ),
     'gralora, hybrid': Row(
+        variant=True,
         make=lambda targets: peftjax.gralora(rank=2, hybrid_rank=1, alpha=6, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: 3 * (i + o)),
     ),
     'miss, block affine': Row(
+        variant=True,
         make=lambda targets: peftjax.miss(rank=4, bat=True, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,

@@ -34,6 +34,7 @@ ROWS = {
         * sum(2 * TOKENS * 2 * (i + o) + TOKENS * o + 2 * (o + 1) for i, o in _SIDES),
     ),
     'adalora on a tied embedding': Row(
+        variant=True,
         make=lambda targets: peftjax.adalora(init_rank=2, targets=targets),
         targets=(r'embed', r'layers.*/up'),
         fewer_targets=r'embed',

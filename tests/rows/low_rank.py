@@ -30,6 +30,7 @@ ROWS = {
         ),
     ),
     'dora on a tied embedding': Row(
+        variant=True,
         make=lambda targets: peftjax.dora(rank=2, targets=targets),
         targets=(r'embed', r'layers.*/up'),
         fewer_targets=r'embed',

@@ -36,6 +36,7 @@ ROWS = {
         forward_flops=total(lambda i, o: 4 * TOKENS * 4 * i + 6 * 4 * i),
     ),
     'hra with gram-schmidt': Row(
+        variant=True,
         make=lambda targets: peftjax.hra(rank=3, gram_schmidt=True, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
@@ -49,6 +50,7 @@ ROWS = {
         parameters=total(lambda i, o: i // 4 * 6),
     ),
     'oft shared': Row(
+        variant=True,
         make=lambda targets: peftjax.oft(block_size=4, block_share=True, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
@@ -67,6 +69,7 @@ ROWS = {
         parameters=total(lambda i, o: 3 * o),
     ),
     'miss, columns shared': Row(
+        variant=True,
         make=lambda targets: peftjax.miss(rank=2, mini_rank=4, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
@@ -82,6 +85,7 @@ ROWS = {
         ),
     ),
     'lokr, both factored': Row(
+        variant=True,
         make=lambda targets: peftjax.lokr(rank=1, decompose_both=True, factor=4, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
