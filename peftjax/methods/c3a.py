@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use
@@ -24,10 +25,10 @@ def c3a(
     r"""Circular convolution adaptation: `W' = W + C / in`, `C` of circulant blocks.
 
     For `W: [in, out]` and blocks of size `b`, one vector `w: [b]` makes block `(i, o)` of `C`:
-    `C[k, j] = w[(k - j) mod b]`. A use takes the Fourier transform of the blocks of `x`, multiplies
-    and
-    transforms back: `O(T (in + out) log b + T in out / b)` FLOPs forward, in float32, and no
-    matrix. At the start `w = 0`, so that `W' = W`. It merges.
+    `C[k, j] = w[(k - j) mod b]`. A use takes the Fourier transform of the blocks of `x`,
+    multiplies, and transforms back: `O(T (in + out) b + T in out / b)` FLOPs forward, in float32,
+    and no matrix of the size of `W`; the transforms are products with matrices `[b, b / 2 + 1]`.
+    At the start `w = 0`, so that `W' = W`. It merges.
 
     Args:
       block_size: `b`, which must divide `in` and `out`.
@@ -60,6 +61,13 @@ def c3a(
     if init not in ('zeros', 'xavier'):
         raise ValueError(f"init {init!r} is unknown: use 'zeros' or 'xavier'")
 
+    # Transforms as products: XLA's FFT on the CPU fails on operands that a mesh has laid out anew.
+    eye, half = np.eye(block_size), np.eye(block_size // 2 + 1)
+    to_spectrum = np.fft.rfft(eye).astype(np.complex64)
+    from_spectrum = [
+        np.fft.irfft(unit * half, n=block_size).astype(np.float32) for unit in (1.0, 1.0j)
+    ]
+
     def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
         inputs, outputs = matrix.shape
         check_divides(site, 'block_size', block_size, 'input', inputs)
@@ -80,9 +88,10 @@ def c3a(
         tokens, inputs = use.x.shape
         blocks = use.x.astype(jnp.float32).reshape(tokens, -1, block_size)
         # A correlation: the kernel's transform is conjugated.
-        kernel = jnp.conj(jnp.fft.rfft(leaves['kernel'].astype(jnp.float32)))
-        product = jnp.einsum('tif,oif->tof', jnp.fft.rfft(blocks), kernel)
-        added = jnp.fft.irfft(product, n=block_size).reshape(tokens, -1) / inputs
+        kernel = jnp.conj(leaves['kernel'].astype(jnp.float32) @ to_spectrum)
+        product = jnp.einsum('tif,oif->tof', blocks @ to_spectrum, kernel)
+        real, imaginary = from_spectrum
+        added = (product.real @ real + product.imag @ imaginary).reshape(tokens, -1) / inputs
         return use.base(use.x) + added.astype(use.dtype)
 
     return weightwise(

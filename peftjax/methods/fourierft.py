@@ -88,7 +88,11 @@ def fourierft(
     def delta(leaves: Any, shape: tuple[int, ...]) -> jax.Array:
         spectrum = jnp.zeros(shape[0] * shape[1], jnp.float32)
         spectrum = spectrum.at[leaves['positions']].set(leaves['spectrum'].astype(jnp.float32))
-        return scaling * jnp.fft.ifft2(spectrum.reshape(shape)).real
+        # Barriers on flat arrays, forward and backward: XLA's FFT on the CPU fails on operands
+        # whose axes a mesh, or a product that follows, has laid out in another order.
+        spectrum = jax.lax.optimization_barrier(spectrum).reshape(shape)
+        flat = jnp.fft.ifft2(spectrum).real.reshape(-1)
+        return scaling * jax.lax.optimization_barrier(flat).reshape(shape)
 
     def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
         del path
