@@ -33,7 +33,6 @@ ROWS = {
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: 4 * i),
-        forward_flops=total(lambda i, o: 4 * TOKENS * 4 * i + 6 * 4 * i),
     ),
     'hra with gram-schmidt': Row(
         variant=True,
@@ -80,9 +79,6 @@ ROWS = {
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: 4 + i // 2 + o // 2),
-        forward_flops=total(
-            lambda i, o: TOKENS * (i * o // 2 * 2 + 2 * 2 * o + 2 * o) + 2 * (i // 2) * (o // 2)
-        ),
     ),
     'lokr, both factored': Row(
         variant=True,
@@ -109,7 +105,6 @@ ROWS = {
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: i + o),
-        forward_flops=total(lambda i, o: 3 * TOKENS * (i + o)),
     ),
     'lora-fa': Row(
         make=lambda targets: peftjax.lora_fa(rank=2, alpha=4, targets=targets),
