@@ -1,24 +1,17 @@
 """Rows of LoRA's relatives."""
 
 import peftjax
-from tests.contract_models import HIDDEN, LAYERS, WIDTH
+from tests.contract_models import HIDDEN, LAYERS, VOCABULARY, WIDTH
 from tests.rows.row import MATRICES, TOKENS, Row
-
-_SIDES = 4 * [(WIDTH, WIDTH)] + [(WIDTH, HIDDEN), (HIDDEN, WIDTH)]
-
-
-def _sum(formula):
-    """`formula(in, out)` over the matrices of the contract's model."""
-    return LAYERS * sum(formula(inputs, outputs) for inputs, outputs in _SIDES)
-
+from tests.rows.weight_space import total
 
 ROWS = {
     'dora': Row(
         make=lambda targets: peftjax.dora(rank=2, alpha=4, targets=targets),
         targets=MATRICES,
         fewer_targets=r'layers.*/up',
-        parameters=_sum(lambda i, o: 2 * (i + o) + o),
-        forward_flops=_sum(
+        parameters=total(lambda i, o: 2 * (i + o) + o),
+        forward_flops=total(
             lambda i, o: (
                 2 * TOKENS * 2 * (i + o)
                 + 3 * TOKENS * o
@@ -34,6 +27,6 @@ ROWS = {
         make=lambda targets: peftjax.dora(rank=2, targets=targets),
         targets=(r'embed', r'layers.*/up'),
         fewer_targets=r'embed',
-        parameters=LAYERS * (2 * (WIDTH + HIDDEN) + HIDDEN) + 2 * (13 + WIDTH) + WIDTH,
+        parameters=LAYERS * (2 * (WIDTH + HIDDEN) + HIDDEN) + 2 * (VOCABULARY + WIDTH) + WIDTH,
     ),
 }
