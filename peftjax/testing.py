@@ -68,11 +68,28 @@ class Case:
     @functools.cached_property
     def apply(self) -> Callable[..., jax.Array]:
         """`apply(params, **inputs)`: the plain model's first float output."""
-        return jax.jit(lambda params, **inputs: _output(self.model.apply(params, **inputs)))
+        return _jitted(self.model.apply)
 
     @functools.cached_property
     def _init(self) -> Callable[[jax.Array, Model], Adapter]:
         return jax.jit(self.transform.init)
+
+    @functools.cached_property
+    def _traces(self) -> collections.Counter[str]:
+        """How often a program of this case was traced."""
+        return collections.Counter()
+
+    @functools.cached_property
+    def _compiled_gradient(self) -> Callable[..., Adapter]:
+        def loss(adapter: Adapter, params: Any, inputs: Any) -> jax.Array:
+            self._traces['gradient'] += 1
+            return _loss(self.call(adapter, params, **inputs))
+
+        return jax.jit(jax.grad(loss))
+
+    def gradient(self, adapter: Adapter) -> Adapter:
+        """Of a scalar of the outputs by the adapter: one program for all laws."""
+        return self._compiled_gradient(adapter, self.model.params, self.inputs)
 
     def predict(self, adapter: Adapter) -> jax.Array:
         """`call` on the model's own parameters and the case's inputs."""
@@ -169,13 +186,10 @@ def gradients_agree(case: Case) -> None:
     """Gradients are finite, reach every leaf, and are those of the merged route."""
     adapter = case.moved()
 
-    def by_rules(adapter: Adapter) -> jax.Array:
-        return _loss(case.predict(adapter))
-
     def by_merging(adapter: Adapter) -> jax.Array:
         return _loss(case.apply(case.merged(adapter), **case.inputs))
 
-    gradients = paths.flatten(jax.jit(jax.grad(by_rules))(adapter))
+    gradients = paths.flatten(case.gradient(adapter))
     for path, leaf in gradients.items():
         assert jnp.isfinite(leaf).all(), f'the gradient of {path} is not finite'
         assert jnp.any(leaf != 0), f'no gradient reaches {path}'
@@ -210,19 +224,12 @@ def vmaps_over_keys(case: Case) -> None:
 
 def second_step_compiles_nothing(case: Case) -> None:
     """A second step, and a new adapter of the same shapes, reuse the program."""
-    traces: collections.Counter[str] = collections.Counter()
-
-    def loss(adapter: Adapter, params: Any, inputs: Any) -> jax.Array:
-        traces['step'] += 1
-        return _loss(case.call(adapter, params, **inputs))
-
-    step = jax.jit(jax.grad(loss))
     adapter = case.fresh()
-    gradient = step(adapter, case.model.params, case.inputs)
-    adapter = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, adapter, gradient)
-    step(adapter, case.model.params, case.inputs)
-    step(case.fresh(seed=7), case.model.params, case.inputs)
-    assert traces['step'] == 1, f'three steps were traced {traces["step"]} times'
+    gradient = case.gradient(adapter)
+    case.gradient(jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, adapter, gradient))
+    case.gradient(case.fresh(seed=7))
+    traces = case._traces['gradient']
+    assert traces == 1, f'steps on adapters of one shape were traced {traces} times'
 
 
 def sharding_keeps_numbers(case: Case) -> None:
@@ -234,19 +241,21 @@ def sharding_keeps_numbers(case: Case) -> None:
 
     def step(adapter: Adapter, params: Any, inputs: Any) -> Adapter:
         traces['step'] += 1
-        gradient = jax.grad(lambda a: _loss(case.call(a, params, **inputs)))(adapter)
+        return stepped(adapter, jax.grad(lambda a: _loss(case.call(a, params, **inputs)))(adapter))
+
+    def stepped(adapter: Adapter, gradient: Adapter) -> Adapter:
         return jax.tree.map(lambda leaf, slope: leaf - 1e-3 * slope, adapter, gradient)
 
     params = jax.tree.map(lambda leaf: _shard(leaf, mesh), case.model.params)
     inputs = {name: _shard(value, mesh, axis=0) for name, value in case.inputs.items()}
     adapter = case.moved()
-    alone = paths.flatten(jax.jit(step)(adapter, case.model.params, case.inputs))
+    alone = paths.flatten(stepped(adapter, case.gradient(adapter)))
     on_mesh = jax.jit(step, out_shardings=replicated)
     spread = on_mesh(jax.device_put(adapter, replicated), params, inputs)
     for path, leaf in paths.flatten(spread).items():
         _assert_close(leaf, alone[path], case.tolerance, path)
     on_mesh(spread, params, inputs)
-    assert traces['step'] == 2, 'a second step on the mesh was traced again'
+    assert traces['step'] == 1, 'a second step on the mesh was traced again'
 
 
 def keys_are_stable(case: Case) -> None:
@@ -347,6 +356,12 @@ LAWS: dict[str, Callable[[Case], None]] = {
     )
 }
 """Every law by name."""
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted(apply: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """The first float output of `apply`, compiled once for all cases of a model."""
+    return jax.jit(lambda params, **inputs: _output(apply(params, **inputs)))
 
 
 def _output(result: Any) -> jax.Array:

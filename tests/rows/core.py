@@ -33,7 +33,6 @@ ROWS = {
         forward_flops=2 * TOKENS * _lora_parameters(2) + 2 * TOKENS * LAYERS * (5 * 8 + 16),
     ),
     'lora on a tied embedding': Row(
-        variant=True,
         make=lambda targets: peftjax.lora(rank=2, targets=targets),
         targets=(r'embed', MATRICES),
         fewer_targets=r'embed',

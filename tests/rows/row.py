@@ -19,4 +19,5 @@ class Row:
     identity: float | None = 0.0
     mergeable: bool = True
     forward_flops: float | None = None
-    variant: bool = False  # of a method that has a row already: left out of the pairs
+    # Of a method that has a row already: on two forms only, and left out of the pairs.
+    variant: bool = False
