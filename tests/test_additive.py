@@ -7,7 +7,8 @@ import pytest
 
 import peftjax
 from peftjax.methods.compacter import _product
-from peftjax.methods.reft import _edit_ends, _orthonormal, _parse
+from peftjax.methods.positions import edit_at, parse
+from peftjax.methods.reft import _orthonormal
 
 MLP = peftjax.testing.tiny_mlp()
 
@@ -31,13 +32,13 @@ def test_lorefts_projection_is_orthonormal_and_leaves_orthonormal_matrices():
 
 def test_reft_edits_first_and_last_tokens_and_no_padding():
     h = _random(3, 6, 4)
-    unit = {'weight': _random(4, 2, seed=1), 'bias': jnp.ones(2), 'projection': _random(4, 2)}
+    places, units = parse('f2+l1', tied=False), {'first': 1.0, 'last': 1.0}
     mask = jnp.asarray([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]])
-    edited = _edit_ends('noreft', {'first': unit, 'last': unit}, h, _parse('f2+l1'), mask)
+    edited = edit_at(places, lambda unit, states: states + unit, units, h, mask)
     changed = np.asarray(jnp.any(edited != h, axis=-1)).astype(int)
     expected = [[1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(changed, expected)
-    blind = _edit_ends('noreft', {'first': unit, 'last': unit}, h, _parse('f2+l1'), None)
+    blind = edit_at(places, lambda unit, states: states + unit, units, h, None)
     changed = np.asarray(jnp.any(blind != h, axis=-1)).astype(int)
     np.testing.assert_array_equal(changed, [[1, 1, 0, 0, 0, 1]] * 3)
 

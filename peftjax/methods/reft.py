@@ -1,6 +1,6 @@
 """ReFT: low-rank edits of hidden states at a few positions."""
 
-import re
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform
 from peftjax.core.sites import ModuleSite
+from peftjax.methods.positions import edit_at, parse
 from peftjax.methods.reading import refusing
 
 
@@ -62,7 +63,8 @@ def loreft(
       Householder reflections on a frozen `[features, features]` base. The QR gives the same
       manifold without that base; the steps of an optimiser with moments differ.
     """
-    return _reft('loreft', rank, targets, positions, tied, skip_padding, dtype)
+    kind = _Kind('loreft', orthonormal=True, subtracts=True)
+    return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
 
 
 def noreft(
@@ -95,7 +97,8 @@ def noreft(
     References:
       Wu et al., ReFT, 2024 (arXiv:2404.03592), appendix E; the name is the authors' code's.
     """
-    return _reft('noreft', rank, targets, positions, tied, skip_padding, dtype)
+    kind = _Kind('noreft', orthonormal=False, subtracts=True)
+    return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
 
 
 def direft(
@@ -128,18 +131,26 @@ def direft(
     References:
       Wu et al., ReFT, 2024 (arXiv:2404.03592), section 3.2, equation 3.
     """
-    return _reft('direft', rank, targets, positions, tied, skip_padding, dtype)
+    kind = _Kind('direft', orthonormal=False, subtracts=False)
+    return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
 
 
-class _Positions(NamedTuple):
-    """How many positions at either end; both None for all of them."""
+class _Kind(NamedTuple):
+    """What tells the three apart.
 
-    first: int | None
-    last: int | None
+    Attributes:
+      name: of the method, for messages.
+      orthonormal: the columns of the projection are orthonormal.
+      subtracts: the edit replaces what the projection reads, where others add to it.
+    """
+
+    name: str
+    orthonormal: bool
+    subtracts: bool
 
 
 def _reft(
-    method: str,
+    kind: _Kind,
     rank: int,
     targets: paths.Targets,
     positions: str,
@@ -149,8 +160,8 @@ def _reft(
 ) -> PeftTransform:
     if rank < 1:
         raise ValueError(f'rank must be at least 1, got {rank}')
-    ends = _parse(positions)
-    units = _units(ends, tied)
+    places = parse(positions, tied)
+    units = places.units
 
     def init(key: jax.Array, model: Model) -> dict[str, Any]:
         return {
@@ -171,7 +182,7 @@ def _reft(
         draw = jax.random.uniform(keys[0], shape, dtype, -bound, bound)
         projection = (
             jax.nn.initializers.orthogonal()(keys[1], shape, jnp.float32).astype(dtype)
-            if method == 'loreft'
+            if kind.orthonormal
             else jax.random.uniform(keys[1], shape, dtype, -bound, bound)
         )
         bias = jax.random.uniform(keys[2], (*site.stack, rank), dtype, -bound, bound)
@@ -183,7 +194,7 @@ def _reft(
         ):
             found = type(adapter).__name__
             raise AdapterError(
-                f'{method} with positions={positions!r} expects an adapter {{module path: '
+                f'{kind.name} with positions={positions!r} expects an adapter {{module path: '
                 f'{{{", ".join(units)}}}}} as its own init makes it, found another {found}. Was it '
                 "made by another transform, or is it a part of a chain's adapter?"
             )
@@ -197,40 +208,22 @@ def _reft(
         def forward(leaves: dict[str, Any], use: ModuleUse) -> jax.Array:
             _check_width(path, leaves[units[0]]['weight'], use.output)
             mask = use.keywords.get('attention_mask') if skip_padding else None
-            if units == ('all',):
-                return _edit_all(method, leaves['all'], use.output, mask)
-            return _edit_ends(method, leaves, use.output, ends, mask)
+            return edit_at(places, functools.partial(_edit, kind), leaves, use.output, mask)
 
         return forward
 
-    return PeftTransform(init, refusing(method, check), rules)
+    return PeftTransform(init, refusing(kind.name, check), rules)
 
 
-def _parse(positions: str) -> _Positions:
-    if positions == 'all':
-        return _Positions(None, None)
-    match = re.fullmatch(r'(?:f(\d+))?\+?(?:l(\d+))?', positions)
-    first, last = (int(count or 0) for count in match.groups()) if match else (0, 0)
-    if not first + last:
-        raise ValueError(f"positions must be 'all', 'f3', 'l2' or 'f3+l2', got {positions!r}")
-    return _Positions(first, last)
-
-
-def _units(ends: _Positions, tied: bool) -> tuple[str, ...]:
-    if ends.first is None or tied:
-        return ('all',) if ends.first is None else ('both',)
-    return tuple(name for name, count in zip(('first', 'last'), ends, strict=True) if count)
-
-
-def _edit(method: str, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array:
+def _edit(kind: _Kind, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array:
     """The edited states `[..., features]`."""
     weight, bias = unit['weight'].astype(h.dtype), unit['bias'].astype(h.dtype)
     projection = unit['projection']
-    if method == 'loreft':
+    if kind.orthonormal:
         projection = _orthonormal(projection)
     projection = projection.astype(h.dtype)
     source = h @ weight + bias
-    if method != 'direft':
+    if kind.subtracts:
         source = source - h @ projection
     return h + source @ projection.T
 
@@ -239,44 +232,6 @@ def _orthonormal(matrix: jax.Array) -> jax.Array:
     """The `Q` of the decomposition whose `R` has a positive diagonal: `Q` of `Q` is `Q`."""
     q, r = jnp.linalg.qr(matrix.astype(jnp.float32))
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
-
-
-def _edit_all(
-    method: str, unit: Mapping[str, jax.Array], h: jax.Array, mask: jax.Array | None
-) -> jax.Array:
-    edited = _edit(method, unit, h)
-    if mask is None or mask.shape != h.shape[:-1]:
-        return edited
-    return jnp.where(mask[..., None] == 1, edited, h)
-
-
-def _edit_ends(
-    method: str,
-    leaves: Mapping[str, Any],
-    h: jax.Array,
-    ends: _Positions,
-    mask: jax.Array | None,
-) -> jax.Array:
-    if h.ndim != 3:
-        raise ValueError(f'positions need [batch, length, features], found {h.shape} {h.dtype}')
-    batch, length = h.shape[:2]
-    tokens = jnp.ones((batch, length), bool) if mask is None else mask == 1
-    start = jnp.argmax(tokens, axis=1)
-    end = length - jnp.argmax(tokens[:, ::-1], axis=1)
-    rows = jnp.arange(batch)[:, None]
-    edited = h
-    for name, count, where in (('first', ends.first, start), ('last', ends.last, end)):
-        if not count:
-            continue
-        count = min(count, length)
-        offsets = jnp.arange(count) - (count if name == 'last' else 0)
-        index = where[:, None] + offsets
-        # Positions outside of the tokens go where reading fills in and writing drops.
-        index = jnp.where((index >= start[:, None]) & (index < end[:, None]), index, length)
-        states = h.at[rows, index].get(mode='fill', fill_value=0)
-        unit = leaves[name] if name in leaves else leaves['both']
-        edited = edited.at[rows, index].set(_edit(method, unit, states), mode='drop')
-    return edited
 
 
 def _check_width(path: str, weight: jax.Array, output: jax.Array) -> None:
