@@ -1,6 +1,5 @@
 """The training program end to end, on tiny random models and text made here."""
 
-import bz2
 import json
 import shutil
 import subprocess
@@ -12,65 +11,22 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
-from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from configs import lora_sentiment, lora_smollm2
+from configs import lora_smollm2
 from experiments import build, data, train
 from experiments.checkpoints import Checkpoints
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.window import NonFiniteError
 from peftjax.training import init_state
+from tests import tiny_runs
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / 'golden'
-WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()
-SPECIAL = ['[PAD]', '[UNK]', '<|im_start|>', '<|im_end|>']
 RATES = ('train/steps_per_second', 'train/tokens_per_second')
-
-
-def _checkpoint(folder: Path, golden: str) -> Path:
-    """A random model in Hugging Face layout, its head left out, with a tokenizer of whole words."""
-    folder.mkdir()
-    stored = np.load(GOLDEN / f'{golden}.npz')
-    (folder / 'config.json').write_text(str(stored['config']), encoding='utf-8')
-    weights = {
-        name.removeprefix('weights/'): np.ascontiguousarray(stored[name])
-        for name in stored.files
-        if name.startswith('weights/') and 'classifier' not in name
-    }
-    save_file(weights, folder / 'model.safetensors')
-    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / 'tokenizer.json'))
-    return folder
 
 
 @pytest.fixture(scope='module')
 def reviews(tmp_path_factory) -> ConfigDict:
-    """configs/lora_sentiment.py with a tiny BERT and reviews whose adjective decides."""
-    folder = tmp_path_factory.mktemp('reviews')
-    rng = np.random.default_rng(0)
-    lines = ['category,text,movie_name']
-    for film in range(40):
-        for _ in range(10):
-            fresh = rng.random() < 0.5
-            words = rng.choice(WORDS[8:], rng.integers(2, 7)).tolist()
-            words.insert(rng.integers(len(words)), WORDS[rng.integers(4) + 4 * (not fresh)])
-            lines.append(f'{"fresh" if fresh else "rotten"},{" ".join(words)},film {film}')
-    with bz2.open(folder / 'reviews.csv.bz2', 'wt', encoding='utf-8') as file:
-        file.write('\n'.join(lines) + '\n')
-    config = lora_sentiment.get_config()
-    config.model.source = str(_checkpoint(folder / 'bert', 'tiny_bert'))
-    config.data.source = str(folder / 'reviews.csv.bz2')
-    config.data.lengths = (8,)  # one shape, one compilation
-    config.data.batch_size = config.data.eval_batch_size = 8
-    config.lora.dropout = 0.1
-    config.lora.rank = 4
-    config.duration, config.log_every = '8 steps', '2 steps'
-    config.eval_every, config.save_every = '4 steps', '2 steps'
-    return config
+    return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
 
 
 @pytest.fixture
@@ -194,7 +150,9 @@ def test_unknown_names_in_a_config_are_answered_with_the_known_ones(config):
 def test_packed_and_padded_rows_have_the_same_loss(tmp_path):
     rng = np.random.default_rng(0)
     lines = [
-        json.dumps({name: ' '.join(rng.choice(WORDS, rng.integers(2, 8))) for name in fields})
+        json.dumps(
+            {name: ' '.join(rng.choice(tiny_runs.WORDS, rng.integers(2, 8))) for name in fields}
+        )
         for fields in [('question', 'answer')] * 1010
     ]
     (tmp_path / 'problems.jsonl').write_text('\n'.join(lines), encoding='utf-8')
@@ -205,7 +163,7 @@ def test_packed_and_padded_rows_have_the_same_loss(tmp_path):
 
 def _loss_of_problems(folder: Path, arg: str) -> float:
     config = lora_smollm2.get_config(arg)
-    config.model.source = str(_checkpoint(folder, 'tiny_llama'))
+    config.model.source = str(tiny_runs.checkpoint(folder, 'tiny_llama'))
     config.data.source = str(folder.parent / 'problems.jsonl')
     config.data.lengths, config.lora.rank = (32, 64), 2
     run = build.build(config)

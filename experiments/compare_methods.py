@@ -1,0 +1,254 @@
+"""Compares methods on one task at one budget: accuracy against trained parameters.
+
+    python -m experiments.compare_methods --workdir runs/compare
+
+Every method is the default of a config on film reviews (`--configs` names others, `name:argument`
+for a variant). All get the same sentences, steps and schedule; the rate is tuned for each:
+
+1. one fit at each rate of a grid with seed 0; while the best, by the loss on the validation films,
+   is the grid's least or greatest, the next rate outwards is tried;
+2. one fit at that rate for each seed, which draws the training sentences, their order, the initial
+   values and the noise; scored on the test films, which choose nothing.
+
+A work folder keeps every fit in results.jsonl and is gone on with; results.md and comparison.png
+are drawn from it.
+"""
+
+import dataclasses
+import functools
+import importlib
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+from rich.console import Console
+
+import peftjax
+from experiments import build, comparison
+from experiments.config import Config
+from experiments.data import Batch, collate
+from experiments.packing import Row
+from peftjax.training import init_state, make_train_step
+
+_FACTOR = 10**0.5  # between neighbours in the grid of rates
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the results.', required=True)
+_CONFIGS = flags.DEFINE_list('configs', None, 'Names in configs/, with :argument for a variant.')
+_SEEDS = flags.DEFINE_integer('seeds', 5, 'Final fits of each method.', lower_bound=1)
+_TRAIN = flags.DEFINE_integer('train', 1536, 'Sentences to train on.', lower_bound=16)
+_VALIDATION = flags.DEFINE_integer('validation', 512, 'Sentences to tune on.', lower_bound=16)
+_TEST = flags.DEFINE_integer('test', 1024, 'Sentences to score on.', lower_bound=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What all methods share.
+
+    Attributes:
+        seeds: how many final fits a method gets.
+        length: longest sentence used, in tokens; all batches are padded to it.
+        train, validation, test: sentences.
+        batch_size, epochs: of a fit.
+        rates: the grid, in half decades: powers of `sqrt(10)`, as exponents.
+    """
+
+    seeds: int = 5
+    length: int = 24
+    train: int = 1536
+    validation: int = 512
+    test: int = 1024
+    batch_size: int = 16
+    epochs: int = 1
+    rates: tuple[int, ...] = (-7, -6, -5, -4)
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * (self.train // self.batch_size)
+
+
+class Contestant:
+    """A method, with the two programs that its fits need: compiled once, used for all rates."""
+
+    def __init__(self, config: Config, protocol: Protocol):
+        with config.unlocked():
+            config.lr = 1.0  # The rate is an argument of the fit.
+            config.duration = f'{protocol.steps} steps'
+            config.data.batch_size = protocol.batch_size
+        self.protocol = protocol
+        self.run = build.build(config)
+        self.summary = peftjax.summary(self.run.transform, self.run.model)
+        self._init = jax.jit(self.run.transform.init)
+        self._base = jax.jit(self.run.transform.base)
+        self._fit = jax.jit(_fit(self.run))
+        self._sums = jax.jit(self.run.sums)
+
+    def fit(self, exponent: int, seed: int, split: str) -> dict[str, Any]:
+        """Trains one adapter; its scores on the split."""
+        began = time.perf_counter()
+        init_key, step_key = jax.random.split(jax.random.key(seed))
+        adapter = self._init(init_key, self.run.model)
+        params = self._base(self.run.model.params, adapter)
+        batches = _stack(_training_batches(self._rows('train'), self.protocol, seed))
+        adapter, losses = self._fit(adapter, params, _FACTOR**exponent, step_key, batches)
+        scores = {'finite': bool(np.isfinite(losses).all())}
+        rows = _chosen(self._rows(split), getattr(self.protocol, split), seed=0)
+        batched = _batches(rows, self.protocol)
+        found = build.evaluate(lambda batch: self._sums(adapter, params, batch), batched)
+        scores |= {f'{split}/{name}': value for name, value in found.items()}
+        return scores | {'seconds': round(time.perf_counter() - began, 2)}
+
+    def _rows(self, split: str) -> list[Row]:
+        rows = self.run.task.splits[split]
+        return [row for row in rows if len(row['input_ids']) <= self.protocol.length]
+
+
+def compare(
+    configs: Mapping[str, Config], protocol: Protocol, workdir: Path, console: Console
+) -> list[dict[str, Any]]:
+    """Tunes and fits every method, going on from what the work folder holds.
+
+    Args:
+        configs: what each method is called, and its config.
+        protocol: what all share.
+        workdir: gets protocol.json, results.jsonl, results.md and comparison.png.
+        console: where each fit is reported.
+
+    Returns:
+        All rows of results.jsonl.
+
+    Raises:
+        ValueError: the folder was begun with another protocol.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = comparison.Results(workdir, dataclasses.asdict(protocol))
+    for name, config in configs.items():
+        _compare_one(name, config, protocol, results, console)
+        comparison.draw(results.rows, workdir / 'comparison.png')
+        (workdir / 'results.md').write_text(comparison.table(results.rows), encoding='utf-8')
+    return results.rows
+
+
+def _compare_one(
+    name: str, config: Config, protocol: Protocol, results: comparison.Results, console: Console
+) -> None:
+    # Built when the first fit is missing.
+    contestant = functools.cache(lambda: Contestant(config, protocol))
+
+    def fit(stage: str, exponent: int, seed: int, split: str) -> dict[str, Any]:
+        fields = {'method': name, 'stage': stage, 'exponent': exponent, 'seed': seed}
+        row = results.find(**fields)
+        if row is None:
+            row = {
+                **fields,
+                'rate': float(f'{_FACTOR**exponent:.3g}'),
+                'trainable': contestant().summary.trainable,
+                'base': contestant().summary.base,
+                **contestant().fit(exponent, seed, split),
+            }
+            results.add(row)
+            console.print(_line(row), highlight=False)
+        return row
+
+    exponent = best_exponent(
+        lambda exponent: _loss(fit('tune', exponent, 0, 'validation')), protocol.rates
+    )
+    for seed in range(protocol.seeds):
+        fit('final', exponent, seed, 'test')
+
+
+def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
+    """The exponent of least loss, looked for outwards while it is at the edge of those tried.
+
+    >>> best_exponent(lambda exponent: (exponent + 9) ** 2, (-7, -6, -5))
+    -9
+    """
+    tried = {exponent: loss(exponent) for exponent in grid}
+    while True:
+        best = min(tried, key=lambda exponent: tried[exponent])
+        if best == min(tried):
+            tried[best - 1] = loss(best - 1)
+        elif best == max(tried):
+            tried[best + 1] = loss(best + 1)
+        else:
+            return best
+
+
+def load_config(name: str) -> Config:
+    """`configs/<name>.py`, at its default or with the argument after a colon."""
+    module, _, argument = name.partition(':')
+    return importlib.import_module(f'configs.{module}').get_config(argument)
+
+
+def _fit(run: build.Run) -> Callable[..., tuple[Any, jax.Array]]:
+    def fit(
+        adapter: Any, params: Any, rate: jax.Array, key: jax.Array, batches: Batch
+    ) -> tuple[Any, jax.Array]:
+        # The run's optimiser has rate 1; its updates are linear in the rate.
+        optimizer = optax.chain(run.optimizer, optax.scale(rate))
+        step = make_train_step(run.loss, optimizer)
+        state, metrics = jax.lax.scan(
+            lambda state, batch: step(state, params, batch),
+            init_state(adapter, optimizer, key),
+            batches,
+        )
+        return state.adapter, metrics['loss']
+
+    return fit
+
+
+def _training_batches(rows: list[Row], protocol: Protocol, seed: int) -> list[Batch]:
+    chosen = _chosen(rows, protocol.train, seed)
+    random = np.random.default_rng((seed, 1))
+    passes = [random.permutation(len(chosen)) for _ in range(protocol.epochs)]
+    return _batches([chosen[i] for order in passes for i in order], protocol)
+
+
+def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
+    if len(rows) < count:
+        raise ValueError(f'{count} sentences are asked for, {len(rows)} are short enough')
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:count]]
+
+
+def _batches(rows: list[Row], protocol: Protocol) -> list[Batch]:
+    size = protocol.batch_size
+    return [
+        collate(rows[start : start + size], (protocol.length,))
+        for start in range(0, len(rows) - size + 1, size)
+    ]
+
+
+def _stack(batches: list[Batch]) -> Batch:
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _loss(row: dict[str, Any]) -> float:
+    value = row['validation/loss']
+    return value if row['finite'] and math.isfinite(value) else math.inf
+
+
+def _line(row: dict[str, Any]) -> str:
+    scores = '  '.join(f'{k} {v:.4f}' for k, v in row.items() if '/' in k)
+    return (
+        f'{row["method"]} {row["stage"]} rate {row["rate"]} seed {row["seed"]}: {scores}  '
+        f'{row["seconds"]} s'
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f'unexpected argument {argv[1]!r}; settings are flags')
+    protocol = Protocol(
+        seeds=_SEEDS.value, train=_TRAIN.value, validation=_VALIDATION.value, test=_TEST.value
+    )
+    configs = {name: load_config(name) for name in _CONFIGS.value or ()}
+    compare(configs, protocol, Path(_WORKDIR.value), Console())
+
+
+if __name__ == '__main__':
+    app.run(main)

@@ -1,0 +1,148 @@
+"""The results of a comparison of methods: their file, their table, their picture."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+
+class Results:
+    """The rows of `results.jsonl`, one a fit, in the order they were made.
+
+    Raises:
+        ValueError: the folder's protocol.json is not `protocol`.
+    """
+
+    def __init__(self, folder: Path, protocol: Mapping[str, Any]):
+        self._path = folder / 'results.jsonl'
+        written = folder / 'protocol.json'
+        text = json.dumps(protocol, indent=2) + '\n'
+        if written.exists() and json.loads(written.read_text(encoding='utf-8')) != json.loads(text):
+            raise ValueError(
+                f'{written} differs from the protocol asked for, {text}; use another folder'
+            )
+        written.write_text(text, encoding='utf-8')
+        self.rows = read(self._path)
+
+    def add(self, row: Row) -> None:
+        """Appends a row, on the disk before this returns."""
+        with self._path.open('a', encoding='utf-8') as file:
+            file.write(json.dumps(row) + '\n')
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def find(self, **fields: Any) -> Row | None:
+        """The row with these values, if there is one."""
+        return next((row for row in self.rows if fields.items() <= row.items()), None)
+
+
+class Score(NamedTuple):
+    """A method's final fits: mean and deviation of the accuracy over seeds."""
+
+    method: str
+    trainable: int
+    percent: float
+    rate: float
+    mean: float
+    deviation: float
+    loss: float
+    seeds: int
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a results.jsonl; none if there is no file. A last line cut short is dropped."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding='utf-8')
+    whole = text[: text.rfind('\n') + 1]
+    if whole != text:
+        path.write_text(whole, encoding='utf-8')
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def scores(rows: Sequence[Row]) -> list[Score]:
+    """One score for each method with final fits, the best first."""
+    finals: dict[str, list[Row]] = {}
+    for row in rows:
+        if row['stage'] == 'final':
+            finals.setdefault(row['method'], []).append(row)
+    found = []
+    for method, fits in finals.items():
+        accuracies = [fit['test/accuracy'] for fit in fits]
+        first = fits[0]
+        found.append(
+            Score(
+                method=method,
+                trainable=first['trainable'],
+                percent=100 * first['trainable'] / first['base'],
+                rate=first['rate'],
+                mean=float(np.mean(accuracies)),
+                deviation=float(np.std(accuracies, ddof=1)) if len(fits) > 1 else math.nan,
+                loss=float(np.mean([fit['test/loss'] for fit in fits])),
+                seeds=len(fits),
+            )
+        )
+    return sorted(found, key=lambda score: -score.mean)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The scores as a table in Markdown."""
+    lines = [
+        '| method | trained | % of the base | rate | accuracy (mean ± deviation) | loss | seeds |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for s in scores(rows):
+        lines.append(
+            f'| {s.method} | {s.trainable:,} | {s.percent:.3g} | {s.rate:g} '
+            f'| {s.mean:.3f} ± {s.deviation:.3f} | {s.loss:.3f} | {s.seeds} |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def draw(rows: Sequence[Row], path: Path, ends: Sequence[str] = ('frozen', 'full')) -> None:
+    """Draws accuracy against trained parameters, with deviations, into a PNG.
+
+    Args:
+        rows: of a results.jsonl.
+        path: the file to write.
+        ends: methods drawn as horizontal lines across the picture as well.
+    """
+    found = scores(rows)
+    figure = Figure(figsize=(11, 7), layout='constrained')
+    axes = figure.subplots()
+    colours = [colormaps['tab20'](i % 20) for i in range(len(found))]
+    for score, colour in zip(found, colours, strict=True):
+        axes.errorbar(
+            score.trainable,
+            score.mean,
+            yerr=score.deviation,
+            fmt='o',
+            color=colour,
+            markersize=5,
+            capsize=2,
+            linewidth=1,
+            label=f'{score.mean:.3f}  {score.method}',
+        )
+        axes.annotate(
+            score.method,
+            (score.trainable, score.mean),
+            xytext=(4, 3),
+            textcoords='offset points',
+            fontsize=7,
+        )
+        if score.method in ends:
+            axes.axhline(score.mean, color=colour, linestyle='--', linewidth=1)
+    axes.set_xscale('log')
+    axes.set(xlabel='trained parameters', ylabel='accuracy on unseen films, mean of seeds')
+    axes.grid(alpha=0.3)
+    figure.legend(loc='outside right upper', fontsize=7, title='accuracy, best first')
+    figure.savefig(path, dpi=120)

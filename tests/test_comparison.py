@@ -1,0 +1,87 @@
+"""Comparing methods: one protocol, a tuned rate, several seeds; a run that was cut goes on."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from experiments import comparison
+from experiments.compare_methods import Protocol, best_exponent, compare
+from tests import tiny_runs
+
+QUIET = Console(quiet=True)
+
+
+def _row(method, seed, accuracy, trainable):
+    return {
+        'method': method,
+        'stage': 'final',
+        'rate': 1e-3,
+        'seed': seed,
+        'trainable': trainable,
+        'base': 1000,
+        'test/accuracy': accuracy,
+        'test/loss': 0.5,
+    }
+
+
+ROWS = [
+    _row('full', 0, 0.8, 1000),
+    _row('full', 1, 0.9, 1000),
+    _row('lora', 0, 0.9, 10),
+    _row('lora', 1, 0.9, 10),
+    {'method': 'lora', 'stage': 'tune'},
+]
+
+
+@pytest.mark.parametrize('least', [-12, -9, -7, -5, -2])
+def test_the_best_rate_is_found_outside_of_the_grid_too(least):
+    tried = []
+
+    def loss(exponent):
+        tried.append(exponent)
+        return abs(exponent - least)
+
+    assert best_exponent(loss, (-8, -7, -6)) == least
+    assert len(tried) == len(set(tried))
+
+
+def test_scores_are_means_and_deviations_over_seeds_the_best_first(tmp_path):
+    lora, full = comparison.scores(ROWS)
+    assert (lora.method, lora.mean, lora.deviation, lora.percent) == ('lora', 0.9, 0.0, 1.0)
+    assert full.mean == pytest.approx(0.85)
+    assert full.deviation == pytest.approx(0.0707, abs=1e-4)
+    assert '| full | 1,000 | 100 | 0.001 | 0.850 ± 0.071 | 0.500 | 2 |' in comparison.table(ROWS)
+    comparison.draw(ROWS, tmp_path / 'picture.png')
+    assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_comparison_that_was_cut_short_goes_on_and_ends_the_same(tmp_path):
+    protocol = Protocol(
+        seeds=2, length=8, train=32, validation=16, test=32, batch_size=8, rates=(-7, -6)
+    )
+    configs = {'lora': tiny_runs.film_reviews(tmp_path)}
+    rows = compare(configs, protocol, tmp_path / 'whole', QUIET)
+    finals = [row for row in rows if row['stage'] == 'final']
+    assert [row['seed'] for row in finals] == [0, 1]
+    assert len({row['exponent'] for row in finals}) == 1
+    tuned = [row for row in rows if row['stage'] == 'tune']
+    best = min(tuned, key=lambda row: row['validation/loss'])
+    assert best['exponent'] == finals[0]['exponent']
+    assert finals[0]['test/loss'] != finals[1]['test/loss']
+
+    # The last line was cut in the middle, and one was never written.
+    text = (tmp_path / 'whole/results.jsonl').read_text()
+    (tmp_path / 'cut').mkdir()
+    (tmp_path / 'cut/results.jsonl').write_text(text[: text.rindex('{"method"') - 10])
+    again = compare(configs, protocol, tmp_path / 'cut', QUIET)
+    assert [_without_time(row) for row in again] == [_without_time(row) for row in rows]
+    read = (tmp_path / 'cut/results.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in read] == again
+
+    with pytest.raises(ValueError, match='another folder'):
+        compare(configs, Protocol(seeds=1), tmp_path / 'cut', QUIET)
+
+
+def _without_time(row):
+    return {name: value for name, value in row.items() if name != 'seconds'}
