@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from peftjax.binding.adapt import adapt
+from peftjax.binding.interpret import programs_in
 from peftjax.binding.wrap import wrap
 from peftjax.core import paths
 from peftjax.core.base import Adapter, MergeError, Model, PeftTransform
@@ -39,6 +40,8 @@ class Case:
       mergeable: whether the method merges; one that does not must say so.
       tolerance: of equal numbers, relative to the size of the outputs (of gradients: 10 times).
       parameters: how many train, by a closed formula; None to skip.
+      dense: whether the mathematics needs an array of a kernel's size on the training route, a
+        change that is formed or a gradient of the kernel.
       forward_flops: the most a forward pass adds, by a closed formula, plus 3 %; None to skip.
       roundtrip: saves an adapter and loads it; None to skip.
     """
@@ -52,6 +55,7 @@ class Case:
     mergeable: bool = True
     tolerance: float = 1e-5
     parameters: int | None = None
+    dense: bool = False
     forward_flops: float | None = None
     roundtrip: Callable[[Adapter], Adapter] | None = None
 
@@ -291,6 +295,25 @@ def counts_match(case: Case) -> None:
         assert found == case.parameters, f'{found} parameters, the formula gives {case.parameters}'
 
 
+def dense_only_if_said(case: Case) -> None:
+    """No product of a training step has the shape of a kernel acted on, unless the case says so.
+
+    Such a product is the gradient of a frozen kernel, or a change of it that is formed. Square
+    kernels are passed over, since other arrays may have their shape.
+    """
+    adapter = case.moved()
+    sites = (case.model.sites.weights.get(path) for path in case.transform.rules(adapter))
+    layouts = [site.layout for site in sites if site is not None and site.layout is not None]
+    kernels = {(i, o) for layout in layouts if (i := layout.inputs) != (o := layout.outputs)}
+    kernels |= {(o, i) for i, o in kernels}
+    program = jax.make_jaxpr(jax.grad(lambda adapter: _loss(case.predict(adapter))))(adapter)
+    found = {shape[-2:] for shape in _product_shapes(program.jaxpr)} & kernels
+    if case.dense:
+        assert found or not kernels, 'no product of the shape of a kernel: dense=True is not so'
+    else:
+        assert not found, f'a training step forms products of the shape of a kernel: {found}'
+
+
 def forward_cost_matches(case: Case) -> None:
     """Compiled FLOPs added to a forward pass are at most those of the closed formula, plus 3 %."""
     if case.forward_flops is None:
@@ -351,6 +374,7 @@ LAWS: dict[str, Callable[[Case], None]] = {
         keys_are_stable,
         wrong_target_raises,
         counts_match,
+        dense_only_if_said,
         forward_cost_matches,
         saving_is_exact,
     )
@@ -373,6 +397,17 @@ def _output(result: Any) -> jax.Array:
 def _loss(output: jax.Array) -> jax.Array:
     weights = jnp.cos(jnp.arange(output.size)).reshape(output.shape)
     return (jnp.tanh(output.astype(jnp.float32)) * weights).sum()
+
+
+def _product_shapes(program: Any) -> set[tuple[int, ...]]:
+    """Shapes of the results of all matrix products of a jaxpr, those inside of loops too."""
+    found: set[tuple[int, ...]] = set()
+    for equation in program.eqns:
+        if equation.primitive.name == 'dot_general':
+            found.add(equation.outvars[0].aval.shape)
+        for inner in programs_in(equation.params):
+            found |= _product_shapes(inner)
+    return found
 
 
 def _shapes(tree: Any) -> dict[str, tuple[Any, ...]]:

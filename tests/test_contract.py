@@ -52,6 +52,7 @@ def _case(method, form, roundtrip=None):
         mergeable=row.mergeable,
         tolerance=3e-2 if low else 1e-5,
         parameters=row.parameters,
+        dense=row.dense,
         forward_flops=None if scanned else row.forward_flops,
         roundtrip=roundtrip,
     )
@@ -90,6 +91,15 @@ def test_the_laws_catch_a_wrong_method():
         testing.wrong_target_raises(case)
     with pytest.raises(AssertionError, match='formula'):
         testing.counts_match(dataclasses.replace(_case('lora', 'linen looped'), parameters=7))
+    merging = peftjax.weightwise(
+        lambda key, matrix, site: {'scale': jnp.ones(matrix.shape[1])},
+        lambda leaves, matrix, path: matrix * leaves['scale'],
+        targets=good.targets,
+    )
+    with pytest.raises(AssertionError, match='shape of a kernel'):
+        testing.dense_only_if_said(dataclasses.replace(case, make=lambda _: merging))
+    with pytest.raises(AssertionError, match='dense=True is not so'):
+        testing.dense_only_if_said(dataclasses.replace(_case('lora', 'linen looped'), dense=True))
     with pytest.raises(AssertionError, match='formula'):
         testing.forward_cost_matches(
             dataclasses.replace(_case('lora', 'linen looped'), forward_flops=10.0)

@@ -136,7 +136,9 @@ def bind(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
 
 def _tags_below(eqn: Any) -> list[tags.Tag]:
     """Tags of module outputs in the jaxprs of an equation, at any depth."""
-    return [tag for jaxpr in _jaxprs(eqn.params) for inner in jaxpr.eqns for tag in _tags_of(inner)]
+    return [
+        tag for jaxpr in programs_in(eqn.params) for inner in jaxpr.eqns for tag in _tags_of(inner)
+    ]
 
 
 def _tags_of(eqn: Any) -> list[tags.Tag]:
@@ -144,7 +146,8 @@ def _tags_of(eqn: Any) -> list[tags.Tag]:
     return ([tag] if tag and tag.point == 'out' else []) + _tags_below(eqn)
 
 
-def _jaxprs(params: Mapping[str, Any]) -> list[jax_core.Jaxpr]:
+def programs_in(params: Mapping[str, Any]) -> list[jax_core.Jaxpr]:
+    """The jaxprs among the parameters of an equation: bodies of loops, branches, calls."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -61,6 +61,7 @@ ROWS = {
         make=lambda targets: peftjax.select(targets),
         targets=r'.*',
         fewer_targets=r'.*/kernel',
+        dense=True,
         parameters=_BASE,
     ),
     'bottleneck': Row(
@@ -76,6 +77,7 @@ ROWS = {
         make=_scale_outputs,
         targets=r'layers.*/(up|down)',
         fewer_targets=r'layers.*/up',
+        dense=True,
         parameters=LAYERS * (HIDDEN + WIDTH),
     ),
 }

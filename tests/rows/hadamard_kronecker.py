@@ -24,6 +24,7 @@ ROWS = {
         targets=MATRICES,
         fewer_targets=UP,
         parameters=total(lambda i, o: 4 * o),
+        dense=True,
         forward_flops=total(lambda i, o: 2 * 4 * i * o + 2 * i * o),
     ),
 }

@@ -18,6 +18,7 @@ class Row:
     parameters: int
     identity: float | None = 0.0
     mergeable: bool = True
+    dense: bool = False
     forward_flops: float | None = None
     # Of a method that has a row already: on two forms only, and left out of the pairs.
     variant: bool = False

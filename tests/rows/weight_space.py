@@ -18,6 +18,7 @@ ROWS = {
         make=lambda targets: peftjax.loha(rank=2, alpha=3, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
+        dense=True,
         parameters=total(lambda i, o: 2 * 2 * (i + o)),
         forward_flops=total(lambda i, o: (8 + 2) * i * o + 2 * TOKENS * i * o + TOKENS * o),
     ),
@@ -25,6 +26,7 @@ ROWS = {
         make=lambda targets: peftjax.hira(rank=2, dropout=0.1, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
+        dense=True,
         parameters=total(lambda i, o: 2 * (i + o)),
         forward_flops=total(lambda i, o: (4 + 1) * i * o + 2 * TOKENS * i * o + TOKENS * o),
     ),
@@ -97,6 +99,7 @@ ROWS = {
         make=lambda targets: peftjax.fourierft(n_frequency=6, scaling=2.0, targets=targets),
         targets=MATRICES,
         fewer_targets=UP,
+        dense=True,
         parameters=total(lambda i, o: 6),
         identity=None,  # The paper draws the coefficients from a normal.
     ),
