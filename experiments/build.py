@@ -10,6 +10,8 @@ import peftjax
 from experiments import cadence
 from experiments.config import Config
 from experiments.data import Batch
+from experiments.found import Found, find
+from experiments.optimizers import build_optimizer
 from experiments.tasks import TASKS, Task
 from peftjax.training import LossFunction
 
@@ -47,7 +49,8 @@ def build(config: Config) -> Run:
         raise ValueError(f'unknown data {config.data.name!r}; known: {", ".join(TASKS)}')
     model = build_model(config)
     task = TASKS[config.data.name](config.data, model.tokenizer)
-    transform = build_transform(config)
+    transform = build_transform(config, find(config, model, task))
+    penalty = build_penalty(config)
     steps_per_epoch = len(task.splits['train']) // config.data.batch_size
     steps = cadence.steps(
         config.duration, steps_per_epoch=steps_per_epoch, batch_size=config.data.batch_size
@@ -57,7 +60,8 @@ def build(config: Config) -> Run:
     def loss(adapter: Any, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         logits = predict(adapter, params, **task.inputs(batch), adapter_key=key)
         sums = task.sums(logits, batch)
-        return sums['loss'] / sums['weights'], {'accuracy': sums['correct'] / sums['weights']}
+        value = sums['loss'] / sums['weights'] + penalty(adapter)
+        return value, {'accuracy': sums['correct'] / sums['weights']}
 
     def sums(adapter: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
         return task.sums(predict(adapter, params, **task.inputs(batch)), batch)
@@ -71,11 +75,15 @@ def build_model(config: Config) -> peftjax.Model:
     return peftjax.load(**config.model, key=jax.random.key(config.seed))
 
 
-def build_transform(config: Config) -> peftjax.PeftTransform:
+def build_transform(config: Config, found: Found | None = None) -> peftjax.PeftTransform:
     """Chains the methods named in `config.peft`, in that order.
 
     Each name is a function of peftjax and has its arguments under `config.<name>`, so a method that
     is added to peftjax can be used here as it is.
+
+    Args:
+        config: see configs/base.py.
+        found: further arguments by method, which replace the config's.
 
     Raises:
         ValueError: a name is not a function of peftjax, or its settings are missing.
@@ -89,16 +97,24 @@ def build_transform(config: Config) -> peftjax.PeftTransform:
             )
         if name not in config:
             raise ValueError(f'config.peft names {name!r}, but there is no config.{name}')
-        methods.append(getattr(peftjax, name)(**config[name]))
+        arguments = {**config[name], **(found or {}).get(name, {})}
+        methods.append(getattr(peftjax, name)(**arguments))
     return peftjax.chain(*methods)
 
 
-def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping, the rate rising over `warmup` of the run and falling linearly to 0."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(_schedule(config, steps), weight_decay=config.weight_decay),
-    )
+def build_penalty(config: Config) -> Callable[[Any], jax.Array | float]:
+    """The sum of the penalties on the adapter, each times its weight.
+
+    Each name in `config.penalties` is a function of peftjax from the adapter to a scalar.
+
+    Raises:
+        ValueError: a name is not a function of peftjax.
+    """
+    for name in config.penalties:
+        if name not in peftjax.__all__:
+            raise ValueError(f'config.penalties names {name!r}, which peftjax does not have')
+    terms = [(getattr(peftjax, name), weight) for name, weight in config.penalties.items()]
+    return lambda adapter: sum((weight * term(adapter) for term, weight in terms), start=0.0)
 
 
 def evaluate(
@@ -113,14 +129,3 @@ def evaluate(
         'loss': totals['loss'] / totals['weights'],
         'accuracy': totals['correct'] / totals['weights'],
     }
-
-
-def _schedule(config: Config, steps: int) -> optax.Schedule:
-    rise = max(1, round(config.warmup * steps))
-    return optax.schedules.join_schedules(
-        [
-            optax.schedules.linear_schedule(config.lr / rise, config.lr, rise),
-            optax.schedules.linear_schedule(config.lr, 0.0, max(1, steps - rise)),
-        ],
-        boundaries=[rise],
-    )

@@ -58,7 +58,7 @@ def film_reviews(data: Config, tokenizer: Tokenizer) -> Task:
     splits = {
         name: [row(review) for review in _limit(split, data)] for name, split in reviews.items()
     }
-    return Task(splits, _encoder_inputs, weighted_sums)
+    return Task(splits, encoder_inputs, weighted_sums)
 
 
 def gsm8k(data: Config, tokenizer: Tokenizer) -> Task:
@@ -82,7 +82,7 @@ def gsm8k(data: Config, tokenizer: Tokenizer) -> Task:
     }
     if data.packing:
         splits = {name: pack(rows, longest) for name, rows in splits.items()}
-    return Task(splits, _decoder_inputs, weighted_sums)
+    return Task(splits, decoder_inputs, weighted_sums)
 
 
 TASKS: Mapping[str, Callable[[Config, Tokenizer], Task]] = {
@@ -108,11 +108,13 @@ def weighted_sums(logits: jax.Array, batch: Batch) -> Sums:
     }
 
 
-def _encoder_inputs(batch: Batch) -> dict[str, Any]:
+def encoder_inputs(batch: Batch) -> dict[str, Any]:
+    """Tokens and which of them are real."""
     return {'input_ids': batch['input_ids'], 'attention_mask': batch['segment_ids'] > 0}
 
 
-def _decoder_inputs(batch: Batch) -> dict[str, Any]:
+def decoder_inputs(batch: Batch) -> dict[str, Any]:
+    """Tokens, which row of several they belong to, and their places in it."""
     names = ('input_ids', 'segment_ids', 'position_ids')
     return {name: batch[name] for name in names}
 

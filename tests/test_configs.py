@@ -1,45 +1,124 @@
-"""Every config loads, says what it expects, and runs on its real model and data."""
+"""Every config and every row of its paper's table loads and is stepped; two run on real models."""
 
+import functools
 import importlib
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
+import peftjax
+from configs import base
 from configs.args import parse_arg
-from experiments import build, train
+from experiments import build, tasks, train
+from experiments.data import collate
+from peftjax.models.bert import Bert
+from peftjax.models.bert_config import BertConfig
+from peftjax.models.llama import Llama
+from peftjax.models.llama_config import LlamaConfig
+from peftjax.training import init_state, make_train_step
 
 ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem[0] != '_')
-NAMES.remove('args')
-VARIANTS = {
+NAMES = sorted(
+    path.stem for path in (ROOT / 'configs').glob('*.py') if 'def get_config(' in path.read_text()
+)
+MEASURED = {
     'lora_sentiment': ('', 'full', 'tiny', 'rank=4', 'full,tiny'),
     'lora_smollm2': ('', 'full', 'padded', 'tiny', 'padded,tiny'),
 }
+METHODS = [name for name in NAMES if name not in MEASURED]
+MODELS = {  # the shapes of published models whose families are built, or share their names
+    'FacebookAI/roberta-base': BertConfig(50265, 768, 12, 12, 3072, 514, 1),
+    'FacebookAI/roberta-large': BertConfig(50265, 1024, 24, 16, 4096, 514, 1),
+    'google-bert/bert-base-uncased': BertConfig(30522, 768, 12, 12, 3072),
+    'google-bert/bert-base-cased': BertConfig(28996, 768, 12, 12, 3072),
+    'google-bert/bert-large-uncased': BertConfig(30522, 1024, 24, 16, 4096),
+    'google-bert/bert-large-cased-whole-word-masking': BertConfig(28996, 1024, 24, 16, 4096),
+    'microsoft/deberta-v3-base': BertConfig(128100, 768, 12, 12, 3072),
+    'huggyllama/llama-7b': LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
+    'meta-llama/Llama-2-7b-hf': LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
+    'meta-llama/Meta-Llama-3-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
+    'meta-llama/Llama-3.1-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
+}
+
+
+def _module(name: str):
+    return importlib.import_module(f'configs.{name}')
 
 
 def _config(name: str, arg: str) -> ConfigDict:
-    return importlib.import_module(f'configs.{name}').get_config(arg)
+    return _module(name).get_config(arg)
 
 
-def test_every_config_has_its_variants_listed_here():
-    assert set(NAMES) == set(VARIANTS)
+def _abstract(module) -> peftjax.Model:
+    """The module as a model without weights."""
+    ids = jnp.zeros((2, 8), jnp.int32)
+    params = jax.eval_shape(lambda key: module.init(key, input_ids=ids), jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    return peftjax.wrap(module, params['params'], {'input_ids': inputs, 'attention_mask': inputs})
+
+
+@functools.cache
+def _published(source: str) -> peftjax.Model:
+    shape = MODELS[source]
+    if isinstance(shape, LlamaConfig):
+        return _abstract(Llama(shape))
+    return _abstract(Bert(shape, outputs=2))
+
+
+@functools.cache
+def _tiny() -> peftjax.Model:
+    """A random BERT with the paths of MiniLM, as small as the settings of the configs allow."""
+    model = _abstract(Bert(BertConfig(64, 64, 2, 4, 128, 64), outputs=2, pooling='mean'))
+    generator = np.random.default_rng(0)
+    return model.replace(
+        params=jax.tree.map(
+            lambda leaf: jnp.asarray(0.1 * generator.normal(size=leaf.shape), leaf.dtype),
+            model.params,
+        )
+    )
+
+
+def _few_reviews(data: ConfigDict, tokenizer: object) -> tasks.Task:
+    """What film_reviews makes, of random tokens and one length."""
+    del data, tokenizer
+    ids = np.random.default_rng(0).integers(1, 64, (16, 8)).astype(np.int32)
+    rows = [
+        {
+            'input_ids': row,
+            'segment_ids': np.ones_like(row),
+            'targets': np.int32(row[0] % 2),
+            'weights': np.float32(1.0),
+        }
+        for row in ids
+    ]
+    splits = {'train': rows, 'validation': rows, 'test': rows}
+    return tasks.Task(splits, tasks.encoder_inputs, tasks.weighted_sums)
+
+
+def test_every_config_without_rows_has_its_variants_listed_here():
+    assert [name for name in NAMES if not hasattr(_module(name), 'ROWS')] == sorted(MEASURED)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_header_gives_the_command_the_time_and_the_expected_number(name):
-    header = importlib.import_module(f'configs.{name}').__doc__
+def test_the_header_says_what_to_run_and_what_to_expect(name):
+    header = _module(name).__doc__
     assert f'python -m experiments.main --config configs/{name}.py' in header
-    for word in ('Expected:', 'Time:', 'Data:'):
-        assert word in header
-    assert re.search(r'of \d seeds?', header)
+    words = ('Expected:', 'Data:')
+    words += ('Time:',) if name in MEASURED else ('Paper:', 'Hyperparameters:', 'arXiv:')
+    for word in words:
+        assert word in header, word
+    if name in MEASURED:
+        assert re.search(r'of \d seeds?', header)
 
 
 @pytest.mark.parametrize(
-    ('name', 'arg'), [(name, arg) for name in NAMES for arg in VARIANTS.get(name, ())]
+    ('name', 'arg'), [(name, arg) for name in MEASURED for arg in MEASURED[name]]
 )
 def test_every_variant_loads_and_names_methods_that_exist(name, arg):
     config = _config(name, arg)
@@ -48,7 +127,43 @@ def test_every_variant_loads_and_names_methods_that_exist(name, arg):
     assert max(config.data.lengths) > 0
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', METHODS)
+def test_every_row_of_the_paper_loads_and_fits_its_model(name):
+    for row in _module(name).ROWS:
+        config = _config(name, f'paper,row={row}').lock()
+        assert config.published.value > 0
+        build.build_optimizer(config, 100_000)
+        transform = build.build_transform(config)
+        if config.model.source not in MODELS:
+            continue  # a family that is not built
+        model = _published(config.model.source)
+        count = peftjax.summary(transform, model).trainable
+        if 'select' in config.peft:
+            count -= peftjax.summary(peftjax.select(r'classifier/.*'), model).trainable
+        assert count > 0
+        assert config.published.trainable in (0, count)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_step_on_a_small_model(name, monkeypatch):
+    config = _config(name, 'tiny').lock()
+    assert _config(name, '').peft == config.peft
+    with config.unlocked():
+        config.data.lengths = (8,)
+    monkeypatch.setattr(build, 'build_model', lambda config: _tiny())
+    monkeypatch.setitem(tasks.TASKS, 'film_reviews', _few_reviews)
+    run = build.build(config)
+    key = jax.random.key(0)
+    adapter = jax.jit(run.transform.init)(key, run.model)
+    params = run.transform.base(run.model.params, adapter)
+    state = init_state(adapter, run.optimizer, key)
+    batch = collate(run.task.splits['train'][:4], config.data.lengths)
+    state, metrics = jax.jit(make_train_step(run.loss, run.optimizer))(state, params, batch)
+    assert np.isfinite(metrics['loss'])
+    assert np.isfinite(metrics['grad_norm']) and metrics['grad_norm'] > 0
+
+
+@pytest.mark.parametrize('name', MEASURED)
 def test_a_short_run_on_the_real_model_and_the_real_data(name, tmp_path):
     config = _config(name, 'tiny')
     config.duration = '2 steps'
@@ -76,3 +191,8 @@ def test_arguments_are_read_by_the_type_of_their_default():
 def test_wrong_arguments_raise(text, message):
     with pytest.raises(ValueError, match=message):
         parse_arg(text, full=False, rank=8)
+
+
+def test_a_row_that_is_not_there_raises():
+    with pytest.raises(ValueError, match="no row 'c'.*it has a, b"):
+        base.choose('row=c', {'a': (), 'b': ()})

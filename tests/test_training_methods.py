@@ -108,7 +108,7 @@ def test_lora_plus_moves_b_faster_by_the_ratio():
     adapter = tx.init(jax.random.key(0), mlp)
     slopes = jax.tree.map(jnp.ones_like, adapter)
     for rate in (0.25, optax.constant_schedule(0.25)):
-        optimizer = training.lora_plus(optax.sgd, rate, ratio=8)
+        optimizer = training.lora_plus(optax.sgd(rate), ratio=8)
         updates, _ = jax.jit(optimizer.update)(slopes, optimizer.init(adapter), adapter)
         entry = updates[0]['hidden/kernel']
         assert {name: float(leaf.ravel()[0]) for name, leaf in entry.items()} == {
@@ -118,7 +118,7 @@ def test_lora_plus_moves_b_faster_by_the_ratio():
         }
         np.testing.assert_array_equal(updates[1]['out/kernel'], -0.25)
     with pytest.raises(ValueError, match='positive'):
-        training.lora_plus(optax.sgd, 0.1, ratio=0.0)
+        training.lora_plus(optax.sgd(0.1), ratio=0.0)
 
 
 LENGTHS = ((3, 1, 2), (2, 4, 0))

@@ -1,6 +1,5 @@
 """LoRA+: a higher learning rate for LoRA's second factor."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,16 +36,16 @@ def lora_plus_labels(adapter: Any) -> Any:
 
 
 def lora_plus(
-    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation],
-    learning_rate: optax.ScalarOrSchedule,
-    ratio: float = 16.0,
+    optimizer: optax.GradientTransformation, *, ratio: float = 16.0
 ) -> optax.GradientTransformation:
-    """`optimizer(learning_rate)`, and `optimizer(ratio * learning_rate)` for LoRA's `B`.
+    """Wraps an optimiser so that LoRA's `B` learns at `ratio` times the rate of all else.
+
+    Its update is multiplied, which for an optimiser whose update is linear in the rate, as that of
+    Adam and of SGD is, with weight decay or without, is another rate.
 
     Args:
-        optimizer: makes an optimiser from a learning rate, for example `optax.adamw`.
-        learning_rate: of `A` and of all else, a number or a schedule.
-        ratio: lambda in the paper, larger than 1; 16 is its advice.
+        optimizer: for the whole adapter; its rate is that of `A`.
+        ratio: lambda in the paper, larger than 1; about 16 is its advice.
 
     Returns:
         An optimiser for the whole adapter.
@@ -57,7 +56,7 @@ def lora_plus(
     Example:
         >>> tx = peftjax.lora(rank=2, targets=r'hidden')
         >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
-        >>> optimizer = lora_plus(optax.sgd, 0.5, ratio=4.0)
+        >>> optimizer = lora_plus(optax.sgd(0.5), ratio=4.0)
         >>> slopes = jax.tree.map(jax.numpy.ones_like, adapter)
         >>> updates, _ = optimizer.update(slopes, optimizer.init(adapter), adapter)
         >>> float(updates['hidden/kernel']['a'][0, 0]), float(updates['hidden/kernel']['b'][0, 0])
@@ -69,8 +68,11 @@ def lora_plus(
     """
     if not ratio > 0:
         raise ValueError(f'ratio is a positive number, got {ratio}')
-    rate = learning_rate
-    fast = (lambda step: ratio * rate(step)) if callable(rate) else ratio * rate
-    return optax.multi_transform(
-        {'slow': optimizer(learning_rate), 'fast': optimizer(fast)}, lora_plus_labels
-    )
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
+        labels = lora_plus_labels(updates)
+        factors = {'slow': 1.0, 'fast': ratio}
+        return jax.tree.map(lambda leaf, label: factors[label] * leaf, updates, labels), state
+
+    return optax.GradientTransformation(optimizer.init, update)

@@ -1,0 +1,62 @@
+"""Arguments of methods that are found from the model and the data before training.
+
+`config.found.<method>.<argument>` names a function here, whose settings are `config.<name>`. A new
+one is one function and one line in FOUND.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+import jax
+
+import peftjax
+from experiments import data
+from experiments.config import Config
+from experiments.tasks import Task
+from peftjax import training
+
+Found = Mapping[str, Mapping[str, Any]]
+
+
+def eva(config: Config, model: peftjax.Model, task: Task) -> dict[str, jax.Array]:
+    """`A` of LoRA for each target, from the inputs of some training batches."""
+    settings = dict(config.eva)
+    batches = map(task.inputs, islice(_batches(config, task), settings.pop('batches')))
+
+    def counted(inputs: Mapping[str, jax.Array]) -> jax.Array:
+        return inputs['attention_mask' if 'attention_mask' in inputs else 'segment_ids'] > 0
+
+    return training.eva(model, batches, counted=counted, **settings).a
+
+
+FOUND: Mapping[str, Callable[[Config, peftjax.Model, Task], Any]] = {'eva': eva}
+
+
+def find(config: Config, model: peftjax.Model, task: Task) -> Found:
+    """All arguments that `config.found` asks for, by method and argument.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for method, arguments in config.found.items():
+        for argument, name in arguments.items():
+            if name not in FOUND:
+                raise ValueError(
+                    f'config.found.{method}.{argument} names {name!r}; known: {", ".join(FOUND)}'
+                )
+            values.setdefault(method, {})[argument] = FOUND[name](config, model, task)
+    return values
+
+
+def _batches(config: Config, task: Task) -> Any:
+    """Training batches without an end, in an order that the seed decides."""
+    rows = task.splits['train']
+    return data.train_batches(
+        rows,
+        batch_size=config.data.batch_size,
+        lengths=config.data.lengths,
+        seed=config.seed,
+        steps=max(1, len(rows) // config.data.batch_size),
+    )
