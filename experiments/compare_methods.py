@@ -26,7 +26,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import app, flags
 from rich.console import Console
 
@@ -34,6 +33,7 @@ import peftjax
 from experiments import build, comparison
 from experiments.config import Config
 from experiments.data import Batch, collate
+from experiments.optimizers import build_optimizer
 from experiments.packing import Row
 from peftjax.training import init_state, make_train_step
 
@@ -77,7 +77,6 @@ class Contestant:
 
     def __init__(self, config: Config, protocol: Protocol):
         with config.unlocked():
-            config.lr = 1.0  # The rate is an argument of the fit.
             config.duration = f'{protocol.steps} steps'
             config.data.batch_size = protocol.batch_size
         self.protocol = protocol
@@ -85,7 +84,7 @@ class Contestant:
         self.summary = peftjax.summary(self.run.transform, self.run.model)
         self._init = jax.jit(self.run.transform.init)
         self._base = jax.jit(self.run.transform.base)
-        self._fit = jax.jit(_fit(self.run))
+        self._fit = jax.jit(_fit(config, self.run))
         self._sums = jax.jit(self.run.sums)
 
     def fit(self, exponent: int, seed: int, split: str) -> dict[str, Any]:
@@ -185,12 +184,16 @@ def load_config(name: str) -> Config:
     return importlib.import_module(f'configs.{module}').get_config(argument)
 
 
-def _fit(run: build.Run) -> Callable[..., tuple[Any, jax.Array]]:
+def _fit(config: Config, run: build.Run) -> Callable[..., tuple[Any, jax.Array]]:
+    """`fit(adapter, params, rate, key, batches)`: the trained adapter and all losses."""
+
     def fit(
         adapter: Any, params: Any, rate: jax.Array, key: jax.Array, batches: Batch
     ) -> tuple[Any, jax.Array]:
-        # The run's optimiser has rate 1; its updates are linear in the rate.
-        optimizer = optax.chain(run.optimizer, optax.scale(rate))
+        settings = config.copy_and_resolve_references()
+        with settings.ignore_type():  # A rate is traced here, so that all share one program.
+            settings.lr = rate
+        optimizer = build_optimizer(settings, run.steps)
         step = make_train_step(run.loss, optimizer)
         state, metrics = jax.lax.scan(
             lambda state, batch: step(state, params, batch),
