@@ -27,12 +27,15 @@ from configs.args import parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` is read by `configs.args.parse_arg`.
 
-    full: fine-tune every weight instead. tiny: a smoke run of a few steps. rank: of LoRA.
+    full: fine-tune every weight instead. head: nothing but the head. tiny: a smoke run of a few
+    steps. rank: of LoRA.
     """
-    choice: base.Config = parse_arg(arg, full=False, tiny=False, rank=8)
+    choice: base.Config = parse_arg(arg, full=False, head=False, tiny=False, rank=8)
     c = base.film_reviews(3e-4 if choice.full else 1e-3, choice.tiny)
     c = base.methods(c, lora={'rank': choice.rank, 'targets': r'layers/.*/kernel'})
     c.full = ConfigDict()
     if choice.full:
         c.peft = ('full',)
+    if choice.head:
+        c.peft = ('select',)
     return c

@@ -1,23 +1,25 @@
 """Compares methods on one task at one budget: accuracy against trained parameters.
 
-    python -m experiments.compare_methods --workdir runs/compare
+    python -m experiments.compare_methods --results runs/compare
 
-Every method is the default of a config on film reviews (`--configs` names others, `name:argument`
-for a variant). All get the same sentences, steps and schedule; the rate is tuned for each:
+Every method is the default of its config, on film reviews, with the frozen model (only the head
+trains) and the training of all weights as the two ends; `--configs` takes others. All get the same
+sentences, steps and schedule; the rate is tuned for each:
 
 1. one fit at each rate of a grid with seed 0; while the best, by the loss on the validation films,
    is the grid's least or greatest, the next rate outwards is tried;
 2. one fit at that rate for each seed, which draws the training sentences, their order, the initial
    values and the noise; scored on the test films, which choose nothing.
 
-A work folder keeps every fit in results.jsonl and is gone on with; results.md and comparison.png
-are drawn from it.
+The folder keeps every fit in results.jsonl and is gone on with; results.md and comparison.png are
+drawn from it.
 """
 
 import dataclasses
 import functools
 import importlib
 import math
+import pkgutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ import numpy as np
 from absl import app, flags
 from rich.console import Console
 
+import configs
 import peftjax
 from experiments import build, comparison
 from experiments.config import Config
@@ -38,8 +41,12 @@ from experiments.packing import Row
 from peftjax.training import init_state, make_train_step
 
 _FACTOR = 10**0.5  # between neighbours in the grid of rates
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for the results.', required=True)
-_CONFIGS = flags.DEFINE_list('configs', None, 'Names in configs/, with :argument for a variant.')
+_ENDS = {'frozen': 'lora_sentiment:head', 'full': 'lora_sentiment:full'}
+_NOT_METHODS = ('args', 'base', 'lora_sentiment')
+_RESULTS = flags.DEFINE_string('results', None, 'Folder for the results.', required=True)
+_CONFIGS = flags.DEFINE_list(
+    'configs', None, 'What to compare: a name in configs/, or name=config:argument. Default: all.'
+)
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Final fits of each method.', lower_bound=1)
 _TRAIN = flags.DEFINE_integer('train', 1536, 'Sentences to train on.', lower_bound=16)
 _VALIDATION = flags.DEFINE_integer('validation', 512, 'Sentences to tune on.', lower_bound=16)
@@ -108,14 +115,14 @@ class Contestant:
 
 
 def compare(
-    configs: Mapping[str, Config], protocol: Protocol, workdir: Path, console: Console
+    contestants: Mapping[str, Config], protocol: Protocol, folder: Path, console: Console
 ) -> list[dict[str, Any]]:
-    """Tunes and fits every method, going on from what the work folder holds.
+    """Tunes and fits every method, going on from what the folder holds.
 
     Args:
-        configs: what each method is called, and its config.
+        contestants: what each method is called, and its config.
         protocol: what all share.
-        workdir: gets protocol.json, results.jsonl, results.md and comparison.png.
+        folder: gets protocol.json, results.jsonl, results.md and comparison.png.
         console: where each fit is reported.
 
     Returns:
@@ -124,12 +131,12 @@ def compare(
     Raises:
         ValueError: the folder was begun with another protocol.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    results = comparison.Results(workdir, dataclasses.asdict(protocol))
-    for name, config in configs.items():
+    folder.mkdir(parents=True, exist_ok=True)
+    results = comparison.Results(folder, dataclasses.asdict(protocol))
+    for name, config in contestants.items():
         _compare_one(name, config, protocol, results, console)
-        comparison.draw(results.rows, workdir / 'comparison.png')
-        (workdir / 'results.md').write_text(comparison.table(results.rows), encoding='utf-8')
+        comparison.draw(results.rows, folder / 'comparison.png')
+        (folder / 'results.md').write_text(comparison.table(results.rows), encoding='utf-8')
     return results.rows
 
 
@@ -178,9 +185,27 @@ def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
             return best
 
 
-def load_config(name: str) -> Config:
-    """`configs/<name>.py`, at its default or with the argument after a colon."""
-    module, _, argument = name.partition(':')
+def load_configs(chosen: Sequence[str] | None) -> dict[str, Config]:
+    """Configs by what a comparison calls them.
+
+    Args:
+        chosen: names in `configs/`, or `name=config:argument`; None for every config on film
+            reviews and the two ends.
+
+    >>> list(load_configs(['lora', 'full=lora_sentiment:full']))
+    ['lora', 'full']
+    """
+    if chosen is None:
+        names = (module.name for module in pkgutil.iter_modules(configs.__path__))
+        found = {name: _load(name) for name in names if name not in _NOT_METHODS}
+        ends = {name: _load(spec) for name, spec in _ENDS.items()}
+        return ends | {n: c for n, c in found.items() if c.data.name == 'film_reviews'}
+    pairs = (item.rpartition('=')[::2] for item in chosen)
+    return {name or spec: _load(spec) for name, spec in pairs}
+
+
+def _load(spec: str) -> Config:
+    module, _, argument = spec.partition(':')
     return importlib.import_module(f'configs.{module}').get_config(argument)
 
 
@@ -249,8 +274,7 @@ def main(argv: Sequence[str]) -> None:
     protocol = Protocol(
         seeds=_SEEDS.value, train=_TRAIN.value, validation=_VALIDATION.value, test=_TEST.value
     )
-    configs = {name: load_config(name) for name in _CONFIGS.value or ()}
-    compare(configs, protocol, Path(_WORKDIR.value), Console())
+    compare(load_configs(_CONFIGS.value), protocol, Path(_RESULTS.value), Console())
 
 
 if __name__ == '__main__':

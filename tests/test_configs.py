@@ -28,7 +28,7 @@ NAMES = sorted(
     path.stem for path in (ROOT / 'configs').glob('*.py') if 'def get_config(' in path.read_text()
 )
 MEASURED = {
-    'lora_sentiment': ('', 'full', 'tiny', 'rank=4', 'full,tiny'),
+    'lora_sentiment': ('', 'full', 'head', 'tiny', 'rank=4', 'full,tiny'),
     'lora_smollm2': ('', 'full', 'padded', 'tiny', 'padded,tiny'),
 }
 METHODS = [name for name in NAMES if name not in MEASURED]
