@@ -48,8 +48,8 @@ _CONFIGS = flags.DEFINE_list(
     'configs', None, 'What to compare: a name in configs/, or name=config:argument. Default: all.'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Final fits of each method.', lower_bound=1)
-_TRAIN = flags.DEFINE_integer('train', 1536, 'Sentences to train on.', lower_bound=16)
-_VALIDATION = flags.DEFINE_integer('validation', 512, 'Sentences to tune on.', lower_bound=16)
+_TRAIN = flags.DEFINE_integer('train', 1024, 'Sentences to train on.', lower_bound=16)
+_VALIDATION = flags.DEFINE_integer('validation', 384, 'Sentences to tune on.', lower_bound=16)
 _TEST = flags.DEFINE_integer('test', 1024, 'Sentences to score on.', lower_bound=16)
 
 
@@ -67,8 +67,8 @@ class Protocol:
 
     seeds: int = 5
     length: int = 24
-    train: int = 1536
-    validation: int = 512
+    train: int = 1024
+    validation: int = 384
     test: int = 1024
     batch_size: int = 16
     epochs: int = 1

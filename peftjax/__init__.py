@@ -29,6 +29,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
+from peftjax.methods.boft import boft
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
 from peftjax.methods.compacter import compacter
@@ -45,6 +46,7 @@ from peftjax.methods.lora import lora
 from peftjax.methods.lora_fa import lora_fa
 from peftjax.methods.miss import miss
 from peftjax.methods.oft import oft
+from peftjax.methods.randlora import randlora
 from peftjax.methods.reft import direft, loreft, noreft
 from peftjax.methods.select import full, select
 from peftjax.methods.shira import shira
@@ -74,6 +76,7 @@ __all__ = [
     'WeightSite',
     'adalora',
     'adapt',
+    'boft',
     'bottleneck',
     'c3a',
     'chain',
@@ -103,6 +106,7 @@ __all__ = [
     'orthogonality',
     'partition',
     'pfeiffer',
+    'randlora',
     'select',
     'shira',
     'summary',
