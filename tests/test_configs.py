@@ -43,6 +43,8 @@ MODELS = {  # the shapes of published models whose families are built, or share 
     'huggyllama/llama-7b': LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
     'meta-llama/Llama-2-7b-hf': LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
     'meta-llama/Meta-Llama-3-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
+    'meta-llama/Llama-3.2-3B': LlamaConfig(128256, 3072, 8192, 28, 24, 8, 128),
+    'mistralai/Mistral-7B-v0.1': LlamaConfig(32000, 4096, 14336, 32, 32, 8, 128),
     'meta-llama/Llama-3.1-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
 }
 
@@ -131,7 +133,6 @@ def test_every_variant_loads_and_names_methods_that_exist(name, arg):
 def test_every_row_of_the_paper_loads_and_fits_its_model(name):
     for row in _module(name).ROWS:
         config = _config(name, f'paper,row={row}').lock()
-        assert config.published.value > 0
         build.build_optimizer(config, 100_000)
         transform = build.build_transform(config)
         if config.model.source not in MODELS:
@@ -141,7 +142,9 @@ def test_every_row_of_the_paper_loads_and_fits_its_model(name):
         if 'select' in config.peft:
             count -= peftjax.summary(peftjax.select(r'classifier/.*'), model).trainable
         assert count > 0
-        assert config.published.trainable in (0, count)
+        if 'published' in config:
+            assert config.published.value > 0
+            assert config.published.trainable in (0, count)
 
 
 @pytest.mark.parametrize('name', METHODS)
