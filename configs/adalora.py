@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = base.choose(arg, ROWS)
     if not choice.paper:
         c = base.film_reviews(1e-3, choice.tiny)
-        first, last, every = (1, 1, 1) if choice.tiny else (30, 40, 5)
+        first, last, every = (1, 1, 1) if choice.tiny else (12, 24, 4)
         return _adalora(c, 12, 8, 16.0, first, last, every, penalty=0.1)
     lr, epochs, penalty, first, every, last, alpha, warmup, decay, length, value = ROWS[choice.row]
     c = base.glue('microsoft/deberta-v3-base', choice.row, lr, 32, f'{epochs} epochs', length)
