@@ -33,13 +33,16 @@ from peftjax.methods.boft import boft
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
 from peftjax.methods.compacter import compacter
+from peftjax.methods.diff_pruning import diff_pruning, expected_entries, keep_entries
 from peftjax.methods.dora import dora
+from peftjax.methods.fish_mask import fish_mask, largest_entries
 from peftjax.methods.fourierft import fourierft
 from peftjax.methods.gated import gated
 from peftjax.methods.gralora import gralora
 from peftjax.methods.hira import hira
 from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
+from peftjax.methods.intrinsic import Subspace, intrinsic
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
 from peftjax.methods.lora import lora
@@ -50,6 +53,8 @@ from peftjax.methods.randlora import randlora
 from peftjax.methods.reft import direft, loreft, noreft
 from peftjax.methods.select import full, select
 from peftjax.methods.shira import shira
+from peftjax.methods.top_layers import top_layers
+from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.vera import vera
 
 __all__ = [
@@ -68,6 +73,7 @@ __all__ = [
     'ModuleUse',
     'PeftTransform',
     'Sites',
+    'Subspace',
     'Summary',
     'TargetError',
     'Use',
@@ -82,8 +88,11 @@ __all__ = [
     'chain',
     'combine',
     'compacter',
+    'diff_pruning',
     'direft',
     'dora',
+    'expected_entries',
+    'fish_mask',
     'fourierft',
     'full',
     'gated',
@@ -92,6 +101,9 @@ __all__ = [
     'houlsby',
     'hra',
     'ia3',
+    'intrinsic',
+    'keep_entries',
+    'largest_entries',
     'load',
     'loha',
     'lokr',
@@ -111,6 +123,8 @@ __all__ = [
     'shira',
     'summary',
     'testing',
+    'top_layers',
+    'trainable_tokens',
     'vera',
     'weightwise',
     'wrap',

@@ -7,6 +7,7 @@ from tests.rows import (
     lora_family,
     low_rank,
     rotations,
+    selective,
     weight_space,
 )
 
@@ -18,4 +19,5 @@ METHODS = {
     **weight_space.ROWS,
     **hadamard_kronecker.ROWS,
     **rotations.ROWS,
+    **selective.ROWS,
 }
