@@ -75,7 +75,9 @@ def adalora_allocation(
         1
 
     References:
-        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), section 3.3, equations 7 to 12. As in
+        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), section 3.2, equations 7 to 11, and for the
+        budget section 3.3 and equation 12, where we count the descent from `initial_steps`: as
+        printed, its fraction is less by `final_steps` and the budget would first rise. As in
         Algorithm 1 the sensitivity takes weight and gradient of the same step; the authors' code
         multiplies the gradient by the weight after the update. Ties keep the earlier triplet, so
         that exactly `budget` stay.
