@@ -1,4 +1,4 @@
-"""What a config says about the optimiser: rates, schedules, wrappers, penalties, found arguments."""
+"""What a config says about the optimiser: rates, schedule, wrappers, penalties, what is found."""
 
 import jax
 import jax.numpy as jnp
