@@ -144,7 +144,7 @@ def _training(lr: float, batch: int, duration: str) -> Config:
     c.lr = lr
     c.rates = ConfigDict()  # of single methods, as multiples of lr
     c.schedule = 'linear'  # how the rate falls after the warm-up: linear, cosine, constant
-    c.warmup = 0.0  # a share of the run; an int is a number of steps
+    c.warmup = 0.0  # below 1 a share of the run, otherwise a number of steps
     c.clip_norm = 0.0  # 0 does not clip
     c.optimizer = 'adamw'
     c.adamw = ConfigDict({'weight_decay': 0.0})

@@ -4,9 +4,9 @@
     python -m experiments.main --config configs/compacter.py:paper,row=rte --workdir runs/paper
 
 Paper: Karimi Mahabadi et al., Compacter, 2021 (arXiv:2106.04647). The number of the row rte is from
-    Liu et al., T-Few, 2022 (arXiv:2205.05638), table 4: T0-3B on 32 examples, median of 5 seeds,
-    interquartile range, 807K parameters. What the original reports for T5-base could not be read
-    and is not given.
+    Liu et al., T-Few, 2022 (arXiv:2205.05638), table 4: T0-3B on 32 examples, median over prompts
+    and samples of examples, interquartile range, 807K parameters. What the original reports for
+    T5-base could not be read and is not given.
 Hyperparameters: T-Few's appendix D: 500 steps at 3e-3, n = 4. The row t5_mrpc is the authors'
     seq2seq/configs/compacter.json: rate 3e-3, batch 100, 20 epochs, 500 steps of warm-up, 128
     tokens, with the layer norms. The paths of the targets are those of a family which is not built.

@@ -4,7 +4,7 @@
     python -m experiments.main --config configs/full.py:paper --workdir runs/paper
 
 Paper: the baseline of Liu et al., T-Few, 2022 (arXiv:2205.05638), table 4: T0-3B on 32 examples of
-    RTE with both extra losses, median of 5 seeds, interquartile range.
+    RTE with both extra losses, median over prompts and samples of examples, interquartile range.
 Hyperparameters: appendix D: 300 steps at 3e-4.
 Data: here film reviews; the rate is the one tuned for configs/lora_sentiment.py:full.
 Expected: here not measured yet; the rows of the paper are not run: they need the weights of T0-3B

@@ -4,8 +4,8 @@
     python -m experiments.main --config configs/ia3.py:paper --workdir runs/paper
 
 Paper: Liu et al., T-Few, 2022 (arXiv:2205.05638), table 4: T0-3B on 32 examples of RTE with both
-    extra losses, median of 5 seeds and samples, the interquartile range as the spread; 540K
-    parameters.
+    extra losses, median over prompts and samples of examples, the interquartile range as the
+    spread; 540K parameters.
 Hyperparameters: section 3.5 and appendix D: 1,000 steps at 3e-3. Not pretrained on P3, as the
     recipe itself is. The paths of the targets are those of a family which is not built.
 Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.

@@ -4,7 +4,8 @@
     python -m experiments.main --config configs/layernorm.py:paper --workdir runs/paper
 
 Paper: a baseline of Liu et al., T-Few, 2022 (arXiv:2205.05638), table 4: T0-3B on 32 examples of
-    RTE with both extra losses, median of 5 seeds, interquartile range; 250K parameters.
+    RTE with both extra losses, median over prompts and samples of examples, interquartile range;
+    250K parameters.
 Hyperparameters: appendix D: 300 steps at 3e-4.
 Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
 Expected: here not measured yet; the rows of the paper are not run: they need the weights of T0-3B

@@ -47,13 +47,13 @@ def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
 def schedule(config: Config, steps: int) -> optax.Schedule:
     """Rises to `config.lr` over the warm-up, then falls to 0 as `config.schedule` says.
 
-    `config.warmup` is a share of the run if it is a float, a number of steps if it is an int.
+    `config.warmup` below 1 is a share of the run, otherwise a number of steps.
 
     Raises:
         ValueError: the schedule is unknown.
     """
-    share = isinstance(config.warmup, float)
-    rise = min(max(1, round(config.warmup * steps) if share else config.warmup), steps)
+    warmup = config.warmup * steps if config.warmup < 1 else config.warmup
+    rise = min(max(1, round(warmup)), steps)
     left = max(1, steps - rise)
     falls = {
         'linear': optax.schedules.linear_schedule(config.lr, 0.0, left),
