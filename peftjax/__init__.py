@@ -49,12 +49,16 @@ from peftjax.methods.lora import lora
 from peftjax.methods.lora_fa import lora_fa
 from peftjax.methods.miss import miss
 from peftjax.methods.oft import oft
+from peftjax.methods.p_tuning import export_prompt, p_tuning
+from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
+from peftjax.methods.prompt_tuning import prompt_tuning
 from peftjax.methods.randlora import randlora
 from peftjax.methods.reft import direft, loreft, noreft
 from peftjax.methods.select import full, select
 from peftjax.methods.shira import shira
 from peftjax.methods.top_layers import top_layers
 from peftjax.methods.trainable_tokens import trainable_tokens
+from peftjax.methods.unions import mam, unipelt
 from peftjax.methods.vera import vera
 
 __all__ = [
@@ -92,6 +96,8 @@ __all__ = [
     'direft',
     'dora',
     'expected_entries',
+    'export_prefix',
+    'export_prompt',
     'fish_mask',
     'fourierft',
     'full',
@@ -110,14 +116,18 @@ __all__ = [
     'lora',
     'lora_fa',
     'loreft',
+    'mam',
     'miss',
     'named_chain',
     'noreft',
     'oft',
+    'p_tuning',
     'parallel_adapter',
     'orthogonality',
     'partition',
     'pfeiffer',
+    'prefix_tuning',
+    'prompt_tuning',
     'randlora',
     'select',
     'shira',
@@ -125,6 +135,7 @@ __all__ = [
     'testing',
     'top_layers',
     'trainable_tokens',
+    'unipelt',
     'vera',
     'weightwise',
     'wrap',

@@ -11,12 +11,23 @@ WIDTH, HIDDEN, HEADS, LAYERS, VOCABULARY = 8, 16, 2, 2, 13
 IDS = jnp.arange(40, dtype=jnp.int32).reshape(8, 5) % VOCABULARY
 
 
+class _LinenCore(nn.Module):
+    """Attention as a module, so that a method can reach it."""
+
+    @nn.compact
+    def __call__(self, query, key, value, **options):
+        del options
+        return nn.dot_product_attention(query, key, value)
+
+
 class _LinenBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, _=None):
-        attention = nn.MultiHeadDotProductAttention(HEADS, dtype=self.dtype, name='attention')
+        attention = nn.MultiHeadDotProductAttention(
+            HEADS, dtype=self.dtype, attention_fn=_LinenCore(name='core'), name='attention'
+        )
         x = x + attention(nn.LayerNorm(dtype=self.dtype, name='norm')(x))
         hidden = nn.gelu(nn.Dense(HIDDEN, dtype=self.dtype, name='up')(x))
         return x + nn.Dense(WIDTH, dtype=self.dtype, name='down')(hidden), None
@@ -46,9 +57,17 @@ class _Linen(nn.Module):
         return embed.attend(x)
 
 
+class _NnxCore(nnx.Module):
+    def __call__(self, query, key, value, **options):
+        del options
+        return nnx.dot_product_attention(query, key, value)
+
+
 class _NnxBlock(nnx.Module):
     def __init__(self, rngs):
-        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            HEADS, WIDTH, decode=False, attention_fn=_NnxCore(), rngs=rngs
+        )
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         self.up = nnx.Linear(WIDTH, HIDDEN, rngs=rngs)
         self.down = nnx.Linear(HIDDEN, WIDTH, rngs=rngs)

@@ -107,3 +107,20 @@ def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
 def test_wrong_arguments_say_what_to_write(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize('size', [1, 2, 5, 32])
+def test_the_rotation_and_its_slope_are_those_of_the_inverse(size):
+    random = np.random.default_rng(0)
+    triangle = jnp.asarray(random.normal(size=(3, size * (size - 1) // 2)), jnp.float32)
+    skewed = skew(triangle, size)
+
+    def by_solving(skewed):
+        eye = jnp.eye(size)
+        return jnp.linalg.solve(eye + skewed, eye - skewed)
+
+    direction = jnp.asarray(random.normal(size=skewed.shape), jnp.float32)
+    found, slope = jax.jvp(cayley, (skewed,), (direction,))
+    expected, expected_slope = jax.jvp(by_solving, (skewed,), (direction,))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(slope, expected_slope, atol=1e-4)

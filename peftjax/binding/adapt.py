@@ -90,7 +90,8 @@ def evaluate(
     rule = rules.get(ROOT)
     if not isinstance(rule, CallRule):
         return inside(*args, **keywords)
-    return rule.forward(rule.leaves, ModelCall(args, keywords, _key(key, ROOT), inside))
+    whole = ModelCall(args, keywords, _key(key, ROOT), inside, model.takes)
+    return rule.forward(rule.leaves, whole)
 
 
 def _evaluate_sites(
@@ -203,13 +204,18 @@ class _Binder:
         )
 
     def module(
-        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: Frame
+        self,
+        tag: tags.Tag,
+        inputs: tuple[jax.Array, ...],
+        around: tuple[jax.Array, ...],
+        output: jax.Array,
+        frame: Frame,
     ) -> jax.Array:
         rule = self._modules.get(tag.path)
         if rule is None:
             return output
         leaves, key = self._split(tag.path, frame.modules[tag.path])
-        result = rule.forward(leaves, ModuleUse(inputs, output, key, self._keywords))
+        result = rule.forward(leaves, ModuleUse(inputs, output, key, self._keywords, around))
         if result.shape != output.shape:
             raise ValueError(
                 f'the rule for module {tag.path!r} returned shape {result.shape} for '

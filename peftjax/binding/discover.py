@@ -69,7 +69,12 @@ class _Recorder:
             self.matrices.add(leaf.path)
 
     def module(
-        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: Frame
+        self,
+        tag: tags.Tag,
+        inputs: tuple[jax.Array, ...],
+        around: tuple[jax.Array, ...],
+        output: jax.Array,
+        frame: Frame,
     ) -> jax.Array:
         scans = tuple(layers for _, layers in frame.scans)
         stack = tuple(length for length, layers in frame.scans if layers)
@@ -90,6 +95,7 @@ class _Recorder:
             scans,
             stack,
             reason or (known.reason if known else ''),
+            tuple(value.shape for value in around),
         )
         return output
 

@@ -23,9 +23,14 @@ class Visitor(Protocol):
         ...
 
     def module(
-        self, tag: tags.Tag, inputs: tuple[jax.Array, ...], output: jax.Array, frame: 'Frame'
+        self,
+        tag: tags.Tag,
+        inputs: tuple[jax.Array, ...],
+        around: tuple[jax.Array, ...],
+        output: jax.Array,
+        frame: 'Frame',
     ) -> jax.Array:
-        """The output in force of a module."""
+        """The output in force of a module; `around`: arguments of the module that calls it."""
         ...
 
     def opaque(self, tag: tags.Tag, reason: str) -> None:

@@ -65,7 +65,14 @@ def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], frame: 
     if isinstance(value, View):
         frame.visitor.opaque(tag, 'it returns a weight')
         return value
-    return frame.visitor.module(tag, tuple(inputs[i] for i in sorted(inputs)), value, frame)
+    around = max((path for path in calls if tag.path.startswith(f'{path}/')), key=len, default='')
+    return frame.visitor.module(
+        tag, _in_order(inputs), _in_order(calls.get(around, {})), value, frame
+    )
+
+
+def _in_order(arguments: Mapping[int, Any]) -> tuple[Any, ...]:
+    return tuple(arguments[i] for i in sorted(arguments))
 
 
 def _step(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:

@@ -63,7 +63,8 @@ class _Tagger:
         kind = type(context.module).__name__
         before = self._marked_within.get(path)
         self._marked_within[path] = False
-        output = call(*tags.mark_inputs(args, kind, path), **kwargs)
+        args, kwargs = tags.mark_inputs((args, kwargs), kind, path)
+        output = call(*args, **kwargs)
         if not self._marked_within[path]:
             output = tags.mark_output(output, kind, path)
         self._marked_within[path] = True

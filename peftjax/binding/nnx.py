@@ -73,7 +73,7 @@ def _merge_tagged(graphdef: Any, params: Any, state: Any) -> nnx.Module:
 def _tagging_class(cls: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         path = getattr(self, _PATH)
-        args = tags.mark_inputs(args, cls.__name__, path)
+        args, kwargs = tags.mark_inputs((args, kwargs), cls.__name__, path)
         return tags.mark_output(cls.__call__(self, *args, **kwargs), cls.__name__, path)
 
     return type(cls)(cls.__name__, (cls,), {'__call__': __call__, '__module__': cls.__module__})

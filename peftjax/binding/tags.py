@@ -31,7 +31,7 @@ class Tag(NamedTuple):
 
 
 def mark_inputs(args: Any, kind: str, path: str) -> Any:
-    """`args` with every array marked as an argument of a call of `path`."""
+    """`args`, a tree, with every array marked as an argument of a call of `path`."""
     leaves, structure = jax.tree.flatten(args)
     marked = [_mark(leaf, f'in:{i}', kind, path) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, marked)

@@ -1,5 +1,6 @@
 """Makes a model value of a Flax module or a plain function."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -62,4 +63,9 @@ def wrap(
             'flax.nnx.Module or a function f(params, *args)'
         )
     sites = discover(traceable, params, calls.example(example_inputs))
-    return Model(apply, params, sites, traceable, config, tokenizer)
+    takes = tuple(inspect.signature(_call_of(module)).parameters)
+    return Model(apply, params, sites, traceable, config, tokenizer, takes)
+
+
+def _call_of(module: Any) -> Callable[..., Any]:
+    return type(module).__call__ if isinstance(module, flax.linen.Module | nnx.Module) else module

@@ -26,6 +26,7 @@ class Model:
       sites: where methods can act.
       traceable: `apply` with every module output tagged for the binding; the same numbers.
       config, tokenizer: what the checkpoint came with, where known.
+      takes: names of the arguments that the model's own signature spells out.
     """
 
     apply: Callable[..., Any]
@@ -34,6 +35,7 @@ class Model:
     traceable: Callable[..., Any]
     config: Any = None
     tokenizer: Any = None
+    takes: tuple[str, ...] = ()
 
     def replace(self, **changes: Any) -> 'Model':
         """A copy with some fields changed, for example other `params`."""
@@ -56,13 +58,16 @@ class _SameObjects:
 
 
 def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
-    static = (model.apply, model.sites, model.traceable, model.config, model.tokenizer)
+    static = (
+        *(model.apply, model.sites, model.traceable, model.config, model.tokenizer),
+        model.takes,
+    )
     return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
 
 
 def _unflatten_model(static: _SameObjects, children: Any) -> Model:
-    apply, sites, traceable, config, tokenizer = static.fields
-    return Model(apply, children[0], sites, traceable, config, tokenizer)
+    apply, sites, traceable, config, tokenizer, takes = static.fields
+    return Model(apply, children[0], sites, traceable, config, tokenizer, takes)
 
 
 jax.tree_util.register_pytree_with_keys(Model, _flatten_model, _unflatten_model)
@@ -152,16 +157,18 @@ class ModuleUse:
     """One call of one module, as a rule sees it.
 
     Attributes:
-      inputs: the array arguments of the call.
+      inputs: the array arguments of the call, keyword arguments behind positional ones by name.
       output: what the module returned (its first array).
       key: a PRNG key for the adapter's own noise, or None when it is off.
       keywords: the keyword arguments of the whole model's call, such as `attention_mask`.
+      around: the array arguments of the module that calls this one, as far as it has a name.
     """
 
     inputs: tuple[jax.Array, ...]
     output: jax.Array
     key: jax.Array | None
     keywords: Mapping[str, Any]
+    around: tuple[jax.Array, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +179,14 @@ class ModelCall:
       args, keywords: the arguments: arrays, and whatever the model takes besides.
       key: a PRNG key for the adapter's own noise, or None when it is off.
       run: `run(*args, **keywords)`: the model's result with all other rules in force.
+      takes: names of the arguments that the model knows.
     """
 
     args: tuple[Any, ...]
     keywords: dict[str, Any]
     key: jax.Array | None
     run: Callable[..., Any]
+    takes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -207,7 +207,9 @@ def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:
         keys = (None, None) if call.key is None else jax.random.split(call.key)
 
         def run(*args: Any, **keywords: Any) -> Any:
-            return inner.forward(leaves[0], ModelCall(args, keywords, keys[0], call.run))
+            return inner.forward(
+                leaves[0], dataclasses.replace(call, args=args, keywords=keywords, key=keys[0])
+            )
 
         return outer.forward(leaves[1], dataclasses.replace(call, key=keys[1], run=run))
 

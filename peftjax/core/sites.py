@@ -51,6 +51,7 @@ class ModuleSite:
         layers (it slices parameters), False where it runs over time.
       stack: lengths of the scans over layers: the leading axes of an adapter placed here.
       reason: why nothing can be placed here; empty where it can.
+      around: shapes of the array arguments of the module that calls it.
     """
 
     path: str
@@ -61,6 +62,7 @@ class ModuleSite:
     scans: tuple[bool, ...] = ()
     stack: tuple[int, ...] = ()
     reason: str = ''
+    around: tuple[tuple[int, ...], ...] = ()
 
     @property
     def features(self) -> int:

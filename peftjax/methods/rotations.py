@@ -20,14 +20,52 @@ def cayley(skewed: jax.Array, terms: int | None = None) -> jax.Array:
       terms: so many terms of the Neumann series `(I - Q)(I - Q + Q^2 - ...)` in place of the
         inverse: `I - 2 Q + 2 Q^2 - ... + (-Q)^(terms - 1)`, orthogonal up to that power.
     """
-    eye = jnp.broadcast_to(jnp.eye(skewed.shape[-1]), skewed.shape)
     if terms is None:
-        return jnp.linalg.solve(eye + skewed, eye - skewed)  # The two factors commute.
+        return _cayley(skewed)
+    eye = jnp.broadcast_to(jnp.eye(skewed.shape[-1]), skewed.shape)
     result, power = eye, eye
     for number in range(1, terms):
         power = -power @ skewed
         result = result + (1 if number == terms - 1 else 2) * power
     return result
+
+
+@jax.custom_jvp
+def _cayley(skewed: jax.Array) -> jax.Array:
+    # R = (2 I - (I + Q)) (I + Q)^-1 = 2 (I + Q)^-1 - I
+    eye = jnp.eye(skewed.shape[-1])
+    return 2.0 * _inverse(eye + skewed) - eye
+
+
+@_cayley.defjvp
+def _cayley_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    rotation = _cayley(*primals)
+    twice_inverse = rotation + jnp.eye(rotation.shape[-1])
+    return rotation, -0.5 * twice_inverse @ tangents[0] @ twice_inverse
+
+
+def _inverse(matrix: jax.Array) -> jax.Array:
+    """Gauss and Jordan's elimination in place, on all of `[n, b, b]` at once.
+
+    No pivots are sought: `I + Q` is positive definite in its symmetric part, and so is what each
+    step leaves. LAPACK would do as well, but its batched calls, many of them at once, can lock up
+    the thread pool of XLA's CPU backend (seen with jax 0.10.2 and two threads, 2026-11-25).
+    """
+    size = matrix.shape[-1]
+
+    def step(k: jax.Array, left: jax.Array) -> jax.Array:
+        here = jnp.arange(size) == k
+        row = jax.lax.dynamic_index_in_dim(left, k, axis=-2, keepdims=True)
+        column = jax.lax.dynamic_index_in_dim(left, k, axis=-1, keepdims=True)
+        pivot = jax.lax.dynamic_index_in_dim(row, k, axis=-1, keepdims=True)
+        row = jnp.where(here, 1.0, row) / pivot
+        column = jnp.where(here[:, None], 0.0, column)
+        rest = jnp.where(here, 0.0, left) - column * row
+        return jnp.where(here[:, None], row, rest)
+
+    return jax.lax.fori_loop(0, size, step, matrix)
 
 
 def turn(x: jax.Array, rotations: jax.Array) -> jax.Array:

@@ -119,7 +119,10 @@ def loss_of(logits: jax.Array, labels: np.ndarray) -> jax.Array:
     """Mean cross-entropy of the classes, or of the next tokens that have a label."""
     if logits.ndim == 2:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
+    # Virtual tokens stand in front of the others; none of them is a label.
+    ahead = logits.shape[1] - labels.shape[1]
+    labels = np.pad(labels, ((0, 0), (ahead, 0)), constant_values=-100)
+    logits, labels = logits[:, :-1], labels[:, 1:]
     counted = labels != -100
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.where(counted, labels, 0))
     return (losses * counted).sum() / counted.sum()
@@ -149,9 +152,8 @@ def compare(case: Case, ours: Converted, tolerance: float = 1e-5) -> dict[str, f
     theirs = case.logits
     if logits.ndim == 3:
         tokens = case.inputs['attention_mask'] == 1
-        # Virtual tokens stand in front of the others; we return the others.
         theirs = theirs[:, -tokens.shape[1] :][tokens]
-        logits = logits[tokens]
+        logits = logits[:, -tokens.shape[1] :][tokens]
     errors = {
         'logits': _error(logits, theirs),
         'loss': _error(value, np.asarray(case.loss)),

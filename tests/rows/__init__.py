@@ -6,6 +6,7 @@ from tests.rows import (
     hadamard_kronecker,
     lora_family,
     low_rank,
+    prompts,
     rotations,
     selective,
     weight_space,
@@ -18,6 +19,7 @@ METHODS = {
     **lora_family.ROWS,
     **weight_space.ROWS,
     **hadamard_kronecker.ROWS,
+    **prompts.ROWS,
     **rotations.ROWS,
     **selective.ROWS,
 }

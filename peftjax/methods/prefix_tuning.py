@@ -1,0 +1,254 @@
+"""Prefix tuning: trained keys and values in front of those of every attention."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import (
+    ROOT,
+    AdapterError,
+    CallRule,
+    Model,
+    ModelCall,
+    ModuleRule,
+    ModuleUse,
+    PeftTransform,
+    Rule,
+)
+from peftjax.core.sites import ModuleSite
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.reading import refusing
+from peftjax.methods.virtual_tokens import moved_positions, tokens_of
+
+
+def prefix_tuning(
+    *,
+    num_virtual_tokens: int,
+    targets: paths.Targets,
+    projection: int | None = None,
+    embedding: int | None = None,
+    gate: bool = False,
+    shift_positions: bool = True,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""Attention over `[P_k; K]` and `[P_v; V]`: a learned start of the key and value cache.
+
+    Acts on attention cores, modules called with `query: [B, T, N, H]`, `key, value: [B, S, K, H]`
+    and, if there is one, a boolean mask `[B or 1, N or 1, T or 1, S]`; every query sees the prefix.
+    Keys go in as they are, behind a rotation by position. Direct (also P-tuning v2): `P_k, P_v: [n,
+    K, H]` train for each core, normal of deviation 0.02. With `projection` they are made as in the
+    paper, `tanh(E W + b) W_l + b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and
+    a last layer for each; keep that network to go on training, and drop it with `export_prefix`.
+    `n K H 2` numbers a core train (with a projection, `(projection + 1) 2 K H` a core and `n e + (e
+    + 1) projection`), and `4 n T N H + 5 n T N` FLOPs forward are added a core and example. It does
+    not start at the identity. It lives on activations: `merge` raises.
+
+    Args:
+      num_virtual_tokens: `n`.
+      targets: regular expressions, full match on paths of attention cores.
+      projection: width of the reparametrising network, or None for none.
+      embedding: `e`, the width of the first core, `N H`, unless given.
+      gate: multiply the prefix by the mean over an example of `sigmoid(x v + c)`, `x` the first
+        argument of the module that calls the core.
+      shift_positions: give tokens the positions from `n` on where the model takes `position_ids`,
+        as a cache would; else they stay where they are.
+      dtype: of the trained arrays; the computation runs in the model's own.
+
+    Returns:
+      A transform whose adapter is `{'sites': {module path: {'key', 'value': [*stack, n, K, H]}}}`;
+      with `projection` they are `[*stack, projection, K, H]`, beside `'key_bias'` and
+      `'value_bias'`, and there is `'network': {'embedding', 'kernel', 'bias'}`; with `gate`
+      `'gate': [*stack, features]` and `'gate_bias': [*stack]`.
+
+    Raises:
+      ValueError: a size below 1, or `segment_ids` without `position_ids` in a call.
+      TargetError: from `init`, if a pattern matches no module, or one that is no attention core.
+
+    >>> import flax.linen as nn
+    >>> class Core(nn.Module):
+    ...     def __call__(self, query, key, value):
+    ...         return jax.nn.dot_product_attention(query, key, value)
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         x = nn.Dense(8)(x).reshape(1, 3, 2, 4)
+    ...         return Core(name='core')(x, x, x)
+    >>> x = jnp.ones((1, 3, 8))
+    >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), x), x)
+    >>> tx = peftjax.prefix_tuning(num_virtual_tokens=5, targets=r'core')
+    >>> tx.init(jax.random.key(0), model)['sites']['core']['key'].shape
+    (5, 2, 4)
+
+    References:
+      Li and Liang, Prefix-Tuning, 2021 (arXiv:2101.00190), sections 4.2 and 4.3; Liu et al.,
+      P-Tuning v2, 2021 (arXiv:2110.07602), section 3; Mao et al., UniPELT, 2021 (arXiv:2110.07577),
+      section 3.2, for the gate, which stands on keys and values as in AdapterHub. The attention is
+      computed anew, without the core's own dropout.
+    """
+    check_positive(num_virtual_tokens=num_virtual_tokens)
+    for name, size in (('projection', projection), ('embedding', embedding)):
+        if size is not None:
+            check_positive(**{name: size})
+
+    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+        sites = model.sites.match_modules(targets)
+        rows = num_virtual_tokens if projection is None else projection
+        entries = {s.path: _init_site(paths.fold_in(key, s.path), s, rows, dtype) for s in sites}
+        for site in sites:
+            if projection is not None:
+                shape = (*site.stack, *site.inputs[1][-2:])
+                entries[site.path] |= {
+                    'key_bias': jnp.zeros(shape, dtype),
+                    'value_bias': jnp.zeros(shape, dtype),
+                }
+            if gate:
+                entries[site.path] |= _init_gate(paths.fold_in(key, site.path), site, dtype)
+        if projection is None:
+            return {'sites': entries}
+        width = embedding or sites[0].inputs[0][-2] * sites[0].inputs[0][-1]
+        first, second = jax.random.split(key)
+        network = {
+            'embedding': jax.random.normal(first, (num_virtual_tokens, width), dtype),
+            'kernel': jax.nn.initializers.lecun_normal()(second, (width, projection), dtype),
+            'bias': jnp.zeros(projection, dtype),
+        }
+        return {'sites': entries, 'network': network}
+
+    def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
+        sites = _check(adapter)
+        found: dict[str, Rule] = {
+            path: ModuleRule(leaves, _attend(path)) for path, leaves in _direct(adapter).items()
+        }
+        return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if sites else found
+
+    def shifted(_: Any, call: ModelCall) -> Any:
+        if not shift_positions or 'position_ids' not in call.takes:
+            return call.run(*call.args, **call.keywords)
+        length = tokens_of(call).shape[1]
+        moved = moved_positions(call, length, jnp.full(length, num_virtual_tokens))
+        return call.run(*call.args, **{**call.keywords, 'position_ids': moved})
+
+    return PeftTransform(init, refusing('prefix_tuning', _check), rules)
+
+
+def export_prefix(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """The adapter of direct prefix tuning that computes the same, without the network.
+
+    Args:
+      adapter: of `prefix_tuning`, with a projection or without.
+
+    Returns:
+      An adapter for `prefix_tuning` with the same settings but `projection=None`.
+
+    >>> peftjax.export_prefix({'sites': {}})
+    {'sites': {}}
+
+    References:
+      Li and Liang, Prefix-Tuning, 2021 (arXiv:2101.00190), section 4.3.
+    """
+    _check(adapter)
+    return {'sites': _direct(adapter)}
+
+
+def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """`{path: leaves}` with keys and values `[*stack, n, K, H]`."""
+    if 'network' not in adapter:
+        return dict(adapter['sites'])
+    network = adapter['network']
+    hidden = jnp.tanh(network['embedding'] @ network['kernel'] + network['bias'])
+
+    def made(leaves: Mapping[str, Any], name: str) -> jax.Array:
+        rows = jnp.einsum('np,...pkh->...nkh', hidden, leaves[name])
+        return rows + leaves[f'{name}_bias'][..., None, :, :]
+
+    return {
+        path: {
+            **{name: leaf for name, leaf in leaves.items() if name.startswith('gate')},
+            'key': made(leaves, 'key'),
+            'value': made(leaves, 'value'),
+        }
+        for path, leaves in adapter['sites'].items()
+    }
+
+
+def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
+    def forward(leaves: Mapping[str, jax.Array], use: ModuleUse) -> jax.Array:
+        query, key, value, *rest = use.inputs
+        if key.shape[-2:] != leaves['key'].shape[-2:]:
+            raise AdapterError(
+                f"the adapter's keys for {path!r} are {leaves['key'].shape} "
+                f'{leaves["key"].dtype}, but the module is called with {key.shape} {key.dtype}. '
+                'Was it made for another model?'
+            )
+        share = 1.0
+        if 'gate' in leaves:
+            x = use.around[0]
+            scores = jax.nn.sigmoid(x @ leaves['gate'].astype(x.dtype) + leaves['gate_bias'])
+            share = scores.mean(axis=1)[:, None, None, None].astype(key.dtype)
+        longer = [
+            jnp.concatenate([jnp.broadcast_to(share * leaf, (len(x), *leaf.shape)), x], axis=1)
+            for leaf, x in ((leaves[n].astype(x.dtype), x) for n, x in _pairs(key, value))
+        ]
+        return jax.nn.dot_product_attention(
+            query, *longer, mask=_longer_mask(path, rest, len(leaves['key']))
+        )
+
+    return forward
+
+
+def _pairs(key: jax.Array, value: jax.Array) -> tuple[tuple[str, jax.Array], ...]:
+    return ('key', key), ('value', value)
+
+
+def _longer_mask(path: str, rest: list[jax.Array], count: int) -> jax.Array | None:
+    """The call's mask, with the prefix seen by all."""
+    if not rest:
+        return None
+    if len(rest) > 1 or rest[0].dtype != bool:
+        raise ValueError(
+            f'module {path!r} is called with {[(x.shape, str(x.dtype)) for x in rest]} behind '
+            'query, key and value; prefix tuning knows one boolean mask there'
+        )
+    return jnp.pad(rest[0], [(0, 0)] * 3 + [(count, 0)], constant_values=True)
+
+
+def _init_site(key: jax.Array, site: ModuleSite, rows: int, dtype: Any) -> dict[str, jax.Array]:
+    if len(site.inputs) < 3 or any(len(shape) != 4 for shape in site.inputs[:3]):
+        raise paths.TargetError(
+            f'module {site.path!r} is called with {site.inputs} and is no attention core, which '
+            'takes query, key and value of [batch, length, heads, width]; print(model.sites) shows '
+            "the modules, write for example targets=r'.*/core'"
+        )
+    shape = (*site.stack, rows, *site.inputs[1][-2:])
+    keys = jax.random.split(key)
+    return {
+        'key': 0.02 * jax.random.normal(keys[0], shape, dtype),
+        'value': 0.02 * jax.random.normal(keys[1], shape, dtype),
+    }
+
+
+def _init_gate(key: jax.Array, site: ModuleSite, dtype: Any) -> dict[str, jax.Array]:
+    if not site.around or len(site.around[0]) != 3:
+        raise paths.TargetError(
+            f'the module around {site.path!r} is called with {site.around}; a gate reads its first '
+            'array, [batch, length, features]; write gate=False'
+        )
+    shape = (*site.stack, site.around[0][-1])
+    return {
+        'gate': 0.02 * jax.random.normal(paths.fold_in(key, 'gate'), shape, dtype),
+        'gate_bias': jnp.zeros(site.stack, dtype),
+    }
+
+
+def _check(adapter: Any) -> list[str]:
+    if not isinstance(adapter, Mapping) or set(adapter) - {'network'} != {'sites'}:
+        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+        raise AdapterError(
+            "prefix_tuning expects an adapter {'sites'} or {'sites', 'network'} as its own init "
+            f'makes it, found {found}. Was it made by another transform, or is it a part of a '
+            "chain's adapter?"
+        )
+    return sorted(adapter['sites'])

@@ -1,0 +1,132 @@
+"""Prompt tuning: trained embeddings of a few virtual tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, PeftTransform, Rule
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.reading import refusing
+from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of
+
+
+def prompt_tuning(
+    *,
+    num_virtual_tokens: int,
+    targets: paths.Targets,
+    init: str | Sequence[int] = 'vocabulary',
+    common: int = 5000,
+    places: Sequence[int] | None = None,
+    keep_virtual: bool = False,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""A trained prompt: the model runs on `[P; E(tokens)]`, `P: [n, features]`.
+
+    Acts on the word embedding and on the whole call: the sequence grows by `n` virtual tokens, with
+    attention masks, positions and token types to match, and outputs `[batch, length, ...]` lose
+    them again, so that they line up with the caller's tokens and labels. What a model pools it
+    pools of the longer sequence: the first position is then a virtual token, as in the Hugging Face
+    library. `n features` numbers train; a forward pass costs what `n` more tokens cost. It does not
+    start at the identity. It lives on activations: `merge` raises.
+
+    Args:
+      num_virtual_tokens: `n`.
+      targets: regular expression, full match on the path of the word embedding.
+      init: `'vocabulary'`, rows of the embedding drawn without replacement; `'uniform'` in (-0.5,
+        0.5); `'normal'`, deviation 1; or token ids, of class labels or of a text, whose rows are
+        taken, again from the first where they are too few.
+      common: draw from so many first rows, which some vocabularies sort by frequency.
+      places: before which token each virtual token stands, ascending; None for all in front.
+      keep_virtual: leave the virtual positions in the outputs, so that the last of them predicts
+        the first token, as in the Hugging Face library.
+      dtype: of the trained array; the computation runs in the model's own.
+
+    Returns:
+      A transform whose adapter is `{module path: {'prompt': [n, features]}}`.
+
+    Raises:
+      ValueError: a size below 1, an `init` or `places` that do not read; from `init` ids beyond the
+        vocabulary; in a call `segment_ids`, or a place beyond the sequence.
+      TargetError: from `init`, unless the target is one embedding.
+
+    >>> import flax.linen as nn
+    >>> embed, ids = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]), jnp.zeros((1, 2), int)
+    >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), ids), ids)
+    >>> tx = peftjax.prompt_tuning(num_virtual_tokens=4, targets=r'layers_0')
+    >>> tx.init(jax.random.key(0), model)['layers_0']['prompt'].shape
+    (4, 3)
+
+    References:
+      Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning, 2021
+      (arXiv:2104.08691), sections 2 and 3.2.
+    """
+    check_positive(num_virtual_tokens=num_virtual_tokens, common=common)
+    order = check_places(places, num_virtual_tokens)
+    if isinstance(init, str) and init not in _DRAWS and init != 'vocabulary':
+        raise ValueError(
+            f'init {init!r} is unknown: write {", ".join(map(repr, _DRAWS))}, or token ids'
+        )
+
+    def start(key: jax.Array, model: Model) -> dict[str, Any]:
+        site, table = embedding_of(model, targets)
+        key = paths.fold_in(key, site.path)
+        if isinstance(init, str) and init in _DRAWS:
+            return {
+                site.path: {'prompt': _DRAWS[init](key, (num_virtual_tokens, site.features), dtype)}
+            }
+        vocabulary = model.sites.weights[table].shape[0]
+        rows = _rows(init, key, num_virtual_tokens, min(common, vocabulary), vocabulary)
+        found = jnp.take(paths.flatten(model.params)[table], rows, axis=0)
+        return {site.path: {'prompt': found.astype(dtype)}}
+
+    def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
+        (path,) = sites_of(adapter)
+        return rules_of(path, adapter[path]['prompt'], order, keep_virtual)
+
+    def sites_of(adapter: Any) -> list[str]:
+        return check_prompt(adapter, 'prompt_tuning', 'prompt')
+
+    return PeftTransform(start, refusing('prompt_tuning', sites_of), rules)
+
+
+def _rows(init: Any, key: jax.Array, count: int, common: int, vocabulary: int) -> jax.Array:
+    if init == 'vocabulary':
+        return jax.random.choice(key, common, (count,), replace=count > common)
+    ids = np.asarray(init)
+    if not ids.size or ids.dtype.kind not in 'iu' or ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f'init {init!r} must be token ids from 0 to {vocabulary - 1}; encode a text with the '
+            "model's tokenizer"
+        )
+    return jnp.asarray(np.resize(ids, count))
+
+
+def check_prompt(adapter: Any, method: str, entry: str) -> list[str]:
+    """The paths of the adapter.
+
+    Raises:
+      AdapterError: it is not `{one module path: {entry, ...}}`.
+    """
+    if (
+        not isinstance(adapter, Mapping)
+        or len(adapter) != 1
+        or any(not isinstance(each, Mapping) or entry not in each for each in adapter.values())
+    ):
+        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+        raise AdapterError(
+            f'{method} expects an adapter {{module path: {{{entry!r}, ...}}}} as its own init '
+            f'makes it, found {found}. Was it made by another transform, or is it a part of a '
+            "chain's adapter?"
+        )
+    return list(adapter)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
+
+
+_DRAWS = {'uniform': _uniform, 'normal': jax.random.normal}

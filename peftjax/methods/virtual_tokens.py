@@ -1,0 +1,169 @@
+"""Virtual tokens: positions that a method adds to a model's sequence and takes from its outputs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core.base import (
+    ROOT,
+    AdapterError,
+    CallRule,
+    Model,
+    ModelCall,
+    ModuleRule,
+    ModuleUse,
+    Rule,
+)
+from peftjax.core.paths import TargetError, Targets
+from peftjax.core.sites import ModuleSite
+
+Places = tuple[int, ...]
+"""For each virtual token, ascending, before which token of the sequence it stands."""
+
+
+def embedding_of(model: Model, targets: Targets) -> tuple[ModuleSite, str]:
+    """The one embedding module that is meant, and the path of its `[vocabulary, features]` leaf.
+
+    Raises:
+      TargetError: the targets match several modules, or one without such a leaf.
+    """
+    sites = model.sites.match_modules(targets)
+    if len(sites) != 1:
+        raise TargetError(
+            f'target {targets!r} matches {[site.path for site in sites]}; virtual tokens go '
+            'through one embedding, write its path'
+        )
+    site = sites[0]
+    leaves = [
+        path
+        for path, leaf in model.sites.weights.items()
+        if path.startswith(f'{site.path}/') and leaf.shape[1:] == (site.features,)
+    ]
+    if len(leaves) != 1:
+        raise TargetError(
+            f'module {site.path!r} {site.shape} {site.dtype} holds no table of tokens '
+            f'[vocabulary, {site.features}]; write the path of the word embedding'
+        )
+    return site, leaves[0]
+
+
+def rules_of(path: str, prompt: jax.Array, places: Places, keep: bool) -> dict[str, Rule]:
+    """What puts `prompt: [n, features]` into the sequence that the embedding at `path` sees.
+
+    Outputs lose the virtual positions again unless `keep`.
+    """
+    return {
+        ROOT: CallRule((), _longer_call(places, keep), virtual_tokens=len(places)),
+        path: ModuleRule({'prompt': prompt}, _embed(path, places)),
+    }
+
+
+def check_places(places: Any, count: int) -> Places:
+    """`places`, or all in front.
+
+    Raises:
+      ValueError: not one ascending whole number of at least 0 for each virtual token.
+    """
+    if places is None:
+        return (0,) * count
+    given = tuple(places)
+    if len(given) != count or list(given) != sorted(given) or any(place < 0 for place in given):
+        raise ValueError(
+            f'places must be {count} ascending numbers of at least 0, one for each virtual token, '
+            f'got {given}; write for example places={tuple(range(count))}'
+        )
+    return given
+
+
+def moved_positions(call: ModelCall, length: int, moved: jax.Array) -> jax.Array:
+    """`position_ids` of a call's tokens, given or `0 .. length - 1`, moved by `[length]` numbers.
+
+    Raises:
+      ValueError: packed rows whose positions only the model knows.
+    """
+    given = call.keywords.get('position_ids')
+    if given is not None:
+        return given + moved
+    if call.keywords.get('segment_ids') is not None:
+        raise ValueError(
+            'virtual tokens move positions, and those of packed rows are counted inside the '
+            'model; give position_ids beside segment_ids'
+        )
+    return (jnp.arange(length) + moved)[None]
+
+
+def tokens_of(call: ModelCall) -> jax.Array:
+    """The token ids of a call: `input_ids`, or its first array.
+
+    Raises:
+      ValueError: they are not `[batch, length]` integers.
+    """
+    arrays = jax.tree.leaves((call.args, call.keywords))
+    ids = call.keywords.get('input_ids', arrays[0] if arrays else None)
+    if not isinstance(ids, jax.Array) or ids.ndim != 2 or ids.dtype.kind not in 'iu':
+        raise ValueError(f'virtual tokens need token ids [batch, length], found {ids!r}')
+    return ids
+
+
+def _order(places: Places, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the longer sequence: where virtual and where real tokens stand."""
+    if max(places) > length:
+        raise ValueError(f'a virtual token stands before token {max(places)}, of {length} tokens')
+    virtual = np.asarray(places) + np.arange(len(places))
+    return virtual, np.setdiff1d(np.arange(length + len(places)), virtual)
+
+
+def _longer_call(places: Places, keep: bool) -> Callable[[Any, ModelCall], Any]:
+    def forward(_: Any, call: ModelCall) -> Any:
+        shape = tokens_of(call).shape
+        length = shape[1]
+        virtual, real = _order(places, length)
+
+        def longer(name: str, value: Any) -> Any:
+            if not isinstance(value, jax.Array) or value.shape not in (shape, (1, length)):
+                return value
+            if name == 'segment_ids':
+                raise ValueError(
+                    'a virtual token would belong to one segment of a packed row; give '
+                    'attention_mask in place of segment_ids, and one example a row'
+                )
+            # A place holder that is embedded and replaced, and that attention sees.
+            filled = jnp.full((len(value), len(virtual)), name == 'attention_mask', value.dtype)
+            whole = jnp.zeros((len(value), length + len(virtual)), value.dtype)
+            return whole.at[:, virtual].set(filled).at[:, real].set(value)
+
+        keywords = {name: longer(name, value) for name, value in call.keywords.items()}
+        if call.keywords.get('position_ids') is not None:
+            moved = moved_positions(call, length, jnp.asarray(real - np.arange(length)))
+            whole = jnp.zeros((len(moved), length + len(virtual)), moved.dtype)
+            keywords['position_ids'] = whole.at[:, virtual].set(virtual).at[:, real].set(moved)
+        result = call.run(*(longer('', value) for value in call.args), **keywords)
+        if keep:
+            return result
+        return jax.tree.map(lambda leaf: _shorter(leaf, real, len(virtual)), result)
+
+    return forward
+
+
+def _shorter(leaf: Any, real: np.ndarray, count: int) -> Any:
+    """Without the virtual positions, where `leaf` has them: `[batch, length, ...]`."""
+    if leaf.ndim > 2 and leaf.shape[1] == len(real) + count:
+        return leaf[:, real]
+    return leaf
+
+
+def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
+    def forward(leaves: Mapping[str, jax.Array], use: ModuleUse) -> jax.Array:
+        prompt, output = leaves['prompt'], use.output
+        if prompt.shape[1:] != output.shape[-1:]:
+            raise AdapterError(
+                f"the adapter's prompt for {path!r} is {prompt.shape} {prompt.dtype}, but the "
+                f'module returns {output.shape} {output.dtype}. Was it made for another model?'
+            )
+        virtual, _ = _order(places, output.shape[1] - len(places))
+        return output.at[:, virtual].set(prompt.astype(output.dtype))
+
+    return forward
