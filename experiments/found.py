@@ -35,7 +35,7 @@ def fisher(config: Config, model: peftjax.Model, task: Task) -> dict[str, Any]:
     settings = config.fisher
 
     def log_likelihood(params: Any, example: Mapping[str, jax.Array]) -> jax.Array:
-        batch = {name: value[None] for name, value in example.items()}
+        batch: Any = {name: value[None] for name, value in example.items()}
         return -task.sums(model.apply(params, **task.inputs(batch)), batch)['loss']
 
     batches = islice(_batches(config, task), max(1, settings.examples // config.data.batch_size))
