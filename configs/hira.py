@@ -3,10 +3,9 @@
     python -m experiments.main --config configs/hira.py --workdir runs/hira
     python -m experiments.main --config configs/hira.py:paper --workdir runs/paper
 
-Paper: Huang et al., HiRA, ICLR 2025 (no arXiv: number; openreview.net/forum?id=TwJrTz9cRS), whose
-    tables could not be read. Number: Llama-3.2-3B in Hugging Face's comparison of methods, accuracy
-    on GSM8K, one seed: peft's
-    method_comparison/MetaMathQA/results/hira--llama-3.2-3B-rank32-lr4.5e-3.json.
+Paper: Huang et al., HiRA, ICLR 2025 (openreview.net/forum?id=TwJrTz9cRS), whose tables could not be
+    read. Number: Llama-3.2-3B in Hugging Face's comparison of methods, accuracy on GSM8K, one seed:
+    peft's method_comparison/MetaMathQA/results/hira--llama-3.2-3B-rank32-lr4.5e-3.json.
 Hyperparameters: the same file: rank 32 on queries and values, rate 4.5e-3, no weight decay.
 Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
 Expected: here not measured yet; the rows of the paper are not run: they need the weights of

@@ -30,7 +30,21 @@ def eva(config: Config, model: peftjax.Model, task: Task) -> dict[str, jax.Array
     return training.eva(model, batches, counted=counted, **settings).a
 
 
-FOUND: Mapping[str, Callable[[Config, peftjax.Model, Task], Any]] = {'eva': eva}
+def fisher(config: Config, model: peftjax.Model, task: Task) -> dict[str, Any]:
+    """Places of the FISH mask: a share of the model's entries, by some training examples."""
+    settings = config.fisher
+
+    def log_likelihood(params: Any, example: Mapping[str, jax.Array]) -> jax.Array:
+        batch: Any = {name: value[None] for name, value in example.items()}
+        return -task.sums(model.apply(params, **task.inputs(batch)), batch)['loss']
+
+    batches = islice(_batches(config, task), max(1, settings.examples // config.data.batch_size))
+    scores = training.fisher(log_likelihood, model.params, batches)
+    count = round(settings.share * sum(leaf.size for leaf in jax.tree.leaves(scores)))
+    return peftjax.largest_entries(scores, count, settings.targets)
+
+
+FOUND: Mapping[str, Callable[[Config, peftjax.Model, Task], Any]] = {'eva': eva, 'fisher': fisher}
 
 
 def find(config: Config, model: peftjax.Model, task: Task) -> Found:

@@ -77,7 +77,7 @@ def _published(source: str) -> peftjax.Model:
 @functools.cache
 def _tiny() -> peftjax.Model:
     """A random BERT with the paths of MiniLM, as small as the settings of the configs allow."""
-    model = _abstract(Bert(BertConfig(64, 64, 2, 4, 128, 64), outputs=2, pooling='mean'))
+    model = _abstract(Bert(BertConfig(128, 64, 2, 4, 128, 64), outputs=2, pooling='mean'))
     generator = np.random.default_rng(0)
     return model.replace(
         params=jax.tree.map(
@@ -113,11 +113,13 @@ def test_the_header_says_what_to_run_and_what_to_expect(name):
     header = _module(name).__doc__
     assert f'python -m experiments.main --config configs/{name}.py' in header
     words = ('Expected:', 'Data:')
-    words += ('Time:',) if name in MEASURED else ('Paper:', 'Hyperparameters:', 'arXiv:')
+    words += ('Time:',) if name in MEASURED else ('Paper:', 'Hyperparameters:')
     for word in words:
         assert word in header, word
     if name in MEASURED:
         assert re.search(r'of \d seeds?', header)
+    else:
+        assert re.search(r'arXiv:\d{4}\.\d{4,5}|openreview\.net|no paper', header)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,8 @@ def test_every_row_of_the_paper_loads_and_fits_its_model(name, monkeypatch):
     for row in _module(name).ROWS:
         config = _config(name, f'paper,row={row}').lock()
         build.build_optimizer(config, 100_000)
+        if config.model.source not in MODELS and config.found:
+            continue  # what is found needs the model
         transform = build.build_transform(config)
         if config.model.source not in MODELS:
             continue  # a family that is not built

@@ -84,5 +84,7 @@ def test_penalties_are_summed_with_their_weights_and_unknown_ones_raise():
 
 def test_an_unknown_way_to_find_an_argument_raises():
     config = _config(found={'lora': {'init': 'evva'}})
-    with pytest.raises(ValueError, match=r"config.found.lora.init names 'evva'; known: eva"):
+    with pytest.raises(
+        ValueError, match=r"config.found.lora.init names 'evva'; known: eva, fisher"
+    ):
         found.find(config, None, None)
