@@ -80,6 +80,29 @@ def text(
     return c
 
 
+def metamath(lr: float, weight_decay: float = 0.1) -> Config:
+    """Llama-3.2-3B on MetaMathQA, scored on GSM8K: Hugging Face's comparison of methods.
+
+    Its settings are method_comparison/MetaMathQA/default_training_params.json of the peft
+    repository, with the rate of each method; what is set for the warm-up was not found.
+    """
+    c = text('meta-llama/Llama-3.2-3B', 'metamathqa', lr, 4, '5000 steps', (768,))
+    c.schedule, c.clip_norm, c.adamw.weight_decay = 'cosine', 1.0, weight_decay
+    return c
+
+
+def few_shot(lr: float, steps: int) -> Config:
+    """T0-3B on 32 examples of RTE: T-Few's comparison of methods (arXiv:2205.05638, appendix D).
+
+    Adafactor, a batch of 8, warm-up over 6 % of the steps; clipping at 1 is from the authors' code.
+    The loss adds `peftjax.training.length_normalised_loss` and `unlikelihood_loss`.
+    """
+    c = text('bigscience/T0_3B', 'rte_few_shot', lr, 8, f'{steps} steps', (256,), task='seq2seq')
+    c.optimizer, c.adafactor = 'adafactor', ConfigDict()
+    c.warmup, c.clip_norm = 0.06, 1.0
+    return c
+
+
 def methods(c: Config, *, head: bool = True, **arguments: dict) -> Config:
     """Adds methods by name with their arguments, in that order, and a head that trains whole."""
     if head:
@@ -91,12 +114,16 @@ def methods(c: Config, *, head: bool = True, **arguments: dict) -> Config:
 
 
 def published(
-    c: Config, metric: str, value: float, spread: float = 0.0, trainable: int = 0
+    c: Config, value: float, spread: float = 0.0, trainable: int = 0, metric: str = ''
 ) -> Config:
-    """Notes what the paper reports: a number, its spread, and what trains besides the head.
+    """Notes what was published: a number, its spread, and what trains besides the head.
 
-    A spread or a count of 0 is not given in the paper, or not in a form that can be recomputed.
+    A spread or a count of 0 is not given, or not in a form that can be recomputed. The metric is
+    the task's own unless given.
     """
+    metric = metric or {'glue_cola': 'matthews', 'glue_stsb': 'pearson'}.get(
+        c.data.name, 'accuracy'
+    )
     c.published = ConfigDict(
         {'metric': metric, 'value': value, 'spread': spread, 'trainable': trainable}
     )
@@ -115,9 +142,9 @@ def _training(lr: float, batch: int, duration: str) -> Config:
     c.penalties = ConfigDict()  # functions of the adapter that are added to the loss, and weights
 
     c.lr = lr
-    c.rates = ConfigDict()  # of methods that learn at a rate of their own
+    c.rates = ConfigDict()  # of single methods, as multiples of lr
     c.schedule = 'linear'  # how the rate falls after the warm-up: linear, cosine, constant
-    c.warmup = 0.0  # a share of the run; an int is a number of steps
+    c.warmup = 0.0  # below 1 a share of the run, otherwise a number of steps
     c.clip_norm = 0.0  # 0 does not clip
     c.optimizer = 'adamw'
     c.adamw = ConfigDict({'weight_decay': 0.0})

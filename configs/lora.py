@@ -1,7 +1,7 @@
 """LoRA: a trained low-rank term beside the query and value kernels.
 
     python -m experiments.main --config configs/lora.py --workdir runs/lora
-    python -m experiments.main --config configs/lora.py:paper,row=sst2 --workdir runs/lora_sst2
+    python -m experiments.main --config configs/lora.py:paper,row=sst2 --workdir runs/paper
 
 Paper: Hu et al., LoRA, 2021 (arXiv:2106.09685), table 2: RoBERTa-base on the development sets of
     GLUE (accuracy; CoLA Matthews', STS-B Pearson's correlation), median of 5 seeds, best epoch.
@@ -48,8 +48,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             'dropout': 0.1,
             'targets': r'layers/attention/(query|value)',
         }
-        return base.published(base.methods(c, head=False, lora=lora), 'BLEU', value, spread)
+        return base.published(base.methods(c, head=False, lora=lora), value, spread, metric='BLEU')
     c = base.glue('FacebookAI/roberta-base', choice.row, lr, batch, f'{epochs} epochs', 512)
     c.warmup, c.adamw.weight_decay = 0.06, 0.1
     c = base.methods(c, lora={'rank': 8, 'alpha': 8.0, 'targets': targets})
-    return base.published(c, 'accuracy', value, spread, trainable=294912)
+    return base.published(c, value, spread, trainable=294912)

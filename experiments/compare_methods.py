@@ -2,9 +2,9 @@
 
     python -m experiments.compare_methods --results runs/compare
 
-Every method is the default of its config, on film reviews, with the frozen model (only the head
-trains) and the training of all weights as the two ends; `--configs` takes others. All get the same
-sentences, steps and schedule; the rate is tuned for each:
+Every method is the default of its config, on film reviews, between the frozen model (only the head
+trains) and the training of all weights; `--configs` takes others. All get the same sentences, steps
+and schedule; the rate is tuned for each:
 
 1. one fit at each rate of a grid with seed 0; while the best, by the loss on the validation films,
    is the grid's least or greatest, the next rate outwards is tried;
@@ -41,15 +41,15 @@ from experiments.packing import Row
 from peftjax.training import init_state, make_train_step
 
 _FACTOR = 10**0.5  # between neighbours in the grid of rates
-_ENDS = {'frozen': 'lora_sentiment:head', 'full': 'lora_sentiment:full'}
+_FROZEN = {'frozen': 'lora_sentiment:head'}
 _NOT_METHODS = ('args', 'base', 'lora_sentiment')
 _RESULTS = flags.DEFINE_string('results', None, 'Folder for the results.', required=True)
 _CONFIGS = flags.DEFINE_list(
     'configs', None, 'What to compare: a name in configs/, or name=config:argument. Default: all.'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Final fits of each method.', lower_bound=1)
-_TRAIN = flags.DEFINE_integer('train', 1536, 'Sentences to train on.', lower_bound=16)
-_VALIDATION = flags.DEFINE_integer('validation', 512, 'Sentences to tune on.', lower_bound=16)
+_TRAIN = flags.DEFINE_integer('train', 1024, 'Sentences to train on.', lower_bound=16)
+_VALIDATION = flags.DEFINE_integer('validation', 384, 'Sentences to tune on.', lower_bound=16)
 _TEST = flags.DEFINE_integer('test', 1024, 'Sentences to score on.', lower_bound=16)
 
 
@@ -67,8 +67,8 @@ class Protocol:
 
     seeds: int = 5
     length: int = 24
-    train: int = 1536
-    validation: int = 512
+    train: int = 1024
+    validation: int = 384
     test: int = 1024
     batch_size: int = 16
     epochs: int = 1
@@ -190,16 +190,16 @@ def load_configs(chosen: Sequence[str] | None) -> dict[str, Config]:
 
     Args:
         chosen: names in `configs/`, or `name=config:argument`; None for every config on film
-            reviews and the two ends.
+            reviews, and the frozen model.
 
-    >>> list(load_configs(['lora', 'full=lora_sentiment:full']))
-    ['lora', 'full']
+    >>> list(load_configs(['lora', 'frozen=lora_sentiment:head']))
+    ['lora', 'frozen']
     """
     if chosen is None:
         names = (module.name for module in pkgutil.iter_modules(configs.__path__))
         found = {name: _load(name) for name in names if name not in _NOT_METHODS}
-        ends = {name: _load(spec) for name, spec in _ENDS.items()}
-        return ends | {n: c for n, c in found.items() if c.data.name == 'film_reviews'}
+        frozen = {name: _load(spec) for name, spec in _FROZEN.items()}
+        return frozen | {n: c for n, c in found.items() if c.data.name == 'film_reviews'}
     pairs = (item.rpartition('=')[::2] for item in chosen)
     return {name or spec: _load(spec) for name, spec in pairs}
 

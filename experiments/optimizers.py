@@ -16,7 +16,7 @@ def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """Clips, then the optimiser, then what is around it.
 
     `config.optimizer` names a function of optax, with its arguments but the rate under
-    `config.<name>`. `config.rates` gives methods of `config.peft` a rate other than `config.lr`.
+    `config.<name>`. `config.rates` multiplies `config.lr` for methods of `config.peft`.
     Each name in `config.around` is a function of peftjax.training that takes an optimiser and
     returns one, with its arguments under `config.<name>`; one that asks for `total_steps` is given
     those of the run.
@@ -47,13 +47,13 @@ def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
 def schedule(config: Config, steps: int) -> optax.Schedule:
     """Rises to `config.lr` over the warm-up, then falls to 0 as `config.schedule` says.
 
-    `config.warmup` is a share of the run if it is a float, a number of steps if it is an int.
+    `config.warmup` below 1 is a share of the run, otherwise a number of steps.
 
     Raises:
         ValueError: the schedule is unknown.
     """
-    share = isinstance(config.warmup, float)
-    rise = min(max(1, round(config.warmup * steps) if share else config.warmup), steps)
+    warmup = config.warmup * steps if config.warmup < 1 else config.warmup
+    rise = min(max(1, round(warmup)), steps)
     left = max(1, steps - rise)
     falls = {
         'linear': optax.schedules.linear_schedule(config.lr, 0.0, left),
@@ -78,7 +78,7 @@ def _rates(config: Config) -> optax.GradientTransformation:
     unknown = sorted(set(config.rates) - set(config.peft))
     if unknown:
         raise ValueError(f'config.rates names {unknown}, config.peft only {list(config.peft)}')
-    factors = [config.rates.get(name, config.lr) / config.lr for name in config.peft]
+    factors = [config.rates.get(name, 1.0) for name in config.peft]
 
     def scaled(updates: Any, params: Any = None) -> Any:
         del params

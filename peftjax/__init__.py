@@ -29,25 +29,32 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
+from peftjax.methods.boft import boft
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
 from peftjax.methods.compacter import compacter
+from peftjax.methods.diff_pruning import diff_pruning, expected_entries, keep_entries
 from peftjax.methods.dora import dora
+from peftjax.methods.fish_mask import fish_mask, largest_entries
 from peftjax.methods.fourierft import fourierft
 from peftjax.methods.gated import gated
 from peftjax.methods.gralora import gralora
 from peftjax.methods.hira import hira
 from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
+from peftjax.methods.intrinsic import Subspace, intrinsic
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
 from peftjax.methods.lora import lora
 from peftjax.methods.lora_fa import lora_fa
 from peftjax.methods.miss import miss
 from peftjax.methods.oft import oft
+from peftjax.methods.randlora import randlora
 from peftjax.methods.reft import direft, loreft, noreft
 from peftjax.methods.select import full, select
 from peftjax.methods.shira import shira
+from peftjax.methods.top_layers import top_layers
+from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.vera import vera
 
 __all__ = [
@@ -66,6 +73,7 @@ __all__ = [
     'ModuleUse',
     'PeftTransform',
     'Sites',
+    'Subspace',
     'Summary',
     'TargetError',
     'Use',
@@ -74,13 +82,17 @@ __all__ = [
     'WeightSite',
     'adalora',
     'adapt',
+    'boft',
     'bottleneck',
     'c3a',
     'chain',
     'combine',
     'compacter',
+    'diff_pruning',
     'direft',
     'dora',
+    'expected_entries',
+    'fish_mask',
     'fourierft',
     'full',
     'gated',
@@ -89,6 +101,9 @@ __all__ = [
     'houlsby',
     'hra',
     'ia3',
+    'intrinsic',
+    'keep_entries',
+    'largest_entries',
     'load',
     'loha',
     'lokr',
@@ -103,10 +118,13 @@ __all__ = [
     'orthogonality',
     'partition',
     'pfeiffer',
+    'randlora',
     'select',
     'shira',
     'summary',
     'testing',
+    'top_layers',
+    'trainable_tokens',
     'vera',
     'weightwise',
     'wrap',

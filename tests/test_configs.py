@@ -17,6 +17,7 @@ from configs import base
 from configs.args import parse_arg
 from experiments import build, tasks, train
 from experiments.data import collate
+from peftjax.methods import shira
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.models.llama import Llama
@@ -43,6 +44,8 @@ MODELS = {  # the shapes of published models whose families are built, or share 
     'huggyllama/llama-7b': LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
     'meta-llama/Llama-2-7b-hf': LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128),
     'meta-llama/Meta-Llama-3-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
+    'meta-llama/Llama-3.2-3B': LlamaConfig(128256, 3072, 8192, 28, 24, 8, 128),
+    'mistralai/Mistral-7B-v0.1': LlamaConfig(32000, 4096, 14336, 32, 32, 8, 128),
     'meta-llama/Llama-3.1-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
 }
 
@@ -128,10 +131,11 @@ def test_every_variant_loads_and_names_methods_that_exist(name, arg):
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_every_row_of_the_paper_loads_and_fits_its_model(name):
+def test_every_row_of_the_paper_loads_and_fits_its_model(name, monkeypatch):
+    # SHiRA's places, millions of them, take seconds to draw and change no count.
+    monkeypatch.setattr(shira, 'distinct', lambda seed, name, count, size, stack: np.arange(count))
     for row in _module(name).ROWS:
         config = _config(name, f'paper,row={row}').lock()
-        assert config.published.value > 0
         build.build_optimizer(config, 100_000)
         transform = build.build_transform(config)
         if config.model.source not in MODELS:
@@ -141,7 +145,9 @@ def test_every_row_of_the_paper_loads_and_fits_its_model(name):
         if 'select' in config.peft:
             count -= peftjax.summary(peftjax.select(r'classifier/.*'), model).trainable
         assert count > 0
-        assert config.published.trainable in (0, count)
+        if 'published' in config:
+            assert config.published.value > 0
+            assert config.published.trainable in (0, count)
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -158,7 +164,8 @@ def test_a_step_on_a_small_model(name, monkeypatch):
     params = run.transform.base(run.model.params, adapter)
     state = init_state(adapter, run.optimizer, key)
     batch = collate(run.task.splits['train'][:4], config.data.lengths)
-    state, metrics = jax.jit(make_train_step(run.loss, run.optimizer))(state, params, batch)
+    step = jax.jit(make_train_step(run.loss, run.optimizer), donate_argnums=0)
+    state, metrics = step(state, params, batch)
     assert np.isfinite(metrics['loss'])
     assert np.isfinite(metrics['grad_norm']) and metrics['grad_norm'] > 0
 

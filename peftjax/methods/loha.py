@@ -49,8 +49,8 @@ def loha(
 
     References:
       Hyeon-Woo et al., FedPara, 2021 (arXiv:2108.06098), proposition 1; Yeh et al., LyCORIS, 2023
-      (arXiv:2309.14859), section 3.2. Start as in the LyCORIS code: `A1 ~ N(0, 1)`, `B1 ~ N(0,
-      0.1^2)`, `B2 ~ N(0, 1)`.
+      (arXiv:2309.14859), section 3.2, equation 3. Start as in the LyCORIS code: `A1 ~ N(0, 1)`,
+      `B1 ~ N(0, 0.1^2)`, `B2 ~ N(0, 1)`.
     """
     check_positive(rank=rank)
     scale = 1.0 if alpha is None else alpha / rank

@@ -59,7 +59,7 @@ def lokr(
     {'c': (2, 2), 'd_a': (2, 1), 'd_b': (1, 4)}
 
     References:
-      Yeh et al., LyCORIS, 2023 (arXiv:2309.14859), section 3.3 and appendix B; Edalati et al.,
+      Yeh et al., LyCORIS, 2023 (arXiv:2309.14859), section 3.2, equations 4 and 5; Edalati et al.,
       KronA, 2022 (arXiv:2212.10650). Where both factors are whole, LyCORIS sets the scale to 1;
       here and in the torch library it stays `alpha / r`.
     """

@@ -1,5 +1,6 @@
 """OFT: the input turned by trained block-diagonal rotations."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from peftjax.core.base import PeftTransform, Use
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
+from peftjax.methods.rotations import cayley, skew, turn
 
 
 def oft(
@@ -17,6 +19,8 @@ def oft(
     block_size: int,
     targets: paths.Targets,
     block_share: bool = False,
+    eps: float | None = None,
+    neumann_terms: int | None = None,
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -28,9 +32,15 @@ def oft(
     forward and `O(n b^3)` for the rotations, taken once a call and outside of loops. At the start
     `Q = 0`, so that `W' = W`. It merges.
 
+    With `eps` (COFT), each `Q_i` acts shortened to the Frobenius norm `eps / sqrt(n)` where it is
+    longer, and the gradient passes as if it were not: the projected gradient steps of the paper.
+
     Args:
       block_size: `b`, which must divide `in`.
       block_share: one rotation for all blocks of a matrix.
+      eps: bound on the rotations, or None for none.
+      neumann_terms: terms of a Neumann series for the inverse, at least 3, or None for the inverse
+        itself. `R_i` is then orthogonal up to `Q^neumann_terms`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
@@ -40,7 +50,8 @@ def oft(
       `block_share`).
 
     Raises:
-      ValueError: a block size below 2 or, from `init`, one that does not divide `in`.
+      ValueError: a block size below 2, fewer than 3 terms, an `eps` that is not positive, or from
+        `init` a block size that does not divide `in`.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -51,12 +62,17 @@ def oft(
     References:
       Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023
       (arXiv:2306.07280), section 3.3; Qiu et al., OFTv2, 2025 (arXiv:2506.19847), section 3, for
-      turning the input and not the weight. The inverse is solved for exactly, where OFTv2 sums a
-      Neumann series.
+      turning the input and not the weight, and for the Neumann series. Its code sums the series of
+      `-Q`: adapters go over with their sign changed. The authors shorten the trained array itself
+      after each step; here it stays, and what acts is shortened.
     """
     check_positive(block_size=block_size)
     if block_size < 2:
         raise ValueError('block_size 1 has no rotation; write at least block_size=2')
+    if eps is not None and eps <= 0:
+        raise ValueError(f'eps must be positive, got {eps}; write eps=None for no bound')
+    if neumann_terms is not None and neumann_terms < 3:
+        raise ValueError(f'neumann_terms must be at least 3, got {neumann_terms}; or None')
 
     def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
         del key
@@ -64,25 +80,23 @@ def oft(
         blocks = 1 if block_share else matrix.shape[0] // block_size
         return {'q': jnp.zeros((blocks, block_size * (block_size - 1) // 2), dtype)}
 
+    def rotations(leaves: Any) -> jax.Array:
+        skewed = skew(leaves['q'], block_size)
+        return cayley(skewed if eps is None else _shortened(skewed, eps), neumann_terms)
+
     def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
         del path
         wide = jnp.promote_types(matrix.dtype, leaves['q'].dtype)
-        turned = jnp.einsum(
-            'nij,njo->nio',
-            _per_block(_rotations(leaves['q'], block_size), matrix.shape[0]).astype(wide),
-            matrix.astype(wide).reshape(-1, block_size, matrix.shape[1]),
-        )
-        return turned.reshape(matrix.shape).astype(matrix.dtype)
+        inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(wide)
+        return turn(matrix.astype(wide).T, inverse).T.astype(matrix.dtype)
 
     def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
         del matrix, path
-        return {**leaves, 'r': _rotations(leaves['q'], block_size)}
+        return {**leaves, 'r': rotations(leaves)}
 
     def apply(leaves: Any, use: Use, path: str) -> jax.Array:
         del path
-        blocks = use.x.reshape(len(use.x), -1, block_size)
-        rotations = _per_block(leaves['r'].astype(use.dtype), use.x.shape[1])
-        return use.base(jnp.einsum('tni,nij->tnj', blocks, rotations).reshape(use.x.shape))
+        return use.base(turn(use.x, leaves['r'].astype(use.dtype)))
 
     return weightwise(
         init_weight,
@@ -94,16 +108,9 @@ def oft(
     )
 
 
-def _rotations(q: jax.Array, size: int) -> jax.Array:
-    """`[n, b, b]` from the upper triangles `[n, b (b - 1) / 2]`."""
-    rows, columns = jnp.triu_indices(size, 1)
-    wide = q.astype(jnp.float32)
-    upper = jnp.zeros((len(q), size, size), jnp.float32).at[:, rows, columns].set(wide)
-    skew, eye = upper - jnp.swapaxes(upper, 1, 2), jnp.eye(size)
-    # (I - Q)(I + Q)^-1: the two factors commute.
-    return jnp.linalg.solve(eye + skew, jnp.broadcast_to(eye, skew.shape) - skew)
-
-
-def _per_block(rotations: jax.Array, inputs: int) -> jax.Array:
-    size = rotations.shape[-1]
-    return jnp.broadcast_to(rotations, (inputs // size, size, size))
+def _shortened(skewed: jax.Array, eps: float) -> jax.Array:
+    """Each block at most `eps / sqrt(n)` long; the gradient is that of `skewed` itself."""
+    bound = eps / math.sqrt(len(skewed))
+    length = jnp.sqrt((skewed**2).sum((1, 2), keepdims=True))
+    short = skewed * (bound / jnp.maximum(length, bound))
+    return skewed + jax.lax.stop_gradient(short - skewed)

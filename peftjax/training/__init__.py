@@ -2,6 +2,7 @@
 
 from peftjax.training.adalora import AllocationState, adalora_allocation
 from peftjax.training.eva import Eva, eva
+from peftjax.training.fisher import fisher
 from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
@@ -13,6 +14,7 @@ __all__ = [
     'TrainState',
     'adalora_allocation',
     'eva',
+    'fisher',
     'init_state',
     'length_normalised_loss',
     'lora_plus',

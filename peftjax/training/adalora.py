@@ -75,7 +75,9 @@ def adalora_allocation(
         1
 
     References:
-        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), section 3.3, equations 7 to 12. As in
+        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), section 3.2, equations 7 to 11, and for the
+        budget section 3.3 and equation 12, where we count the descent from `initial_steps`: as
+        printed, its fraction is less by `final_steps` and the budget would first rise. As in
         Algorithm 1 the sensitivity takes weight and gradient of the same step; the authors' code
         multiplies the gradient by the weight after the update. Ties keep the earlier triplet, so
         that exactly `budget` stay.
@@ -100,9 +102,10 @@ def adalora_allocation(
                 f'the adapter has triplets of ranks {ranks} for a target_rank of {target_rank}; '
                 'write a larger init_rank in adalora, or a smaller target_rank'
             )
-        zeros = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(each)) for each in entries]
         keep = [jnp.ones(entry['lambda'].shape, bool) for entry in entries]
-        return AllocationState(jnp.zeros((), jnp.int32), zeros, zeros, keep, optimizer.init(params))
+        # Arrays of their own for both means: a step donates its state, each array once.
+        means = (_zeros(entries), _zeros(entries))
+        return AllocationState(jnp.zeros((), jnp.int32), *means, keep, optimizer.init(params))
 
     def budget_at(step: jax.Array, entries: list[Any]) -> jax.Array:
         first = sum(entry['lambda'].size for entry in entries)
@@ -153,6 +156,10 @@ def adalora_allocation(
 
 def _triplets(tree: Any) -> list[Any]:
     return [each for each in jax.tree.leaves(tree, is_leaf=is_triplet) if is_triplet(each)]
+
+
+def _zeros(entries: list[Any]) -> list[dict[str, jax.Array]]:
+    return [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(each)) for each in entries]
 
 
 def _sensitivity(weight: jax.Array, slope: jax.Array) -> jax.Array:

@@ -32,7 +32,8 @@ def length_normalised_loss(
         0.4055
 
     References:
-        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 4 and the loss below it.
+        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 2; the exponent is
+        the authors' code's.
     """
     kept = mask.astype(bool)
     lengths = kept.sum(-1)
@@ -63,7 +64,7 @@ def unlikelihood_loss(
         0.6931
 
     References:
-        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 3; the margin is the
+        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 1; the margin is the
         authors' code's and in no formula. That code also adds `-log(1 + margin)` for every
         position that is padding or of the right choice; we count the wrong choices' tokens alone.
     """

@@ -65,13 +65,6 @@ _hra = _plain(
         rank=case.config['r'], gram_schmidt=case.config['apply_GS'], targets=_targets(modules)
     ),
 )
-_oft = _plain(
-    '.oft_R.weight',
-    {'q': '~.oft_R.weight'},
-    lambda case, modules: peftjax.oft(
-        block_size=case.config['oft_block_size'], targets=_targets(modules)
-    ),
-)
 
 
 def _c3a(case: Case) -> Converted:
@@ -197,7 +190,6 @@ CONVERTERS = {
     'hira': _hira,
     'hra': _hra,
     'hra_gs': _hra,
-    'oft': _oft,
     'c3a': _c3a,
     'gralora': _gralora,
     'gralora_hybrid': _gralora,

@@ -1,6 +1,15 @@
 """The table of methods: every law of the contract runs on every row."""
 
-from tests.rows import additive, core, hadamard_kronecker, lora_family, low_rank, weight_space
+from tests.rows import (
+    additive,
+    core,
+    hadamard_kronecker,
+    lora_family,
+    low_rank,
+    rotations,
+    selective,
+    weight_space,
+)
 
 METHODS = {
     **core.ROWS,
@@ -9,4 +18,6 @@ METHODS = {
     **lora_family.ROWS,
     **weight_space.ROWS,
     **hadamard_kronecker.ROWS,
+    **rotations.ROWS,
+    **selective.ROWS,
 }

@@ -1,0 +1,85 @@
+"""Lifts functions of one parameter leaf to a transform of a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, check_entries
+from peftjax.core.sites import WeightSite
+
+
+def leafwise(
+    name: str,
+    init_leaf: Callable[[jax.Array, WeightSite], jax.Array],
+    change_leaf: Callable[[jax.Array, jax.Array, str], jax.Array],
+    choose: Callable[[Model], list[str]],
+    fits: Callable[[jax.Array, Any, str], bool],
+    replaces: bool = False,
+) -> PeftTransform:
+    """A transform that puts another array of the same shape in the place of chosen leaves.
+
+    For methods on leaves of any rank, biases and norms too, that need no cheaper route than the
+    changed leaf itself: one array trains for each leaf.
+
+    Args:
+      name: of the method, for messages.
+      init_leaf: `(leaf, site) -> entry`.
+      change_leaf: `(entry, leaf, path) -> leaf` of the same shape; the dtype is brought back.
+      choose: `(model) -> paths` of the leaves.
+      fits: `(entry, leaf, path)`: whether an entry can have been made for this leaf.
+      replaces: whether `change_leaf` pays no heed to the leaf, as a trained copy does.
+
+    Returns:
+      A transform whose adapter is `{leaf path: entry}`.
+    """
+
+    def init(key: jax.Array, model: Model) -> dict[str, jax.Array]:
+        del key
+        leaves = paths.flatten(model.params)
+        sites = model.sites.weights
+        return {path: init_leaf(leaves[path], sites[path]) for path in choose(model)}
+
+    def changed(path: str, entry: jax.Array, leaves: dict[str, Any]) -> jax.Array:
+        _check(path, entry, leaves)
+        return change_leaf(entry, leaves[path], path).astype(leaves[path].dtype)
+
+    def merge(params: Any, adapter: dict[str, jax.Array]) -> Any:
+        check_made_here(adapter)
+        leaves = paths.flatten(params)
+        return paths.replace(
+            params, {path: changed(path, entry, leaves) for path, entry in adapter.items()}
+        )
+
+    def rules(adapter: dict[str, jax.Array]) -> dict[str, WeightRule]:
+        check_made_here(adapter)
+        return {path: rule(path, entry) for path, entry in adapter.items()}
+
+    def rule(path: str, entry: jax.Array) -> WeightRule:
+        return WeightRule(
+            (),
+            None,
+            lambda _, use: use.base(use.x),
+            lambda _, matrix: matrix,
+            lambda leaf: changed(path, entry, {path: leaf}),
+            replaces=replaces,
+        )
+
+    def check_made_here(adapter: Any) -> None:
+        check_entries(adapter, lambda leaf: jax.tree_util.all_leaves([leaf]), name, 'array')
+
+    def _check(path: str, entry: jax.Array, leaves: dict[str, Any]) -> None:
+        if path not in leaves:
+            raise AdapterError(
+                f'the adapter of {name} has {path!r}, which these params lack; near names: '
+                f'{paths.near_names(path, leaves)}. Was it made for another model?'
+            )
+        if not fits(entry, leaves[path], path):
+            raise AdapterError(
+                f'the adapter of {name} has {path!r} of shape {entry.shape} {entry.dtype}, which '
+                f'does not fit these params: {leaves[path].shape} {leaves[path].dtype}. Was it '
+                'made for another model?'
+            )
+
+    return PeftTransform(init, merge, rules)

@@ -1,0 +1,120 @@
+"""FISH Mask: the entries of a model that matter most to the data train, wherever they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform
+from peftjax.core.leafwise import leafwise
+from peftjax.core.sites import WeightSite
+
+
+def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> PeftTransform:
+    r"""A fixed sparse mask: `w' = w + v` at chosen entries of the base, `w' = w` elsewhere.
+
+    The entries are those with the largest Fisher information, found once before training by
+    `peftjax.training.fisher` and `largest_entries`; any others will do as well. A leaf of `D`
+    entries of which `k` train holds `k` numbers. Each step adds them into a copy of the leaf (`k`
+    FLOPs), and their gradient is gathered from that of the leaf, which is dense. At the start
+    `v = 0`, so that `w' = w`. It merges.
+
+    Args:
+      positions: `{leaf path: int [k]}`, flat places in the leaf as it is, its layers included. They
+        are in no adapter: keep them with it.
+      dtype: of the trained arrays.
+
+    Returns:
+      A transform whose adapter is `{leaf path: [k]}`.
+
+    Raises:
+      ValueError: no leaf, or places of a leaf that are repeated, negative, or from `init` beyond
+        its size.
+      TargetError: from `init`, for a path that is no leaf of the model.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.fish_mask({'hidden/kernel': [0, 9], 'out/bias': [2]})
+    >>> peftjax.summary(tx, mlp).trainable
+    3
+
+    References:
+      Sung et al., Training Neural Networks with Fixed Sparse Masks, 2021 (arXiv:2111.09839),
+      sections 3.1 and 3.2. The authors mask the gradient of the whole model; the entries and their
+      updates are the same.
+    """
+    places = {path: np.asarray(each, np.int32).reshape(-1) for path, each in positions.items()}
+    for path, each in places.items():
+        if not len(each) or len(np.unique(each)) < len(each) or each.min() < 0:
+            raise ValueError(
+                f'positions of {path!r} must be different whole numbers of at least 0, at least '
+                f'one, found {len(each)}, least {each.min(initial=0)}, {len(np.unique(each))} of '
+                'them different; leave a leaf out that has none'
+            )
+    if not places:
+        raise ValueError("positions is empty; write for example {'dense/kernel': [0, 9]}")
+
+    def choose(model: Model) -> list[str]:
+        unknown = sorted(set(places) - set(model.sites.weights))
+        if unknown:
+            near = paths.near_names(unknown[0], model.sites.weights)
+            raise paths.TargetError(f'{unknown[0]!r} is no leaf of this model; near names: {near}')
+        return [path for path in model.sites.weights if path in places]
+
+    def init(leaf: jax.Array, site: WeightSite) -> jax.Array:
+        if places[site.path].max() >= leaf.size:
+            raise ValueError(
+                f'position {places[site.path].max()} is beyond the {leaf.size} entries of '
+                f'{site.path!r} {leaf.shape} {leaf.dtype}'
+            )
+        return jnp.zeros(len(places[site.path]), dtype)
+
+    def change(entry: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
+        wide = leaf.reshape(-1).astype(jnp.promote_types(leaf.dtype, entry.dtype))
+        return wide.at[places[path]].add(entry, unique_indices=True).reshape(leaf.shape)
+
+    def fits(entry: jax.Array, leaf: Any, path: str) -> bool:
+        chosen = places.get(path)
+        return chosen is not None and entry.shape == chosen.shape and chosen.max() < leaf.size
+
+    return leafwise('fish_mask', init, change, choose, fits)
+
+
+def largest_entries(
+    scores: Any, count: int, targets: paths.Targets = r'.*'
+) -> dict[str, np.ndarray]:
+    """Flat places of the `count` largest entries of all chosen leaves together.
+
+    Args:
+      scores: a tree of arrays, as `peftjax.training.fisher` gives it.
+      count: how many, over all leaves.
+      targets: regular expressions, full match on leaf paths.
+
+    Returns:
+      `{leaf path: int32 [k], ascending}` for the leaves that hold any, as `fish_mask` takes them.
+
+    Raises:
+      ValueError: there are not so many entries.
+
+    >>> peftjax.largest_entries({'a': jnp.asarray([3.0, 1.0]), 'b': jnp.asarray([2.0])}, 2)
+    {'a': array([0], dtype=int32), 'b': array([0], dtype=int32)}
+
+    References:
+      Sung et al., 2021 (arXiv:2111.09839), section 3.2.
+    """
+    patterns = paths.patterns_of(targets)
+    chosen = {
+        path: np.asarray(leaf).reshape(-1)
+        for path, leaf in paths.flatten(scores).items()
+        if any(pattern.fullmatch(path) for pattern in patterns)
+    }
+    values = np.concatenate([np.zeros(0, np.float32), *chosen.values()])
+    if not 0 < count <= len(values):
+        raise ValueError(f'count must lie between 1 and the {len(values)} entries, got {count}')
+    kept = np.zeros(len(values), bool)
+    kept[np.argpartition(-values, count - 1)[:count]] = True
+    ends = np.cumsum([len(leaf) for leaf in chosen.values()])[:-1]
+    places = (np.flatnonzero(part).astype(np.int32) for part in np.split(kept, ends))
+    return {path: each for path, each in zip(chosen, places, strict=True) if len(each)}

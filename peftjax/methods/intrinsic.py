@@ -1,0 +1,142 @@
+"""Intrinsic dimension: a whole model moves inside a random subspace of a few dimensions."""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule
+from peftjax.core.sites import WeightSite
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.fastfood import project
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Subspace:
+    """The adapter of `intrinsic`.
+
+    Attributes:
+      theta: `[d]`, or `[d - layers]` if there are scales.
+      scales: by leaf path, of the leaf's rank, the axes of layers whole and the others 1; empty
+        unless structure-aware.
+      leaves: paths of what moves (static).
+    """
+
+    theta: jax.Array
+    scales: dict[str, jax.Array]
+    leaves: tuple[str, ...] = dataclasses.field(metadata={'static': True})
+
+
+def intrinsic(
+    *,
+    dimension: int,
+    targets: paths.Targets = r'.*',
+    structure_aware: bool = False,
+    seed: int = 0,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""Training in a random subspace: `w_i' = w_i + P_i theta`, structure-aware `+ s_i P_i theta`.
+
+    One vector `theta: [d]` moves all chosen leaves, biases and norms too. `P_i` is a Fastfood
+    projection, a product of Hadamard matrices, signs, a permutation and normal diagonals made from
+    hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the least power
+    of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs forward, `c_i` at
+    most 32 the factors of `p` and the rest for the hashes, and holds a few copies of `D` numbers; a
+    dense projection would hold `d D` and cost `2 d D`. The change of each leaf is formed, since all
+    of them share `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and `s_i
+    = 1`), so that `w' = w`. It merges.
+
+    Args:
+      dimension: `d`, how many numbers train, the scales included.
+      targets: regular expressions, full match on leaf paths: what moves.
+      structure_aware: SAID, a trained scale for each leaf and layer; else DID, without.
+      seed: of the projections, which are in no adapter: keep it with the adapter.
+      dtype: of the trained arrays; the projection runs in float32.
+
+    Returns:
+      A transform whose adapter is a `Subspace`.
+
+    Raises:
+      ValueError: a dimension below 1 or, from `init`, one that leaves nothing beside the scales.
+      TargetError: from `init`, if a pattern matches no leaf.
+
+    >>> tx = peftjax.intrinsic(dimension=10, structure_aware=True)
+    >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> adapter.theta.shape, len(adapter.scales)
+    ((6,), 4)
+
+    References:
+      Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018 (arXiv:1804.08838),
+      section 2 and S7 for Fastfood; Aghajanyan et al., Intrinsic Dimensionality Explains the
+      Effectiveness of Language Model Fine-Tuning, 2020 (arXiv:2012.13255), equations 1 and 3; Le et
+      al., Fastfood, 2013, section 3. Each leaf has a projection of its own, as in the code of the
+      second; the rows of `P_i` have length 1, where Li et al. give length 1 to its columns.
+    """
+    check_positive(dimension=dimension)
+
+    def init(key: jax.Array, model: Model) -> Subspace:
+        del key
+        chosen = tuple(model.sites.match_leaves(targets))
+        scales = {}
+        if structure_aware:
+            sites = (model.sites.weights[path] for path in chosen)
+            scales = {site.path: jnp.ones(_one_a_layer(site), dtype) for site in sites}
+        left = dimension - sum(scale.size for scale in scales.values())
+        if left < 1:
+            raise ValueError(
+                f'dimension {dimension} leaves nothing beside {dimension - left} scales; write at '
+                f'least dimension={dimension - left + 1}, fewer targets, or structure_aware=False'
+            )
+        return Subspace(jnp.zeros(left, dtype), scales, chosen)
+
+    def moved(adapter: Subspace, path: str, leaf: jax.Array) -> jax.Array:
+        change = project(adapter.theta, leaf.size, zlib.crc32(f'{seed}/{path}'.encode()))
+        change = change.reshape(leaf.shape)
+        if path in adapter.scales:
+            change = change * adapter.scales[path].astype(jnp.float32)
+        return (leaf.astype(jnp.float32) + change).astype(leaf.dtype)
+
+    def merge(params: Any, adapter: Subspace) -> Any:
+        _check(adapter)
+        leaves = paths.flatten(params)
+        for path in adapter.leaves:
+            if path not in leaves:
+                raise AdapterError(
+                    f'the adapter moves {path!r}, which these params lack; near names: '
+                    f'{paths.near_names(path, leaves)}. Was it made for another model?'
+                )
+        return paths.replace(
+            params, {path: moved(adapter, path, leaves[path]) for path in adapter.leaves}
+        )
+
+    def rules(adapter: Subspace) -> dict[str, WeightRule]:
+        _check(adapter)
+        return {path: rule(adapter, path) for path in adapter.leaves}
+
+    def rule(adapter: Subspace, path: str) -> WeightRule:
+        return WeightRule(
+            (),
+            None,
+            lambda _, use: use.base(use.x),
+            lambda _, matrix: matrix,
+            lambda leaf: moved(adapter, path, leaf),
+        )
+
+    return PeftTransform(init, merge, rules)
+
+
+def _one_a_layer(site: WeightSite) -> tuple[int, ...]:
+    return tuple(n if axis in site.scanned else 1 for axis, n in enumerate(site.shape))
+
+
+def _check(adapter: Any) -> None:
+    if not isinstance(adapter, Subspace):
+        raise AdapterError(
+            f'intrinsic expects a Subspace as its own init makes it, found a '
+            f'{type(adapter).__name__}. Was it made by another transform, or is it a part of a '
+            "chain's adapter?"
+        )

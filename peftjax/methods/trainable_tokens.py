@@ -1,0 +1,79 @@
+"""Trainable tokens: a few rows of an embedding train, and no other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform
+from peftjax.core.leafwise import leafwise
+
+
+def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTransform:
+    r"""Trains the rows `ids` of an embedding `E: [vocabulary, features]`; all others stay frozen.
+
+    The adapter holds the rows themselves: `E'[ids] = rows`. A head tied to the embedding reads them
+    as well. At the start they are those of `E`, so that `E' = E`. It costs no products; each step
+    copies `E` once to put the rows in, and its gradient is gathered from that of `E'`, which is
+    dense. It merges.
+
+    Args:
+      ids: the tokens, each once; new ones of an embedding that was enlarged, or special ones.
+      targets: regular expressions, full match on leaf paths of embeddings.
+
+    Returns:
+      A transform whose adapter is `{leaf path: [len(ids), features]}`.
+
+    Raises:
+      ValueError: no ids, a repeated or a negative one, or from `init` one beyond the vocabulary or
+        a leaf that is no `[vocabulary, features]`.
+      TargetError: from `init`, if a pattern matches no leaf.
+
+    >>> import flax.linen as nn
+    >>> embed, tokens = nn.Embed(7, 3), jnp.zeros((1, 2), int)
+    >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), tokens), tokens)
+    >>> tx = peftjax.trainable_tokens([5, 6], targets=r'embedding')
+    >>> tx.init(jax.random.key(0), model)['embedding'].shape
+    (2, 3)
+
+    References:
+      The Hugging Face library's method of this name, which has no paper; its files hold the rows,
+      as this adapter does.
+    """
+    rows = np.asarray(ids, np.int32).reshape(-1)
+    if not len(rows) or len(set(rows.tolist())) < len(rows) or rows.min() < 0:
+        raise ValueError(
+            f'ids must be different whole numbers of at least 0, got {list(ids)}; write for '
+            'example ids=[5, 6]'
+        )
+
+    def choose(model: Model) -> list[str]:
+        chosen = model.sites.match_leaves(targets)
+        for path in chosen:
+            site = model.sites.weights[path]
+            if len(site.shape) != 2:
+                raise ValueError(
+                    f'{path!r} has shape {site.shape} {site.dtype}, which is no '
+                    '[vocabulary, features]; target the leaf of an embedding'
+                )
+            if rows.max() >= site.shape[0]:
+                raise ValueError(
+                    f'token {rows.max()} is beyond the {site.shape[0]} rows of {path!r} '
+                    f'{site.shape} {site.dtype}; write ids below {site.shape[0]}'
+                )
+        return chosen
+
+    def change(entry: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
+        del path
+        return leaf.at[rows].set(entry.astype(leaf.dtype), unique_indices=True)
+
+    def fits(entry: jax.Array, leaf: Any, path: str) -> bool:
+        del path
+        return leaf.ndim == 2 and entry.shape == (len(rows), leaf.shape[1])
+
+    return leafwise(
+        'trainable_tokens', lambda leaf, site: jnp.take(leaf, rows, axis=0), change, choose, fits
+    )

@@ -1,0 +1,88 @@
+"""What a config says about the optimiser: rates, schedule, wrappers, penalties, what is found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from experiments import build, found
+from experiments.optimizers import build_optimizer, schedule
+
+
+def _config(**fields) -> ConfigDict:
+    c = base.film_reviews(1.0)
+    c = base.methods(c, lora={'rank': 2, 'targets': 'hidden'})
+    c.optimizer, c.sgd, c.clip_norm, c.warmup = 'sgd', ConfigDict(), 0.0, 0.0
+    for name, value in fields.items():
+        c[name] = ConfigDict(value) if isinstance(value, dict) else value
+    return c.lock()
+
+
+def _update(config, slope=1.0):
+    """What the first step adds to an adapter of two parts, each one number."""
+    adapter = (jnp.asarray(slope), jnp.asarray(slope))
+    optimizer = build_optimizer(config, steps=10)
+    updates, _ = jax.jit(optimizer.update)(adapter, optimizer.init(adapter), adapter)
+    return [float(part) for part in updates]
+
+
+def test_a_method_may_have_a_rate_of_its_own():
+    assert _update(_config()) == [-1.0, -1.0]
+    assert _update(_config(rates={'select': 0.25})) == [-1.0, -0.25]
+    with pytest.raises(ValueError, match=r"config.rates names \['head'\], config.peft only"):
+        _update(_config(rates={'head': 0.25}))
+
+
+def test_gradients_are_clipped_where_a_norm_is_given():
+    assert _update(_config(), slope=3.0) == [-3.0, -3.0]
+    np.testing.assert_allclose(_update(_config(clip_norm=1.0), slope=3.0), -(0.5**0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'middle', 'end'), [('linear', 0.5, 0.0), ('cosine', 0.5, 0.0), ('constant', 1.0, 1.0)]
+)
+@pytest.mark.parametrize('warmup', [0.2, 20])
+def test_the_rate_rises_for_a_share_or_a_number_of_steps_and_falls(shape, middle, end, warmup):
+    rate = schedule(_config(schedule=shape, warmup=warmup), steps=100)
+    np.testing.assert_allclose([rate(0), rate(20)], [0.05, 1.0], rtol=1e-6)
+    assert np.all(np.diff([rate(step) for step in range(21)]) > 0)
+    np.testing.assert_allclose([rate(60), rate(100)], [middle, end], atol=1e-6)
+
+
+def test_a_warm_up_longer_than_the_run_ends_with_it():
+    rate = schedule(_config(warmup=500), steps=4)
+    np.testing.assert_allclose([rate(0), rate(4)], [0.25, 1.0])
+
+
+def test_what_is_around_the_optimizer_is_told_the_steps_of_the_run():
+    settings = {'target_rank': 1, 'initial_steps': 6, 'final_steps': 4}
+    with pytest.raises(ValueError, match='10 steps leave none between 6 initial and 4 final'):
+        _update(_config(around=('adalora_allocation',), adalora_allocation=settings))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'optimizer': 'adamm'}, "config.optimizer names 'adamm', which optax does not have"),
+        ({'optimizer': 'lion'}, "config.optimizer names 'lion', but there is no config.lion"),
+        ({'around': ('faster',)}, "config.around names 'faster', which peftjax.training does not"),
+        ({'schedule': 'step'}, "config.schedule is 'step'; write one of linear, cosine, constant"),
+    ],
+)
+def test_unknown_names_raise(fields, message):
+    with pytest.raises(ValueError, match=message):
+        _update(_config(**fields))
+
+
+def test_penalties_are_summed_with_their_weights_and_unknown_ones_raise():
+    assert build.build_penalty(_config())(None) == 0.0
+    with pytest.raises(ValueError, match="config.penalties names 'orthogonal', which peftjax"):
+        build.build_penalty(_config(penalties={'orthogonal': 0.1}))
+
+
+def test_an_unknown_way_to_find_an_argument_raises():
+    config = _config(found={'lora': {'init': 'evva'}})
+    with pytest.raises(ValueError, match=r"config.found.lora.init names 'evva'; known: eva"):
+        found.find(config, None, None)
