@@ -29,7 +29,7 @@ from tests.checkpoint_files import (
 )
 
 
-@pytest.fixture(params=['llama', 'bert'])
+@pytest.fixture(params=['llama', 'bert', 'gpt2'])
 def folder(request, tmp_path):
     config, weights, _, _ = golden(request.param)
     return write_folder(tmp_path / request.param, config, weights)
@@ -57,11 +57,26 @@ def test_abstract_loading_reads_no_weights(folder):
     )
 
 
-@pytest.mark.parametrize('prefix', ['model.', ''])
-def test_backbones_are_saved_with_and_without_prefix(prefix, tmp_path):
-    config, weights, _, _ = golden('llama_tied')
-    bare = {prefix + name.removeprefix('model.'): value for name, value in weights.items()}
-    load_abstract(write_folder(tmp_path / 'llama', config, bare))
+@pytest.mark.parametrize('kept', [True, False], ids=['prefixed', 'bare'])
+@pytest.mark.parametrize(
+    ('variant', 'prefix'), [('llama_tied', 'model.'), ('gpt2', 'transformer.')]
+)
+def test_backbones_are_saved_with_and_without_prefix(variant, prefix, kept, tmp_path):
+    config, weights, _, _ = golden(variant)
+    bare = {name.removeprefix(prefix): value for name, value in weights.items()}
+    names = {prefix * kept + name: value for name, value in bare.items()}
+    load_abstract(write_folder(tmp_path / variant, config, names))
+
+
+def test_masks_and_second_copies_of_the_embedding_are_left_out(tmp_path):
+    config, weights, _, _ = golden('gpt2')
+    extra = {
+        'transformer.h.0.attn.bias': np.ones((1, 1, 64, 64), np.float32),
+        'transformer.h.1.attn.masked_bias': np.array(-1e4, np.float32),
+        'lm_head.weight': weights['transformer.wte.weight'],
+    }
+    model = load_abstract(write_folder(tmp_path / 'gpt2', config, weights | extra))
+    assert 'lm_head' not in model.params
 
 
 def test_the_name_table_writes_what_it_reads(tmp_path):

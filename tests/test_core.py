@@ -189,6 +189,22 @@ def test_summary_counts_and_denominators():
     ]
 
 
+def test_summary_draws_no_constants():
+    # Of a large model they are as many as its parameters, and no count needs them.
+    def constants(path, layout):
+        raise AssertionError(f'drew the constants of {path} {layout.shape}')
+
+    tx = peftjax.weightwise(
+        lambda key, matrix, site: {'s': jnp.ones(3)},
+        lambda leaves, matrix, path: matrix,
+        constants=constants,
+        targets='hidden/kernel',
+    )
+    assert peftjax.summary(tx, MLP).added == 3
+    with pytest.raises(AssertionError, match='drew the constants of hidden/kernel'):
+        tx.merge(MLP.params, tx.init(jax.random.key(0), MLP))
+
+
 def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
     """LoRA's own arrays are called `a` and `b`; so may be leaves of the base."""
     model = function(lambda p, x: x @ p['w'] + p['b'], X, w=jnp.ones((4, 3)), b=jnp.ones(3))

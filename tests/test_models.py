@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 from peftjax.models.attention import AttentionCore, causal_mask
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
+from peftjax.models.gpt2 import GPT2
+from peftjax.models.gpt2_config import GPT2Config
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.stack import stack_layers, unstack_layers
@@ -36,6 +38,7 @@ LLAMA = LlamaConfig(
     num_key_value_heads=2,
     head_dim=4,
 )
+GPT = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=12)
 IDS = np.random.default_rng(0).integers(1, 50, (2, 9)).astype(np.int32)
 
 
@@ -56,7 +59,7 @@ def run(module, variables, **inputs):
 @pytest.mark.parametrize(
     ('scan', 'remat'), [(True, 'full'), (False, None), (False, 'dots_saveable')]
 )
-@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA)])
+@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA), (GPT2, GPT)])
 def test_remat_and_scan_change_neither_values_nor_gradients(family, config, scan, remat):
     plain = family(config)
     variables = initialised(plain)
@@ -92,7 +95,9 @@ def test_unknown_remat_is_refused_by_name():
         initialised(Bert(BERT, remat='most'))
 
 
-@pytest.mark.parametrize('module', [Bert(BERT), Llama(LLAMA)], ids=['bert', 'llama'])
+@pytest.mark.parametrize(
+    'module', [Bert(BERT), Llama(LLAMA), GPT2(GPT)], ids=['bert', 'llama', 'gpt2']
+)
 def test_padding_changes_no_other_position(module):
     variables = initialised(module)
     short = jax.tree.leaves(run(module, variables, input_ids=IDS[:, :6]))[0]
@@ -123,8 +128,8 @@ def test_mean_pooling_averages_tokens_only():
     np.testing.assert_allclose(pooled[1], hidden[1, :4].mean(0), rtol=1e-5, atol=1e-6)
 
 
-def test_packed_rows_equal_separate_ones():
-    module = Llama(LLAMA)
+@pytest.mark.parametrize('module', [Llama(LLAMA), GPT2(GPT)], ids=['llama', 'gpt2'])
+def test_packed_rows_equal_separate_ones(module):
     variables = initialised(module)
     separate = [run(module, variables, input_ids=IDS[:1, a:b])[0] for a, b in ((0, 4), (4, 9))]
     segments = np.array([[1] * 4 + [2] * 5])
@@ -172,7 +177,7 @@ def test_attention_with_dropout_is_attention_on_average():
     np.testing.assert_allclose(nearly_none, exact, atol=1e-5)
 
 
-@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA)])
+@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA), (GPT2, GPT)])
 def test_bfloat16_computes_and_stores_in_bfloat16(family, config):
     module = family(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     variables = initialised(module)
@@ -184,7 +189,7 @@ def test_bfloat16_computes_and_stores_in_bfloat16(family, config):
     np.testing.assert_allclose(output.astype(jnp.float32), exact, atol=0.1)
 
 
-@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA)])
+@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA), (GPT2, GPT)])
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 def test_interceptors_see_every_attention_core(family, config, scan):
     seen = []
@@ -198,7 +203,7 @@ def test_interceptors_see_every_attention_core(family, config, scan):
     variables = initialised(module)
     with nn.intercept_methods(interceptor):
         jax.eval_shape(lambda: module.apply(variables, input_ids=IDS))
-    block = 'attention' if family is Bert else 'self_attn'
+    block = {Bert: 'attention', Llama: 'self_attn', GPT2: 'attn'}[family]
     layers = ['layers'] if scan else [f'layers_{index}' for index in range(2)]
     assert sorted(set(seen)) == [f'{layer}/{block}/core' for layer in layers]
 

@@ -20,7 +20,7 @@ from tests.checkpoint_files import (
 )
 
 
-@pytest.fixture(params=['llama', 'bert'])
+@pytest.fixture(params=['llama', 'bert', 'gpt2'])
 def folder(request, tmp_path):
     config, weights, _, _ = golden(request.param)
     return write_folder(tmp_path / request.param, config, weights)
@@ -39,7 +39,10 @@ def test_one_error_lists_every_tensor_that_does_not_fit(folder):
     rewrite(folder, damage)
     with pytest.raises(CheckpointError) as caught:
         load_abstract(folder)
-    message, short = str(caught.value), lambda name: re.sub(r'^(bert|model)\.', '', name)
+    message, short = (
+        str(caught.value),
+        lambda name: re.sub(r'^(bert|model|transformer)\.', '', name),
+    )
     assert re.search(rf'missing: {short(missing)} \[[\d, ]+\] for \S+', message)
     assert f'wrong: {short(misshapen)} is F32 [7, 3], ' in message
     assert f'wrong: {short(wrong_dtype)} is I32 ' in message
@@ -84,6 +87,8 @@ def test_an_unknown_tensor_may_be_ignored_by_name(folder):
             'must be alike',
         ),
         ('bert', {'position_embedding_type': 'relative_key'}, 'position_embedding_type'),
+        ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights: False is not supported'),
+        ('gpt2', {'n_head': 3}, 'n_embd 16 is not a multiple of n_head 3'),
         ('bert', {'is_decoder': True}, 'is_decoder: True is not supported'),
         ('bert', {'num_attention_heads': 3}, 'not a multiple of num_attention_heads 3'),
     ],
@@ -110,6 +115,7 @@ def test_both_spellings_of_rope_mean_the_same():
         ('bert', {'pooling': 'max'}, "pooling 'max' is unknown"),
         ('llama', {'task': 'classification', 'num_labels': 2}, 'does not suit a Llama decoder'),
         ('llama', {'pooling': 'mean'}, 'a Llama decoder does not pool'),
+        ('gpt2', {'pooling': 'mean'}, 'a GPT-2 decoder does not pool'),
         ('llama', {'remat': 'some'}, "remat 'some' is unknown"),
     ],
 )

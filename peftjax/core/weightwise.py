@@ -107,7 +107,11 @@ def weightwise(
         return whole_leaf(rule) if entry.layout.opaque else rule
 
     def in_force(path: str, entry: WeightAdapter) -> dict[str, Any]:
-        return dict(entry) if constants is None else {**entry, **constants(path, entry.layout)}
+        # An abstract adapter is looked at and never computed with: nothing is drawn for it.
+        abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in entry.values())
+        if constants is None or abstract:
+            return dict(entry)
+        return {**entry, **constants(path, entry.layout)}
 
     return PeftTransform(init, merge, rules)
 

@@ -46,14 +46,14 @@ def load(
     abstract: bool = False,
     ignore: tuple[str, ...] = (),
 ) -> Model:
-    """Reads a BERT, Llama, Mistral or Qwen2 checkpoint into a Model with config and tokenizer.
+    """Reads a BERT, GPT-2, Llama, Mistral or Qwen2 checkpoint into a Model.
 
     Args:
         source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a
             local folder in that layout; a .gguf file; 'package:name/sub/folder' or
             'package:name/file.gguf' for files inside an installed package, which is not imported.
-        task: None for the backbone (BERT: last hidden state and pooled sentence; Llama: logits),
-            'classification' or 'regression' for BERT, 'causal_lm' for Llama.
+        task: None for the backbone (BERT: last hidden state and pooled sentence; decoders:
+            logits), 'classification' or 'regression' for BERT, 'causal_lm' for decoders.
         num_labels: number of classes; not needed if the checkpoint holds a head.
         pooling: what BERT's head sees: 'first', the pooler on the first token, or 'mean', the
             average of all tokens, as sentence encoders are trained.

@@ -8,6 +8,8 @@ from jax.typing import DTypeLike
 
 from peftjax.models.bert import BERT_NAMES, Bert
 from peftjax.models.bert_config import BertConfig, parse_bert
+from peftjax.models.gpt2 import GPT2, GPT2_NAMES
+from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
 from peftjax.models.llama import LLAMA_NAMES, Llama
 from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
@@ -78,13 +80,7 @@ def _build_bert(config: BertConfig, build: Build) -> Bert:
 
 
 def _build_llama(config: LlamaConfig, build: Build) -> Llama:
-    if build.pooling != 'first':
-        raise ValueError(f'pooling {build.pooling!r} is for BERT: a Llama decoder does not pool')
-    if build.task not in (None, 'causal_lm') or build.num_labels is not None:
-        raise ValueError(
-            f'task {build.task!r} with num_labels {build.num_labels} does not suit a Llama '
-            "decoder: use None or 'causal_lm', and no num_labels"
-        )
+    _check_decoder('Llama', build)
     return Llama(
         config,
         scan=build.scan,
@@ -92,6 +88,27 @@ def _build_llama(config: LlamaConfig, build: Build) -> Llama:
         dtype=build.dtype,
         param_dtype=build.param_dtype,
     )
+
+
+def _build_gpt2(config: GPT2Config, build: Build) -> GPT2:
+    _check_decoder('GPT-2', build)
+    return GPT2(
+        config,
+        scan=build.scan,
+        remat=build.remat,
+        dtype=build.dtype,
+        param_dtype=build.param_dtype,
+    )
+
+
+def _check_decoder(family: str, build: Build) -> None:
+    if build.pooling != 'first':
+        raise ValueError(f'pooling {build.pooling!r} is for BERT: a {family} decoder does not pool')
+    if build.task not in (None, 'causal_lm') or build.num_labels is not None:
+        raise ValueError(
+            f'task {build.task!r} with num_labels {build.num_labels} does not suit a {family} '
+            "decoder: use None or 'causal_lm', and no num_labels"
+        )
 
 
 def _bert_surplus(module: Bert) -> tuple[str, ...]:
@@ -110,6 +127,13 @@ def _llama_surplus(module: Llama) -> tuple[str, ...]:
     return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
 
 
+def _gpt2_surplus(module: GPT2) -> tuple[str, ...]:
+    # Old checkpoints keep each layer's causal mask.
+    surplus = (r'h\.\d+\.attn\.(bias|masked_bias)',)
+    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
+
+
 _BERT = Family(parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus)
 _LLAMA = Family(parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
-_FAMILIES = {'bert': _BERT, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA}
+_GPT2 = Family(parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
+_FAMILIES = {'bert': _BERT, 'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA}

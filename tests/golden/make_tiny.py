@@ -6,6 +6,7 @@ Each holds 'config' (the config.json), 'weights/<tensor>' (as saved), 'inputs/<n
 
 import json
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -14,6 +15,8 @@ from safetensors.numpy import load_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -45,6 +48,17 @@ LLAMA3 = {
     'rope_theta': 100.0,
 }
 LINEAR = {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 10000.0}
+GPT2 = {
+    'vocab_size': 32,
+    'n_embd': 16,
+    'n_inner': 24,
+    'n_layer': 2,
+    'n_head': 4,
+    'n_positions': 64,
+    'bos_token_id': 0,
+    'eos_token_id': 0,
+    'attn_implementation': 'eager',
+}
 VARIANTS = {
     'llama': LlamaForCausalLM(LlamaConfig(**DECODER)),
     'llama_tied': LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
@@ -56,6 +70,7 @@ VARIANTS = {
     'qwen2': Qwen2ForCausalLM(Qwen2Config(**DECODER)),
     'bert': BertForSequenceClassification(BertConfig(**ENCODER)),
     'bert_tanh': BertForSequenceClassification(BertConfig(**ENCODER, hidden_act='gelu_new')),
+    'gpt2': GPT2LMHeadModel(GPT2Config(**GPT2)),
 }
 
 
@@ -79,7 +94,7 @@ def main() -> None:
         model.eval()
         for name, parameter in model.named_parameters():
             # Norms and biases too: at their initial ones and zeros they would test nothing.
-            centre = 1.0 if 'norm' in name.lower() and name.endswith('weight') else 0.0
+            centre = 1.0 if re.search(r'(?i)(norm|ln_\w)\.weight$', name) else 0.0
             torch.nn.init.normal_(parameter, centre, 0.3)
         inputs = inputs_of(variant)
         with torch.no_grad():

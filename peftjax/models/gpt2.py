@@ -1,0 +1,194 @@
+"""The GPT-2 decoder: learned positions, layer norms before the sublayers, a fused q, k and v."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from peftjax.models import names
+from peftjax.models.attention import (
+    AttentionCore,
+    Branch,
+    activation,
+    causal_mask,
+    check_token_inputs,
+    merge_heads,
+    padding_mask,
+    segment_mask,
+    segment_positions,
+    split_heads,
+)
+from peftjax.models.gpt2_config import GPT2Config
+from peftjax.models.stack import apply_stack
+
+
+class _Part(nn.Module):
+    """What every part of the decoder is told."""
+
+    config: GPT2Config
+    deterministic: bool
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    def dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+    def norm(self, name: str) -> nn.LayerNorm:
+        return _norm(self.config, self.dtype, self.param_dtype, name)
+
+    def dropout(self, x: jax.Array) -> jax.Array:
+        return nn.Dropout(
+            self.config.resid_pdrop, deterministic=self.deterministic, name='dropout'
+        )(x)
+
+
+def _norm(config: GPT2Config, dtype: DTypeLike, param_dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    # The fast variance E[x²] - E[x]² cancels; two passes cost nothing once fused.
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_epsilon,
+        use_fast_variance=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+
+
+class _SelfAttention(_Part):
+    @nn.compact
+    def __call__(self, x, mask):
+        width, heads = self.config.n_embd, self.config.n_head
+        fused = self.dense(3 * width, 'c_attn')(x)
+        query, key, value = (split_heads(part, heads) for part in jnp.split(fused, 3, axis=-1))
+        core = AttentionCore(self.config.attn_pdrop, name='core')
+        attended = merge_heads(core(query, key, value, mask, self.deterministic))
+        return self.dropout(self.dense(width, 'c_proj')(attended))
+
+
+class _MLP(_Part):
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
+        hidden = activation(config.activation_function)(self.dense(inner, 'c_fc')(x))
+        return self.dropout(self.dense(config.n_embd, 'c_proj')(hidden))
+
+
+class _Layer(_Part):
+    @nn.compact
+    def __call__(self, x, mask):
+        fields = self.config, self.deterministic, self.dtype, self.param_dtype
+        attended = _SelfAttention(*fields, name='attn')(self.norm('ln_1')(x), mask)
+        x = x + Branch(name='attn_branch')(x, attended, x + attended)
+        hidden = _MLP(*fields, name='mlp')(self.norm('ln_2')(x))
+        return x + Branch(name='mlp_branch')(x, hidden, x + hidden), None
+
+
+class GPT2(nn.Module):
+    """A causal language model of the GPT-2 family: logits [B, T, V].
+
+    The head is the embedding `wte` itself, or `lm_head` where the config does not tie the two.
+    scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
+
+    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
+    padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
+    restart with it; position_ids [B, T] overrides the positions, which count padding too;
+    deterministic=False turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
+
+    Example:
+        >>> config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=8)
+        >>> model, ids = GPT2(config), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), input_ids=ids)
+        >>> model.apply(variables, input_ids=ids).shape
+        (2, 5, 50)
+
+    Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3.
+    """
+
+    config: GPT2Config
+    scan: bool = True
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        check_token_inputs(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+        )
+        config, length = self.config, input_ids.shape[1]
+        if length > config.n_positions:
+            raise ValueError(
+                f'{length} tokens: this checkpoint has {config.n_positions} position embeddings'
+            )
+        mask = causal_mask(length)
+        if attention_mask is not None:
+            mask = mask & padding_mask(attention_mask)
+        if segment_ids is not None:
+            mask = mask & segment_mask(segment_ids)
+        if position_ids is None:
+            position_ids = (
+                jnp.arange(length, dtype=jnp.int32)[None]
+                if segment_ids is None
+                else segment_positions(segment_ids)
+            )
+        tokens, positions = (
+            nn.Embed(size, config.n_embd, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+            for name, size in (('wte', config.vocab_size), ('wpe', config.n_positions))
+        )
+        dropout = nn.Dropout(config.embd_pdrop, deterministic=deterministic, name='dropout')
+        x = apply_stack(
+            _Layer,
+            {
+                'config': config,
+                'deterministic': deterministic,
+                'dtype': self.dtype,
+                'param_dtype': self.param_dtype,
+            },
+            dropout(tokens(input_ids) + positions(position_ids)),
+            mask,
+            count=config.n_layer,
+            scan=self.scan,
+            remat=self.remat,
+        )
+        x = _norm(config, self.dtype, self.param_dtype, 'ln_f')(x)
+        if config.tie_word_embeddings:
+            return tokens.attend(x)
+        return nn.Dense(
+            config.vocab_size,
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='lm_head',
+        )(x)
+
+
+def _projection(theirs: str, ours: str) -> tuple[names.Rule, ...]:
+    # GPT-2's own linear layers are kept [in, out] in the file as well.
+    return names.Rule(f'{theirs}.weight', f'{ours}/kernel'), names.Rule(
+        f'{theirs}.bias', f'{ours}/bias'
+    )
+
+
+_LAYER = 'h.{layer}'
+GPT2_NAMES = (
+    *names.embedding('wte', 'wte'),
+    *names.embedding('wpe', 'wpe'),
+    *names.norm(f'{_LAYER}.ln_1', 'layers/ln_1'),
+    *_projection(f'{_LAYER}.attn.c_attn', 'layers/attn/c_attn'),
+    *_projection(f'{_LAYER}.attn.c_proj', 'layers/attn/c_proj'),
+    *names.norm(f'{_LAYER}.ln_2', 'layers/ln_2'),
+    *_projection(f'{_LAYER}.mlp.c_fc', 'layers/mlp/c_fc'),
+    *_projection(f'{_LAYER}.mlp.c_proj', 'layers/mlp/c_proj'),
+    *names.norm('ln_f', 'ln_f'),
+    *names.dense('lm_head', 'lm_head'),
+)
