@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             'rank': 4,
             'alpha': 32.0,
             'dropout': 0.1,
-            'targets': r'layers/attention/(query|value)',
+            'targets': r'layers/attn/c_attn',  # q, k and v in one, of as many parameters
         }
         return base.published(base.methods(c, head=False, lora=lora), value, spread, metric='BLEU')
     c = base.glue('FacebookAI/roberta-base', choice.row, lr, batch, f'{epochs} epochs', 512)

@@ -26,17 +26,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = base.choose(arg, ROWS)
     if not choice.paper:
         c = base.film_reviews(1e-3, choice.tiny)
-        mam = {'length': 10, 'size': 24, 'scale': 4.0}
-        return base.methods(c, mam=mam)
+        return base.methods(c, mam=_mam(10, 96, 24, 4.0))
     length = ROWS[choice.row]
     if choice.row == 'xsum':
         c = base.text(
             'facebook/bart-large', 'xsum', 5e-5, 64, '100000 steps', (512,), task='seq2seq'
         )
         c.clip_norm, c.adamw.weight_decay = 0.1, 0.01
-        mam = {'length': length, 'hidden': 800, 'size': 512, 'scale': 4.0}
-        return base.methods(c, head=False, mam=mam)
+        return base.methods(c, head=False, mam=_mam(length, 800, 512, 4.0))
     c = base.glue('FacebookAI/roberta-base', choice.row, 1e-4, 32, '10 epochs', 128)
     c.warmup, c.clip_norm = 0.06, 1.0
     c.adamw = ConfigDict({'weight_decay': 0.1, 'b2': 0.98, 'eps': 1e-6})
-    return base.methods(c, mam={'length': length, 'hidden': 800, 'size': 16, 'scale': 2.0})
+    return base.methods(c, mam=_mam(length, 800, 16, 2.0))
+
+
+def _mam(length: int, projection: int, size: int, scale: float) -> dict:
+    return {
+        'num_virtual_tokens': length,
+        'projection': projection,
+        'size': size,
+        'scale': scale,
+        'cores': r'layers/attention/core',
+        'branches': r'layers/ffn/branch',
+    }

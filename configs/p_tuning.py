@@ -26,7 +26,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = base.choose(arg, ROWS)
     if not choice.paper:
         return base.methods(
-            base.film_reviews(1e-3, choice.tiny), p_tuning={'length': 20, 'hidden': 384}
+            base.film_reviews(1e-3, choice.tiny),
+            p_tuning={
+                'num_virtual_tokens': 20,
+                'hidden': 384,
+                'targets': r'embeddings/word_embeddings',
+            },
         )
-    c = base.methods(base.metamath(1e-4), head=False, p_tuning={'length': 20, 'hidden': 3072})
+    prompt = {'num_virtual_tokens': 20, 'hidden': 3072, 'targets': r'embed_tokens'}
+    c = base.methods(base.metamath(1e-4), head=False, p_tuning=prompt)
     return base.published(c, ROWS[choice.row])

@@ -30,21 +30,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if not choice.paper:
         return base.methods(
             base.film_reviews(3e-3, choice.tiny),
-            prefix_tuning={'length': 10, 'targets': r'layers/attention'},
+            prefix_tuning={'num_virtual_tokens': 10, 'targets': r'layers/attention/core'},
         )
     value, spread, metric = ROWS[choice.row]
     if choice.row == 'e2e':
         c = base.text('openai-community/gpt2-medium', 'e2e', 5e-5, 10, '5 epochs', (512,))
-        prefix = {'length': 10, 'hidden': 512, 'targets': r'layers/attention'}
+        prefix = {'num_virtual_tokens': 10, 'projection': 512, 'targets': r'layers/attn/core'}
     elif choice.row == 'rte':
         c, prefix = (
             base.few_shot(3e-3, 1000),
-            {'length': 10, 'hidden': 512, 'targets': r'.*attention'},
+            {'num_virtual_tokens': 10, 'projection': 512, 'targets': r'.*attention/core'},
         )
     else:
         c, prefix = (
             base.metamath(1e-3, weight_decay=0.01),
-            {'length': 200, 'targets': r'layers/self_attn'},
+            {'num_virtual_tokens': 200, 'targets': r'layers/self_attn/core'},
         )
     return base.published(
         base.methods(c, head=False, prefix_tuning=prefix), value, spread, metric=metric

@@ -27,14 +27,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` as in `base.choose`."""
     choice = base.choose(arg, ROWS)
     if not choice.paper:
-        return base.methods(base.film_reviews(3e-2, choice.tiny), prompt_tuning={'length': 20})
+        return base.methods(
+            base.film_reviews(3e-2, choice.tiny),
+            prompt_tuning=_prompt(20, r'embeddings/word_embeddings'),
+        )
     length, value, spread = ROWS[choice.row]
     if choice.row == 'rte':
-        c = base.methods(base.few_shot(0.3, 1000), head=False, prompt_tuning={'length': length})
+        prompt = _prompt(length, r'.*embedding')
+        c = base.methods(base.few_shot(0.3, 1000), head=False, prompt_tuning=prompt)
         return base.published(c, value, spread)
     c = base.text(
         'google/t5-xl-lm-adapt', 'superglue', 0.3, 32, '30000 steps', (512,), task='seq2seq'
     )
     c.schedule, c.optimizer = 'constant', 'adafactor'
     c.adafactor = ConfigDict({'weight_decay_rate': 1e-5, 'multiply_by_parameter_scale': False})
-    return base.methods(c, head=False, prompt_tuning={'length': length})
+    return base.methods(c, head=False, prompt_tuning=_prompt(length, r'.*embedding'))
+
+
+def _prompt(length: int, targets: str) -> dict:
+    return {'num_virtual_tokens': length, 'init': 'vocabulary', 'targets': targets}
