@@ -89,8 +89,6 @@ class Contestant:
         self.protocol = protocol
         self.run = build.build(config)
         self.summary = peftjax.summary(self.run.transform, self.run.model)
-        self._init = jax.jit(self.run.transform.init)
-        self._base = jax.jit(self.run.transform.base)
         self._fit = jax.jit(_fit(config, self.run))
         self._sums = jax.jit(self.run.sums)
 
@@ -98,8 +96,10 @@ class Contestant:
         """Trains one adapter; its scores on the split."""
         began = time.perf_counter()
         init_key, step_key = jax.random.split(jax.random.key(seed))
-        adapter = self._init(init_key, self.run.model)
-        params = self._base(self.run.model.params, adapter)
+        # Operation by operation, as in training: the decompositions of some starts, many of them in
+        # one program, can lock up the two threads of a small CPU (jax 0.10.2).
+        adapter = self.run.transform.init(init_key, self.run.model)
+        params = self.run.transform.base(self.run.model.params, adapter)
         batches = _stack(_training_batches(self._rows('train'), self.protocol, seed))
         adapter, losses = self._fit(adapter, params, _FACTOR**exponent, step_key, batches)
         scores = {'finite': bool(np.isfinite(losses).all())}

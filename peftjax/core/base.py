@@ -266,6 +266,11 @@ def _same_base(params: Any, adapter: Adapter, /) -> Any:
     return params
 
 
+def is_abstract(adapter: Adapter) -> bool:
+    """Whether an adapter is of shapes alone (`jax.ShapeDtypeStruct`), to be looked at only."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(adapter))
+
+
 class PeftTransform(NamedTuple):
     """A PEFT method: a value made of pure functions.
 
@@ -276,7 +281,8 @@ class PeftTransform(NamedTuple):
         which the plain model computes what the adapted one does. Raises `MergeError` by name
         for methods that live on activations.
       rules: `rules(adapter) -> {site path: rule}`, the training route: how the adapter changes
-        what is computed at each site, without forming a merged weight.
+        what is computed at each site, without forming a merged weight. Of an adapter of shapes
+        alone too, for a look at the sites.
       base: `base(params, adapter) -> params`: what stays frozen beside a fresh adapter. The
         parameters themselves, but for methods that start from a part of them (PiSSA), which
         would otherwise count it twice.

@@ -74,13 +74,11 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
     """
     adapter = jax.eval_shape(transform.init, jax.random.key(0), model)
     base = paths.flatten(model.params)
-    replaced: set[str] = set()
-
-    def note_replaced(adapter: Any) -> None:
-        rules = transform.rules(adapter).items()
-        replaced.update(path for path, rule in rules if path in base and _replaces_leaf(rule))
-
-    jax.eval_shape(note_replaced, adapter)  # Rules may compute with the adapter.
+    replaced = {
+        path
+        for path, rule in transform.rules(adapter).items()
+        if path in base and _replaces_leaf(rule)
+    }
     rows = [
         (path, leaf.shape, leaf.dtype, math.prod(leaf.shape))
         for path, leaf in paths.flatten(adapter).items()

@@ -14,6 +14,7 @@ from peftjax.core.base import (
     WeightAdapter,
     WeightRule,
     check_entries,
+    is_abstract,
 )
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
@@ -108,8 +109,7 @@ def weightwise(
 
     def in_force(path: str, entry: WeightAdapter) -> dict[str, Any]:
         # An abstract adapter is looked at and never computed with: nothing is drawn for it.
-        abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in entry.values())
-        if constants is None or abstract:
+        if constants is None or is_abstract(dict(entry)):
             return dict(entry)
         return {**entry, **constants(path, entry.layout)}
 

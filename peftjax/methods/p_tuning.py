@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Rule
+from peftjax.core.base import Model, PeftTransform, Rule, is_abstract
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.prompt_tuning import check_prompt
 from peftjax.methods.reading import refusing
@@ -94,7 +94,9 @@ def p_tuning(
 
     def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
         (path,) = _sites_of(adapter)
-        return rules_of(path, _encode(adapter[path]), order, keep_virtual)
+        leaves = adapter[path]
+        prompt = jax.eval_shape(_encode, leaves) if is_abstract(leaves) else _encode(leaves)
+        return rules_of(path, prompt, order, keep_virtual)
 
     return PeftTransform(init, refusing('p_tuning', _sites_of), rules)
 

@@ -17,6 +17,7 @@ from peftjax.core.base import (
     ModuleUse,
     PeftTransform,
     Rule,
+    is_abstract,
 )
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.blocks import check_positive
@@ -119,8 +120,9 @@ def prefix_tuning(
 
     def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
         sites = _check(adapter)
+        direct = jax.eval_shape(_direct, adapter) if is_abstract(adapter) else _direct(adapter)
         found: dict[str, Rule] = {
-            path: ModuleRule(leaves, _attend(path)) for path, leaves in _direct(adapter).items()
+            path: ModuleRule(leaves, _attend(path)) for path, leaves in direct.items()
         }
         return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if sites else found
 

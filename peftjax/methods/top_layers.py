@@ -16,9 +16,9 @@ _NUMBER = re.compile(r'(?P<before>(?:.*?[/_])?)(?P<number>\d+)(?=/)')
 def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
     r"""Trains all leaves of the last `count` layers; what is below and outside stays frozen.
 
-    A layer is told by the first number in a leaf's path (`layers_3/...`, `layers/3/...`), or by the
-    axis along which a `scan` slices the leaf, of which the last entries train. A new head is none:
-    chain `select(r'classifier/.*')`. It adds no FLOPs forward, and a backward pass that ends below
+    A layer is told by the axis along which a `scan` slices the leaf, of which the last entries
+    train, or by the first number in a leaf's path (`layers_3/...`, `layers/3/...`). A new head is
+    none: chain `select(r'classifier/.*')`. It adds no FLOPs forward, and a backward pass that ends below
     the trained layers. It merges.
 
     Args:
@@ -62,11 +62,11 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
             site.path
             for site in sites
             for stack, depth in _place(site)
-            if not _NUMBER.match(site.path) or depth > depths[stack] - count
+            if site.scanned or depth > depths[stack] - count
         ]
 
     def init(leaf: jax.Array, site: WeightSite) -> jax.Array:
-        if _NUMBER.match(site.path):
+        if not site.scanned:
             return leaf + 0
         axis = site.scanned[0]
         return jax.lax.slice_in_dim(leaf, leaf.shape[axis] - count, None, axis=axis)
@@ -80,8 +80,7 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
         )
 
     def fits(entry: jax.Array, leaf: Any, path: str) -> bool:
-        if _NUMBER.match(path):
-            return entry.shape == leaf.shape
+        del path
         return entry.ndim == leaf.ndim and all(
             few == all_ or few == count <= all_
             for few, all_ in zip(entry.shape, leaf.shape, strict=True)
@@ -92,6 +91,7 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
 
 def _place(site: WeightSite) -> list[tuple[str, int]]:
     """The stack of layers that a leaf belongs to, and how deep it lies; empty for no layer."""
-    if found := _NUMBER.match(site.path):
-        return [(found['before'], int(found['number']) + 1)]
-    return [(site.path, site.shape[site.scanned[0]])] if site.scanned else []
+    if site.scanned:
+        return [(site.path, site.shape[site.scanned[0]])]
+    found = _NUMBER.match(site.path)
+    return [(found['before'], int(found['number']) + 1)] if found else []
