@@ -368,9 +368,7 @@ _METHODS: dict[str, Callable[[Row, dict[str, str]], PeftTransform | None]] = {
     'PrefixEmbed': _tokens,
     'PrefixLayer': lambda row, places: None,
     'Prefix30': _sizes,
-    'Prefix tuning': _prefix,
-    'Prefix XSUM': _prefix,
-    'Prefix l=': _prefix,
+    'Prefix': _prefix,
     'PreLayer/Prefix': _prefix,
     'Prompt tuning': _tokens,
     'prompt': _tokens,
@@ -383,7 +381,6 @@ _METHODS: dict[str, Callable[[Row, dict[str, str]], PeftTransform | None]] = {
     'PA(': _sizes,
     'MAM': _sizes,
 }
-_METHODS['Prefix'] = _METHODS.pop('Prefix tuning')  # a start of all others of that name
 
 
 def table(counts: Sequence[Count]) -> list[tuple[str, ...]]:

@@ -18,8 +18,8 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
 
     A layer is told by the axis along which a `scan` slices the leaf, of which the last entries
     train, or by the first number in a leaf's path (`layers_3/...`, `layers/3/...`). A new head is
-    none: chain `select(r'classifier/.*')`. It adds no FLOPs forward, and a backward pass that ends below
-    the trained layers. It merges.
+    none: chain `select(r'classifier/.*')`. It adds no FLOPs forward, and a backward pass that ends
+    below the trained layers. It merges.
 
     Args:
       count: how many layers.
