@@ -29,7 +29,8 @@ def leafwise(
       change_leaf: `(entry, leaf, path) -> leaf` of the same shape; the dtype is brought back.
       choose: `(model) -> paths` of the leaves.
       fits: `(entry, leaf, path)`: whether an entry can have been made for this leaf.
-      replaces: whether `change_leaf` pays no heed to the leaf, as a trained copy does.
+      replaces: whether `change_leaf` pays no heed to (a part of) the leaf, as a trained copy does;
+        it then must come first in a chain.
 
     Returns:
       A transform whose adapter is `{leaf path: entry}`.

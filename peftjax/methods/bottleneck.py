@@ -50,7 +50,7 @@ def bottleneck(
     `'input'` the parallel one, `x` the module's first array argument; `'after'` takes the sum of
     stream and `h` (through the norm behind it where the model has one) at the `branch` modules of
     the models here. `houlsby`, `pfeiffer` and `parallel_adapter` are these by name. It costs
-    `2 T m (width + features)` FLOPs a call forward and
+    `2 T m (width + features) + T (2 m + 3 features)` FLOPs a call forward with ReLU, and
     `m (width + features + 1) + features` parameters a module.
 
     Args:

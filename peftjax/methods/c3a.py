@@ -26,8 +26,9 @@ def c3a(
 
     For `W: [in, out]` and blocks of size `b`, one vector `w: [b]` makes block `(i, o)` of `C`:
     `C[k, j] = w[(k - j) mod b]`. A use takes the Fourier transform of the blocks of `x`,
-    multiplies, and transforms back: `O(T (in + out) b + T in out / b)` FLOPs forward, in float32,
-    and no matrix of the size of `W`; the transforms are products with matrices `[b, b / 2 + 1]`.
+    multiplies, and transforms back, in float32 and with no matrix of the size of `W`; the
+    transforms are products with matrices `[b, F]`, `F = b / 2 + 1`: `T (2 F in + 2 F in out / b^2 +
+    4 F out + 3 in + 5 out)` FLOPs forward, a complex product and sum counted as two.
     At the start `w = 0`, so that `W' = W`. It merges.
 
     Args:

@@ -37,7 +37,8 @@ def compacter(
 
     `(x)` is the Kronecker product, `n` the number of terms, `A: [n, n, n]` one trained array that
     every site shares, `D: [width, m]`, `L: [n, width/n, r]`, `R: [n, r, m/n]`; `U: [m, features]`.
-    Neither matrix is formed: a use costs `2 T n r (width + 2 n² + 2 m + features)` FLOPs forward.
+    Neither matrix is formed: a use costs `2 T n r (width + 2 n² + 2 m + features) + T (2 m + 3
+    features)` FLOPs forward, and what `f` costs beyond ReLU.
     A site trains `r (width + 2 m + features) + m + features` numbers, all sites together `n³` more.
 
     Compacter is this behind both sublayers (`targets=r'layers/(attention|ffn)/branch'` on BERT),

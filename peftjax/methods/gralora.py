@@ -29,7 +29,7 @@ def gralora(
     `W: [in, out]` is a grid of `k x k` blocks `[in / k, out / k]`; each has `A: [in / k, r / k]`,
     `B: [r / k, out / k]`, so that the change has rank up to `k r` from LoRA's `r (in + out)`
     parameters. With `h = hybrid_rank` a LoRA term `s A_h B_h` of rank `h` is added;
-    `s = alpha / (r + h)`. A use multiplies blocks of `drop(x)`: `2 T (r + h) (in + out) + 2 T out`
+    `s = alpha / (r + h)`. A use multiplies blocks of `drop(x)`: `2 T (r + h) (in + out) + 4 T out`
     more FLOPs forward (`T out` more with `h`), and never a matrix of the size of `W`. At the start
     `B = B_h = 0`, so that `W' = W`; `A` and `A_h` are uniform within `1 / sqrt(rows)`. It merges.
 

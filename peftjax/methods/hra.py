@@ -30,8 +30,6 @@ def hra(
     come in equal pairs, whose reflections cancel: `W' = W`; with `gram_schmidt` they are all drawn
     apart and `W' != W`. It merges.
 
-    The compiler's own count is about a quarter above the formula on small shapes.
-
     Args:
       rank: `r`, how many reflections; even unless `gram_schmidt`.
       gram_schmidt: reflect along the orthonormalised vectors.

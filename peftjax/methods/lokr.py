@@ -31,8 +31,6 @@ def lokr(
     `2 T m n k + 2 T m l k + 2 T out` more FLOPs forward and `2 n r k` for `D`. At the start `D_b =
     0` (`D = 0` where it is not factored), so that `W' = W`. It merges.
 
-    The compiler's own count is about a quarter above the formula on small shapes.
-
     Args:
       rank: `r`. A factor whose larger side is at most `2 r` is kept whole.
       alpha: numerator of the scale; `rank` (a scale of 1) by default.

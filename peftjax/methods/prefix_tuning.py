@@ -44,7 +44,7 @@ def prefix_tuning(
     paper, `tanh(E W + b) W_l + b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and
     a last layer for each; keep that network to go on training, and drop it with `export_prefix`.
     `n K H 2` numbers a core train (with a projection, `(projection + 1) 2 K H` a core and `n e + (e
-    + 1) projection`), and `4 n T N H + 5 n T N` FLOPs forward are added a core and example. It does
+    + 1) projection`), and `4 n T N H + 8 n T N` FLOPs forward are added a core and example. It does
     not start at the identity. It lives on activations: `merge` raises.
 
     Args:

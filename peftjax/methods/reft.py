@@ -29,8 +29,8 @@ def loreft(
     (`targets=r'layers'` on a scanned model), `W, P: [features, r]`, `b: [r]`. `P` is the `Q` of the
     QR decomposition of a trained matrix, its signs such that an orthonormal matrix stands for
     itself, so that any step keeps `P` orthonormal. `P` and `W` start independent: not the identity.
-    A unit trains `2 r features + r` numbers and costs `6 N r features` FLOPs forward for `N` edited
-    positions, and a QR of `[features, r]`.
+    A unit trains `2 r features + r` numbers and costs `6 N r features + N (2 features + 2 r)`
+    FLOPs forward for `N` edited positions, and a QR of `[features, r]`.
 
     Args:
       rank: `r`, at most `features`.
@@ -78,8 +78,8 @@ def noreft(
 ) -> PeftTransform:
     r"""NoReFT: LoReFT without orthonormality, `h' = h + (h W + b - h P) P^T` for any `P`.
 
-    `2 r features + r` numbers a unit and `6 N r features` FLOPs forward; the start is not the
-    identity.
+    `2 r features + r` numbers a unit and `6 N r features + N (2 features + 2 r)` FLOPs forward; the
+    start is not the identity.
 
     Args:
       rank, targets, positions, tied, skip_padding, dtype: see `loreft`.
@@ -112,8 +112,8 @@ def direft(
 ) -> PeftTransform:
     r"""DiReFT: `h' = h + (h W + b) P^T`, LoRA on hidden states.
 
-    `2 r features + r` numbers a unit and `4 N r features` FLOPs forward; the start is not the
-    identity.
+    `2 r features + r` numbers a unit and `4 N r features + N (2 features + r)` FLOPs forward; the
+    start is not the identity.
 
     Args:
       rank, targets, positions, tied, skip_padding, dtype: see `loreft`.

@@ -22,9 +22,8 @@ def cayley(skewed: jax.Array, terms: int | None = None) -> jax.Array:
     """
     if terms is None:
         return _cayley(skewed)
-    eye = jnp.broadcast_to(jnp.eye(skewed.shape[-1]), skewed.shape)
-    result, power = eye, eye
-    for number in range(1, terms):
+    result, power = jnp.eye(skewed.shape[-1]) - 2 * skewed, -skewed
+    for number in range(2, terms):
         power = -power @ skewed
         result = result + (1 if number == terms - 1 else 2) * power
     return result

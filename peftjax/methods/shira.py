@@ -27,11 +27,9 @@ def shira(
 ) -> PeftTransform:
     r"""Sparse high-rank adaptation: `W' = W + s S`, `S` zero but at `k = r (in + out)` places.
 
-    For `W: [in, out]`. A use adds `s v_j x[:, row_j]` to output `column_j` for each place: `3 T k`
+    For `W: [in, out]`. A use adds `s v_j x[:, row_j]` to output `column_j` for each place: `2 T k`
     more FLOPs forward, by a gather and a scatter of `T k` numbers, and no dense change. At the
     start `v = 0`, so that `W' = W`. It merges.
-
-    The compiler's own count is about a quarter above the formula on small shapes.
 
     Args:
       rank: `r`, so that a matrix trains as many values as LoRA of this rank.

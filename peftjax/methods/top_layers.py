@@ -86,7 +86,7 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
             for few, all_ in zip(entry.shape, leaf.shape, strict=True)
         )
 
-    return leafwise('top_layers', init, change, choose, fits)
+    return leafwise('top_layers', init, change, choose, fits, replaces=True)
 
 
 def _place(site: WeightSite) -> list[tuple[str, int]]:

@@ -75,5 +75,10 @@ def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTrans
         return leaf.ndim == 2 and entry.shape == (len(rows), leaf.shape[1])
 
     return leafwise(
-        'trainable_tokens', lambda leaf, site: jnp.take(leaf, rows, axis=0), change, choose, fits
+        'trainable_tokens',
+        lambda leaf, site: jnp.take(leaf, rows, axis=0),
+        change,
+        choose,
+        fits,
+        replaces=True,
     )
