@@ -3,9 +3,9 @@
 import peftjax
 from tests.contract_models import HIDDEN, LAYERS, VOCABULARY, WIDTH
 from tests.rows.row import MATRICES, TOKENS, Row
+from tests.rows.weight_space import total
 
-_SIDES = 4 * [(WIDTH, WIDTH)] + [(WIDTH, HIDDEN), (HIDDEN, WIDTH)]
-_LORA = LAYERS * sum(2 * (i + o) for i, o in _SIDES)
+_LORA = total(lambda i, o: 2 * (i + o))
 
 
 def _started(init, targets=MATRICES, parameters=_LORA, identity=0.0):
@@ -29,9 +29,8 @@ ROWS = {
         make=lambda targets: peftjax.adalora(init_rank=2, dropout=0.1, targets=targets),
         targets=MATRICES,
         fewer_targets=r'layers.*/up',
-        parameters=LAYERS * sum(2 * (i + o + 1) for i, o in _SIDES),
-        forward_flops=LAYERS
-        * sum(2 * TOKENS * 2 * (i + o) + TOKENS * o + 2 * (o + 1) for i, o in _SIDES),
+        parameters=total(lambda i, o: 2 * (i + o + 1)),
+        forward_flops=total(lambda i, o: 4 * TOKENS * (i + o) + TOKENS * o + 2 * (o + 1)),
     ),
     'adalora on a tied embedding': Row(
         variant=True,
