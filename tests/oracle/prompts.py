@@ -1,6 +1,7 @@
 """Prompts, prefixes and unions with them as peft and AdapterHub write them."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -151,14 +152,15 @@ def _hub_prefix(case: Case, config: dict) -> Converted:
 
     def array(tensors: Tensors, name: str) -> np.ndarray:
         # The same prefix stands in the file once for each layer; its gradient stands once.
-        return next(tensors[key] for key in sorted(tensors) if key.endswith(f'self_prefix.{name}'))
+        return tensors[_ending(tensors, rf'(self|encoder)_prefix\.{re.escape(name)}')]
 
     def gate(tensors: Tensors, path: str) -> dict[str, np.ndarray]:
-        layer = next(part for part in path.split('/') if part.startswith('layers_'))
-        number = layer.removeprefix('layers_')
-        ending = f'layers.{number}.self_attn.prefix_tuning.prefix_gates.a'
-        name = next(key for key in tensors if f'{ending}.weight' in key).removesuffix('.weight')
-        return {'gate': tensors[f'{name}.weight'][0], 'gate_bias': tensors[f'{name}.bias'][0]}
+        number = re.match(r'layers_(\d+)/', path)[1]
+        gate = rf'layers?\.{number}\..*\.prefix_gates\.a'
+        return {
+            'gate': tensors[_ending(tensors, rf'{gate}\.weight')][0],
+            'gate_bias': tensors[_ending(tensors, rf'{gate}\.bias')][0],
+        }
 
     def convert(tensors: Tensors) -> dict[str, object]:
         if config['flat']:
@@ -193,6 +195,14 @@ def _hub_prefix(case: Case, config: dict) -> Converted:
         targets=tuple(cores),
     )
     return Converted(transform, convert)
+
+
+def _ending(tensors: Tensors, pattern: str) -> str:
+    """The first name that ends as the pattern says."""
+    found = [name for name in sorted(tensors) if re.search(rf'(^|\.){pattern}$', name)]
+    if not found:
+        raise KeyError(f'no tensor ends with {pattern}')
+    return found[0]
 
 
 def union(case: Case) -> Converted:
