@@ -16,7 +16,8 @@ _ROWS = '.trainable_tokens_delta'
 def _tokens(case: Case) -> Converted:
     """Rows of one embedding; the file's name for it says that they are changes, but they are new
     rows."""
-    key = next(name for name in case.tensors if name.endswith(_ROWS))
+    # A tied head's rows stand in the file as well, their gradient only once.
+    key = next(name for name in case.gradients if name.endswith(_ROWS))
     module = key.removesuffix(_ROWS).removesuffix('.token_adapter')
     leaf = f'{module_of(case, module)}/embedding'
     config = case.config
