@@ -29,10 +29,12 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
+from peftjax.methods.adaption_prompt import adaption_prompt
 from peftjax.methods.boft import boft
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.c3a import c3a
 from peftjax.methods.compacter import compacter
+from peftjax.methods.delora import delora
 from peftjax.methods.diff_pruning import diff_pruning, expected_entries, keep_entries
 from peftjax.methods.dora import dora
 from peftjax.methods.fish_mask import fish_mask, largest_entries
@@ -52,16 +54,25 @@ from peftjax.methods.oft import oft
 from peftjax.methods.p_tuning import export_prompt, p_tuning
 from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
 from peftjax.methods.prompt_tuning import prompt_tuning
+from peftjax.methods.psoft import principal_subspaces, psoft
 from peftjax.methods.randlora import randlora
 from peftjax.methods.reft import direft, loreft, noreft
+from peftjax.methods.road import road
 from peftjax.methods.select import full, select
 from peftjax.methods.shira import shira
 from peftjax.methods.top_layers import top_layers
 from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.unions import mam, unipelt
+from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'vblora',
+    'road',
+    'psoft',
+    'principal_subspaces',
+    'delora',
+    'adaption_prompt',
     'ROOT',
     'Adapter',
     'AdapterError',

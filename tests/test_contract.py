@@ -42,10 +42,11 @@ def _case(method, form, roundtrip=None):
     row = METHODS[method]
     low = 'bfloat16' in form
     scanned = 'scanned' in form  # The compiler's count takes the body of a scan once.
+    model = _model(form)
     return testing.Case(
-        make=row.make,
+        make=(lambda targets: row.make(targets, model)) if row.of_model else row.make,
         targets=row.targets,
-        model=_model(form),
+        model=model,
         inputs={'ids': IDS},
         fewer_targets=row.fewer_targets,
         identity=row.identity,

@@ -1,7 +1,5 @@
 """What the selective methods and training in a subspace promise besides the contract."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ import peftjax
 from peftjax import testing
 from peftjax.core import paths
 from peftjax.methods.fastfood import hadamard, project
-from tests.contract_models import IDS, LAYERS, MODELS
+from tests.contract_models import LAYERS, MODELS
 
 MLP = testing.tiny_mlp()
 KEY = jax.random.key(0)
@@ -82,32 +80,6 @@ def test_top_layers_are_the_last_ones(form):
     np.testing.assert_allclose(found, [0, 1])
     with pytest.raises(ValueError, match='write at most the least'):
         peftjax.top_layers(3).init(KEY, model)
-
-
-def _fish(model):
-    """A mask of three entries of each leaf that the targets match, or of what they name."""
-
-    def make(targets):
-        matched = [p for p in paths.flatten(model.params) if re.fullmatch(targets, p)]
-        return peftjax.fish_mask({path: [6, 0, 3] for path in matched or [targets]})
-
-    return make
-
-
-@pytest.mark.parametrize('form', ['linen looped', 'nnx scanned, rematerialised'])
-def test_the_fish_mask_keeps_the_contract(form):
-    model = MODELS[form]()
-    # Of a tied embedding the gradient is dense anyway.
-    case = testing.Case(
-        make=_fish(model),
-        targets=r'.*',
-        fewer_targets=r'layers.*/up/kernel',
-        model=model,
-        inputs={'ids': IDS},
-        parameters=3 * len(paths.flatten(model.params)),
-        dense=True,
-    )
-    testing.check(case)
 
 
 def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():

@@ -108,7 +108,9 @@ def _evaluate_sites(
     values = [_enter(path, leaf, weight_rules.get(path), key) for path, leaf in leaves.items()]
     frame = Frame(
         _Binder(weight_rules, module_rules, call.arguments()[1]),
-        modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
+        modules={
+            path: (_prepared(rule, leaves), _key(key, path)) for path, rule in module_rules.items()
+        },
         layered={path: model.sites.modules[path].scans for path in module_rules},
     )
     results = run(closed.jaxpr, closed.consts, [*values, *call.arrays], frame)
@@ -118,6 +120,10 @@ def _evaluate_sites(
 
 def _key(key: Any, path: str) -> Any:
     return None if key is None else paths.fold_in(key, path)
+
+
+def _prepared(rule: ModuleRule, params: Mapping[str, Any]) -> Any:
+    return rule.leaves if rule.prepare is None else rule.prepare(rule.leaves, params)
 
 
 def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any:

@@ -222,10 +222,13 @@ class ModuleRule:
     Attributes:
       leaves: its arrays, stack axes in front.
       forward: `forward(leaves, use)` gives the output in force.
+      prepare: `prepare(leaves, params)` gives the leaves that `forward` sees, from the model's own
+        `{leaf path: array}`, once for each call of the model and outside of its loops; or None.
     """
 
     leaves: Any
     forward: Callable[[Any, ModuleUse], jax.Array]
+    prepare: Callable[[Any, Mapping[str, Any]], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,7 +193,14 @@ def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
         output = inner.forward(leaves[0], dataclasses.replace(use, key=keys[0]))
         return outer.forward(leaves[1], dataclasses.replace(use, output=output, key=keys[1]))
 
-    return ModuleRule((inner.leaves, outer.leaves), forward)
+    def prepare(leaves: Any, params: Mapping[str, Any]) -> Any:
+        return tuple(
+            each if rule.prepare is None else rule.prepare(each, params)
+            for rule, each in zip((inner, outer), leaves, strict=True)
+        )
+
+    prepared = inner.prepare is not None or outer.prepare is not None
+    return ModuleRule((inner.leaves, outer.leaves), forward, prepare if prepared else None)
 
 
 def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:

@@ -19,7 +19,9 @@ from peftjax.methods.reading import (
     width,
 )
 
-_NAMES = {'down_left', 'down_right', 'down_bias', 'up_left', 'up_right', 'up_bias'}
+_NAMES = {'down_left', 'down_bias', 'up_left', 'up_bias'}
+_FACTORS = {'down_right', 'up_right'}
+_RULES = {'down_rule', 'up_rule'}
 
 
 def compacter(
@@ -27,7 +29,8 @@ def compacter(
     size: int,
     targets: paths.Targets,
     terms: int = 4,
-    rank: int = 1,
+    rank: int | None = 1,
+    shared_rule: bool = True,
     activation: Activation = 'gelu',
     reads: Reads = 'output',
     init_range: float = 1e-4,
@@ -40,6 +43,9 @@ def compacter(
     Neither matrix is formed: a use costs `2 T n r (width + 2 n² + 2 m + features) + T (2 m + 3
     features)` FLOPs forward, and what `f` costs beyond ReLU.
     A site trains `r (width + 2 m + features) + m + features` numbers, all sites together `n³` more.
+    With `rank=None` the terms have no factors, `A_i (x) L_i` with `L: [n, width/n, m/n]`, and
+    together with `shared_rule=False`, where each matrix has an `A` of its own, this is the PHM
+    adapter that the paper compares with.
 
     Compacter is this behind both sublayers (`targets=r'layers/(attention|ffn)/branch'` on BERT),
     Compacter++ behind the feed-forward one alone (`targets=r'layers/ffn/branch'`,
@@ -49,7 +55,9 @@ def compacter(
       size: `m`, a multiple of `terms`.
       targets: regular expressions, full match on module paths.
       terms: `n`; it divides the width of each site.
-      rank: `r`.
+      rank: `r`, or None for terms without factors: the products of a use then cost `2 T m (width +
+        features + 2 n²)`.
+      shared_rule: one `A` for all matrices, or one for each.
       activation, reads: see `bottleneck`.
       init_range: deviation of `A` at the start; `L` and `R` are Glorot normal, biases zero. Near
         the identity, not at it.
@@ -58,7 +66,9 @@ def compacter(
     Returns:
       A transform whose adapter is `{'shared': {'rule': A}, 'sites': {module path: {'down_left':
       [*stack, n, width/n, r], 'down_right': [*stack, n, r, m/n], 'down_bias', 'up_left',
-      'up_right', 'up_bias'}}}`. It lives on activations: `merge` raises.
+      'up_right', 'up_bias'}}}`; without `rank` there is no `'down_right'` and no `'up_right'`,
+      without `shared_rule` no `'shared'`, but a `'down_rule'` and an `'up_rule'` at each site. It
+      lives on activations: `merge` raises.
 
     Raises:
       ValueError: a size that `terms` does not divide; from `init` a module's width, with its path.
@@ -71,26 +81,29 @@ def compacter(
 
     References:
       Karimi Mahabadi et al., Compacter, 2021 (arXiv:2106.04647), sections 3 and 4, equations 5 to
-      8. The authors' code draws `L` and `R` Glorot uniform; AdapterHub's draws them normal, and so
-      do we.
+      8; for terms without factors equation 4. The authors' code draws `L` and `R` Glorot uniform;
+      AdapterHub's draws them normal, and so do we.
     """
-    if min(size, terms, rank) < 1 or size % terms:
+    if min(size, terms, rank or 1) < 1 or size % terms:
         raise ValueError(
             f'size must be a multiple of terms, and both and rank at least 1; got size={size}, '
             f'terms={terms}, rank={rank}'
         )
     check_reads(reads)
     function = activation_of(activation)
+    names = _NAMES.union(() if rank is None else _FACTORS, () if shared_rule else _RULES)
+
+    def draw_rule(key: jax.Array, stack: tuple[int, ...] = ()) -> jax.Array:
+        return init_range * jax.random.normal(key, (*stack, terms, terms, terms), dtype)
 
     def init(key: jax.Array, model: Model) -> dict[str, Any]:
-        rule = init_range * jax.random.normal(
-            paths.fold_in(key, 'shared'), (terms, terms, terms), dtype
-        )
         sites = {
             site.path: init_site(paths.fold_in(key, site.path), site)
             for site in model.sites.match_modules(targets)
         }
-        return {'shared': {'rule': rule}, 'sites': sites}
+        if not shared_rule:
+            return {'sites': sites}
+        return {'shared': {'rule': draw_rule(paths.fold_in(key, 'shared'))}, 'sites': sites}
 
     def init_site(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
         inputs, outputs = width(site, reads), site.features
@@ -100,16 +113,19 @@ def compacter(
                     f'terms={terms} does not divide the width {wide} of module {site.path!r} '
                     f'{site.shape} {site.dtype}; write terms as a divisor of it'
                 )
-        shapes = {
-            'down_left': (inputs // terms, rank),
-            'down_right': (rank, size // terms),
-            'up_left': (size // terms, rank),
-            'up_right': (rank, outputs // terms),
-        }
+        down, up = (inputs // terms, size // terms), (size // terms, outputs // terms)
+        shapes = {'down_left': down, 'up_left': up}
+        if rank is not None:
+            shapes = {
+                **{'down_left': (down[0], rank), 'down_right': (rank, down[1])},
+                **{'up_left': (up[0], rank), 'up_right': (rank, up[1])},
+            }
         draw = jax.nn.initializers.glorot_normal()
+        rules = () if shared_rule else _RULES
         return {
             'down_bias': jnp.zeros((*site.stack, size), dtype),
             'up_bias': jnp.zeros((*site.stack, outputs), dtype),
+            **{name: draw_rule(paths.fold_in(key, name), site.stack) for name in rules},
             **{
                 name: draw(paths.fold_in(key, name), (*site.stack, terms, *shape), dtype)
                 for name, shape in shapes.items()
@@ -117,25 +133,34 @@ def compacter(
         }
 
     def sites_of(adapter: Any) -> list[str]:
-        _check_made_here(adapter)
-        return sorted(adapter['sites'])
+        parts = {'shared', 'sites'} if shared_rule else {'sites'}
+        fits = isinstance(adapter, Mapping) and set(adapter) == parts
+        if fits and all(set(entry) == names for entry in adapter['sites'].values()):
+            return sorted(adapter['sites'])
+        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+        raise AdapterError(
+            f'compacter expects an adapter of {sorted(parts)} with {sorted(names)} at each module '
+            f'path, as its own init makes it, found {found}. Was it made by another transform or '
+            "with other settings, or is it a part of a chain's adapter?"
+        )
 
     def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        _check_made_here(adapter)
-        shared = adapter['shared']['rule']
+        sites_of(adapter)
+        shared = adapter['shared']['rule'] if shared_rule else None
         return {
             path: ModuleRule(leaves, at(path, shared)) for path, leaves in adapter['sites'].items()
         }
 
-    def at(path: str, shared: jax.Array) -> Callable[[Any, ModuleUse], jax.Array]:
+    def at(path: str, shared: jax.Array | None) -> Callable[[Any, ModuleUse], jax.Array]:
         def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
             x = read(use, reads)
-            _check_widths(path, leaves, x, use.output)
+            if shared is not None:
+                leaves = {**leaves, 'down_rule': shared, 'up_rule': shared}
             here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
-            rule, flat = shared.astype(x.dtype), x.reshape(-1, x.shape[-1])
-            inner = _product(flat, rule, here['down_left'], here['down_right'])
-            inner = function(inner + here['down_bias'])
-            added = _product(inner, rule, here['up_left'], here['up_right']) + here['up_bias']
+            _check_widths(path, here, x, use.output)
+            flat = x.reshape(-1, x.shape[-1])
+            inner = function(_product(flat, here, 'down') + here['down_bias'])
+            added = _product(inner, here, 'up') + here['up_bias']
             return use.output + added.reshape(use.output.shape)
 
         return forward
@@ -143,28 +168,24 @@ def compacter(
     return PeftTransform(init, refusing('compacter', sites_of), rules)
 
 
-def _product(x: jax.Array, rule: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+def _product(x: jax.Array, leaves: Mapping[str, jax.Array], name: str) -> jax.Array:
     """`x @ sum_i kron(rule[i], left[i] @ right[i])` without the matrix."""
-    terms = rule.shape[0]
-    blocks = x.reshape(x.shape[0], terms, -1)
-    mixed = jnp.einsum('tair,iab->tbir', jnp.einsum('tap,ipr->tair', blocks, left), rule)
-    return jnp.einsum('tbir,irq->tbq', mixed, right).reshape(x.shape[0], -1)
-
-
-def _check_made_here(adapter: Any) -> None:
-    fits = isinstance(adapter, Mapping) and set(adapter) == {'shared', 'sites'}
-    if fits and all(set(entry) == _NAMES for entry in adapter['sites'].values()):
-        return
-    found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
-    raise AdapterError(
-        "compacter expects an adapter {'shared': {'rule'}, 'sites': {module path: "
-        f'{sorted(_NAMES)}}}}} as its own init makes it, found {found}. Was it made by another '
-        "transform, or is it a part of a chain's adapter?"
-    )
+    rule, left = leaves[f'{name}_rule'], leaves[f'{name}_left']
+    right = leaves.get(f'{name}_right')
+    blocks = x.reshape(x.shape[0], rule.shape[0], -1)
+    # The blocks are mixed where they are narrow.
+    if right is not None:
+        mixed = jnp.einsum('tair,iab->tbir', jnp.einsum('tap,ipr->tair', blocks, left), rule)
+        product = jnp.einsum('tbir,irq->tbq', mixed, right)
+    elif left.shape[1] > left.shape[2]:
+        product = jnp.einsum('taiq,iab->tbq', jnp.einsum('tap,ipq->taiq', blocks, left), rule)
+    else:
+        product = jnp.einsum('tbip,ipq->tbq', jnp.einsum('tap,iab->tbip', blocks, rule), left)
+    return product.reshape(x.shape[0], -1)
 
 
 def _check_widths(path: str, leaves: Any, x: jax.Array, output: jax.Array) -> None:
-    left, right = leaves['down_left'], leaves['up_right']
+    left, right = leaves['down_left'], leaves.get('up_right', leaves['up_left'])
     reads, adds = left.shape[0] * left.shape[1], right.shape[0] * right.shape[2]
     if (reads, adds) != (x.shape[-1], output.shape[-1]):
         raise AdapterError(

@@ -21,7 +21,16 @@ def stream(seed: int, name: str) -> np.random.RandomState:
 def distinct(seed: int, name: str, count: int, size: int, stack: tuple[int, ...]) -> np.ndarray:
     """`[*stack, count]` int32: for each layer `count` different numbers below `size`, in order."""
     random = stream(seed, name)
-    layers = [
-        np.sort(random.choice(size, count, replace=False)) for _ in range(int(np.prod(stack)))
-    ]
+    layers = [np.sort(_sample(random, count, size)) for _ in range(int(np.prod(stack)))]
     return np.stack(layers).reshape(*stack, count).astype(np.int32)
+
+
+def _sample(random: np.random.RandomState, count: int, size: int) -> np.ndarray:
+    """A sample without replacement in time and memory of its count, not of the population."""
+    if 2 * count > size:
+        return random.permutation(size)[:count]
+    drawn = np.empty(0, int)
+    while len(drawn) < count:
+        drawn = np.append(drawn, random.randint(size, size=2 * (count - len(drawn))))
+        drawn = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+    return drawn[:count]

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Rule, Use, WeightAdapter, WeightRule
+from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter
 from peftjax.core.sites import WeightSite
-from peftjax.core.weightwise import check_leaves, weightwise
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.biases import has_bias, with_biases
 
 
 def ia3(
@@ -78,8 +79,7 @@ def ia3(
             del key
             if site.path in inputs:
                 return {'input': jnp.ones(matrix.shape[0], dtype)}
-            biased = _bias_of(site.path) in sites.weights
-            name = 'output_and_bias' if biased else 'output'
+            name = 'output_and_bias' if has_bias(sites, site.path) else 'output'
             return {name: jnp.ones(matrix.shape[1], dtype)}
 
         return weightwise(init_weight, _merge, _apply, targets=both, materialize=materialize).init(
@@ -90,48 +90,11 @@ def ia3(
         lambda key, matrix, site: {}, _merge, _apply, targets=both, materialize=materialize
     )
 
-    def merge(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
-        merged = kernels.merge(params, adapter)
-        leaves = paths.flatten(params)
-        check_leaves(leaves, adapter)
-        return paths.replace(
-            merged,
-            {path: _scaled(leaves[path], scale) for path, scale in _bias_scales(adapter).items()},
-        )
-
-    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, Rule]:
-        return {
-            **kernels.rules(adapter),
-            **{path: _bias_rule(scale) for path, scale in _bias_scales(adapter).items()},
-        }
-
-    return PeftTransform(init, merge, rules)
+    return with_biases(kernels._replace(init=init), _scaled, 'output_and_bias')
 
 
-def _bias_of(path: str) -> str:
-    return f'{paths.parent(path)}/bias'.removeprefix('/')
-
-
-def _bias_scales(adapter: Mapping[str, WeightAdapter]) -> dict[str, jax.Array]:
-    return {
-        _bias_of(path): entry['output_and_bias']
-        for path, entry in adapter.items()
-        if 'output_and_bias' in entry
-    }
-
-
-def _scaled(bias: jax.Array, scale: jax.Array) -> jax.Array:
-    return bias * scale.reshape(bias.shape).astype(bias.dtype)
-
-
-def _bias_rule(scale: jax.Array) -> WeightRule:
-    return WeightRule(
-        (),
-        None,
-        lambda _, use: use.base(use.x),
-        lambda _, matrix: matrix,
-        base=lambda leaf: _scaled(leaf, scale),
-    )
+def _scaled(leaves: Mapping[str, Any], biases: jax.Array) -> jax.Array:
+    return biases * leaves['output_and_bias']
 
 
 def _output_of(leaves: Any) -> jax.Array | None:

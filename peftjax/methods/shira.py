@@ -28,15 +28,15 @@ def shira(
     r"""Sparse high-rank adaptation: `W' = W + s S`, `S` zero but at `k = r (in + out)` places.
 
     For `W: [in, out]`. A use adds `s v_j x[:, row_j]` to output `column_j` for each place: `2 T k`
-    more FLOPs forward, by a gather and a scatter of `T k` numbers, and no dense change. At the
+    more FLOPs forward and `T out` to join them, by a gather and a scatter of `T k` numbers, and no
+    dense change. At the
     start `v = 0`, so that `W' = W`. It merges.
 
     Args:
       rank: `r`, so that a matrix trains as many values as LoRA of this rank.
       scaling: `s`.
       seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
-      places
-        of its own.
+        places of its own.
       positions: `{leaf path: [*stack, k]}` places to use instead, `row * out + column`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
@@ -89,7 +89,10 @@ def shira(
         y = use.base(use.x)
         rows, columns = jnp.divmod(leaves['positions'], y.shape[1])
         values = (scaling * leaves['values']).astype(use.dtype)
-        return y.at[:, columns].add((use.x[:, rows] * values).astype(y.dtype))
+        # Features in front: a place moves a contiguous row of T numbers.
+        added = jnp.zeros(y.shape[::-1], y.dtype)
+        added = added.at[columns].add((use.x.T[rows] * values[:, None]).astype(y.dtype))
+        return y + added.T
 
     return weightwise(
         init_weight,

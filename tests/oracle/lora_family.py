@@ -131,6 +131,55 @@ def _leaf(case: Case, name: str) -> str:
     return next(path for each in candidates if (path := f'{module}/{each}') in leaves)
 
 
+def _delora(case: Case) -> Converted:
+    modules = {name: kernel_of(case, name) for name in modules_of(case, '.delora_A')}
+
+    def convert(tensors: Tensors) -> dict[str, peftjax.WeightAdapter]:
+        return {
+            leaf: entry(
+                case,
+                leaf,
+                {
+                    'a': tensors[f'{name}.delora_A'].T,
+                    'b': tensors[f'{name}.delora_B'].T,
+                    'strength': tensors[f'{name}.delora_lambda'][0],
+                },
+            )
+            for name, leaf in modules.items()
+        }
+
+    transform = peftjax.delora(rank=case.config['r'], targets=tuple(modules.values()))
+    return with_saved(case, Converted(transform, convert))
+
+
+def _vblora(case: Case) -> Converted:
+    modules = {name: kernel_of(case, name) for name in modules_of(case, '.vblora_logits_A')}
+
+    def convert(tensors: Tensors) -> dict[str, object]:
+        (bank,) = (each for name, each in tensors.items() if 'vblora_vector_bank' in name)
+        sites = {
+            leaf: entry(
+                case,
+                leaf,
+                {
+                    'logits_a': tensors[f'{name}.vblora_logits_A'],
+                    'logits_b': tensors[f'{name}.vblora_logits_B'].swapaxes(0, 1),
+                },
+            )
+            for name, leaf in modules.items()
+        }
+        return {'bank': bank, 'sites': sites}
+
+    transform = peftjax.vblora(
+        rank=case.config['r'],
+        num_vectors=case.config['num_vectors'],
+        vector_length=case.config['vector_length'],
+        topk=case.config['topk'],
+        targets=tuple(modules.values()),
+    )
+    return with_saved(case, Converted(transform, convert))
+
+
 CONVERTERS: dict[str, Callable[[Case], Converted]] = {
     **dict.fromkeys(
         (
@@ -154,4 +203,6 @@ CONVERTERS: dict[str, Callable[[Case], Converted]] = {
         lora,
     ),
     'adalora': adalora,
+    'delora': _delora,
+    'vblora': _vblora,
 }

@@ -226,12 +226,38 @@ def _parts(case: Case) -> list[dict]:
     return [{'architecture': None, **part} for part in case.config['config']['configs']]
 
 
+def _adaption(case: Case) -> Converted:
+    # The topmost layers, as many as the config says.
+    count = case.config['adapter_layers']
+    cores = dict(enumerate(_cores(case)))
+    chosen = {number: cores[number] for number in sorted(cores)[-count:]}
+    name = 'base_model.model.model.layers.{}.self_attn.adaption_{}'
+
+    def convert(tensors: Tensors) -> dict[str, peftjax.WeightAdapter]:
+        found = {}
+        for number, core in chosen.items():
+            kernel = case.model.sites.weights[f'{core.removesuffix("core")}k_proj/kernel']
+            assert kernel.layout is not None
+            arrays = {
+                'prompt': tensors[name.format(number, 'prompt')][0],
+                'gate': tensors[name.format(number, 'gate')][0],
+            }
+            found[core] = peftjax.WeightAdapter(kernel.layout, arrays)
+        return found
+
+    transform = peftjax.adaption_prompt(
+        num_virtual_tokens=case.config['adapter_len'], targets=tuple(chosen.values())
+    )
+    return Converted(transform, convert)
+
+
 CONVERTERS: dict[str, Callable[[Case], Converted]] = {
     'prefix_tuning': prefix,
     'prefix_tuning_projection': prefix,
     'prompt_tuning': prompt,
     'p_tuning_mlp': encoded,
     'p_tuning_lstm': encoded,
+    'adaption_prompt': _adaption,
     'adapterhub prefix_tuning': hub_prefix,
     'adapterhub prefix_tuning_flat': hub_prefix,
     'adapterhub mam': union,

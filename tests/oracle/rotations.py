@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 
 import peftjax
+from peftjax.core import paths
 from tests.oracle.cases import Case, Converted, Tensors
 from tests.oracle.names import entry, kernel_of, modules_of, with_saved
 
@@ -85,6 +87,66 @@ def _randlora(case: Case) -> Converted:
     return with_saved(case, Converted(transform, convert))
 
 
+def _road(case: Case) -> Converted:
+    modules = {name: kernel_of(case, name) for name in modules_of(case, '.road_theta')}
+
+    def convert(tensors: Tensors) -> dict[str, peftjax.WeightAdapter]:
+        found = {}
+        for name, leaf in modules.items():
+            biased = leaf.replace('kernel', 'bias') in case.model.sites.weights
+            arrays = {
+                'theta': tensors[f'{name}.road_theta'],
+                'alpha_and_bias' if biased else 'alpha': tensors[f'{name}.road_alpha'],
+            }
+            found[leaf] = entry(case, leaf, arrays)
+        return found
+
+    transform = peftjax.road(
+        variant=int(case.config['variant'].removeprefix('road_')),
+        group_size=case.config['group_size'],
+        targets=tuple(modules.values()),
+    )
+    return with_saved(case, Converted(transform, convert))
+
+
+def _psoft(case: Case) -> Converted:
+    modules = {name: kernel_of(case, name) for name in modules_of(case, '.psoft_R.weight')}
+    names = {'k': 'weight', 'a': 'vector_a', 'b': 'vector_b'}
+
+    def convert(tensors: Tensors) -> dict[str, peftjax.WeightAdapter]:
+        return {
+            leaf: entry(
+                case,
+                leaf,
+                {ours: tensors[f'{name}.psoft_R.{theirs}'] for ours, theirs in names.items()},
+            )
+            for name, leaf in modules.items()
+        }
+
+    return with_saved(
+        case,
+        Converted(
+            peftjax.psoft({leaf: _subspace(case, name, leaf) for name, leaf in modules.items()}),
+            convert,
+        ),
+    )
+
+
+def _subspace(case: Case, name: str, leaf: str) -> tuple[np.ndarray, np.ndarray]:
+    """The singular vectors that it trained with, which are in no adapter of its own."""
+    beside = case.folder / 'subspaces.npz'
+    if beside.is_file():
+        with np.load(beside) as file:
+            return file[f'{name}.p'], file[f'{name}.q']
+    # Decomposed anew, as it does when it loads; the signs can be those of another LAPACK.
+    layout = case.model.sites.weights[leaf].layout
+    assert layout is not None
+    matrix = layout.to_matrix(paths.flatten(case.model.params)[leaf])
+    u, s, vt = map(np.asarray, jnp.linalg.svd(matrix.T, full_matrices=False))
+    rank = case.config['r']
+    return vt[:rank].T, (u[:, :rank] * s[:rank]).T
+
+
 CONVERTERS: dict[str, Callable[[Case], Converted]] = {
     'oft': _oft,
     'oft_coft_share': _oft,
@@ -92,4 +154,8 @@ CONVERTERS: dict[str, Callable[[Case], Converted]] = {
     'boft': _boft,
     'boft_butterfly2': _boft,
     'randlora': _randlora,
+    'road': _road,
+    'road_2': _road,
+    'road_4': _road,
+    'psoft': _psoft,
 }

@@ -48,6 +48,17 @@ ROWS = {
         identity=1e-3,  # The shared rule starts near zero, not at it.
         mergeable=False,
     ),
+    'phm adapter': Row(
+        variant=True,
+        make=lambda targets: peftjax.compacter(
+            size=4, terms=2, rank=None, shared_rule=False, targets=targets
+        ),
+        targets=_SUBLAYERS,
+        fewer_targets=_ONE,
+        parameters=LAYERS * 2 * (2 * (2**3 + 2 * (WIDTH // 2) * 2) + 4 + WIDTH),
+        identity=1e-3,
+        mergeable=False,
+    ),
     'ia3': Row(
         make=lambda targets: peftjax.ia3(targets=targets, feedforward=r'layers.*/down'),
         targets=r'layers.*/attention/(key|value)',

@@ -3,7 +3,7 @@
 import peftjax
 from tests.contract_models import HIDDEN, LAYERS, VOCABULARY, WIDTH
 from tests.rows.row import MATRICES, TOKENS, Row
-from tests.rows.weight_space import total
+from tests.rows.weight_space import UP, total
 
 _LORA = total(lambda i, o: 2 * (i + o))
 
@@ -38,5 +38,20 @@ ROWS = {
         targets=(r'embed', r'layers.*/up'),
         fewer_targets=r'embed',
         parameters=LAYERS * 2 * (WIDTH + HIDDEN + 1) + 2 * (VOCABULARY + WIDTH + 1),
+    ),
+    'delora': Row(
+        make=lambda targets: peftjax.delora(rank=2, strength=1.0, dropout=0.1, targets=targets),
+        targets=(r'embed', MATRICES),
+        fewer_targets=UP,
+        parameters=total(lambda i, o: 2 * (i + o) + 1) + 2 * (VOCABULARY + WIDTH) + 1,
+    ),
+    'vb-lora': Row(
+        make=lambda targets: peftjax.vblora(
+            rank=2, num_vectors=5, vector_length=4, dropout=0.1, targets=targets
+        ),
+        targets=MATRICES,
+        fewer_targets=UP,
+        parameters=5 * 4 + total(lambda i, o: 5 * 2 * (i + o) // 4),
+        identity=1e-2,  # Neither bank nor logits start at zero.
     ),
 }

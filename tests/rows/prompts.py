@@ -41,6 +41,18 @@ ROWS = {
         identity=None,
         mergeable=False,
     ),
+    'adaption prompt': Row(
+        make=lambda targets: peftjax.adaption_prompt(
+            num_virtual_tokens=3,
+            key=r'(attention/)?key',
+            value=r'(attention/)?value',
+            targets=targets,
+        ),
+        targets=_CORES,
+        fewer_targets=None,
+        parameters=LAYERS * (3 * WIDTH + 1),
+        mergeable=False,
+    ),
     'prompt tuning': Row(
         make=lambda targets: peftjax.prompt_tuning(
             num_virtual_tokens=3, places=(0, 0, 2), targets=targets

@@ -40,4 +40,39 @@ ROWS = {
         fewer_targets=UP,
         parameters=total(lambda i, o: 2 * (4 + min(i, o))) + 2 * (4 + 8),
     ),
+    'road': Row(
+        make=lambda targets: peftjax.road(variant=1, group_size=4, targets=targets),
+        targets=MATRICES,
+        fewer_targets=UP,
+        parameters=total(lambda i, o: o),
+    ),
+    'road, four numbers a pair': Row(
+        variant=True,
+        make=lambda targets: peftjax.road(variant=4, group_size=8, targets=targets),
+        targets=MATRICES,
+        fewer_targets=UP,
+        parameters=total(lambda i, o: 4 * o),
+    ),
+    'psoft': Row(
+        of_model=True,
+        make=lambda targets, model: peftjax.psoft(
+            peftjax.principal_subspaces(model, rank=3, targets=targets)
+        ),
+        targets=MATRICES,
+        fewer_targets=UP,
+        parameters=total(lambda i, o: 3 + 2 * 3),
+    ),
+    'psoft, by a series': Row(
+        variant=True,
+        of_model=True,
+        make=lambda targets, model: peftjax.psoft(
+            peftjax.principal_subspaces(model, rank=4, targets=targets),
+            scale=False,
+            neumann_terms=5,
+            dropout=0.1,
+        ),
+        targets=(r'embed', MATRICES),
+        fewer_targets=UP,
+        parameters=total(lambda i, o: 6) + 6,
+    ),
 }

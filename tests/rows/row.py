@@ -12,7 +12,7 @@ TOKENS = IDS.size
 class Row:
     """A method and what the contract is told of it; the fields are those of `testing.Case`."""
 
-    make: object
+    make: object  # of the targets, and of the model too where `of_model` is set
     targets: object
     fewer_targets: object
     parameters: int
@@ -22,3 +22,4 @@ class Row:
     forward_flops: float | None = None
     # Of a method that has a row already: on two forms only, and left out of the pairs.
     variant: bool = False
+    of_model: bool = False

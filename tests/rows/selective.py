@@ -7,6 +7,17 @@ from tests.rows.weight_space import UP, total
 
 _NORMS = r'layers.*/norm/(scale|bias)'
 
+
+def _fish(targets, model):
+    """Three entries of each matrix."""
+    places = {}
+    for site in model.sites.match_weights(targets):
+        layers = site.layout.stack_shape[0] if site.layout.stack else 1
+        size = site.layout.inputs * site.layout.outputs
+        places[site.path] = [layer * size + place for layer in range(layers) for place in (6, 0, 3)]
+    return peftjax.fish_mask(places)
+
+
 ROWS = {
     'intrinsic': Row(
         make=lambda targets: peftjax.intrinsic(dimension=20, targets=targets),
@@ -44,5 +55,13 @@ ROWS = {
         fewer_targets=UP,
         parameters=total(lambda i, o: 2 * i * o),
         dense=True,
+    ),
+    'fish mask': Row(
+        of_model=True,
+        make=_fish,
+        targets=MATRICES,
+        fewer_targets=UP,
+        parameters=total(lambda i, o: 3),
+        dense=True,  # The gradient of the leaf is, and three numbers are taken out of it.
     ),
 }

@@ -1,0 +1,94 @@
+"""DeLoRA: low-rank terms of length one, and one trained strength for all of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.low_rank import LowRank
+
+_SHORTEST = 1e-4
+
+
+def delora(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    strength: float = 15.0,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Decoupled low-rank adaptation: `W' = W + (l / r) N sum_i a_i b_i / (|a_i| |b_i|)`.
+
+    For `W: [in, out]`, columns `a_i` of `A: [in, r]`, rows `b_i` of `B: [r, out]`, and the diagonal
+    `N: [in, in]` of the lengths of the rows of `W`, which do not train. `l`, the strength, bounds
+    how far `W'` can be from `W` whatever `A` and `B` are. A use adds `2 T r (in + out) + T out`
+    FLOPs forward; lengths and the scaled factor take `2 in out + 4 r in + 2 r out` more, once a
+    call. At the start `B = 0`, so that `W' = W`; a length counts as at least 1e-4. It merges.
+
+    Args:
+      rank: `r`.
+      strength: what `l` starts from.
+      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out],
+      'strength': [*stack]}}`: `r (in + out) + 1` parameters a matrix.
+
+    Raises:
+      ValueError: a rank below 1 or, from `init`, above the smaller side of a matrix.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.delora(rank=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['a'].shape
+    (4, 2)
+
+    References:
+      Bini et al., DeLoRA: Decoupling Angles and Strength in Low-rank Adaptation, 2025
+      (arXiv:2503.18225), section 3. As in Hugging Face's peft, rows of `W` have a length each,
+      where the paper takes one norm of the whole matrix, and `B` starts at zero, where the paper
+      starts from a random product that it takes away again.
+    """
+    settings = LowRank(rank, dropout=dropout, dtype=dtype)
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        return {**settings.factors(key, matrix, site), 'strength': jnp.asarray(strength, dtype)}
+
+    def scaled(leaves: Any, matrix: jax.Array) -> jax.Array:
+        """`A` with all that is in front of and between the factors."""
+        wide = jnp.promote_types(jnp.float32, leaves['a'].dtype)
+        a, b = leaves['a'].astype(wide), leaves['b'].astype(wide)
+        rows = _lengths(jax.lax.stop_gradient(matrix.astype(wide)), 1, 0.0)
+        between = leaves['strength'] / rank / (_lengths(a, 0) * _lengths(b, 1))
+        return rows[:, None] * a * between
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        delta = scaled(leaves, matrix) @ leaves['b'].astype(jnp.float32)
+        return (matrix + delta).astype(matrix.dtype)
+
+    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+        del path
+        return {**leaves, 'scaled': scaled(leaves, matrix)}
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['scaled'], leaves['b'])
+
+    return weightwise(
+        init_weight, merge, apply, prepare=prepare, targets=targets, materialize=materialize
+    )
+
+
+def _lengths(vectors: jax.Array, axis: int, least: float = _SHORTEST) -> jax.Array:
+    """At least `least`, and with no gradient below."""
+    return jnp.sqrt(jnp.maximum((vectors**2).sum(axis), least**2))

@@ -1,0 +1,117 @@
+"""RoAd: pairs of output features turned and stretched."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import on_plain_dots, weightwise
+from peftjax.methods.biases import has_bias, with_biases
+from peftjax.methods.blocks import check_divides
+
+_SIZES = {1: 0.5, 2: 1, 4: 2}
+
+
+def road(
+    *,
+    targets: paths.Targets,
+    variant: int = 1,
+    group_size: int = 64,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Rotary adaptation: `y' = R y`, `R` of blocks `[[a cos t, -a sin t], [a sin t, a cos t]]`.
+
+    For `y = x W + b`, `W: [in, out]`. Feature `i` of the first half of a group is paired with
+    feature `i` of its second half. `variant=1` trains one angle `t` and one length `a` for each
+    pair, `variant=2` one of both for each row of a block, `variant=4` for each entry. A use costs
+    `3 T out` FLOPs forward. At the start `t = 0` and `a = 1`, so that `R = I`. It merges into
+    matrix and bias.
+
+    Args:
+      targets: which weights, see `Sites.match_weights`.
+      variant: 1, 2 or 4.
+      group_size: features a group, an even divisor of `out`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'theta': [*stack, variant out / 2], 'alpha': the
+      same}}`, `variant out` parameters a matrix; `'alpha_and_bias'` in place of `'alpha'` where the
+      module has a bias, which is turned as well.
+
+    Raises:
+      ValueError: another variant, an odd group size, or from `init` one that does not divide `out`.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.road(group_size=4, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['theta'].shape
+    (4,)
+
+    References:
+      Liao and Monz, 3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching and
+      Composability, 2024 (arXiv:2409.00119), section 3, equation 4.
+    """
+    if variant not in _SIZES:
+        raise ValueError(f'variant must be 1, 2 or 4, got {variant}')
+    if group_size < 2 or group_size % 2:
+        raise ValueError(f'group_size must be even and at least 2, got {group_size}')
+
+    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+        def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> Any:
+            del key
+            check_divides(site, 'group_size', group_size, 'output', matrix.shape[1])
+            size = int(_SIZES[variant] * matrix.shape[1])
+            name = 'alpha_and_bias' if has_bias(model.sites, site.path) else 'alpha'
+            return {'theta': jnp.zeros(size, dtype), name: jnp.ones(size, dtype)}
+
+        return weightwise(init_weight, merge, targets=targets, materialize=materialize).init(
+            key, model
+        )
+
+    def coefficients(leaves: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """What multiplies each feature and its partner, `[*stack, out]` both."""
+        alpha = leaves['alpha' if 'alpha' in leaves else 'alpha_and_bias']
+        cosine, sine = alpha * jnp.cos(leaves['theta']), alpha * jnp.sin(leaves['theta'])
+        if variant == 2:
+            return cosine, sine
+        stack = alpha.shape[:-1]
+        if variant == 4:  # The first part of a group's numbers is for its cosines.
+            groups = (*stack, -1, 2, group_size)
+            first, second = cosine.reshape(groups)[..., 0, :], sine.reshape(groups)[..., 1, :]
+            return first.reshape(*stack, -1), second.reshape(*stack, -1)
+
+        def twice(each: jax.Array) -> jax.Array:
+            halves = each.reshape(*stack, -1, 1, group_size // 2)
+            return jnp.repeat(halves, 2, axis=-2).reshape(*stack, -1)
+
+        return twice(cosine), twice(sine)
+
+    def turned(leaves: Mapping[str, Any], y: jax.Array) -> jax.Array:
+        first, second = coefficients(leaves)
+        halves = y.reshape(*y.shape[:-1], -1, 2, group_size // 2)
+        partner = jnp.stack([-halves[..., 1, :], halves[..., 0, :]], axis=-2).reshape(y.shape)
+        return y * first.astype(y.dtype) + partner * second.astype(y.dtype)
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        wide = jnp.promote_types(matrix.dtype, leaves['theta'].dtype)
+        return turned(leaves, matrix.astype(wide)).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        return turned(leaves, use.base(use.x))
+
+    kernels = weightwise(
+        lambda key, matrix, site: {},
+        merge,
+        on_plain_dots(apply, merge),
+        targets=targets,
+        materialize=materialize,
+    )
+    return with_biases(kernels._replace(init=init), turned, 'alpha_and_bias')

@@ -1,0 +1,146 @@
+"""VB-LoRA: low-rank factors composed of vectors from one bank."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, Use
+from peftjax.core.layout import Layout
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+from peftjax.methods.blocks import check_divides, check_positive
+
+
+def vblora(
+    *,
+    rank: int,
+    targets: paths.Targets,
+    num_vectors: int = 256,
+    vector_length: int = 256,
+    topk: int = 2,
+    bank_bound: float = 0.02,
+    logits_std: float = 0.1,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Vector-bank adaptation: `W' = W + A B`, every piece of a factor `sum_k softmax(z)_k v_k`.
+
+    For `W: [in, out]`, `A: [in, r]` and `B: [r, out]` are cut into pieces of `b` numbers along
+    `in` and `out`. A piece is a mixture of the `k` vectors of one bank `[h, b]`, shared by all
+    sites, whose of its `h` logits `z` are largest, weighted by a softmax over those. A use adds
+    `2 T r (in + out) + T out` FLOPs forward; composing the factors takes `2 k r (in + out)` and the
+    choice of the logits. Neither logits nor bank start at zero: `W'` is near `W` at the start, not
+    at it. It merges.
+
+    Args:
+      rank: `r`.
+      num_vectors: `h`.
+      vector_length: `b`, which divides `in` and `out`.
+      topk: `k`.
+      bank_bound: the bank starts uniform in `[-bank_bound, bank_bound]`.
+      logits_std: deviation of the logits at the start.
+      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{'bank': [h, b], 'sites': {leaf path: {'logits_a': [*stack, r,
+      in / b, h], 'logits_b': [*stack, r, out / b, h]}}}`: `h r (in + out) / b` parameters a
+      matrix, and `h b` for all.
+
+    Raises:
+      ValueError: a size below 1, `topk` above `num_vectors`, or from `init` a vector length that
+        does not divide a side.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.vblora(rank=2, num_vectors=6, vector_length=4, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)['sites']['hidden/kernel']['logits_b'].shape
+    (2, 2, 6)
+
+    References:
+      Li et al., VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks, 2024
+      (arXiv:2405.15179), section 3.
+    """
+    check_positive(rank=rank, num_vectors=num_vectors, vector_length=vector_length, topk=topk)
+    if topk > num_vectors:
+        raise ValueError(f'topk {topk} is more than the {num_vectors} vectors of the bank')
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        arrays = {}
+        for name, side, length in zip('ab', ('input', 'output'), matrix.shape, strict=True):
+            check_divides(site, 'vector_length', vector_length, side, length)
+            shape = (rank, length // vector_length, num_vectors)
+            each = paths.fold_in(key, name)
+            arrays[f'logits_{name}'] = logits_std * jax.random.normal(each, shape, dtype)
+        return arrays
+
+    def composed(leaves: Any, name: str) -> jax.Array:
+        """`[r, side]`."""
+        values, places = jax.lax.top_k(leaves[f'logits_{name}'], topk)
+        pieces = jnp.einsum('rpk,rpkb->rpb', jax.nn.softmax(values), leaves['bank'][places])
+        return pieces.reshape(rank, -1)
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        del path
+        return (matrix + composed(leaves, 'a').T @ composed(leaves, 'b')).astype(matrix.dtype)
+
+    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+        del matrix, path
+        return {'a': composed(leaves, 'a').T, 'b': composed(leaves, 'b')}
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        del path
+        return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['a'], leaves['b'])
+
+    def of(bank: Any) -> PeftTransform:
+        """The method with the bank as it is now beside the leaves of each site."""
+
+        def constants(path: str, layout: Layout) -> dict[str, Any]:
+            del path
+            return {'bank': jnp.broadcast_to(bank, (*layout.stack_shape, *bank.shape))}
+
+        return weightwise(
+            init_weight,
+            merge,
+            apply,
+            constants=constants,
+            prepare=prepare,
+            targets=targets,
+            materialize=materialize,
+        )
+
+    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+        bank = jax.random.uniform(
+            paths.fold_in(key, 'bank'),
+            (num_vectors, vector_length),
+            dtype,
+            -bank_bound,
+            bank_bound,
+        )
+        return {'bank': bank, 'sites': of(bank).init(key, model)}
+
+    def merge_all(params: Any, adapter: Any) -> Any:
+        _check_made_here(adapter)
+        return of(adapter['bank']).merge(params, adapter['sites'])
+
+    def rules(adapter: Any) -> Mapping[str, Rule]:
+        _check_made_here(adapter)
+        return of(adapter['bank']).rules(adapter['sites'])
+
+    return PeftTransform(init, merge_all, rules)
+
+
+def _check_made_here(adapter: Any) -> None:
+    if isinstance(adapter, Mapping) and set(adapter) == {'bank', 'sites'}:
+        return
+    found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
+    raise AdapterError(
+        "vblora expects an adapter {'bank', 'sites'} as its own init makes it, found "
+        f"{found}. Was it made by another transform, or is it a part of a chain's adapter?"
+    )
