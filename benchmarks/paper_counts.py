@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import app
 
@@ -199,17 +200,46 @@ def _adapter(row: Row, places: dict[str, str]) -> PeftTransform:
     return peftjax.chain(adapters, peftjax.select(_NORMS))
 
 
-def _compacter(row: Row, places: dict[str, str]) -> PeftTransform | None:
+def _compacter(row: Row, places: dict[str, str]) -> PeftTransform:
     config = row['method_config']
-    if not config['shared_rule']:
-        return None  # a rule for each adapter, which the paper does not have
+    # T-Few's have a reduction for a width, and PHM adapters of the paper stand behind both.
+    size = config.get('bottleneck') or row['model']['d_model'] // config['reduction']
+    phm = row['method'].startswith('PHM')
     branches = [places['ffn branch']]
-    if 'attn' in config['after']:
+    if not row['method'].startswith('Compacter++'):
         branches.append(places['attention branch'])
     adapters = peftjax.compacter(
-        size=config['bottleneck'], terms=config['n'], targets=tuple(branches)
+        size=size,
+        terms=config['n'],
+        rank=None if phm else 1,
+        shared_rule=config.get('shared_rule', not phm),
+        targets=tuple(branches),
     )
     return peftjax.chain(adapters, peftjax.select(_NORMS))
+
+
+def _psoft(row: Row, places: dict[str, str]) -> PeftTransform:
+    model = _model(row['model']['arch'], json.dumps(row['model'], sort_keys=True))
+    config = row['method_config']
+    return peftjax.psoft(
+        jax.eval_shape(
+            functools.partial(
+                peftjax.principal_subspaces, rank=config['r'], targets=_at(places, config['t'])
+            ),
+            model,
+        )
+    )
+
+
+def _vblora(row: Row, places: dict[str, str]) -> PeftTransform:
+    config = row['method_config']
+    vectors, length = map(int, config['bank'].split('x'))
+    return peftjax.vblora(
+        rank=config['r'],
+        num_vectors=vectors,
+        vector_length=length,
+        targets=_at(places, config['t']),
+    )
 
 
 def _sizes(row: Row, places: dict[str, str]) -> PeftTransform:
@@ -357,6 +387,14 @@ _METHODS: dict[str, Callable[[Row, dict[str, str]], PeftTransform | None]] = {
     'Pfeiffer': _pfeiffer,
     'Adapter': _adapter,
     'Compacter': _compacter,
+    'PHM-Adapter': _compacter,
+    'Adaption prompt': lambda row, places: peftjax.adaption_prompt(
+        num_virtual_tokens=row['method_config']['len'], targets=places['core']
+    ),
+    'RoAd-2': lambda row, places: peftjax.road(variant=2, targets=_targets(row, places)),
+    'VB-LoRA': _vblora,
+    'PSOFT': _psoft,
+    'DeLoRA': _of_rank(peftjax.delora),
     'Intrinsic-SAID': lambda row, places: peftjax.intrinsic(
         dimension=row['method_config']['dim'], structure_aware=True
     ),

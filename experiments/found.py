@@ -44,7 +44,17 @@ def fisher(config: Config, model: peftjax.Model, task: Task) -> dict[str, Any]:
     return peftjax.largest_entries(scores, count, settings.targets)
 
 
-FOUND: Mapping[str, Callable[[Config, peftjax.Model, Task], Any]] = {'eva': eva, 'fisher': fisher}
+def principal_subspaces(config: Config, model: peftjax.Model, task: Task) -> dict[str, Any]:
+    """The largest singular vectors of each target, from the model alone."""
+    del task
+    return peftjax.principal_subspaces(model, **config.principal_subspaces)
+
+
+FOUND: Mapping[str, Callable[[Config, peftjax.Model, Task], Any]] = {
+    'eva': eva,
+    'fisher': fisher,
+    'principal_subspaces': principal_subspaces,
+}
 
 
 def find(config: Config, model: peftjax.Model, task: Task) -> Found:

@@ -13,6 +13,7 @@ from peftjax.binding.uses import (
     atoms_of,
     in_leaf_order,
     read_facts,
+    scaled,
     size_of,
 )
 from peftjax.binding.views import Refused, View, rearrange
@@ -61,9 +62,12 @@ class Conv:
             y = self.eqn.primitive.bind(x, kernel, **params)
             return jnp.moveaxis(y, channel, -1).reshape(-1, m.shape[1])
 
-        def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        def lowrank(
+            x: jax.Array, a: jax.Array, b: jax.Array, middle: jax.Array | None = None
+        ) -> jax.Array:
             rank = a.shape[1]
             inside = convolve(x, jnp.tile(a, (1, groups))).reshape(-1, groups, rank)
+            inside = scaled(inside, middle)
             grouped = b.astype(x.dtype).reshape(rank, groups, -1)
             return jnp.einsum('tgr,rgo->tgo', inside, grouped).reshape(len(inside), -1)
 

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.binding.uses import Facts, Forward, Free, atoms_of, in_leaf_order, read_facts, size_of
+from peftjax.binding.uses import (
+    Facts,
+    Forward,
+    Free,
+    atoms_of,
+    in_leaf_order,
+    read_facts,
+    scaled,
+    size_of,
+)
 from peftjax.binding.views import View, rearrange
 from peftjax.core.base import Use
 
@@ -102,9 +111,11 @@ def _dot_use(
         def product(x: jax.Array, m: jax.Array) -> jax.Array:
             return dot(x, m.astype(dtype))
 
-        def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        def lowrank(
+            x: jax.Array, a: jax.Array, b: jax.Array, middle: jax.Array | None = None
+        ) -> jax.Array:
             first, second = (b, a) if transposed else (a, b)
-            return product(product(x, first).astype(dtype), second)
+            return product(scaled(product(x, first).astype(dtype), middle), second)
 
         leaves, key = state
         use = Use(

@@ -6,7 +6,16 @@ from typing import Any
 import jax
 from jax import lax
 
-from peftjax.binding.uses import Facts, Forward, Free, atoms_of, in_leaf_order, read_facts, size_of
+from peftjax.binding.uses import (
+    Facts,
+    Forward,
+    Free,
+    atoms_of,
+    in_leaf_order,
+    read_facts,
+    scaled,
+    size_of,
+)
 from peftjax.binding.views import Refused, View, rearrange
 from peftjax.core.base import Use
 
@@ -93,8 +102,10 @@ class Lookup:
                 indices_are_sorted=params['indices_are_sorted'],
             ).astype(out.dtype)
 
-        def lowrank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-            return take(x, a) @ b.astype(out.dtype)
+        def lowrank(
+            x: jax.Array, a: jax.Array, b: jax.Array, middle: jax.Array | None = None
+        ) -> jax.Array:
+            return scaled(take(x, a), middle) @ b.astype(out.dtype)
 
         leaves, key = state
         y = rule(

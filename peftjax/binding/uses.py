@@ -52,6 +52,11 @@ def read_facts(
     return Facts(kind, tuple(stack), tuple(sorted(axes[1])), tuple(sorted(free)))
 
 
+def scaled(inside: jax.Array, middle: jax.Array | None) -> jax.Array:
+    """What a low-rank use has between its factors, `[..., r]`, times the diagonal between them."""
+    return inside if middle is None else inside * middle.astype(inside.dtype)
+
+
 class Contraction(Protocol):
     """A use of a view."""
 

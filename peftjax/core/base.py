@@ -126,7 +126,8 @@ class Use:
       base: `base(x)`: what the model computes here without this rule.
       weight: `weight()`: the matrix `[in, out]` in force without this rule.
       product: `product(x, m)`: the same use of another matrix, `[in, k]` (`[k, in]` transposed).
-      lowrank: `lowrank(x, a, b)`: the same use of `a @ b` without forming it.
+      lowrank: `lowrank(x, a, b)`: the same use of `a @ b` without forming it; `lowrank(x, a, b,
+        middle)` of `a @ diag(middle) @ b`, whose gradient by `middle: [r]` costs no product.
     """
 
     x: jax.Array
@@ -138,7 +139,7 @@ class Use:
     base: Callable[[jax.Array], jax.Array]
     weight: Callable[[], jax.Array]
     product: Callable[[jax.Array, jax.Array], jax.Array]
-    lowrank: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    lowrank: Callable[..., jax.Array]
 
     def replace(self, **changes: Any) -> 'Use':
         """A copy with some fields changed."""

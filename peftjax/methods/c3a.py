@@ -28,8 +28,9 @@ def c3a(
     `C[k, j] = w[(k - j) mod b]`. A use takes the Fourier transform of the blocks of `x`,
     multiplies, and transforms back, in float32 and with no matrix of the size of `W`; the
     transforms are products with matrices `[b, F]`, `F = b / 2 + 1`: `T (2 F in + 2 F in out / b^2 +
-    4 F out + 3 in + 5 out)` FLOPs forward, a complex product and sum counted as two.
-    At the start `w = 0`, so that `W' = W`. It merges.
+    4 F out + 3 in + 5 out)` FLOPs forward, a complex product and sum counted as two; in a step
+    twice that and, of the second term, three times. At the start `w = 0`, so that `W' = W`. It
+    merges.
 
     Args:
       block_size: `b`, which must divide `in` and `out`.

@@ -29,7 +29,9 @@ def delora(
     `N: [in, in]` of the lengths of the rows of `W`, which do not train. `l`, the strength, bounds
     how far `W'` can be from `W` whatever `A` and `B` are. A use adds `2 T r (in + out) + T out`
     FLOPs forward; lengths and the scaled factor take `2 in out + 4 r in + 2 r out` more, once a
-    call. At the start `B = 0`, so that `W' = W`; a length counts as at least 1e-4. It merges.
+    call. At the start `B = 0`, so that `W' = W`; a length counts as at least 1e-4. Since
+    lengths do not matter, the first step goes as far as `l` allows: lower it where that is too far.
+    It merges.
 
     Args:
       rank: `r`.

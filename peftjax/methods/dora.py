@@ -28,12 +28,12 @@ def dora(
     r"""Weight-decomposed low-rank adaptation: `W' = m V / |V|`, `V = W + s A B`.
 
     For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`, `m: [out]`, and `|V|: [out]` the lengths of the
-    columns of `V`. A use computes `(x W + s (x A) B) m / |V|`: with `T` tokens
-    `2 T r (in + out) + 3 T out` more FLOPs forward. The lengths depend on weights alone and are
-    taken once a call, outside of loops (layers, decoding), without forming `V`:
-    `|V|^2 = |W|^2 + 2 s B . (A^T W) + s^2 B . (A^T A B)`, column by column, which costs
-    `2 r in (out + r) + 2 r^2 out + 2 in out + 6 r out` FLOPs. At the start `m = |W|` and `B = 0`,
-    so that `W' = W`. It merges.
+    columns of `V`. A use computes `(x W + s (x A) B) m / |V|`: with `T` tokens `2 T r (in + out) +
+    3 T out` more FLOPs forward. The lengths depend on weights alone and are taken once a call,
+    outside of loops (layers, decoding), without forming `V`: `|V|^2 = |W|^2 + 2 s B . (A^T W) + s^2
+    B . (A^T A B)`, column by column, which costs `2 r in (out + r) + 2 r^2 out + 2 in out + 6 r
+    out` FLOPs, and is not differentiated. At the start `m = |W|` and `B = 0`, so that `W' = W`. It
+    merges.
 
     Args:
       rank, alpha, rslora, dropout, rank_pattern, alpha_pattern: of the term `s A B`, see `lora`.

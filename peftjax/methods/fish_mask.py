@@ -19,8 +19,8 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
     The entries are those with the largest Fisher information, found once before training by
     `peftjax.training.fisher` and `largest_entries`; any others will do as well. A leaf of `D`
     entries of which `k` train holds `k` numbers. Each step adds them into a copy of the leaf (`k`
-    FLOPs), and their gradient is gathered from that of the leaf, which is dense. At the start
-    `v = 0`, so that `w' = w`. It merges.
+    FLOPs), and their gradient is gathered from that of the leaf, which is dense (`2 T in out` for a
+    kernel). At the start `v = 0`, so that `w' = w`. It merges.
 
     Args:
       positions: `{leaf path: int [k]}`, flat places in the leaf as it is, its layers included. They

@@ -29,17 +29,16 @@ def fourierft(
     r"""Fourier fine-tuning: `W' = W + s Re(IDFT2(F))`, `F` zero but at `n` places.
 
     For `W: [in, out]` and trained coefficients `c: [n]` at fixed random entries of `F: [in, out]`.
-    The
-    mathematics needs the change as a matrix: `O(in out log(in out))` FLOPs for it, in float32, and
-    `2 T in out + T out` for its use, forward; its gradient is dense as well. At the start
-    `c ~ N(0, 1)`, so that `W' != W`, as in the paper. It merges.
+    The mathematics needs the change as a matrix: about `5 in out log2(in out)` FLOPs for it, in
+    float32, and `2 T in out + T out` for its use, forward; in a step the first twice, the rest
+    three times; its gradient is dense as well. At the start `c ~ N(0, 1)`, so that `W' != W`, as in
+    the paper. It merges.
 
     Args:
       n_frequency: `n`.
       scaling: `s`.
       seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
-      places
-        of its own.
+        places of its own.
       positions: `{leaf path: [*stack, n]}` places to use instead, `row * out + column`.
       init: `'normal'`, or `'zeros'` for `W' = W` at the start.
       targets: which weights, see `Sites.match_weights`.
@@ -52,8 +51,7 @@ def fourierft(
 
     Raises:
       ValueError: fewer than one frequency, an unknown `init`, or, from `init`, more frequencies
-      than
-        the matrix has entries.
+        than the matrix has entries.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()

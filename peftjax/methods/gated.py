@@ -79,7 +79,11 @@ def _gated(path: str, rule: Any, gate: Mapping[str, jax.Array]) -> WeightRule:
     def forward(leaves: Any, use: Use) -> jax.Array:
         plain = use.base(use.x)
         share = _share(path, leaves[1], use)
-        return plain + share.astype(plain.dtype) * (rule.forward(leaves[0], use) - plain)
+        # One product for both, so that its gradient is one as well.
+        changed = rule.forward(
+            leaves[0], use.replace(base=lambda x: plain if x is use.x else use.base(x))
+        )
+        return plain + share.astype(plain.dtype) * (changed - plain)
 
     def prepare(leaves: Any, matrix: jax.Array) -> Any:
         return rule.prepare(leaves[0], matrix), leaves[1]

@@ -27,8 +27,8 @@ def ia3(
     and the second matrix of the feed-forward block in `feedforward`: on BERT
     `targets=r'layers/attention/(key|value)'`, `feedforward=r'layers/ffn/output'`, on Llama
     `r'layers/self_attn/[kv]_proj'` and `r'layers/mlp/down_proj'`. `l = 1` at the start, the
-    identity. It trains `out` or `in` numbers a matrix, costs `T out` or `T in` FLOPs forward, and
-    merges into matrix and bias.
+    identity. It trains `out` or `in` numbers a matrix, costs `T out` or `T in` FLOPs forward (six
+    times as much in a step), and merges into matrix and bias.
 
     Args:
       targets: weights whose output is scaled, see `Sites.match_weights`.

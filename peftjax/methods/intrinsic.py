@@ -46,9 +46,10 @@ def intrinsic(
     hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the least power
     of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs forward, `c_i` at
     most 32 the factors of `p` and the rest for the hashes, and holds a few copies of `D` numbers; a
-    dense projection would hold `d D` and cost `2 d D`. The change of each leaf is formed, since all
-    of them share `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and `s_i
-    = 1`), so that `w' = w`. It merges.
+    dense projection would hold `d D` and cost `2 d D`; backward it is about as much, and `2 T in
+    out` for the gradient of each kernel. The change of each leaf is formed, since all of them share
+    `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and `s_i = 1`), so
+    that `w' = w`. It merges.
 
     Args:
       dimension: `d`, how many numbers train, the scales included.

@@ -30,8 +30,9 @@ def lora_fa(
     r"""LoRA with frozen `A`: `W' = W + s A B`, only `B` trains.
 
     For `W: [in, out]`, `A: [in, r]` drawn from `U(-1/sqrt(in), 1/sqrt(in))`, `B: [r, out]`: forward
-    as LoRA, `2 T r (in + out) + 2 T out` more FLOPs; for its gradient a step keeps `x A: [T, r]`
-    and not `x: [T, in]`. At the start `B = 0`, so that `W' = W`. It merges.
+    as LoRA, `2 T r (in + out) + 2 T out` more FLOPs, in a step `4 T r (in + out) + 2 T r out + 6 T
+    out`; for its gradient a step keeps `x A: [T, r]` and not `x: [T, in]`. At the start `B = 0`, so
+    that `W' = W`. It merges.
 
     Args:
       rank, alpha, rslora, dropout: as in `lora`.

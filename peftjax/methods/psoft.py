@@ -32,8 +32,9 @@ def psoft(
     For `W: [in, out]`, its `r` largest singular values and vectors, `P: [in, r]`, `S Q: [r, out]`,
     are frozen; `R = (I - K)(I + K)^-1` is the rotation of a skew-symmetric `K: [r, r]` of which the
     upper triangle trains, `a, b: [r]` stretch. A use adds `2 T r (in + out) + T out` FLOPs forward;
-    the rotation and `P (diag(a) R diag(b) - I)` take about `3 r^3 + 2 in r^2` more, once a call. At
-    the start `K = 0`, `a = b = 1`, so that `W' = W`. It merges.
+    the rotation and `P (diag(a) R diag(b) - I)` take about `3 r^3 + 2 in r^2` more, once a call. A
+    step spends `4 T r (in + out) + 2 T r in + 3 T out`, since `S Q` is frozen. At the start `K =
+    0`, `a = b = 1`, so that `W' = W`. It merges.
 
     Args:
       subspaces: `{leaf path: (P, S Q)}`, stack axes in front, as `principal_subspaces` gives them;
@@ -80,8 +81,7 @@ def psoft(
 
     def constants(path: str, layout: Layout) -> dict[str, Any]:
         del layout
-        p, q = subspaces[path]
-        return {'frozen_p': jnp.asarray(p), 'frozen_q': jnp.asarray(q)}
+        return dict(zip(('frozen_p', 'frozen_q'), subspaces[path], strict=True))
 
     def moved(leaves: Any) -> jax.Array:
         """`P (diag(a) R diag(b) - I)`."""

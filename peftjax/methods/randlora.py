@@ -35,7 +35,8 @@ def randlora(
     and one `A: [r, d]`, random, frozen and shared by all matrices (first rows, first columns);
     `l_i: [r]` and `g_i: [d]` train. The sum is laid along `W`, transposed where its input is the
     shorter side. With `k = n r` a use costs `2 T k (in + out) + T out` more FLOPs forward, and
-    `2 k d` for the diagonals: about what `W` itself costs, since the rank is full. At the start
+    `2 k d` for the diagonals: about what `W` itself costs, since the rank is full. A step
+    spends `4 T k (in + out) + 2 T k d + 6 T out`, since `B` is frozen. At the start
     `l = 0` and `g = 1 / d`, so that `W' = W`. It merges.
 
     Args:

@@ -29,8 +29,8 @@ def road(
     For `y = x W + b`, `W: [in, out]`. Feature `i` of the first half of a group is paired with
     feature `i` of its second half. `variant=1` trains one angle `t` and one length `a` for each
     pair, `variant=2` one of both for each row of a block, `variant=4` for each entry. A use costs
-    `3 T out` FLOPs forward. At the start `t = 0` and `a = 1`, so that `R = I`. It merges into
-    matrix and bias.
+    `3.5 T out` FLOPs forward, `17 T out` in a step. At the start `t = 0` and `a = 1`, so that `R =
+    I`. It merges into matrix and bias.
 
     Args:
       targets: which weights, see `Sites.match_weights`.

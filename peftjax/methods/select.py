@@ -11,7 +11,7 @@ def select(targets: paths.Targets) -> PeftTransform:
     The adapter holds a copy `w'` of each chosen leaf `w`, and the model runs with `w'` in its
     place. BitFit is `select(r'.*/bias')`, the tuning of layer norms
     `select(r'.*norm/(scale|bias)')`, a new head `select(r'classifier/.*')`. It adds
-    no FLOPs forward; the gradient of a chosen kernel is dense. It merges.
+    no FLOPs forward; the gradient of a chosen kernel is dense, `2 T in out` in a step. It merges.
 
     Args:
       targets: regular expressions, full match on leaf paths.

@@ -31,7 +31,8 @@ def vera(
 
     For `W: [in, out]`. `A: [in, r]` and `B: [r, out]` are random and frozen, the same for all
     matrices (the first `in` rows, the first `out` columns); `d: [r]` and `b: [out]` train. A use
-    costs `2 T r (in + out) + T (r + 2 out)` more FLOPs forward. At the start `b = 0`, so that `W' =
+    costs `2 T r (in + out) + T (r + 2 out)` more FLOPs forward, and the products twice
+    and not three times in a step. At the start `b = 0`, so that `W' =
     W`. It merges.
 
     Args:
@@ -89,10 +90,10 @@ def vera(
     def apply(leaves: Any, use: Use, path: str) -> jax.Array:
         del path
         x, gain = use.dropped(dropout), leaves['b'].astype(use.dtype)
-        a = leaves['frozen_a'] * leaves['d']
+        factors = leaves['frozen_a'], leaves['frozen_b'], leaves['d']
         if use.transposed:
-            return use.base(use.x) + use.lowrank(x * gain, a, leaves['frozen_b'])
-        return use.base(use.x) + use.lowrank(x, a, leaves['frozen_b']) * gain
+            return use.base(use.x) + use.lowrank(x * gain, *factors)
+        return use.base(use.x) + use.lowrank(x, *factors) * gain
 
     return weightwise(
         init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
