@@ -11,8 +11,9 @@ Hyperparameters: T-Few's appendix D: 500 steps at 3e-3, n = 4. The row t5_mrpc i
     seq2seq/configs/compacter.json: rate 3e-3, batch 100, 20 epochs, 500 steps of warm-up, 128
     tokens, with the layer norms. The paths of the targets are those of a family which is not built.
 Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
-Expected: here not measured yet; the rows of the paper are not run: they need the weights of T0-3B
-    or T5-base and readers of RTE and MRPC.
+Expected: here accuracy 0.738 on the small budget of REPRODUCTIONS.md, with the rate tuned; at the
+    length of this run not measured; the rows of the paper are not run: they need the weights of
+    T0-3B or T5-base and readers of RTE and MRPC.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,8 @@ Hyperparameters: the defaults of the EVA authors' scripts (bash/run_train.sh, RE
     rate 5e-4, batches of 4 by 2, one epoch, cosine with 3 % warm-up, no weight decay, all linear
     layers; 1024 tokens (MetaMathQA 512). Alpha is not stated there; 1 here.
 Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
-Expected: here not measured yet; the rows of the paper are not run: they need the weights of
+Expected: here accuracy 0.753 on the small budget of REPRODUCTIONS.md, with the rate tuned; at the
+    length of this run not measured; the rows of the paper are not run: they need the weights of
     LLaMA-2-7B and readers of the tasks.
 """
 

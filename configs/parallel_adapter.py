@@ -10,7 +10,8 @@ Hyperparameters: the authors' exps/run_xsum.sh, block FFN Scaled Parallel Adapte
     at 0.1. It also smooths labels by 0.1. The path of the targets is that of a family which is not
     built.
 Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
-Expected: here not measured yet; the rows of the paper are not run: they need the weights of
+Expected: here accuracy 0.750 on the small budget of REPRODUCTIONS.md, with the rate tuned; at the
+    length of this run not measured; the rows of the paper are not run: they need the weights of
     BART-large and a reader of XSum.
 """
 

@@ -117,7 +117,7 @@ def draw(rows: Sequence[Row], path: Path, ends: Sequence[str] = ('frozen', 'full
         ends: methods drawn as horizontal lines across the picture as well.
     """
     found = scores(rows)
-    figure = Figure(figsize=(11, 7), layout='constrained')
+    figure = Figure(figsize=(12, 7), layout='constrained')
     axes = figure.subplots()
     colours = [colormaps['tab20'](i % 20) for i in range(len(found))]
     for score, colour in zip(found, colours, strict=True):
@@ -144,5 +144,8 @@ def draw(rows: Sequence[Row], path: Path, ends: Sequence[str] = ('frozen', 'full
     axes.set_xscale('log')
     axes.set(xlabel='trained parameters', ylabel='accuracy on unseen films, mean of seeds')
     axes.grid(alpha=0.3)
-    figure.legend(loc='outside right upper', fontsize=7, title='accuracy, best first')
+    columns = 1 + len(found) // 40
+    figure.legend(
+        loc='outside right upper', fontsize=7, ncols=columns, title='accuracy, best first'
+    )
     figure.savefig(path, dpi=120)
