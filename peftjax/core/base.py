@@ -203,8 +203,8 @@ class WeightRule:
       base: a function of the model's own leaf that gives the one to stand in for it, or None.
       replaces: whether `base` pays no heed to the leaf it is given, as a trained copy does.
       prepare: `prepare(leaves, matrix)` gives the leaves that `forward` sees, once for each call
-        of the model and outside of its loops: for what depends on the weights alone. None for
-        `leaves` as they are.
+        of the model and outside of its loops: for what depends on the weights alone. `merged`
+        must take them as well. None for `leaves` as they are.
     """
 
     leaves: Any

@@ -92,7 +92,7 @@ def vblora(
 
     def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
         del matrix, path
-        return {'a': composed(leaves, 'a').T, 'b': composed(leaves, 'b')}
+        return {**leaves, 'a': composed(leaves, 'a').T, 'b': composed(leaves, 'b')}
 
     def apply(leaves: Any, use: Use, path: str) -> jax.Array:
         del path
