@@ -25,6 +25,8 @@ from peftjax.core.paths import TargetError
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
+from peftjax.generation.generate import generator, pad_left
+from peftjax.generation.sampling import Sampling
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.methods.adalora import adalora, orthogonality
@@ -67,6 +69,9 @@ from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'Sampling',
+    'pad_left',
+    'generator',
     'vblora',
     'road',
     'psoft',

@@ -19,10 +19,11 @@ ALLOWED = {
     'training': {'core', 'binding', 'methods', 'training'},
     'models': {'models'},
     'interop': {'core', 'binding', 'methods', 'models', 'interop'},
+    'generation': {'core', 'binding', 'generation'},
     'testing': {'core', 'binding', 'methods', 'testing'},
     '__init__': {
         *('core', 'binding', 'methods', 'quantize'),
-        *('training', 'models', 'interop', 'testing'),
+        *('training', 'models', 'interop', 'generation', 'testing'),
     },
 }
 LIBRARY = sorted((ROOT / 'peftjax').rglob('*.py'))

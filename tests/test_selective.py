@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax import testing
+from peftjax import testing, training
 from peftjax.core import paths
 from peftjax.methods.fastfood import hadamard, project
 from tests.contract_models import LAYERS, MODELS
@@ -90,7 +90,7 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
         return jax.nn.log_softmax(MLP.apply(params, example['x'][None])[0])[example['y']]
 
     batches = [{'x': x[:4], 'y': labels[:4]}, {'x': x[4:], 'y': labels[4:]}]
-    found = peftjax.training.fisher(log_likelihood, MLP.params, batches)
+    found = training.fisher(log_likelihood, MLP.params, batches)
     slopes = [
         jax.grad(log_likelihood)(MLP.params, {'x': x[i], 'y': labels[i]}) for i in range(len(x))
     ]
@@ -106,7 +106,7 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
     )
     assert others.max() <= least
     with pytest.raises(ValueError, match='no examples'):
-        peftjax.training.fisher(log_likelihood, MLP.params, [])
+        training.fisher(log_likelihood, MLP.params, [])
 
 
 def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():

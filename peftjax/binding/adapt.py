@@ -1,5 +1,6 @@
 """Runs a model with an adapter in force, without forming merged weights."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -81,7 +82,39 @@ def evaluate(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
     """The model's outputs with `rules` in force."""
-    _check(rules, paths.flatten(params), model.sites)
+    return evaluate_settled(model, *settle(model, rules, params), key, call)
+
+
+def settle(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[dict[str, Rule], Any]:
+    """`rules` and `params` with all done that depends on weights alone, before the first call.
+
+    Leaves that a rule replaces are replaced, and what rules prepare is prepared: of many calls, as
+    in decoding, each then does only what its tokens need.
+    """
+    leaves = paths.flatten(params)
+    _check(rules, leaves, model.sites)
+    settled = dict(rules)
+    for path, rule in rules.items():
+        if isinstance(rule, WeightRule) and rule.base is not None:
+            leaves[path] = rule.base(leaves[path])
+            settled[path] = dataclasses.replace(rule, base=None)
+    for path, rule in settled.items():
+        if isinstance(rule, CallRule) or rule.prepare is None:
+            continue
+        if isinstance(rule, ModuleRule):
+            prepared = rule.prepare(rule.leaves, leaves)
+        else:
+            assert rule.layout is not None
+            prepare = over_stack(rule.prepare, rule.layout)
+            prepared = prepare(rule.leaves, rule.layout.to_matrix(leaves[path]))
+        settled[path] = dataclasses.replace(rule, leaves=prepared, prepare=None)
+    return settled, paths.replace(params, leaves)
+
+
+def evaluate_settled(
+    model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
+) -> Any:
+    """The model's outputs with what `settle` gave."""
 
     def inside(*args: Any, **keywords: Any) -> Any:
         return _evaluate_sites(model, rules, params, key, calls.split(args, keywords))
@@ -100,17 +133,12 @@ def _evaluate_sites(
     leaves = paths.flatten(params)
     weight_rules = {path: rule for path, rule in rules.items() if isinstance(rule, WeightRule)}
     module_rules = {path: rule for path, rule in rules.items() if isinstance(rule, ModuleRule)}
-    for path, rule in weight_rules.items():
-        if rule.base is not None:
-            leaves[path] = rule.base(leaves[path])
     function = call.function(model.traceable if module_rules else model.apply)
     closed, shape = jax.make_jaxpr(function, return_shape=True)(params, call.arrays)
     values = [_enter(path, leaf, weight_rules.get(path), key) for path, leaf in leaves.items()]
     frame = Frame(
         _Binder(weight_rules, module_rules, call.arguments()[1]),
-        modules={
-            path: (_prepared(rule, leaves), _key(key, path)) for path, rule in module_rules.items()
-        },
+        modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
         layered={path: model.sites.modules[path].scans for path in module_rules},
     )
     results = run(closed.jaxpr, closed.consts, [*values, *call.arrays], frame)
@@ -122,20 +150,12 @@ def _key(key: Any, path: str) -> Any:
     return None if key is None else paths.fold_in(key, path)
 
 
-def _prepared(rule: ModuleRule, params: Mapping[str, Any]) -> Any:
-    return rule.leaves if rule.prepare is None else rule.prepare(rule.leaves, params)
-
-
 def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any:
     """A leaf as the program receives it: a view if a rule waits for its uses."""
     if rule is None or rule.layout is None:
         return leaf
     view = views.start(path, leaf)
-    state = (rule.leaves, _key(key, path))
-    if rule.prepare is not None:
-        prepare = over_stack(rule.prepare, rule.layout)
-        state = (prepare(rule.leaves, rule.layout.to_matrix(leaf)), state[1])
-    followed = Leaf(path, leaf.shape, stack=rule.layout.stack, state=state)
+    followed = Leaf(path, leaf.shape, stack=rule.layout.stack, state=(rule.leaves, _key(key, path)))
     return views.View(followed, view.value, view.dims)
 
 

@@ -171,6 +171,11 @@ class ModuleUse:
     keywords: Mapping[str, Any]
     around: tuple[jax.Array, ...] = ()
 
+    @property
+    def follows(self) -> bool:
+        """See `ModelCall.follows`."""
+        return self.keywords.get('cache') is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelCall:
@@ -188,6 +193,11 @@ class ModelCall:
     key: jax.Array | None
     run: Callable[..., Any]
     takes: tuple[str, ...] = ()
+
+    @property
+    def follows(self) -> bool:
+        """Whether the tokens go on behind those in a `cache`, virtual ones among them."""
+        return self.keywords.get('cache') is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,7 +127,7 @@ def prefix_tuning(
         return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if sites else found
 
     def shifted(_: Any, call: ModelCall) -> Any:
-        if not shift_positions or 'position_ids' not in call.takes:
+        if not shift_positions or 'position_ids' not in call.takes or call.follows:
             return call.run(*call.args, **call.keywords)
         length = tokens_of(call).shape[1]
         moved = moved_positions(call, length, jnp.full(length, num_virtual_tokens))

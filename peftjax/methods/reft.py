@@ -207,6 +207,8 @@ def _reft(
     def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
         def forward(leaves: dict[str, Any], use: ModuleUse) -> jax.Array:
             _check_width(path, leaves[units[0]]['weight'], use.output)
+            if use.follows and places.first is not None:
+                return use.output  # The ends are those of the first call's tokens.
             mask = use.keywords.get('attention_mask') if skip_padding else None
             return edit_at(places, functools.partial(_edit, kind), leaves, use.output, mask)
 

@@ -118,6 +118,8 @@ def _order(places: Places, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _longer_call(places: Places, keep: bool) -> Callable[[Any, ModelCall], Any]:
     def forward(_: Any, call: ModelCall) -> Any:
+        if call.follows:
+            return call.run(*call.args, **call.keywords)
         shape = tokens_of(call).shape
         length = shape[1]
         virtual, real = _order(places, length)
@@ -141,7 +143,8 @@ def _longer_call(places: Places, keep: bool) -> Callable[[Any, ModelCall], Any]:
             whole = jnp.zeros((len(moved), length + len(virtual)), moved.dtype)
             keywords['position_ids'] = whole.at[:, virtual].set(virtual).at[:, real].set(moved)
         result = call.run(*(longer('', value) for value in call.args), **keywords)
-        if keep:
+        # A first call of several gives the logits of the last token, and a cache that keeps all.
+        if keep or call.keywords.get('cache_length') is not None:
             return result
         return jax.tree.map(lambda leaf: _shorter(leaf, real, len(virtual)), result)
 
@@ -158,6 +161,8 @@ def _shorter(leaf: Any, real: np.ndarray, count: int) -> Any:
 def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
     def forward(leaves: Mapping[str, jax.Array], use: ModuleUse) -> jax.Array:
         prompt, output = leaves['prompt'], use.output
+        if use.follows:
+            return output
         if prompt.shape[1:] != output.shape[-1:]:
             raise AdapterError(
                 f"the adapter's prompt for {path!r} is {prompt.shape} {prompt.dtype}, but the "

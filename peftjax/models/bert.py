@@ -102,7 +102,7 @@ class _FeedForward(_Part):
 
 class _Layer(_Part):
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, _, mask):
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
         x = _Attention(*fields, name='attention')(x, mask)
         return _FeedForward(*fields, name='ffn')(x), None
@@ -169,7 +169,7 @@ class Bert(nn.Module):
             'param_dtype': self.param_dtype,
         }
         x = _Embeddings(**fields, name='embeddings')(input_ids, token_type_ids, position_ids)
-        x = apply_stack(
+        x, _ = apply_stack(
             _Layer,
             fields,
             x,

@@ -1,21 +1,20 @@
 """The GPT-2 decoder: learned positions, layer norms before the sublayers, a fused q, k and v."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.models import cache as caches
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
     Branch,
     activation,
-    causal_mask,
     check_token_inputs,
     merge_heads,
-    padding_mask,
-    segment_mask,
-    segment_positions,
     split_heads,
 )
 from peftjax.models.gpt2_config import GPT2Config
@@ -55,13 +54,14 @@ def _norm(config: GPT2Config, dtype: DTypeLike, param_dtype: DTypeLike, name: st
 
 class _SelfAttention(_Part):
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, past, length):
         width, heads = self.config.n_embd, self.config.n_head
         fused = self.dense(3 * width, 'c_attn')(x)
         query, key, value = (split_heads(part, heads) for part in jnp.split(fused, 3, axis=-1))
         core = AttentionCore(self.config.attn_pdrop, name='core')
-        attended = merge_heads(core(query, key, value, mask, self.deterministic))
-        return self.dropout(self.dense(width, 'c_proj')(attended))
+        present = caches.extend(past, key, value, length)
+        attended = merge_heads(core(query, *present, mask, self.deterministic))
+        return self.dropout(self.dense(width, 'c_proj')(attended)), present
 
 
 class _MLP(_Part):
@@ -74,13 +74,17 @@ class _MLP(_Part):
 
 
 class _Layer(_Part):
+    keeps: bool = False
+
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, past, mask, length):
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
-        attended = _SelfAttention(*fields, name='attn')(self.norm('ln_1')(x), mask)
+        attention = _SelfAttention(*fields, name='attn')
+        attended, present = attention(self.norm('ln_1')(x), mask, past, length)
         x = x + Branch(name='attn_branch')(x, attended, x + attended)
         hidden = _MLP(*fields, name='mlp')(self.norm('ln_2')(x))
-        return x + Branch(name='mlp_branch')(x, hidden, x + hidden), None
+        x = x + Branch(name='mlp_branch')(x, hidden, x + hidden)
+        return x, present if self.keeps else None
 
 
 class GPT2(nn.Module):
@@ -93,6 +97,10 @@ class GPT2(nn.Module):
     padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
     restart with it; position_ids [B, T] overrides the positions, which count padding too;
     deterministic=False turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
+
+    cache_length=S makes this the first call of several: it returns the logits of the last token,
+    [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
+    lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
 
     Example:
         >>> config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=8)
@@ -118,7 +126,9 @@ class GPT2(nn.Module):
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:
+        cache_length: int | None = None,
+        cache: caches.Cache | None = None,
+    ) -> Any:
         check_token_inputs(
             input_ids,
             attention_mask=attention_mask,
@@ -126,50 +136,59 @@ class GPT2(nn.Module):
             segment_ids=segment_ids,
         )
         config, length = self.config, input_ids.shape[1]
-        if length > config.n_positions:
+        longest = cache_length or (length if cache is None else cache.mask.shape[1])
+        if max(length, longest) > config.n_positions:
             raise ValueError(
-                f'{length} tokens: this checkpoint has {config.n_positions} position embeddings'
+                f'{max(length, longest)} tokens: this checkpoint has {config.n_positions} position '
+                'embeddings'
             )
-        mask = causal_mask(length)
-        if attention_mask is not None:
-            mask = mask & padding_mask(attention_mask)
-        if segment_ids is not None:
-            mask = mask & segment_mask(segment_ids)
-        if position_ids is None:
-            position_ids = (
-                jnp.arange(length, dtype=jnp.int32)[None]
-                if segment_ids is None
-                else segment_positions(segment_ids)
-            )
+        mask, position_ids = caches.look(
+            length,
+            cache,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+        )
         tokens, positions = (
             nn.Embed(size, config.n_embd, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
             for name, size in (('wte', config.vocab_size), ('wpe', config.n_positions))
         )
         dropout = nn.Dropout(config.embd_pdrop, deterministic=deterministic, name='dropout')
-        x = apply_stack(
+        x, present = apply_stack(
             _Layer,
             {
                 'config': config,
                 'deterministic': deterministic,
                 'dtype': self.dtype,
                 'param_dtype': self.param_dtype,
+                'keeps': cache is not None or cache_length is not None,
             },
             dropout(tokens(input_ids) + positions(position_ids)),
             mask,
+            None if cache is None else cache.length,
             count=config.n_layer,
             scan=self.scan,
             remat=self.remat,
+            past=None if cache is None else (cache.keys, cache.values),
         )
+        if cache_length is not None:
+            x = x[:, -1:]
         x = _norm(config, self.dtype, self.param_dtype, 'ln_f')(x)
         if config.tie_word_embeddings:
-            return tokens.attend(x)
-        return nn.Dense(
-            config.vocab_size,
-            use_bias=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='lm_head',
-        )(x)
+            logits = tokens.attend(x)
+        else:
+            logits = nn.Dense(
+                config.vocab_size,
+                use_bias=False,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name='lm_head',
+            )(x)
+        if cache is not None:
+            return logits, cache.grown(present, length)
+        if cache_length is not None:
+            return logits, caches.begin(present, attention_mask, position_ids, cache_length)
+        return logits
 
 
 def _projection(theirs: str, ours: str) -> tuple[names.Rule, ...]:

@@ -1,21 +1,20 @@
 """The Llama decoder: grouped-query attention, rotary positions, RMS norm, SwiGLU."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.models import cache as caches
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
     Branch,
     activation,
-    causal_mask,
     check_token_inputs,
     merge_heads,
-    padding_mask,
-    segment_mask,
-    segment_positions,
     split_heads,
 )
 from peftjax.models.llama_config import LlamaConfig
@@ -61,7 +60,7 @@ class RMSNorm(nn.Module):
 
 class _SelfAttention(_Part):
     @nn.compact
-    def __call__(self, x, mask, cos, sin):
+    def __call__(self, x, mask, cos, sin, past, length):
         config = self.config
         heads, shared, width = (
             config.num_attention_heads,
@@ -72,10 +71,10 @@ class _SelfAttention(_Part):
         key = split_heads(self.dense(shared * width, 'k_proj', config.qkv_bias)(x), shared)
         value = split_heads(self.dense(shared * width, 'v_proj', config.qkv_bias)(x), shared)
         core = AttentionCore(config.attention_dropout, name='core')
-        attended = core(
-            rotate(query, cos, sin), rotate(key, cos, sin), value, mask, self.deterministic
-        )
-        return self.dense(config.hidden_size, 'o_proj', config.o_bias)(merge_heads(attended))
+        present = caches.extend(past, rotate(key, cos, sin), value, length)
+        attended = core(rotate(query, cos, sin), *present, mask, self.deterministic)
+        output = self.dense(config.hidden_size, 'o_proj', config.o_bias)(merge_heads(attended))
+        return output, present
 
 
 class _MLP(_Part):
@@ -89,14 +88,17 @@ class _MLP(_Part):
 
 
 class _Layer(_Part):
+    keeps: bool = False
+
     @nn.compact
-    def __call__(self, x, mask, cos, sin):
+    def __call__(self, x, past, mask, length, cos, sin):
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
         attention = _SelfAttention(*fields, name='self_attn')
-        attended = attention(self.norm('input_layernorm')(x), mask, cos, sin)
+        attended, present = attention(self.norm('input_layernorm')(x), mask, cos, sin, past, length)
         x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
         hidden = _MLP(*fields, name='mlp')(self.norm('post_attention_layernorm')(x))
-        return x + Branch(name='mlp_branch')(x, hidden, x + hidden), None
+        x = x + Branch(name='mlp_branch')(x, hidden, x + hidden)
+        return x, present if self.keeps else None
 
 
 class Llama(nn.Module):
@@ -109,6 +111,10 @@ class Llama(nn.Module):
     padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
     restart with it; position_ids [B, T] overrides the positions; deterministic=False turns the
     attention dropout of the config on and needs `rngs={'dropout': key}`.
+
+    cache_length=S makes this the first call of several: it returns the logits of the last token,
+    [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
+    lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
 
     Example:
         >>> config = LlamaConfig(
@@ -136,7 +142,9 @@ class Llama(nn.Module):
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:
+        cache_length: int | None = None,
+        cache: caches.Cache | None = None,
+    ) -> Any:
         check_token_inputs(
             input_ids,
             attention_mask=attention_mask,
@@ -144,15 +152,14 @@ class Llama(nn.Module):
             segment_ids=segment_ids,
         )
         config, length = self.config, input_ids.shape[1]
-        mask = causal_mask(length, config.sliding_window)
-        if attention_mask is not None:
-            mask = mask & padding_mask(attention_mask)
-        if segment_ids is not None:
-            mask = mask & segment_mask(segment_ids)
-        if position_ids is None:
-            position_ids = (
-                jnp.arange(length)[None] if segment_ids is None else segment_positions(segment_ids)
-            )
+        mask, position_ids = caches.look(
+            length,
+            cache,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+            window=config.sliding_window,
+        )
         embed = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -160,32 +167,43 @@ class Llama(nn.Module):
             param_dtype=self.param_dtype,
             name='embed_tokens',
         )
-        x = apply_stack(
+        x, present = apply_stack(
             _Layer,
             {
                 'config': config,
                 'deterministic': deterministic,
                 'dtype': self.dtype,
                 'param_dtype': self.param_dtype,
+                'keeps': cache is not None or cache_length is not None,
             },
             embed(input_ids),
             mask,
+            None if cache is None else cache.length,
             # Once for all layers: outside the scan, so that they are not computed again in each.
             *rotation(config.rope, position_ids, config.head_dim),
             count=config.num_hidden_layers,
             scan=self.scan,
             remat=self.remat,
+            past=None if cache is None else (cache.keys, cache.values),
         )
+        if cache_length is not None:
+            x = x[:, -1:]
         x = RMSNorm(config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')(x)
         if config.tie_word_embeddings:
-            return embed.attend(x)
-        return nn.Dense(
-            config.vocab_size,
-            use_bias=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='lm_head',
-        )(x)
+            logits = embed.attend(x)
+        else:
+            logits = nn.Dense(
+                config.vocab_size,
+                use_bias=False,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name='lm_head',
+            )(x)
+        if cache is not None:
+            return logits, cache.grown(present, length)
+        if cache_length is not None:
+            return logits, caches.begin(present, attention_mask, position_ids, cache_length)
+        return logits
 
 
 _LAYER = 'layers.{layer}'

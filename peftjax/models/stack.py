@@ -26,12 +26,15 @@ def apply_stack(
     count: int,
     scan: bool,
     remat: str | None,
-) -> jax.Array:
+    past: Any = None,
+) -> tuple[jax.Array, Any]:
     """Runs x through `count` blocks, each given `shared` too; call it inside a compact method.
 
     scan: one compiled block, parameters stacked on axis 0 under `layers`; else `layers_0`, ...
     remat: None keeps all activations, 'full' only the block inputs, or one of REMAT_POLICIES.
-    A block takes (x, *shared) and returns (x, None).
+    past: arrays with a leading axis of `count`, of which each block gets its slice; None for none.
+    A block takes (x, past, *shared) and returns (x, present), any tree of arrays; the second result
+    is that of all blocks, stacked.
 
     Raises:
         ValueError: on an unknown remat name.
@@ -43,13 +46,16 @@ def apply_stack(
             # Every collection, not only params: what an interceptor sows is stacked as well.
             variable_axes={True: 0},
             split_rngs={True: True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] (flax types it by its default)
+            in_axes=(0, *(nn.broadcast for _ in shared)),  # pyright: ignore[reportArgumentType] (flax types it by its default)
             length=count,
         )
-        return scanned(**fields, name='layers')(x, *shared)[0]
+        return scanned(**fields, name='layers')(x, past, *shared)
+    kept = []
     for index in range(count):
-        x, _ = block(**fields, name=f'layers_{index}')(x, *shared)
-    return x
+        here = jax.tree.map(lambda leaf, index=index: leaf[index], past)
+        x, present = block(**fields, name=f'layers_{index}')(x, here, *shared)
+        kept.append(present)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
 
 
 def _rematerialised(block: type[nn.Module], remat: str | None, scan: bool) -> type[nn.Module]:

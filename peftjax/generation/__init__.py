@@ -1,0 +1,1 @@
+"""Writing text: sampling from a decoder with a cache of keys and values."""

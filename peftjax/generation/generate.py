@@ -1,0 +1,195 @@
+"""Writes tokens behind a prompt: one call for the prompt, then one for each token."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from peftjax.binding import calls
+from peftjax.binding.adapt import evaluate_settled, settle
+from peftjax.core.base import ROOT, Adapter, CallRule, Model, PeftTransform
+from peftjax.core.combine import chain
+from peftjax.generation.sampling import Sampling
+
+Ids = jax.Array | np.ndarray
+
+
+def generator(model: Model, transform: PeftTransform | None = None) -> Callable[..., jax.Array]:
+    """`generate(adapter, params, input_ids, ...)`: what the adapted model writes.
+
+    The prompt is read in one call, which fills a cache of keys and values; each token is then one
+    call of one token, in a loop inside of one compiled program. What a method prepares from weights
+    alone (DoRA's norms, rotations, composed factors) is computed once, before the loop. Virtual
+    tokens and prefixes belong to the first call: they are in the cache, or before it in attention.
+
+    Args:
+        model: a decoder of `peftjax.load`, or any model that takes `cache_length` and `cache` as
+            `peftjax.models.llama.Llama` does.
+        transform: the method, or a chain of methods; None for the model as it is, with `()` for an
+            adapter.
+
+    Returns:
+        `generate(adapter, params, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
+        None, pad_token_id=0, sampling=Sampling(), key=None) -> int32 [B, max_new_tokens]`. Rows are
+        padded on the left, see `pad_left`; a row that has written `eos_token_id` (one id, or
+        several) is filled up with `pad_token_id`, and the loop ends when all have. Compiled once
+        for each shape and setting.
+
+    Raises:
+        ValueError: from the call, for a model without a cache, a prompt that is not `[B, T]` or
+            whose last column is padding, no new token, or a temperature without a key.
+
+    Example:
+        >>> from peftjax.models.llama import Llama
+        >>> from peftjax.models.llama_config import LlamaConfig
+        >>> module = Llama(LlamaConfig(50, 16, 32, 2, 4, 2, 4))
+        >>> ids = jnp.ones((2, 5), jnp.int32)
+        >>> params = module.init(jax.random.key(0), input_ids=ids)['params']
+        >>> model = peftjax.wrap(module, params, {'input_ids': ids})
+        >>> peftjax.generator(model)((), params, ids, max_new_tokens=3).shape
+        (2, 3)
+
+    Source: the cache of Pope et al. 2022 (arXiv:2211.05102), section 2.1.
+    """
+    method = chain() if transform is None else transform
+
+    @functools.partial(jax.jit, static_argnames=('count', 'ends', 'pad', 'sampling'))
+    def compiled(
+        adapter: Adapter,
+        params: Any,
+        ids: jax.Array,
+        mask: jax.Array,
+        key: jax.Array,
+        *,
+        count: int,
+        ends: tuple[int, ...],
+        pad: int,
+        sampling: Sampling,
+    ) -> jax.Array:
+        rules, settled = settle(model, method.rules(adapter), params)
+        root = rules.get(ROOT)
+        virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
+
+        def call(**keywords: Any) -> Any:
+            return evaluate_settled(model, rules, settled, None, calls.split((), keywords))
+
+        def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
+            return sampling.choose(logits[:, -1], jax.random.fold_in(key, number))
+
+        def ended(tokens: jax.Array) -> jax.Array:
+            return jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
+
+        logits, cache = call(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0),
+            cache_length=ids.shape[1] + virtual + count - 1,
+        )
+        first = choose(logits, jnp.int32(0))
+        written = jnp.full((len(ids), count), pad, jnp.int32).at[:, 0].set(first)
+
+        def unfinished(state: Any) -> jax.Array:
+            number, _, _, done, _ = state
+            return (number < count) & ~done.all()
+
+        def step(state: Any) -> Any:
+            number, written, last, done, cache = state
+            logits, cache = call(input_ids=last[:, None], cache=cache)
+            token = jnp.where(done, pad, choose(logits, number))
+            written = written.at[:, number].set(token)
+            return number + 1, written, token, done | ended(token), cache
+
+        state = jnp.int32(1), written, first, ended(first), cache
+        return lax.while_loop(unfinished, step, state)[1]
+
+    def generate(
+        adapter: Adapter,
+        params: Any,
+        input_ids: Ids,
+        attention_mask: Ids | None = None,
+        *,
+        max_new_tokens: int,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int = 0,
+        sampling: Sampling | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        sampling = Sampling() if sampling is None else sampling
+        mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
+        _check(model, np.asarray(input_ids), mask, max_new_tokens, sampling, key)
+        ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
+        return compiled(
+            adapter,
+            params,
+            jnp.asarray(input_ids, jnp.int32),
+            jnp.asarray(mask, jnp.int32),
+            jax.random.key(0) if key is None else key,
+            count=max_new_tokens,
+            ends=ends,
+            pad=pad_token_id,
+            sampling=sampling,
+        )
+
+    return generate
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of different lengths as `input_ids` and `attention_mask`, int32 [B, longest].
+
+    Args:
+        rows: token ids of each prompt, at least one.
+        pad_token_id: what stands before the shorter ones.
+
+    Raises:
+        ValueError: no prompt, or one without a token.
+
+    Example:
+        >>> ids, mask = pad_left([[5, 6, 7], [8]])
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+    """
+    if not len(rows) or not all(len(row) for row in rows):
+        raise ValueError(f'every prompt needs a token, got lengths {[len(row) for row in rows]}')
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), pad_token_id, np.int32)
+    mask = np.zeros((len(rows), length), np.int32)
+    for number, row in enumerate(rows):
+        ids[number, length - len(row) :] = row
+        mask[number, length - len(row) :] = 1
+    return ids, mask
+
+
+def _check(
+    model: Model,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    count: int,
+    sampling: Sampling,
+    key: jax.Array | None,
+) -> None:
+    if not {'cache_length', 'cache', 'position_ids'} <= set(model.takes):
+        raise ValueError(
+            f'this model takes {model.takes}, and no cache: generation needs a decoder that takes '
+            'cache_length, cache and position_ids, as those of peftjax.load do'
+        )
+    if ids.ndim != 2 or ids.dtype.kind not in 'iu' or not ids.size or mask.shape != ids.shape:
+        raise ValueError(
+            f'input_ids {ids.dtype}{ids.shape} and attention_mask {mask.dtype}{mask.shape} must be '
+            'integers [batch, length] of one shape; see peftjax.pad_left'
+        )
+    if not mask[:, -1].all():
+        row = int(np.argmin(mask[:, -1]))
+        raise ValueError(
+            f'row {row} of attention_mask ends with padding; pad prompts on the left, as '
+            'peftjax.pad_left does'
+        )
+    if count < 1:
+        raise ValueError(f'max_new_tokens must be at least 1, got {count}')
+    if sampling.temperature > 0 and key is None:
+        raise ValueError(
+            f'temperature {sampling.temperature} draws tokens; give key=jax.random.key(0)'
+        )

@@ -1,0 +1,62 @@
+"""How the next token is chosen from the logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Greedy by default; with a temperature, a draw from what `top_k` and `top_p` leave.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the most probable token.
+        top_k: only so many of the most probable tokens are left; None for all.
+        top_p: only the fewest most probable tokens whose probabilities, behind temperature and
+            `top_k`, sum to at least this are left; 1 for all.
+
+    Raises:
+        ValueError: a negative temperature, a top_k below 1, or a top_p outside of (0, 1].
+
+    Example:
+        >>> Sampling(temperature=0.7, top_p=0.9)
+        Sampling(temperature=0.7, top_k=None, top_p=0.9)
+
+    Source: Fan et al. 2018 (arXiv:1805.04833), section 5.4, for top-k; Holtzman et al. 2019
+    (arXiv:1904.09751), section 3.1, for top-p. Ties at the edge of top-k are all left.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f'temperature must be at least 0, got {self.temperature}')
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f'top_k must be at least 1, or None, got {self.top_k}')
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f'top_p must lie in (0, 1], got {self.top_p}')
+
+    def choose(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+        """One token for each row: [B, V] -> int32 [B]."""
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        left = self.left(logits.astype(jnp.float32))
+        return jax.random.categorical(key, left).astype(jnp.int32)
+
+    def left(self, logits: jax.Array) -> jax.Array:
+        """Logits over the temperature, and -inf where a token is not left: float [B, V]."""
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        if self.top_p < 1:
+            order = jnp.argsort(-logits, axis=-1)
+            falling = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
+            # A token is left while those before it sum to less.
+            kept = jnp.cumsum(falling, axis=-1) - falling < self.top_p
+            back = jnp.argsort(order, axis=-1)
+            logits = jnp.where(jnp.take_along_axis(kept, back, axis=-1), logits, -jnp.inf)
+        return logits

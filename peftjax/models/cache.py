@@ -1,0 +1,126 @@
+"""Keys and values of tokens that a decoder has seen, so that each is computed once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from peftjax.models.attention import (
+    causal_mask,
+    padding_mask,
+    segment_mask,
+    segment_positions,
+)
+
+
+class Cache(NamedTuple):
+    """What a decoder keeps of the tokens so far, in slots of a fixed number: a pytree of arrays.
+
+    L layers, B batch, S slots, K key-value heads of width H.
+
+    Attributes:
+        keys, values: [L, B, S, K, H], keys behind their rotation by position.
+        mask: bool [B, S]: which slots hold a token that may be seen.
+        position: int32 [B], of the next token of each row.
+        length: int32 [], how many slots are filled, of every row alike.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    mask: jax.Array
+    position: jax.Array
+    length: jax.Array
+
+    def follow(self, tokens: int, window: int | None) -> tuple[jax.Array, jax.Array]:
+        """The mask of `tokens` new ones, bool [B, 1, T, S], and their positions, int32 [B, T]."""
+        query = self.length + jnp.arange(tokens)[:, None]
+        slot = jnp.arange(self.mask.shape[1])[None]
+        seen = (slot <= query) & (self.mask[:, None] | (slot >= self.length))
+        if window is not None:
+            seen = seen & (slot > query - window)
+        return seen[:, None], self.position[:, None] + jnp.arange(tokens)
+
+    def grown(self, present: tuple[jax.Array, jax.Array], tokens: int) -> 'Cache':
+        """With keys and values of all layers, into which those of `tokens` were written."""
+        slot = jnp.arange(self.mask.shape[1])
+        new = (slot >= self.length) & (slot < self.length + tokens)
+        return Cache(*present, self.mask | new, self.position + tokens, self.length + tokens)
+
+
+def begin(
+    present: tuple[jax.Array, jax.Array],
+    attention_mask: jax.Array | None,
+    position_ids: jax.Array,
+    slots: int,
+) -> Cache:
+    """A cache of `slots` that holds a first call: keys and values [L, B, T, K, H] of all layers.
+
+    Raises:
+        ValueError: fewer slots than tokens.
+    """
+    batch, length = present[0].shape[1:3]
+    if slots < length:
+        raise ValueError(
+            f'cache_length {slots} is less than the {length} tokens of the call; write at least '
+            'their number and that of the tokens to come'
+        )
+    wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
+    mask = jnp.ones((batch, length), bool) if attention_mask is None else attention_mask == 1
+    position = jnp.broadcast_to(position_ids[:, -1] + 1, (batch,)).astype(jnp.int32)
+    keys, values = (jnp.pad(each, wider) for each in present)
+    return Cache(
+        keys,
+        values,
+        jnp.pad(jnp.broadcast_to(mask, (batch, length)), wider[1:3]),
+        position,
+        jnp.int32(length),
+    )
+
+
+def extend(
+    past: tuple[jax.Array, jax.Array] | None, key: jax.Array, value: jax.Array, length: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, S, K, H] of one layer with new ones [B, T, K, H] at slot `length`."""
+    if past is None:
+        return key, value
+    zero = jnp.zeros_like(length)
+    place = (zero, length, zero, zero)
+    return (
+        lax.dynamic_update_slice(past[0], key.astype(past[0].dtype), place),
+        lax.dynamic_update_slice(past[1], value.astype(past[1].dtype), place),
+    )
+
+
+def look(
+    length: int,
+    cache: Cache | None = None,
+    *,
+    attention_mask: jax.Array | None,
+    position_ids: jax.Array | None,
+    segment_ids: jax.Array | None,
+    window: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What each of `length` tokens of a decoder sees, bool [B or 1, 1, T, S], and its position.
+
+    Raises:
+        ValueError: attention_mask or segment_ids beside a cache.
+    """
+    if cache is not None:
+        if attention_mask is not None or segment_ids is not None:
+            raise ValueError(
+                'attention_mask and segment_ids belong to the first call, with cache_length; the '
+                'cache keeps what it needs of them'
+            )
+        mask, following = cache.follow(length, window)
+        return mask, following if position_ids is None else position_ids
+    mask = causal_mask(length, window)
+    if attention_mask is not None:
+        mask = mask & padding_mask(attention_mask)
+    if segment_ids is not None:
+        mask = mask & segment_mask(segment_ids)
+    if position_ids is not None:
+        return mask, position_ids
+    if segment_ids is not None:
+        return mask, segment_positions(segment_ids)
+    return mask, jnp.arange(length, dtype=jnp.int32)[None]
