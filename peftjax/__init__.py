@@ -29,6 +29,7 @@ from peftjax.generation.generate import generator, pad_left
 from peftjax.generation.sampling import Sampling
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
+from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.adaption_prompt import adaption_prompt
@@ -69,6 +70,9 @@ from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'save_adapter',
+    'load_adapter',
+    'PeftAdapter',
     'Sampling',
     'pad_left',
     'generator',

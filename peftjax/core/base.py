@@ -1,14 +1,18 @@
 """The types a PEFT method is made of."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.core.layout import Layout
 from peftjax.core.sites import Sites
+
+_P = ParamSpec('_P')
 
 Adapter = Any
 """A pytree of arrays: `{site path: leaves}` of one method, a tuple or dict of them of a chain."""
@@ -285,6 +289,18 @@ def is_abstract(adapter: Adapter) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(adapter))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class About:
+    """What made a transform: the name of the function, and its arguments by name."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        arguments = ', '.join(f'{name}={value!r}' for name, value in self.arguments.items())
+        return f'{self.name}({arguments})'
+
+
 class PeftTransform(NamedTuple):
     """A PEFT method: a value made of pure functions.
 
@@ -300,12 +316,33 @@ class PeftTransform(NamedTuple):
       base: `base(params, adapter) -> params`: what stays frozen beside a fresh adapter. The
         parameters themselves, but for methods that start from a part of them (PiSSA), which
         would otherwise count it twice.
+      about: how it was made, for files that tell others; None of a method of one's own.
     """
 
     init: InitFn
     merge: MergeFn
     rules: RulesFn
     base: MergeFn = _same_base
+    about: About | None = None
+
+    def __repr__(self) -> str:
+        return (
+            "PeftTransform of a function of one's own" if self.about is None else repr(self.about)
+        )
+
+
+def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
+    """`make`, whose transforms say in `about` how they were made."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
+        transform = make(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return transform._replace(about=About(make.__name__, dict(bound.arguments)))
+
+    return made
 
 
 class MergeError(ValueError):

@@ -8,6 +8,7 @@ import jax
 
 from peftjax.core import paths
 from peftjax.core.base import (
+    About,
     Adapter,
     AdapterError,
     CallRule,
@@ -53,7 +54,10 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
             )
         return tuple(adapter)
 
-    return _combined({str(i): transform for i, transform in enumerate(transforms)}, tuple, unpack)
+    combined = _combined(
+        {str(i): transform for i, transform in enumerate(transforms)}, tuple, unpack
+    )
+    return combined._replace(about=About('chain', {'transforms': transforms}))
 
 
 def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
@@ -81,7 +85,8 @@ def named_chain(transforms: Mapping[str, PeftTransform]) -> PeftTransform:
             )
         return tuple(adapter[name] for name in names)
 
-    return _combined(transforms, pack, unpack)
+    combined = _combined(transforms, pack, unpack)
+    return combined._replace(about=About('named_chain', {'transforms': transforms}))
 
 
 def _combined(transforms: Mapping[str, PeftTransform], pack: Any, unpack: Any) -> PeftTransform:

@@ -66,6 +66,21 @@ def open_folder(folder: pathlib.Path) -> Tensors:
     return Tensors(str(folder), headers, lambda name: handles[name].get_tensor(name))
 
 
+def open_file(path: pathlib.Path) -> Tensors:
+    """The tensors of one file.
+
+    Raises:
+        CheckpointError: it is absent, corrupt or truncated.
+    """
+    handle = _open(path)
+    headers = {}
+    for name in handle.keys():  # noqa: SIM118 (not a dict: it cannot be iterated)
+        header = handle.get_slice(name)
+        dtype = header.get_dtype()
+        headers[name] = Header(tuple(header.get_shape()), dtype, dtype in _FLOATING)
+    return Tensors(str(path), headers, handle.get_tensor)
+
+
 def _open(path: pathlib.Path) -> Any:
     try:
         return safetensors.safe_open(path, framework='numpy')

@@ -21,6 +21,8 @@ HUB_FILES = (
     'chat_template.jinja',
 )
 
+_HUB = r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?'
+
 
 def locate(source: str | os.PathLike[str]) -> pathlib.Path:
     """The local folder or .gguf file that `source` means, downloaded first if it is a hub id.
@@ -40,7 +42,7 @@ def locate(source: str | os.PathLike[str]) -> pathlib.Path:
         return path
     if path.exists():
         raise CheckpointError(f'{path} is neither a folder nor a .gguf file')
-    hub = re.fullmatch(r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?', text)
+    hub = re.fullmatch(_HUB, text)
     if hub is None or path.suffix == '.gguf':
         raise CheckpointError(
             f"{text!r} not found: write an existing folder or .gguf file, a hub id 'org/name', or "
@@ -48,6 +50,26 @@ def locate(source: str | os.PathLike[str]) -> pathlib.Path:
         )
     return pathlib.Path(
         huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=list(HUB_FILES))
+    )
+
+
+def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
+    """The local folder of an adapter, downloaded first if `source` is 'org/name[@revision]'.
+
+    Raises:
+        CheckpointError: nothing is there, or the text is neither.
+    """
+    path = pathlib.Path(os.fspath(source)).expanduser()
+    if path.is_dir():
+        return path
+    hub = re.fullmatch(_HUB, os.fspath(source))
+    if path.exists() or hub is None:
+        raise CheckpointError(
+            f"{os.fspath(source)!r} is no folder of an adapter; write one, or a hub id 'org/name'"
+        )
+    files = ['adapter_config.json', 'adapter_model.safetensors']
+    return pathlib.Path(
+        huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
     )
 
 

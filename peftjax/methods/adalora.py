@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter
+from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank
 
 
+@described
 def adalora(
     *,
     init_rank: int,

@@ -5,11 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform
+from peftjax.core.base import PeftTransform, described
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.reading import Activation
 
 
+@described
 def houlsby(
     *,
     size: int,
@@ -44,6 +45,7 @@ def houlsby(
     return bottleneck(size=size, targets=targets, activation=activation, dtype=dtype)
 
 
+@described
 def pfeiffer(
     *,
     size: int,
@@ -81,6 +83,7 @@ def pfeiffer(
     )
 
 
+@described
 def parallel_adapter(
     *,
     size: int,

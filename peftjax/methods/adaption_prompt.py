@@ -15,6 +15,7 @@ from peftjax.core.base import (
     PeftTransform,
     WeightAdapter,
     check_entries,
+    described,
 )
 from peftjax.core.layout import Layout
 from peftjax.core.sites import ModuleSite
@@ -22,6 +23,7 @@ from peftjax.methods.blocks import check_positive
 from peftjax.methods.reading import refusing
 
 
+@described
 def adaption_prompt(
     *,
     num_virtual_tokens: int,

@@ -14,6 +14,7 @@ from peftjax.core.base import (
     ModuleUse,
     PeftTransform,
     check_entries,
+    described,
 )
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.reading import (
@@ -30,6 +31,7 @@ _ALWAYS = frozenset({'down', 'down_bias', 'up', 'up_bias'})
 _INITS = ('houlsby', 'bert', 'mam')
 
 
+@described
 def bottleneck(
     *,
     size: int,

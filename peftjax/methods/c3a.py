@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 
 
+@described
 def c3a(
     *,
     block_size: int,

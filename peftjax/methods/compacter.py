@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform
+from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.reading import (
     Activation,
@@ -24,6 +24,7 @@ _FACTORS = {'down_right', 'up_right'}
 _RULES = {'down_rule', 'up_rule'}
 
 
+@described
 def compacter(
     *,
     size: int,

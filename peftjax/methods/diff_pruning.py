@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter
+from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.fish_mask import largest_entries
@@ -17,6 +17,7 @@ from peftjax.methods.fish_mask import largest_entries
 _LOW, _HIGH = -1.5, 1.5
 
 
+@described
 def diff_pruning(
     *,
     targets: paths.Targets,

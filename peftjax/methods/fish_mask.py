@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform
+from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
 from peftjax.core.sites import WeightSite
 
 
+@described
 def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> PeftTransform:
     r"""A fixed sparse mask: `w' = w + v` at chosen entries of the base, `w' = w` elsewhere.
 

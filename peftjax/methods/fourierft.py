@@ -5,22 +5,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import distinct
+from peftjax.methods.torch_draws import permutation
 
 
+@described
 def fourierft(
     *,
     n_frequency: int,
     targets: paths.Targets,
     scaling: float = 300.0,
     seed: int = 0,
+    draws: str = 'numpy',
     positions: Mapping[str, Any] | None = None,
     init: str = 'normal',
     dtype: Any = jnp.float32,
@@ -38,7 +42,9 @@ def fourierft(
       n_frequency: `n`.
       scaling: `s`.
       seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
-        places of its own.
+        places of its own, by its path.
+      draws: `'numpy'`, or `'torch'` for the places that Hugging Face's peft draws from the seed,
+        the same for all matrices of one shape.
       positions: `{leaf path: [*stack, n]}` places to use instead, `row * out + column`.
       init: `'normal'`, or `'zeros'` for `W' = W` at the start.
       targets: which weights, see `Sites.match_weights`.
@@ -50,8 +56,8 @@ def fourierft(
       matrix.
 
     Raises:
-      ValueError: fewer than one frequency, an unknown `init`, or, from `init`, more frequencies
-        than the matrix has entries.
+      ValueError: fewer than one frequency, an unknown `init` or `draws`, or, from `init`, more
+        frequencies than the matrix has entries.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -66,6 +72,8 @@ def fourierft(
     check_positive(n_frequency=n_frequency)
     if init not in ('normal', 'zeros'):
         raise ValueError(f"init {init!r} is unknown: use 'normal' or 'zeros'")
+    if draws not in ('numpy', 'torch'):
+        raise ValueError(f"draws {draws!r} is unknown: use 'numpy' or 'torch'")
 
     def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
         if n_frequency > matrix.size:
@@ -81,6 +89,11 @@ def fourierft(
         size = layout.inputs * layout.outputs
         if positions is not None:
             return {'positions': jnp.asarray(positions[path])}
+        if draws == 'torch':
+            # It keeps [out, in].
+            column, row = np.divmod(permutation(seed, size, n_frequency), layout.inputs)
+            places = (row * layout.outputs + column).astype(np.int32)
+            return {'positions': np.broadcast_to(places, (*layout.stack_shape, n_frequency))}
         return {'positions': distinct(seed, path, n_frequency, size, layout.stack_shape)}
 
     def delta(leaves: Any, shape: tuple[int, ...]) -> jax.Array:

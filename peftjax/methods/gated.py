@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightRule
+from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightRule, described
 from peftjax.methods.reading import refusing
 
 
+@described
 def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransform:
     r"""Gates a weight method: `y' = y + g(x) (m(x) - y)`.
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter
+from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.biases import has_bias, with_biases
 
 
+@described
 def ia3(
     *,
     targets: paths.Targets,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule
+from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, described
 from peftjax.core.sites import WeightSite
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.fastfood import project
@@ -31,6 +31,7 @@ class Subspace:
     leaves: tuple[str, ...] = dataclasses.field(metadata={'static': True})
 
 
+@described
 def intrinsic(
     *,
     dimension: int,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
@@ -16,6 +16,7 @@ from peftjax.methods.draws import stream
 from peftjax.methods.low_rank import LowRank
 
 
+@described
 def lora_fa(
     *,
     rank: int,

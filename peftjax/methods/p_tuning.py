@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Rule, is_abstract
+from peftjax.core.base import Model, PeftTransform, Rule, described, is_abstract
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.prompt_tuning import check_prompt
 from peftjax.methods.reading import refusing
@@ -17,6 +17,7 @@ from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of
 Encoder = Literal['mlp', 'lstm']
 
 
+@described
 def p_tuning(
     *,
     num_virtual_tokens: int,

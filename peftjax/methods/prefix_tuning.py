@@ -17,6 +17,7 @@ from peftjax.core.base import (
     ModuleUse,
     PeftTransform,
     Rule,
+    described,
     is_abstract,
 )
 from peftjax.core.sites import ModuleSite
@@ -25,6 +26,7 @@ from peftjax.methods.reading import refusing
 from peftjax.methods.virtual_tokens import moved_positions, tokens_of
 
 
+@described
 def prefix_tuning(
     *,
     num_virtual_tokens: int,

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Rule
+from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, described
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.reading import refusing
 from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of
 
 
+@described
 def prompt_tuning(
     *,
     num_virtual_tokens: int,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use
+from peftjax.core.base import Model, PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import over_stack, weightwise
@@ -18,6 +18,7 @@ from peftjax.methods.rotations import cayley, skew
 Subspaces = Mapping[str, tuple[Any, Any]]
 
 
+@described
 def psoft(
     subspaces: Subspaces,
     *,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
@@ -17,6 +17,7 @@ from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
 
 
+@described
 def randlora(
     *,
     rank: int,

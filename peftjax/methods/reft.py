@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform
+from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.positions import edit_at, parse
 from peftjax.methods.reading import refusing
 
 
+@described
 def loreft(
     *,
     rank: int,
@@ -67,6 +68,7 @@ def loreft(
     return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
 
 
+@described
 def noreft(
     *,
     rank: int,
@@ -101,6 +103,7 @@ def noreft(
     return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
 
 
+@described
 def direft(
     *,
     rank: int,

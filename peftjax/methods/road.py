@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter
+from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.biases import has_bias, with_biases
@@ -16,6 +16,7 @@ from peftjax.methods.blocks import check_divides
 _SIZES = {1: 0.5, 2: 1, 4: 2}
 
 
+@described
 def road(
     *,
     targets: paths.Targets,

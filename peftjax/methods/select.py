@@ -1,10 +1,11 @@
 """Selective methods: train some of the base's own leaves (BitFit, LayerNorm tuning, heads)."""
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform
+from peftjax.core.base import PeftTransform, described
 from peftjax.core.leafwise import leafwise
 
 
+@described
 def select(targets: paths.Targets) -> PeftTransform:
     r"""Trains the chosen leaves of the base themselves; all others stay frozen.
 
@@ -43,6 +44,7 @@ def select(targets: paths.Targets) -> PeftTransform:
     )
 
 
+@described
 def full() -> PeftTransform:
     r"""Full fine-tuning, the baseline: `select(r'.*')`.
 

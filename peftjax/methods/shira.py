@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
@@ -15,6 +15,7 @@ from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import distinct
 
 
+@described
 def shira(
     *,
     rank: int,

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform
+from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
 from peftjax.core.sites import WeightSite
 
 _NUMBER = re.compile(r'(?P<before>(?:.*?[/_])?)(?P<number>\d+)(?=/)')
 
 
+@described
 def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
     r"""Trains all leaves of the last `count` layers; what is below and outside stays frozen.
 

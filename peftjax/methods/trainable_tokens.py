@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform
+from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
 
 
+@described
 def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTransform:
     r"""Trains the rows `ids` of an embedding `E: [vocabulary, features]`; all others stay frozen.
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform
+from peftjax.core.base import PeftTransform, described
 from peftjax.core.combine import chain
 from peftjax.methods.adapters import parallel_adapter
 from peftjax.methods.bottleneck import bottleneck
@@ -15,6 +15,7 @@ from peftjax.methods.prefix_tuning import prefix_tuning
 from peftjax.methods.reading import Activation, Reads
 
 
+@described
 def mam(
     *,
     cores: paths.Targets,
@@ -64,6 +65,7 @@ def mam(
     )
 
 
+@described
 def unipelt(
     *,
     cores: paths.Targets,

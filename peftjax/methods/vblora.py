@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, Use
+from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 
 
+@described
 def vblora(
     *,
     rank: int,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use
+from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
@@ -16,6 +16,7 @@ from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
 
 
+@described
 def vera(
     *,
     rank: int,
@@ -70,7 +71,7 @@ def vera(
         return {'d': jnp.full(rank, d_initial, dtype), 'b': jnp.zeros(matrix.shape[1], dtype)}
 
     def constants(path: str, layout: Layout) -> dict[str, Any]:
-        a, b = _drawn(seed, rank, layout) if projections is None else projections
+        a, b = drawn_projections(seed, rank, layout) if projections is None else projections
         if a.shape[0] < layout.inputs or b.shape[1] < layout.outputs or a.shape[1] != b.shape[0]:
             raise ValueError(
                 f'projections {a.shape} and {b.shape} do not reach over {path!r}, whose matrix is '
@@ -100,7 +101,7 @@ def vera(
     )
 
 
-def _drawn(seed: int, rank: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def drawn_projections(seed: int, rank: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Rows of one stream, so that a longer side begins with what a shorter one has."""
     rows = stream(seed, 'a').uniform(-1.0, 1.0, (layout.inputs, rank))
     columns = stream(seed, 'b').uniform(-1.0, 1.0, (layout.outputs, rank)).T

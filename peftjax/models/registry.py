@@ -30,12 +30,14 @@ class Build(NamedTuple):
 class Family(NamedTuple):
     """A model family, as far as loading is concerned.
 
-    parse: config.json -> frozen config. build: config -> module. names: the tensor table.
+    config: of its models. parse: config.json -> such a config. build: config -> module.
+    names: the tensor table.
     prefix: what full checkpoints put before the names of the backbone, and bare ones leave out.
     head: regex of leaves that are new when a checkpoint has none of them.
     surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
     """
 
+    config: type
     parse: Callable[[Mapping[str, Any], Collection[str]], Any]
     build: Callable[[Any, Build], nn.Module]
     names: tuple[Rule, ...]
@@ -55,6 +57,21 @@ def family_of(model_type: Any) -> Family:
             f'model_type {model_type!r} is not supported: only {", ".join(sorted(_FAMILIES))}'
         )
     return _FAMILIES[model_type]
+
+
+def family_of_config(config: Any) -> Family:
+    """The family that a model was built by, told by the type of its config.
+
+    Raises:
+        ValueError: a model that no family here built.
+    """
+    for family in _FAMILIES.values():
+        if isinstance(config, family.config):
+            return family
+    raise ValueError(
+        f'a model with a config of type {type(config).__name__} has no checkpoint names; files of '
+        'adapters go with models of peftjax.load'
+    )
 
 
 def _build_bert(config: BertConfig, build: Build) -> Bert:
@@ -133,7 +150,9 @@ def _gpt2_surplus(module: GPT2) -> tuple[str, ...]:
     return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
 
 
-_BERT = Family(parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus)
-_LLAMA = Family(parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
-_GPT2 = Family(parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
+_BERT = Family(
+    BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus
+)
+_LLAMA = Family(LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
+_GPT2 = Family(GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
 _FAMILIES = {'bert': _BERT, 'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA}

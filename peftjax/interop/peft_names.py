@@ -1,0 +1,143 @@
+"""Modules by the names that Hugging Face's peft gives them, and the leaves that hold them."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Model
+from peftjax.interop.errors import CheckpointError
+from peftjax.models.names import Slot, slots
+from peftjax.models.registry import family_of_config
+
+ROOT = 'base_model.model.'
+
+
+class Place(NamedTuple):
+    """One tensor of the base: the slot of its leaf, and which of the slot's tensors it is."""
+
+    slot: Slot
+    index: int
+
+
+class Names:
+    """What the tensors of a model are called in a file of peft, in both directions."""
+
+    def __init__(self, model: Model):
+        family = family_of_config(model.config)
+        leaves = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for path, leaf in paths.flatten(model.params).items()
+        }
+        # Without a head of its own an encoder is saved as the bare backbone.
+        bare = bool(family.head) and not any(re.fullmatch(family.head, path) for path in leaves)
+        heads = {'CAUSAL_LM': r'', 'SEQ_CLS': r'classifier/.*'}
+        self.task = next(
+            (task for task, head in heads.items() if head == family.head and not bare),
+            'FEATURE_EXTRACTION',
+        )
+        # The table of a tied head is two modules in torch, of which an adapter there changes one.
+        self.tied = family.head == '' and 'lm_head/kernel' not in leaves
+        self.slots = {slot.path: slot for slot in slots(family.names, leaves)}
+        self._places: dict[str, Place] = {}
+        self._names: dict[tuple[str, int], str] = {}
+        for slot in self.slots.values():
+            for index, name in enumerate(slot.names):
+                backbone = not re.match(r'(lm_head|classifier)\.', name)
+                full = family.prefix + name if backbone and not bare else name
+                self._names[slot.path, index] = full
+                self._places[full] = self._places[name] = Place(slot, index)
+
+    def place(self, tensor: str) -> Place | None:
+        """Of a tensor of the base, `...weight` or `...bias`, whatever stands around its name."""
+        bare = tensor.removeprefix(ROOT).removeprefix('base_model.')
+        return self._places.get(bare.replace('.base_layer.', '.'))
+
+    def place_of_module(self, module: str) -> Place | None:
+        """Of the weight of a module."""
+        return self.place(f'{module}.weight')
+
+    def tensor(self, path: str, index: int) -> str:
+        """The name of a tensor of the base, without `base_model.model.`."""
+        return self._names[path, index]
+
+    def module(self, path: str, index: int) -> str:
+        """The name of the module that a matrix belongs to."""
+        return self.tensor(path, index).removesuffix('.weight')
+
+    def modules(self) -> list[str]:
+        """All modules with a weight that some method could adapt."""
+        return sorted(
+            {name[: -len('.weight')] for name in self._names.values() if '.weight' in name}
+        )
+
+    def short(self, modules: Iterable[str]) -> list[str]:
+        """`target_modules` for these: last names where they say the same, else whole names."""
+        chosen = set(modules)
+        last = {name.rpartition('.')[2] for name in chosen}
+        meant = {name for name in self.modules() if name.rpartition('.')[2] in last}
+        return sorted(last if meant == chosen else chosen)
+
+
+def stacked(
+    slot: Slot, arrays: Mapping[int, Mapping[str, np.ndarray]], where: str
+) -> dict[str, np.ndarray]:
+    """Arrays of single layers as those of the leaf.
+
+    Raises:
+        CheckpointError: layers of a stacked leaf that the file leaves out, or that differ in shape.
+    """
+    absent = sorted(set(range(len(slot.names))) - set(arrays))
+    if absent:
+        raise CheckpointError(
+            f'{where} adapts {slot.path!r} in layers {sorted(arrays)} and not in {absent}, but the '
+            'leaf holds all of them; write peftjax.load(..., scan=False)'
+        )
+    if not slot.stacked:
+        return dict(arrays[0])
+    for name in arrays[0]:
+        shapes = {arrays[layer][name].shape for layer in arrays if name in arrays[layer]}
+        if len(shapes) > 1 or any(name not in arrays[layer] for layer in arrays):
+            raise CheckpointError(
+                f'{where} has arrays of shapes {sorted(shapes)} for {slot.path!r} in different '
+                'layers, which one stacked leaf cannot hold; write peftjax.load(..., scan=False)'
+            )
+    return {
+        name: np.stack([arrays[layer][name] for layer in range(len(slot.names))])
+        for name in arrays[0]
+    }
+
+
+def matches_end(pattern: str, module: str) -> bool:
+    """Whether a key of rank_pattern, alpha_pattern or target_modules means a module.
+
+    The library matches it as a regular expression at the end of the name, behind a dot. Files are
+    not trusted, so that only patterns which cannot take for ever are run.
+
+    Raises:
+        CheckpointError: a pattern that repeats a group, or has more than three repetitions.
+    """
+    if re.fullmatch(r'[\w.]+', pattern):
+        return f'.{module}'.endswith(f'.{pattern}')
+    return bool(re.match(rf'(.*\.)?({checked(pattern)})$', module))
+
+
+def checked(pattern: Any) -> str:
+    """A regular expression from a file, if it is harmless."""
+    if not isinstance(pattern, str) or len(pattern) > 200:
+        raise CheckpointError(f'{str(pattern)[:60]!r} is no pattern of module names')
+    if re.search(r'\)[*+?{]', pattern) or len(re.findall(r'[*+{]', pattern)) > 3:
+        raise CheckpointError(
+            f'the pattern {pattern!r} repeats a group or repeats more than three times, which can '
+            'take for ever; list the modules by name'
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise CheckpointError(
+            f'the pattern {pattern!r} is no regular expression: {error}'
+        ) from None
+    return pattern

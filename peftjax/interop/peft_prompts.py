@@ -1,0 +1,164 @@
+"""Prompts and prefixes of Hugging Face's peft as ours."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from peftjax.core.base import Model, WeightAdapter
+from peftjax.interop.errors import CheckpointError
+from peftjax.methods.adaption_prompt import adaption_prompt
+from peftjax.methods.p_tuning import export_prompt
+from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
+from peftjax.methods.prompt_tuning import prompt_tuning
+
+_EMBEDDINGS = ('embeddings/word_embeddings', 'embed_tokens', 'wte')
+
+
+def embedding_path(model: Model) -> str:
+    """The word embedding of a model of ours."""
+    return next(path for path in _EMBEDDINGS if path in model.sites.modules)
+
+
+def cores(model: Model) -> list[str]:
+    """Its attention cores: one of scanned layers, or one for each, the lowest first."""
+    found = [path for path in model.sites.modules if path.endswith('/core')]
+    return sorted(found, key=lambda path: int((re.search(r'_(\d+)/', path) or [0, 0])[1]))
+
+
+def read_prompt(found: Any) -> tuple[Any, Any]:
+    """Prompt tuning, and P-tuning by the prompt that its encoder made."""
+    prompt = _prompts(found)
+    path = embedding_path(found.model)
+    transform = prompt_tuning(
+        num_virtual_tokens=len(prompt), init='normal', keep_virtual=True, targets=re.escape(path)
+    )
+    return transform, {path: {'prompt': prompt}}
+
+
+def _prompts(found: Any) -> np.ndarray:
+    config = found.config
+    config.must_be('num_transformer_submodules', 1)
+    prompt = found.tensors.pop('prompt_embeddings', None)
+    if prompt is None or prompt.ndim != 2 or len(prompt) != config.whole('num_virtual_tokens'):
+        shape = None if prompt is None else prompt.shape
+        raise CheckpointError(
+            f'{found.where}: prompt_embeddings is {shape}, for {config["num_virtual_tokens"]} '
+            'virtual tokens'
+        )
+    return prompt
+
+
+def read_prefix(found: Any) -> tuple[Any, Any]:
+    """Keys and values of each layer, in one row of the file: key, then value, layer by layer."""
+    found.config.get('prefix_projection')
+    rows = _prompts(found)
+    paths = cores(found.model)
+    sites = found.model.sites.modules
+    shape = sites[paths[0]].inputs[1][-2:]
+    layers = int(np.prod(sites[paths[0]].stack)) if sites[paths[0]].stack else len(paths)
+    if rows.shape[1] != 2 * layers * shape[0] * shape[1]:
+        raise CheckpointError(
+            f'{found.where}: prompt_embeddings {rows.shape} is no prefix of {layers} layers with '
+            f'keys and values {shape}'
+        )
+    # [layers, 2, n, K, H]
+    parts = rows.reshape(len(rows), layers, 2, *shape).transpose(1, 2, 0, 3, 4)
+    if sites[paths[0]].stack:
+        adapter = {paths[0]: {'key': parts[:, 0], 'value': parts[:, 1]}}
+    else:
+        adapter = {
+            path: {'key': key, 'value': value}
+            for path, (key, value) in zip(paths, parts, strict=True)
+        }
+    transform = prefix_tuning(num_virtual_tokens=len(rows), targets=tuple(map(re.escape, paths)))
+    return transform, {'sites': adapter}
+
+
+def read_adaption(found: Any) -> tuple[Any, Any]:
+    """The topmost layers, as many as the config says."""
+    config = found.config
+    config.get('target_modules')
+    count, length = config.whole('adapter_layers'), config.whole('adapter_len')
+    kernel = '{}/k_proj/kernel'
+    taken: dict[int, dict[str, np.ndarray]] = {}
+    for role in ('prompt', 'gate'):
+        for name in [name for name in found.tensors if name.endswith(f'.adaption_{role}')]:
+            match = re.search(r'\.layers\.(\d+)\.self_attn\.', name)
+            if match is None:
+                raise CheckpointError(f'{found.where}: {name} is in no attention of a decoder')
+            taken.setdefault(int(match[1]), {})[role] = found.tensors.pop(name)[0]
+    paths = cores(found.model)
+    sites = found.model.sites
+    stacked = bool(sites.modules[paths[0]].stack)
+    total = sites.modules[paths[0]].stack[0] if stacked else len(paths)
+    if sorted(taken) != list(range(total - count, total)) or any(
+        len(e) < 2 for e in taken.values()
+    ):
+        raise CheckpointError(
+            f'{found.where} holds prompts of layers {sorted(taken)}, adapter_layers says the '
+            f'topmost {count} of {total}'
+        )
+    if stacked and count < total:
+        raise CheckpointError(
+            f'{found.where} adapts {count} of {total} layers; write peftjax.load(..., scan=False)'
+        )
+    if stacked:
+        arrays = {
+            role: np.stack([taken[layer][role] for layer in sorted(taken)])
+            for role in ('prompt', 'gate')
+        }
+        layout = sites.weights[kernel.format(paths[0].removesuffix('/core'))].layout
+        adapter = {paths[0]: WeightAdapter(layout, arrays)}
+    else:
+        adapter = {
+            paths[layer]: WeightAdapter(
+                sites.weights[kernel.format(paths[layer].removesuffix('/core'))].layout, arrays
+            )
+            for layer, arrays in taken.items()
+        }
+    transform = adaption_prompt(num_virtual_tokens=length, targets=tuple(map(re.escape, adapter)))
+    return transform, adapter
+
+
+def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
+    """The prompt, or what an encoder makes of its embedding."""
+    if arguments['places'] is not None and any(arguments['places']):
+        raise ValueError('peft puts virtual tokens in front of the others only; leave places out')
+    if part.about.name == 'p_tuning':
+        adapter = export_prompt(adapter)
+    ((path, leaves),) = adapter.items()
+    prompt = np.asarray(leaves['prompt'])
+    kind = 'P_TUNING' if part.about.name == 'p_tuning' else 'PROMPT_TUNING'
+    return {'prompt_embeddings': prompt}, _prompt_fields(model, kind, prompt)
+
+
+def write_prefix(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
+    """Keys and values in one row, without the network that makes them."""
+    if arguments['gate'] or not arguments['shift_positions']:
+        raise ValueError('peft has prefixes without gates that shift positions only')
+    sites = export_prefix(adapter)['sites']
+    ordered = cores(model)
+    if set(sites) != set(ordered):
+        raise ValueError(f'peft has prefixes at all layers, here are {sorted(sites)}')
+    parts = [np.stack([sites[path]['key'], sites[path]['value']], -4) for path in ordered]
+    # [layers, 2, n, K, H]
+    stacked = parts[0] if model.sites.modules[ordered[0]].stack else np.stack(parts)
+    rows = stacked.transpose(2, 0, 1, 3, 4).reshape(stacked.shape[2], -1)
+    fields = _prompt_fields(model, 'PREFIX_TUNING', rows)
+    return {'prompt_embeddings': rows}, {**fields, 'prefix_projection': False}
+
+
+def _prompt_fields(model: Any, kind: str, rows: np.ndarray) -> dict[str, Any]:
+    core = model.sites.modules[cores(model)[0]]
+    layers = core.stack[0] if core.stack else len(cores(model))
+    heads, width = core.inputs[1][-2:]
+    prefix = kind == 'PREFIX_TUNING'
+    return {
+        'peft_type': kind,
+        'num_virtual_tokens': len(rows),
+        'num_transformer_submodules': 1,
+        'num_layers': layers,
+        'num_attention_heads': heads if prefix else core.inputs[0][-2],
+        'token_dim': heads * width if prefix else rows.shape[1],
+    }

@@ -1,0 +1,326 @@
+"""Each of our methods as one of Hugging Face's peft, where it has one."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Adapter, Model, PeftTransform
+from peftjax.interop import peft_formats, peft_prompts
+from peftjax.interop.peft_formats import FORMATS
+from peftjax.interop.peft_names import ROOT, Names
+from peftjax.interop.peft_read import ROWS, Arrays, Part, lengths
+
+Written = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter) -> Written:
+    """Tensors and config of a method, alone or in a chain with leaves and tokens trained whole.
+
+    Raises:
+        ValueError: what the library does not have.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    fields: dict[str, Any] = {}
+    methods, copies, rows = [], {}, {}
+    for part, entry in _flat(transform, adapter):
+        about = part.about
+        if about is None:
+            raise ValueError("a method of one's own has no form in the files of peft")
+        if about.name in ('select', 'full'):
+            copies |= entry
+        elif about.name == 'trainable_tokens':
+            rows[tuple(about.arguments['ids'])] = entry
+        else:
+            methods.append((part, entry))
+    if len(methods) > 1 or len(rows) > 1:
+        found = [part.about.name for part, _ in methods]  # pyright: ignore[reportOptionalMemberAccess]
+        raise ValueError(f'one file of peft holds one method, here are {found}; save them apart')
+    if not methods:
+        return _write_alone(names, copies, rows)
+    part, entry = methods[0]
+    writer = _WRITERS.get(part.about.name, _write_format)  # pyright: ignore[reportOptionalMemberAccess]
+    tensors, fields = writer(model, names, part.about.arguments, entry, part)
+    if copies:
+        kept, saved = _copies(names, copies)
+        tensors |= kept
+        fields |= saved if fields['peft_type'] == 'LORA' else _only_modules(saved)
+    for ids, tables in rows.items():
+        ((path, value),) = tables.items()
+        module = names.module(path, 0)
+        tensors[f'{ROOT}{module}.token_adapter{ROWS}'] = np.asarray(value)
+        fields['trainable_token_indices'] = {module.rpartition('.')[2]: list(map(int, ids))}
+    return tensors, fields
+
+
+def _flat(transform: PeftTransform, adapter: Adapter) -> list[Part]:
+    if transform.about is None or transform.about.name not in ('chain', 'named_chain'):
+        return [(transform, adapter)]
+    members = transform.about.arguments['transforms']
+    named = isinstance(members, Mapping)
+    pairs = (
+        [(members[n], adapter[n]) for n in members] if named else zip(members, adapter, strict=True)
+    )
+    return [part for member, entry in pairs for part in _flat(member, entry)]
+
+
+def _layers(names: Names, path: str, arrays: Mapping[str, Any]) -> list[tuple[str, Arrays]]:
+    """Module names, and the arrays of each layer of a leaf."""
+    slot = names.slots[path]
+
+    def one(value: Any, index: int) -> np.ndarray:
+        return np.asarray(value)[index] if slot.stacked else np.asarray(value)
+
+    return [
+        (
+            names.module(path, index),
+            {
+                n: np.asarray(each)[index] if slot.stacked else np.asarray(each)
+                for n, each in arrays.items()
+            },
+        )
+        for index in range(len(slot.names))
+    ]
+
+
+def _modules_of(names: Names, entries: Mapping[str, Any]) -> dict[str, Arrays]:
+    return dict(pair for path, entry in entries.items() for pair in _layers(names, path, entry))
+
+
+def _common(names: Names, kind: str, modules: Iterable[str]) -> dict[str, Any]:
+    return {'peft_type': kind, 'target_modules': names.short(modules), 'modules_to_save': None}
+
+
+def _copies(names: Names, leaves: Mapping[str, Any]) -> Written:
+    """Leaves trained whole, as modules_to_save or as all biases."""
+    tensors = {}
+    for path, value in leaves.items():
+        slot = names.slots[path]
+        for index in range(len(slot.names)):
+            one = np.asarray(value)[index] if slot.stacked else np.asarray(value)
+            name = names.tensor(path, index)
+            if path.endswith('embedding') and names.tied:
+                raise ValueError(
+                    f'{path!r} is trained where it is looked up and as the tied head; peft would '
+                    'change the first alone'
+                )
+            tensors[ROOT + name] = one.T if slot.transposed else one
+    biases = {path for path in names.slots if path.endswith('bias')}
+    heads = {path for path in leaves if not path.endswith('bias')}
+    owners = {paths.parent(path) for path in heads}
+    of_modules = {path for path in leaves if paths.parent(path) in owners}
+    rest = set(leaves) - of_modules
+    whole = all(f'{owner}/{n}' in leaves for owner in owners for n in _leaves_of(names, owner))
+    if not whole or (rest and rest | of_modules & biases != biases):
+        raise ValueError(
+            f'peft trains whole modules or all biases, not {sorted(set(leaves))[:6]}; choose all '
+            'leaves of a module, or every bias'
+        )
+    modules = {name.rpartition('.')[0] for name in tensors if paths_of(names, name) in of_modules}
+    return tensors, {
+        'modules_to_save': names.short(m.removeprefix(ROOT) for m in modules) or None,
+        'bias': 'all' if rest else 'none',
+    }
+
+
+def paths_of(names: Names, tensor: str) -> str | None:
+    """Our leaf of a tensor of the base."""
+    place = names.place(tensor)
+    return None if place is None else place.slot.path
+
+
+def _leaves_of(names: Names, module: str) -> list[str]:
+    return [p.removeprefix(f'{module}/') for p in names.slots if paths.parent(p) == module]
+
+
+def _only_modules(fields: Mapping[str, Any]) -> dict[str, Any]:
+    if fields['bias'] != 'none':
+        raise ValueError('peft trains biases beside LoRA alone; leave them out')
+    return {'modules_to_save': fields['modules_to_save']}
+
+
+def _write_alone(names: Names, copies: Mapping[str, Any], rows: Mapping[Any, Any]) -> Written:
+    if rows and not copies:
+        ((ids, tables),) = rows.items()
+        ((path, value),) = tables.items()
+        module = names.module(path, 0)
+        return {f'{ROOT}{module}{ROWS}': np.asarray(value)}, {
+            **_common(names, 'TRAINABLE_TOKENS', [module]),
+            'token_indices': list(map(int, ids)),
+        }
+    norms = {path for path in copies if re.search(r'(norm|ln_\w+)/(scale|bias)$', path)}
+    if rows or norms != set(copies) or not norms:
+        raise ValueError(
+            f'peft has a file for layer norms or for tokens alone, not for {sorted(copies)[:6]}; '
+            'chain them with a method, or save parameters instead'
+        )
+    kept, _ = _copies(names, copies)
+    modules = {name.rpartition('.')[0].removeprefix(ROOT) for name in kept}
+    tensors = {}
+    for name, value in kept.items():
+        module, _, kind = name.rpartition('.')
+        tensors[f'{module}.ln_tuning_layers.{kind}'] = value
+    return tensors, _common(names, 'LN_TUNING', modules)
+
+
+def _write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
+    del model
+    rank, alpha = arguments['rank'], arguments['alpha']
+    alpha = rank if alpha is None else alpha
+    if not isinstance(arguments.get('init', ''), str) or arguments.get('init') in (
+        'pissa',
+        'olora',
+    ):
+        raise ValueError(
+            f'lora with init={arguments["init"]!r} goes with a base of its own: merge it, or write '
+            'the base as well'
+        )
+    tensors, ranks, alphas = {}, {}, {}
+    for path, entry in entries.items():
+        layout = entry.layout
+        here = paths.first_match(arguments['alpha_pattern'], path, alpha)
+        if arguments['alpha'] is None and not arguments['alpha_pattern']:
+            here = entry['a'].shape[-1]
+        for module, arrays in _layers(names, path, entry):
+            if layout.lookup:
+                tensors[f'{ROOT}{module}.lora_embedding_A'] = arrays['a'].T
+                tensors[f'{ROOT}{module}.lora_embedding_B'] = arrays['b'].T
+                if names.tied:
+                    raise ValueError(
+                        f'{path!r} is adapted where it is looked up and as the tied head; peft '
+                        'would change the first alone'
+                    )
+            else:
+                tensors[f'{ROOT}{module}.lora_A.weight'] = arrays['a'].T
+                tensors[f'{ROOT}{module}.lora_B.weight'] = arrays['b'].T
+            if 'magnitude' in arrays:
+                tensors[f'{ROOT}{module}.lora_magnitude_vector'] = arrays['magnitude']
+            if (found := arrays['a'].shape[1]) != rank:
+                ranks[module] = found
+            if here != alpha:
+                alphas[module] = here
+    modules = _modules_of(names, entries)
+    return tensors, {
+        **_common(names, 'LORA', modules),
+        'r': rank,
+        'lora_alpha': alpha,
+        'lora_dropout': arguments['dropout'],
+        'use_rslora': arguments['rslora'],
+        'use_dora': part.about.name == 'dora',
+        'rank_pattern': ranks,
+        'alpha_pattern': alphas,
+        'bias': 'none',
+        'fan_in_fan_out': _conv1d(names, entries),
+        'init_lora_weights': True,
+    }
+
+
+def _conv1d(names: Names, entries: Iterable[str]) -> bool:
+    """Whether the base's file keeps these matrices as [in, out], which peft asks to be told."""
+    return any(not names.slots[path].transposed and path.endswith('kernel') for path in entries)
+
+
+def _write_adalora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
+    del model, part
+    tensors = {}
+    for module, arrays in _modules_of(names, entries).items():
+        tensors[f'{ROOT}{module}.lora_A'] = arrays['p'].T
+        tensors[f'{ROOT}{module}.lora_B'] = arrays['q'].T
+        tensors[f'{ROOT}{module}.lora_E'] = arrays['lambda'][:, None]
+    rank, alpha = arguments['init_rank'], arguments['alpha']
+    return tensors, {
+        **_common(names, 'ADALORA', _modules_of(names, entries)),
+        'init_r': rank,
+        'target_r': rank,
+        'lora_alpha': rank if alpha is None else alpha,
+        'lora_dropout': arguments['dropout'],
+        'total_step': 1,
+        'fan_in_fan_out': _conv1d(names, entries),
+    }
+
+
+def _write_ia3(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
+    del model, arguments, part
+    tensors, fed = {}, []
+    for module, arrays in _modules_of(names, entries).items():
+        ((name, scale),) = arrays.items()
+        if name == 'input':
+            fed.append(module)
+        tensors[f'{ROOT}{module}.ia3_l'] = scale[None] if name == 'input' else scale[:, None]
+    common = _common(names, 'IA3', _modules_of(names, entries))
+    # Each is looked for among the targets, as they are called there.
+    short = {module.rpartition('.')[2] for module in fed}
+    inside = short <= set(common['target_modules'])
+    return tensors, {
+        **common,
+        'feedforward_modules': sorted(short if inside else fed),
+        'fan_in_fan_out': _conv1d(names, entries),
+    }
+
+
+def _write_vblora(model: Any, names: Names, arguments: Any, adapter: Any, part: Any) -> Written:
+    del model, part
+    tensors = {'base_model.vblora_vector_bank': np.asarray(adapter['bank'])}
+    modules = _modules_of(names, adapter['sites'])
+    for module, arrays in modules.items():
+        tensors[f'{ROOT}{module}.vblora_logits_A'] = arrays['logits_a']
+        tensors[f'{ROOT}{module}.vblora_logits_B'] = arrays['logits_b'].swapaxes(0, 1)
+    return tensors, {
+        **_common(names, 'VBLORA', modules),
+        'r': arguments['rank'],
+        'num_vectors': arguments['num_vectors'],
+        'vector_length': arguments['vector_length'],
+        'topk': arguments['topk'],
+        'vblora_dropout': arguments['dropout'],
+        'fan_in_fan_out': _conv1d(names, adapter['sites']),
+    }
+
+
+def _write_format(model: Model, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
+    kinds = [kind for kind, form in FORMATS.items() if form.method == part.about.name]
+    if not kinds:
+        raise ValueError(
+            f'{part.about.name} has no form in the files of peft; there are '
+            f'{", ".join(sorted([*_WRITERS, *peft_formats.METHODS]))}'
+        )
+    form = FORMATS[kinds[0]]
+    fields = {
+        **_common(names, kinds[0], _modules_of(names, entries)),
+        **form.fixed,
+        **{field.theirs: field.save(arguments[field.ours]) for field in form.fields},
+        **({} if form.save_more is None else form.save_more(arguments)),
+    }
+    if fields.get('alpha', 0) is None:
+        fields['alpha'] = arguments['rank'] + arguments.get('hybrid_rank', 0)
+    if _conv1d(names, entries):
+        fields['fan_in_fan_out'] = True
+    sign = -1 if form.negated(fields) else 1
+    tensors = {}
+    for module, arrays in _modules_of(names, entries).items():
+        for name, value in arrays.items():
+            tensor = form.tensors[name.removesuffix('_and_bias')]
+            tensors[f'{ROOT}{module}{tensor.ending}'] = sign * tensor.save(value)
+    if form.drawn is not None:
+        modules = {path: [m for m, _ in _layers(names, path, {})] for path in entries}
+        tensors |= form.drawn.save(arguments, entries, modules)
+    if form.method == 'delora':
+        for path, entry in entries.items():
+            for module, each in zip(
+                [m for m, _ in _layers(names, path, {})], lengths(model, path, entry), strict=True
+            ):
+                tensors[f'{ROOT}{module}.delora_w_norm'] = each
+    return tensors, fields
+
+
+_WRITERS: dict[str, Callable[[Model, Names, Any, Any, Any], Written]] = {
+    'lora': _write_lora,
+    'dora': _write_lora,
+    'adalora': _write_adalora,
+    'ia3': _write_ia3,
+    'vblora': _write_vblora,
+    'prompt_tuning': peft_prompts.write_prompt,
+    'p_tuning': peft_prompts.write_prompt,
+    'prefix_tuning': peft_prompts.write_prefix,
+}
