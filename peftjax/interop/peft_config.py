@@ -1,6 +1,6 @@
 """adapter_config.json, read field by field, so that none is passed over."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftjax.interop.errors import CheckpointError
@@ -64,12 +64,15 @@ class PeftConfig(Mapping[str, Any]):
             raise CheckpointError(f'{self.where}: {name} is {value!r}, no number')
         return value
 
-    def names(self, name: str) -> list[str]:
-        """A list of names; none where the field is absent or null."""
-        value = self.get(name) or []
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise CheckpointError(f'{self.where}: {name} is {value!r}, no list of names')
-        return value
+    def plain(self, name: str, load: Callable[[Any], Any]) -> Any:
+        """A number, a truth value or a word, as `load` makes it ours."""
+        value = self[name]
+        if not isinstance(value, (int, float, str)) or len(str(value)) > 40:
+            raise CheckpointError(f'{self.where}: {name} is {str(value)[:60]!r}, no number or word')
+        try:
+            return load(value)
+        except ValueError as error:
+            raise CheckpointError(f'{self.where}: {name} is {value!r}: {error}') from error
 
     def must_be(self, name: str, *allowed: Any) -> None:
         """Raises CheckpointError unless the field is absent or has one of the values."""

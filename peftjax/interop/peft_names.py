@@ -41,15 +41,19 @@ class Names:
         )
         # The table of a tied head is two modules in torch, of which an adapter there changes one.
         self.tied = family.head == '' and 'lm_head/kernel' not in leaves
+        self._prefix = '' if bare else family.prefix
         self.slots = {slot.path: slot for slot in slots(family.names, leaves)}
         self._places: dict[str, Place] = {}
         self._names: dict[tuple[str, int], str] = {}
         for slot in self.slots.values():
             for index, name in enumerate(slot.names):
-                backbone = not re.match(r'(lm_head|classifier)\.', name)
-                full = family.prefix + name if backbone and not bare else name
+                full = self.full(name)
                 self._names[slot.path, index] = full
                 self._places[full] = self._places[name] = Place(slot, index)
+
+    def full(self, name: str) -> str:
+        """The name that a tensor of the family's table has in this model."""
+        return name if re.match(r'(lm_head|classifier)\.', name) else self._prefix + name
 
     def place(self, tensor: str) -> Place | None:
         """Of a tensor of the base, `...weight` or `...bias`, whatever stands around its name."""

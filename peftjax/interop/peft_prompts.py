@@ -162,3 +162,28 @@ def _prompt_fields(model: Any, kind: str, rows: np.ndarray) -> dict[str, Any]:
         'num_attention_heads': heads if prefix else core.inputs[0][-2],
         'token_dim': heads * width if prefix else rows.shape[1],
     }
+
+
+def write_adaption(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
+    """A prompt and a gate for each of the topmost layers."""
+    del names, part
+    ordered = cores(model)
+    stack = model.sites.modules[ordered[0]].stack
+    total = stack[0] if stack else len(ordered)
+    chosen = [path for path in ordered if path in adapter]
+    if not stack and chosen != ordered[total - len(chosen) :]:
+        raise ValueError(f'peft has adaption prompts at the topmost layers, here are {chosen}')
+    tensors = {}
+    count = total if stack else len(chosen)
+    for number in range(count):
+        entry = adapter[chosen[0 if stack else number]]
+        name = f'base_model.model.model.layers.{total - count + number}.self_attn.adaption'
+        prompt, gate = (np.asarray(entry[each]) for each in ('prompt', 'gate'))
+        tensors[f'{name}_prompt'] = (prompt[number] if stack else prompt)[None]
+        tensors[f'{name}_gate'] = (gate[number] if stack else gate).reshape(1)
+    return tensors, {
+        'peft_type': 'ADAPTION_PROMPT',
+        'target_modules': 'self_attn',
+        'adapter_len': arguments['num_virtual_tokens'],
+        'adapter_layers': count,
+    }

@@ -223,7 +223,7 @@ def _read_format(found: Found, form: Format) -> Part:
         module: {ours: sign * form.tensors[ours].load(array) for ours, array in arrays.items()}
         for module, arrays in modules.items()
     }
-    arguments = {field.ours: field.load(config[field.theirs]) for field in form.fields}
+    arguments = {field.ours: config.plain(field.theirs, field.load) for field in form.fields}
     if form.load_more is not None:
         arguments |= form.load_more(config, next(iter(turned.values())))
     if form.method == 'road':
@@ -246,8 +246,16 @@ def _read_format(found: Found, form: Format) -> Part:
                 layout.outputs,
             )
         arguments[form.drawn.argument] = _drawn(found, form, sides)
-    method = peft_formats.METHODS[form.method]
-    return method(**arguments, targets=_literal(entries)), entries
+    for path, places in (arguments.get('positions') or {}).items():
+        if places.shape != entries[path]['values'].shape:
+            raise CheckpointError(
+                f'{found.where} has {places.shape} places for {path!r} and values of '
+                f'{entries[path]["values"].shape}'
+            )
+    try:
+        return peft_formats.METHODS[form.method](**arguments, targets=_literal(entries)), entries
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f'{config.where}: {error}') from error
 
 
 def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -> Any:

@@ -43,10 +43,20 @@ def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter
     part, entry = methods[0]
     writer = _WRITERS.get(part.about.name, _write_format)  # pyright: ignore[reportOptionalMemberAccess]
     tensors, fields = writer(model, names, part.about.arguments, entry, part)
+    kind = fields['peft_type']
     if copies:
-        kept, saved = _copies(names, copies)
-        tensors |= kept
-        fields |= saved if fields['peft_type'] == 'LORA' else _only_modules(saved)
+        biases = _biases(names, copies)
+        if biases and kind != 'LORA':
+            raise ValueError('peft trains biases beside LoRA alone; leave them out')
+        kept, modules = _copies(names, {p: copies[p] for p in copies if p not in biases})
+        # Prompts have the base itself in them, without a wrapper around its modules.
+        root = 'base_model.' if 'num_virtual_tokens' in fields else ROOT
+        tensors |= {f'{root}{name}': value for name, value in kept.items()}
+        fields['modules_to_save'] = names.short(modules) or None
+        if biases:
+            adapted = {name.rpartition('.lora_')[0] for name in tensors if '.lora_' in name}
+            fields['bias'] = _which(names, biases, adapted, set(copies))
+            tensors |= _bias_tensors(names, {p: copies[p] for p in biases}, adapted)
     for ids, tables in rows.items():
         ((path, value),) = tables.items()
         module = names.module(path, 0)
@@ -93,52 +103,78 @@ def _common(names: Names, kind: str, modules: Iterable[str]) -> dict[str, Any]:
     return {'peft_type': kind, 'target_modules': names.short(modules), 'modules_to_save': None}
 
 
-def _copies(names: Names, leaves: Mapping[str, Any]) -> Written:
-    """Leaves trained whole, as modules_to_save or as all biases."""
+def _copies(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Tensors of modules that are trained whole, and their names."""
+    tensors, modules = {}, set()
+    for path, value in leaves.items():
+        owner = paths.parent(path)
+        absent = [p for p in names.slots if paths.parent(p) == owner and p not in leaves]
+        if absent:
+            raise ValueError(
+                f'{path!r} is trained whole and {absent} not; peft trains whole modules: choose '
+                'all leaves of one'
+            )
+        if path.endswith('embedding') and names.tied:
+            raise ValueError(
+                f'{path!r} is trained where it is looked up and as the tied head; peft would '
+                'change the first alone'
+            )
+        slot = names.slots[path]
+        for index in range(len(slot.names)):
+            one = np.asarray(value)[index] if slot.stacked else np.asarray(value)
+            name = names.tensor(path, index)
+            modules.add(name.rpartition('.')[0])
+            tensors[name] = one.T if slot.transposed else one
+    return tensors, modules
+
+
+def _biases(names: Names, leaves: Mapping[str, Any]) -> set[str]:
+    """Those whose modules are not trained whole."""
+    return {
+        path
+        for path in leaves
+        if path.endswith('bias')
+        and any(
+            paths.parent(other) == paths.parent(path) and other not in leaves
+            for other in names.slots
+        )
+    }
+
+
+def _which(names: Names, biases: set[str], adapted: set[str], leaves: set[str]) -> str:
+    """What the library calls this choice of biases: 'all', or those of adapted modules."""
+    modules = {name.removeprefix(ROOT) for name in adapted}
+    of_adapted = {
+        path
+        for path, slot in names.slots.items()
+        if path.endswith('bias')
+        and any(
+            names.module(path, i).removesuffix('.bias') in modules for i in range(len(slot.names))
+        )
+    }
+    if biases == of_adapted:
+        return 'lora_only'
+    every = {path for path in names.slots if path.endswith('bias')}
+    if every <= leaves:
+        return 'all'
+    raise ValueError(
+        f'peft trains all biases, or those of adapted modules, not {sorted(biases)[:6]}; '
+        "choose r'.*bias'"
+    )
+
+
+def _bias_tensors(
+    names: Names, leaves: Mapping[str, Any], adapted: set[str]
+) -> dict[str, np.ndarray]:
     tensors = {}
     for path, value in leaves.items():
         slot = names.slots[path]
         for index in range(len(slot.names)):
             one = np.asarray(value)[index] if slot.stacked else np.asarray(value)
-            name = names.tensor(path, index)
-            if path.endswith('embedding') and names.tied:
-                raise ValueError(
-                    f'{path!r} is trained where it is looked up and as the tied head; peft would '
-                    'change the first alone'
-                )
-            tensors[ROOT + name] = one.T if slot.transposed else one
-    biases = {path for path in names.slots if path.endswith('bias')}
-    heads = {path for path in leaves if not path.endswith('bias')}
-    owners = {paths.parent(path) for path in heads}
-    of_modules = {path for path in leaves if paths.parent(path) in owners}
-    rest = set(leaves) - of_modules
-    whole = all(f'{owner}/{n}' in leaves for owner in owners for n in _leaves_of(names, owner))
-    if not whole or (rest and rest | of_modules & biases != biases):
-        raise ValueError(
-            f'peft trains whole modules or all biases, not {sorted(set(leaves))[:6]}; choose all '
-            'leaves of a module, or every bias'
-        )
-    modules = {name.rpartition('.')[0] for name in tensors if paths_of(names, name) in of_modules}
-    return tensors, {
-        'modules_to_save': names.short(m.removeprefix(ROOT) for m in modules) or None,
-        'bias': 'all' if rest else 'none',
-    }
-
-
-def paths_of(names: Names, tensor: str) -> str | None:
-    """Our leaf of a tensor of the base."""
-    place = names.place(tensor)
-    return None if place is None else place.slot.path
-
-
-def _leaves_of(names: Names, module: str) -> list[str]:
-    return [p.removeprefix(f'{module}/') for p in names.slots if paths.parent(p) == module]
-
-
-def _only_modules(fields: Mapping[str, Any]) -> dict[str, Any]:
-    if fields['bias'] != 'none':
-        raise ValueError('peft trains biases beside LoRA alone; leave them out')
-    return {'modules_to_save': fields['modules_to_save']}
+            module = ROOT + names.tensor(path, index).removesuffix('.bias')
+            inside = '.base_layer' if module in adapted else ''
+            tensors[f'{module}{inside}.bias'] = one
+    return tensors
 
 
 def _write_alone(names: Names, copies: Mapping[str, Any], rows: Mapping[Any, Any]) -> Written:
@@ -146,23 +182,28 @@ def _write_alone(names: Names, copies: Mapping[str, Any], rows: Mapping[Any, Any
         ((ids, tables),) = rows.items()
         ((path, value),) = tables.items()
         module = names.module(path, 0)
-        return {f'{ROOT}{module}{ROWS}': np.asarray(value)}, {
+        tensors = {f'{ROOT}{module}{ROWS}': np.asarray(value)}
+        if names.tied:
+            tensors[f'{ROOT}lm_head{ROWS}'] = np.asarray(value)
+        return tensors, {
             **_common(names, 'TRAINABLE_TOKENS', [module]),
             'token_indices': list(map(int, ids)),
         }
     norms = {path for path in copies if re.search(r'(norm|ln_\w+)/(scale|bias)$', path)}
-    if rows or norms != set(copies) or not norms:
+    if rows or not norms:
         raise ValueError(
             f'peft has a file for layer norms or for tokens alone, not for {sorted(copies)[:6]}; '
             'chain them with a method, or save parameters instead'
         )
-    kept, _ = _copies(names, copies)
-    modules = {name.rpartition('.')[0].removeprefix(ROOT) for name in kept}
     tensors = {}
+    kept, modules = _copies(names, {path: copies[path] for path in norms})
     for name, value in kept.items():
         module, _, kind = name.rpartition('.')
-        tensors[f'{module}.ln_tuning_layers.{kind}'] = value
-    return tensors, _common(names, 'LN_TUNING', modules)
+        tensors[f'{ROOT}{module}.ln_tuning_layers.{kind}'] = value
+    others, saved = _copies(names, {path: copies[path] for path in copies if path not in norms})
+    tensors |= {ROOT + name: value for name, value in others.items()}
+    fields = _common(names, 'LN_TUNING', modules)
+    return tensors, {**fields, 'modules_to_save': names.short(saved) or None}
 
 
 def _write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
@@ -280,6 +321,11 @@ def _write_vblora(model: Any, names: Names, arguments: Any, adapter: Any, part: 
 
 def _write_format(model: Model, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
     kinds = [kind for kind, form in FORMATS.items() if form.method == part.about.name]
+    if part.about.name == 'randlora':
+        raise ValueError(
+            'a file of peft holds one pair of projections for all matrices, in an order of its own '
+            'that randlora does not keep; merge it'
+        )
     if not kinds:
         raise ValueError(
             f'{part.about.name} has no form in the files of peft; there are '
@@ -323,4 +369,5 @@ _WRITERS: dict[str, Callable[[Model, Names, Any, Any, Any], Written]] = {
     'prompt_tuning': peft_prompts.write_prompt,
     'p_tuning': peft_prompts.write_prompt,
     'prefix_tuning': peft_prompts.write_prefix,
+    'adaption_prompt': peft_prompts.write_adaption,
 }
