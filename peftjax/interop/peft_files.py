@@ -16,6 +16,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_names import Names
 from peftjax.interop.safetensors_files import open_file, read_json
+from peftjax.interop.tensors import Header
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 
@@ -67,7 +68,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
             '*.pt) never'
         )
     file = open_file(folder / WEIGHTS)
-    wrong = [f'{name} is {h.dtype}' for name, h in file.headers.items() if not _readable(h.dtype)]
+    wrong = [f'{n} is {h.dtype}' for n, h in file.headers.items() if not _readable(n, h)]
     if wrong:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
     tensors = {name: file.read(name) for name in file.headers}
@@ -85,8 +86,8 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     return PeftAdapter(chain(*transforms), tuple(adapters), config.raw)
 
 
-def _readable(dtype: str) -> bool:
-    return dtype in ('F64', 'F32', 'F16', 'BF16', 'I32', 'I64')
+def _readable(name: str, header: Header) -> bool:
+    return header.floating or (name.endswith('_indices') and header.dtype in ('I32', 'I64'))
 
 
 def save_adapter(

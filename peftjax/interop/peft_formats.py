@@ -37,12 +37,18 @@ class Tensor(NamedTuple):
     save: Callable[[Array], Array] = np.asarray
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, str) or not abs(value) < 1e30:
+        raise ValueError('no number')
+    return value
+
+
 class Field(NamedTuple):
     """One argument of ours in the config, and the two ways."""
 
     theirs: str
     ours: str
-    load: Callable[[Any], Any] = lambda value: value
+    load: Callable[[Any], Any] = _number
     save: Callable[[Any], Any] = lambda value: value
 
 

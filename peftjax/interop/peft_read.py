@@ -140,7 +140,7 @@ def read(found: Found) -> list[Part]:
     Raises:
         CheckpointError: a method that is not built here, or what its reader raises.
     """
-    kind = found.config['peft_type']
+    kind = str(found.config['peft_type'])
     readers: dict[str, Callable[[Found], Part]] = {
         **{
             name: lambda found, each=form: _read_format(found, each)
@@ -168,13 +168,19 @@ def read(found: Found) -> list[Part]:
             f'{found.config.where}: peft_type {kind!r} is not built here; there are '
             f'{", ".join(sorted(readers))}'
         )
-    if kind == 'TRAINABLE_TOKENS':
-        return [_read_tokens(found)]
-    parts = [_read_tokens(found)] if found.config.get('trainable_token_indices') else []
-    method = readers[kind](found)
-    copies = _read_whole(found)
-    _check_shapes(found, method)
-    return [*copies, *parts, method]
+    try:
+        rows = kind == 'TRAINABLE_TOKENS' or found.config.get('trainable_token_indices')
+        parts = [_read_tokens(found)] if rows else []
+        if kind != 'TRAINABLE_TOKENS':
+            parts.append(readers[kind](found))
+        copies = _read_whole(found)
+        for part in parts:
+            _check_shapes(found, part)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f'{found.config.where} does not fit a {kind}: {error}') from error
+    return [*copies, *parts]
 
 
 def _check_shapes(found: Found, part: Part) -> None:
@@ -252,10 +258,7 @@ def _read_format(found: Found, form: Format) -> Part:
                 f'{found.where} has {places.shape} places for {path!r} and values of '
                 f'{entries[path]["values"].shape}'
             )
-    try:
-        return peft_formats.METHODS[form.method](**arguments, targets=_literal(entries)), entries
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f'{config.where}: {error}') from error
+    return peft_formats.METHODS[form.method](**arguments, targets=_literal(entries)), entries
 
 
 def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -> Any:
