@@ -38,7 +38,7 @@ def golden(variant):
 
 
 def task_of(variant):
-    return 'classification' if variant.startswith('bert') else None
+    return 'classification' if variant.startswith(('bert', 'roberta')) else None
 
 
 def write_folder(folder, config, weights, shards=1):

@@ -18,7 +18,7 @@ from configs.args import parse_arg
 from experiments import build, found, tasks, train
 from experiments.data import collate
 from peftjax.models.bert import Bert
-from peftjax.models.bert_config import BertConfig
+from peftjax.models.bert_config import BertConfig, RobertaConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.training import init_state, make_train_step
@@ -33,8 +33,8 @@ MEASURED = {
 }
 METHODS = [name for name in NAMES if name not in MEASURED]
 MODELS = {  # the shapes of published models whose families are built, or share their names
-    'FacebookAI/roberta-base': BertConfig(50265, 768, 12, 12, 3072, 514, 1),
-    'FacebookAI/roberta-large': BertConfig(50265, 1024, 24, 16, 4096, 514, 1),
+    'FacebookAI/roberta-base': RobertaConfig(50265, 768, 12, 12, 3072),
+    'FacebookAI/roberta-large': RobertaConfig(50265, 1024, 24, 16, 4096),
     'google-bert/bert-base-uncased': BertConfig(30522, 768, 12, 12, 3072),
     'google-bert/bert-base-cased': BertConfig(28996, 768, 12, 12, 3072),
     'google-bert/bert-large-uncased': BertConfig(30522, 1024, 24, 16, 4096),

@@ -1,5 +1,6 @@
 """The model families: equal to transformers, and equal to themselves however they are built."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from peftjax.models.attention import AttentionCore, causal_mask
 from peftjax.models.bert import Bert
-from peftjax.models.bert_config import BertConfig
+from peftjax.models.bert_config import BertConfig, RobertaConfig
 from peftjax.models.gpt2 import GPT2
 from peftjax.models.gpt2_config import GPT2Config
 from peftjax.models.llama import Llama
@@ -38,7 +39,17 @@ LLAMA = LlamaConfig(
     num_key_value_heads=2,
     head_dim=4,
 )
+ROBERTA = RobertaConfig(
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=14,
+)
+QWEN3 = dataclasses.replace(LLAMA, qk_norm=True)
 GPT = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=12)
+FAMILIES = [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)]
 IDS = np.random.default_rng(0).integers(1, 50, (2, 9)).astype(np.int32)
 
 
@@ -59,7 +70,10 @@ def run(module, variables, **inputs):
 @pytest.mark.parametrize(
     ('scan', 'remat'), [(True, 'full'), (False, None), (False, 'dots_saveable')]
 )
-@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA), (GPT2, GPT)])
+@pytest.mark.parametrize(
+    ('family', 'config'),
+    [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)],
+)
 def test_remat_and_scan_change_neither_values_nor_gradients(family, config, scan, remat):
     plain = family(config)
     variables = initialised(plain)
@@ -96,13 +110,16 @@ def test_unknown_remat_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    'module', [Bert(BERT), Llama(LLAMA), GPT2(GPT)], ids=['bert', 'llama', 'gpt2']
+    'module',
+    [Bert(BERT), Bert(ROBERTA), Llama(LLAMA), GPT2(GPT)],
+    ids=['bert', 'roberta', 'llama', 'gpt2'],
 )
 def test_padding_changes_no_other_position(module):
     variables = initialised(module)
     short = jax.tree.leaves(run(module, variables, input_ids=IDS[:, :6]))[0]
     mask = np.array([[1] * 6 + [0] * 3] * 2)
-    padded = jax.tree.leaves(run(module, variables, input_ids=IDS, attention_mask=mask))[0]
+    ids = np.where(mask == 1, IDS, 1)  # what RoBERTa's padding is
+    padded = jax.tree.leaves(run(module, variables, input_ids=ids, attention_mask=mask))[0]
     np.testing.assert_allclose(padded[:, :6], short, atol=1e-5)
 
 
@@ -177,7 +194,10 @@ def test_attention_with_dropout_is_attention_on_average():
     np.testing.assert_allclose(nearly_none, exact, atol=1e-5)
 
 
-@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA), (GPT2, GPT)])
+@pytest.mark.parametrize(
+    ('family', 'config'),
+    [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)],
+)
 def test_bfloat16_computes_and_stores_in_bfloat16(family, config):
     module = family(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     variables = initialised(module)
@@ -189,7 +209,10 @@ def test_bfloat16_computes_and_stores_in_bfloat16(family, config):
     np.testing.assert_allclose(output.astype(jnp.float32), exact, atol=0.1)
 
 
-@pytest.mark.parametrize(('family', 'config'), [(Bert, BERT), (Llama, LLAMA), (GPT2, GPT)])
+@pytest.mark.parametrize(
+    ('family', 'config'),
+    [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)],
+)
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 def test_interceptors_see_every_attention_core(family, config, scan):
     seen = []
@@ -253,10 +276,11 @@ def test_compiled_flops_match_a_hand_count(family):
         ({'input_ids': np.ones((1, 13), np.int32)}, '13 tokens: this checkpoint has 12'),
     ],
 )
-def test_wrong_inputs_are_refused_by_name(inputs, message):
-    variables = initialised(Bert(BERT))
+@pytest.mark.parametrize('config', [BERT, ROBERTA], ids=['bert', 'roberta'])
+def test_wrong_inputs_are_refused_by_name(config, inputs, message):
+    variables = initialised(Bert(config))
     with pytest.raises(ValueError, match=message):
-        Bert(BERT).apply(variables, **inputs)
+        Bert(config).apply(variables, **inputs)
 
 
 @pytest.mark.parametrize(

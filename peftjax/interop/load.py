@@ -46,7 +46,7 @@ def load(
     abstract: bool = False,
     ignore: tuple[str, ...] = (),
 ) -> Model:
-    """Reads a BERT, GPT-2, Llama, Mistral or Qwen2 checkpoint into a Model.
+    """Reads a BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2 or Qwen3 checkpoint into a Model.
 
     Args:
         source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a
@@ -76,9 +76,10 @@ def load(
         (6, 384, 384)
     """
     checkpoint = _open(source, ignore)
-    head_weight = checkpoint.tensors.headers.get('classifier.weight')
-    if task == 'classification' and num_labels is None and head_weight is not None:
-        num_labels = head_weight.shape[0]
+    for name in ('classifier.weight', 'classifier.out_proj.weight'):
+        head = checkpoint.tensors.headers.get(name)
+        if task == 'classification' and num_labels is None and head is not None:
+            num_labels = head.shape[0]
     param_dtype = dtype if param_dtype is None else param_dtype
     module = checkpoint.family.build(
         checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)

@@ -1,4 +1,4 @@
-"""The BERT encoder with its pooler and a classification or regression head."""
+"""The BERT and RoBERTa encoders with a pooler and a classification or regression head."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from peftjax.models.attention import (
     padding_mask,
     split_heads,
 )
-from peftjax.models.bert_config import BertConfig
+from peftjax.models.bert_config import BertConfig, RobertaConfig
 from peftjax.models.stack import apply_stack
 
 
@@ -108,8 +108,19 @@ class _Layer(_Part):
         return _FeedForward(*fields, name='ffn')(x), None
 
 
+class _Head(_Part):
+    """RoBERTa's: a layer between the first token and the outputs."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, dropout):
+        hidden = jnp.tanh(self.dense(self.config.hidden_size, 'dense')(dropout(x)))
+        return self.dense(self.outputs, 'out_proj')(dropout(hidden))
+
+
 class Bert(nn.Module):
-    """A BERT encoder, and what stands on it: nothing, or a dense head on the pooled sentence.
+    """A BERT or RoBERTa encoder, and what stands on it: nothing, or a head on the pooled sentence.
 
     outputs: None returns BertOutput; a number returns logits [B, outputs].
     pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token; 'mean' averages the tokens
@@ -129,7 +140,8 @@ class Bert(nn.Module):
         >>> model.apply(variables, input_ids=ids).shape
         (2, 3)
 
-    Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
+    Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805; Liu et al. 2019,
+    https://arxiv.org/abs/1907.11692.
     """
 
     config: BertConfig
@@ -155,13 +167,19 @@ class Bert(nn.Module):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
         )
-        length, longest = input_ids.shape[1], self.config.max_position_embeddings
+        config = self.config
+        roberta = isinstance(config, RobertaConfig)
+        length = input_ids.shape[1]
+        longest = config.max_position_embeddings - (config.pad_token_id + 1 if roberta else 0)
         if length > longest:
             raise ValueError(f'{length} tokens: this checkpoint has {longest} position embeddings')
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
         if position_ids is None:
             position_ids = jnp.arange(length, dtype=jnp.int32)[None]
+            if roberta:
+                tokens = (input_ids != config.pad_token_id).astype(jnp.int32)
+                position_ids = jnp.cumsum(tokens, axis=1) * tokens + config.pad_token_id
         fields = {
             'config': self.config,
             'deterministic': deterministic,
@@ -178,6 +196,8 @@ class Bert(nn.Module):
             scan=self.scan,
             remat=self.remat,
         )
+        if roberta and self.outputs is not None and self.pooling == 'first':
+            return self._head(x[:, 0], self.outputs, deterministic)
         pooled = self._pool(x, attention_mask)
         if self.outputs is None:
             return BertOutput(x, pooled)
@@ -206,14 +226,18 @@ class Bert(nn.Module):
         config = self.config
         rate = config.classifier_dropout
         rate = config.hidden_dropout_prob if rate is None else rate
-        pooled = nn.Dropout(rate, deterministic=deterministic, name='dropout')(pooled)
+        dropout = nn.Dropout(rate, deterministic=deterministic, name='dropout')
+        if isinstance(config, RobertaConfig):
+            return _Head(
+                config, deterministic, self.dtype, self.param_dtype, outputs, name='classifier'
+            )(pooled, dropout)
         return nn.Dense(
             outputs,
             kernel_init=nn.initializers.normal(0.02),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name='classifier',
-        )(pooled)
+        )(dropout(pooled))
 
 
 _ATTENTION, _LAYER = 'encoder.layer.{layer}.attention', 'encoder.layer.{layer}'
@@ -232,4 +256,9 @@ BERT_NAMES = (
     *names.norm(f'{_LAYER}.output.LayerNorm', 'layers/ffn/layer_norm'),
     *names.dense('pooler.dense', 'pooler'),
     *names.dense('classifier', 'classifier'),
+)
+ROBERTA_NAMES = (
+    *BERT_NAMES,
+    *names.dense('classifier.dense', 'classifier/dense'),
+    *names.dense('classifier.out_proj', 'classifier/out_proj'),
 )

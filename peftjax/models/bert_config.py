@@ -1,4 +1,4 @@
-"""What a BERT checkpoint's config.json says."""
+"""What the config.json of a BERT or RoBERTa checkpoint says."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -42,3 +42,34 @@ def parse_bert(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> BertConf
     """
     off = {'position_embedding_type': ('absolute',)}
     return read_config(BertConfig, raw, off=off, harmless=('tie_word_embeddings',), ignore=ignore)
+
+
+@dataclasses.dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """The shape of a RoBERTa encoder: BERT's, where padding takes no position.
+
+    pad_token_id: what padding is. Tokens are numbered from pad_token_id + 1 on, so that there are
+    as many fewer positions than position embeddings. The head has a layer of its own and no pooler.
+    """
+
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 1
+
+
+def parse_roberta(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> RobertaConfig:
+    """Reads the config.json of a RoBERTa or XLM-RoBERTa encoder.
+
+    Raises:
+        ValueError: names every field that is missing, unknown or asks for something not built.
+    """
+    # What a file leaves out is as in BERT.
+    fields = {
+        **{'max_position_embeddings': 512, 'type_vocab_size': 2, 'layer_norm_eps': 1e-12},
+        **raw,
+    }
+    off = {'position_embedding_type': ('absolute',)}
+    return read_config(
+        RobertaConfig, fields, off=off, harmless=('tie_word_embeddings',), ignore=ignore
+    )

@@ -70,6 +70,8 @@ class _SelfAttention(_Part):
         query = split_heads(self.dense(heads * width, 'q_proj', config.qkv_bias)(x), heads)
         key = split_heads(self.dense(shared * width, 'k_proj', config.qkv_bias)(x), shared)
         value = split_heads(self.dense(shared * width, 'v_proj', config.qkv_bias)(x), shared)
+        if config.qk_norm:
+            query, key = self.norm('q_norm')(query), self.norm('k_norm')(key)
         core = AttentionCore(config.attention_dropout, name='core')
         present = caches.extend(past, rotate(key, cos, sin), value, length)
         attended = core(rotate(query, cos, sin), *present, mask, self.deterministic)
@@ -214,6 +216,8 @@ LLAMA_NAMES = (
     *names.dense(f'{_LAYER}.self_attn.k_proj', 'layers/self_attn/k_proj'),
     *names.dense(f'{_LAYER}.self_attn.v_proj', 'layers/self_attn/v_proj'),
     *names.dense(f'{_LAYER}.self_attn.o_proj', 'layers/self_attn/o_proj'),
+    *names.norm(f'{_LAYER}.self_attn.q_norm', 'layers/self_attn/q_norm'),
+    *names.norm(f'{_LAYER}.self_attn.k_norm', 'layers/self_attn/k_norm'),
     *names.norm(f'{_LAYER}.post_attention_layernorm', 'layers/post_attention_layernorm'),
     *names.dense(f'{_LAYER}.mlp.gate_proj', 'layers/mlp/gate_proj'),
     *names.dense(f'{_LAYER}.mlp.up_proj', 'layers/mlp/up_proj'),

@@ -1,4 +1,4 @@
-"""What the config.json of a Llama, Mistral or Qwen2 checkpoint says."""
+"""What the config.json of a Llama, Mistral, Qwen2 or Qwen3 checkpoint says."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -11,9 +11,10 @@ from peftjax.models.rope import Rope
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a Llama, Mistral or Qwen2 decoder; by config.json's names where it has one.
+    """The shape of a Llama, Mistral, Qwen2 or Qwen3 decoder; by config.json's names.
 
-    qkv_bias, o_bias, mlp_bias: which projections have a bias. sliding_window: how many keys a query
+    qkv_bias, o_bias, mlp_bias: which projections have a bias. qk_norm: each head of queries and
+    keys is normalised before its rotation. sliding_window: how many keys a query
     sees at most, itself included; None for all.
     """
 
@@ -33,6 +34,7 @@ class LlamaConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
     rope: Rope = Rope()
 
     def __post_init__(self):
@@ -60,11 +62,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         'max_position_embeddings': 131072,
     },
     'qwen2': {'num_key_value_heads': 32, 'max_position_embeddings': 32768},
+    'qwen3': {'num_key_value_heads': 32, 'head_dim': 128, 'max_position_embeddings': 32768},
 }
 
 
 def parse_llama(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> LlamaConfig:
-    """Reads the config.json of a model_type in 'llama', 'mistral', 'qwen2'.
+    """Reads the config.json of a model_type in 'llama', 'mistral', 'qwen2', 'qwen3'.
 
     Raises:
         ValueError: names every field that is missing, unknown or asks for something not built.
@@ -81,6 +84,7 @@ def parse_llama(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> LlamaCo
     fields['rope'] = _parse_rope(fields)
     fields['sliding_window'] = _parse_window(fields)
     fields['qkv_bias'] = family == 'qwen2' or fields.pop('attention_bias', False)
+    fields['qk_norm'] = family == 'qwen3'
     fields['o_bias'] = family != 'qwen2' and fields['qkv_bias']
     return read_config(
         LlamaConfig,

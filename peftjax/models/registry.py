@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax.typing import DTypeLike
 
-from peftjax.models.bert import BERT_NAMES, Bert
-from peftjax.models.bert_config import BertConfig, parse_bert
+from peftjax.models.bert import BERT_NAMES, ROBERTA_NAMES, Bert
+from peftjax.models.bert_config import (
+    BertConfig,
+    RobertaConfig,
+    parse_bert,
+    parse_roberta,
+)
 from peftjax.models.gpt2 import GPT2, GPT2_NAMES
 from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
 from peftjax.models.llama import LLAMA_NAMES, Llama
@@ -66,7 +71,7 @@ def family_of_config(config: Any) -> Family:
         ValueError: a model that no family here built.
     """
     for family in _FAMILIES.values():
-        if isinstance(config, family.config):
+        if type(config) is family.config:
             return family
     raise ValueError(
         f'a model with a config of type {type(config).__name__} has no checkpoint names; files of '
@@ -130,10 +135,11 @@ def _check_decoder(family: str, build: Build) -> None:
 
 def _bert_surplus(module: Bert) -> tuple[str, ...]:
     # The first is a buffer of old checkpoints, the second the heads of pretraining.
-    surplus = (r'embeddings\.position_ids', r'cls\..*')
+    surplus = (r'embeddings\.position_ids', r'cls\..*', r'lm_head\..*')
     if module.outputs is None:
         surplus += (r'classifier\..*',)
-    if module.pooling == 'mean':
+    headed = module.outputs is not None and isinstance(module.config, RobertaConfig)
+    if module.pooling == 'mean' or headed:
         surplus += (r'pooler\..*',)
     return surplus
 
@@ -153,6 +159,24 @@ def _gpt2_surplus(module: GPT2) -> tuple[str, ...]:
 _BERT = Family(
     BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus
 )
+_ROBERTA = Family(
+    RobertaConfig,
+    parse_roberta,
+    _build_bert,
+    ROBERTA_NAMES,
+    'roberta.',
+    r'classifier/.*',
+    _bert_surplus,
+)
 _LLAMA = Family(LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
 _GPT2 = Family(GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
-_FAMILIES = {'bert': _BERT, 'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA}
+_FAMILIES = {
+    'bert': _BERT,
+    'roberta': _ROBERTA,
+    'xlm-roberta': _ROBERTA,
+    'gpt2': _GPT2,
+    'llama': _LLAMA,
+    'mistral': _LLAMA,
+    'qwen2': _LLAMA,
+    'qwen3': _LLAMA,
+}

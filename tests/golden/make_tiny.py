@@ -1,12 +1,13 @@
 """Writes tiny_<variant>.npz: small random checkpoints, with the logits of transformers.
 
-Made with torch 2.13.0 and transformers 5.23.0: python tests/golden/make_tiny.py
+Made with torch 2.13.0 and transformers 5.23.0: python tests/golden/make_tiny.py [VARIANT ...]
 Each holds 'config' (the config.json), 'weights/<tensor>' (as saved), 'inputs/<name>' and 'logits'.
 """
 
 import json
 import pathlib
 import re
+import sys
 import tempfile
 
 import numpy as np
@@ -23,6 +24,10 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 DECODER = {
@@ -39,6 +44,7 @@ DECODER = {
 }
 ENCODER = DECODER | {'type_vocab_size': 2, 'num_labels': 3}
 del ENCODER['num_key_value_heads']
+ROBERTA = ENCODER | {'type_vocab_size': 1, 'pad_token_id': 1, 'bos_token_id': 0, 'eos_token_id': 2}
 LLAMA3 = {
     'rope_type': 'llama3',
     'factor': 4.0,
@@ -71,6 +77,8 @@ VARIANTS = {
     'bert': BertForSequenceClassification(BertConfig(**ENCODER)),
     'bert_tanh': BertForSequenceClassification(BertConfig(**ENCODER, hidden_act='gelu_new')),
     'gpt2': GPT2LMHeadModel(GPT2Config(**GPT2)),
+    'qwen3': Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=6)),
+    'roberta': RobertaForSequenceClassification(RobertaConfig(**ROBERTA)),
 }
 
 
@@ -84,12 +92,18 @@ def inputs_of(variant: str) -> dict[str, torch.Tensor]:
             'attention_mask': mask,
             'token_type_ids': types,
         }
+    if variant.startswith('roberta'):
+        mask[1, 15:] = 0
+        ids = torch.randint(3, 32, (2, 24))
+        return {'input_ids': torch.where(mask == 1, ids, 1), 'attention_mask': mask}
     mask[0, :5], mask[1, 20:] = 0, 0  # one row padded on the left, one on the right
     return {'input_ids': torch.randint(1, 32, (2, 24)), 'attention_mask': mask}
 
 
 def main() -> None:
     for seed, (variant, model) in enumerate(VARIANTS.items()):
+        if variant not in (sys.argv[1:] or VARIANTS):
+            continue
         torch.manual_seed(seed)
         model.eval()
         for name, parameter in model.named_parameters():
