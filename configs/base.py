@@ -97,7 +97,7 @@ def few_shot(lr: float, steps: int) -> Config:
     Adafactor, a batch of 8, warm-up over 6 % of the steps; clipping at 1 is from the authors' code.
     The loss adds `peftjax.training.length_normalised_loss` and `unlikelihood_loss`.
     """
-    c = text('bigscience/T0_3B', 'rte_few_shot', lr, 8, f'{steps} steps', (256,), task='seq2seq')
+    c = text('bigscience/T0_3B', 'rte_few_shot', lr, 8, f'{steps} steps', (256,), task='seq2seq_lm')
     c.optimizer, c.adafactor = 'adafactor', ConfigDict()
     c.warmup, c.clip_norm = 0.06, 1.0
     return c

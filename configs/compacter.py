@@ -35,6 +35,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if choice.row == 'rte':
         c = base.methods(base.few_shot(3e-3, 500), head=False, compacter=compacter)
         return base.published(c, value, spread)
-    c = base.text('google-t5/t5-base', 'mrpc', 3e-3, 100, '20 epochs', (128,), task='seq2seq')
+    c = base.text('google-t5/t5-base', 'mrpc', 3e-3, 100, '20 epochs', (128,), task='seq2seq_lm')
     c.warmup = 500
     return base.methods(c, head=False, compacter=compacter, select={'targets': r'.*layer_norm/.*'})

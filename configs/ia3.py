@@ -29,6 +29,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         vectors = {'targets': r'layers/attention/(key|value)', 'feedforward': r'layers/ffn/output'}
         return base.methods(c, ia3=vectors)
     lr, steps, value, spread = ROWS[choice.row]
-    vectors = {'targets': r'.*attention/(key|value)', 'feedforward': r'.*/ffn/output'}
+    vectors = {'targets': r'.*attn/[kv]', 'feedforward': r'.*/ffn/wo'}
     c = base.methods(base.few_shot(lr, steps), head=False, ia3=vectors)
     return base.published(c, value, spread)

@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     length = ROWS[choice.row]
     if choice.row == 'xsum':
         c = base.text(
-            'facebook/bart-large', 'xsum', 5e-5, 64, '100000 steps', (512,), task='seq2seq'
+            'facebook/bart-large', 'xsum', 5e-5, 64, '100000 steps', (512,), task='seq2seq_lm'
         )
         c.clip_norm, c.adamw.weight_decay = 0.1, 0.01
         return base.methods(c, head=False, mam=_mam(length, 800, 512, 4.0))

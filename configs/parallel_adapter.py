@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         parallel = {'size': 24, 'scale': 4.0, 'targets': r'layers/ffn/branch'}
         return base.methods(c, parallel_adapter=parallel)
     lr, batch, duration = ROWS[choice.row]
-    c = base.text('facebook/bart-large', choice.row, lr, batch, duration, (512,), task='seq2seq')
+    c = base.text('facebook/bart-large', choice.row, lr, batch, duration, (512,), task='seq2seq_lm')
     c.clip_norm, c.adamw.weight_decay = 0.1, 0.01
     parallel = {'size': 512, 'scale': 4.0, 'targets': r'(encoder|decoder)/layers/ffn/branch'}
     return base.methods(c, head=False, parallel_adapter=parallel)

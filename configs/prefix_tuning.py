@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     elif choice.row == 'rte':
         c, prefix = (
             base.few_shot(3e-3, 1000),
-            {'num_virtual_tokens': 10, 'projection': 512, 'targets': r'.*attention/core'},
+            {'num_virtual_tokens': 10, 'projection': 512, 'targets': r'.*attn/core'},
         )
     else:
         c, prefix = (

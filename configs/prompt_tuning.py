@@ -34,15 +34,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         )
     length, value, spread = ROWS[choice.row]
     if choice.row == 'rte':
-        prompt = _prompt(length, r'.*embedding')
+        prompt = _prompt(length, r'embed')
         c = base.methods(base.few_shot(0.3, 1000), head=False, prompt_tuning=prompt)
         return base.published(c, value, spread)
     c = base.text(
-        'google/t5-xl-lm-adapt', 'superglue', 0.3, 32, '30000 steps', (512,), task='seq2seq'
+        'google/t5-xl-lm-adapt', 'superglue', 0.3, 32, '30000 steps', (512,), task='seq2seq_lm'
     )
     c.schedule, c.optimizer = 'constant', 'adafactor'
     c.adafactor = ConfigDict({'weight_decay_rate': 1e-5, 'multiply_by_parameter_scale': False})
-    return base.methods(c, head=False, prompt_tuning=_prompt(length, r'.*embedding'))
+    return base.methods(c, head=False, prompt_tuning=_prompt(length, r'embed'))
 
 
 def _prompt(length: int, targets: str) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from peftjax.binding.adapt import adapt
-from peftjax.binding.interpret import programs_in
+from peftjax.binding.tags import programs_in
 from peftjax.binding.wrap import wrap
 from peftjax.core import paths
 from peftjax.core.base import Adapter, MergeError, Model, PeftTransform

@@ -21,6 +21,8 @@ from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig, RobertaConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
+from peftjax.models.t5 import T5
+from peftjax.models.t5_config import T5Config
 from peftjax.training import init_state, make_train_step
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,13 @@ MODELS = {  # the shapes of published models whose families are built, or share 
     'meta-llama/Meta-Llama-3-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
     'meta-llama/Llama-3.2-3B': LlamaConfig(128256, 3072, 8192, 28, 24, 8, 128),
     'mistralai/Mistral-7B-v0.1': LlamaConfig(32000, 4096, 14336, 32, 32, 8, 128),
+    'google-t5/t5-base': T5Config(32128, 768, 64, 3072, 12, 12, 12),
+    'bigscience/T0_3B': T5Config(
+        *(32128, 2048, 64, 5120, 24, 32, 24),
+        feed_forward_proj='gated-gelu',
+        tie_word_embeddings=False,
+        scale_decoder_outputs=False,
+    ),
     'meta-llama/Llama-3.1-8B': LlamaConfig(128256, 4096, 14336, 32, 32, 8, 128),
 }
 
@@ -59,10 +68,12 @@ def _config(name: str, arg: str) -> ConfigDict:
 
 def _abstract(module) -> peftjax.Model:
     """The module as a model without weights."""
-    ids = jnp.zeros((2, 8), jnp.int32)
-    params = jax.eval_shape(lambda key: module.init(key, input_ids=ids), jax.random.key(0))
-    inputs = jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    return peftjax.wrap(module, params['params'], {'input_ids': inputs, 'attention_mask': inputs})
+    names = ('input_ids', 'attention_mask')
+    if isinstance(module, T5):
+        names += ('decoder_input_ids', 'decoder_attention_mask')
+    ids = dict.fromkeys(names, jnp.zeros((2, 8), jnp.int32))
+    params = jax.eval_shape(lambda key: module.init(key, **ids), jax.random.key(0))
+    return peftjax.wrap(module, params['params'], ids)
 
 
 @functools.cache
@@ -70,6 +81,8 @@ def _published(source: str) -> peftjax.Model:
     shape = MODELS[source]
     if isinstance(shape, LlamaConfig):
         return _abstract(Llama(shape))
+    if isinstance(shape, T5Config):
+        return _abstract(T5(shape))
     return _abstract(Bert(shape, outputs=2))
 
 
@@ -148,10 +161,12 @@ def test_every_row_of_the_paper_loads_and_fits_its_model(name):
         if config.model.source not in MODELS:
             build.build_transform(config)
             continue  # a family that is not built
+        if name == 'fish_mask':
+            continue  # its places follow from weights and data
         model = _published(config.model.source)
         transform = build.build_transform(config, _found_from_the_model_alone(config, model))
         count = peftjax.summary(transform, model).trainable
-        if 'select' in config.peft:
+        if 'select' in config.peft and any('classifier' in path for path in model.sites.weights):
             count -= peftjax.summary(peftjax.select(r'classifier/.*'), model).trainable
         assert count > 0
         if 'published' in config:

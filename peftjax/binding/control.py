@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from peftjax.binding import tags
 from peftjax.binding.frames import Frame, array_of, plain
 from peftjax.binding.views import Refused, View
 
@@ -133,10 +134,11 @@ def _scan(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
     layers = any(isinstance(value, View) for value in slices)
     depth = len(frame.scans)
     inner = dataclasses.replace(frame, scans=(*frame.scans, (params['length'], layers)))
+    called = {tag.path for tag in tags.below(eqn)}
     sliced = {
         path: _slice_state(state, 0, params['length'])
         for path, state in frame.modules.items()
-        if _is_layered(frame, path, depth)
+        if path in called and _is_layered(frame, path, depth)
     }
     shared = {path: state for path, state in frame.modules.items() if path not in sliced}
 

@@ -78,9 +78,9 @@ def _in_order(arguments: Mapping[int, Any]) -> tuple[Any, ...]:
 def _step(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     followed = [i for i, value in enumerate(inputs) if isinstance(value, View)]
     name = eqn.primitive.name
-    if name in control.HANDLERS and (followed or _tags_below(eqn)):
+    if name in control.HANDLERS and (followed or tags.below(eqn)):
         return control.HANDLERS[name](eqn, inputs, frame, run)
-    for tag in _tags_below(eqn):
+    for tag in tags.below(eqn):
         frame.visitor.opaque(tag, f'it is called inside {name}, which cannot be entered')
     if not followed:
         return bind(eqn, inputs)
@@ -139,27 +139,3 @@ def bind(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
     with eqn.ctx.manager:
         result = eqn.primitive.bind(*functions, *arrays, **params)
     return result if eqn.primitive.multiple_results else [result]
-
-
-def _tags_below(eqn: Any) -> list[tags.Tag]:
-    """Tags of module outputs in the jaxprs of an equation, at any depth."""
-    return [
-        tag for jaxpr in programs_in(eqn.params) for inner in jaxpr.eqns for tag in _tags_of(inner)
-    ]
-
-
-def _tags_of(eqn: Any) -> list[tags.Tag]:
-    tag = tags.read(eqn)
-    return ([tag] if tag and tag.point == 'out' else []) + _tags_below(eqn)
-
-
-def programs_in(params: Mapping[str, Any]) -> list[jax_core.Jaxpr]:
-    """The jaxprs among the parameters of an equation: bodies of loops, branches, calls."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, jax_core.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, jax_core.Jaxpr):
-                found.append(item)
-    return found

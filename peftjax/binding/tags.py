@@ -4,10 +4,12 @@ A tag is JAX's own `checkpoint_name`, an identity that keeps a string in the jax
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core as jax_core
 
 _PATTERN = re.compile(r'peftjax:(in|out):(\d+):(\d+):(\w*):(.*)')
 
@@ -55,6 +57,28 @@ def read(eqn: Any) -> Tag | None:
         return None
     point, index, rank, kind, path = match.groups()
     return Tag(point, int(index), int(rank), kind, path)
+
+
+def below(eqn: Any) -> list[Tag]:
+    """Tags of module outputs in the jaxprs of an equation, at any depth."""
+    return [tag for jaxpr in programs_in(eqn.params) for inner in jaxpr.eqns for tag in _of(inner)]
+
+
+def _of(eqn: Any) -> list[Tag]:
+    tag = read(eqn)
+    return ([tag] if tag and tag.point == 'out' else []) + below(eqn)
+
+
+def programs_in(params: Mapping[str, Any]) -> list[jax_core.Jaxpr]:
+    """The jaxprs among the parameters of an equation: bodies of loops, branches, calls."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, jax_core.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, jax_core.Jaxpr):
+                found.append(item)
+    return found
 
 
 def _is_float(leaf: Any) -> bool:

@@ -46,14 +46,15 @@ def load(
     abstract: bool = False,
     ignore: tuple[str, ...] = (),
 ) -> Model:
-    """Reads a BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2 or Qwen3 checkpoint into a Model.
+    """Reads a BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2, Qwen3 or T5 checkpoint into a Model.
 
     Args:
         source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a
             local folder in that layout; a .gguf file; 'package:name/sub/folder' or
             'package:name/file.gguf' for files inside an installed package, which is not imported.
         task: None for the backbone (BERT: last hidden state and pooled sentence; decoders:
-            logits), 'classification' or 'regression' for BERT, 'causal_lm' for decoders.
+            logits), 'classification' or 'regression' for BERT, 'causal_lm' for
+            decoders, 'seq2seq_lm' for T5.
         num_labels: number of classes; not needed if the checkpoint holds a head.
         pooling: what BERT's head sees: 'first', the pooler on the first token, or 'mean', the
             average of all tokens, as sentence encoders are trained.
@@ -84,7 +85,7 @@ def load(
     module = checkpoint.family.build(
         checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)
     )
-    example = _example_inputs(checkpoint.config)
+    example = _example_inputs(checkpoint)
     params = _params(checkpoint, module, example, key, abstract, ignore)
     return wrap(module, params, example, config=checkpoint.config, tokenizer=checkpoint.tokenizer)
 
@@ -114,9 +115,10 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoin
     )
 
 
-def _example_inputs(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    tokens = jax.ShapeDtypeStruct((2, min(8, config.max_position_embeddings)), jnp.int32)
-    return {'input_ids': tokens, 'attention_mask': tokens}
+def _example_inputs(checkpoint: _Checkpoint) -> dict[str, jax.ShapeDtypeStruct]:
+    longest = getattr(checkpoint.config, 'max_position_embeddings', 8)
+    tokens = jax.ShapeDtypeStruct((2, min(8, longest)), jnp.int32)
+    return dict.fromkeys(checkpoint.family.tokens, tokens)
 
 
 def _params(
@@ -137,8 +139,8 @@ def _params(
     key = jax.random.key(0) if key is None else key
 
     def initial(key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:
-        ids = jnp.zeros(example['input_ids'].shape, jnp.int32)
-        leaves = flatten_dict(module.init(key, input_ids=ids)['params'], sep='/')
+        ids: dict[str, Any] = {n: jnp.zeros(each.shape, each.dtype) for n, each in example.items()}
+        leaves = flatten_dict(module.init(key, **ids)['params'], sep='/')
         return {path: leaf for path, leaf in leaves.items() if wanted is None or path in wanted}
 
     leaves = jax.eval_shape(lambda key: initial(key, None), key)

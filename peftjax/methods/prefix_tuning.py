@@ -40,7 +40,8 @@ def prefix_tuning(
     r"""Attention over `[P_k; K]` and `[P_v; V]`: a learned start of the key and value cache.
 
     Acts on attention cores, modules called with `query: [B, T, N, H]`, `key, value: [B, S, K, H]`
-    and, if there is one, a boolean mask `[B or 1, N or 1, T or 1, S]`; every query sees the prefix.
+    and, if there are any, a boolean mask and a float bias `[B or 1, N or 1, T or 1, S]`; every
+    query sees the prefix, with a bias of zero.
     Keys go in as they are, behind a rotation by position. Direct (also P-tuning v2): `P_k, P_v: [n,
     K, H]` train for each core, normal of deviation 0.02. With `projection` they are made as in the
     paper, `tanh(E W + b) W_l + b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and
@@ -192,31 +193,36 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
             x = use.around[0]
             scores = jax.nn.sigmoid(x @ leaves['gate'].astype(x.dtype) + leaves['gate_bias'])
             share = scores.mean(axis=1)[:, None, None, None].astype(key.dtype)
-        longer = [
-            jnp.concatenate([jnp.broadcast_to(share * leaf, (len(x), *leaf.shape)), x], axis=1)
-            for leaf, x in ((leaves[n].astype(x.dtype), x) for n, x in _pairs(key, value))
-        ]
-        return jax.nn.dot_product_attention(
-            query, *longer, mask=_longer_mask(path, rest, len(leaves['key']))
-        )
+
+        def longer(x: jax.Array, leaf: jax.Array) -> jax.Array:
+            rows = jnp.broadcast_to(share * leaf.astype(x.dtype), (len(x), *leaf.shape))
+            return jnp.concatenate([rows, x], axis=1)
+
+        key, value = longer(key, leaves['key']), longer(value, leaves['value'])
+        mask, bias = _longer_mask(path, rest, len(leaves['key']))
+        return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
     return forward
 
 
-def _pairs(key: jax.Array, value: jax.Array) -> tuple[tuple[str, jax.Array], ...]:
-    return ('key', key), ('value', value)
-
-
-def _longer_mask(path: str, rest: list[jax.Array], count: int) -> jax.Array | None:
-    """The call's mask, with the prefix seen by all."""
-    if not rest:
-        return None
-    if len(rest) > 1 or rest[0].dtype != bool:
+def _longer_mask(
+    path: str, rest: list[jax.Array], count: int
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """The call's mask and bias, with the prefix seen by all and a bias of zero for it."""
+    masks = [x for x in rest if x.dtype == bool]
+    biases = [x for x in rest if jnp.issubdtype(x.dtype, jnp.floating)]
+    if len(masks) > 1 or len(biases) > 1 or len(masks) + len(biases) < len(rest):
         raise ValueError(
             f'module {path!r} is called with {[(x.shape, str(x.dtype)) for x in rest]} behind '
-            'query, key and value; prefix tuning knows one boolean mask there'
+            'query, key and value; prefix tuning knows one boolean mask and one float bias there'
         )
-    return jnp.pad(rest[0], [(0, 0)] * 3 + [(count, 0)], constant_values=True)
+
+    def longer(arrays: list[jax.Array], value: Any) -> jax.Array | None:
+        if not arrays:
+            return None
+        return jnp.pad(arrays[0], [(0, 0)] * 3 + [(count, 0)], constant_values=value)
+
+    return longer(masks, True), longer(biases, 0)
 
 
 def _init_site(key: jax.Array, site: ModuleSite, rows: int, dtype: Any) -> dict[str, jax.Array]:

@@ -120,6 +120,11 @@ def _longer_call(places: Places, keep: bool) -> Callable[[Any, ModelCall], Any]:
     def forward(_: Any, call: ModelCall) -> Any:
         if call.follows:
             return call.run(*call.args, **call.keywords)
+        if 'decoder_input_ids' in call.takes:
+            raise ValueError(
+                'encoder and decoder look their tokens up in one embedding, and a prompt would go '
+                'into both; write prefix_tuning for this model'
+            )
         shape = tokens_of(call).shape
         length = shape[1]
         virtual, real = _order(places, length)

@@ -31,17 +31,19 @@ class AttentionCore(nn.Module):
         value: jax.Array,
         mask: jax.Array | None = None,
         deterministic: bool = True,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
 
         mask: bool, broadcastable to [B, N, T, S] with S spelled out; True where a query may look.
         A query that may look nowhere gets the mean of all values: finite, and of no consequence.
+        bias: float, likewise, added to the scaled scores.
         """
         if deterministic or self.dropout_rate == 0.0:
-            return jax.nn.dot_product_attention(query, key, value, mask=mask)
+            return jax.nn.dot_product_attention(query, key, value, bias, mask)
         # The fused function has no dropout on probabilities, which BERT was trained with.
         return _attention_with_dropout(
-            query, key, value, mask, self.dropout_rate, self.make_rng('dropout')
+            query, key, value, mask, bias, self.dropout_rate, self.make_rng('dropout')
         )
 
 
@@ -70,16 +72,21 @@ class Branch(nn.Module):
         return output
 
 
-def _attention_with_dropout(query, key, value, mask, rate, dropout_key):
+def _attention_with_dropout(query, key, value, mask, bias, rate, dropout_key):
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)
     scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
     scores = scores * width**-0.5
+
+    def by_group(array: jax.Array) -> jax.Array:
+        # [B, N, T, S] -> [B, K, G, T, S]; without a head axis, that axis stays at one.
+        groups = (1, 1) if array.shape[1] == 1 else grouped.shape[2:4]
+        return array.reshape(array.shape[0], *groups, *array.shape[2:])
+
+    if bias is not None:
+        scores = scores + by_group(bias)
     if mask is not None:
-        # [B, N, T, S] -> [B, K, G, T, S]; a mask without a head axis keeps that axis at one.
-        groups = (1, 1) if mask.shape[1] == 1 else grouped.shape[2:4]
-        mask = mask.reshape(mask.shape[0], *groups, *mask.shape[2:])
-        scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+        scores = jnp.where(by_group(mask), scores, -0.7 * jnp.finfo(jnp.float32).max)
     probabilities = jax.nn.softmax(scores, axis=-1)
     kept = jax.random.bernoulli(dropout_key, 1.0 - rate, probabilities.shape)
     probabilities = jnp.where(kept, probabilities / (1.0 - rate), 0.0).astype(value.dtype)

@@ -62,11 +62,11 @@ def slots(rules: Sequence[Rule], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> 
     by_path = {rule.ours: rule for rule in rules}
     found = []
     for path, leaf in leaves.items():
-        looped = re.fullmatch(r'layers_(\d+)/(.*)', path)
-        rule = by_path[f'layers/{looped[2]}' if looped else path]
-        stacked = path.startswith('layers/')
+        looped = re.fullmatch(r'(.*/)?layers_(\d+)/(.*)', path)
+        rule = by_path[f'{looped[1] or ""}layers/{looped[3]}' if looped else path]
+        stacked = '/layers/' in f'/{path}'
         shape = leaf.shape[1:] if stacked else leaf.shape
-        layers = range(leaf.shape[0]) if stacked else [int(looped[1])] if looped else [0]
+        layers = range(leaf.shape[0]) if stacked else [int(looped[2])] if looped else [0]
         found.append(
             Slot(
                 path,

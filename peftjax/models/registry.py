@@ -18,6 +18,8 @@ from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
 from peftjax.models.llama import LLAMA_NAMES, Llama
 from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
+from peftjax.models.t5 import T5, T5_NAMES
+from peftjax.models.t5_config import T5Config, parse_t5
 
 
 class Build(NamedTuple):
@@ -40,6 +42,7 @@ class Family(NamedTuple):
     prefix: what full checkpoints put before the names of the backbone, and bare ones leave out.
     head: regex of leaves that are new when a checkpoint has none of them.
     surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
+    tokens: names of the arguments that an example call gives tokens or a mask.
     """
 
     config: type
@@ -49,6 +52,7 @@ class Family(NamedTuple):
     prefix: str
     head: str
     surplus: Callable[[Any], tuple[str, ...]]
+    tokens: tuple[str, ...] = ('input_ids', 'attention_mask')
 
 
 def family_of(model_type: Any) -> Family:
@@ -123,13 +127,24 @@ def _build_gpt2(config: GPT2Config, build: Build) -> GPT2:
     )
 
 
-def _check_decoder(family: str, build: Build) -> None:
+def _build_t5(config: T5Config, build: Build) -> T5:
+    _check_decoder('T5', build, 'seq2seq_lm')
+    return T5(
+        config,
+        scan=build.scan,
+        remat=build.remat,
+        dtype=build.dtype,
+        param_dtype=build.param_dtype,
+    )
+
+
+def _check_decoder(family: str, build: Build, task: str = 'causal_lm') -> None:
     if build.pooling != 'first':
         raise ValueError(f'pooling {build.pooling!r} is for BERT: a {family} decoder does not pool')
-    if build.task not in (None, 'causal_lm') or build.num_labels is not None:
+    if build.task not in (None, task) or build.num_labels is not None:
         raise ValueError(
             f'task {build.task!r} with num_labels {build.num_labels} does not suit a {family} '
-            "decoder: use None or 'causal_lm', and no num_labels"
+            f'decoder: use None or {task!r}, and no num_labels'
         )
 
 
@@ -156,6 +171,14 @@ def _gpt2_surplus(module: GPT2) -> tuple[str, ...]:
     return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
 
 
+def _t5_surplus(module: T5) -> tuple[str, ...]:
+    # The one embedding under its other names.
+    surplus = (r'(encoder|decoder)\.embed_tokens\.weight',)
+    # A head of its own beside a config that ties it without scaling is no copy: it is an error.
+    tied = module.config.tie_word_embeddings and module.config.scale_decoder_outputs
+    return surplus + ((r'lm_head\.weight',) if tied else ())
+
+
 _BERT = Family(
     BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus
 )
@@ -170,6 +193,19 @@ _ROBERTA = Family(
 )
 _LLAMA = Family(LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
 _GPT2 = Family(GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
+_T5 = Family(
+    T5Config,
+    parse_t5,
+    _build_t5,
+    T5_NAMES,
+    '',
+    r'',
+    _t5_surplus,
+    (
+        *('input_ids', 'attention_mask'),
+        *('decoder_input_ids', 'decoder_attention_mask'),
+    ),
+)
 _FAMILIES = {
     'bert': _BERT,
     'roberta': _ROBERTA,
@@ -179,4 +215,5 @@ _FAMILIES = {
     'mistral': _LLAMA,
     'qwen2': _LLAMA,
     'qwen3': _LLAMA,
+    't5': _T5,
 }

@@ -28,6 +28,8 @@ from transformers import (
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 DECODER = {
@@ -65,6 +67,19 @@ GPT2 = {
     'eos_token_id': 0,
     'attn_implementation': 'eager',
 }
+T5 = {
+    'vocab_size': 32,
+    'd_model': 16,
+    'd_kv': 6,
+    'd_ff': 24,
+    'num_layers': 2,
+    'num_decoder_layers': 3,
+    'num_heads': 4,
+    'relative_attention_num_buckets': 8,
+    'relative_attention_max_distance': 12,
+    'pad_token_id': 0,
+    'decoder_start_token_id': 0,
+}
 VARIANTS = {
     'llama': LlamaForCausalLM(LlamaConfig(**DECODER)),
     'llama_tied': LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
@@ -79,6 +94,14 @@ VARIANTS = {
     'gpt2': GPT2LMHeadModel(GPT2Config(**GPT2)),
     'qwen3': Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=6)),
     'roberta': RobertaForSequenceClassification(RobertaConfig(**ROBERTA)),
+    't5': T5ForConditionalGeneration(T5Config(**T5)),
+    't5_gated': T5ForConditionalGeneration(
+        T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)
+    ),
+    # As the files of v1.1 were written: a head of its own, the embedding under three names.
+    't5_untied': T5ForConditionalGeneration(
+        T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)
+    ),
 }
 
 
@@ -96,6 +119,16 @@ def inputs_of(variant: str) -> dict[str, torch.Tensor]:
         mask[1, 15:] = 0
         ids = torch.randint(3, 32, (2, 24))
         return {'input_ids': torch.where(mask == 1, ids, 1), 'attention_mask': mask}
+    if variant.startswith('t5'):
+        mask[1, 15:] = 0
+        written = torch.ones(2, 20, dtype=torch.int64)
+        written[0, 17:] = 0
+        return {
+            'input_ids': torch.randint(1, 32, (2, 24)),
+            'attention_mask': mask,
+            'decoder_input_ids': torch.randint(1, 32, (2, 20)),
+            'decoder_attention_mask': written,
+        }
     mask[0, :5], mask[1, 20:] = 0, 0  # one row padded on the left, one on the right
     return {'input_ids': torch.randint(1, 32, (2, 24)), 'attention_mask': mask}
 
@@ -106,6 +139,8 @@ def main() -> None:
             continue
         torch.manual_seed(seed)
         model.eval()
+        if variant == 't5_untied':
+            model.lm_head = torch.nn.Linear(16, 32, bias=False)
         for name, parameter in model.named_parameters():
             # Norms and biases too: at their initial ones and zeros they would test nothing.
             centre = 1.0 if re.search(r'(?i)(norm|ln_\w)\.weight$', name) else 0.0
@@ -121,6 +156,10 @@ def main() -> None:
             arrays['config'] = np.array(json.dumps(config))
             for name, value in load_file(pathlib.Path(folder, 'model.safetensors')).items():
                 arrays[f'weights/{name}'] = value
+        if variant == 't5_untied':
+            arrays['config'] = np.array(json.dumps({**config, 'tie_word_embeddings': False}))
+            for name, value in model.state_dict().items():
+                arrays[f'weights/{name}'] = value.numpy()
         path = pathlib.Path(__file__).with_name(f'tiny_{variant}.npz')
         np.savez_compressed(path, **arrays)
 

@@ -1,0 +1,300 @@
+"""The T5 encoder and decoder: relative positions, RMS norms in front, no biases, no scale."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from peftjax.models import names
+from peftjax.models.attention import (
+    AttentionCore,
+    Branch,
+    activation,
+    causal_mask,
+    check_token_inputs,
+    merge_heads,
+    padding_mask,
+    split_heads,
+)
+from peftjax.models.norms import RMSNorm
+from peftjax.models.stack import apply_stack
+from peftjax.models.t5_config import T5Config
+
+
+class _Part(nn.Module):
+    """What every part is told."""
+
+    config: T5Config
+    deterministic: bool
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @property
+    def fields(self) -> tuple:
+        return self.config, self.deterministic, self.dtype, self.param_dtype
+
+    def dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+
+    def norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.config.layer_norm_epsilon, self.dtype, self.param_dtype, name=name)
+
+    def dropout(self, x: jax.Array, name: str = 'dropout') -> jax.Array:
+        rate = self.config.dropout_rate
+        return nn.Dropout(rate, deterministic=self.deterministic, name=name)(x)
+
+
+class _Attention(_Part):
+    @nn.compact
+    def __call__(self, x, source, mask, bias):
+        config = self.config
+        inner, heads = config.num_heads * config.d_kv, config.num_heads
+        query = split_heads(self.dense(inner, 'q')(x), heads)
+        key, value = (split_heads(self.dense(inner, name)(source), heads) for name in 'kv')
+        core = AttentionCore(config.dropout_rate, name='core')
+        # T5 does not scale its scores; what the core divides by is put in before.
+        query = query * math.sqrt(config.d_kv)
+        attended = core(query, key, value, mask, self.deterministic, bias)
+        return self.dropout(self.dense(config.d_model, 'o')(merge_heads(attended)))
+
+
+class _FeedForward(_Part):
+    @nn.compact
+    def __call__(self, x):
+        config, function = self.config, activation(self.config.activation)
+        if config.gated:
+            hidden = function(self.dense(config.d_ff, 'wi_0')(x)) * self.dense(config.d_ff, 'wi_1')(
+                x
+            )
+        else:
+            hidden = function(self.dense(config.d_ff, 'wi')(x))
+        return self.dropout(self.dense(config.d_model, 'wo')(self.dropout(hidden, 'dropout_inner')))
+
+
+class _EncoderLayer(_Part):
+    @nn.compact
+    def __call__(self, x, _, mask, bias):
+        normed = self.norm('self_attn_layer_norm')(x)
+        attended = _Attention(*self.fields, name='self_attn')(normed, normed, mask, bias)
+        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
+        hidden = _FeedForward(*self.fields, name='ffn')(self.norm('ffn_layer_norm')(x))
+        return x + Branch(name='ffn_branch')(x, hidden, x + hidden), None
+
+
+class _DecoderLayer(_Part):
+    @nn.compact
+    def __call__(self, x, _, mask, bias, encoded, encoded_mask):
+        normed = self.norm('self_attn_layer_norm')(x)
+        attended = _Attention(*self.fields, name='self_attn')(normed, normed, mask, bias)
+        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
+        crossed = _Attention(*self.fields, name='cross_attn')(
+            self.norm('cross_attn_layer_norm')(x), encoded, encoded_mask, None
+        )
+        x = x + Branch(name='cross_attn_branch')(x, crossed, x + crossed)
+        hidden = _FeedForward(*self.fields, name='ffn')(self.norm('ffn_layer_norm')(x))
+        return x + Branch(name='ffn_branch')(x, hidden, x + hidden), None
+
+
+class _Stack(_Part):
+    """One of the two: its layers, the bias that they share, and a norm behind."""
+
+    layers: int
+    decodes: bool
+    scan: bool
+    remat: str | None
+
+    @nn.compact
+    def __call__(self, x, mask, *encoded):
+        config, length = self.config, x.shape[1]
+        table = nn.Embed(
+            config.relative_attention_num_buckets,
+            config.num_heads,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='relative_attention_bias',
+        )
+        buckets = relative_buckets(
+            length,
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+            both_ways=not self.decodes,
+        )
+        bias = jnp.moveaxis(table(buckets), -1, 0)[None]  # [1, N, T, T]
+        x, _ = apply_stack(
+            _DecoderLayer if self.decodes else _EncoderLayer,
+            {
+                'config': config,
+                'deterministic': self.deterministic,
+                'dtype': self.dtype,
+                'param_dtype': self.param_dtype,
+            },
+            self.dropout(x),
+            mask,
+            bias,
+            *encoded,
+            count=self.layers,
+            scan=self.scan,
+            remat=self.remat,
+        )
+        return self.dropout(self.norm('final_layer_norm')(x), 'dropout_final')
+
+
+def relative_buckets(length: int, buckets: int, furthest: int, *, both_ways: bool) -> np.ndarray:
+    """Which bucket of distances each query puts each key into: int32 [T, T].
+
+    Near distances have buckets of their own, further ones share them on a logarithmic scale up to
+    `furthest`, beyond which all share the last. Looking both ways, half of the buckets are for keys
+    behind the query.
+
+    Example:
+        >>> relative_buckets(4, 4, 8, both_ways=False)[3]
+        array([2, 2, 1, 0], dtype=int32)
+
+    Source: Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 2.1.
+    """
+    ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+    offset = np.zeros_like(ahead)
+    if both_ways:
+        buckets //= 2
+        offset = (ahead > 0) * buckets
+        distance = np.abs(ahead)
+    else:
+        distance = np.maximum(-ahead, 0)
+    exact = buckets // 2
+    scale = (buckets - exact) / np.log(furthest / exact)
+    # In float32, as the checkpoints were trained with.
+    log = np.log(np.maximum(distance, 1).astype(np.float32) / exact) * np.float32(scale)
+    far = np.minimum(exact + log.astype(np.int64), buckets - 1)
+    return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+class T5(nn.Module):
+    """A T5 encoder and decoder that write: logits [B, T, V].
+
+    The head is the embedding, on states divided by √d_model, or `lm_head` on states as they are;
+    the config says which. scan, remat: see `apply_stack`. dtype: of the computation; param_dtype:
+    of the leaves.
+
+    Inputs are keyword arguments: input_ids [B, S] and attention_mask [B, S], 1 for tokens and 0 for
+    padding, of the text that is read; decoder_input_ids [B, T] and decoder_attention_mask [B, T] of
+    the text that is written, which starts with the padding token; deterministic=False turns the
+    dropout rate of the config on and needs `rngs={'dropout': key}`.
+
+    Example:
+        >>> config = T5Config(
+        ...     vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4,
+        ...     num_decoder_layers=2)
+        >>> model, ids = T5(config), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), input_ids=ids, decoder_input_ids=ids[:, :3])
+        >>> model.apply(variables, input_ids=ids, decoder_input_ids=ids[:, :3]).shape
+        (2, 3, 50)
+
+    Source: Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 2.1; Shazeer 2020,
+    https://arxiv.org/abs/2002.05202, for the gated feed-forward of v1.1.
+    """
+
+    config: T5Config
+    scan: bool = True
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        decoder_input_ids: jax.Array | None = None,
+        decoder_attention_mask: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        check_token_inputs(input_ids, attention_mask=attention_mask)
+        if decoder_input_ids is None:
+            raise ValueError(
+                'decoder_input_ids [batch, length] are missing: what is written, behind one '
+                'padding token'
+            )
+        check_token_inputs(decoder_input_ids, attention_mask=decoder_attention_mask)
+        config = self.config
+        embed = nn.Embed(
+            config.vocab_size,
+            config.d_model,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='embed',
+        )
+        read = None if attention_mask is None else padding_mask(attention_mask)
+
+        def stack(name: str, layers: int) -> _Stack:
+            return _Stack(
+                config=config,
+                deterministic=deterministic,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                layers=layers,
+                decodes=name == 'decoder',
+                scan=self.scan,
+                remat=self.remat,
+                name=name,
+            )
+
+        encoded = stack('encoder', config.num_layers)(embed(input_ids), read)
+        written = causal_mask(decoder_input_ids.shape[1])
+        if decoder_attention_mask is not None:
+            written = written & padding_mask(decoder_attention_mask)
+        decoder = stack('decoder', config.num_decoder_layers)
+        x = decoder(embed(decoder_input_ids), written, encoded, read)
+        if config.scale_decoder_outputs:
+            x = x * config.d_model**-0.5
+        if config.tie_word_embeddings:
+            return embed.attend(x)
+        return nn.Dense(
+            config.vocab_size,
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='lm_head',
+        )(x)
+
+
+def _stack_names(stack: str, attentions: dict[str, tuple[int, str]]) -> tuple[names.Rule, ...]:
+    block, ours = f'{stack}.block.{{layer}}.layer', f'{stack}/layers'
+    last = len(attentions)
+    first = f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias'
+    return (
+        *names.embedding(first, f'{stack}/relative_attention_bias'),
+        *(
+            rule
+            for name, (number, theirs) in attentions.items()
+            for rule in (
+                *names.norm(f'{block}.{number}.layer_norm', f'{ours}/{name}_layer_norm'),
+                *(
+                    one
+                    for letter in 'qkvo'
+                    for one in names.dense(
+                        f'{block}.{number}.{theirs}.{letter}', f'{ours}/{name}/{letter}'
+                    )
+                ),
+            )
+        ),
+        *names.norm(f'{block}.{last}.layer_norm', f'{ours}/ffn_layer_norm'),
+        *(
+            rule
+            for name in ('wi', 'wi_0', 'wi_1', 'wo')
+            for rule in names.dense(f'{block}.{last}.DenseReluDense.{name}', f'{ours}/ffn/{name}')
+        ),
+        *names.norm(f'{stack}.final_layer_norm', f'{stack}/final_layer_norm'),
+    )
+
+
+T5_NAMES = (
+    *names.embedding('shared', 'embed'),
+    *_stack_names('encoder', {'self_attn': (0, 'SelfAttention')}),
+    *_stack_names(
+        'decoder', {'self_attn': (0, 'SelfAttention'), 'cross_attn': (1, 'EncDecAttention')}
+    ),
+    *names.dense('lm_head', 'lm_head'),
+)

@@ -1,0 +1,212 @@
+"""T5 however it is built, and methods on an encoder and a decoder."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peftjax
+from peftjax.models.attention import AttentionCore
+from peftjax.models.t5 import T5, relative_buckets
+from peftjax.models.t5_config import T5Config, parse_t5
+
+CONFIG = T5Config(
+    vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, num_decoder_layers=3
+)
+RANDOM = np.random.default_rng(0)
+IDS = RANDOM.integers(1, 50, (2, 9)).astype(np.int32)
+WRITTEN = RANDOM.integers(1, 50, (2, 7)).astype(np.int32)
+INPUTS = {'input_ids': IDS, 'decoder_input_ids': WRITTEN}
+
+
+@functools.cache
+def _params(module):
+    shapes = jax.eval_shape(lambda key: module.init(key, **INPUTS), jax.random.key(0))['params']
+    generator = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * generator.normal(size=leaf.shape), leaf.dtype), shapes
+    )
+
+
+def _run(module, params, **inputs):
+    return jax.jit(lambda params, inputs: module.apply({'params': params}, **inputs))(
+        params, {**INPUTS, **inputs}
+    )
+
+
+def _looped(params):
+    """The stacks' layers one by one."""
+    result = dict(params)
+    for name in ('encoder', 'decoder'):
+        stack = dict(params[name])
+        layers = stack.pop('layers')
+        for index in range(jax.tree.leaves(layers)[0].shape[0]):
+            stack[f'layers_{index}'] = jax.tree.map(lambda leaf, i=index: leaf[i], layers)
+        result[name] = stack
+    return result
+
+
+@pytest.mark.parametrize(('scan', 'remat'), [(False, None), (True, 'full'), (False, 'full')])
+def test_remat_and_scan_change_nothing(scan, remat):
+    params = _params(T5(CONFIG))
+    plain = _run(T5(CONFIG), params)
+    other = _run(T5(CONFIG, scan=scan, remat=remat), params if scan else _looped(params))
+    np.testing.assert_allclose(plain, other, atol=1e-5)
+
+
+def test_padding_changes_no_other_position_on_either_side():
+    module = T5(CONFIG)
+    params = _params(module)
+    short = _run(module, params, input_ids=IDS[:, :6], decoder_input_ids=WRITTEN[:, :5])
+    masks = {
+        'attention_mask': np.array([[1] * 6 + [0] * 3] * 2),
+        'decoder_attention_mask': np.array([[1] * 5 + [0] * 2] * 2),
+    }
+    padded = _run(module, params, **masks)
+    np.testing.assert_allclose(padded[:, :5], short, atol=1e-5)
+
+
+def test_what_is_written_later_is_not_seen():
+    module = T5(CONFIG)
+    params = _params(module)
+    changed = WRITTEN.copy()
+    changed[:, 4:] = 7
+    before, after = _run(module, params), _run(module, params, decoder_input_ids=changed)
+    np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-5)
+    assert not np.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_bfloat16_computes_and_stores_in_bfloat16():
+    module = T5(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    params = _params(module)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert _run(module, params).dtype == jnp.bfloat16
+
+
+def test_dropout_is_on_only_where_asked_for():
+    module = T5(CONFIG)
+    variables = {'params': _params(module)}
+
+    @jax.jit
+    def noisy(key):
+        return module.apply(variables, **INPUTS, deterministic=False, rngs={'dropout': key})
+
+    drops = [noisy(jax.random.key(seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(drops[0], drops[1])
+    assert not np.allclose(drops[0], drops[2])
+
+
+def test_interceptors_see_every_attention_core():
+    seen = set()
+
+    def interceptor(call, args, kwargs, context):
+        if isinstance(context.module, AttentionCore):
+            seen.add('/'.join(context.module.path))
+        return call(*args, **kwargs)
+
+    module = T5(CONFIG)
+    with nn.intercept_methods(interceptor):
+        jax.eval_shape(lambda: module.apply({'params': _params(module)}, **INPUTS))
+    assert seen == {
+        'encoder/layers/self_attn/core',
+        'decoder/layers/self_attn/core',
+        'decoder/layers/cross_attn/core',
+    }
+
+
+@pytest.mark.parametrize('both_ways', [True, False])
+def test_distances_share_buckets_as_the_paper_says(both_ways):
+    found = relative_buckets(300, 32, 128, both_ways=both_ways)
+    half = 16 if both_ways else 32
+    # Near distances on their own, far ones in the last, and never back to a nearer one.
+    behind = found[299, ::-1]
+    assert behind[: half // 2].tolist() == list(range(half // 2))
+    assert set(behind[128:]) == {half - 1} and (np.diff(behind) >= 0).all()
+    ahead = found[0, 1:]
+    assert ahead.min() >= half if both_ways else set(ahead) == {0}
+
+
+def test_a_config_says_once_or_twice_whether_states_are_scaled():
+    raw = {'model_type': 't5', 'vocab_size': 5, 'd_model': 4, 'd_kv': 2, 'd_ff': 8, 'num_heads': 2}
+    raw['num_layers'] = 1
+    assert parse_t5(raw).scale_decoder_outputs
+    old = parse_t5(raw | {'tie_word_embeddings': False})
+    assert not old.scale_decoder_outputs and not old.tie_word_embeddings
+    new = parse_t5(raw | {'scale_decoder_outputs': False})
+    assert not new.scale_decoder_outputs and new.tie_word_embeddings
+    with pytest.raises(ValueError, match="hidden_act 'mish'"):
+        parse_t5(raw | {'feed_forward_proj': 'mish'})
+    with pytest.raises(ValueError, match='surprise: unknown'):
+        parse_t5(raw | {'surprise': 1})
+
+
+def test_the_decoders_tokens_are_needed():
+    with pytest.raises(ValueError, match='decoder_input_ids .* are missing'):
+        T5(CONFIG).apply({'params': _params(T5(CONFIG))}, input_ids=IDS)
+
+
+@functools.cache
+def _model():
+    module = T5(CONFIG)
+    masks = {'attention_mask': np.ones_like(IDS), 'decoder_attention_mask': np.ones_like(WRITTEN)}
+    return peftjax.wrap(module, _params(module), {**INPUTS, **masks})
+
+
+METHODS = {
+    'lora': peftjax.lora(rank=2, targets=r'.*attn/[qv]'),
+    'lora on the tied embedding': peftjax.lora(rank=2, targets='embed'),
+    'ia3': peftjax.ia3(targets=r'.*attn/[kv]', feedforward=r'.*/ffn/wo'),
+    'norms': peftjax.select(r'.*layer_norm/scale'),
+    'houlsby': peftjax.houlsby(size=2, targets=r'.*(self_attn|ffn)_branch'),
+    'compacter': peftjax.compacter(size=4, terms=2, targets=r'.*branch'),
+    'prefix': peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*core'),
+    'prefix by a network': peftjax.prefix_tuning(
+        num_virtual_tokens=3, projection=4, targets=r'.*self_attn/core'
+    ),
+    'intrinsic': peftjax.intrinsic(dimension=20),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_methods_train_an_encoder_and_a_decoder(name):
+    model, transform = _model(), METHODS[name]
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1)
+    predict = peftjax.adapt(model, transform)
+
+    def loss(adapter):
+        return (predict(adapter, model.params, **INPUTS) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss))(adapter)
+    for path, leaf in peftjax.core.paths.flatten(gradient).items():
+        assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
+    try:
+        merged = transform.merge(model.params, adapter)
+    except peftjax.MergeError:
+        return
+    np.testing.assert_allclose(
+        predict(adapter, model.params, **INPUTS),
+        model.apply(merged, **INPUTS),
+        atol=2e-5,
+    )
+
+
+def test_the_core_adds_a_bias_to_its_scores():
+    core = AttentionCore()
+    keys = jax.random.split(jax.random.key(0), 4)
+    query, key, value = (jax.random.normal(k, (1, 3, 2, 4)) for k in keys[:3])
+    bias = jax.random.normal(keys[3], (1, 2, 3, 3))
+    plain = core.apply({}, query, key, value, None, True, bias)
+    scores = jnp.einsum('btnh,bsnh->bnts', query, key) / 2 + bias
+    by_hand = jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(scores), value)
+    np.testing.assert_allclose(plain, by_hand, atol=1e-5)
+
+
+def test_prompts_before_two_stacks_are_refused():
+    model = _model()
+    transform = peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed')
+    adapter = transform.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match='write prefix_tuning for this model'):
+        peftjax.adapt(model, transform)(adapter, model.params, **INPUTS)
