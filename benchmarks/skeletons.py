@@ -93,7 +93,7 @@ class _Layer(_Part):
     crossed: bool
 
     @nn.compact
-    def __call__(self, x, memory):
+    def __call__(self, x, _, memory):
         normed = self.norm('self_norm')(x)
         x = self.add(x, _Attention(self.shape, name='self_attn')(normed, normed), 'self_attn')
         if self.crossed:
@@ -121,7 +121,7 @@ class _Stack(_Part):
         if shape.buckets:
             self.param('relative', nn.initializers.zeros, (shape.buckets, shape.heads))
         fields = {'shape': shape, 'crossed': self.crossed}
-        x = apply_stack(_Layer, fields, x, memory, count=self.layers, scan=True, remat=None)
+        x, _ = apply_stack(_Layer, fields, x, memory, count=self.layers, scan=True, remat=None)
         return self.norm('final_norm')(x) if shape.final_norm else x
 
 

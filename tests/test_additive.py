@@ -17,11 +17,15 @@ def _random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def test_compacters_product_is_that_of_the_sum_of_kronecker_products():
-    rule, left, right = _random(2, 2, 2), _random(2, 3, 1, seed=1), _random(2, 1, 4, seed=2)
-    x = _random(5, 6, seed=3)
-    matrix = sum(np.kron(rule[i], left[i] @ right[i]) for i in range(2))
-    np.testing.assert_allclose(_product(x, rule, left, right), x @ matrix, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize('shapes', [((3, 1), (1, 4)), ((3, 4), None), ((6, 4), None)])
+def test_compacters_product_is_that_of_the_sum_of_kronecker_products(shapes):
+    rule, left = _random(2, 2, 2), _random(2, *shapes[0], seed=1)
+    right = None if shapes[1] is None else _random(2, *shapes[1], seed=2)
+    leaves = {'up_rule': rule, 'up_left': left, 'up_right': right}
+    x = _random(5, 2 * left.shape[1], seed=3)
+    terms = left if right is None else left @ right
+    matrix = sum(np.kron(rule[i], terms[i]) for i in range(2))
+    np.testing.assert_allclose(_product(x, leaves, 'up'), x @ matrix, rtol=1e-4, atol=1e-5)
 
 
 def test_lorefts_projection_is_orthonormal_and_leaves_orthonormal_matrices():
