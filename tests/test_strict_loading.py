@@ -6,12 +6,15 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.models.llama_config import parse_llama
 from tests.checkpoint_files import (
+    VARIANTS,
     cuts,
     golden,
     load_abstract,
@@ -202,3 +205,27 @@ def test_safetensors_cut_anywhere_are_refused(folder):
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r'model\.safetensors is corrupt or truncated'):
             load_abstract(folder)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**7) | st.floats() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(
+    max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), variant=st.sampled_from(VARIANTS))
+def test_any_config_is_read_or_refused(data, variant, tmp_path_factory):
+    config, weights, _, _ = golden(variant)
+    for name in data.draw(st.lists(st.sampled_from(sorted(config)), min_size=1, max_size=3)):
+        config[name] = data.draw(_JSON)
+    folder = write_folder(tmp_path_factory.mktemp('fuzz') / variant, config, weights)
+    try:
+        load_abstract(folder)
+    except ValueError as error:
+        assert str(error)

@@ -105,9 +105,17 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoin
         )
     raw = read_json(path / 'config.json')
     family = family_of(raw.get('model_type'))
+    try:
+        config = family.parse(raw, ignore)
+    except (TypeError, AttributeError, ArithmeticError, KeyError) as error:
+        # A file may hold anything in place of a number, a word or an object.
+        raise ValueError(
+            f'{path / "config.json"} has a field of the wrong kind for a {raw["model_type"]}: '
+            f'{error}'
+        ) from error
     return _Checkpoint(
         family,
-        family.parse(raw, ignore),
+        config,
         family.names,
         assemble.strip_prefix(open_folder(path), family.prefix),
         (),

@@ -61,7 +61,7 @@ def family_of(model_type: Any) -> Family:
     Raises:
         ValueError: on a type without one, listing those there are.
     """
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(
             f'model_type {model_type!r} is not supported: only {", ".join(sorted(_FAMILIES))}'
         )
