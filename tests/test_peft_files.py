@@ -92,6 +92,12 @@ def test_a_file_of_peft_gives_its_logits_and_goes_out_as_it_came(folder, scan, t
             alpha_pattern={r'.*v_proj/kernel': 5},
             targets=r'.*/([qv]_proj|down_proj)',
         ),
+        peftjax.lora(
+            rank=3,
+            rank_pattern={r'.*q_proj/kernel': 2},
+            alpha_pattern={r'.*k_proj/kernel': 5},
+            targets=r'.*/[qkv]_proj',
+        ),
         peftjax.dora(rank=2, rslora=True, targets=r'.*/[qv]_proj'),
         peftjax.chain(
             peftjax.select(r'lm_head/.*'),

@@ -86,6 +86,11 @@ class Names:
         return sorted(last if meant == chosen else chosen)
 
 
+def sliced(slot: Slot, value: Any, index: int) -> np.ndarray:
+    """What a leaf, or an array beside it, holds for one tensor of its slot."""
+    return np.asarray(value)[index] if slot.stacked else np.asarray(value)
+
+
 def stacked(
     slot: Slot, arrays: Mapping[int, Mapping[str, np.ndarray]], where: str
 ) -> dict[str, np.ndarray]:

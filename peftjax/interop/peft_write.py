@@ -10,7 +10,7 @@ from peftjax.core import paths
 from peftjax.core.base import Adapter, Model, PeftTransform
 from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.peft_formats import FORMATS
-from peftjax.interop.peft_names import ROOT, Names
+from peftjax.interop.peft_names import ROOT, Names, sliced
 from peftjax.interop.peft_read import ROWS, Arrays, Part, lengths
 
 Written = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -79,17 +79,10 @@ def _flat(transform: PeftTransform, adapter: Adapter) -> list[Part]:
 def _layers(names: Names, path: str, arrays: Mapping[str, Any]) -> list[tuple[str, Arrays]]:
     """Module names, and the arrays of each layer of a leaf."""
     slot = names.slots[path]
-
-    def one(value: Any, index: int) -> np.ndarray:
-        return np.asarray(value)[index] if slot.stacked else np.asarray(value)
-
     return [
         (
             names.module(path, index),
-            {
-                n: np.asarray(each)[index] if slot.stacked else np.asarray(each)
-                for n, each in arrays.items()
-            },
+            {name: sliced(slot, value, index) for name, value in arrays.items()},
         )
         for index in range(len(slot.names))
     ]
@@ -121,7 +114,7 @@ def _copies(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.ndarr
             )
         slot = names.slots[path]
         for index in range(len(slot.names)):
-            one = np.asarray(value)[index] if slot.stacked else np.asarray(value)
+            one = sliced(slot, value, index)
             name = names.tensor(path, index)
             modules.add(name.rpartition('.')[0])
             tensors[name] = one.T if slot.transposed else one
@@ -170,10 +163,9 @@ def _bias_tensors(
     for path, value in leaves.items():
         slot = names.slots[path]
         for index in range(len(slot.names)):
-            one = np.asarray(value)[index] if slot.stacked else np.asarray(value)
             module = ROOT + names.tensor(path, index).removesuffix('.bias')
             inside = '.base_layer' if module in adapted else ''
-            tensors[f'{module}{inside}.bias'] = one
+            tensors[f'{module}{inside}.bias'] = sliced(slot, value, index)
     return tensors
 
 
@@ -210,20 +202,17 @@ def _write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: An
     del model
     rank, alpha = arguments['rank'], arguments['alpha']
     alpha = rank if alpha is None else alpha
-    if not isinstance(arguments.get('init', ''), str) or arguments.get('init') in (
-        'pissa',
-        'olora',
-    ):
+    start = arguments.get('init')
+    if isinstance(start, str) and start in ('pissa', 'olora'):
         raise ValueError(
-            f'lora with init={arguments["init"]!r} goes with a base of its own: merge it, or write '
-            'the base as well'
+            f'lora with init={start!r} goes with a base of its own: merge it, or write the base as '
+            'well'
         )
     tensors, ranks, alphas = {}, {}, {}
     for path, entry in entries.items():
         layout = entry.layout
-        here = paths.first_match(arguments['alpha_pattern'], path, alpha)
-        if arguments['alpha'] is None and not arguments['alpha_pattern']:
-            here = entry['a'].shape[-1]
+        default = entry['a'].shape[-1] if arguments['alpha'] is None else alpha
+        here = paths.first_match(arguments['alpha_pattern'], path, default)
         for module, arrays in _layers(names, path, entry):
             if layout.lookup:
                 tensors[f'{ROOT}{module}.lora_embedding_A'] = arrays['a'].T

@@ -13,7 +13,7 @@ from peftjax.core import paths
 from peftjax.core.base import Model
 from peftjax.interop import sources
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_names import Names
+from peftjax.interop.peft_names import Names, sliced
 from peftjax.interop.safetensors_files import read_json
 
 _TOKENIZER = (
@@ -74,7 +74,7 @@ def save_checkpoint(
     for path, leaf in leaves.items():
         slot = names.slots[path]
         for index in range(len(slot.names)):
-            one = np.asarray(leaf[index] if slot.stacked else leaf)
+            one = sliced(slot, leaf, index)
             tensors[names.tensor(path, index)] = np.ascontiguousarray(
                 one.T if slot.transposed else one
             )
