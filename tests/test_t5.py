@@ -119,7 +119,10 @@ def test_interceptors_see_every_attention_core():
 
 @pytest.mark.parametrize('both_ways', [True, False])
 def test_distances_share_buckets_as_the_paper_says(both_ways):
-    found = relative_buckets(300, 32, 128, both_ways=both_ways)
+    positions = np.arange(300)
+    found = np.asarray(
+        relative_buckets(positions[None] - positions[:, None], 32, 128, both_ways=both_ways)
+    )
     half = 16 if both_ways else 32
     # Near distances on their own, far ones in the last, and never back to a nearer one.
     behind = found[299, ::-1]
@@ -210,3 +213,55 @@ def test_prompts_before_two_stacks_are_refused():
     adapter = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match='write prefix_tuning for this model'):
         peftjax.adapt(model, transform)(adapter, model.params, **INPUTS)
+
+
+def _without_a_cache(predict, count=6):
+    """Greedy, each token from a call of the whole text; what stands behind it is not seen."""
+    written = np.zeros((2, count + 1), np.int32)
+    for place in range(count):
+        logits = predict({**INPUTS, 'decoder_input_ids': written})
+        written[:, place + 1] = np.argmax(logits[:, place], axis=-1)
+    return written[:, 1:].tolist()
+
+
+MASK = np.array([[1] * 9, [1] * 6 + [0] * 3])
+
+
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+def test_a_cache_changes_nothing(scan):
+    module = T5(CONFIG, scan=scan)
+    params = _params(T5(CONFIG)) if scan else _looped(_params(T5(CONFIG)))
+    model = peftjax.wrap(module, params, {**INPUTS, 'attention_mask': MASK})
+    generate = peftjax.generator(model)
+    written = generate((), params, IDS, MASK, max_new_tokens=6)
+    apply = jax.jit(lambda inputs: model.apply(params, **inputs, attention_mask=MASK))
+    assert written.tolist() == _without_a_cache(apply)
+
+
+@pytest.mark.parametrize('name', ['lora', 'ia3', 'houlsby', 'prefix'])
+def test_an_adapted_model_writes_the_same_with_a_cache(name):
+    model, transform = _model(), METHODS[name]
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1, size=0.5)
+    written = peftjax.generator(model, transform)(adapter, model.params, IDS, max_new_tokens=6)
+    predict = peftjax.adapt(model, transform)
+    expected = _without_a_cache(lambda inputs: predict(adapter, model.params, **inputs))
+    assert written.tolist() == expected
+    plain = peftjax.generator(model)((), model.params, IDS, max_new_tokens=6)
+    assert plain.tolist() != expected
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        ({'decoder_input_ids': WRITTEN}, 'input_ids .* are missing'),
+        ({**INPUTS, 'cache_length': 3}, 'cache_length 3 is less than the 7 tokens'),
+        ({**INPUTS, 'cache': 'kept'}, 'the cache holds what was read'),
+    ],
+)
+def test_calls_that_cannot_be_are_refused(call, message):
+    module = T5(CONFIG)
+    variables = {'params': _params(module)}
+    if 'cache' in call:
+        call = {**call, 'cache': module.apply(variables, **INPUTS, cache_length=9)[1]}
+    with pytest.raises(ValueError, match=message):
+        module.apply(variables, **call)

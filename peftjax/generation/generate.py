@@ -28,16 +28,17 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
 
     Args:
         model: a decoder of `peftjax.load`, or any model that takes `cache_length` and `cache` as
-            `peftjax.models.llama.Llama` does.
+            `peftjax.models.llama.Llama` does; or an encoder and decoder, as `peftjax.models.t5.T5`.
         transform: the method, or a chain of methods; None for the model as it is, with `()` for an
             adapter.
 
     Returns:
         `generate(adapter, params, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
-        None, pad_token_id=0, sampling=Sampling(), key=None) -> int32 [B, max_new_tokens]`. Rows are
-        padded on the left, see `pad_left`; a row that has written `eos_token_id` (one id, or
-        several) is filled up with `pad_token_id`, and the loop ends when all have. Compiled once
-        for each shape and setting.
+        None, pad_token_id=0, start_token_id=0, sampling=Sampling(), key=None) -> int32 [B,
+        max_new_tokens]`. Rows are padded on the left, see `pad_left`, but for an encoder, which
+        takes them as they are and whose decoder starts with `start_token_id`; a row that has
+        written `eos_token_id` (one id, or several) is filled up with `pad_token_id`, and the loop
+        ends when all have. Compiled once for each shape and setting.
 
     Raises:
         ValueError: from the call, for a model without a cache, a prompt that is not `[B, T]` or
@@ -56,8 +57,10 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     Source: the cache of Pope et al. 2022 (arXiv:2211.05102), section 2.1.
     """
     method = chain() if transform is None else transform
+    reads = 'decoder_input_ids' in model.takes
+    written_as = 'decoder_input_ids' if reads else 'input_ids'
 
-    @functools.partial(jax.jit, static_argnames=('count', 'ends', 'pad', 'sampling'))
+    @functools.partial(jax.jit, static_argnames=('count', 'ends', 'pad', 'start', 'sampling'))
     def compiled(
         adapter: Adapter,
         params: Any,
@@ -68,6 +71,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         count: int,
         ends: tuple[int, ...],
         pad: int,
+        start: int,
         sampling: Sampling,
     ) -> jax.Array:
         rules, settled = settle(model, method.rules(adapter), params)
@@ -83,12 +87,12 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def ended(tokens: jax.Array) -> jax.Array:
             return jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
 
-        logits, cache = call(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0),
-            cache_length=ids.shape[1] + virtual + count - 1,
-        )
+        if reads:
+            first_call = {written_as: jnp.full((len(ids), 1), start, jnp.int32)}
+        else:
+            first_call = {'position_ids': jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)}
+        slots = (1 if reads else ids.shape[1] + virtual) + count - 1
+        logits, cache = call(input_ids=ids, attention_mask=mask, cache_length=slots, **first_call)
         first = choose(logits, jnp.int32(0))
         written = jnp.full((len(ids), count), pad, jnp.int32).at[:, 0].set(first)
 
@@ -98,7 +102,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
 
         def step(state: Any) -> Any:
             number, written, last, done, cache = state
-            logits, cache = call(input_ids=last[:, None], cache=cache)
+            logits, cache = call(**{written_as: last[:, None]}, cache=cache)
             token = jnp.where(done, pad, choose(logits, number))
             written = written.at[:, number].set(token)
             return number + 1, written, token, done | ended(token), cache
@@ -115,6 +119,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         max_new_tokens: int,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int = 0,
+        start_token_id: int = 0,
         sampling: Sampling | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
@@ -131,6 +136,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
             count=max_new_tokens,
             ends=ends,
             pad=pad_token_id,
+            start=start_token_id,
             sampling=sampling,
         )
 
@@ -171,7 +177,8 @@ def _check(
     sampling: Sampling,
     key: jax.Array | None,
 ) -> None:
-    if not {'cache_length', 'cache', 'position_ids'} <= set(model.takes):
+    reads = 'decoder_input_ids' in model.takes
+    if not {'cache_length', 'cache', *(() if reads else ('position_ids',))} <= set(model.takes):
         raise ValueError(
             f'this model takes {model.takes}, and no cache: generation needs a decoder that takes '
             'cache_length, cache and position_ids, as those of peftjax.load do'
@@ -181,7 +188,7 @@ def _check(
             f'input_ids {ids.dtype}{ids.shape} and attention_mask {mask.dtype}{mask.shape} must be '
             'integers [batch, length] of one shape; see peftjax.pad_left'
         )
-    if not mask[:, -1].all():
+    if not reads and not mask[:, -1].all():
         row = int(np.argmin(mask[:, -1]))
         raise ValueError(
             f'row {row} of attention_mask ends with padding; pad prompts on the left, as '

@@ -1,11 +1,11 @@
 """The T5 encoder and decoder: relative positions, RMS norms in front, no biases, no scale."""
 
 import math
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from peftjax.models import names
@@ -19,6 +19,7 @@ from peftjax.models.attention import (
     padding_mask,
     split_heads,
 )
+from peftjax.models.cache import extend
 from peftjax.models.norms import RMSNorm
 from peftjax.models.stack import apply_stack
 from peftjax.models.t5_config import T5Config
@@ -48,17 +49,25 @@ class _Part(nn.Module):
 
 
 class _Attention(_Part):
+    """Of the stream itself (`past` goes on with `length` slots filled), or of what was read."""
+
+    crosses: bool = False
+
     @nn.compact
-    def __call__(self, x, source, mask, bias):
+    def __call__(self, x, source, mask, bias, past, length):
         config = self.config
         inner, heads = config.num_heads * config.d_kv, config.num_heads
         query = split_heads(self.dense(inner, 'q')(x), heads)
-        key, value = (split_heads(self.dense(inner, name)(source), heads) for name in 'kv')
+        if past is not None and self.crosses:
+            key, value = past
+        else:
+            key, value = (split_heads(self.dense(inner, name)(source), heads) for name in 'kv')
+            key, value = extend(past, key, value, length)
         core = AttentionCore(config.dropout_rate, name='core')
         # T5 does not scale its scores; what the core divides by is put in before.
         query = query * math.sqrt(config.d_kv)
         attended = core(query, key, value, mask, self.deterministic, bias)
-        return self.dropout(self.dense(config.d_model, 'o')(merge_heads(attended)))
+        return self.dropout(self.dense(config.d_model, 'o')(merge_heads(attended))), (key, value)
 
 
 class _FeedForward(_Part):
@@ -78,24 +87,30 @@ class _EncoderLayer(_Part):
     @nn.compact
     def __call__(self, x, _, mask, bias):
         normed = self.norm('self_attn_layer_norm')(x)
-        attended = _Attention(*self.fields, name='self_attn')(normed, normed, mask, bias)
+        attention = _Attention(*self.fields, name='self_attn')
+        attended, _ = attention(normed, normed, mask, bias, None, None)
         x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
         hidden = _FeedForward(*self.fields, name='ffn')(self.norm('ffn_layer_norm')(x))
         return x + Branch(name='ffn_branch')(x, hidden, x + hidden), None
 
 
 class _DecoderLayer(_Part):
+    keeps: bool = False
+
     @nn.compact
-    def __call__(self, x, _, mask, bias, encoded, encoded_mask):
+    def __call__(self, x, past, mask, bias, encoded, encoded_mask, length):
+        own, read = (None, None) if past is None else (past[:2], past[2:])
         normed = self.norm('self_attn_layer_norm')(x)
-        attended = _Attention(*self.fields, name='self_attn')(normed, normed, mask, bias)
+        attention = _Attention(*self.fields, name='self_attn')
+        attended, present = attention(normed, normed, mask, bias, own, length)
         x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
-        crossed = _Attention(*self.fields, name='cross_attn')(
-            self.norm('cross_attn_layer_norm')(x), encoded, encoded_mask, None
+        crossed, kept = _Attention(*self.fields, crosses=True, name='cross_attn')(
+            self.norm('cross_attn_layer_norm')(x), encoded, encoded_mask, None, read, length
         )
         x = x + Branch(name='cross_attn_branch')(x, crossed, x + crossed)
         hidden = _FeedForward(*self.fields, name='ffn')(self.norm('ffn_layer_norm')(x))
-        return x + Branch(name='ffn_branch')(x, hidden, x + hidden), None
+        x = x + Branch(name='ffn_branch')(x, hidden, x + hidden)
+        return x, (*present, *kept) if self.keeps else None
 
 
 class _Stack(_Part):
@@ -105,10 +120,14 @@ class _Stack(_Part):
     decodes: bool
     scan: bool
     remat: str | None
+    keeps: bool = False
 
     @nn.compact
-    def __call__(self, x, mask, *encoded):
-        config, length = self.config, x.shape[1]
+    def __call__(self, x, mask, *shared, query=None, keys=None, past=None):
+        """`query`, `keys`: positions of each, those of `x` unless given."""
+        config = self.config
+        query = jnp.arange(x.shape[1]) if query is None else query
+        keys = query if keys is None else keys
         table = nn.Embed(
             config.relative_attention_num_buckets,
             config.num_heads,
@@ -117,58 +136,80 @@ class _Stack(_Part):
             name='relative_attention_bias',
         )
         buckets = relative_buckets(
-            length,
+            keys[None, :] - query[:, None],
             config.relative_attention_num_buckets,
             config.relative_attention_max_distance,
             both_ways=not self.decodes,
         )
-        bias = jnp.moveaxis(table(buckets), -1, 0)[None]  # [1, N, T, T]
-        x, _ = apply_stack(
+        bias = jnp.moveaxis(table(buckets), -1, 0)[None]  # [1, N, T, S]
+        fields = {
+            'config': config,
+            'deterministic': self.deterministic,
+            'dtype': self.dtype,
+            'param_dtype': self.param_dtype,
+        }
+        x, present = apply_stack(
             _DecoderLayer if self.decodes else _EncoderLayer,
-            {
-                'config': config,
-                'deterministic': self.deterministic,
-                'dtype': self.dtype,
-                'param_dtype': self.param_dtype,
-            },
+            {**fields, 'keeps': self.keeps} if self.decodes else fields,
             self.dropout(x),
             mask,
             bias,
-            *encoded,
+            *shared,
             count=self.layers,
             scan=self.scan,
             remat=self.remat,
+            past=past,
         )
-        return self.dropout(self.norm('final_layer_norm')(x), 'dropout_final')
+        return self.dropout(self.norm('final_layer_norm')(x), 'dropout_final'), present
 
 
-def relative_buckets(length: int, buckets: int, furthest: int, *, both_ways: bool) -> np.ndarray:
-    """Which bucket of distances each query puts each key into: int32 [T, T].
+def relative_buckets(
+    ahead: jax.Array, buckets: int, furthest: int, *, both_ways: bool
+) -> jax.Array:
+    """The bucket of each distance from a query to a key: int32, of the shape of `ahead`.
 
     Near distances have buckets of their own, further ones share them on a logarithmic scale up to
     `furthest`, beyond which all share the last. Looking both ways, half of the buckets are for keys
     behind the query.
 
     Example:
-        >>> relative_buckets(4, 4, 8, both_ways=False)[3]
-        array([2, 2, 1, 0], dtype=int32)
+        >>> relative_buckets(jnp.array([-3, -2, -1, 0]), 4, 8, both_ways=False)
+        Array([2, 2, 1, 0], dtype=int32)
 
     Source: Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 2.1.
     """
-    ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
-    offset = np.zeros_like(ahead)
+    offset = jnp.zeros_like(ahead)
     if both_ways:
         buckets //= 2
         offset = (ahead > 0) * buckets
-        distance = np.abs(ahead)
+        distance = jnp.abs(ahead)
     else:
-        distance = np.maximum(-ahead, 0)
+        distance = jnp.maximum(-ahead, 0)
     exact = buckets // 2
-    scale = (buckets - exact) / np.log(furthest / exact)
-    # In float32, as the checkpoints were trained with.
-    log = np.log(np.maximum(distance, 1).astype(np.float32) / exact) * np.float32(scale)
-    far = np.minimum(exact + log.astype(np.int64), buckets - 1)
-    return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+    scale = (buckets - exact) / math.log(furthest / exact)
+    log = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) * scale
+    far = jnp.minimum(exact + log.astype(jnp.int32), buckets - 1)
+    return (offset + jnp.where(distance < exact, distance, far)).astype(jnp.int32)
+
+
+class T5Cache(NamedTuple):
+    """What a T5 keeps of the text it read and of the tokens it has written: a pytree of arrays.
+
+    L decoder layers, B batch, S slots, R tokens read, N heads of width H.
+
+    Attributes:
+        keys, values: [L, B, S, N, H], of what is written.
+        read_keys, read_values: [L, B, R, N, H], of what was read.
+        read_mask: bool [B, 1, 1, R], or None where all was seen.
+        length: int32 [], how many slots are filled.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    read_keys: jax.Array
+    read_values: jax.Array
+    read_mask: jax.Array | None
+    length: jax.Array
 
 
 class T5(nn.Module):
@@ -182,6 +223,10 @@ class T5(nn.Module):
     padding, of the text that is read; decoder_input_ids [B, T] and decoder_attention_mask [B, T] of
     the text that is written, which starts with the padding token; deterministic=False turns the
     dropout rate of the config on and needs `rngs={'dropout': key}`.
+
+    cache_length=S makes this the first call of several: it returns the logits of the last token,
+    [B, 1, V], and a `T5Cache` of S slots. cache=that lets decoder_input_ids [B, T] follow it, with
+    nothing to read: logits [B, T, V], and the cache with them.
 
     Example:
         >>> config = T5Config(
@@ -205,20 +250,23 @@ class T5(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: jax.Array,
+        input_ids: jax.Array | None = None,
         attention_mask: jax.Array | None = None,
         decoder_input_ids: jax.Array | None = None,
         decoder_attention_mask: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:
-        check_token_inputs(input_ids, attention_mask=attention_mask)
+        cache_length: int | None = None,
+        cache: T5Cache | None = None,
+    ) -> Any:
         if decoder_input_ids is None:
             raise ValueError(
                 'decoder_input_ids [batch, length] are missing: what is written, behind one '
                 'padding token'
             )
         check_token_inputs(decoder_input_ids, attention_mask=decoder_attention_mask)
-        config = self.config
+        if cache is not None and (input_ids is not None or cache_length is not None):
+            raise ValueError('the cache holds what was read; leave input_ids and cache_length out')
+        config, length = self.config, decoder_input_ids.shape[1]
         embed = nn.Embed(
             config.vocab_size,
             config.d_model,
@@ -226,7 +274,6 @@ class T5(nn.Module):
             param_dtype=self.param_dtype,
             name='embed',
         )
-        read = None if attention_mask is None else padding_mask(attention_mask)
 
         def stack(name: str, layers: int) -> _Stack:
             return _Stack(
@@ -238,15 +285,45 @@ class T5(nn.Module):
                 decodes=name == 'decoder',
                 scan=self.scan,
                 remat=self.remat,
+                keeps=name == 'decoder' and (cache is not None or cache_length is not None),
                 name=name,
             )
 
-        encoded = stack('encoder', config.num_layers)(embed(input_ids), read)
-        written = causal_mask(decoder_input_ids.shape[1])
+        decoder = stack('decoder', config.num_decoder_layers)
+        if cache is not None:
+            slots = jnp.arange(cache.keys.shape[2])
+            query = cache.length + jnp.arange(length)
+            x, present = decoder(
+                embed(decoder_input_ids),
+                (slots[None] <= query[:, None])[None, None],
+                None,
+                cache.read_mask,
+                cache.length,
+                query=query,
+                keys=slots,
+                past=cache[:4],
+            )
+            kept = _cache(present, cache.read_mask, cache.length + length)
+            return self._logits(x, embed), kept
+        if input_ids is None:
+            raise ValueError('input_ids [batch, length] are missing: what is read')
+        check_token_inputs(input_ids, attention_mask=attention_mask)
+        read = None if attention_mask is None else padding_mask(attention_mask)
+        encoded, _ = stack('encoder', config.num_layers)(embed(input_ids), read)
+        written = causal_mask(length)
         if decoder_attention_mask is not None:
             written = written & padding_mask(decoder_attention_mask)
-        decoder = stack('decoder', config.num_decoder_layers)
-        x = decoder(embed(decoder_input_ids), written, encoded, read)
+        x, present = decoder(embed(decoder_input_ids), written, encoded, read, None)
+        if cache_length is None:
+            return self._logits(x, embed)
+        if cache_length < length:
+            raise ValueError(f'cache_length {cache_length} is less than the {length} tokens')
+        wider = [(0, 0), (0, 0), (0, cache_length - length), (0, 0), (0, 0)]
+        grown = (*(jnp.pad(each, wider) for each in present[:2]), *present[2:])
+        return self._logits(x[:, -1:], embed), _cache(grown, read, jnp.int32(length))
+
+    def _logits(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
+        config = self.config
         if config.scale_decoder_outputs:
             x = x * config.d_model**-0.5
         if config.tie_word_embeddings:
@@ -258,6 +335,13 @@ class T5(nn.Module):
             param_dtype=self.param_dtype,
             name='lm_head',
         )(x)
+
+
+def _cache(
+    present: tuple[jax.Array, ...], read_mask: jax.Array | None, length: jax.Array
+) -> T5Cache:
+    keys, values, read_keys, read_values = present
+    return T5Cache(keys, values, read_keys, read_values, read_mask, length)
 
 
 def _stack_names(stack: str, attentions: dict[str, tuple[int, str]]) -> tuple[names.Rule, ...]:
