@@ -203,6 +203,14 @@ _A = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
         ({'fields': {'target_modules': r'(.*a)+q_proj'}}, 'can take for ever'),
         ({'fields': {'rank_pattern': {'((a|a)+)+': 2}}}, 'can take for ever'),
         ({'fields': {'alpha_pattern': {'(q': 2}}}, 'is no regular expression'),
+        ({'fields': {'alpha_pattern': {'q_proj': 'a'}}}, "'a', the rank or alpha of .* no number"),
+        (
+            {
+                'source': 'llama/vblora',
+                'tensors': {'base_model.vblora_vector_bank': np.zeros((), np.float32)},
+            },
+            'does not fit',
+        ),
         ({'tensors': {_A: None}}, 'lacks base_model.*q_proj.lora_A.weight'),
         ({'tensors': {_A: np.zeros((4, 5), np.float32)}}, r'is \(2, 5, 4\)|of shapes'),
         ({'tensors': {_A: np.zeros((4, 32), np.int32)}}, 'needs|is I32|floats'),

@@ -176,7 +176,7 @@ def read(found: Found) -> list[Part]:
         copies = _read_whole(found)
         for part in parts:
             _check_shapes(found, part)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, LookupError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f'{found.config.where} does not fit a {kind}: {error}') from error
@@ -359,7 +359,10 @@ def _read_lora(found: Found) -> Part:
 def _by_end(patterns: Any, module: str, default: Any) -> Any:
     if not isinstance(patterns, dict):
         raise CheckpointError(f'{str(patterns)[:80]!r} is no object of patterns')
-    return next((value for key, value in patterns.items() if matches_end(key, module)), default)
+    found = next((value for key, value in patterns.items() if matches_end(key, module)), default)
+    if type(found) not in (int, float):
+        raise CheckpointError(f'{found!r}, the rank or alpha of {module}, is no number')
+    return found
 
 
 def _refuse_tied(found: Found, module: str) -> None:
