@@ -38,7 +38,10 @@ def golden(variant):
 
 
 def task_of(variant):
-    return 'classification' if variant.startswith(('bert', 'roberta')) else None
+    if variant.endswith('_tokens'):
+        return 'token_classification'
+    headed = ('bert', 'roberta', 'vit', 'dinov2')
+    return 'classification' if variant.startswith(headed) else None
 
 
 def write_folder(folder, config, weights, shards=1):

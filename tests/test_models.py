@@ -13,6 +13,8 @@ from flax.traverse_util import flatten_dict
 from peftjax.models.attention import AttentionCore, causal_mask
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig, RobertaConfig
+from peftjax.models.gemma import Gemma
+from peftjax.models.gemma_config import GemmaConfig
 from peftjax.models.gpt2 import GPT2
 from peftjax.models.gpt2_config import GPT2Config
 from peftjax.models.llama import Llama
@@ -48,8 +50,28 @@ ROBERTA = RobertaConfig(
     max_position_embeddings=14,
 )
 QWEN3 = dataclasses.replace(LLAMA, qk_norm=True)
+GEMMA = GemmaConfig(
+    vocab_size=50,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    sliding=(True, False),
+    sliding_window=3,
+    attn_logit_softcapping=2.0,
+    attention_dropout=0.1,
+)
 GPT = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=12)
-FAMILIES = [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)]
+FAMILIES = [
+    (Bert, BERT),
+    (Bert, ROBERTA),
+    (Llama, LLAMA),
+    (Llama, QWEN3),
+    (Gemma, GEMMA),
+    (GPT2, GPT),
+]
 IDS = np.random.default_rng(0).integers(1, 50, (2, 9)).astype(np.int32)
 
 
@@ -72,7 +94,7 @@ def run(module, variables, **inputs):
 )
 @pytest.mark.parametrize(
     ('family', 'config'),
-    [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)],
+    FAMILIES,
 )
 def test_remat_and_scan_change_neither_values_nor_gradients(family, config, scan, remat):
     plain = family(config)
@@ -111,8 +133,8 @@ def test_unknown_remat_is_refused_by_name():
 
 @pytest.mark.parametrize(
     'module',
-    [Bert(BERT), Bert(ROBERTA), Llama(LLAMA), GPT2(GPT)],
-    ids=['bert', 'roberta', 'llama', 'gpt2'],
+    [Bert(BERT), Bert(ROBERTA), Llama(LLAMA), Gemma(GEMMA), GPT2(GPT)],
+    ids=['bert', 'roberta', 'llama', 'gemma', 'gpt2'],
 )
 def test_padding_changes_no_other_position(module):
     variables = initialised(module)
@@ -145,7 +167,9 @@ def test_mean_pooling_averages_tokens_only():
     np.testing.assert_allclose(pooled[1], hidden[1, :4].mean(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('module', [Llama(LLAMA), GPT2(GPT)], ids=['llama', 'gpt2'])
+@pytest.mark.parametrize(
+    'module', [Llama(LLAMA), Gemma(GEMMA), GPT2(GPT)], ids=['llama', 'gemma', 'gpt2']
+)
 def test_packed_rows_equal_separate_ones(module):
     variables = initialised(module)
     separate = [run(module, variables, input_ids=IDS[:1, a:b])[0] for a, b in ((0, 4), (4, 9))]
@@ -196,7 +220,7 @@ def test_attention_with_dropout_is_attention_on_average():
 
 @pytest.mark.parametrize(
     ('family', 'config'),
-    [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)],
+    FAMILIES,
 )
 def test_bfloat16_computes_and_stores_in_bfloat16(family, config):
     module = family(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
@@ -211,7 +235,7 @@ def test_bfloat16_computes_and_stores_in_bfloat16(family, config):
 
 @pytest.mark.parametrize(
     ('family', 'config'),
-    [(Bert, BERT), (Bert, ROBERTA), (Llama, LLAMA), (Llama, QWEN3), (GPT2, GPT)],
+    FAMILIES,
 )
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 def test_interceptors_see_every_attention_core(family, config, scan):
@@ -226,9 +250,20 @@ def test_interceptors_see_every_attention_core(family, config, scan):
     variables = initialised(module)
     with nn.intercept_methods(interceptor):
         jax.eval_shape(lambda: module.apply(variables, input_ids=IDS))
-    block = {Bert: 'attention', Llama: 'self_attn', GPT2: 'attn'}[family]
+    block = {Bert: 'attention', Llama: 'self_attn', Gemma: 'self_attn', GPT2: 'attn'}[family]
     layers = ['layers'] if scan else [f'layers_{index}' for index in range(2)]
     assert sorted(set(seen)) == [f'{layer}/{block}/core' for layer in layers]
+
+
+def test_dropout_keeps_gemmas_bounded_scores():
+    variables = initialised(Gemma(GEMMA))
+    rare = Gemma(dataclasses.replace(GEMMA, attention_dropout=1e-9))
+    noisy = rare.apply(
+        variables, input_ids=IDS, deterministic=False, rngs={'dropout': jax.random.key(0)}
+    )
+    np.testing.assert_allclose(noisy, run(Gemma(GEMMA), variables, input_ids=IDS), atol=1e-5)
+    free = Gemma(dataclasses.replace(GEMMA, attn_logit_softcapping=None))
+    assert not np.allclose(run(free, variables, input_ids=IDS), noisy, atol=1e-3)
 
 
 def test_key_value_heads_are_not_repeated():

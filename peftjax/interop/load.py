@@ -22,6 +22,8 @@ from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenize
 from peftjax.models.names import Rule, slots
 from peftjax.models.registry import Build, Family, family_of
 
+_CLASSES = ('classification', 'token_classification')
+
 
 class _Checkpoint(NamedTuple):
     family: Family
@@ -46,15 +48,17 @@ def load(
     abstract: bool = False,
     ignore: tuple[str, ...] = (),
 ) -> Model:
-    """Reads a BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2, Qwen3 or T5 checkpoint into a Model.
+    """Reads a checkpoint of a language or image model into a Model.
+
+    Families: BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, T5, ViT, DINOv2.
 
     Args:
         source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a
             local folder in that layout; a .gguf file; 'package:name/sub/folder' or
             'package:name/file.gguf' for files inside an installed package, which is not imported.
         task: None for the backbone (BERT: last hidden state and pooled sentence; decoders:
-            logits), 'classification' or 'regression' for BERT, 'causal_lm' for
-            decoders, 'seq2seq_lm' for T5.
+            logits; images: last hidden states); 'classification' or 'regression' of a text or an
+            image; 'token_classification' for BERT; 'causal_lm' for decoders, 'seq2seq_lm' for T5.
         num_labels: number of classes; not needed if the checkpoint holds a head.
         pooling: what BERT's head sees: 'first', the pooler on the first token, or 'mean', the
             average of all tokens, as sentence encoders are trained.
@@ -79,13 +83,13 @@ def load(
     checkpoint = _open(source, ignore)
     for name in ('classifier.weight', 'classifier.out_proj.weight'):
         head = checkpoint.tensors.headers.get(name)
-        if task == 'classification' and num_labels is None and head is not None:
+        if task in _CLASSES and num_labels is None and head is not None:
             num_labels = head.shape[0]
     param_dtype = dtype if param_dtype is None else param_dtype
     module = checkpoint.family.build(
         checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)
     )
-    example = _example_inputs(checkpoint)
+    example = checkpoint.family.example(checkpoint.config)
     params = _params(checkpoint, module, example, key, abstract, ignore)
     return wrap(module, params, example, config=checkpoint.config, tokenizer=checkpoint.tokenizer)
 
@@ -121,12 +125,6 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoin
         (),
         tokenizer_from_folder(path),
     )
-
-
-def _example_inputs(checkpoint: _Checkpoint) -> dict[str, jax.ShapeDtypeStruct]:
-    longest = getattr(checkpoint.config, 'max_position_embeddings', 8)
-    tokens = jax.ShapeDtypeStruct((2, min(8, longest)), jnp.int32)
-    return dict.fromkeys(checkpoint.family.tokens, tokens)
 
 
 def _params(

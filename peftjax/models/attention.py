@@ -8,6 +8,8 @@ import jax.numpy as jnp
 class AttentionCore(nn.Module):
     """Scaled dot-product attention over projected heads: softmax(q kᵀ / √H) v.
 
+    softcap: c of c · tanh(s / c), which bounds the scores s; None for scores as they are.
+
     It owns no parameters. It is a module only so that `flax.linen.intercept_methods` sees the call:
     a prefix is a longer `k`, `v` and `mask`, a scaled head a changed result. Every mask therefore
     arrives as an argument that spells out all S keys; nothing is implied by the positions of q.
@@ -22,6 +24,7 @@ class AttentionCore(nn.Module):
     """
 
     dropout_rate: float = 0.0
+    softcap: float | None = None
 
     @nn.compact
     def __call__(
@@ -37,14 +40,15 @@ class AttentionCore(nn.Module):
 
         mask: bool, broadcastable to [B, N, T, S] with S spelled out; True where a query may look.
         A query that may look nowhere gets the mean of all values: finite, and of no consequence.
-        bias: float, likewise, added to the scaled scores.
+        bias: float, likewise, added to the scaled (and bounded) scores.
         """
-        if deterministic or self.dropout_rate == 0.0:
+        rate = 0.0 if deterministic else self.dropout_rate
+        if rate == 0.0 and self.softcap is None:
             return jax.nn.dot_product_attention(query, key, value, bias, mask)
-        # The fused function has no dropout on probabilities, which BERT was trained with.
-        return _attention_with_dropout(
-            query, key, value, mask, bias, self.dropout_rate, self.make_rng('dropout')
-        )
+        # The fused function has neither dropout on probabilities, which BERT was trained with, nor
+        # bounded scores.
+        drop = None if rate == 0.0 else (rate, self.make_rng('dropout'))
+        return _attention(query, key, value, mask, bias, self.softcap, drop)
 
 
 class Branch(nn.Module):
@@ -72,11 +76,13 @@ class Branch(nn.Module):
         return output
 
 
-def _attention_with_dropout(query, key, value, mask, bias, rate, dropout_key):
+def _attention(query, key, value, mask, bias, softcap, drop):
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)
     scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
     scores = scores * width**-0.5
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
 
     def by_group(array: jax.Array) -> jax.Array:
         # [B, N, T, S] -> [B, K, G, T, S]; without a head axis, that axis stays at one.
@@ -88,9 +94,12 @@ def _attention_with_dropout(query, key, value, mask, bias, rate, dropout_key):
     if mask is not None:
         scores = jnp.where(by_group(mask), scores, -0.7 * jnp.finfo(jnp.float32).max)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    kept = jax.random.bernoulli(dropout_key, 1.0 - rate, probabilities.shape)
-    probabilities = jnp.where(kept, probabilities / (1.0 - rate), 0.0).astype(value.dtype)
-    return jnp.einsum('bkgts,bskh->btkgh', probabilities, value).reshape(query.shape)
+    if drop is not None:
+        rate, dropout_key = drop
+        kept = jax.random.bernoulli(dropout_key, 1.0 - rate, probabilities.shape)
+        probabilities = jnp.where(kept, probabilities / (1.0 - rate), 0.0)
+    attended = jnp.einsum('bkgts,bskh->btkgh', probabilities.astype(value.dtype), value)
+    return attended.reshape(query.shape)
 
 
 def padding_mask(attention_mask: jax.Array) -> jax.Array:

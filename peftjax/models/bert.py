@@ -1,4 +1,4 @@
-"""The BERT and RoBERTa encoders with a pooler and a classification or regression head."""
+"""The BERT and RoBERTa encoders with a pooler and a head on the sentence or on each token."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from peftjax.models.attention import (
     split_heads,
 )
 from peftjax.models.bert_config import BertConfig, RobertaConfig
+from peftjax.models.norms import layer_norm
 from peftjax.models.stack import apply_stack
 
 
@@ -40,13 +41,8 @@ class _Part(nn.Module):
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
     def norm(self) -> nn.LayerNorm:
-        # The fast variance E[x²] - E[x]² cancels; two passes cost nothing once fused.
-        return nn.LayerNorm(
-            epsilon=self.config.layer_norm_eps,
-            use_fast_variance=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='layer_norm',
+        return layer_norm(
+            self.config.layer_norm_eps, self.dtype, self.param_dtype, name='layer_norm'
         )
 
     def add(self, x: jax.Array, output: jax.Array) -> jax.Array:
@@ -120,11 +116,13 @@ class _Head(_Part):
 
 
 class Bert(nn.Module):
-    """A BERT or RoBERTa encoder, and what stands on it: nothing, or a head on the pooled sentence.
+    """A BERT or RoBERTa encoder, and what stands on it: nothing, or a head.
 
-    outputs: None returns BertOutput; a number returns logits [B, outputs].
+    outputs: None returns BertOutput; a number returns logits [B, outputs], or [B, T, outputs]
+        where nothing is pooled.
     pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token; 'mean' averages the tokens
-        that are not padding and has no pooler weights, as sentence encoders are trained.
+        that are not padding and has no pooler weights, as sentence encoders are trained; 'none'
+        puts the head on every token, a single linear layer in both families.
     scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
 
     Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
@@ -196,11 +194,14 @@ class Bert(nn.Module):
             scan=self.scan,
             remat=self.remat,
         )
-        if roberta and self.outputs is not None and self.pooling == 'first':
-            return self._head(x[:, 0], self.outputs, deterministic)
-        pooled = self._pool(x, attention_mask)
         if self.outputs is None:
-            return BertOutput(x, pooled)
+            return BertOutput(x, self._pool(x, attention_mask))
+        if self.pooling == 'none':
+            pooled = x
+        elif roberta and self.pooling == 'first':
+            pooled = x[:, 0]
+        else:
+            pooled = self._pool(x, attention_mask)
         return self._head(pooled, self.outputs, deterministic)
 
     def _pool(self, x: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -213,7 +214,10 @@ class Bert(nn.Module):
             )
             return jnp.tanh(pooler(x[:, 0]))
         if self.pooling != 'mean':
-            raise ValueError(f"pooling {self.pooling!r} is unknown: use 'first' or 'mean'")
+            raise ValueError(
+                f"pooling {self.pooling!r} is unknown: use 'first' or 'mean', or 'none' for a head "
+                'on every token'
+            )
         wide = x.astype(jnp.float32)  # a bfloat16 sum stops growing after some hundred tokens
         if attention_mask is None:
             return wide.mean(axis=1).astype(x.dtype)
@@ -227,7 +231,7 @@ class Bert(nn.Module):
         rate = config.classifier_dropout
         rate = config.hidden_dropout_prob if rate is None else rate
         dropout = nn.Dropout(rate, deterministic=deterministic, name='dropout')
-        if isinstance(config, RobertaConfig):
+        if isinstance(config, RobertaConfig) and self.pooling != 'none':
             return _Head(
                 config, deterministic, self.dtype, self.param_dtype, outputs, name='classifier'
             )(pooled, dropout)

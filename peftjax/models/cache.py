@@ -1,6 +1,6 @@
 """Keys and values of tokens that a decoder has seen, so that each is computed once."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,3 +124,23 @@ def look(
     if segment_ids is not None:
         return mask, segment_positions(segment_ids)
     return mask, jnp.arange(length, dtype=jnp.int32)[None]
+
+
+def with_logits(
+    logits: jax.Array,
+    present: tuple[jax.Array, jax.Array],
+    cache: Cache | None,
+    cache_length: int | None,
+    attention_mask: jax.Array | None,
+    position_ids: jax.Array,
+) -> Any:
+    """What a decoder returns: its logits, and the cache that comes of `present` where one is kept.
+
+    Raises:
+        ValueError: fewer slots than tokens.
+    """
+    if cache is not None:
+        return logits, cache.grown(present, logits.shape[1])
+    if cache_length is not None:
+        return logits, begin(present, attention_mask, position_ids, cache_length)
+    return logits

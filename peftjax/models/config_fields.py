@@ -84,7 +84,7 @@ def read_config(
             problems.append(
                 f'{field.name}: {value!r} is not of type {getattr(hint, "__name__", hint)}'
             )
-        elif type(value) is int and value < (0 if isinstance(0.0, hint) else 1):
+        elif type(value) is int and value < (0 if _has_type(0.0, hint) else 1):
             problems.append(f'{field.name}: {value} is out of range')
         else:
             values[field.name] = value
@@ -106,6 +106,8 @@ def read_config(
 def _has_type(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint is not bool:
         return False
+    # Of tuple[bool, ...] only the tuple: no file can hold one, so a parser of ours has made it.
+    hint = tuple if typing.get_origin(hint) is tuple else hint
     if isinstance(value, int) and isinstance(0.0, hint):
         return True  # JSON writes 10000 for 10000.0
     return isinstance(value, hint)

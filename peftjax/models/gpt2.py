@@ -18,6 +18,7 @@ from peftjax.models.attention import (
     split_heads,
 )
 from peftjax.models.gpt2_config import GPT2Config
+from peftjax.models.norms import layer_norm
 from peftjax.models.stack import apply_stack
 
 
@@ -33,23 +34,12 @@ class _Part(nn.Module):
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
     def norm(self, name: str) -> nn.LayerNorm:
-        return _norm(self.config, self.dtype, self.param_dtype, name)
+        return layer_norm(self.config.layer_norm_epsilon, self.dtype, self.param_dtype, name)
 
     def dropout(self, x: jax.Array) -> jax.Array:
         return nn.Dropout(
             self.config.resid_pdrop, deterministic=self.deterministic, name='dropout'
         )(x)
-
-
-def _norm(config: GPT2Config, dtype: DTypeLike, param_dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    # The fast variance E[x²] - E[x]² cancels; two passes cost nothing once fused.
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_epsilon,
-        use_fast_variance=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
-    )
 
 
 class _SelfAttention(_Part):
@@ -169,11 +159,11 @@ class GPT2(nn.Module):
             count=config.n_layer,
             scan=self.scan,
             remat=self.remat,
-            past=None if cache is None else (cache.keys, cache.values),
+            own=None if cache is None else (cache.keys, cache.values),
         )
         if cache_length is not None:
             x = x[:, -1:]
-        x = _norm(config, self.dtype, self.param_dtype, 'ln_f')(x)
+        x = layer_norm(config.layer_norm_epsilon, self.dtype, self.param_dtype, 'ln_f')(x)
         if config.tie_word_embeddings:
             logits = tokens.attend(x)
         else:
@@ -184,11 +174,9 @@ class GPT2(nn.Module):
                 param_dtype=self.param_dtype,
                 name='lm_head',
             )(x)
-        if cache is not None:
-            return logits, cache.grown(present, length)
-        if cache_length is not None:
-            return logits, caches.begin(present, attention_mask, position_ids, cache_length)
-        return logits
+        return caches.with_logits(
+            logits, present, cache, cache_length, attention_mask, position_ids
+        )
 
 
 def _projection(theirs: str, ours: str) -> tuple[names.Rule, ...]:

@@ -168,7 +168,7 @@ class Llama(nn.Module):
             count=config.num_hidden_layers,
             scan=self.scan,
             remat=self.remat,
-            past=None if cache is None else (cache.keys, cache.values),
+            own=None if cache is None else (cache.keys, cache.values),
         )
         if cache_length is not None:
             x = x[:, -1:]
@@ -183,11 +183,9 @@ class Llama(nn.Module):
                 param_dtype=self.param_dtype,
                 name='lm_head',
             )(x)
-        if cache is not None:
-            return logits, cache.grown(present, length)
-        if cache_length is not None:
-            return logits, caches.begin(present, attention_mask, position_ids, cache_length)
-        return logits
+        return caches.with_logits(
+            logits, present, cache, cache_length, attention_mask, position_ids
+        )
 
 
 _LAYER = 'layers.{layer}'

@@ -81,7 +81,7 @@ def parse_llama(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> LlamaCo
         fields['num_key_value_heads'] = fields['num_attention_heads']
     if fields.get('head_dim') is None:
         fields['head_dim'] = fields['hidden_size'] // fields['num_attention_heads']
-    fields['rope'] = _parse_rope(fields)
+    fields['rope'] = parse_rope(fields)
     fields['sliding_window'] = _parse_window(fields)
     fields['qkv_bias'] = family == 'qwen2' or fields.pop('attention_bias', False)
     fields['qk_norm'] = family == 'qwen3'
@@ -100,7 +100,7 @@ def parse_llama(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> LlamaCo
     )
 
 
-def _parse_rope(fields: dict[str, Any]) -> Rope:
+def parse_rope(fields: dict[str, Any]) -> Rope:
     """Takes both spellings out of `fields`: rope_parameters, and rope_theta with rope_scaling."""
     scaling = dict(fields.pop('rope_scaling', None) or {})
     theta = fields.pop('rope_theta', 10000.0)
@@ -112,8 +112,7 @@ def _parse_rope(fields: dict[str, Any]) -> Rope:
     } | scaling
     if raw['kind'] not in ('default', 'linear', 'llama3'):
         raise ValueError(
-            f'LlamaConfig: rope_type {raw["kind"]!r} is not supported, '
-            "only 'default', 'linear' and 'llama3'"
+            f"rope_type {raw['kind']!r} is not supported, only 'default', 'linear' and 'llama3'"
         )
     needed = {
         'default': (),
@@ -127,7 +126,7 @@ def _parse_rope(fields: dict[str, Any]) -> Rope:
     }[raw['kind']]
     missing = [name for name in needed if name not in raw]
     if missing:
-        raise ValueError(f'LlamaConfig: rope_type {raw["kind"]!r} needs {", ".join(missing)}')
+        raise ValueError(f'rope_type {raw["kind"]!r} needs {", ".join(missing)}')
     return read_config(Rope, raw, off={'partial_rotary_factor': (1.0,)})
 
 

@@ -6,8 +6,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
+def layer_norm(epsilon: float, dtype: DTypeLike, param_dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    """A layer norm with scale and bias, whose variance is computed in two passes.
+
+    Flax's fast variance E[x²] - E[x]² cancels; two passes cost nothing once fused.
+    """
+    return nn.LayerNorm(
+        epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, name=name
+    )
+
+
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + ε) · scale over the last axis, in float32 whatever the dtype of x.
+    """x / √(mean(x²) + ε) · (offset + scale) over the last axis, in float32 whatever the dtype.
 
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
@@ -15,11 +25,16 @@ class RMSNorm(nn.Module):
     epsilon: float
     dtype: DTypeLike
     param_dtype: DTypeLike
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param('scale', nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        neutral = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param('scale', neutral, x.shape[-1:], self.param_dtype)
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
-        scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
+        scale = scale.astype(jnp.float32)
+        if self.offset:
+            scale = scale + self.offset
+        scale = jnp.expand_dims(scale, range(x.ndim - 1))
         return (wide * inverse * scale).astype(self.dtype)

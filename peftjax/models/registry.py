@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from peftjax.models.bert import BERT_NAMES, ROBERTA_NAMES, Bert
@@ -13,6 +15,8 @@ from peftjax.models.bert_config import (
     parse_bert,
     parse_roberta,
 )
+from peftjax.models.gemma import GEMMA_NAMES, Gemma
+from peftjax.models.gemma_config import GemmaConfig, parse_gemma
 from peftjax.models.gpt2 import GPT2, GPT2_NAMES
 from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
 from peftjax.models.llama import LLAMA_NAMES, Llama
@@ -20,6 +24,8 @@ from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
 from peftjax.models.t5 import T5, T5_NAMES
 from peftjax.models.t5_config import T5Config, parse_t5
+from peftjax.models.vit import DINOV2_NAMES, VIT_NAMES, ViT
+from peftjax.models.vit_config import Dinov2Config, ViTConfig, parse_vit
 
 
 class Build(NamedTuple):
@@ -33,6 +39,33 @@ class Build(NamedTuple):
     dtype: DTypeLike
     param_dtype: DTypeLike
 
+    def common(self) -> dict[str, Any]:
+        """What every family's module is told in the same words."""
+        return {name: getattr(self, name) for name in ('scan', 'remat', 'dtype', 'param_dtype')}
+
+
+Inputs = dict[str, jax.ShapeDtypeStruct]
+
+
+def _tokens(config: Any) -> Inputs:
+    return dict.fromkeys(('input_ids', 'attention_mask'), _ids(config))
+
+
+def _tokens_of_two(config: Any) -> Inputs:
+    both = ('input_ids', 'attention_mask', 'decoder_input_ids', 'decoder_attention_mask')
+    return dict.fromkeys(both, _ids(config))
+
+
+def _ids(config: Any) -> jax.ShapeDtypeStruct:
+    length = min(8, getattr(config, 'max_position_embeddings', 8))
+    return jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+
+def _pixels(config: ViTConfig) -> Inputs:
+    side = config.image_size // config.patch_size * config.patch_size
+    shape = (2, config.num_channels, side, side)
+    return {'pixel_values': jax.ShapeDtypeStruct(shape, jnp.float32)}
+
 
 class Family(NamedTuple):
     """A model family, as far as loading is concerned.
@@ -42,7 +75,7 @@ class Family(NamedTuple):
     prefix: what full checkpoints put before the names of the backbone, and bare ones leave out.
     head: regex of leaves that are new when a checkpoint has none of them.
     surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
-    tokens: names of the arguments that an example call gives tokens or a mask.
+    example: config -> the arguments of a call.
     """
 
     config: type
@@ -52,7 +85,7 @@ class Family(NamedTuple):
     prefix: str
     head: str
     surplus: Callable[[Any], tuple[str, ...]]
-    tokens: tuple[str, ...] = ('input_ids', 'attention_mask')
+    example: Callable[[Any], Inputs] = _tokens
 
 
 def family_of(model_type: Any) -> Family:
@@ -84,58 +117,66 @@ def family_of_config(config: Any) -> Family:
 
 
 def _build_bert(config: BertConfig, build: Build) -> Bert:
-    if build.task not in (None, 'classification', 'regression'):
+    tasks = ('classification', 'regression', 'token_classification')
+    outputs = _outputs('a BERT encoder', build, tasks)
+    pooling = build.pooling
+    if build.task == 'token_classification':
+        if pooling != 'first':
+            raise ValueError(
+                f'pooling {pooling!r} is for a head on the sentence: leave it out for '
+                "task 'token_classification'"
+            )
+        pooling = 'none'
+    elif pooling == 'none':
         raise ValueError(
-            f"task {build.task!r} does not suit a BERT encoder: use None, 'classification' or "
-            "'regression'"
+            "pooling 'none' is what task 'token_classification' uses; use 'first' or 'mean'"
         )
-    if build.task == 'classification' and not build.num_labels:
-        raise ValueError("task 'classification' needs num_labels, the number of classes")
-    if build.task is None and build.num_labels is not None:
-        raise ValueError("num_labels needs a task: use 'classification' or 'regression'")
-    outputs = {None: None, 'classification': build.num_labels, 'regression': build.num_labels or 1}
-    return Bert(
-        config,
-        outputs=outputs[build.task],
-        pooling=build.pooling,
-        scan=build.scan,
-        remat=build.remat,
-        dtype=build.dtype,
-        param_dtype=build.param_dtype,
-    )
+    return Bert(config, outputs=outputs, pooling=pooling, **build.common())
+
+
+def _build_vit(config: ViTConfig, build: Build) -> ViT:
+    outputs = _outputs('an image encoder', build, ('classification', 'regression'))
+    if build.pooling != 'first':
+        raise ValueError(f'pooling {build.pooling!r} is for BERT: an image encoder has its own')
+    return ViT(config, outputs=outputs, **build.common())
 
 
 def _build_llama(config: LlamaConfig, build: Build) -> Llama:
     _check_decoder('Llama', build)
-    return Llama(
-        config,
-        scan=build.scan,
-        remat=build.remat,
-        dtype=build.dtype,
-        param_dtype=build.param_dtype,
-    )
+    return Llama(config, **build.common())
+
+
+def _build_gemma(config: GemmaConfig, build: Build) -> Gemma:
+    _check_decoder('Gemma', build)
+    return Gemma(config, **build.common())
 
 
 def _build_gpt2(config: GPT2Config, build: Build) -> GPT2:
     _check_decoder('GPT-2', build)
-    return GPT2(
-        config,
-        scan=build.scan,
-        remat=build.remat,
-        dtype=build.dtype,
-        param_dtype=build.param_dtype,
-    )
+    return GPT2(config, **build.common())
 
 
 def _build_t5(config: T5Config, build: Build) -> T5:
     _check_decoder('T5', build, 'seq2seq_lm')
-    return T5(
-        config,
-        scan=build.scan,
-        remat=build.remat,
-        dtype=build.dtype,
-        param_dtype=build.param_dtype,
-    )
+    return T5(config, **build.common())
+
+
+def _outputs(kind: str, build: Build, tasks: tuple[str, ...]) -> int | None:
+    """How many numbers the head gives, None without a head."""
+    if build.task is None:
+        if build.num_labels is not None:
+            raise ValueError(f'num_labels needs a task: use one of {", ".join(map(repr, tasks))}')
+        return None
+    if build.task not in tasks:
+        raise ValueError(
+            f'task {build.task!r} does not suit {kind}: use None or one of '
+            f'{", ".join(map(repr, tasks))}'
+        )
+    if build.task == 'regression':
+        return build.num_labels or 1
+    if not build.num_labels:
+        raise ValueError(f'task {build.task!r} needs num_labels, the number of classes')
+    return build.num_labels
 
 
 def _check_decoder(family: str, build: Build, task: str = 'causal_lm') -> None:
@@ -154,12 +195,18 @@ def _bert_surplus(module: Bert) -> tuple[str, ...]:
     if module.outputs is None:
         surplus += (r'classifier\..*',)
     headed = module.outputs is not None and isinstance(module.config, RobertaConfig)
-    if module.pooling == 'mean' or headed:
+    if module.pooling != 'first' or headed:
         surplus += (r'pooler\..*',)
     return surplus
 
 
-def _llama_surplus(module: Llama) -> tuple[str, ...]:
+def _vit_surplus(module: ViT) -> tuple[str, ...]:
+    # What was for pretraining.
+    surplus = (r'pooler\..*', r'embeddings\.mask_token')
+    return surplus + ((r'classifier\..*',) if module.outputs is None else ())
+
+
+def _llama_surplus(module: Llama | Gemma) -> tuple[str, ...]:
     surplus = (r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
     # Some files of tied models hold the embedding a second time under this name.
     return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
@@ -192,6 +239,7 @@ _ROBERTA = Family(
     _bert_surplus,
 )
 _LLAMA = Family(LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
+_GEMMA = Family(GemmaConfig, parse_gemma, _build_gemma, GEMMA_NAMES, 'model.', r'', _llama_surplus)
 _GPT2 = Family(GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
 _T5 = Family(
     T5Config,
@@ -201,19 +249,24 @@ _T5 = Family(
     '',
     r'',
     _t5_surplus,
-    (
-        *('input_ids', 'attention_mask'),
-        *('decoder_input_ids', 'decoder_attention_mask'),
-    ),
+    _tokens_of_two,
 )
+_VIT = Family(
+    ViTConfig, parse_vit, _build_vit, VIT_NAMES, 'vit.', r'classifier/.*', _vit_surplus, _pixels
+)
+_DINOV2 = _VIT._replace(config=Dinov2Config, names=DINOV2_NAMES, prefix='dinov2.')
 _FAMILIES = {
     'bert': _BERT,
     'roberta': _ROBERTA,
     'xlm-roberta': _ROBERTA,
+    'gemma2': _GEMMA,
+    'gemma3_text': _GEMMA,
     'gpt2': _GPT2,
     'llama': _LLAMA,
     'mistral': _LLAMA,
     'qwen2': _LLAMA,
     'qwen3': _LLAMA,
     't5': _T5,
+    'vit': _VIT,
+    'dinov2': _DINOV2,
 }

@@ -26,14 +26,14 @@ def apply_stack(
     count: int,
     scan: bool,
     remat: str | None,
-    past: Any = None,
+    own: Any = None,
 ) -> tuple[jax.Array, Any]:
     """Runs x through `count` blocks, each given `shared` too; call it inside a compact method.
 
     scan: one compiled block, parameters stacked on axis 0 under `layers`; else `layers_0`, ...
     remat: None keeps all activations, 'full' only the block inputs, or one of REMAT_POLICIES.
-    past: arrays with a leading axis of `count`, of which each block gets its slice; None for none.
-    A block takes (x, past, *shared) and returns (x, present), any tree of arrays; the second result
+    own: arrays with a leading axis of `count`, of which each block gets its slice; None for none.
+    A block takes (x, own, *shared) and returns (x, present), any tree of arrays; the second result
     is that of all blocks, stacked.
 
     Raises:
@@ -49,10 +49,10 @@ def apply_stack(
             in_axes=(0, *(nn.broadcast for _ in shared)),  # pyright: ignore[reportArgumentType] (flax types it by its default)
             length=count,
         )
-        return scanned(**fields, name='layers')(x, past, *shared)
+        return scanned(**fields, name='layers')(x, own, *shared)
     kept = []
     for index in range(count):
-        here = jax.tree.map(lambda leaf, index=index: leaf[index], past)
+        here = jax.tree.map(lambda leaf, index=index: leaf[index], own)
         x, present = block(**fields, name=f'layers_{index}')(x, here, *shared)
         kept.append(present)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)

@@ -158,7 +158,7 @@ class _Stack(_Part):
             count=self.layers,
             scan=self.scan,
             remat=self.remat,
-            past=past,
+            own=past,
         )
         return self.dropout(self.norm('final_layer_norm')(x), 'dropout_final'), present
 

@@ -16,6 +16,13 @@ from safetensors.numpy import load_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -28,8 +35,11 @@ from transformers import (
     Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    RobertaForTokenClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 DECODER = {
@@ -80,6 +90,28 @@ T5 = {
     'pad_token_id': 0,
     'decoder_start_token_id': 0,
 }
+IMAGE = {
+    'hidden_size': 16,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'image_size': 12,
+    'patch_size': 4,
+    'num_labels': 3,
+}
+# Sliding and full attention in turn; three layers are no whole period of two.
+GEMMA = DECODER | {
+    'num_hidden_layers': 3,
+    'head_dim': 6,
+    'sliding_window': 5,
+    'query_pre_attn_scalar': 10,
+}
+GEMMA3 = GEMMA | {
+    'layer_types': ['sliding_attention', 'sliding_attention', 'full_attention'],
+    'rope_parameters': {
+        'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6},
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 1e4},
+    },
+}
 VARIANTS = {
     'llama': LlamaForCausalLM(LlamaConfig(**DECODER)),
     'llama_tied': LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)),
@@ -102,10 +134,26 @@ VARIANTS = {
     't5_untied': T5ForConditionalGeneration(
         T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False)
     ),
+    'bert_tokens': BertForTokenClassification(BertConfig(**ENCODER)),
+    'roberta_tokens': RobertaForTokenClassification(RobertaConfig(**ROBERTA)),
+    'vit': ViTForImageClassification(ViTConfig(**IMAGE, intermediate_size=24)),
+    'dinov2': Dinov2ForImageClassification(Dinov2Config(**IMAGE)),
+    # Images of another size than the position embeddings.
+    'dinov2_swiglu': Dinov2ForImageClassification(Dinov2Config(**IMAGE, use_swiglu_ffn=True)),
+    'gemma2': Gemma2ForCausalLM(
+        Gemma2Config(**GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
+    ),
+    'gemma3': Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA3)),
 }
 
 
 def inputs_of(variant: str) -> dict[str, torch.Tensor]:
+    if variant in ('vit', 'dinov2', 'dinov2_swiglu'):
+        return {
+            'pixel_values': torch.randn(
+                2, 3, *((8, 20) if variant == 'dinov2_swiglu' else (12, 12))
+            )
+        }
     mask = torch.ones(2, 24, dtype=torch.int64)
     if variant.startswith('bert'):
         mask[1, 15:] = 0
@@ -149,7 +197,10 @@ def main() -> None:
         with torch.no_grad():
             arrays = {'logits': model(**inputs).logits.numpy()}
         for name, value in inputs.items():
-            arrays[f'inputs/{name}'] = value.numpy().astype(np.int32)
+            values = value.numpy()
+            arrays[f'inputs/{name}'] = (
+                values if values.dtype == np.float32 else values.astype(np.int32)
+            )
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             config = json.loads(pathlib.Path(folder, 'config.json').read_text())
