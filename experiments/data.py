@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from experiments.own_data import Images
 from experiments.packing import Row, pad
 
 Batch = dict[str, np.ndarray]
@@ -47,17 +48,26 @@ def plan_epoch(
 
 
 def collate(rows: Sequence[Row], lengths: Sequence[int]) -> Batch:
-    """Stacks rows, padded to the least of `lengths` that holds the longest.
+    """Stacks rows, padded to the least of `lengths` that holds the longest; images as they are.
 
     Raises:
         ValueError: a row is longer than every one of `lengths`.
     """
+    if 'input_ids' not in rows[0]:
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     longest = max(len(row['input_ids']) for row in rows)
     fitting = [length for length in lengths if length >= longest]
     if not fitting:
         raise ValueError(f'a row has {longest} tokens, more than the greatest length {lengths}')
     padded = [pad(row, min(fitting)) for row in rows]
     return {name: np.stack([row[name] for row in padded]) for name in padded[0]}
+
+
+def row_sizes(rows: Sequence[Row]) -> np.ndarray:
+    """int [rows]: how many tokens each row has; images have none, and are not read for it."""
+    if isinstance(rows, Images):
+        return rows.sizes()
+    return np.asarray([len(row['input_ids']) for row in rows])
 
 
 def train_batches(
@@ -68,7 +78,7 @@ def train_batches(
     The iterator's `get_state` and `set_state` give and take its position, so a run can be resumed
     where it was.
     """
-    sizes = np.asarray([len(row['input_ids']) for row in rows])
+    sizes = row_sizes(rows)
     plan: list[np.ndarray] = []
     for epoch in itertools.count():
         if len(plan) >= steps:
@@ -83,7 +93,7 @@ def eval_batches(
     rows: Sequence[Row], *, batch_size: int, lengths: Sequence[int]
 ) -> Iterator[Batch]:
     """Every row once, shortest first; the last batch is filled with copies of weight 0."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]['input_ids']))
+    order = np.argsort(row_sizes(rows), kind='stable')
     for start in range(0, len(order), batch_size):
         chosen = [rows[i] for i in order[start : start + batch_size]]
         filler = {**chosen[-1], 'weights': np.zeros_like(chosen[-1]['weights'])}
@@ -91,5 +101,5 @@ def eval_batches(
 
 
 def token_count(batch: Batch) -> int:
-    """How many positions hold a token, padding left out."""
-    return int(np.count_nonzero(batch['segment_ids']))
+    """How many positions hold a token, padding left out; of images, how many there are."""
+    return int(np.count_nonzero(batch.get('segment_ids', batch['weights'])))

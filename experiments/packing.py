@@ -1,7 +1,7 @@
 """Rows of tokens: one example each, or several packed into one row of fixed length.
 
-A row is a dict of equally long one-dimensional arrays, and of scalars that concern the whole row.
-A position is padding where segment_ids is 0.
+A row is a dict of equally long one-dimensional arrays, and of what concerns the whole row: scalars,
+an image. A position is padding where segment_ids is 0.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,25 @@ def chat_row(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> R
     }
 
 
+def seq2seq_row(text: Sequence[int], answer: Sequence[int], start: int) -> Row:
+    """A text and what a decoder is to write of it, the shorter one padded to the longer one.
+
+    Returns:
+        input_ids, segment_ids, decoder_input_ids (`start`, then the answer), targets (the answer),
+        decoder_segment_ids int32 [T]; weights float32 [T], 1 on the answer.
+    """
+    length = max(len(text), len(answer))
+    sides = {
+        'input_ids': np.asarray(text, np.int32),
+        'segment_ids': np.ones(len(text), np.int32),
+        'decoder_input_ids': np.asarray([start, *answer[:-1]][: len(answer)], np.int32),
+        'decoder_segment_ids': np.ones(len(answer), np.int32),
+        'targets': np.asarray(answer, np.int32),
+        'weights': np.ones(len(answer), np.float32),
+    }
+    return pad(sides, length)
+
+
 def pack(rows: Sequence[Row], length: int) -> list[Row]:
     """Packs rows into as few rows of `length` positions as first fit, longest first, finds.
 
@@ -61,9 +80,9 @@ def pack(rows: Sequence[Row], length: int) -> list[Row]:
 
 
 def pad(row: Row, length: int) -> Row:
-    """The row with zeros appended up to `length` positions; scalars stay as they are."""
+    """The row with zeros appended up to `length` positions; what has none stays as it is."""
     return {
-        name: np.pad(value, (0, length - len(value))) if np.ndim(value) else value
+        name: np.pad(value, (0, length - len(value))) if np.ndim(value) == 1 else value
         for name, value in row.items()
     }
 

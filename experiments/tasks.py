@@ -3,7 +3,7 @@
 A new data set is one function here and one line in TASKS.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import corpora
+from experiments import corpora, own_data
 from experiments.config import Config
 from experiments.data import Batch
 from experiments.packing import Row, chat_row, pack
@@ -32,7 +32,7 @@ class Task(NamedTuple):
             divides both. Totals and not means, so that batches of any size add up exactly.
     """
 
-    splits: Mapping[str, list[Row]]
+    splits: Mapping[str, Sequence[Row]]
     inputs: Callable[[Batch], dict[str, Any]]
     sums: Callable[[jax.Array, Batch], Sums]
 
@@ -85,10 +85,11 @@ def gsm8k(data: Config, tokenizer: Tokenizer) -> Task:
     return Task(splits, decoder_inputs, weighted_sums)
 
 
-TASKS: Mapping[str, Callable[[Config, Tokenizer], Task]] = {
-    'film_reviews': film_reviews,
-    'gsm8k': gsm8k,
-}
+def _own(
+    read: Callable[[Config, Tokenizer | None], own_data.Splits],
+    inputs: Callable[[Batch], dict[str, Any]],
+) -> Callable[[Config, Any], Task]:
+    return lambda data, tokenizer: Task(read(data, tokenizer), inputs, weighted_sums)
 
 
 def weighted_sums(logits: jax.Array, batch: Batch) -> Sums:
@@ -109,8 +110,9 @@ def weighted_sums(logits: jax.Array, batch: Batch) -> Sums:
 
 
 def encoder_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens and which of them are real."""
-    return {'input_ids': batch['input_ids'], 'attention_mask': batch['segment_ids'] > 0}
+    """Tokens, which of them are real, and for pairs which text each belongs to."""
+    types = {name: batch[name] for name in ('token_type_ids',) if name in batch}
+    return {'input_ids': batch['input_ids'], 'attention_mask': batch['segment_ids'] > 0, **types}
 
 
 def decoder_inputs(batch: Batch) -> dict[str, Any]:
@@ -119,9 +121,33 @@ def decoder_inputs(batch: Batch) -> dict[str, Any]:
     return {name: batch[name] for name in names}
 
 
+def seq2seq_inputs(batch: Batch) -> dict[str, Any]:
+    """Tokens of both sides, and which of them are real."""
+    return {
+        **{name: batch[name] for name in ('input_ids', 'decoder_input_ids')},
+        'attention_mask': batch['segment_ids'] > 0,
+        'decoder_attention_mask': batch['decoder_segment_ids'] > 0,
+    }
+
+
+def image_inputs(batch: Batch) -> dict[str, Any]:
+    """The pixels."""
+    return {'pixel_values': batch['pixel_values']}
+
+
 def _path(source: str) -> Path:
     return package_path(source) if source.startswith('package:') else Path(source)
 
 
 def _limit(split: list, data: Config) -> list:
     return split[: data.limit] if data.limit else split
+
+
+TASKS: Mapping[str, Callable[[Config, Any], Task]] = {
+    'film_reviews': film_reviews,
+    'gsm8k': gsm8k,
+    'classification': _own(own_data.labelled_texts, encoder_inputs),
+    'instructions': _own(own_data.instructions, decoder_inputs),
+    'seq2seq': _own(own_data.text_to_text, seq2seq_inputs),
+    'images': _own(own_data.labelled_images, image_inputs),
+}

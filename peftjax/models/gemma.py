@@ -153,13 +153,17 @@ class Gemma(nn.Module):
             segment_ids=segment_ids,
         )
         config = self.config
-        told = {
-            'attention_mask': attention_mask,
-            'position_ids': position_ids,
-            'segment_ids': segment_ids,
-        }
-        mask, positions = caches.look(input_ids.shape[1], cache, **told)
-        near, _ = caches.look(input_ids.shape[1], cache, **told, window=config.sliding_window)
+        (mask, positions), (near, _) = (
+            caches.look(
+                input_ids.shape[1],
+                cache,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                segment_ids=segment_ids,
+                window=window,
+            )
+            for window in (None, config.sliding_window)
+        )
         # Once for all layers: outside the scan, so that they are not computed again in each.
         turns, local_turns = (
             rotation(rope, positions, config.head_dim) for rope in (config.rope, config.local_rope)

@@ -1,0 +1,333 @@
+"""A user's own tables, from the file to the step of a model."""
+
+import csv
+import io
+import json
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import peftjax
+from configs import own_data as own_config
+from experiments import data, own_data, tables, tasks
+from experiments.build import build
+from experiments.train import train
+from peftjax.interop import tokenizer as interop
+from tests.tiny_runs import SPECIAL, WORDS, checkpoint
+
+ROWS = [{'text': f'fine film {number}', 'label': number % 2} for number in range(40)]
+TEMPLATE = (
+    '{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}'
+    '{% if add_generation_prompt %}<|im_start|> assistant {% endif %}'
+)
+
+
+def _write(path, rows):
+    if path.suffix == '.jsonl':
+        path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    elif path.suffix == '.csv':
+        with path.open('w', encoding='utf-8', newline='') as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def _tokenizer(template=TEMPLATE):
+    vocabulary = {word: n for n, word in enumerate([*SPECIAL, *WORDS, 'user', 'assistant'])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single='$A [PAD]', pair='$A [PAD] $B:1 [PAD]:1', special_tokens=[('[PAD]', 0)]
+    )
+    return interop.Tokenizer(backend, chat_template=template)
+
+
+def _data(kind='classification', **fields):
+    config = own_config.get_config(f'kind={kind}')
+    config.data.lengths = (16,)
+    with config.data.unlocked():
+        config.data.update(fields)
+    return config.data
+
+
+@pytest.mark.parametrize('ending', ['.jsonl', '.csv', '.parquet'])
+def test_a_table_says_the_same_in_every_format(ending, tmp_path):
+    texts = [{**row, 'label': str(row['label'])} for row in ROWS]
+    found = tables.read_splits(_write(tmp_path / f'all{ending}', texts), ('text', 'label'))
+    assert sorted(row['text'] for rows in found.values() for row in rows) == sorted(
+        row['text'] for row in ROWS
+    )
+    same = tables.read_splits(_write(tmp_path / 'same.jsonl', texts[::-1]), ('text', 'label'))
+    assert {name: sorted(map(str, rows)) for name, rows in found.items()} == {
+        name: sorted(map(str, rows)) for name, rows in same.items()
+    }
+    fewer = tables.read_splits(_write(tmp_path / 'fewer.jsonl', texts[:30]), ('text', 'label'))
+    assert all(row in found[name] for name, rows in fewer.items() for row in rows)
+
+
+def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
+    for name, rows in (('train', ROWS[:20]), ('validation', ROWS[20:30]), ('test', ROWS[30:])):
+        _write(tmp_path / f'{name}.jsonl', rows)
+    found = tables.read_splits(str(tmp_path / '{split}.jsonl'), ('text', 'label'))
+    assert {name: len(rows) for name, rows in found.items()} == {
+        'train': 20,
+        'validation': 10,
+        'test': 10,
+    }
+    assert tables.read_splits(f'hf:{tmp_path}#{{split}}', ('text', 'label')) == found
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('a.jsonl', b'{"text": "a", "label": 1}\n{', 'a.jsonl, line 2: not JSON'),
+        ('a.jsonl', b'[1]', 'row 1: .* is no object'),
+        ('a.jsonl', b'{"sentence": "a"}', r'row 1 has no text, label; its columns are sentence'),
+        ('a.csv', b'text,label\n"a', 'a.csv: not CSV'),
+        ('a.parquet', b'PAR1 no', 'a.parquet: not Parquet'),
+        ('a.tsv', b'', 'is none of .jsonl, .csv, .parquet'),
+        ('a.jsonl', None, 'a.jsonl does not exist'),
+        ('a.jsonl', b'', 'has no rows for train'),
+    ],
+)
+def test_tables_that_cannot_be_read_are_named(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        tables.read_splits(str(tmp_path / name), ('text', 'label'))
+
+
+@settings(deadline=2000, max_examples=60)
+@given(content=st.binary(max_size=200), ending=st.sampled_from(['.jsonl', '.csv', '.parquet']))
+def test_any_bytes_are_read_or_refused(content, ending, tmp_path_factory):
+    path = tmp_path_factory.mktemp('bytes') / f'a{ending}'
+    path.write_bytes(content)
+    with pytest.raises(ValueError):
+        tables.read_splits(str(path), ('text', 'label'))
+
+
+def test_a_hub_source_needs_a_split():
+    with pytest.raises(ValueError, match="write 'hf:org/name#{split}'"):
+        tables.read_splits('hf:org/name', ('text',))
+
+
+def test_texts_and_pairs_keep_their_special_tokens_when_cut(tmp_path):
+    rows = [{'text': ' '.join(['fine'] * n), 'second': 'dull', 'label': 1} for n in range(1, 60)]
+    source = _write(tmp_path / 'a.jsonl', rows)
+    single = own_data.labelled_texts(_data(source=source), _tokenizer())
+    longest = max(single['train'], key=lambda row: len(row['input_ids']))
+    assert len(longest['input_ids']) == 16 and longest['input_ids'][-1] == 0
+    assert longest['segment_ids'].tolist() == [1] * 16 and longest['targets'] == 1
+    fields = {'source': source, 'columns': ConfigDict({'text': 'text', 'second': 'second'})}
+    fields['columns'].label = 'label'
+    pairs = own_data.labelled_texts(_data('pairs', **fields), _tokenizer())
+    row = max(pairs['train'], key=lambda row: len(row['input_ids']))
+    assert row['token_type_ids'].tolist() == [0] * 14 + [1] * 2
+    assert tasks.encoder_inputs(data.collate([row], (16,)))['token_type_ids'].shape == (1, 16)
+
+
+def test_class_names_and_numbers_become_targets(tmp_path):
+    named = [{'text': 'fine', 'label': ('bad', 'good')[n % 2], 'n': n} for n in range(60)]
+    source = _write(tmp_path / 'a.jsonl', [{**r, 'text': f'fine {r["n"]}'} for r in named])
+    rows = own_data.labelled_texts(_data(source=source, labels=('bad', 'good')), _tokenizer())
+    assert {int(row['targets']) for row in rows['train']} == {0, 1}
+    with pytest.raises(ValueError, match="label '(bad|good)' is none of 0 to 1; set"):
+        own_data.labelled_texts(_data(source=source), _tokenizer())
+
+
+def test_the_loss_of_instructions_is_on_the_answer_alone(tmp_path):
+    rows = [{'prompt': f'is film {n} fine', 'answer': 'the plot was dull'} for n in range(40)]
+    source = _write(tmp_path / 'a.jsonl', rows)
+    tokenizer = _tokenizer()
+    row = own_data.instructions(_data('instructions', source=source), tokenizer)['train'][0]
+    answer = row['targets'][row['weights'] == 1].tolist()
+    assert tokenizer.decode(answer, skip_special_tokens=False) == 'the plot was dull <|im_end|>'
+    conversations = [
+        {'messages': [{'role': 'user', 'content': r['prompt']}, _answer(r['answer'])]} for r in rows
+    ]
+    source = _write(tmp_path / 'b.jsonl', conversations)
+    other = own_data.instructions(_data('messages', source=source), tokenizer)
+    assert any(
+        np.array_equal(row['input_ids'], each['input_ids'])
+        for split in other.values()
+        for each in split
+    )
+    packed = own_data.instructions(
+        _data(
+            'instructions', source=_write(tmp_path / 'a.jsonl', rows), packing=True, lengths=(64,)
+        ),
+        tokenizer,
+    )['train'][0]
+    assert packed['segment_ids'].max() > 1 and len(packed['input_ids']) == 64
+
+
+def _answer(text, role='assistant'):
+    return {'role': role, 'content': text}
+
+
+@pytest.mark.parametrize(
+    ('template', 'messages', 'message'),
+    [
+        (None, [_answer('a', 'user'), _answer('b')], 'has no chat template'),
+        ('{{ messages[-1].content }}', [_answer('a', 'user'), _answer('b')], 'where the answer'),
+        (TEMPLATE, [_answer('a')], 'a conversation is a list of at least two'),
+        (TEMPLATE, [_answer('a'), _answer('b', 'user')], "ends with 'user' and not an answer"),
+        ('{{ raise_exception("no") }}', [_answer('a', 'user'), _answer('b')], 'cannot write'),
+        (
+            '{{ messages.__class__.__mro__[1].__subclasses__() }}',
+            [_answer('a', 'user'), _answer('b')],
+            'cannot write',
+        ),
+    ],
+)
+def test_conversations_that_cannot_be_written_are_refused(template, messages, message, tmp_path):
+    rows = [{'messages': messages, 'n': n} for n in range(3)]
+    for split in tables.SPLITS:
+        _write(tmp_path / f'{split}.jsonl', rows)
+    source = str(tmp_path / '{split}.jsonl')
+    with pytest.raises(ValueError, match=message):
+        own_data.instructions(_data('messages', source=source), _tokenizer(template))
+
+
+def test_a_decoder_starts_with_its_token_and_is_weighed_where_it_writes(tmp_path):
+    rows = [{'source': f'fine film {n} is fine', 'target': 'dull'} for n in range(40)]
+    source = _write(tmp_path / 'a.jsonl', rows)
+    row = own_data.text_to_text(_data('seq2seq', source=source), _tokenizer())['train'][0]
+    dull = len(SPECIAL) + WORDS.index('dull')
+    assert row['decoder_input_ids'].tolist()[:2] == [0, dull]
+    assert row['targets'].tolist()[:3] == [dull, 0, 0]
+    assert row['weights'].tolist() == [1, 1, 0, 0, 0, 0]
+    inputs = tasks.seq2seq_inputs(data.collate([row], (8,)))
+    assert inputs['attention_mask'].sum() == 6 and inputs['decoder_attention_mask'].sum() == 2
+
+
+def _pictures(folder, count=40, side=20):
+    """Squares that are bright or dark, as files and as bytes."""
+    generator, rows = np.random.default_rng(0), []
+    for number in range(count):
+        pixels = generator.integers(0, 90, (side, side, 3)) + 150 * (number % 2)
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, 'PNG')
+        (folder / f'{number}.png').write_bytes(file.getvalue())
+        rows.append({'image': f'{number}.png', 'label': number % 2, 'bytes': file.getvalue()})
+    return rows
+
+
+def test_images_are_read_when_they_are_asked_for(tmp_path):
+    rows = _pictures(tmp_path)
+    source = _write(tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in rows])
+    image = ConfigDict({'size': 20, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)})
+    found = own_data.labelled_images(_data('images', source=source, image=image), None)
+    row = found['train'][0]
+    assert row['pixel_values'].shape == (3, 20, 20) and row['pixel_values'].dtype == np.float32
+    assert (row['pixel_values'].mean() > 0) == (row['targets'] == 1)
+    for file in tmp_path.glob('*.png'):
+        file.unlink()
+    with pytest.raises(ValueError, match='cannot be read'):
+        found['train'][0]
+    held = _write(
+        tmp_path / 'a.parquet',
+        [{'image': {'bytes': r['bytes']}, 'label': r['label']} for r in rows],
+    )
+    within = own_data.labelled_images(_data('images', source=held, image=image), None)
+    assert any(
+        np.array_equal(row['pixel_values'], each['pixel_values'])
+        for split in within.values()
+        for each in split
+    )
+
+
+def test_an_image_outside_the_tables_folder_is_refused(tmp_path):
+    (tmp_path / 'inner').mkdir()
+    _pictures(tmp_path, 1)
+    rows = [{'image': '../0.png', 'label': 0}]
+    for split in tables.SPLITS:
+        _write(tmp_path / 'inner' / f'{split}.jsonl', rows)
+    found = own_data.labelled_images(
+        _data('images', source=str(tmp_path / 'inner' / '{split}.jsonl')), None
+    )
+    with pytest.raises(ValueError, match='lies outside'):
+        found['train'][0]
+
+
+def _run_config(kind, golden, source, tmp_path):
+    config = own_config.get_config(f'kind={kind},rank=2')
+    config.model.source = str(checkpoint(tmp_path / 'base', golden))
+    config.data.source = source
+    config.data.batch_size = config.data.eval_batch_size = 4
+    config.data.lengths = (16,)
+    config.duration, config.log_every = '4 steps', '2 steps'
+    config.eval_every, config.save_every = '4 steps', '2 steps'
+    return config
+
+
+KINDS = {
+    'classification': ('tiny_bert', ROWS),
+    'pairs': ('tiny_bert', [{**r, 'sentence1': r['text'], 'sentence2': 'dull'} for r in ROWS]),
+    'seq2seq': (
+        'tiny_t5',
+        [{'source': row['text'], 'target': ('dull', 'witty')[row['label']]} for row in ROWS],
+    ),
+    'instructions': (
+        'tiny_llama',
+        [{'prompt': row['text'], 'answer': ('dull', 'witty')[row['label']]} for row in ROWS],
+    ),
+}
+
+
+def test_another_kind_of_config_is_refused():
+    with pytest.raises(ValueError, match="no kind 'video'; it is one of classification, pairs"):
+        own_config.get_config('kind=video')
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'images'])
+def test_every_kind_of_table_trains_its_model(kind, tmp_path):
+    if kind == 'images':
+        golden, rows = (
+            'tiny_vit',
+            [{k: row[k] for k in ('image', 'label')} for row in _pictures(tmp_path, side=12)],
+        )
+    else:
+        golden, rows = KINDS[kind]
+    source = _write(tmp_path / 'rows.jsonl', rows)
+    config = _run_config(kind, golden, source, tmp_path)
+    if kind == 'images':
+        config.data.lengths, config.data.image.size = (), 12
+    if kind == 'instructions':
+        settings = {'chat_template': TEMPLATE}
+        (tmp_path / 'base' / 'tokenizer_config.json').write_text(json.dumps(settings))
+    result = train(config, tmp_path / 'run', Console(quiet=True))
+    assert np.isfinite(result['test/loss'])
+    run = build(config)
+    assert len(peftjax.core.paths.flatten(run.transform.init(jax.random.key(0), run.model))) > 4
+
+
+def test_the_order_is_that_of_seed_and_step_for_images_too(tmp_path):
+    source = _write(
+        tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in _pictures(tmp_path)]
+    )
+    image = ConfigDict({'size': 4, 'mean': (0.0,) * 3, 'std': (1.0,) * 3})
+    rows = own_data.labelled_images(_data('images', source=source, image=image), None)['train']
+
+    def batches():
+        return data.train_batches(rows, batch_size=4, lengths=(), seed=3, steps=6)
+
+    whole = [batch['pixel_values'] for batch in batches()]
+    first = batches()
+    for _ in range(2):
+        next(first)
+    resumed = batches()
+    resumed.set_state(first.get_state())
+    np.testing.assert_array_equal(np.stack([b['pixel_values'] for b in resumed]), whole[2:])
