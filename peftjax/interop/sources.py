@@ -67,7 +67,7 @@ def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
         raise CheckpointError(
             f"{os.fspath(source)!r} is no folder of an adapter; write one, or a hub id 'org/name'"
         )
-    files = ['adapter_config.json', 'adapter_model.safetensors']
+    files = ['adapter_config.json', 'adapter_model.safetensors', 'adapter.safetensors']
     return pathlib.Path(
         huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
     )

@@ -1,0 +1,202 @@
+"""Adapters of AdapterHub come in with its logits, and go out as they came."""
+
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import peftjax
+from peftjax.interop.errors import CheckpointError
+from tests.oracle.cases import GOLDEN, read_case
+from tests.oracle.converters import CONVERTERS
+
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter.safetensors'
+FOLDERS = sorted(path.parent for path in (GOLDEN / 'adapters').rglob(CONFIG))
+READABLE = [
+    GOLDEN / 'adapters' / name
+    for name in (
+        *('bert/compacter', 'bert/seq_bn_gelu_ln', 'llama/compacter', 'llama/double_seq_bn'),
+        *('llama/scaled_par_bn', 'llama/seq_bn'),
+    )
+]
+
+
+@functools.cache
+def _base(architecture, scan=True):
+    return peftjax.load(GOLDEN / architecture / 'base', scan=scan)
+
+
+def _name(folder):
+    return folder.relative_to(GOLDEN / 'adapters').as_posix()
+
+
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+@pytest.mark.parametrize('folder', READABLE, ids=map(_name, READABLE))
+def test_a_file_is_read_with_its_logits_and_written_as_it_was(folder, scan, tmp_path):
+    model = _base(folder.parent.name, scan)
+    loaded = peftjax.load_adapter(folder, model)
+    case = read_case(folder)
+    if case.headless:
+        # Its head is unknown: what was read is what the reference test holds to gradients.
+        if not scan:
+            expected = CONVERTERS[case.method](case).convert(case.tensors)
+            jax.tree.map(np.testing.assert_array_equal, loaded.adapter, expected)
+    else:
+        predict = peftjax.adapt(model, loaded.transform)
+        logits = predict(loaded.adapter, model.params, **case.inputs)
+        tokens = case.inputs['attention_mask'] == 1
+        np.testing.assert_allclose(logits[tokens], case.logits[tokens], atol=1e-4)
+    peftjax.save_adapter(
+        tmp_path, model, loaded.transform, loaded.adapter, form='adapterhub', name='a'
+    )
+    theirs, ours = load_file(folder / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert set(theirs) == set(ours)
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(value, ours[name], err_msg=name)
+    said, saying = (json.loads((each / CONFIG).read_text()) for each in (folder, tmp_path))
+    assert saying['config'] | {'init_weights': ''} == said['config'] | {'init_weights': ''}
+    assert set(saying) == set(said)
+
+
+METHODS = {
+    'lora': peftjax.lora(rank=2, alpha=6, targets=r'layers/self_attn/[qkv]_proj'),
+    'lora everywhere': peftjax.lora(rank=2, targets=r'layers/.*/([qkv]|up|down)_proj'),
+    'ia3': peftjax.ia3(targets=(r'layers/self_attn/[kv]_proj', r'layers/mlp/down_proj')),
+    'houlsby': peftjax.houlsby(size=4, targets=r'layers/(self_attn|mlp)_branch'),
+    'pfeiffer': peftjax.pfeiffer(size=4, targets=r'layers/mlp_branch', activation='gelu_tanh'),
+    'parallel': peftjax.parallel_adapter(size=4, targets=r'layers/mlp_branch', scale='learned'),
+    'gated': peftjax.bottleneck(
+        size=4, targets=r'layers/mlp_branch', gate=True, norm_before=True, activation='relu'
+    ),
+    'compacter': peftjax.compacter(size=4, terms=2, targets=r'layers/(self_attn|mlp)_branch'),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_is_written_is_read_again(name, tmp_path):
+    model, transform = _base('llama'), METHODS[name]
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1)
+    peftjax.save_adapter(tmp_path, model, transform, adapter, form='adapterhub', name='mine')
+    again = peftjax.load_adapter(tmp_path, model)
+    jax.tree.map(np.testing.assert_array_equal, adapter, again.adapter)
+    inputs = read_case(READABLE[-1]).inputs
+    np.testing.assert_allclose(
+        peftjax.adapt(model, transform)(adapter, model.params, **inputs),
+        peftjax.adapt(model, again.transform)(again.adapter, model.params, **inputs),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ('transform', 'message'),
+    [
+        (peftjax.dora(rank=2, targets=r'.*q_proj'), 'dora has no file of AdapterHub here'),
+        (peftjax.lora(rank=2, rslora=True, targets=r'.*q_proj'), 'no rslora'),
+        (peftjax.lora(rank=2, targets=r'.*o_proj'), 'none of the matrices that AdapterHub adapts'),
+        (peftjax.ia3(targets=r'.*k_proj', feedforward=r'.*down_proj'), 'not its input'),
+        (peftjax.houlsby(size=2, targets=r'.*norm'), 'no places of an adapter'),
+        (
+            peftjax.pfeiffer(size=2, targets=r'.*mlp_branch', activation=jax.nn.relu),
+            'has no name that a file could hold',
+        ),
+    ],
+)
+def test_what_has_no_form_there_is_refused(transform, message, tmp_path):
+    model = _base('llama')
+    adapter = transform.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match=message):
+        peftjax.save_adapter(tmp_path / 'out', model, transform, adapter, form='adapterhub')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_unknown_form_is_refused(tmp_path):
+    transform = METHODS['lora']
+    adapter = transform.init(jax.random.key(0), _base('llama'))
+    with pytest.raises(ValueError, match="form is 'peft' or 'adapterhub', got 'gguf'"):
+        peftjax.save_adapter(tmp_path, _base('llama'), transform, adapter, form='gguf')
+
+
+@pytest.mark.parametrize('folder', [each for each in FOLDERS if each not in READABLE], ids=_name)
+def test_other_methods_are_refused_by_name(folder):
+    with pytest.raises(CheckpointError, match="architecture '(reft|union)'|use_gating is True"):
+        peftjax.load_adapter(folder, _base(folder.parent.name))
+
+
+def _copy(tmp_path, change):
+    """The file of `seq_bn` on Llama, changed."""
+    folder = shutil.copytree(GOLDEN / 'adapters/llama/seq_bn', tmp_path / 'copy')
+    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    change(config, tensors)
+    (folder / CONFIG).write_text(json.dumps(config))
+    save_file(tensors, folder / WEIGHTS)
+    return folder
+
+
+DOWN = 'model.layers.0.output_adapters.adapters.a.adapter_down.0.weight'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda c, t: c['config'].update(inv_adapter='nice'), 'inv_adapter'),
+        (lambda c, t: c['config'].update(surprise=1), 'surprise'),
+        (lambda c, t: c['config'].update(non_linearity='mish'), 'mish'),
+        (lambda c, t: c['config'].update(scaling='big'), 'scaling'),
+        (lambda c, t: c.update(name='b'), "no bottleneck called 'b'"),
+        (lambda c, t: c.pop('name'), 'names no adapter'),
+        (lambda c, t: t.pop(DOWN), 'lacks layers.0.output_adapters.*adapter_down.0.weight'),
+        (lambda c, t: t.update({DOWN.replace('.0.out', '.9.out'): t[DOWN]}), 'no place of an'),
+        (lambda c, t: t.update(surprise=t[DOWN]), 'nothing here takes: surprise'),
+    ],
+)
+def test_files_that_mean_something_else_are_refused(change, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        peftjax.load_adapter(_copy(tmp_path, change), _base('llama'))
+
+
+def test_pickled_weights_are_never_read(tmp_path):
+    folder = shutil.copytree(READABLE[-1], tmp_path / 'copy')
+    (folder / WEIGHTS).rename(folder / 'pytorch_adapter.bin')
+    with pytest.raises(CheckpointError, match='only safetensors are read, pickled weights'):
+        peftjax.load_adapter(folder, _base('llama'))
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 10**6), st.floats(), st.text(max_size=4),
+    st.lists(st.integers(0, 3), max_size=3), st.dictionaries(st.text(max_size=2), st.none()),
+)  # fmt: skip
+
+
+@settings(
+    deadline=2000, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_config_and_tensor_is_read_or_refused(data, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp('fuzz')
+
+    def change(config, tensors):
+        for _ in range(data.draw(st.integers(1, 3))):
+            where = data.draw(st.sampled_from(['inner', 'outer', 'tensor']))
+            if where == 'tensor':
+                name = data.draw(st.sampled_from(sorted(tensors)))
+                shape = data.draw(st.lists(st.integers(0, 9), max_size=3))
+                tensors[name] = np.zeros(shape, np.float32)
+            else:
+                target = config if where == 'outer' else config.get('config')
+                if isinstance(target, dict):
+                    target[data.draw(st.sampled_from(sorted(target)))] = data.draw(VALUES)
+
+    folder = _copy(tmp_path, change)
+    try:
+        loaded = peftjax.load_adapter(folder, _base('llama'))
+    except CheckpointError:
+        return
+    finally:
+        shutil.rmtree(tmp_path)
+    assert loaded.transform.about.name in ('bottleneck', 'compacter')
