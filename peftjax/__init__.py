@@ -28,6 +28,7 @@ from peftjax.core.weightwise import weightwise
 from peftjax.generation.generate import generator, pad_left
 from peftjax.generation.sampling import Sampling
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.gguf_lora import export_gguf
 from peftjax.interop.load import load
 from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
 from peftjax.interop.save import save_checkpoint
@@ -73,6 +74,7 @@ from peftjax.methods.vera import vera
 __all__ = [
     'save_checkpoint',
     'save_adapter',
+    'export_gguf',
     'load_adapter',
     'PeftAdapter',
     'Sampling',

@@ -1,4 +1,4 @@
-"""The command `peftjax`: look at a checkpoint or an adapter, merge one, let it write."""
+"""The command `peftjax`: looks at checkpoints and adapters, merges, converts and runs them."""
 
 import argparse
 import sys
@@ -61,6 +61,32 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument(
         '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of the file'
     )
+
+    convert = _command(
+        commands,
+        'convert',
+        _convert,
+        'write an adapter in the files of another library',
+        'peftjax convert google-bert/bert-base-uncased my_adapter hub_adapter --to adapterhub',
+    )
+    convert.add_argument('base', help=_SOURCE)
+    convert.add_argument('adapter', help=_ADAPTER + "; either library's")
+    convert.add_argument('out', help='the folder to write')
+    convert.add_argument('--to', required=True, choices=('peft', 'adapterhub'))
+    convert.add_argument('--name', default='default', help="the adapter's, which adapterhub keeps")
+    _add_labels(convert)
+
+    export = _command(
+        commands,
+        'export',
+        _export,
+        'write a LoRA as a GGUF adapter, for llama.cpp',
+        'peftjax export HuggingFaceTB/SmolLM2-135M-Instruct my_adapter my_adapter.gguf',
+    )
+    export.add_argument('base', help=_SOURCE)
+    export.add_argument('adapter', help=_ADAPTER)
+    export.add_argument('out', help='the .gguf file to write; llama-cli takes it as --lora')
+    export.add_argument('--name', default='', help='what the file calls the adapter')
 
     generate = _command(
         commands,
@@ -125,6 +151,28 @@ def _merge(arguments: argparse.Namespace) -> None:
     merged = loaded.transform.merge(model.params, loaded.adapter)
     merged = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), merged)
     peftjax.save_checkpoint(arguments.out, model, merged, arguments.base)
+    print(arguments.out)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    model = _load(arguments, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    peftjax.save_adapter(
+        arguments.out,
+        model,
+        loaded.transform,
+        loaded.adapter,
+        base_model=arguments.base,
+        form=arguments.to,
+        name=arguments.name,
+    )
+    print(arguments.out)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model = peftjax.load(arguments.base, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    peftjax.export_gguf(arguments.out, model, loaded.transform, loaded.adapter, name=arguments.name)
     print(arguments.out)
 
 

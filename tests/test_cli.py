@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import gguf
 import jax
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ LLAMA, BERT = str(GOLDEN / 'llama' / 'base'), str(GOLDEN / 'bert' / 'base')
 
 
 def test_help_teaches(capsys):
-    for command, word in (('inspect', '--adapter'), ('merge', '--dtype'), ('generate', '--top-p')):
+    for command, word in (
+        *(('inspect', '--adapter'), ('merge', '--dtype'), ('generate', '--top-p')),
+        *(('convert', '--to'), ('export', '.gguf')),
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, '--help'])
         text = capsys.readouterr().out
@@ -75,6 +79,26 @@ def test_merge_in_another_dtype(tmp_path):
     assert {str(v.dtype) for v in load_file(tmp_path / 'model.safetensors').values()} == {'float16'}
 
 
+def test_convert_and_back_gives_the_same_tensors(tmp_path, capsys):
+    theirs, hub, back = GOLDEN / 'llama' / 'lora', tmp_path / 'hub', tmp_path / 'back'
+    assert cli.main(['convert', LLAMA, str(theirs), str(hub), '--to', 'adapterhub']) == 0
+    config = json.loads((hub / 'adapter_config.json').read_text())
+    assert config['model_name'] == LLAMA and config['name'] == 'default'
+    assert cli.main(['convert', LLAMA, str(hub), str(back), '--to', 'peft']) == 0
+    assert capsys.readouterr().out.split() == [str(hub), str(back)]
+    ours, expected = (load_file(each / 'adapter_model.safetensors') for each in (back, theirs))
+    assert set(ours) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value)
+
+
+def test_export_writes_a_gguf_adapter(tmp_path):
+    out = tmp_path / 'a.gguf'
+    assert cli.main(['export', LLAMA, str(GOLDEN / 'llama' / 'lora'), str(out)]) == 0
+    names = {tensor.name for tensor in gguf.GGUFReader(out).tensors}
+    assert 'blk.0.attn_q.weight.lora_a' in names and len(names) == 8
+
+
 def test_generate_goes_on_with_a_text(capsys):
     arguments = ['generate', require_package(SMOLLM2), '--prompt', 'The capital of France is']
     assert cli.main([*arguments, '--max-new-tokens', '3']) == 0
@@ -86,6 +110,11 @@ def test_generate_goes_on_with_a_text(capsys):
     [
         (['inspect', '/no/such/folder'], 'not found'),
         (['inspect', LLAMA, '--adapter', BERT], 'adapter_config.json does not exist'),
+        (
+            ['convert', LLAMA, str(GOLDEN / 'llama' / 'dora'), 'unwritten', '--to', 'adapterhub'],
+            'dora has no file',
+        ),
+        (['export', LLAMA, str(GOLDEN / 'llama' / 'ia3'), 'unwritten.gguf'], 'write plain lora'),
         (['merge', LLAMA, str(GOLDEN / 'bert' / 'lora'), 'unwritten'], 'no module of this model'),
         (
             ['merge', LLAMA, str(GOLDEN / 'llama' / 'prompt_tuning'), 'unwritten'],

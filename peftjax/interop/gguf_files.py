@@ -151,3 +151,14 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a q or k projection in llama.cpp's order; undoes `unpermute`.
+
+    Example:
+        >>> permute(unpermute(np.arange(8), heads=2), heads=2).tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)

@@ -1,0 +1,128 @@
+"""`export_gguf`: LoRA as a GGUF adapter, which llama.cpp loads beside a GGUF base."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+import jax
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Adapter, Model, PeftTransform
+from peftjax.interop.gguf_files import LLAMA_GGUF_NAMES, permute
+from peftjax.interop.peft_names import sliced
+from peftjax.models.llama_config import LlamaConfig
+from peftjax.models.names import slots
+
+
+def export_gguf(
+    path: str | os.PathLike[str],
+    model: Model,
+    transform: PeftTransform,
+    adapter: Adapter,
+    *,
+    name: str = '',
+) -> None:
+    r"""Writes LoRA for llama.cpp (`--lora file.gguf`), whose bases are GGUF files.
+
+    The file holds `lora_a = A^T: [rank, in]` and `lora_b = B^T: [out, rank]` of each matrix, the
+    rows of `lora_b` for q and k in llama.cpp's rotary order where the base has that order, and one
+    `alpha`. There `W' = W + (alpha / rank) lora_b lora_a`. Where scales differ (`rank_pattern`,
+    `alpha_pattern`, `rslora`), what `alpha / rank` does not say is multiplied into `lora_b`.
+
+    Args:
+        path: of the file, ending with `.gguf`; whole before it takes the place of an older one.
+        model: a Llama, Mistral, Qwen2 or Qwen3 decoder of `peftjax.load`.
+        transform, adapter: `lora` on matrices of the layers or on an untied head.
+        name: what the file calls the adapter.
+
+    Raises:
+        ValueError: another method or family, a lookup (llama.cpp transposes those), another
+            ending.
+
+    Example:
+        >>> from peftjax.models.llama import Llama
+        >>> config = LlamaConfig(
+        ...     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+        >>> module, ids = Llama(config), jnp.ones((1, 4), int)
+        >>> params = module.init(jax.random.key(0), ids)['params']
+        >>> model = peftjax.wrap(module, params, ids, config=config)
+        >>> tx = peftjax.lora(rank=2, targets=r'layers/self_attn/q_proj')
+        >>> path = getfixture('tmp_path') / 'adapter.gguf'
+        >>> peftjax.export_gguf(path, model, tx, tx.init(jax.random.key(0), model))
+        >>> path.is_file()
+        True
+    """
+    target, about = pathlib.Path(path), transform.about
+    if target.suffix != '.gguf':
+        raise ValueError(f'{target} does not end with .gguf')
+    if not isinstance(model.config, LlamaConfig):
+        raise ValueError(
+            f'a GGUF adapter is written for Llama, Mistral, Qwen2 and Qwen3, not for a model with '
+            f'a {type(model.config).__name__}'
+        )
+    start = about.arguments.get('init') if about else None
+    if about is None or about.name != 'lora' or start in ('pissa', 'olora'):
+        raise ValueError(
+            f'{transform!r} is no adapter that llama.cpp has; write plain lora, or merge into a '
+            'checkpoint with peftjax.save_checkpoint'
+        )
+    tensors, alpha = _tensors(model, model.config, about.arguments, adapter)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f'.{target.name}.new')
+    writer = gguf.GGUFWriter(new, _architecture(model.config))
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, 'lora')
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    if name:
+        writer.add_name(name)
+    for tensor, value in tensors.items():
+        writer.add_tensor(tensor, np.ascontiguousarray(value))
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+    os.replace(new, target)
+
+
+def _architecture(config: LlamaConfig) -> str:
+    """llama.cpp's name, which its loader compares with the base's."""
+    if config.qk_norm:
+        return 'qwen3'
+    return 'qwen2' if config.qkv_bias and not config.o_bias else 'llama'
+
+
+def _tensors(
+    model: Model, config: LlamaConfig, arguments: Mapping[str, Any], entries: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], float]:
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in paths.flatten(model.params).items()
+        if path in entries
+    }
+    alpha = float(arguments['rank'] if arguments['alpha'] is None else arguments['alpha'])
+    rotated = {'q_proj': config.num_attention_heads, 'k_proj': config.num_key_value_heads}
+    tensors = {}
+    for slot in slots(LLAMA_GGUF_NAMES, leaves):
+        entry = entries[slot.path]
+        if entry.layout.lookup:
+            raise ValueError(
+                f'{slot.path!r} is a lookup; a GGUF adapter is of matrices: leave it out'
+            )
+        rank = entry['a'].shape[-1]
+        default = rank if arguments['alpha'] is None else alpha
+        here = paths.first_match(arguments['alpha_pattern'], slot.path, default)
+        scale = here / (rank**0.5 if arguments['rslora'] else rank)
+        heads = rotated.get(slot.path.split('/')[-2])
+        for index, tensor in enumerate(slot.names):
+            a, b = (np.asarray(sliced(slot, entry[each], index), np.float32).T for each in 'ab')
+            if heads is not None and _architecture(config) == 'llama':
+                b = permute(b, heads)
+            tensors[f'{tensor}.lora_a'] = a
+            tensors[f'{tensor}.lora_b'] = b * np.float32(scale * rank / alpha)
+    return tensors, alpha
