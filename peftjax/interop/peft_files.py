@@ -80,7 +80,9 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     if hub:
         parts = [adapterhub.read(model, config.raw, tensors, file.where)]
     else:
-        parts = peft_read.read(peft_read.Found(model, Names(model), config, tensors, file.where))
+        parts = peft_read.read(
+            peft_read.Found(model, Names.of_file(model, tensors), config, tensors, file.where)
+        )
     left = sorted(tensors)
     if left:
         raise CheckpointError(

@@ -24,9 +24,12 @@ class Place(NamedTuple):
 
 
 class Names:
-    """What the tensors of a model are called in a file of peft, in both directions."""
+    """What the tensors of a model are called in a file of peft, in both directions.
 
-    def __init__(self, model: Model):
+    checkpoint: by their names in checkpoints, where transformers' own model has others.
+    """
+
+    def __init__(self, model: Model, *, checkpoint: bool = False):
         family = family_of_config(model.config)
         leaves = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -39,6 +42,10 @@ class Names:
             (task for task, head in heads.items() if head == family.head and not bare),
             'FEATURE_EXTRACTION',
         )
+        if 'decoder_input_ids' in model.takes:
+            self.task = 'SEQ_2_SEQ_LM'
+        elif 'pixel_values' in model.takes:
+            self.task = None  # the library has no word for images
         # The table of a tied head is two modules in torch, of which an adapter there changes one.
         self.tied = family.head == '' and 'lm_head/kernel' not in leaves
         self._prefix = '' if bare else family.prefix
@@ -46,10 +53,20 @@ class Names:
         self._places: dict[str, Place] = {}
         self._names: dict[tuple[str, int], str] = {}
         for slot in self.slots.values():
-            for index, name in enumerate(slot.names):
+            for index, held in enumerate(slot.names):
+                name = held
+                for pattern, new in () if checkpoint else family.modules:
+                    name = re.sub(pattern, new, name)
                 full = self.full(name)
                 self._names[slot.path, index] = full
                 self._places[full] = self._places[name] = Place(slot, index)
+
+    @classmethod
+    def of_file(cls, model: Model, tensors: Iterable[str]) -> 'Names':
+        """Those that a file has: of transformers 5, or of its earlier releases."""
+        older, newer = cls(model, checkpoint=True), cls(model)
+        only = {f'.{name}.' for name in set(older.modules()) - set(newer.modules())}
+        return older if any(name in tensor for name in only for tensor in tensors) else newer
 
     def full(self, name: str) -> str:
         """The name that a tensor of the family's table has in this model."""

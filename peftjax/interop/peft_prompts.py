@@ -26,6 +26,20 @@ def cores(model: Model) -> list[str]:
     return sorted(found, key=lambda path: int((re.search(r'_(\d+)/', path) or [0, 0])[1]))
 
 
+_WINDOWED = (
+    'a prefix on layers that see a window of tokens alone: peft moves it out of sight with the '
+    'tokens, here it stays in sight; use prompt tuning on this model'
+)
+
+
+def windowed(model: Model) -> bool:
+    """Whether some layer of a model of ours sees the nearest tokens alone."""
+    sliding = getattr(model.config, 'sliding', None)
+    if sliding is not None:
+        return any(sliding)
+    return getattr(model.config, 'sliding_window', None) is not None
+
+
 def read_prompt(found: Any) -> tuple[Any, Any]:
     """Prompt tuning, and P-tuning by the prompt that its encoder made."""
     prompt = _prompts(found)
@@ -52,6 +66,8 @@ def _prompts(found: Any) -> np.ndarray:
 def read_prefix(found: Any) -> tuple[Any, Any]:
     """Keys and values of each layer, in one row of the file: key, then value, layer by layer."""
     found.config.get('prefix_projection')
+    if windowed(found.model):
+        raise CheckpointError(f'{found.where}: {_WINDOWED}')
     rows = _prompts(found)
     paths = cores(found.model)
     sites = found.model.sites.modules
@@ -135,6 +151,8 @@ def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any
 
 def write_prefix(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
     """Keys and values in one row, without the network that makes them."""
+    if windowed(model):
+        raise ValueError(_WINDOWED)
     if arguments['gate'] or not arguments['shift_positions']:
         raise ValueError('peft has prefixes without gates that shift positions only')
     sites = export_prefix(adapter)['sites']

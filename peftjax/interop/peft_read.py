@@ -97,10 +97,13 @@ class Found:
         layers, pattern = config.get('layers_to_transform'), config.get('layers_pattern')
         if targets is None or targets == 'all-linear':
             return
+        # Modules trained whole are no targets, whatever is in them.
+        saved = config.get('modules_to_save') or []
         meant = {
             name
             for name in self.names.modules()
             if _meant(name, targets)
+            and not any(f'.{each}.' in f'.{name}.' for each in saved)
             and not (excluded and _meant(name, excluded))
             and _in_layers(name, layers, pattern)
         }

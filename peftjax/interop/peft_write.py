@@ -52,7 +52,7 @@ def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter
         # Prompts have the base itself in them, without a wrapper around its modules.
         root = 'base_model.' if 'num_virtual_tokens' in fields else ROOT
         tensors |= {f'{root}{name}': value for name, value in kept.items()}
-        fields['modules_to_save'] = names.short(modules) or None
+        fields['modules_to_save'] = _saved(names, modules)
         if biases:
             adapted = {name.rpartition('.lora_')[0] for name in tensors if '.lora_' in name}
             fields['bias'] = _which(names, biases, adapted, set(copies))
@@ -119,6 +119,18 @@ def _copies(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.ndarr
             modules.add(name.rpartition('.')[0])
             tensors[name] = one.T if slot.transposed else one
     return tensors, modules
+
+
+def _saved(names: Names, modules: set[str]) -> list[str] | None:
+    """`modules_to_save` for these; a head of several layers is one module there."""
+    head = {name for name in names.modules() if name.startswith('classifier.')}
+    if head & modules and not head <= modules:
+        raise ValueError(
+            f'{sorted(head & modules)} are trained whole and {sorted(head - modules)} not; peft '
+            'trains a head as one module: choose all its leaves'
+        )
+    rest = names.short(modules - head)
+    return ([*rest, 'classifier'] if head & modules else rest) or None
 
 
 def _biases(names: Names, leaves: Mapping[str, Any]) -> set[str]:
@@ -195,7 +207,7 @@ def _write_alone(names: Names, copies: Mapping[str, Any], rows: Mapping[Any, Any
     others, saved = _copies(names, {path: copies[path] for path in copies if path not in norms})
     tensors |= {ROOT + name: value for name, value in others.items()}
     fields = _common(names, 'LN_TUNING', modules)
-    return tensors, {**fields, 'modules_to_save': names.short(saved) or None}
+    return tensors, {**fields, 'modules_to_save': _saved(names, saved)}
 
 
 def _write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:

@@ -69,7 +69,7 @@ def save_checkpoint(
             f'params are not those of the model: {"; ".join(wrong[:8])} '
             f'{sorted(set(leaves) - set(expected))[:8]}'
         )
-    names = Names(model)
+    names = Names(model, checkpoint=True)
     tensors = {}
     for path, leaf in leaves.items():
         slot = names.slots[path]

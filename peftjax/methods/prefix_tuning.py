@@ -57,8 +57,9 @@ def prefix_tuning(
       embedding: `e`, the width of the first core, `N H`, unless given.
       gate: multiply the prefix by the mean over an example of `sigmoid(x v + c)`, `x` the first
         argument of the module that calls the core.
-      shift_positions: give tokens the positions from `n` on where the model takes `position_ids`,
-        as a cache would; else they stay where they are.
+      shift_positions: give tokens the positions from `n` on where the model takes `position_ids`
+        (or `position_shift`, where it counts them in its own way), as a cache would; else they stay
+        where they are.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
@@ -132,6 +133,8 @@ def prefix_tuning(
     def shifted(_: Any, call: ModelCall) -> Any:
         if not shift_positions or 'position_ids' not in call.takes or call.follows:
             return call.run(*call.args, **call.keywords)
+        if 'position_shift' in call.takes and call.keywords.get('position_ids') is None:
+            return call.run(*call.args, **{**call.keywords, 'position_shift': num_virtual_tokens})
         length = tokens_of(call).shape[1]
         moved = moved_positions(call, length, jnp.full(length, num_virtual_tokens))
         return call.run(*call.args, **{**call.keywords, 'position_ids': moved})

@@ -126,7 +126,8 @@ class Bert(nn.Module):
     scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
 
     Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
-    padding; token_type_ids and position_ids [B, T]; deterministic=False turns the dropout rates of
+    padding; token_type_ids and position_ids [B, T]; position_shift is added to the positions of
+    tokens where position_ids are not given; deterministic=False turns the dropout rates of
     the config on and needs `rngs={'dropout': key}`.
 
     Example:
@@ -158,6 +159,7 @@ class Bert(nn.Module):
         token_type_ids: jax.Array | None = None,
         position_ids: jax.Array | None = None,
         deterministic: bool = True,
+        position_shift: jax.Array | int = 0,
     ) -> BertOutput | jax.Array:
         check_token_inputs(
             input_ids,
@@ -174,10 +176,11 @@ class Bert(nn.Module):
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
         if position_ids is None:
-            position_ids = jnp.arange(length, dtype=jnp.int32)[None]
+            position_ids = jnp.arange(length, dtype=jnp.int32)[None] + position_shift
             if roberta:
                 tokens = (input_ids != config.pad_token_id).astype(jnp.int32)
-                position_ids = jnp.cumsum(tokens, axis=1) * tokens + config.pad_token_id
+                position_ids = jnp.cumsum(tokens, axis=1) + position_shift
+                position_ids = position_ids * tokens + config.pad_token_id
         fields = {
             'config': self.config,
             'deterministic': deterministic,

@@ -24,7 +24,7 @@ from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
 from peftjax.models.t5 import T5, T5_NAMES
 from peftjax.models.t5_config import T5Config, parse_t5
-from peftjax.models.vit import DINOV2_NAMES, VIT_NAMES, ViT
+from peftjax.models.vit import DINOV2_MODULES, DINOV2_NAMES, VIT_MODULES, VIT_NAMES, ViT
 from peftjax.models.vit_config import Dinov2Config, ViTConfig, parse_vit
 
 
@@ -76,6 +76,8 @@ class Family(NamedTuple):
     head: regex of leaves that are new when a checkpoint has none of them.
     surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
     example: config -> the arguments of a call.
+    modules: regexes, and what they become, that turn a tensor's name in a checkpoint into its name
+        in transformers' own model, where the two differ: files of adapters have the second.
     """
 
     config: type
@@ -86,6 +88,7 @@ class Family(NamedTuple):
     head: str
     surplus: Callable[[Any], tuple[str, ...]]
     example: Callable[[Any], Inputs] = _tokens
+    modules: tuple[tuple[str, str], ...] = ()
 
 
 def family_of(model_type: Any) -> Family:
@@ -252,9 +255,19 @@ _T5 = Family(
     _tokens_of_two,
 )
 _VIT = Family(
-    ViTConfig, parse_vit, _build_vit, VIT_NAMES, 'vit.', r'classifier/.*', _vit_surplus, _pixels
+    ViTConfig,
+    parse_vit,
+    _build_vit,
+    VIT_NAMES,
+    'vit.',
+    r'classifier/.*',
+    _vit_surplus,
+    _pixels,
+    VIT_MODULES,
 )
-_DINOV2 = _VIT._replace(config=Dinov2Config, names=DINOV2_NAMES, prefix='dinov2.')
+_DINOV2 = _VIT._replace(
+    config=Dinov2Config, names=DINOV2_NAMES, prefix='dinov2.', modules=DINOV2_MODULES
+)
 _FAMILIES = {
     'bert': _BERT,
     'roberta': _ROBERTA,

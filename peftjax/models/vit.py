@@ -262,3 +262,15 @@ DINOV2_NAMES = (
     *names.dense(f'{_LAYER}.mlp.weights_in', 'layers/ffn/weights_in'),
     *names.dense(f'{_LAYER}.mlp.weights_out', 'layers/ffn/weights_out'),
 )
+# What the tensors are called in transformers' own model (5.x), and so in files of adapters.
+_ATTENTION_MODULES = (
+    *((rf'\.attention\.{each}\.', f'.{each[0]}_proj.') for each in ('query', 'key', 'value')),
+    (r'\.attention\.output\.dense\.', '.attention.o_proj.'),
+)
+VIT_MODULES = (
+    *_ATTENTION_MODULES,
+    (r'\.intermediate\.dense\.', '.mlp.fc1.'),
+    (r'\.output\.dense\.', '.mlp.fc2.'),
+    (r'^encoder\.layer\.', 'layers.'),
+)
+DINOV2_MODULES = (*_ATTENTION_MODULES, (r'\.mlp\.weights_out\.', '.mlp.down_proj.'))

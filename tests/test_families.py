@@ -1,0 +1,102 @@
+"""Adapters that Hugging Face's peft wrote for every family come in with its logits."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import peftjax
+from peftjax.interop.errors import CheckpointError
+from tests.checkpoint_files import GOLDEN, golden, task_of, write_folder
+
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+FOLDERS = sorted(path.parent for path in (GOLDEN / 'families').rglob(CONFIG))
+
+
+def _base(variant, tmp_path, **options):
+    config, weights, inputs, _ = golden(variant)
+    folder = write_folder(tmp_path / 'base', config, weights)
+    return peftjax.load(folder, task=task_of(variant), **options), inputs
+
+
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+def test_an_adapter_has_the_logits_of_torch_and_goes_out_as_it_came(folder, scan, tmp_path):
+    model, inputs = _base(folder.name.partition('-')[0], tmp_path, scan=scan)
+    loaded = peftjax.load_adapter(folder, model)
+    predict = peftjax.adapt(model, loaded.transform)
+    logits = np.asarray(predict(loaded.adapter, model.params, **inputs))
+    expected = np.load(folder / 'logits.npy')
+    if logits.ndim == 3:
+        mask = inputs.get('decoder_attention_mask', inputs.get('attention_mask')) == 1
+        length = mask.shape[1]
+        logits, expected = logits[:, -length:][mask], expected[:, -length:][mask]
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    peftjax.save_adapter(tmp_path / 'out', model, loaded.transform, loaded.adapter)
+    theirs, ours = load_file(folder / WEIGHTS), load_file(tmp_path / 'out' / WEIGHTS)
+    assert set(theirs) == set(ours)
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(value, ours[name], err_msg=name)
+    said, saying = (json.loads((f / CONFIG).read_text()) for f in (folder, tmp_path / 'out'))
+    saved = said.get('modules_to_save')
+    assert saying.get('modules_to_save') == (['classifier'] if saved else saved)
+
+
+@pytest.mark.parametrize('name', ['vit-lora', 'dinov2-dora'])
+def test_files_of_earlier_transformers_are_read_too(name, tmp_path):
+    variant = name.partition('-')[0]
+    older = {
+        r'vit\.layers\.': 'vit.encoder.layer.',
+        r'attention\.(q)_proj': 'attention.attention.query',
+        r'attention\.(v)_proj': 'attention.attention.value',
+    }
+    if variant == 'vit':
+        older |= {r'mlp\.fc1': 'intermediate.dense'}
+    folder = tmp_path / 'older'
+    folder.mkdir()
+    tensors = {}
+    for tensor, value in load_file(GOLDEN / 'families' / name / WEIGHTS).items():
+        for pattern, new in older.items():
+            tensor = re.sub(pattern, new, tensor)
+        tensors[tensor] = value
+    save_file(tensors, folder / WEIGHTS)
+    config = json.loads((GOLDEN / 'families' / name / CONFIG).read_text())
+    config['target_modules'] = [
+        'query',
+        'value',
+        'intermediate.dense' if variant == 'vit' else 'fc2',
+    ]
+    (folder / CONFIG).write_text(json.dumps(config))
+    model, _ = _base(variant, tmp_path)
+    expected = peftjax.load_adapter(GOLDEN / 'families' / name, model).adapter
+    found = peftjax.load_adapter(folder, model).adapter
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('variant', ['mistral', 'gemma3'])
+def test_a_prefix_that_would_slide_out_of_sight_is_refused(variant, tmp_path):
+    model, _ = _base(variant, tmp_path)
+    folder = tmp_path / 'prefix'
+    folder.mkdir()
+    save_file({'prompt_embeddings': np.zeros((3, 48), np.float32)}, folder / WEIGHTS)
+    config = {'peft_type': 'PREFIX_TUNING', 'num_virtual_tokens': 3}
+    (folder / CONFIG).write_text(json.dumps({**config, 'num_transformer_submodules': 1}))
+    with pytest.raises(CheckpointError, match='see a window of tokens alone'):
+        peftjax.load_adapter(folder, model)
+    transform = peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*core')
+    adapter = transform.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match='see a window of tokens alone'):
+        peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
+
+
+def test_half_a_head_is_not_written(tmp_path):
+    model, _ = _base('roberta', tmp_path)
+    transform = peftjax.chain(
+        peftjax.select(r'classifier/out_proj/.*'), peftjax.lora(rank=2, targets=r'.*/query')
+    )
+    adapter = transform.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match='trains a head as one module'):
+        peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
