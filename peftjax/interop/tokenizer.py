@@ -44,8 +44,10 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
     path = folder / 'tokenizer.json'
     if not path.is_file():
         return None
-    read_json(path)  # the parser below raises a bare Exception on text that is not JSON
-    backend = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the parser raises nothing more precise
+        raise CheckpointError(f'{path} cannot be read as a tokenizer: {error}') from None
     # Files saved by sentence encoders pad every text to 128 tokens; batching is the caller's.
     backend.no_padding()
     backend.no_truncation()
@@ -54,12 +56,18 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
         if (folder / name).is_file():
             settings |= read_json(folder / name)
     template, jinja = settings.get('chat_template'), folder / 'chat_template.jinja'
-    bos, eos, pad = (
-        _token_id(backend, settings.get(f'{role}_token')) for role in ('bos', 'eos', 'pad')
-    )
+    try:
+        bos, eos, pad = (
+            _token_id(backend, settings.get(f'{role}_token')) for role in ('bos', 'eos', 'pad')
+        )
+        template = _default_template(template)
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(
+            f'{folder}: a special token or chat_template is of the wrong kind: {error}'
+        ) from None
     if jinja.is_file():
         template = jinja.read_text(encoding='utf-8')
-    return Tokenizer(backend, bos, eos, pad, _default_template(template))
+    return Tokenizer(backend, bos, eos, pad, template)
 
 
 def _token_id(backend: tokenizers.Tokenizer, token: str | Mapping[str, Any] | None) -> int | None:
@@ -70,7 +78,9 @@ def _token_id(backend: tokenizers.Tokenizer, token: str | Mapping[str, Any] | No
 def _default_template(template: Any) -> str | None:
     """Some checkpoints name several templates; the one named 'default' is for plain chat."""
     if isinstance(template, list):
-        return {entry['name']: entry['template'] for entry in template}.get('default')
+        template = {entry['name']: entry['template'] for entry in template}.get('default')
+    if template is not None and not isinstance(template, str):
+        raise TypeError(f'{str(template)[:60]!r} is no template')
     return template
 
 
