@@ -46,7 +46,7 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
         return None
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the parser raises nothing more precise
+    except Exception as error:  # noqa: BLE001 (the parser raises nothing more precise)
         raise CheckpointError(f'{path} cannot be read as a tokenizer: {error}') from None
     # Files saved by sentence encoders pad every text to 128 tokens; batching is the caller's.
     backend.no_padding()
