@@ -25,6 +25,10 @@ READABLE = [
         *('llama/scaled_par_bn', 'llama/seq_bn'),
     )
 ]
+READ_ONLY = [
+    GOLDEN / 'adapters' / name
+    for name in ('bert/unipelt', 'llama/lora_gating', 'llama/mam', 'llama/unipelt')
+]
 
 
 @functools.cache
@@ -37,7 +41,7 @@ def _name(folder):
 
 
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
-@pytest.mark.parametrize('folder', READABLE, ids=map(_name, READABLE))
+@pytest.mark.parametrize('folder', READABLE + READ_ONLY, ids=_name)
 def test_a_file_is_read_with_its_logits_and_written_as_it_was(folder, scan, tmp_path):
     model = _base(folder.parent.name, scan)
     loaded = peftjax.load_adapter(folder, model)
@@ -52,6 +56,8 @@ def test_a_file_is_read_with_its_logits_and_written_as_it_was(folder, scan, tmp_
         logits = predict(loaded.adapter, model.params, **case.inputs)
         tokens = case.inputs['attention_mask'] == 1
         np.testing.assert_allclose(logits[tokens], case.logits[tokens], atol=1e-4)
+    if folder in READ_ONLY:
+        return
     peftjax.save_adapter(
         tmp_path, model, loaded.transform, loaded.adapter, form='adapterhub', name='a'
     )
@@ -122,15 +128,17 @@ def test_an_unknown_form_is_refused(tmp_path):
         peftjax.save_adapter(tmp_path, _base('llama'), transform, adapter, form='gguf')
 
 
-@pytest.mark.parametrize('folder', [each for each in FOLDERS if each not in READABLE], ids=_name)
+@pytest.mark.parametrize(
+    'folder', [each for each in FOLDERS if each not in READABLE + READ_ONLY], ids=_name
+)
 def test_other_methods_are_refused_by_name(folder):
-    with pytest.raises(CheckpointError, match="architecture '(reft|union)'|use_gating is True"):
+    with pytest.raises(CheckpointError, match="architecture 'reft' .* does not say whether"):
         peftjax.load_adapter(folder, _base(folder.parent.name))
 
 
-def _copy(tmp_path, change):
-    """The file of `seq_bn` on Llama, changed."""
-    folder = shutil.copytree(GOLDEN / 'adapters/llama/seq_bn', tmp_path / 'copy')
+def _copy(tmp_path, change, name='seq_bn'):
+    """A file for Llama, changed."""
+    folder = shutil.copytree(GOLDEN / 'adapters/llama' / name, tmp_path / 'copy')
     config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
     change(config, tensors)
     (folder / CONFIG).write_text(json.dumps(config))
@@ -174,13 +182,12 @@ VALUES = st.one_of(
 
 
 @settings(
-    deadline=2000, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=2000, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_config_and_tensor_is_read_or_refused(data, tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp('fuzz')
-
     def change(config, tensors):
+        members = config['config'].get('configs', [config['config']])
         for _ in range(data.draw(st.integers(1, 3))):
             where = data.draw(st.sampled_from(['inner', 'outer', 'tensor']))
             if where == 'tensor':
@@ -188,15 +195,16 @@ def test_any_config_and_tensor_is_read_or_refused(data, tmp_path_factory):
                 shape = data.draw(st.lists(st.integers(0, 9), max_size=3))
                 tensors[name] = np.zeros(shape, np.float32)
             else:
-                target = config if where == 'outer' else config.get('config')
-                if isinstance(target, dict):
-                    target[data.draw(st.sampled_from(sorted(target)))] = data.draw(VALUES)
+                target = config if where == 'outer' else data.draw(st.sampled_from(members))
+                target[data.draw(st.sampled_from(sorted(target)))] = data.draw(VALUES)
 
-    folder = _copy(tmp_path, change)
+    name = data.draw(st.sampled_from(['seq_bn', 'unipelt', 'compacter', 'lora_gating']))
+    folder = _copy(tmp_path_factory.mktemp('fuzz'), change, name)
     try:
         loaded = peftjax.load_adapter(folder, _base('llama'))
-    except CheckpointError:
+    except CheckpointError as error:
+        assert str(error)
         return
     finally:
-        shutil.rmtree(tmp_path)
-    assert loaded.transform.about.name in ('bottleneck', 'compacter')
+        shutil.rmtree(folder)
+    assert loaded.transform.about is not None

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from peftjax.core.base import Adapter, Model, PeftTransform
 from peftjax.core.combine import chain
-from peftjax.interop import adapterhub, peft_read, peft_write, sources
+from peftjax.interop import adapterhub_read, adapterhub_write, peft_read, peft_write, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_names import Names
@@ -19,6 +19,7 @@ from peftjax.interop.safetensors_files import open_file, read_json
 from peftjax.interop.tensors import Header
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+HUB_WEIGHTS = 'adapter.safetensors'  # AdapterHub's
 
 
 class PeftAdapter(NamedTuple):
@@ -38,7 +39,8 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     made. Arrays that the library draws from a seed are drawn again.
 
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
-    LoRA and (IA)³ are read; a prediction head beside them is a file of its own there and is not.
+    LoRA (gated too), (IA)³, prefixes and unions of them (MAM, UniPELT) are read; a prediction head
+    is a file of its own there and is not.
 
     Args:
         source: a folder with adapter_config.json and adapter_model.safetensors (AdapterHub:
@@ -66,7 +68,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     folder = sources.locate_adapter(source)
     config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
     hub = 'peft_type' not in config.raw and 'config' in config.raw
-    weights = folder / (adapterhub.WEIGHTS if hub else WEIGHTS)
+    weights = folder / (HUB_WEIGHTS if hub else WEIGHTS)
     if not weights.is_file():
         raise CheckpointError(
             f'{folder} holds no {weights.name}: only safetensors are read, pickled weights (*.bin, '
@@ -78,7 +80,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
     tensors = {name: file.read(name) for name in file.headers}
     if hub:
-        parts = [adapterhub.read(model, config.raw, tensors, file.where)]
+        parts = [adapterhub_read.read(model, config.raw, tensors, file.where)]
     else:
         parts = peft_read.read(
             peft_read.Found(model, Names.of_file(model, tensors), config, tensors, file.where)
@@ -139,8 +141,8 @@ def save_adapter(
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     if form == 'adapterhub':
-        weights = adapterhub.WEIGHTS
-        tensors, config = adapterhub.write(model, transform.about, adapter, name)
+        weights = HUB_WEIGHTS
+        tensors, config = adapterhub_write.write(model, transform.about, adapter, name)
         config['model_name'] = base_model
     elif form == 'peft':
         weights, names = WEIGHTS, Names(model)
