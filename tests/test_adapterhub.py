@@ -129,7 +129,9 @@ def test_an_unknown_form_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'folder', [each for each in FOLDERS if each not in READABLE + READ_ONLY], ids=_name
+    'folder',
+    [each for each in FOLDERS if each not in READABLE + READ_ONLY],
+    ids=_name,
 )
 def test_other_methods_are_refused_by_name(folder):
     with pytest.raises(CheckpointError, match="architecture 'reft' .* does not say whether"):
