@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -101,3 +102,27 @@ def test_a_damaged_gguf_file_is_read_or_refused(data, sources, tmp_path_factory)
         assert str(error)
     finally:
         copy.unlink()
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_damaged_file_asks_for_no_more_memory_than_it_could_hold(data, sources, tmp_path_factory):
+    """Beside 16 MB, eight times the bytes of the file, whatever its header claims."""
+    gguf_file = data.draw(st.booleans())
+    source = sources / ('model.gguf' if gguf_file else 'folder')
+    copy = tmp_path_factory.mktemp('fuzz') / ('copy.gguf' if gguf_file else 'copy')
+    if gguf_file:
+        file = copy
+        shutil.copyfile(source, copy)
+    else:
+        file = shutil.copytree(source, copy) / 'model.safetensors'
+    file.write_bytes(_damaged(data, file.read_bytes()))
+    tracemalloc.start()
+    try:
+        peftjax.load(copy)
+    except ValueError as error:
+        assert str(error)
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 8 * file.stat().st_size + 16e6, peak

@@ -14,7 +14,8 @@ class Places(NamedTuple):
     """Where a family's adapters stand, `{layer}` in place of the number.
 
     branches: their location -> our module. intermediate, output: the matrices of the feed-forward
-    layer that `intermediate_lora` and `output_lora` mean. attention: where q, k and v stand.
+    layer that `intermediate_lora` and `output_lora` mean. attention: where q, k and v stand. core:
+    the module that a prefix belongs to.
     classes: what `model_class` is with a head and without.
     """
 
@@ -22,6 +23,7 @@ class Places(NamedTuple):
     attention: Mapping[str, str]
     intermediate: str
     output: str
+    core: str
     classes: tuple[str, str]
 
 
@@ -35,6 +37,7 @@ def _encoder(name: str) -> Places:
         {each[0]: f'{layer}.attention.self.{each}' for each in ('query', 'key', 'value')},
         f'{layer}.intermediate.dense',
         f'{layer}.output.dense',
+        f'{layer}.attention.self',
         (f'{name}ForSequenceClassification', f'{name}Model'),
     )
 
@@ -50,6 +53,7 @@ def _decoder(name: str) -> Places:
         # The library calls the last matrix the intermediate one, and the other way round.
         f'{layer}.mlp.down_proj',
         f'{layer}.mlp.up_proj',
+        f'{layer}.self_attn',
         (f'{name}ForCausalLM', f'{name}ForCausalLM'),
     )
 
@@ -105,6 +109,13 @@ class Hub:
             raise ValueError(
                 f'AdapterHub files are read and written for {", ".join(_FAMILIES)}, not {kind}'
             )
+        llama_alone = {'qkv_bias': False, 'qk_norm': False, 'sliding_window': None}
+        for field, plain in llama_alone.items():
+            if getattr(model.config, field, plain) != plain:
+                raise ValueError(
+                    f'AdapterHub files are read and written for Llama itself, and this model has '
+                    f'{field} {getattr(model.config, field)!r}'
+                )
         self.names = Names(model)
         self.prefix = family_of_config(model.config).prefix
         self.family, self.places = _FAMILIES[kind]

@@ -1,13 +1,14 @@
 """A method of ours as AdapterHub (the `adapters` library) writes it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from peftjax.core.base import About, Adapter, Model
+from peftjax.core.base import About, Adapter, Model, PeftTransform
 from peftjax.interop.adapterhub_names import COMPACTER_TABLE, Hub, Table, bottleneck_table
 from peftjax.interop.peft_names import sliced
+from peftjax.interop.peft_prompts import cores
 
 Written = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -31,29 +32,17 @@ _LORA = {
 _ACTIVATIONS = {'gelu_tanh': 'gelu_new'}
 
 
-def write(model: Model, about: About | None, adapter: Adapter, name: str) -> Written:
-    """Tensors and adapter_config.json of a method.
+def write(model: Model, transform: PeftTransform, adapter: Adapter, name: str) -> Written:
+    """Tensors and adapter_config.json of a method, or of a chain of them (a union there).
 
     Raises:
         ValueError: a method, or a setting of it, that a file of AdapterHub cannot hold.
     """
     hub = Hub(model)
-    writers = {
-        **dict.fromkeys(
-            ('bottleneck', 'houlsby', 'pfeiffer', 'parallel_adapter'), _write_bottleneck
-        ),
-        **{'compacter': _write_compacter, 'lora': _write_lora, 'ia3': _write_ia3},
-    }
-    if about is None or about.name not in writers:
-        raise ValueError(
-            f'{about.name if about else "a method of your own"} has no file of AdapterHub here; '
-            f'{", ".join(writers)} have'
-        )
-    tensors, inner = writers[about.name](hub, about, adapter, name)
-    hidden = model.config.hidden_size  # pyright: ignore[reportOptionalMemberAccess]
+    tensors, inner = _write_any(hub, transform, adapter, name)
     config = {
         'config': inner,
-        'hidden_size': hidden,
+        'hidden_size': model.config.hidden_size,  # pyright: ignore[reportOptionalMemberAccess]
         'model_class': hub.classes[hub.names.task == 'FEATURE_EXTRACTION'],
         'model_name': '',
         'model_type': hub.family,
@@ -61,6 +50,25 @@ def write(model: Model, about: About | None, adapter: Adapter, name: str) -> Wri
         'version': 'adapters.1.3.0',
     }
     return {f'{hub.prefix}{n}': np.ascontiguousarray(v) for n, v in tensors.items()}, config
+
+
+def _write_any(hub: Hub, transform: PeftTransform, adapter: Any, name: str) -> Written:
+    about = transform.about
+    if about is not None and about.name == 'chain':
+        members = about.arguments['transforms']
+        parts = [_write_any(hub, *each, name) for each in zip(members, adapter, strict=True)]
+        # The order of the library's own unions, which adds what LoRA makes where it stands.
+        parts.sort(key=lambda part: part[1].get('architecture') == 'lora')
+        tensors = {n: value for part, _ in parts for n, value in part.items()}
+        if len(tensors) != sum(len(part) for part, _ in parts):
+            raise ValueError('two members of the chain are at one place; AdapterHub holds one')
+        return tensors, {'architecture': 'union', 'configs': [inner for _, inner in parts]}
+    if about is None or about.name not in _WRITERS:
+        raise ValueError(
+            f'{about.name if about else "a method of your own"} has no file of AdapterHub here; '
+            f'{", ".join(_WRITERS)}, and chains of them have'
+        )
+    return _WRITERS[about.name](hub, about, adapter, name)
 
 
 _FIXED = {
@@ -168,6 +176,77 @@ def _write_ia3(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     return tensors, inner | _chosen(hub, adapter)
 
 
+def _write_gated(hub: Hub, about: About, adapter: Any, name: str) -> Written:
+    inner = about.arguments['transform'].about
+    if (
+        inner is None
+        or inner.name != 'lora'
+        or inner.arguments['alpha']
+        not in (
+            None,
+            inner.arguments['rank'],
+        )
+    ):
+        raise ValueError(
+            'AdapterHub gates LoRA alone, and in place of alpha / rank; leave alpha out'
+        )
+    tensors, config = _write_lora(hub, inner, adapter['inner'], name)
+    for module, arrays in _matrices(hub, adapter['gates']):
+        for each, value in arrays.items():
+            tensors[f'{module}.loras.{name}.gate.{each}'] = value[None]
+    return tensors, config | {'use_gating': True}
+
+
+def _write_prefix(hub: Hub, about: About, adapter: Any, name: str) -> Written:
+    arguments, sites, ordered = about.arguments, adapter['sites'], cores(hub.model)
+    if arguments['shift_positions']:
+        raise ValueError('a prefix of AdapterHub moves no positions: write shift_positions=False')
+    if set(sites) != set(ordered):
+        raise ValueError(f'AdapterHub has prefixes at all layers, here are {sorted(sites)}')
+    if arguments['projection'] is not None and 'network' not in adapter:
+        raise ValueError('a prefix with a projection lacks its network')
+    stack = hub.model.sites.modules[ordered[0]].stack
+    layers = stack[0] if stack else len(ordered)
+
+    def of_layer(leaf: str, layer: int) -> np.ndarray:
+        return np.asarray(sites[ordered[0]][leaf][layer] if stack else sites[ordered[layer]][leaf])
+
+    def row(key: str, value: str) -> np.ndarray:
+        """`[..., 2 layers K H]`: key, then value, layer by layer."""
+        pairs = [of_layer(leaf, layer) for layer in range(layers) for leaf in (key, value)]
+        return np.stack(pairs, axis=-3).reshape(*pairs[0].shape[:-2], -1)
+
+    flat = arguments['projection'] is None
+    if flat:
+        shared = {'control_trans': row('key', 'value').reshape(-1)}
+    else:
+        network = {leaf: np.asarray(value) for leaf, value in adapter['network'].items()}
+        shared = {
+            'wte.weight': network['embedding'],
+            'control_trans.0.weight': network['kernel'].T,
+            'control_trans.0.bias': network['bias'],
+            'control_trans.2.weight': row('key', 'value').T,
+            'control_trans.2.bias': row('key_bias', 'value_bias'),
+        }
+    tensors = {}
+    for layer in range(layers):
+        place = f'{hub.places.core.format(layer=layer)}.prefix_tuning'
+        for each, value in shared.items():
+            # It stands in the file once for each layer, and once for all.
+            tensors[f'{place}.pool.prefix_tunings.{name}.self_prefix.{each}'] = value
+            tensors[f'prefix_tuning.prefix_tunings.{name}.self_prefix.{each}'] = value
+        if arguments['gate']:
+            for leaf, each in (('gate', 'weight'), ('gate_bias', 'bias')):
+                tensors[f'{place}.prefix_gates.{name}.{each}'] = of_layer(leaf, layer)[None]
+    return tensors, {
+        **{'architecture': 'prefix_tuning', 'cross_prefix': True, 'dropout': 0.0},
+        **{'encoder_prefix': True, 'flat': flat, 'init_weights_seed': None, 'leave_out': []},
+        **{'non_linearity': 'tanh', 'shared_gating': True, 'use_gating': arguments['gate']},
+        'bottleneck_size': 512 if flat else arguments['projection'],
+        'prefix_length': arguments['num_virtual_tokens'],
+    }
+
+
 def _matrices(hub: Hub, entries: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, np.ndarray]]]:
     for path, arrays in entries.items():
         slot = hub.names.slots[path]
@@ -205,3 +284,10 @@ def _chosen(hub: Hub, entries: Mapping[str, Any]) -> dict[str, Any]:
         'output_lora': 'output' in kinds,
         'leave_out': [layer for layer in everything if layer not in layers],
     }
+
+
+_WRITERS: dict[str, Callable[[Hub, About, Any, str], Written]] = {
+    **dict.fromkeys(('bottleneck', 'houlsby', 'pfeiffer', 'parallel_adapter'), _write_bottleneck),
+    **{'compacter': _write_compacter, 'lora': _write_lora, 'gated': _write_gated},
+    **{'ia3': _write_ia3, 'prefix_tuning': _write_prefix},
+}

@@ -126,7 +126,7 @@ def save_adapter(
         base_model: what the file calls its base: an id on the hub, or a folder.
         task_type: 'CAUSAL_LM', 'SEQ_CLS' and so on; by the model unless given.
         form: 'peft', or 'adapterhub' for a folder that `load_adapter` of the adapters library
-            reads: bottleneck adapters, Compacter, LoRA, (IA)³, on BERT, RoBERTa and Llama.
+            reads: the methods that are read from one, on BERT, RoBERTa and Llama.
         name: the adapter's, which AdapterHub keeps in the file.
 
     Raises:
@@ -142,7 +142,7 @@ def save_adapter(
     """
     if form == 'adapterhub':
         weights = HUB_WEIGHTS
-        tensors, config = adapterhub_write.write(model, transform.about, adapter, name)
+        tensors, config = adapterhub_write.write(model, transform, adapter, name)
         config['model_name'] = base_model
     elif form == 'peft':
         weights, names = WEIGHTS, Names(model)
