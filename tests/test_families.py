@@ -100,3 +100,34 @@ def test_half_a_head_is_not_written(tmp_path):
     adapter = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match='trains a head as one module'):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
+
+
+@pytest.mark.parametrize('variant', ['gemma2', 'gemma3'])
+@pytest.mark.parametrize(
+    'transform',
+    [
+        None,
+        peftjax.lora(rank=2, targets=r'.*(q|v)_proj'),
+        peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core'),
+    ],
+    ids=['plain', 'lora', 'prefix'],
+)
+def test_layers_that_differ_write_the_same_with_a_cache(variant, transform, tmp_path):
+    model, _ = _base(variant, tmp_path)
+    prompts = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [5, 6, 7]]
+    adapter, predict = (), lambda adapter, params, **inputs: model.apply(params, **inputs)
+    if transform is not None:
+        adapter = transform.init(jax.random.key(0), model)
+        adapter = peftjax.testing.perturb(adapter, seed=1, size=0.5)
+        predict = peftjax.adapt(model, transform)
+    generate = peftjax.generator(model, transform)
+    written = generate(adapter, model.params, *peftjax.pad_left(prompts, 0), max_new_tokens=8)
+    run = jax.jit(predict)
+    for prompt, row in zip(prompts, written.tolist(), strict=True):
+        # Without a cache, one prompt at a time; what stands behind the last token is not seen.
+        text = np.zeros((1, 17), np.int32)
+        text[0, : len(prompt)] = prompt
+        for place in range(len(prompt), len(prompt) + 8):
+            logits = run(adapter, model.params, input_ids=text)
+            text[0, place] = np.argmax(logits[0, place - 1])
+        assert row == text[0, len(prompt) : len(prompt) + 8].tolist()
