@@ -71,7 +71,10 @@ def instructions(data: Config, tokenizer: Tokenizer | None) -> Splits:
     # Not trusted: it comes with the checkpoint.
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     sandbox.globals['raise_exception'] = _refuse
-    template = sandbox.from_string(tokenizer.chat_template)
+    try:
+        template = sandbox.from_string(tokenizer.chat_template)
+    except jinja2.TemplateError as error:
+        raise ValueError(f'the chat template of the checkpoint cannot be read: {error}') from None
     special = {
         name: '' if number is None else tokenizer.decode([number], skip_special_tokens=False)
         for name, number in (('bos_token', tokenizer.bos_id), ('eos_token', tokenizer.eos_id))

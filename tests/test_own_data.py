@@ -184,6 +184,7 @@ def _answer(text, role='assistant'):
         ('{{ messages[-1].content }}', [_answer('a', 'user'), _answer('b')], 'where the answer'),
         (TEMPLATE, [_answer('a')], 'a conversation is a list of at least two'),
         (TEMPLATE, [_answer('a'), _answer('b', 'user')], "ends with 'user' and not an answer"),
+        ('{% for %}', [_answer('a', 'user'), _answer('b')], 'cannot be read'),
         ('{{ raise_exception("no") }}', [_answer('a', 'user'), _answer('b')], 'cannot write'),
         (
             '{{ messages.__class__.__mro__[1].__subclasses__() }}',
