@@ -181,6 +181,7 @@ DOWN = 'model.layers.0.output_adapters.adapters.a.adapter_down.0.weight'
     [
         (lambda c, t: c['config'].update(inv_adapter='nice'), 'inv_adapter'),
         (lambda c, t: c['config'].update(surprise=1), 'surprise'),
+        (lambda c, t: c['config'].update(ln_before='false'), "ln_before is 'false'"),
         (lambda c, t: c['config'].update(non_linearity='mish'), 'mish'),
         (lambda c, t: c['config'].update(scaling='big'), 'scaling'),
         (lambda c, t: c.update(name='b'), "no bottleneck called 'b'"),

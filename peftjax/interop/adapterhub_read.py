@@ -97,7 +97,7 @@ def _read_lora(hub: Hub, config: PeftConfig, tensors: dict[str, np.ndarray], nam
     for field in ('vera_b', 'vera_d'):
         config.must_be(field, None)
     config.must_be('composition_mode', 'add', 'scale')
-    gates = bool(config.get('use_gating'))
+    gates = _switch(config, 'use_gating')
     rank, alpha, suffix = config.whole('r'), config.number('alpha'), f'.loras.{name}.lora_'
     if config['composition_mode'] == 'scale':
         if (rank, alpha, gates) != (1, 1, False):
@@ -137,6 +137,12 @@ def _read_lora(hub: Hub, config: PeftConfig, tensors: dict[str, np.ndarray], nam
     return gated(inner), {'inner': entries, 'gates': found.by_leaf(values)}
 
 
+def _switch(config: PeftConfig, field: str) -> bool:
+    """A field that is true or false; left out, it is false."""
+    config.must_be(field, False, True)
+    return bool(config.get(field))
+
+
 def _first(value: np.ndarray, name: str, where: str) -> np.ndarray:
     """What a leading axis of one holds."""
     if value.ndim < 1 or len(value) != 1:
@@ -150,8 +156,8 @@ def _read_prefix(hub: Hub, config: PeftConfig, tensors: dict[str, np.ndarray], n
     config.must_be('leave_out', [])
     for field in ('cross_prefix', 'encoder_prefix'):
         config.get(field)  # of models with two stacks
-    length, flat = config.whole('prefix_length'), bool(config.get('flat'))
-    gates, size = bool(config.get('use_gating')), config.whole('bottleneck_size')
+    length, flat = config.whole('prefix_length'), _switch(config, 'flat')
+    gates, size = _switch(config, 'use_gating'), config.whole('bottleneck_size')
     paths = cores(hub.model)
     site = hub.model.sites.modules[paths[0]]
     heads, width = site.inputs[1][-2:]
@@ -244,17 +250,17 @@ def _read_bottleneck(
     learned = config.get('scaling', 1.0) == 'learned'
     arguments = {
         'activation': config.plain('non_linearity', lambda word: _ACTIVATIONS.get(word, word)),
-        'reads': 'after' if config.get('original_ln_before') else 'output',
+        'reads': 'after' if _switch(config, 'original_ln_before') else 'output',
     }
-    if config.get('is_parallel'):
+    if _switch(config, 'is_parallel'):
         arguments['reads'] = 'input'
     settings = {
         'scale': 'learned' if learned else config.number('scaling', 1.0),
-        'norm_before': bool(config.get('ln_before')),
-        'norm_after': bool(config.get('ln_after')),
-        'gate': bool(config.get('use_gating')),
+        'norm_before': _switch(config, 'ln_before'),
+        'norm_after': _switch(config, 'ln_after'),
+        'gate': _switch(config, 'use_gating'),
     }
-    phm = bool(config.get('phm_layer'))
+    phm = _switch(config, 'phm_layer')
     for field in ('factorized_phm_W', 'shared_phm_rule', 'phm_bias'):
         config.must_be(field, True)
     table = COMPACTER_TABLE if phm else bottleneck_table(settings)
