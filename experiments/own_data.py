@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import numpy as np
 import tokenizers
 from PIL import Image
 
+from experiments.chat_template import write_conversations
 from experiments.config import Config
 from experiments.packing import Row, chat_row, pack, seq2seq_row
 from experiments.tables import Record, read_splits
@@ -68,30 +67,16 @@ def instructions(data: Config, tokenizer: Tokenizer | None) -> Splits:
             'tuned one'
         )
     columns, longest = data.columns, max(data.lengths)
-    # Not trusted: it comes with the checkpoint.
-    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    sandbox.globals['raise_exception'] = _refuse
-    try:
-        template = sandbox.from_string(tokenizer.chat_template)
-    except jinja2.TemplateError as error:
-        raise ValueError(f'the chat template of the checkpoint cannot be read: {error}') from None
     special = {
         name: '' if number is None else tokenizer.decode([number], skip_special_tokens=False)
         for name, number in (('bos_token', tokenizer.bos_id), ('eos_token', tokenizer.eos_id))
     }
-
-    def write(messages: list[Any], *, asked: bool) -> str:
-        try:
-            return template.render(messages=messages, add_generation_prompt=asked, **special)
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ValueError(f'the chat template cannot write {messages}: {error}') from None
+    names = (columns.messages,) if 'messages' in columns else (columns.prompt, columns.answer)
 
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def row(record: Record) -> Row:
-        messages = _messages(record, columns)
-        prompt, whole = write(messages[:-1], asked=True), write(messages, asked=False)
+    def row(prompt: str, whole: str) -> Row:
         if not whole.startswith(prompt):
             raise ValueError(
                 f'the chat template writes {prompt[-80:]!r} in front of an answer and not once it '
@@ -99,10 +84,12 @@ def instructions(data: Config, tokenizer: Tokenizer | None) -> Splits:
             )
         return chat_row(ids(prompt), ids(whole[len(prompt) :]), longest)
 
-    names = (columns.messages,) if 'messages' in columns else (columns.prompt, columns.answer)
-    splits = _each(data, names, row)
-    if data.packing:
-        return {name: pack(rows, longest) for name, rows in splits.items()}
+    splits: Splits = {}
+    for name, records in read_splits(data.source, names).items():
+        conversations = [_messages(record, columns) for record in _limit(records, data)]
+        texts = write_conversations(tokenizer.chat_template, conversations, special)
+        rows = [row(*each) for each in texts]
+        splits[name] = pack(rows, longest) if data.packing else rows
     return splits
 
 
@@ -267,7 +254,3 @@ def _cutting(tokenizer: Tokenizer, longest: int) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.enable_truncation(longest)
     return backend
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

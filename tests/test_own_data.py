@@ -191,13 +191,22 @@ def _answer(text, role='assistant'):
             [_answer('a', 'user'), _answer('b')],
             'cannot write',
         ),
+        (
+            '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+            [_answer('a', 'user'), _answer('b')],
+            r'takes more than 2 s to write .*a.*b',
+        ),
+        ('{{ 9**(9**9) }}', [_answer('a', 'user'), _answer('b')], 'more than 2 s'),
+        ('{{ "a" * 10**10 }}', [_answer('a', 'user'), _answer('b')], 'MemoryError'),
+        ('{{ "ab" * 10**6 }}', [_answer('a', 'user'), _answer('b')], 'writes 2000000 characters'),
+        (TEMPLATE, [_answer('a', 'user'), {**_answer('b'), 'when': b'c'}], 'what JSON cannot'),
     ],
 )
 def test_conversations_that_cannot_be_written_are_refused(template, messages, message, tmp_path):
     rows = [{'messages': messages, 'n': n} for n in range(3)]
     for split in tables.SPLITS:
-        _write(tmp_path / f'{split}.jsonl', rows)
-    source = str(tmp_path / '{split}.jsonl')
+        _write(tmp_path / f'{split}.parquet', rows)
+    source = str(tmp_path / '{split}.parquet')
     with pytest.raises(ValueError, match=message):
         own_data.instructions(_data('messages', source=source), _tokenizer(template))
 
