@@ -28,7 +28,8 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
 
     Args:
         model: a decoder of `peftjax.load`, or any model that takes `cache_length` and `cache` as
-            `peftjax.models.llama.Llama` does; or an encoder and decoder, as `peftjax.models.t5.T5`.
+            `peftjax.models.llama.Llama` does; or an encoder and decoder, as `peftjax.models.t5.T5`,
+            or `peftjax.models.whisper.Whisper`, whose input_features then stand for input_ids.
         transform: the method, or a chain of methods; None for the model as it is, with `()` for an
             adapter.
 
@@ -36,9 +37,9 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         `generate(adapter, params, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
         None, pad_token_id=0, start_token_id=0, sampling=Sampling(), key=None) -> int32 [B,
         max_new_tokens]`. Rows are padded on the left, see `pad_left`, but for an encoder, which
-        takes them as they are and whose decoder starts with `start_token_id`; a row that has
-        written `eos_token_id` (one id, or several) is filled up with `pad_token_id`, and the loop
-        ends when all have. Compiled once for each shape and setting.
+        takes them as they are and whose decoder starts with `start_token_id` (one id, or several).
+        A row that has written `eos_token_id` (one id, or several) is filled up with
+        `pad_token_id`, and the loop ends when all have. Compiled once for each shape and setting.
 
     Raises:
         ValueError: from the call, for a model without a cache, a prompt that is not `[B, T]` or
@@ -58,20 +59,20 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     """
     method = chain() if transform is None else transform
     reads = 'decoder_input_ids' in model.takes
+    hears = 'input_features' in model.takes
     written_as = 'decoder_input_ids' if reads else 'input_ids'
 
     @functools.partial(jax.jit, static_argnames=('count', 'ends', 'pad', 'start', 'sampling'))
     def compiled(
         adapter: Adapter,
         params: Any,
-        ids: jax.Array,
-        mask: jax.Array,
+        read: dict[str, jax.Array],
         key: jax.Array,
         *,
         count: int,
         ends: tuple[int, ...],
         pad: int,
-        start: int,
+        start: tuple[int, ...],
         sampling: Sampling,
     ) -> jax.Array:
         rules, settled = settle(model, method.rules(adapter), params)
@@ -87,14 +88,17 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def ended(tokens: jax.Array) -> jax.Array:
             return jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
 
+        rows = len(next(iter(read.values())))
         if reads:
-            first_call = {written_as: jnp.full((len(ids), 1), start, jnp.int32)}
+            given = len(start)
+            first_call = {written_as: jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))}
         else:
-            first_call = {'position_ids': jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)}
-        slots = (1 if reads else ids.shape[1] + virtual) + count - 1
-        logits, cache = call(input_ids=ids, attention_mask=mask, cache_length=slots, **first_call)
+            given = read['input_ids'].shape[1] + virtual
+            seen = jnp.cumsum(read['attention_mask'], axis=1)
+            first_call = {'position_ids': jnp.maximum(seen - 1, 0)}
+        logits, cache = call(**read, **first_call, cache_length=given + count - 1)
         first = choose(logits, jnp.int32(0))
-        written = jnp.full((len(ids), count), pad, jnp.int32).at[:, 0].set(first)
+        written = jnp.full((rows, count), pad, jnp.int32).at[:, 0].set(first)
 
         def unfinished(state: Any) -> jax.Array:
             number, _, _, done, _ = state
@@ -119,24 +123,33 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         max_new_tokens: int,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int = 0,
-        start_token_id: int = 0,
+        start_token_id: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         sampling = Sampling() if sampling is None else sampling
-        mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
-        _check(model, np.asarray(input_ids), mask, max_new_tokens, sampling, key)
+        _check(model, max_new_tokens, sampling, key)
+        if hears:
+            if attention_mask is not None:
+                raise ValueError('a model that takes input_features hears all of them: no mask')
+            read = {'input_features': jnp.asarray(input_ids)}
+        else:
+            mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
+            _check_prompts(np.asarray(input_ids), mask, right=reads)
+            read = {
+                'input_ids': jnp.asarray(input_ids, jnp.int32),
+                'attention_mask': jnp.asarray(mask, jnp.int32),
+            }
         ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
         return compiled(
             adapter,
             params,
-            jnp.asarray(input_ids, jnp.int32),
-            jnp.asarray(mask, jnp.int32),
+            read,
             jax.random.key(0) if key is None else key,
             count=max_new_tokens,
             ends=ends,
             pad=pad_token_id,
-            start=start_token_id,
+            start=tuple(np.atleast_1d(start_token_id).tolist()),
             sampling=sampling,
         )
 
@@ -169,34 +182,31 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[np.n
     return ids, mask
 
 
-def _check(
-    model: Model,
-    ids: np.ndarray,
-    mask: np.ndarray,
-    count: int,
-    sampling: Sampling,
-    key: jax.Array | None,
-) -> None:
+def _check(model: Model, count: int, sampling: Sampling, key: jax.Array | None) -> None:
     reads = 'decoder_input_ids' in model.takes
     if not {'cache_length', 'cache', *(() if reads else ('position_ids',))} <= set(model.takes):
         raise ValueError(
             f'this model takes {model.takes}, and no cache: generation needs a decoder that takes '
             'cache_length, cache and position_ids, as those of peftjax.load do'
         )
-    if ids.ndim != 2 or ids.dtype.kind not in 'iu' or not ids.size or mask.shape != ids.shape:
-        raise ValueError(
-            f'input_ids {ids.dtype}{ids.shape} and attention_mask {mask.dtype}{mask.shape} must be '
-            'integers [batch, length] of one shape; see peftjax.pad_left'
-        )
-    if not reads and not mask[:, -1].all():
-        row = int(np.argmin(mask[:, -1]))
-        raise ValueError(
-            f'row {row} of attention_mask ends with padding; pad prompts on the left, as '
-            'peftjax.pad_left does'
-        )
     if count < 1:
         raise ValueError(f'max_new_tokens must be at least 1, got {count}')
     if sampling.temperature > 0 and key is None:
         raise ValueError(
             f'temperature {sampling.temperature} draws tokens; give key=jax.random.key(0)'
+        )
+
+
+def _check_prompts(ids: np.ndarray, mask: np.ndarray, *, right: bool) -> None:
+    """right: whether rows may be padded on the right."""
+    if ids.ndim != 2 or ids.dtype.kind not in 'iu' or not ids.size or mask.shape != ids.shape:
+        raise ValueError(
+            f'input_ids {ids.dtype}{ids.shape} and attention_mask {mask.dtype}{mask.shape} must be '
+            'integers [batch, length] of one shape; see peftjax.pad_left'
+        )
+    if not right and not mask[:, -1].all():
+        row = int(np.argmin(mask[:, -1]))
+        raise ValueError(
+            f'row {row} of attention_mask ends with padding; pad prompts on the left, as '
+            'peftjax.pad_left does'
         )

@@ -50,7 +50,8 @@ def load(
 ) -> Model:
     """Reads a checkpoint of a language or image model into a Model.
 
-    Families: BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, T5, ViT, DINOv2.
+    Families: BERT, RoBERTa, GPT-2, Llama, Mistral, Qwen2, Qwen3, Gemma 2 and 3, T5, Whisper, ViT,
+    DINOv2.
 
     Args:
         source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a

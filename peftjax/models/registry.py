@@ -26,6 +26,8 @@ from peftjax.models.t5 import T5, T5_NAMES
 from peftjax.models.t5_config import T5Config, parse_t5
 from peftjax.models.vit import DINOV2_MODULES, DINOV2_NAMES, VIT_MODULES, VIT_NAMES, ViT
 from peftjax.models.vit_config import Dinov2Config, ViTConfig, parse_vit
+from peftjax.models.whisper import WHISPER_NAMES, Whisper
+from peftjax.models.whisper_config import WhisperConfig, parse_whisper
 
 
 class Build(NamedTuple):
@@ -65,6 +67,15 @@ def _pixels(config: ViTConfig) -> Inputs:
     side = config.image_size // config.patch_size * config.patch_size
     shape = (2, config.num_channels, side, side)
     return {'pixel_values': jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+
+def _speech(config: WhisperConfig) -> Inputs:
+    shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
+    ids = jax.ShapeDtypeStruct((2, min(8, config.max_target_positions)), jnp.int32)
+    return {
+        'input_features': jax.ShapeDtypeStruct(shape, jnp.float32),
+        **dict.fromkeys(('decoder_input_ids', 'decoder_attention_mask'), ids),
+    }
 
 
 class Family(NamedTuple):
@@ -164,6 +175,11 @@ def _build_t5(config: T5Config, build: Build) -> T5:
     return T5(config, **build.common())
 
 
+def _build_whisper(config: WhisperConfig, build: Build) -> Whisper:
+    _check_decoder('Whisper', build, 'seq2seq_lm')
+    return Whisper(config, **build.common())
+
+
 def _outputs(kind: str, build: Build, tasks: tuple[str, ...]) -> int | None:
     """How many numbers the head gives, None without a head."""
     if build.task is None:
@@ -229,6 +245,11 @@ def _t5_surplus(module: T5) -> tuple[str, ...]:
     return surplus + ((r'lm_head\.weight',) if tied else ())
 
 
+def _whisper_surplus(module: Whisper) -> tuple[str, ...]:
+    del module
+    return (r'proj_out\.weight',)  # the decoder's embedding a second time
+
+
 _BERT = Family(
     BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus
 )
@@ -268,6 +289,16 @@ _VIT = Family(
 _DINOV2 = _VIT._replace(
     config=Dinov2Config, names=DINOV2_NAMES, prefix='dinov2.', modules=DINOV2_MODULES
 )
+_WHISPER = Family(
+    WhisperConfig,
+    parse_whisper,
+    _build_whisper,
+    WHISPER_NAMES,
+    'model.',
+    r'',
+    _whisper_surplus,
+    _speech,
+)
 _FAMILIES = {
     'bert': _BERT,
     'roberta': _ROBERTA,
@@ -282,4 +313,5 @@ _FAMILIES = {
     't5': _T5,
     'vit': _VIT,
     'dinov2': _DINOV2,
+    'whisper': _WHISPER,
 }

@@ -1,7 +1,7 @@
 """The T5 encoder and decoder: relative positions, RMS norms in front, no biases, no scale."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,13 +13,20 @@ from peftjax.models.attention import (
     AttentionCore,
     Branch,
     activation,
-    causal_mask,
     check_token_inputs,
     merge_heads,
     padding_mask,
     split_heads,
 )
 from peftjax.models.cache import extend
+from peftjax.models.encoder_decoder_cache import (
+    WRITTEN,
+    EncoderDecoderCache,
+    begin,
+    check_follows,
+    mask_of_written,
+    needed,
+)
 from peftjax.models.norms import RMSNorm
 from peftjax.models.stack import apply_stack
 from peftjax.models.t5_config import T5Config
@@ -192,26 +199,6 @@ def relative_buckets(
     return (offset + jnp.where(distance < exact, distance, far)).astype(jnp.int32)
 
 
-class T5Cache(NamedTuple):
-    """What a T5 keeps of the text it read and of the tokens it has written: a pytree of arrays.
-
-    L decoder layers, B batch, S slots, R tokens read, N heads of width H.
-
-    Attributes:
-        keys, values: [L, B, S, N, H], of what is written.
-        read_keys, read_values: [L, B, R, N, H], of what was read.
-        read_mask: bool [B, 1, 1, R], or None where all was seen.
-        length: int32 [], how many slots are filled.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    read_keys: jax.Array
-    read_values: jax.Array
-    read_mask: jax.Array | None
-    length: jax.Array
-
-
 class T5(nn.Module):
     """A T5 encoder and decoder that write: logits [B, T, V].
 
@@ -225,8 +212,8 @@ class T5(nn.Module):
     dropout rate of the config on and needs `rngs={'dropout': key}`.
 
     cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and a `T5Cache` of S slots. cache=that lets decoder_input_ids [B, T] follow it, with
-    nothing to read: logits [B, T, V], and the cache with them.
+    [B, 1, V], and an `EncoderDecoderCache` of S slots. cache=that lets decoder_input_ids [B, T]
+    follow it, with nothing to read: logits [B, T, V], and the cache with them.
 
     Example:
         >>> config = T5Config(
@@ -256,16 +243,10 @@ class T5(nn.Module):
         decoder_attention_mask: jax.Array | None = None,
         deterministic: bool = True,
         cache_length: int | None = None,
-        cache: T5Cache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Any:
-        if decoder_input_ids is None:
-            raise ValueError(
-                'decoder_input_ids [batch, length] are missing: what is written, behind one '
-                'padding token'
-            )
+        decoder_input_ids = needed('decoder_input_ids', decoder_input_ids, WRITTEN)
         check_token_inputs(decoder_input_ids, attention_mask=decoder_attention_mask)
-        if cache is not None and (input_ids is not None or cache_length is not None):
-            raise ValueError('the cache holds what was read; leave input_ids and cache_length out')
         config, length = self.config, decoder_input_ids.shape[1]
         embed = nn.Embed(
             config.vocab_size,
@@ -291,11 +272,11 @@ class T5(nn.Module):
 
         decoder = stack('decoder', config.num_decoder_layers)
         if cache is not None:
-            slots = jnp.arange(cache.keys.shape[2])
-            query = cache.length + jnp.arange(length)
+            check_follows('input_ids', input_ids, cache_length)
+            mask, query, slots = cache.follow(length)
             x, present = decoder(
                 embed(decoder_input_ids),
-                (slots[None] <= query[:, None])[None, None],
+                mask,
                 None,
                 cache.read_mask,
                 cache.length,
@@ -303,24 +284,16 @@ class T5(nn.Module):
                 keys=slots,
                 past=cache[:4],
             )
-            kept = _cache(present, cache.read_mask, cache.length + length)
-            return self._logits(x, embed), kept
-        if input_ids is None:
-            raise ValueError('input_ids [batch, length] are missing: what is read')
+            return self._logits(x, embed), cache.grown(present, length)
+        input_ids = needed('input_ids', input_ids, 'what is read')
         check_token_inputs(input_ids, attention_mask=attention_mask)
         read = None if attention_mask is None else padding_mask(attention_mask)
         encoded, _ = stack('encoder', config.num_layers)(embed(input_ids), read)
-        written = causal_mask(length)
-        if decoder_attention_mask is not None:
-            written = written & padding_mask(decoder_attention_mask)
+        written = mask_of_written(length, decoder_attention_mask)
         x, present = decoder(embed(decoder_input_ids), written, encoded, read, None)
         if cache_length is None:
             return self._logits(x, embed)
-        if cache_length < length:
-            raise ValueError(f'cache_length {cache_length} is less than the {length} tokens')
-        wider = [(0, 0), (0, 0), (0, cache_length - length), (0, 0), (0, 0)]
-        grown = (*(jnp.pad(each, wider) for each in present[:2]), *present[2:])
-        return self._logits(x[:, -1:], embed), _cache(grown, read, jnp.int32(length))
+        return self._logits(x[:, -1:], embed), begin(present, read, cache_length)
 
     def _logits(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
         config = self.config
@@ -335,13 +308,6 @@ class T5(nn.Module):
             param_dtype=self.param_dtype,
             name='lm_head',
         )(x)
-
-
-def _cache(
-    present: tuple[jax.Array, ...], read_mask: jax.Array | None, length: jax.Array
-) -> T5Cache:
-    keys, values, read_keys, read_values = present
-    return T5Cache(keys, values, read_keys, read_values, read_mask, length)
 
 
 def _stack_names(stack: str, attentions: dict[str, tuple[int, str]]) -> tuple[names.Rule, ...]:

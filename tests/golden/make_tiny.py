@@ -40,6 +40,8 @@ from transformers import (
     T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 DECODER = {
@@ -98,6 +100,22 @@ IMAGE = {
     'patch_size': 4,
     'num_labels': 3,
 }
+SPEECH = {
+    'vocab_size': 32,
+    'd_model': 16,
+    'num_mel_bins': 6,
+    'encoder_layers': 2,
+    'encoder_attention_heads': 4,
+    'encoder_ffn_dim': 24,
+    'decoder_layers': 3,
+    'decoder_attention_heads': 2,
+    'decoder_ffn_dim': 20,
+    'max_source_positions': 11,
+    'max_target_positions': 24,
+    **dict.fromkeys(('pad_token_id', 'bos_token_id', 'eos_token_id'), 0),
+    'decoder_start_token_id': 1,
+    'attn_implementation': 'eager',
+}
 # Sliding and full attention in turn; three layers are no whole period of two.
 GEMMA = DECODER | {
     'num_hidden_layers': 3,
@@ -144,6 +162,7 @@ VARIANTS = {
         Gemma2Config(**GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)
     ),
     'gemma3': Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA3)),
+    'whisper': WhisperForConditionalGeneration(WhisperConfig(**SPEECH)),
 }
 
 
@@ -153,6 +172,14 @@ def inputs_of(variant: str) -> dict[str, torch.Tensor]:
             'pixel_values': torch.randn(
                 2, 3, *((8, 20) if variant == 'dinov2_swiglu' else (12, 12))
             )
+        }
+    written = torch.ones(2, 20, dtype=torch.int64)
+    written[0, 17:] = 0
+    if variant == 'whisper':
+        return {
+            'input_features': torch.randn(2, 6, 22),
+            'decoder_input_ids': torch.randint(1, 32, (2, 20)),
+            'decoder_attention_mask': written,
         }
     mask = torch.ones(2, 24, dtype=torch.int64)
     if variant.startswith('bert'):
@@ -169,8 +196,6 @@ def inputs_of(variant: str) -> dict[str, torch.Tensor]:
         return {'input_ids': torch.where(mask == 1, ids, 1), 'attention_mask': mask}
     if variant.startswith('t5'):
         mask[1, 15:] = 0
-        written = torch.ones(2, 20, dtype=torch.int64)
-        written[0, 17:] = 0
         return {
             'input_ids': torch.randint(1, 32, (2, 24)),
             'attention_mask': mask,

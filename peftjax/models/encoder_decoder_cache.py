@@ -1,0 +1,77 @@
+"""What a decoder that reads from an encoder keeps, so that each token is computed once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.models.attention import causal_mask, padding_mask
+
+WRITTEN = 'what is written, behind the token that starts it'
+
+
+class EncoderDecoderCache(NamedTuple):
+    """What was read, and the tokens written so far, in slots of a fixed number: a pytree of arrays.
+
+    L decoder layers, B batch, S slots, R places read, N heads of width H.
+
+    Attributes:
+        keys, values: [L, B, S, N, H], of what is written.
+        read_keys, read_values: [L, B, R, N, H], of what was read.
+        read_mask: bool [B, 1, 1, R], or None where all was seen.
+        length: int32 [], how many slots are filled.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    read_keys: jax.Array
+    read_values: jax.Array
+    read_mask: jax.Array | None
+    length: jax.Array
+
+    def follow(self, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The mask of new tokens, bool [1, 1, T, S]; their places, [T]; those of all slots, [S]."""
+        slots = jnp.arange(self.keys.shape[2])
+        query = self.length + jnp.arange(tokens)
+        return (slots[None] <= query[:, None])[None, None], query, slots
+
+    def grown(self, present: tuple[jax.Array, ...], tokens: int) -> 'EncoderDecoderCache':
+        """With keys and values of all layers, into which those of `tokens` were written."""
+        keys, values, read_keys, read_values = present
+        length = self.length + tokens
+        return EncoderDecoderCache(keys, values, read_keys, read_values, self.read_mask, length)
+
+
+def begin(
+    present: tuple[jax.Array, ...], read_mask: jax.Array | None, slots: int
+) -> EncoderDecoderCache:
+    """A cache of `slots` that holds a first call: the four of `EncoderDecoderCache`, T for S.
+
+    Raises:
+        ValueError: fewer slots than tokens.
+    """
+    length = present[0].shape[2]
+    if slots < length:
+        raise ValueError(f'cache_length {slots} is less than the {length} tokens')
+    wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
+    keys, values = (jnp.pad(each, wider) for each in present[:2])
+    return EncoderDecoderCache(keys, values, present[2], present[3], read_mask, jnp.int32(length))
+
+
+def mask_of_written(length: int, attention_mask: jax.Array | None) -> jax.Array:
+    """bool [B or 1, 1, T, T]: a token sees itself and what was written before, padding left out."""
+    mask = causal_mask(length)
+    return mask if attention_mask is None else mask & padding_mask(attention_mask)
+
+
+def needed(name: str, value: jax.Array | None, meaning: str) -> jax.Array:
+    """`value`; raises ValueError where there is none."""
+    if value is None:
+        raise ValueError(f'{name} [batch, ...] are missing: {meaning}')
+    return value
+
+
+def check_follows(name: str, read: jax.Array | None, cache_length: int | None) -> None:
+    """Raises ValueError for a call with a cache and something to read, called `name`."""
+    if read is not None or cache_length is not None:
+        raise ValueError(f'the cache holds what was read; leave {name} and cache_length out')
