@@ -61,6 +61,11 @@ CASES = {
             target_modules=['k', 'v', 'wo'], feedforward_modules=['wo'], task_type='SEQ_2_SEQ_LM'
         ),
     ),
+    # No task: peft's own wrapper for it names its input input_ids.
+    'whisper-lora': (
+        'WhisperForConditionalGeneration',
+        peft.LoraConfig(**LORA, target_modules=[*ATTENTION, 'fc1']),
+    ),
 }
 
 
