@@ -22,6 +22,7 @@ from peftjax.core.combine import chain, named_chain
 from peftjax.core.layout import Layout
 from peftjax.core.partition import Hole, combine, partition
 from peftjax.core.paths import TargetError
+from peftjax.core.sharding import batch_sharding, make_mesh, shardings, state_shardings
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
@@ -72,6 +73,10 @@ from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'batch_sharding',
+    'make_mesh',
+    'shardings',
+    'state_shardings',
     'save_checkpoint',
     'save_adapter',
     'export_gguf',

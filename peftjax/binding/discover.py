@@ -52,6 +52,7 @@ class _Recorder:
         self.order: dict[str, list[uses.Facts | str]] = {}
         self.matrices: set[str] = set()
         self.modules: dict[str, ModuleSite] = {}
+        self.last = ''
 
     def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
         facts = contraction.facts()
@@ -59,6 +60,7 @@ class _Recorder:
         self.order.setdefault(leaf.path, []).append(facts)
         self.scanned.setdefault(leaf.path, leaf.picked)
         self.matrices.add(leaf.path)
+        self.last = leaf.path
         return plain()
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
@@ -96,6 +98,7 @@ class _Recorder:
             stack,
             reason or (known.reason if known else ''),
             tuple(value.shape for value in around),
+            self.last,
         )
         return output
 

@@ -52,6 +52,7 @@ class ModuleSite:
       stack: lengths of the scans over layers: the leading axes of an adapter placed here.
       reason: why nothing can be placed here; empty where it can.
       around: shapes of the array arguments of the module that calls it.
+      after: path of the weight matrix that was used last before this output; empty if none was.
     """
 
     path: str
@@ -63,6 +64,7 @@ class ModuleSite:
     stack: tuple[int, ...] = ()
     reason: str = ''
     around: tuple[tuple[int, ...], ...] = ()
+    after: str = ''
 
     @property
     def features(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.tensors import Header, Tensors
@@ -75,11 +76,12 @@ def check(slots: Sequence[Slot], tensors: Tensors, surplus: Collection[str]) -> 
         )
 
 
-def fill(slot: Slot, tensors: Tensors, dtype: jnp.dtype) -> jax.Array:
-    """One leaf: its tensors read one by one, transposed, stacked and cast."""
+def fill(slot: Slot, tensors: Tensors, dtype: jnp.dtype, where: Sharding | None) -> jax.Array:
+    """One leaf: its tensors read one by one, transposed, stacked and cast, and placed `where`."""
     shape = tuple(reversed(slot.shape)) if slot.transposed else slot.shape
     buffer = np.empty((len(slot.names), *shape), dtype)
     for index, name in enumerate(slot.names):
         values = tensors.read(name)
         buffer[index] = values.T if slot.transposed else values
-    return jnp.asarray(buffer if slot.stacked else buffer[0])
+    values = buffer if slot.stacked else buffer[0]
+    return jnp.asarray(values) if where is None else jax.device_put(values, where)

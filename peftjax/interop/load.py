@@ -9,10 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, Sharding
 from jax.typing import DTypeLike
 
 from peftjax.binding.wrap import wrap
+from peftjax.core import paths
 from peftjax.core.base import Model
+from peftjax.core.sharding import shardings
 from peftjax.interop import assemble, gguf_files, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf
@@ -46,6 +49,7 @@ def load(
     remat: str | None = None,
     key: jax.Array | None = None,
     abstract: bool = False,
+    mesh: Mesh | None = None,
     ignore: tuple[str, ...] = (),
 ) -> Model:
     """Reads a checkpoint of a language or image model into a Model.
@@ -68,6 +72,8 @@ def load(
         remat: None, 'full', or the name of a policy in `peftjax.models.stack.REMAT_POLICIES`.
         key: consumed by the initial value of a new head; `jax.random.key(0)` unless given.
         abstract: leaves as `jax.ShapeDtypeStruct`: config and headers are read, no weights.
+        mesh: of `peftjax.make_mesh`: each leaf is read by itself and goes to its places there, as
+            `peftjax.shardings` tells them, so that no device holds more than its share.
         ignore: regexes of config fields and tensors, unknown here, that may be dropped.
 
     Raises:
@@ -91,8 +97,19 @@ def load(
         checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)
     )
     example = checkpoint.family.example(checkpoint.config)
-    params = _params(checkpoint, module, example, key, abstract, ignore)
-    return wrap(module, params, example, config=checkpoint.config, tokenizer=checkpoint.tokenizer)
+    leaves = _Leaves(checkpoint, module, example, ignore)
+    model = wrap(
+        module,
+        unflatten_dict(leaves.abstract, sep='/'),
+        example,
+        config=checkpoint.config,
+        tokenizer=checkpoint.tokenizer,
+    )
+    if abstract:
+        return model
+    where = {} if mesh is None else paths.flatten(shardings(model, mesh))
+    params = leaves.read(jax.random.key(0) if key is None else key, where)
+    return model.replace(params=unflatten_dict(params, sep='/'))
 
 
 def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoint:
@@ -128,36 +145,48 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoin
     )
 
 
-def _params(
-    checkpoint: _Checkpoint,
-    module: nn.Module,
-    example: Mapping[str, jax.ShapeDtypeStruct],
-    key: jax.Array | None,
-    abstract: bool,
-    ignore: tuple[str, ...],
-) -> dict[str, Any]:
-    """Checks the checkpoint against the module, then reads it, leaf by leaf."""
-    family, tensors = checkpoint.family, checkpoint.tensors
-    if checkpoint.config.num_hidden_layers > len(tensors.headers):
-        raise CheckpointError(
-            f'{tensors.where}: config says {checkpoint.config.num_hidden_layers} layers, the files '
-            f'hold {len(tensors.headers)} tensors'
-        )
-    key = jax.random.key(0) if key is None else key
+class _Leaves:
+    """The leaves of a module, checked against the checkpoint, and read from it one by one.
 
-    def initial(key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:
-        ids: dict[str, Any] = {n: jnp.zeros(each.shape, each.dtype) for n, each in example.items()}
-        leaves = flatten_dict(module.init(key, **ids)['params'], sep='/')
+    Attributes:
+        abstract: shape and dtype of each, by path.
+    """
+
+    def __init__(
+        self,
+        checkpoint: _Checkpoint,
+        module: nn.Module,
+        example: Mapping[str, jax.ShapeDtypeStruct],
+        ignore: tuple[str, ...],
+    ):
+        family, self._tensors = checkpoint.family, checkpoint.tensors
+        self._module, self._example = module, example
+        layers, headers = checkpoint.config.num_hidden_layers, self._tensors.headers
+        if layers > len(headers):
+            raise CheckpointError(
+                f'{self._tensors.where}: config says {layers} layers, the files hold '
+                f'{len(headers)} tensors'
+            )
+        self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
+        table = slots(checkpoint.names, self.abstract)
+        self._new = assemble.new_leaves(table, headers, family.head)
+        self._held = [slot for slot in table if slot.path not in self._new]
+        surplus = family.surplus(module) + checkpoint.surplus + ignore
+        assemble.check(self._held, self._tensors, surplus)
+
+    def _initial(self, key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:
+        inputs: Any = {n: jnp.zeros(each.shape, each.dtype) for n, each in self._example.items()}
+        leaves = flatten_dict(self._module.init(key, **inputs)['params'], sep='/')
         return {path: leaf for path, leaf in leaves.items() if wanted is None or path in wanted}
 
-    leaves = jax.eval_shape(lambda key: initial(key, None), key)
-    table = slots(checkpoint.names, leaves)
-    new = assemble.new_leaves(table, tensors.headers, family.head)
-    held = [slot for slot in table if slot.path not in new]
-    assemble.check(held, tensors, family.surplus(module) + checkpoint.surplus + ignore)
-    if not abstract:
+    def read(self, key: jax.Array, where: Mapping[str, Sharding]) -> dict[str, Any]:
+        """Every leaf by path: the checkpoint's, and from `key` a new head's."""
         # Compiled, so that the initial values of everything but the head are never computed.
-        fresh = jax.jit(initial, static_argnums=1)(key, new) if new else {}
-        filled = {slot.path: assemble.fill(slot, tensors, leaves[slot.path].dtype) for slot in held}
-        leaves = filled | fresh
-    return unflatten_dict(leaves, sep='/')
+        fresh = jax.jit(self._initial, static_argnums=1)(key, self._new) if self._new else {}
+        held = {
+            slot.path: assemble.fill(
+                slot, self._tensors, self.abstract[slot.path].dtype, where.get(slot.path)
+            )
+            for slot in self._held
+        }
+        return held | {path: jax.device_put(leaf, where.get(path)) for path, leaf in fresh.items()}

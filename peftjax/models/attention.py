@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from peftjax.models.along_batch import along_batch
+
 
 class AttentionCore(nn.Module):
     """Scaled dot-product attention over projected heads: softmax(q kᵀ / √H) v.
@@ -55,7 +57,7 @@ class Branch(nn.Module):
     """The branch of a residual sublayer, before it is added to the stream: returns `output`.
 
     It owns no parameters and computes nothing. As a module site it shows a method what the papers
-    on bottleneck adapters speak of.
+    on bottleneck adapters speak of. On a mesh its output is split by examples, see `along_batch`.
 
     Example:
         >>> x = jnp.ones((1, 3, 8))
@@ -73,7 +75,7 @@ class Branch(nn.Module):
             Computed only where a method reads it.
         """
         del stream, after
-        return output
+        return along_batch(output)
 
 
 def _attention(query, key, value, mask, bias, softcap, drop):

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from peftjax.models.along_batch import along_batch
+
 # What may be kept from the forward pass instead of recomputed. The policies of
 # jax.checkpoint_policies that need arguments of their own (named values, offloading) are left out.
 REMAT_POLICIES = (
@@ -39,7 +41,7 @@ def apply_stack(
     Raises:
         ValueError: on an unknown remat name.
     """
-    block = _rematerialised(block, remat, scan)
+    block, x = _rematerialised(block, remat, scan), along_batch(x)
     if scan:
         scanned = nn.scan(
             block,

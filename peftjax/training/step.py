@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import optax
 
 LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""`loss(adapter, params, batch, key) -> (scalar, {name: scalar})`."""
+"""`loss(adapter, params, batch, key) -> (scalar, {name: scalar})`.
+
+A loss that is a mean gives under 'weight' what it was divided by (examples, tokens of answers): of
+several parts of a batch, each then counts as it would in the whole.
+"""
 
 
 class TrainState(NamedTuple):
@@ -43,22 +47,36 @@ def init_state(adapter: Any, optimizer: optax.GradientTransformation, key: jax.A
 
 
 def make_train_step(
-    loss_fn: LossFunction, optimizer: optax.GradientTransformation
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     r"""Builds `step(state, params, batch) -> (state, metrics)`.
 
     With adapter :math:`\phi` and frozen base :math:`\theta`, a step takes
-    :math:`g = \nabla_\phi L(\phi, \theta, batch)` and applies the optimiser to `g`. The base is an
-    argument that is never differentiated, so a norm or a clip of `g` costs the adapter's size only.
+    :math:`g = \sum_i w_i \nabla_\phi L(\phi, \theta, b_i) / \sum_i w_i` over the parts
+    :math:`b_i` of a batch and applies the optimiser to `g`. The base is an argument that is never
+    differentiated, so a norm or a clip of `g` costs the adapter's size only.
 
     Args:
         loss_fn: `loss(adapter, params, batch, key)`, gives the loss, a scalar, and a dict of scalar
-            metrics. The key is new in every step.
+            metrics. The key is new in every step, and for every part. Its metric 'weight' is
+            :math:`w_i`, 1 where there is none.
         optimizer: any optax transformation; clipping belongs into its chain.
+        accumulate: into how many parts, one after another, the batch is cut along its first axis:
+            activations of one part are held at a time.
+        axis_name: of `jax.pmap` or `jax.shard_map`, where the step runs inside of one: each device
+            then holds a part of the batch. On a mesh with shardings it is not needed.
 
     Returns:
         The pure step, not compiled: use `jax.jit(step, donate_argnums=0)`. Its metrics are those of
-        `loss_fn` with `loss` and `grad_norm`, the norm before the optimiser.
+        `loss_fn` but 'weight', averaged as the loss is, with `loss` and `grad_norm`, the norm
+        before the optimiser.
+
+    Raises:
+        ValueError: accumulate is less than 1; from the step, a batch that cannot be cut so.
 
     Example:
         >>> def loss_fn(adapter, params, batch, key):
@@ -70,14 +88,58 @@ def make_train_step(
         >>> state.adapter['a'].tolist(), float(metrics['grad_norm'])
         ([0.0, 1.0], 4.0)
     """
+    if accumulate < 1:
+        raise ValueError(f'accumulate is {accumulate}; a batch has at least 1 part')
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    whole = accumulate == 1 and axis_name is None
+
+    def weighed(adapter: Any, params: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        """The sums of one part: gradients and metrics times its weight, and the weight."""
+        (loss, metrics), grads = value_and_grad(adapter, params, batch, key)
+        rest = dict(metrics)
+        weight = jnp.asarray(rest.pop('weight', 1.0), jnp.float32)
+        weight = jnp.ones_like(weight) if whole else weight
+        sums = jax.tree.map(
+            lambda leaf: leaf * weight.astype(leaf.dtype), (grads, {**rest, 'loss': loss})
+        )
+        return sums, weight
+
+    def all_parts(adapter: Any, params: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        if accumulate == 1:
+            return weighed(adapter, params, batch, key)
+
+        def add(total: Any, numbered: Any) -> tuple[Any, None]:
+            number, part = numbered
+            more = weighed(adapter, params, part, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, total, more), None
+
+        parts = jax.tree.map(lambda leaf: _cut(leaf, accumulate), batch)
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(weighed, adapter, params, first, key)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))[0]
 
     def step(state: TrainState, params: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = value_and_grad(state.adapter, params, batch, key)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        sums, weight = all_parts(state.adapter, params, batch, key)
+        if axis_name is not None:
+            sums, weight = jax.lax.psum((sums, weight), axis_name)
+        grads, metrics = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.adapter)
         adapter = optax.apply_updates(state.adapter, updates)
-        metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+        metrics = {**metrics, 'grad_norm': optax.tree.norm(grads)}
         return TrainState(state.step + 1, state.key, adapter, opt_state), metrics
 
     return step
+
+
+def _cut(leaf: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], examples far apart in one part.
+
+    So that on a mesh, which holds neighbours together, every device has its share of each part.
+    """
+    if leaf.shape[0] % parts:
+        raise ValueError(f'a batch of {leaf.shape[0]} cannot be cut into {parts} equal parts')
+    return jnp.swapaxes(leaf.reshape(-1, parts, *leaf.shape[1:]), 0, 1)

@@ -1,0 +1,153 @@
+"""Where the leaves of a model, an adapter and an optimiser lie on a mesh, by facts about sites."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from peftjax.core import paths
+from peftjax.core.base import Model
+from peftjax.core.sites import Sites, WeightSite
+
+DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
+_ENDS = 'Branch'  # the module that our models put at the end of a sublayer
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of devices with the three axes that `shardings` speaks of.
+
+    Args:
+      data: groups that hold the whole base, each with its share of the batch.
+      fsdp: devices that share one base between them, each with its share of the batch too.
+      tensor: devices that share every product; their links should be the fastest.
+      devices: those to use; all there are unless given. Their number is the product of the three.
+
+    Raises:
+      ValueError: another number of devices.
+
+    >>> make_mesh(data=2, fsdp=4).shape
+    OrderedDict({'data': 2, 'fsdp': 4, 'tensor': 1})
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
+    if data * fsdp * tensor != len(devices):
+        raise ValueError(
+            f'a mesh of {" x ".join(f"{name} {size}" for name, size in sizes.items())} has '
+            f'{data * fsdp * tensor} devices, and there are {len(devices)}: choose sizes whose '
+            'product is that, or pass devices='
+        )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a batch: its first axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def shardings(model: Model, mesh: Mesh) -> Any:
+    """Where each leaf of the base lies: a tree of `NamedSharding` like `model.params`.
+
+    A matrix of the base is split twice. `tensor` takes the axis that makes neighbours meet once a
+    sublayer: the inputs of the last matrix before a residual branch ends, the outputs of the
+    others. `fsdp` takes the other axis (of a lookup table its rows). An axis that the mesh does not
+    divide stays whole, and where `fsdp` fits its own axis only in part it takes one that it does
+    divide. Scanned layers keep their stack whole, so that a layer is gathered when it is needed and
+    never the base. Vectors (biases, norms) are on every device.
+
+    Args:
+      model: params may be abstract.
+      mesh: see `make_mesh`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> mesh = make_mesh(fsdp=4, tensor=2)
+    >>> shardings(mlp, mesh)['hidden']['kernel'].spec
+    PartitionSpec('fsdp', 'tensor')
+
+    Source: for `tensor`, Shoeybi et al. 2019 (arXiv:1909.08053), section 3; for `fsdp`, Rajbhandari
+    et al. 2019 (arXiv:1910.02054), stage 3.
+    """
+    last = _last_of_branches(model.sites)
+    specs = {
+        path: NamedSharding(mesh, _spec(site, path in last, mesh))
+        for path, site in model.sites.weights.items()
+    }
+    return paths.replace(model.params, specs)
+
+
+def state_shardings(state: Any, model: Model, mesh: Mesh) -> Any:
+    """Where each leaf of an adapter, or of a training state that holds one, lies.
+
+    A leaf that stands under the path of a weight has its sharding if it has its shape (`select`,
+    `full`), and else takes over, axis by axis, how the weight's inputs or outputs are split, which
+    an axis of that length is about (`a` of LoRA its inputs, `b` its outputs). So does the
+    optimiser's state of it. Everything else is small and on every device.
+
+    Args:
+      state: any tree of arrays or `ShapeDtypeStruct`.
+      model, mesh: as for `shardings`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> adapter = peftjax.lora(rank=2, targets='hidden').init(jax.random.key(0), mlp)
+    >>> placed = state_shardings(adapter, mlp, make_mesh(fsdp=4, tensor=2))
+    >>> placed['hidden/kernel']['a'].spec
+    PartitionSpec('fsdp', None)
+    """
+    last = _last_of_branches(model.sites)
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        names = [str(getattr(key, 'key', getattr(key, 'name', key))) for key in path]
+        sites = [model.sites.weights[name] for name in names if name in model.sites.weights]
+        if not sites:
+            return NamedSharding(mesh, PartitionSpec())
+        spec = _spec(sites[-1], sites[-1].path in last, mesh)
+        return NamedSharding(mesh, _inherited(leaf.shape, sites[-1], spec, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _last_of_branches(sites: Sites) -> frozenset[str]:
+    return frozenset(site.after for site in sites.modules.values() if site.kind == _ENDS)
+
+
+def _spec(site: WeightSite, ends: bool, mesh: Mesh) -> PartitionSpec:
+    layout = site.layout
+    if layout is None or site.vector:
+        return PartitionSpec()
+    first, second = layout.columns, layout.rows
+    if ends:
+        first, second = second, first
+    chosen: dict[int, str] = {}
+    for name, axes in ((TENSOR, first), (FSDP, (*second, *first))):
+        size = mesh.shape[name]
+        fitting = [axis for axis in axes if axis not in chosen and site.shape[axis] % size == 0]
+        if size > 1 and fitting:
+            chosen[fitting[0]] = name
+    return PartitionSpec(*(chosen.get(axis) for axis in range(len(site.shape))))
+
+
+def _inherited(
+    shape: tuple[int, ...], site: WeightSite, spec: PartitionSpec, mesh: Mesh
+) -> PartitionSpec:
+    layout = site.layout
+    if shape == site.shape or layout is None:
+        return spec if shape == site.shape else PartitionSpec()
+    sides = {
+        side: (size, spec[axes[0]])
+        for side, size, axes in (
+            ('in', layout.inputs, layout.rows),
+            ('out', layout.outputs, layout.columns),
+        )
+        if len(axes) == 1 and len(spec) > axes[0]
+    }
+    first = len(layout.stack)
+    chosen: list[str | None] = [None] * first
+    for number in range(first, len(shape)):
+        # Of a square weight, only the first of several axes can be about its inputs.
+        order = ('in', 'out') if number == first < len(shape) - 1 else ('out', 'in')
+        fitting = [sides[side][1] for side in order if sides.get(side, (0,))[0] == shape[number]]
+        name = fitting[0] if fitting else None
+        chosen.append(name if name not in chosen else None)
+    return PartitionSpec(*chosen)
