@@ -16,6 +16,7 @@ from peftjax.models.bert_config import BertConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.training import init_state, make_train_step
+from tests.checkpoint_files import golden, task_of, write_folder
 
 MESHES = {
     'data=8': {'data': 8},
@@ -194,6 +195,26 @@ def test_no_stack_of_layers_is_gathered_whole(name, sizes):
     assert not stacks & set(gathered), gathered
     largest = max(int(np.prod(shape)) for shape in gathered)
     assert largest <= max(int(np.prod(s[1:])) for s in stacks) or largest <= 64 * 32
+
+
+@pytest.mark.parametrize('variant', ['llama', 'bert'])
+def test_a_checkpoint_goes_where_it_belongs_leaf_by_leaf(variant, tmp_path):
+    config, weights, inputs, _ = golden(variant)
+    if variant == 'bert':  # a head that is new
+        weights = {name: value for name, value in weights.items() if 'classifier' not in name}
+    folder = write_folder(tmp_path, config, weights)
+    options = {'num_labels': 3} if variant == 'bert' else {}
+    mesh = peftjax.make_mesh(data=2, fsdp=4)
+    plain, spread = (
+        peftjax.load(folder, task=task_of(variant), mesh=m, **options) for m in (None, mesh)
+    )
+    where = peftjax.shardings(plain, mesh)
+    assert jax.tree.map(lambda leaf: leaf.sharding, spread.params) == where
+    assert any(sharding.spec != PartitionSpec() for sharding in jax.tree.leaves(where))
+    jax.tree.map(np.testing.assert_array_equal, spread.params, plain.params)
+    expected = plain.apply(plain.params, **inputs)
+    found = jax.jit(spread.apply)(spread.params, **inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_optimiser_states_lie_like_their_leaves():

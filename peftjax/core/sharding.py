@@ -28,8 +28,8 @@ def make_mesh(
     Raises:
       ValueError: another number of devices.
 
-    >>> make_mesh(data=2, fsdp=4).shape
-    OrderedDict({'data': 2, 'fsdp': 4, 'tensor': 1})
+    >>> dict(make_mesh(data=2, fsdp=4).shape)
+    {'data': 2, 'fsdp': 4, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
     sizes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
@@ -63,8 +63,8 @@ def shardings(model: Model, mesh: Mesh) -> Any:
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> mesh = make_mesh(fsdp=4, tensor=2)
-    >>> shardings(mlp, mesh)['hidden']['kernel'].spec
-    PartitionSpec('fsdp', 'tensor')
+    >>> tuple(shardings(mlp, mesh)['hidden']['kernel'].spec)
+    ('fsdp', 'tensor')
 
     Source: for `tensor`, Shoeybi et al. 2019 (arXiv:1909.08053), section 3; for `fsdp`, Rajbhandari
     et al. 2019 (arXiv:1910.02054), stage 3.
@@ -92,8 +92,8 @@ def state_shardings(state: Any, model: Model, mesh: Mesh) -> Any:
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> adapter = peftjax.lora(rank=2, targets='hidden').init(jax.random.key(0), mlp)
     >>> placed = state_shardings(adapter, mlp, make_mesh(fsdp=4, tensor=2))
-    >>> placed['hidden/kernel']['a'].spec
-    PartitionSpec('fsdp', None)
+    >>> tuple(placed['hidden/kernel']['a'].spec)
+    ('fsdp', None)
     """
     last = _last_of_branches(model.sites)
 
