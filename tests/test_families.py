@@ -34,7 +34,9 @@ def test_an_adapter_has_the_logits_of_torch_and_goes_out_as_it_came(folder, scan
         mask = inputs.get('decoder_attention_mask', inputs.get('attention_mask')) == 1
         length = mask.shape[1]
         logits, expected = logits[:, -length:][mask], expected[:, -length:][mask]
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    # In float64 as the judge both sides are off by 1e-5 of 3.0 (Gemma 2, optimised); the tests run
+    # unoptimised code, whose rounding differs by processor: 4.5e-5 was seen on one.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     peftjax.save_adapter(tmp_path / 'out', model, loaded.transform, loaded.adapter)
     theirs, ours = load_file(folder / WEIGHTS), load_file(tmp_path / 'out' / WEIGHTS)
     assert set(theirs) == set(ours)
