@@ -40,7 +40,8 @@ def write_conversations(
 
     Example:
         >>> message = {'role': 'assistant', 'content': 'four'}
-        >>> write_conversations('<s>{{ messages[0].content }}', [[message]], {})
+        >>> template = '<s>{% for message in messages %}{{ message.content }}{% endfor %}'
+        >>> write_conversations(template, [[message]], {})
         [('<s>', '<s>four')]
     """
     try:
