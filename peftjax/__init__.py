@@ -51,6 +51,7 @@ from peftjax.methods.hira import hira
 from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
 from peftjax.methods.intrinsic import Subspace, intrinsic
+from peftjax.methods.invertible import invertible_adapter
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
 from peftjax.methods.lora import lora
@@ -137,6 +138,7 @@ __all__ = [
     'hra',
     'ia3',
     'intrinsic',
+    'invertible_adapter',
     'keep_entries',
     'largest_entries',
     'load',

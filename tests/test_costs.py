@@ -153,6 +153,13 @@ COSTS = {
         peftjax.compacter(size=32, terms=4, activation='relu', targets='.*'),
         lambda i, o: 8 * T * (2 * o + 32 + 64) + T * (64 + 3 * o),
     ),
+    'invertible_adapter': Cost(
+        peftjax.chain(
+            *(peftjax.invertible_adapter(size=16, targets=name) for name in ('up', 'down'))
+        ),
+        # The compiler counts putting the halves together as a sum of both, filled up with zeros.
+        lambda i, o: 64 * T * o + T * (64 + 4 * o),
+    ),
     'loreft': Cost(
         peftjax.loreft(rank=8, targets='.*'),
         lambda i, o: 48 * T * o + T * (2 * o + 16),

@@ -50,11 +50,13 @@ class PeftConfig(Mapping[str, Any]):
         self._read.add(name)
         return self.raw.get(name, default)
 
-    def whole(self, name: str, default: Any = _MISSING) -> int:
-        """A whole number of at least 1."""
+    def whole(self, name: str, default: Any = _MISSING, *, least: int = 1) -> int:
+        """A whole number of at least `least`."""
         value = self[name] if default is _MISSING else self.get(name, default)
-        if type(value) is not int or not 1 <= value <= 2**31:
-            raise CheckpointError(f'{self.where}: {name} is {value!r}, no whole number from 1 on')
+        if type(value) is not int or not least <= value <= 2**31:
+            raise CheckpointError(
+                f'{self.where}: {name} is {value!r}, no whole number from {least} on'
+            )
         return value
 
     def number(self, name: str, default: Any = _MISSING) -> float:

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from peftjax.core.base import Adapter, Model, PeftTransform
 from peftjax.core.combine import chain
-from peftjax.interop import adapterhub_read, adapterhub_write, peft_read, peft_write, sources
+from peftjax.interop import peft_read, peft_write, sources
+from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_names import Names
@@ -39,8 +40,10 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     made. Arrays that the library draws from a seed are drawn again.
 
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
-    LoRA (gated too), (IA)³, prefixes and unions of them (MAM, UniPELT) are read; a prediction head
-    is a file of its own there and is not.
+    invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, LoReFT, prefixes, prompts and unions
+    of them (MAM, UniPELT) are read; a prediction head is a file of its own there and is not. Its
+    DoRA on a matrix with a bias comes with a `select` of that bias, which it multiplies too; its
+    VeRA as LoRA once it has trained, for it trains matrices in place of the vectors.
 
     Args:
         source: a folder with adapter_config.json and adapter_model.safetensors (AdapterHub:
@@ -80,7 +83,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
     tensors = {name: file.read(name) for name in file.headers}
     if hub:
-        parts = [adapterhub_read.read(model, config.raw, tensors, file.where)]
+        parts = adapterhub.read(model, config.raw, tensors, file.where)
     else:
         parts = peft_read.read(
             peft_read.Found(model, Names.of_file(model, tensors), config, tensors, file.where)
@@ -142,7 +145,7 @@ def save_adapter(
     """
     if form == 'adapterhub':
         weights = HUB_WEIGHTS
-        tensors, config = adapterhub_write.write(model, transform, adapter, name)
+        tensors, config = adapterhub.write(model, transform, adapter, name)
         config['model_name'] = base_model
     elif form == 'peft':
         weights, names = WEIGHTS, Names(model)

@@ -12,7 +12,7 @@ from peftjax.core.base import Model, PeftTransform, Rule, described, is_abstract
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.prompt_tuning import check_prompt
 from peftjax.methods.reading import refusing
-from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of
+from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
 
 Encoder = Literal['mlp', 'lstm']
 
@@ -72,7 +72,8 @@ def p_tuning(
     order = check_places(places, num_virtual_tokens)
 
     def init(key: jax.Array, model: Model) -> dict[str, Any]:
-        site, _ = embedding_of(model, targets)
+        site = embedding_of(model, targets)
+        table_of(model, site)  # or says that it is no embedding
         first, second, third = jax.random.split(paths.fold_in(key, site.path), 3)
         features, width = site.features, hidden or site.features
         leaves: dict[str, Any] = {

@@ -11,7 +11,7 @@ from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, described
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.reading import refusing
-from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of
+from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
 
 
 @described
@@ -23,6 +23,7 @@ def prompt_tuning(
     common: int = 5000,
     places: Sequence[int] | None = None,
     keep_virtual: bool = False,
+    shift_positions: bool = True,
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
     r"""A trained prompt: the model runs on `[P; E(tokens)]`, `P: [n, features]`.
@@ -44,6 +45,9 @@ def prompt_tuning(
       places: before which token each virtual token stands, ascending; None for all in front.
       keep_virtual: leave the virtual positions in the outputs, so that the last of them predicts
         the first token, as in the Hugging Face library.
+      shift_positions: tokens are numbered with the virtual ones among them; False leaves them
+        theirs, for a prompt behind a module that has added positions already (`targets` of all
+        `embeddings`, with a drawn `init`), as in AdapterHub.
       dtype: of the trained array; the computation runs in the model's own.
 
     Returns:
@@ -52,7 +56,8 @@ def prompt_tuning(
     Raises:
       ValueError: a size below 1, an `init` or `places` that do not read; from `init` ids beyond the
         vocabulary; in a call `segment_ids`, or a place beyond the sequence.
-      TargetError: from `init`, unless the target is one embedding.
+      TargetError: from `init`, unless the target is one module, and a table of tokens where `init`
+        takes its rows or `shift_positions` is on.
 
     >>> import flax.linen as nn
     >>> embed, ids = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]), jnp.zeros((1, 2), int)
@@ -73,12 +78,13 @@ def prompt_tuning(
         )
 
     def start(key: jax.Array, model: Model) -> dict[str, Any]:
-        site, table = embedding_of(model, targets)
+        site = embedding_of(model, targets)
         key = paths.fold_in(key, site.path)
-        if isinstance(init, str) and init in _DRAWS:
-            return {
-                site.path: {'prompt': _DRAWS[init](key, (num_virtual_tokens, site.features), dtype)}
-            }
+        drawn = _DRAWS.get(init) if isinstance(init, str) else None
+        # Behind a module that has numbered the tokens there need be no table.
+        table = table_of(model, site) if shift_positions or drawn is None else ''
+        if drawn is not None:
+            return {site.path: {'prompt': drawn(key, (num_virtual_tokens, site.features), dtype)}}
         vocabulary = model.sites.weights[table].shape[0]
         rows = _rows(init, key, num_virtual_tokens, min(common, vocabulary), vocabulary)
         found = jnp.take(paths.flatten(model.params)[table], rows, axis=0)
@@ -86,7 +92,7 @@ def prompt_tuning(
 
     def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
         (path,) = sites_of(adapter)
-        return rules_of(path, adapter[path]['prompt'], order, keep_virtual)
+        return rules_of(path, adapter[path]['prompt'], order, keep_virtual, shift_positions)
 
     def sites_of(adapter: Any) -> list[str]:
         return check_prompt(adapter, 'prompt_tuning', 'prompt')

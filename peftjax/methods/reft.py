@@ -225,7 +225,7 @@ def _edit(kind: _Kind, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array
     weight, bias = unit['weight'].astype(h.dtype), unit['bias'].astype(h.dtype)
     projection = unit['projection']
     if kind.orthonormal:
-        projection = _orthonormal(projection)
+        projection = orthonormal(projection)
     projection = projection.astype(h.dtype)
     source = h @ weight + bias
     if kind.subtracts:
@@ -233,10 +233,11 @@ def _edit(kind: _Kind, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array
     return h + source @ projection.T
 
 
-def _orthonormal(matrix: jax.Array) -> jax.Array:
+def orthonormal(matrix: jax.Array) -> jax.Array:
     """The `Q` of the decomposition whose `R` has a positive diagonal: `Q` of `Q` is `Q`."""
     q, r = jnp.linalg.qr(matrix.astype(jnp.float32))
-    return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)
+    signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+    return q * signs[..., None, :]
 
 
 def _check_width(path: str, weight: jax.Array, output: jax.Array) -> None:

@@ -24,11 +24,11 @@ Places = tuple[int, ...]
 """For each virtual token, ascending, before which token of the sequence it stands."""
 
 
-def embedding_of(model: Model, targets: Targets) -> tuple[ModuleSite, str]:
-    """The one embedding module that is meant, and the path of its `[vocabulary, features]` leaf.
+def embedding_of(model: Model, targets: Targets) -> ModuleSite:
+    """The one embedding module that is meant.
 
     Raises:
-      TargetError: the targets match several modules, or one without such a leaf.
+      TargetError: the targets match several modules.
     """
     sites = model.sites.match_modules(targets)
     if len(sites) != 1:
@@ -36,7 +36,15 @@ def embedding_of(model: Model, targets: Targets) -> tuple[ModuleSite, str]:
             f'target {targets!r} matches {[site.path for site in sites]}; virtual tokens go '
             'through one embedding, write its path'
         )
-    site = sites[0]
+    return sites[0]
+
+
+def table_of(model: Model, site: ModuleSite) -> str:
+    """The path of an embedding's `[vocabulary, features]` leaf.
+
+    Raises:
+      TargetError: it has none, or several.
+    """
     leaves = [
         path
         for path, leaf in model.sites.weights.items()
@@ -47,16 +55,19 @@ def embedding_of(model: Model, targets: Targets) -> tuple[ModuleSite, str]:
             f'module {site.path!r} {site.shape} {site.dtype} holds no table of tokens '
             f'[vocabulary, {site.features}]; write the path of the word embedding'
         )
-    return site, leaves[0]
+    return leaves[0]
 
 
-def rules_of(path: str, prompt: jax.Array, places: Places, keep: bool) -> dict[str, Rule]:
+def rules_of(
+    path: str, prompt: jax.Array, places: Places, keep: bool, shift: bool = True
+) -> dict[str, Rule]:
     """What puts `prompt: [n, features]` into the sequence that the embedding at `path` sees.
 
-    Outputs lose the virtual positions again unless `keep`.
+    Outputs lose the virtual positions again unless `keep`; tokens are numbered with the virtual
+    ones among them if `shift`.
     """
     return {
-        ROOT: CallRule((), _longer_call(places, keep), virtual_tokens=len(places)),
+        ROOT: CallRule((), _longer_call(places, keep, shift), virtual_tokens=len(places)),
         path: ModuleRule({'prompt': prompt}, _embed(path, places)),
     }
 
@@ -116,7 +127,7 @@ def _order(places: Places, length: int) -> tuple[np.ndarray, np.ndarray]:
     return virtual, np.setdiff1d(np.arange(length + len(places)), virtual)
 
 
-def _longer_call(places: Places, keep: bool) -> Callable[[Any, ModelCall], Any]:
+def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, ModelCall], Any]:
     def forward(_: Any, call: ModelCall) -> Any:
         if call.follows:
             return call.run(*call.args, **call.keywords)
@@ -143,7 +154,13 @@ def _longer_call(places: Places, keep: bool) -> Callable[[Any, ModelCall], Any]:
             return whole.at[:, virtual].set(filled).at[:, real].set(value)
 
         keywords = {name: longer(name, value) for name, value in call.keywords.items()}
-        if call.keywords.get('position_ids') is not None:
+        given = call.keywords.get('position_ids') is not None
+        if not (given or shift) and 'position_shift' in call.takes:
+            shifts = jnp.zeros((1, length + len(virtual)), jnp.int32)
+            keywords['position_shift'] = shifts.at[:, real].set(np.arange(length) - real)
+        elif not (given or shift):
+            keywords['position_ids'] = longer('', moved_positions(call, length, jnp.zeros((), int)))
+        elif shift and given:
             moved = moved_positions(call, length, jnp.asarray(real - np.arange(length)))
             whole = jnp.zeros((len(moved), length + len(virtual)), moved.dtype)
             keywords['position_ids'] = whole.at[:, virtual].set(virtual).at[:, real].set(moved)

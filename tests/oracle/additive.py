@@ -78,6 +78,57 @@ def _reads(config):
     return 'after' if config['original_ln_before'] else 'output'
 
 
+_COUPLING = {
+    f'{ours}_{leaf}': (f'invertible_adapters.a.{theirs}.{number}.{tensor}', tensor == 'weight')
+    for ours, theirs in (('f', 'F'), ('g', 'G'))
+    for leaf, number, tensor in (
+        *(('down', 0, 'weight'), ('down_bias', 0, 'bias')),
+        *(('up', 2, 'weight'), ('up_bias', 2, 'bias')),
+    )
+}
+
+
+def invertible(case: Case) -> Converted:
+    inner, prefix = bottleneck(case), next(n for n in case.tensors if 'invertible' in n)
+    prefix = prefix.partition('invertible_adapters')[0]
+    path = 'embeddings' if case.base_architecture == 'bert' else 'embed_tokens'
+
+    def convert(tensors: Tensors) -> dict[str, np.ndarray]:
+        leaves = {ours: (tensors[prefix + name], turn) for ours, (name, turn) in _COUPLING.items()}
+        return {ours: value.T if turn else value for ours, (value, turn) in leaves.items()}
+
+    transform = peftjax.invertible_adapter(
+        size=convert(case.tensors)['f_down'].shape[1],
+        activation=case.config['config']['non_linearity'],
+        targets=path,
+    )
+    return Converted(
+        peftjax.chain(transform, inner.transform),
+        lambda tensors: ({path: convert(tensors)}, inner.convert(tensors)),
+    )
+
+
+def hub_prompt(case: Case) -> Converted:
+    """BERT's alone: it is made behind the embeddings."""
+    transform = peftjax.prompt_tuning(
+        num_virtual_tokens=case.config['config']['prompt_length'],
+        init='normal',
+        keep_virtual=True,
+        shift_positions=False,
+        targets='embeddings',
+    )
+    ending = 'prompt_embedding.weight'
+    return with_saved(
+        case,
+        Converted(
+            transform,
+            lambda tensors: {
+                'embeddings': {'prompt': next(v for n, v in tensors.items() if ending in n)}
+            },
+        ),
+    )
+
+
 def compacter(case: Case) -> Converted:
     config = case.config['config']
     names = sorted({name.rpartition('.adapter_up.')[0] for name in case.tensors} - {''})
@@ -260,6 +311,8 @@ _HUB = {
     ),
     **dict.fromkeys(('compacter', 'compacter++'), compacter),
     **dict.fromkeys(('loreft', 'loreft_pos', 'noreft', 'direft'), reft),
+    'seq_bn_inv': invertible,
+    'prompt_tuning': hub_prompt,
     'ia3': ia3,
     'lora_gating': gated_lora,
 }

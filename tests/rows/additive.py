@@ -59,6 +59,14 @@ ROWS = {
         identity=1e-3,
         mergeable=False,
     ),
+    'invertible adapter': Row(
+        make=lambda targets: peftjax.invertible_adapter(size=3, targets=targets),
+        targets=r'embed',
+        fewer_targets=None,
+        parameters=2 * 3 * WIDTH + 2 * 3 + WIDTH,
+        identity=1e-2,  # Its two networks start near zero, not at it.
+        mergeable=False,
+    ),
     'ia3': Row(
         make=lambda targets: peftjax.ia3(targets=targets, feedforward=r'layers.*/down'),
         targets=r'layers.*/attention/(key|value)',

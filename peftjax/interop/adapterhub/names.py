@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from peftjax.core.base import Model
 from peftjax.interop.peft_names import Names
@@ -13,23 +13,31 @@ from peftjax.models.registry import family_of_config
 class Places(NamedTuple):
     """Where a family's adapters stand, `{layer}` in place of the number.
 
-    branches: their location -> our module. intermediate, output: the matrices of the feed-forward
-    layer that `intermediate_lora` and `output_lora` mean. attention: where q, k and v stand. core:
-    the module that a prefix belongs to.
-    classes: what `model_class` is with a head and without.
+    layer: the whole of one, theirs. branches: their location -> our module. intermediate, output:
+    the matrices of the feed-forward layer that `intermediate_lora` and `output_lora` mean.
+    attention: where q, k and v stand. core: the module that a prefix belongs to.
+    embeddings: our module behind which tokens are vectors. last: ours before the output embedding,
+    or None. prompts: whether their prompt tuning runs on this family.
+    name: what the names of its classes begin with.
     """
 
+    name: str
+    layer: str
     branches: Mapping[str, str]
     attention: Mapping[str, str]
     intermediate: str
     output: str
     core: str
-    classes: tuple[str, str]
+    embeddings: str
+    last: str | None
+    prompts: bool
 
 
 def _encoder(name: str) -> Places:
     layer = 'encoder.layer.{layer}'
     return Places(
+        name,
+        layer,
         {
             f'{layer}.attention.output': 'layers/attention/branch',
             f'{layer}.output': 'layers/ffn/branch',
@@ -38,13 +46,17 @@ def _encoder(name: str) -> Places:
         f'{layer}.intermediate.dense',
         f'{layer}.output.dense',
         f'{layer}.attention.self',
-        (f'{name}ForSequenceClassification', f'{name}Model'),
+        'embeddings',
+        None,
+        True,
     )
 
 
 def _decoder(name: str) -> Places:
     layer = 'layers.{layer}'
     return Places(
+        name,
+        layer,
         {
             f'{layer}.attention_adapters': 'layers/self_attn_branch',
             f'{layer}.output_adapters': 'layers/mlp_branch',
@@ -54,7 +66,9 @@ def _decoder(name: str) -> Places:
         f'{layer}.mlp.down_proj',
         f'{layer}.mlp.up_proj',
         f'{layer}.self_attn',
-        (f'{name}ForCausalLM', f'{name}ForCausalLM'),
+        'embed_tokens',
+        'norm',
+        False,
     )
 
 
@@ -63,41 +77,6 @@ _FAMILIES = {
     'RobertaConfig': ('roberta', _encoder('Roberta')),
     'LlamaConfig': ('llama', _decoder('Llama')),
 }
-
-# Our leaf, their tensor below the adapter's name, and how ours comes of theirs.
-Table = list[tuple[str, str, str]]
-
-
-def bottleneck_table(arguments: Mapping[str, Any]) -> Table:
-    # With a norm in front, their sequence holds it as number 0 and the matrix as number 1.
-    first = 1 if arguments['norm_before'] else 0
-    table = [
-        ('down', f'adapter_down.{first}.weight', 'transposed'),
-        ('down_bias', f'adapter_down.{first}.bias', 'same'),
-        ('up', 'adapter_up.weight', 'transposed'),
-        ('up_bias', 'adapter_up.bias', 'same'),
-    ]
-    if arguments['scale'] == 'learned':
-        table.append(('scale', 'scaling', 'first'))
-    if arguments['gate']:
-        table += [('gate', 'gate.weight', 'first'), ('gate_bias', 'gate.bias', 'first')]
-    for norm, theirs in (
-        ('norm_before', 'adapter_norm_before'),
-        ('norm_after', 'adapter_norm_after'),
-    ):
-        if arguments[norm]:
-            table += [
-                (norm, f'{theirs}.weight', 'same'),
-                (f'{norm}_bias', f'{theirs}.bias', 'same'),
-            ]
-    return table
-
-
-COMPACTER_TABLE = [
-    (f'{ours}_{part}', f'{theirs}.{tensor}', 'same')
-    for ours, theirs in (('down', 'adapter_down.0'), ('up', 'adapter_up'))
-    for part, tensor in (('left', 'W_left'), ('right', 'W_right'), ('bias', 'b'))
-]
 
 
 class Hub:
@@ -119,30 +98,45 @@ class Hub:
         self.names = Names(model)
         self.prefix = family_of_config(model.config).prefix
         self.family, self.places = _FAMILIES[kind]
-        self.classes = self.places.classes
         self.model = model
 
     def branch(self, location: str) -> tuple[Slot, int] | None:
         """The branch at `encoder.layer.1.output`, its layers as those of a leaf, and which."""
-        for pattern, ours in self.places.branches.items():
-            match = re.fullmatch(re.escape(pattern).replace(r'\{layer\}', r'(\d{1,5})'), location)
-            if match is None:
-                continue
-            for slot in self.slots():
-                if slot.path in (ours, ours.replace('layers/', f'layers_{match[1]}/', 1)):
-                    index = int(match[1]) if slot.stacked else 0
-                    return (slot, index) if index < len(slot.names) else None
+        return self._found(self.places.branches, location)
+
+    def block(self, location: str) -> tuple[Slot, int] | None:
+        """The same of a whole layer."""
+        return self._found({self.places.layer: 'layers'}, location)
+
+    def branches(self) -> list[Slot]:
+        """The branches of the model, by the names of their layers."""
+        return self._slots(self.places.branches)
+
+    def blocks(self) -> list[Slot]:
+        """The layers of the model."""
+        return self._slots({self.places.layer: 'layers'})
+
+    def _found(self, modules: Mapping[str, str], location: str) -> tuple[Slot, int] | None:
+        for slot in self._slots(modules):
+            if location in slot.names:
+                return slot, slot.names.index(location)
         return None
 
-    def slots(self) -> list[Slot]:
-        """The branches of the model, by the names of their layers."""
+    def _slots(self, modules: Mapping[str, str]) -> list[Slot]:
         found = []
-        for pattern, ours in self.places.branches.items():
+        for pattern, ours in modules.items():
+            looped = re.compile(re.sub(r'layers\b', r'layers_(\\d+)', ours, count=1))
             for path, site in self.model.sites.modules.items():
-                looped = re.fullmatch(ours.replace('layers/', r'layers_(\d+)/', 1), path)
-                if path != ours and looped is None:
+                match = looped.fullmatch(path)
+                if path != ours and match is None:
                     continue
-                layers = [int(looped[1])] if looped else range(site.stack[0])
+                layers = [int(match[1])] if match else range(site.stack[0])
                 names = tuple(pattern.format(layer=layer) for layer in layers)
-                found.append(Slot(path, names, looped is None, False, ()))
+                found.append(Slot(path, names, match is None, False, ()))
         return found
+
+
+def layer_of(location: str) -> int:
+    """The number in the name of a module."""
+    (number,) = [part for part in location.split('.') if part.isdigit()]
+    return int(number)

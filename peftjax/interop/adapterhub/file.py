@@ -1,0 +1,143 @@
+"""One adapter of a file of AdapterHub, while it is read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from peftjax.core.base import Adapter, PeftTransform
+from peftjax.interop.adapterhub.names import Hub
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft_config import PeftConfig
+from peftjax.interop.peft_names import sliced, stacked
+from peftjax.models.names import Slot
+
+Part = tuple[PeftTransform, Adapter]
+Arrays = dict[str, np.ndarray]
+Written = tuple[Arrays, dict[str, Any]]
+"""Tensors, and the part of adapter_config.json that describes them."""
+
+# Our leaf, their tensor below the adapter's name, and how ours comes of theirs.
+Table = Sequence[tuple[str, str, str]]
+_TURN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{'transposed': np.transpose, 'first': lambda value: value[None], 'same': np.asarray}
+}
+
+
+@dataclasses.dataclass
+class File:
+    """`tensors` lose what has been taken; the adapter is the one called `name`.
+
+    flexible: it was made in one of the library's own classes, with heads of its own.
+    """
+
+    hub: Hub
+    config: PeftConfig
+    tensors: Arrays
+    name: str
+    flexible: bool
+
+    @property
+    def where(self) -> str:
+        return self.config.where
+
+    def take(self, tensor: str, *shape: int | None) -> np.ndarray:
+        """A tensor, None in `shape` for any size.
+
+        Raises:
+            CheckpointError: it is not there, or has another shape.
+        """
+        value = self.tensors.pop(tensor, None)
+        if value is None:
+            raise CheckpointError(f'{self.where} lacks {tensor}')
+        if shape and (
+            value.ndim != len(shape)
+            or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True))
+        ):
+            raise CheckpointError(f'{self.where}: {tensor} is {value.shape}, needs {shape}')
+        return value
+
+    def first(self, value: np.ndarray, tensor: str) -> np.ndarray:
+        """What a leading axis of one holds."""
+        if value.ndim < 1 or len(value) != 1:
+            raise CheckpointError(
+                f'{self.where}: {tensor} is {value.shape}, needs a first axis of one'
+            )
+        return value[0]
+
+    def switch(self, field: str) -> bool:
+        """A field that is true or false; left out, it is false."""
+        self.config.must_be(field, False, True)
+        return bool(self.config.get(field))
+
+    def locations(self, inside: str) -> list[str]:
+        """What stands in front of `inside` in the names of tensors."""
+        return sorted({n.partition(inside)[0] for n in self.tensors if inside in n})
+
+    def sites(
+        self,
+        inside: str,
+        find: Callable[[str], tuple[Slot, int] | None],
+        read: Callable[[str], Arrays],
+    ) -> dict[str, Arrays]:
+        """`{our module: arrays}` of all modules that hold something called `inside`.
+
+        find: the module of a location, and which of its layers. read: its arrays, of the name that
+        their tensors begin with.
+
+        Raises:
+            CheckpointError: a location that is no module of this model, or what `stacked` raises.
+        """
+        layers: dict[str, dict[int, Arrays]] = {}
+        slots: dict[str, Slot] = {}
+        for location in self.locations(inside):
+            found = find(location)
+            if found is None:
+                raise CheckpointError(
+                    f'{self.where}: {location} is no place of an adapter in this model; its '
+                    f'places are {", ".join((*self.hub.places.branches, self.hub.places.layer))}'
+                )
+            slot, index = found
+            slots[slot.path] = slot
+            layers.setdefault(slot.path, {})[index] = read(f'{location}{inside}')
+        return {path: stacked(slots[path], each, self.where) for path, each in layers.items()}
+
+    def leaves(self, start: str, table: Table) -> Arrays:
+        """The arrays of a table, whose tensors begin with `start`."""
+        found = {}
+        for ours, theirs, how in table:
+            value = self.take(f'{start}{theirs}')
+            if how == 'first':
+                value = self.first(value, f'{start}{theirs}')
+            found[ours] = value.T if how == 'transposed' else value
+        return found
+
+
+def give(
+    slots: Sequence[Slot], sites: Mapping[str, Any], inside: str, table: Table
+) -> dict[str, np.ndarray]:
+    """Tensors of the arrays of a table at modules, layer by layer.
+
+    Raises:
+        ValueError: a module that is none of `slots`.
+    """
+    known = {slot.path: slot for slot in slots}
+    if strange := sorted(set(sites) - set(known)):
+        raise ValueError(
+            f'{strange} are no places of an adapter in AdapterHub; those of this model are '
+            f'{sorted(known)}'
+        )
+    tensors = {}
+    for path, leaves in sites.items():
+        for ours, theirs, how in table:
+            for index, location in enumerate(known[path].names):
+                value = sliced(known[path], leaves[ours], index)
+                tensors[f'{location}{inside}{theirs}'] = _TURN[how](value)
+    return tensors
+
+
+def left_out(hub: Hub, layers: set[int]) -> list[int]:
+    """`leave_out`: the layers without an adapter."""
+    everything = range(hub.model.config.num_hidden_layers)  # pyright: ignore[reportOptionalMemberAccess]
+    return [layer for layer in everything if layer not in layers]

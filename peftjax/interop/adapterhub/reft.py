@@ -1,0 +1,137 @@
+"""AdapterHub's LoReFT."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core.base import About
+from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, give
+from peftjax.interop.adapterhub.names import Hub, layer_of
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft_read import literal
+from peftjax.methods import positions
+from peftjax.methods.reft import loreft, noreft, orthonormal
+
+_LEAVES = [
+    ('weight', 'learned_source.weight', 'transposed'),
+    ('bias', 'learned_source.bias', 'same'),
+]
+_PROJECTION = 'projection.parametrizations.weight.'
+
+
+def read(file: File) -> Part:
+    """LoReFT; NoReFT, whose projection may be any, where the file's is not orthonormal.
+
+    torch keeps a projection as a product of reflections on a frozen base, times a diagonal that it
+    cuts to whole numbers; weight decay takes that diagonal off -1, and its column becomes zero.
+    """
+    config, hub = file.config, file.hub
+    if not file.switch('orthogonality'):
+        raise CheckpointError(
+            f"{file.where}: architecture 'reft' of AdapterHub without orthogonality does not say "
+            'whether the projection is subtracted (NoReFT, DiReFT)'
+        )
+    config.must_be('non_linearity', None)
+    config.must_be('output_reft', True)
+    config.get('layers')
+    rank, tied = config.whole('r'), file.switch('tied_weights')
+    counts = [config.whole(f'{end}_positions', least=0) for end in ('prefix', 'suffix')]
+    ends = '+'.join(f'{end}{count}' for end, count in zip('fl', counts, strict=True) if count)
+    if not ends:
+        raise CheckpointError(f'{file.where} edits no positions')
+    units = ['both'] if tied else ['first', 'last']
+    # An end of no positions has its unit as well.
+    kept = positions.parse(ends, tied).units
+
+    def read_layer(start: str) -> Arrays:
+        found = {}
+        for number, unit in enumerate(units):
+            here = f'{start}units.{number}.'
+            leaves = file.leaves(here, _LEAVES)
+            original = file.take(f'{here}{_PROJECTION}original', rank, None)
+            base = file.take(f'{here}{_PROJECTION}0.base', *2 * original.shape[1:])
+            leaves['projection'] = _projection(original.T, base)
+            if unit in kept:
+                found |= {f'{unit}/{leaf}': value for leaf, value in leaves.items()}
+        return found
+
+    flat = file.sites(f'.reft_layer.refts.{file.name}.', hub.block, read_layer)
+    if not flat:
+        raise CheckpointError(f'{file.where} holds no ReFT called {file.name!r}')
+    sites = {path: _nested(leaves) for path, leaves in flat.items()}
+    projections = [unit['projection'] for units in sites.values() for unit in units.values()]
+    whole = all(
+        np.allclose(each.swapaxes(-1, -2) @ each, np.eye(rank), atol=1e-4) for each in projections
+    )
+    method = loreft if whole else noreft
+    return method(rank=rank, positions=ends, tied=tied, targets=literal(sites)), sites
+
+
+def _nested(leaves: Arrays) -> dict[str, Arrays]:
+    nested: dict[str, Arrays] = {}
+    for name, value in leaves.items():
+        unit, _, leaf = name.partition('/')
+        nested.setdefault(unit, {})[leaf] = value
+    return nested
+
+
+def _projection(stored: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """What torch makes of it: `[features, r]`."""
+    size, rank = stored.shape
+    q = np.eye(size, dtype=np.float32)
+    for column in range(min(size, rank)):
+        direction = np.tril(stored, -1)[:, column]
+        direction[column] = 1.0
+        q = q - 2.0 * np.outer(q @ direction, direction) / (direction @ direction)
+    return base @ (q[:, :rank] * np.trunc(np.diagonal(stored)))
+
+
+def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
+    arguments = about.arguments
+    if not arguments['skip_padding'] or arguments['positions'] == 'all':
+        raise ValueError(
+            'AdapterHub edits the first and last tokens: give positions, and leave skip_padding on'
+        )
+    places = positions.parse(arguments['positions'], arguments['tied'])
+    numbers = {'both': 0} if arguments['tied'] else {'first': 0, 'last': 1}
+    inside, slots = f'.reft_layer.refts.{name}.units', hub.blocks()
+    tensors: Arrays = {}
+    for unit, number in numbers.items():
+        sites = {path: _stored(units, unit) for path, units in adapter.items()}
+        table = [*_LEAVES, ('original', f'{_PROJECTION}original', 'transposed')]
+        table.append(('base', f'{_PROJECTION}0.base', 'same'))
+        tensors |= give(slots, sites, f'{inside}.{number}.', table)
+    layers = {layer_of(n) for slot in slots if slot.path in adapter for n in slot.names}
+    everything = {layer_of(n) for slot in slots for n in slot.names}
+    return tensors, {
+        **{'architecture': 'reft', 'dropout': 0.05, 'dtype': None, 'init_weights_seed': None},
+        **{'non_linearity': None, 'orthogonality': True, 'output_reft': True},
+        'layers': 'all' if layers == everything else sorted(layers),
+        'prefix_positions': places.first,
+        'suffix_positions': places.last,
+        'r': arguments['rank'],
+        'tied_weights': arguments['tied'],
+    }
+
+
+def _stored(units: Any, unit: str) -> Arrays:
+    """A unit with its projection as torch starts from one: a whole base, and minus the identity.
+
+    A unit of no positions, which the file has all the same, is one that changes nothing.
+    """
+    some = next(iter(units.values()))
+    if unit in units:
+        leaves = {leaf: np.asarray(value) for leaf, value in units[unit].items()}
+    else:
+        leaves = {leaf: np.zeros_like(value) for leaf, value in some.items()}
+        leaves['projection'] = leaves['projection'] + np.eye(*leaves['projection'].shape[-2:])
+    q = np.asarray(orthonormal(jnp.asarray(leaves['projection'])))
+    base, r = np.linalg.qr(q, mode='complete')
+    rank = q.shape[-1]
+    signs = np.ones(base.shape[:-2] + base.shape[-1:], np.float32)
+    signs[..., :rank] = np.sign(np.diagonal(r, axis1=-2, axis2=-1))
+    base = base * signs[..., None, :]
+    base[..., :rank] = q
+    original = np.broadcast_to(-np.eye(*q.shape[-2:], dtype=q.dtype), q.shape)
+    return {'weight': leaves['weight'], 'bias': leaves['bias'], 'base': base, 'original': original}
