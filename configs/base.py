@@ -150,6 +150,10 @@ def _training(lr: float, batch: int, duration: str) -> Config:
     c.adamw = ConfigDict({'weight_decay': 0.0})
     c.around = ()  # functions of peftjax.training that take the optimiser and return one
 
+    c.accumulate = 1  # parts of a batch, one after another, that make one step
+    # How many devices share the batch, the base and it, and every product; 1 each: one device.
+    c.mesh = ConfigDict({'data': 1, 'fsdp': 1, 'tensor': 1})
+
     c.duration = duration
     c.log_every = '20 steps'
     c.eval_every = '1 epoch'

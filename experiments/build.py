@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import peftjax
@@ -12,6 +13,7 @@ from experiments.config import Config
 from experiments.data import Batch
 from experiments.found import Found, find
 from experiments.optimizers import build_optimizer
+from experiments.placement import Placement
 from experiments.tasks import TASKS, Task
 from peftjax.training import LossFunction
 
@@ -27,6 +29,7 @@ class Run(NamedTuple):
         loss: `loss(adapter, params, batch, key)`, for the training step.
         sums: `sums(adapter, params, batch)`, totals for evaluation.
         steps, steps_per_epoch: how long the run is.
+        placement: where its arrays lie.
     """
 
     model: peftjax.Model
@@ -37,6 +40,7 @@ class Run(NamedTuple):
     sums: Callable[[Any, Any, Batch], dict[str, jax.Array]]
     steps: int
     steps_per_epoch: int
+    placement: Placement
 
 
 def build(config: Config) -> Run:
@@ -47,7 +51,8 @@ def build(config: Config) -> Run:
     """
     if config.data.name not in TASKS:
         raise ValueError(f'unknown data {config.data.name!r}; known: {", ".join(TASKS)}')
-    model = build_model(config)
+    placement = Placement(config)
+    model = build_model(config, placement)
     task = TASKS[config.data.name](config.data, model.tokenizer)
     transform = build_transform(config, find(config, model, task))
     penalty = build_penalty(config)
@@ -60,19 +65,21 @@ def build(config: Config) -> Run:
     def loss(adapter: Any, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
         logits = predict(adapter, params, **task.inputs(batch), adapter_key=key)
         sums = task.sums(logits, batch)
-        value = sums['loss'] / sums['weights'] + penalty(adapter)
-        return value, {'accuracy': sums['correct'] / sums['weights']}
+        # A part of a batch in which nothing counts has a loss of 0 and no weight.
+        weight = jnp.maximum(sums['weights'], 1.0)
+        value = sums['loss'] / weight + penalty(adapter)
+        return value, {'accuracy': sums['correct'] / weight, 'weight': sums['weights']}
 
     def sums(adapter: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
         return task.sums(predict(adapter, params, **task.inputs(batch)), batch)
 
     optimizer = build_optimizer(config, steps)
-    return Run(model, transform, optimizer, task, loss, sums, steps, steps_per_epoch)
+    return Run(model, transform, optimizer, task, loss, sums, steps, steps_per_epoch, placement)
 
 
-def build_model(config: Config) -> peftjax.Model:
-    """Loads the base; a fresh head's values come from the run's seed."""
-    return peftjax.load(**config.model, key=jax.random.key(config.seed))
+def build_model(config: Config, placement: Placement) -> peftjax.Model:
+    """Loads the base to its place; a fresh head's values come from the run's seed."""
+    return peftjax.load(**config.model, key=jax.random.key(config.seed), mesh=placement.mesh)
 
 
 def build_transform(config: Config, found: Found | None = None) -> peftjax.PeftTransform:

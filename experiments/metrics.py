@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from experiments.files import write_whole
+
 _FILE = 'metrics.jsonl'
 
 
@@ -24,7 +26,7 @@ class MetricsWriter:
             for row in read_metrics(workdir)
             if row['step'] <= resumed_from and 'test/loss' not in row
         ]
-        self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8')
+        write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
         self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_from + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

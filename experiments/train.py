@@ -1,7 +1,7 @@
 """The training loop: fine-tunes an adapter on a frozen base, evaluates it, writes the results."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,31 @@ from experiments.build import Run, build, evaluate
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
+from experiments.files import write_whole
+from experiments.fingerprint import fingerprint
+from experiments.interrupt import Interrupted, requests_to_stop
 from experiments.metrics import MetricsWriter, read_metrics
+from experiments.profile import Trace
 from experiments.progress import StepProgress, step_progress
 from experiments.window import StepWindow
 from peftjax.training import TrainState, init_state, make_train_step
 
 
-def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
+def train(
+    config: Config, workdir: Path, console: Console, *, profile: bool = False
+) -> dict[str, float]:
     """Runs a config to its end, from the newest checkpoint in the work folder if there is one.
 
-    A run that is interrupted and started again ends with the same bits as one that was not.
+    A run that is interrupted and started again ends with the same bits as one that was not, on
+    another mesh too, as far as that computes the same.
 
     Args:
         config: see configs/lora_sentiment.py.
         workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/, learning_curve.png and
             result.json.
         console: where progress and results are shown.
+        profile: write a trace of three steps, the tenth of this start and two more, to
+            `workdir/profile`, for TensorBoard and Perfetto.
 
     Returns:
         The results, as written to result.json.
@@ -40,7 +49,10 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
     Raises:
         NonFiniteError: the loss or the gradient became NaN or infinite. The newest checkpoint is
             from before that step.
-        ValueError: the config does not fit, or the work folder holds a run with another config.
+        Interrupted: SIGTERM came; the state was saved.
+        CheckpointsError: a checkpoint could not be written, or none of those there is whole.
+        ValueError: the config does not fit, or the work folder holds a run with another config or
+            on another base.
     """
     resolved = json.loads(config.to_json())
     workdir.mkdir(parents=True, exist_ok=True)
@@ -55,6 +67,7 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
         model=run.model.replace(params=run.transform.base(run.model.params, adapter))
     )
     state = init_state(adapter, run.optimizer, step_key)
+    state = run.placement.state(state, run.model)
     batches = data.train_batches(
         run.task.splits['train'],
         batch_size=config.data.batch_size,
@@ -64,18 +77,29 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
     )
 
     # 2. Where an earlier run of this work folder stopped.
-    checkpoints = Checkpoints(workdir, resolved)
+    checkpoints = Checkpoints(workdir, resolved, fingerprint(run.model.params))
+    scores: dict[str, float] = {}
     if checkpoints.latest_step is not None:
-        state, position = checkpoints.restore(state)
+        state, position, scores = checkpoints.restore(state)
         batches.set_state(position)
     done = int(state.step)
     _write_json(workdir / 'config.json', resolved)
 
     # 3. The loop.
-    evaluator = _Evaluator(config, run)
-    with closing(checkpoints), closing(MetricsWriter(workdir, resumed_from=done)) as writer:
+    evaluator = _Evaluator(config, run, scores)
+    with (
+        requests_to_stop() as stopped,
+        closing(checkpoints),
+        closing(MetricsWriter(workdir, resumed_from=done)) as writer,
+        run.placement.in_force(),
+    ):
         with step_progress(console, total=run.steps, done=done) as progress:
-            state = _loop(config, run, state, batches, evaluator, checkpoints, writer, progress)
+            trace = Trace(workdir / 'profile' if profile else None, start=done + 10)
+            state = _loop(
+                *(config, run, state, batches, evaluator, checkpoints),
+                *(writer, progress, stopped, trace),
+            )
+            checkpoints.wait()
             test = evaluator(state.adapter, 'test')
         writer.write(run.steps, test)
 
@@ -84,6 +108,7 @@ def train(config: Config, workdir: Path, console: Console) -> dict[str, float]:
     result = {
         **test,
         'steps': run.steps,
+        'best_step': checkpoints.best_step,
         'steps_per_second': _median(rows, 'train/steps_per_second'),
         'tokens_per_second': _median(rows, 'train/tokens_per_second'),
         'trainable': summary.trainable,
@@ -106,22 +131,27 @@ def _loop(
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     progress: StepProgress,
+    stopped: Callable[[], bool],
+    trace: Trace,
 ) -> TrainState:
-    step = jax.jit(make_train_step(run.loss, run.optimizer), donate_argnums=0)
+    step = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
+    step = run.placement.compiled(step, state)
     log_every, eval_every, save_every = (
         steps(every, steps_per_epoch=run.steps_per_epoch, batch_size=config.data.batch_size)
         for every in (config.log_every, config.eval_every, config.save_every)
     )
     window = StepWindow()
     for number, batch in enumerate(batches, start=int(state.step) + 1):
-        state, metrics = step(state, run.model.params, batch)
+        trace.before(number, state)
+        state, metrics = step(state, run.model.params, run.placement.batch(batch))
         window.add(number, metrics, data.token_count(batch))
         log, test, save = (
             is_due(number, every=every, last=run.steps)
             for every in (log_every, eval_every, save_every)
         )
+        stop = stopped() and number < run.steps
         # The window is read before every save too: reading it is what finds a NaN.
-        if log or test or save:
+        if log or test or save or stop:
             means = window.read()
             writer.write(number, {f'train/{name}': value for name, value in means.items()})
             progress.update(number, _status(means))
@@ -130,17 +160,26 @@ def _loop(
             writer.write(number, scores)
             progress.say(_line(number, scores))
             window.restart()
-        if save:
-            checkpoints.save(state, batches.get_state())
+        if save or stop:
+            checkpoints.save(state, batches.get_state(), evaluator.latest)
             window.restart()
         progress.update(number)
+        if stop:
+            checkpoints.wait()
+            raise Interrupted(f'step {number} of {run.steps}')
+    trace.stop(state)
     return state
 
 
 class _Evaluator:
-    """Scores an adapter on a split; compiles once for each batch shape in a run."""
+    """Scores an adapter on a split; compiles once for each batch shape in a run.
 
-    def __init__(self, config: Config, run: Run):
+    Attributes:
+        latest: of the validation split, by name.
+    """
+
+    def __init__(self, config: Config, run: Run, latest: dict[str, float]):
+        self.latest = latest
         self._config = config
         self._run = run
         self._sums = jax.jit(run.sums)
@@ -152,8 +191,12 @@ class _Evaluator:
             lengths=self._config.data.lengths,
         )
         params = self._run.model.params
-        scores = evaluate(lambda batch: self._sums(adapter, params, batch), batches)
-        return {f'{split}/{name}': value for name, value in scores.items()}
+        place = self._run.placement.batch
+        scores = evaluate(lambda batch: self._sums(adapter, params, place(batch)), batches)
+        named = {f'{split}/{name}': value for name, value in scores.items()}
+        if split == 'validation':
+            self.latest = named
+        return named
 
 
 def _status(means: Mapping[str, float]) -> str:
@@ -170,4 +213,4 @@ def _median(rows: Iterable[Mapping[str, float]], name: str) -> float:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+    write_whole(path, json.dumps(content, indent=2) + '\n')
