@@ -14,17 +14,28 @@ from peftjax import testing
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
-# Every law on every method, with layers looped and scanned in both of Flax's interfaces; what is
-# scanned is rematerialised as well, and the form that is not is left to the pairs below. Other
-# options of a method that has a row already run on one looped and one scanned form.
+# Every law on every method, with layers looped and scanned, in both of Flax's interfaces, and by
+# turns on one of the further forms; what is scanned is rematerialised as well, and the form that is
+# not is left to the pairs below. The forms whose turn it is not are marked slow: pytest -m slow.
 PAIR_FORM = 'linen scanned'
-FORMS = [form for form in MODELS if form != PAIR_FORM]
-VARIANT_FORMS = ['linen looped', 'nnx scanned, rematerialised']
-CASES = [
-    (name, form)
-    for name, row in METHODS.items()
-    for form in (VARIANT_FORMS if row.variant else FORMS)
-]
+MAIN_FORMS = ['linen looped', 'nnx scanned, rematerialised']
+FURTHER_FORMS = [form for form in MODELS if form not in (*MAIN_FORMS, PAIR_FORM)]
+
+
+def _forms():
+    """(method, form) of all, those that are left for `-m slow` marked so."""
+    number = 0
+    for name, row in METHODS.items():
+        yield from ((name, form) for form in MAIN_FORMS)
+        if row.variant:
+            continue  # Other options of a method that has a row.
+        number += 1
+        for i, form in enumerate(FURTHER_FORMS):
+            turn = i == number % len(FURTHER_FORMS)
+            yield (name, form) if turn else pytest.param(name, form, marks=pytest.mark.slow)
+
+
+CASES = list(_forms())
 # Every two methods, half of the pairs in one order and half in the other.
 _DISTINCT = [name for name, row in METHODS.items() if not row.variant]
 PAIRS = [
