@@ -6,7 +6,6 @@ gone on with.
 """
 
 import gc
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.checkpoints import CheckpointsError
+from experiments.command_line import read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.interrupt import Interrupted
 from experiments.train import train
@@ -50,27 +50,5 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f'stopped: {reason}')
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Reads the command line; a wrong flag or config key ends the program with a plain message."""
-    try:
-        left = flags.FLAGS(list(argv))
-        # A config file that is not there is an error only when its value is used.
-        _CONFIG.value.lock()
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
-        sys.exit(
-            f'{_plain(error)}\nRun with --help for the flags; see the config file for its keys.'
-        )
-    return left
-
-
-def _plain(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, AttributeError | KeyError):
-        # These arrive as the repr of a repr.
-        text = 'no such config key: ' + re.sub(r'(\\+n|\\|\')+', ' ', text).strip('" ')
-    # An error inside a config file arrives as the text of a traceback; its last line says it.
-    return text.strip().splitlines()[-1] if 'Traceback' in text else text
-
-
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=lambda argv: read_flags(argv, _CONFIG))

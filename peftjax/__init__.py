@@ -30,7 +30,7 @@ from peftjax.generation.generate import generator, pad_left
 from peftjax.generation.sampling import Sampling
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_lora import export_gguf
-from peftjax.interop.load import load
+from peftjax.interop.load import abstract_inputs, load
 from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
 from peftjax.interop.save import save_checkpoint
 from peftjax.methods.adalora import adalora, orthogonality
@@ -74,6 +74,7 @@ from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
 
 __all__ = [
+    'abstract_inputs',
     'batch_sharding',
     'make_mesh',
     'shardings',

@@ -1,14 +1,18 @@
 """The command `peftjax`: looks at checkpoints and adapters, merges, converts and runs them."""
 
 import argparse
+import ast
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import peftjax
+from peftjax import training
 
 _SOURCE = (
     "a folder in Hugging Face layout, 'org/name' on the hub, a .gguf file, or "
@@ -103,6 +107,41 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument('--top-k', type=int, metavar='K')
     generate.add_argument('--top-p', type=float, default=1.0, metavar='P')
     generate.add_argument('--seed', type=int, default=0)
+
+    plan = _command(
+        commands,
+        'plan',
+        _plan,
+        'what a training step takes: memory, products, time, and whether it fits; weights are not '
+        'needed',
+        'peftjax plan huggyllama/llama-7b --method "lora(rank=8, targets=r\'.*/(q|v)_proj\')" '
+        "--method 'full()' --dtype bfloat16 --remat full --batch 8 --length 2048 --fsdp 8 "
+        '--machine v5e',
+    )
+    plan.add_argument(
+        'base', help=f"{_SOURCE}, with config.json at least; or a number of parameters, '7B'"
+    )
+    plan.add_argument(
+        '--method',
+        action='append',
+        default=[],
+        metavar='CALL',
+        help='a method of peftjax with its arguments; may be given again, one row each',
+    )
+    plan.add_argument('--batch', type=int, default=8, metavar='N', help='examples in a step')
+    plan.add_argument('--length', type=int, default=512, metavar='N', help='tokens in an example')
+    plan.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
+    plan.add_argument('--remat', choices=('full', 'dots'), help='what is computed twice')
+    for axis in ('data', 'fsdp', 'tensor'):
+        plan.add_argument(f'--{axis}', type=int, default=1, metavar='N', help='axis of the mesh')
+    plan.add_argument('--machine', choices=tuple(training.MACHINES), help='each device')
+    plan.add_argument(
+        '--topology',
+        metavar='v5e:2x4',
+        help="ask the TPU compiler for such a slice (pip install libtpu); 'here' for the default "
+        'device',
+    )
+    _add_labels(plan)
     return parser
 
 
@@ -199,6 +238,55 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     for prompt, row in zip(arguments.prompt, written.tolist(), strict=True):
         print(prompt + tokenizer.decode(row))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    size = re.fullmatch(r'(\d+(?:\.\d+)?)([MBT])', arguments.base)
+    if size:
+        parameters = float(size[1]) * {'M': 1e6, 'B': 1e9, 'T': 1e12}[size[2]]
+        for name, number in training.textbook(parameters, arguments.dtype).items():
+            print(f'{name:10} {number / 1e9:10.1f} GB')
+        print('full fine-tuning with Adam, everything in that dtype; activations aside')
+        return
+    axes = {name: getattr(arguments, name) for name in ('data', 'fsdp', 'tensor')}
+    options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
+    model = _load(arguments, **options)
+    inputs = peftjax.abstract_inputs(model, arguments.batch, arguments.length)
+    plans = {
+        call: training.plan(
+            model,
+            _method(call),
+            optax.adamw(1e-4),
+            inputs,
+            mesh=training.mesh_for(arguments.topology, **axes),
+            machine=training.MACHINES[arguments.machine] if arguments.machine else None,
+            compiled=arguments.topology is not None,
+        )
+        for call in arguments.method or ['full()']
+    }
+    print(training.table(plans))
+
+
+def _method(call: str) -> peftjax.PeftTransform:
+    """`lora(rank=8, targets='q')`: a public name, called with plain values."""
+    try:
+        tree = ast.parse(call, mode='eval').body
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+            raise ValueError('no call')
+        values = [ast.literal_eval(each) for each in tree.args]
+        named = {str(each.arg): ast.literal_eval(each.value) for each in tree.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f'{call!r} does not read as a method with plain arguments; write for example '
+            'lora(rank=8, targets=".*/q_proj")'
+        ) from error
+    make: Any = getattr(peftjax, tree.func.id, None) if tree.func.id in peftjax.__all__ else None
+    if not str(getattr(make, '__module__', '')).startswith('peftjax.methods.'):
+        raise ValueError(f'{tree.func.id!r} is no method of peftjax; see docs/methods.md')
+    try:
+        return make(*values, **named)
+    except TypeError as error:
+        raise ValueError(f'{call!r}: {error}') from error
 
 
 if __name__ == '__main__':

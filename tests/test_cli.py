@@ -111,8 +111,8 @@ def test_generate_goes_on_with_a_text(capsys):
         (['inspect', '/no/such/folder'], 'not found'),
         (['inspect', LLAMA, '--adapter', BERT], 'adapter_config.json does not exist'),
         (
-            ['convert', LLAMA, str(GOLDEN / 'llama' / 'dora'), 'unwritten', '--to', 'adapterhub'],
-            'dora has no file',
+            ['convert', LLAMA, str(GOLDEN / 'llama' / 'hra'), 'unwritten', '--to', 'adapterhub'],
+            'hra has no file',
         ),
         (['export', LLAMA, str(GOLDEN / 'llama' / 'ia3'), 'unwritten.gguf'], 'write plain lora'),
         (['merge', LLAMA, str(GOLDEN / 'bert' / 'lora'), 'unwritten'], 'no module of this model'),

@@ -183,7 +183,7 @@ def test_a_step_on_a_small_model(name, monkeypatch):
     assert _config(name, '').peft == config.peft
     with config.unlocked():
         config.data.lengths = (8,)
-    monkeypatch.setattr(build, 'build_model', lambda config: _tiny())
+    monkeypatch.setattr(build, 'build_model', lambda config, placement: _tiny())
     monkeypatch.setitem(tasks.TASKS, 'film_reviews', _few_reviews)
     run = build.build(config)
     key = jax.random.key(0)

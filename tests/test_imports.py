@@ -21,7 +21,7 @@ ALLOWED = {
     'interop': {'core', 'binding', 'methods', 'models', 'interop'},
     'generation': {'core', 'binding', 'generation'},
     'testing': {'core', 'binding', 'methods', 'testing'},
-    'cli': {'__init__'},
+    'cli': {'__init__', 'training'},
     '__init__': {
         *('core', 'binding', 'methods', 'quantize'),
         *('training', 'models', 'interop', 'generation', 'testing'),

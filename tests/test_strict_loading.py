@@ -4,6 +4,7 @@ import json
 import re
 import struct
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from tests.checkpoint_files import (
     golden,
     load_abstract,
     rewrite,
+    task_of,
     write_folder,
 )
 
@@ -136,7 +138,6 @@ def test_options_that_do_not_suit_are_refused(variant, options, message, tmp_pat
         ('config.json', b'{"model_type": ', 'config.json is not JSON'),
         ('config.json', b'[1]', 'holds a JSON list, expected an object'),
         ('config.json', b'\xff\xfe', 'config.json is not JSON'),
-        ('model.safetensors', None, 'holds neither model.safetensors nor'),
         ('model.safetensors', b'', r'model.safetensors is corrupt or truncated \(0 bytes\)'),
         ('model.safetensors', struct.pack('<Q', 1 << 40) + b'{}', 'header too large'),
         ('model.safetensors', struct.pack('<Q', 2) + b'{]', 'corrupt or truncated'),
@@ -148,6 +149,16 @@ def test_damaged_files_are_named(file, content, message, folder):
         (folder / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         load_abstract(folder)
+
+
+def test_weights_that_are_not_there_are_named_and_shapes_do_without(folder):
+    shapes = load_abstract(folder)
+    (folder / 'model.safetensors').unlink()
+    with pytest.raises(CheckpointError, match='holds neither model.safetensors nor'):
+        load(folder, task=task_of(folder.name), num_labels=3 if task_of(folder.name) else None)
+    labels = {'num_labels': 3} if task_of(folder.name) else {}
+    again = load(folder, task=task_of(folder.name), abstract=True, **labels)
+    assert jax.tree.structure(again.params) == jax.tree.structure(shapes.params)
 
 
 def test_a_tensor_beyond_the_end_of_the_file_is_refused(folder):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from peftjax.core import paths
 from peftjax.core.base import Model
@@ -42,12 +42,12 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * 3, devices=devices)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Of a batch: its first axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def shardings(model: Model, mesh: Mesh) -> Any:
+def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
     """Where each leaf of the base lies: a tree of `NamedSharding` like `model.params`.
 
     A matrix of the base is split twice. `tensor` takes the axis that makes neighbours meet once a
@@ -59,7 +59,7 @@ def shardings(model: Model, mesh: Mesh) -> Any:
 
     Args:
       model: params may be abstract.
-      mesh: see `make_mesh`.
+      mesh: see `make_mesh`; or one without devices, for planning.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> mesh = make_mesh(fsdp=4, tensor=2)
@@ -77,7 +77,7 @@ def shardings(model: Model, mesh: Mesh) -> Any:
     return paths.replace(model.params, specs)
 
 
-def state_shardings(state: Any, model: Model, mesh: Mesh) -> Any:
+def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
     """Where each leaf of an adapter, or of a training state that holds one, lies.
 
     A leaf that stands under the path of a weight has its sharding if it has its shape (`select`,
@@ -112,7 +112,7 @@ def _last_of_branches(sites: Sites) -> frozenset[str]:
     return frozenset(site.after for site in sites.modules.values() if site.kind == _ENDS)
 
 
-def _spec(site: WeightSite, ends: bool, mesh: Mesh) -> PartitionSpec:
+def _spec(site: WeightSite, ends: bool, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     layout = site.layout
     if layout is None or site.vector:
         return PartitionSpec()
@@ -129,7 +129,7 @@ def _spec(site: WeightSite, ends: bool, mesh: Mesh) -> PartitionSpec:
 
 
 def _inherited(
-    shape: tuple[int, ...], site: WeightSite, spec: PartitionSpec, mesh: Mesh
+    shape: tuple[int, ...], site: WeightSite, spec: PartitionSpec, mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     layout = site.layout
     if shape == site.shape or layout is None:

