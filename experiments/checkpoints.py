@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from experiments.fingerprint import fingerprint
@@ -93,7 +94,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        flat = jax.tree.map(jnp.copy, _flatten(state))
+        flat = jax.block_until_ready(jax.tree.map(jnp.copy, _flatten(state)))
         about = {'base': self._base, 'state': fingerprint(flat), 'scores': dict(scores)}
         try:
             self._manager.save(
@@ -136,15 +137,20 @@ class Checkpoints:
                 raise ValueError(str(error)) from None
             except Exception as error:  # noqa: BLE001 (what a damaged file raises has no class)
                 reasons.append(f'step {step}: {str(error).strip().splitlines()[0][:200]}')
-            self._damaged.mkdir(exist_ok=True)
-            target = self._damaged / str(step)
-            shutil.rmtree(target, ignore_errors=True)
-            (self._folder / str(step)).rename(target)
-            self._manager.reload()
+            self._set_aside(step)
         raise CheckpointsError(
             f'no checkpoint in {self._folder} is whole ({"; ".join(reasons)}); they are in '
             f'{self._damaged} now. Start again in another --workdir, or put whole ones back'
         )
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            self._damaged.mkdir(exist_ok=True)
+            target = self._damaged / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            (self._folder / str(step)).rename(target)
+        multihost_utils.sync_global_devices(f'step {step} is damaged')
+        self._manager.reload()
 
     def _restore(self, step: int, like: TrainState) -> Restored:
         read = self._manager.restore

@@ -3,17 +3,20 @@
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
+flags.mark_flag_as_required('config')
 
 
-def read_flags(argv: Sequence[str], config: flags.FlagHolder[Any]) -> list[str]:
+def read_flags(argv: Sequence[str]) -> list[str]:
     """Reads the command line; a wrong flag or config key ends the program with a plain message."""
     try:
         left = flags.FLAGS(list(argv))
         # A config file that is not there is an error only when its value is used.
-        config.value.lock()
+        CONFIG.value.lock()
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         sys.exit(
             f'{_plain(error)}\nRun with --help for the flags; see the config file for its keys.'

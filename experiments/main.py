@@ -3,6 +3,9 @@
 Single fields are changed by flag, `--config.lr=1e-3`; the config's own variants by the string after
 a colon, `--config configs/lora_sentiment.py:full`. A work folder that holds an interrupted run is
 gone on with.
+
+Of several processes, each runs this with --distributed, or with --coordinator, --processes and
+--process where nothing around them tells.
 """
 
 import gc
@@ -10,25 +13,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.checkpoints import CheckpointsError
-from experiments.command_line import read_flags
+from experiments.command_line import CONFIG, read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.interrupt import Interrupted
 from experiments.train import train
 from experiments.window import NonFiniteError
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for checkpoints, metrics and results.', required=True
 )
 _PROFILE = flags.DEFINE_bool(
     'profile', False, 'Write a trace of three steps to <workdir>/profile, for TensorBoard.'
 )
-flags.mark_flag_as_required('config')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'One of several processes, as SLURM or a TPU pod tells them.'
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'Of several processes, where the first listens: host:port.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is, from 0 on.')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +47,12 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         sys.exit(f'unexpected argument {argv[1]!r}; settings are flags: --config.name=value')
     try:
-        train(_CONFIG.value, Path(_WORKDIR.value), Console(), profile=_PROFILE.value)
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            # On CPUs programs that wait for each other must start in the same order everywhere.
+            jax.config.update('jax_cpu_enable_async_dispatch', False)
+            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        console = Console(quiet=jax.process_index() != 0)
+        train(CONFIG.value, Path(_WORKDIR.value), console, profile=_PROFILE.value)
         return
     except Interrupted as at:
         print(f'stopped after {at}, as asked; the same command goes on from there')
@@ -51,4 +65,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=lambda argv: read_flags(argv, _CONFIG))
+    app.run(main, flags_parser=read_flags)

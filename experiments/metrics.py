@@ -40,6 +40,16 @@ class MetricsWriter:
         self._board.close()
 
 
+class Silence:
+    """In place of a `MetricsWriter`, in a process that does not log."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
     """The lines written so far, in order; none if there is no file.
 

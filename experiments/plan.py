@@ -12,16 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
-from ml_collections import config_flags
 
 import peftjax
 from experiments.build import build_transform
-from experiments.command_line import read_flags
+from experiments.command_line import CONFIG, read_flags
 from experiments.config import Config
 from experiments.optimizers import build_optimizer
 from peftjax import training
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
 _MACHINE = flags.DEFINE_enum('machine', None, list(training.MACHINES), 'Each device.')
 _TOPOLOGY = flags.DEFINE_string(
     'topology', None, "Ask the TPU compiler for such a slice, v5e:2x4; 'here': the device here."
@@ -63,10 +61,10 @@ def plans(
 def main(argv: Sequence[str]) -> None:
     del argv
     try:
-        print(training.table(plans(_CONFIG.value, _MACHINE.value, _TOPOLOGY.value)))
+        print(training.table(plans(CONFIG.value, _MACHINE.value, _TOPOLOGY.value)))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=lambda argv: read_flags(argv, _CONFIG))
+    app.run(main, flags_parser=read_flags)

@@ -20,7 +20,7 @@ from experiments.config import Config
 from experiments.files import write_whole
 from experiments.fingerprint import fingerprint
 from experiments.interrupt import Interrupted, requests_to_stop
-from experiments.metrics import MetricsWriter, read_metrics
+from experiments.metrics import MetricsWriter, Silence, read_metrics
 from experiments.profile import Trace
 from experiments.progress import StepProgress, step_progress
 from experiments.window import StepWindow
@@ -44,7 +44,7 @@ def train(
             `workdir/profile`, for TensorBoard and Perfetto.
 
     Returns:
-        The results, as written to result.json.
+        The results, as written to result.json; in further processes of a run, the scores alone.
 
     Raises:
         NonFiniteError: the loss or the gradient became NaN or infinite. The newest checkpoint is
@@ -83,15 +83,16 @@ def train(
         state, position, scores = checkpoints.restore(state)
         batches.set_state(position)
     done = int(state.step)
-    _write_json(workdir / 'config.json', resolved)
+    speaks = run.placement.speaks
+    if speaks:
+        _write_json(workdir / 'config.json', resolved)
 
     # 3. The loop.
     evaluator = _Evaluator(config, run, scores)
     with (
         requests_to_stop() as stopped,
         closing(checkpoints),
-        closing(MetricsWriter(workdir, resumed_from=done)) as writer,
-        run.placement.in_force(),
+        closing(MetricsWriter(workdir, resumed_from=done) if speaks else Silence()) as writer,
     ):
         with step_progress(console, total=run.steps, done=done) as progress:
             trace = Trace(workdir / 'profile' if profile else None, start=done + 10)
@@ -104,6 +105,8 @@ def train(
         writer.write(run.steps, test)
 
     # 4. The results.
+    if not speaks:
+        return test
     rows = read_metrics(workdir)
     result = {
         **test,
@@ -129,13 +132,13 @@ def _loop(
     batches: grain.DatasetIterator[Any],
     evaluator: '_Evaluator',
     checkpoints: Checkpoints,
-    writer: MetricsWriter,
+    writer: MetricsWriter | Silence,
     progress: StepProgress,
     stopped: Callable[[], bool],
     trace: Trace,
 ) -> TrainState:
     step = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
-    step = run.placement.compiled(step, state)
+    step = run.placement.step(step, state)
     log_every, eval_every, save_every = (
         steps(every, steps_per_epoch=run.steps_per_epoch, batch_size=config.data.batch_size)
         for every in (config.log_every, config.eval_every, config.save_every)
@@ -149,7 +152,8 @@ def _loop(
             is_due(number, every=every, last=run.steps)
             for every in (log_every, eval_every, save_every)
         )
-        stop = stopped() and number < run.steps
+        alone = jax.process_count() == 1
+        stop = number < run.steps and (alone or log) and run.placement.agreed(stopped())
         # The window is read before every save too: reading it is what finds a NaN.
         if log or test or save or stop:
             means = window.read()
@@ -182,7 +186,7 @@ class _Evaluator:
         self.latest = latest
         self._config = config
         self._run = run
-        self._sums = jax.jit(run.sums)
+        self._sums = run.placement.compiled(run.sums)
 
     def __call__(self, adapter: Any, split: str) -> dict[str, float]:
         batches = data.eval_batches(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -263,6 +264,51 @@ def test_a_profile_is_a_trace_of_some_steps(config, tmp_path):
     train.train(config, tmp_path, Console(quiet=True), profile=True)
     traces = list((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
+
+
+def test_two_processes_train_and_resume_as_one_does(config, tmp_path):
+    del config.lora['dropout']
+    alone = _train(config, tmp_path / 'alone')
+    folder = tmp_path / 'two'
+    for _ in range(2):
+        outputs = _two_processes([*_flags(config), f'--workdir={folder}'])
+        assert ['accuracy, test' in each for each in outputs] == [True, False]
+        result = json.loads((folder / 'result.json').read_text())
+        assert result['test/loss'] == pytest.approx(alone['test/loss'], rel=1e-5)
+        one, two = (_losses(tmp_path / name) for name in ('alone', 'two'))
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+        shutil.rmtree(folder / 'checkpoints/8')  # the second start goes on from step 6
+
+
+def _two_processes(arguments: Sequence[str]) -> list[str]:
+    """What two processes of two devices each print, who share a mesh."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, '-m', 'experiments.main', *arguments),
+                *('--config.mesh.data=2', '--config.mesh.fsdp=2'),
+                *(f'--coordinator={address}', '--processes=2', f'--process={number}'),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [stdout for stdout, _ in outputs]
+
+
+def _losses(workdir: Path) -> list[float]:
+    rows = read_metrics(workdir)
+    return [v for row in rows for k, v in row.items() if k in ('train/loss', 'validation/loss')]
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(config, tmp_path):

@@ -1,5 +1,6 @@
 """What a training step takes of a machine, without the machine."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -56,11 +57,14 @@ MACHINES: Mapping[str, Machine] = {
 
 
 class Compiled(NamedTuple):
-    """What the compiler says, bytes a device: of arguments, scratch at its peak, and of both."""
+    """What the compiler says, bytes a device: of arguments, scratch at its peak, and of both.
+
+    Infinite where it gives up, because the device cannot hold the program.
+    """
 
     arguments: int
-    temporary: int
-    peak: int
+    temporary: float
+    peak: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Plan:
         return self.weights + self.adapter + self.gradients + self.optimizer
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """Bytes a device: the compiler's peak where there is one, else the sum of what was counted.
 
         The compiler's scratch memory holds gradients, activations, and what they are computed with.
@@ -402,11 +406,13 @@ def _compile(step: Any, state: Any, params: Any, inputs: Any, mesh: Any) -> Comp
     if mesh is not None:
         places = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=places)
-    if mesh is None:
-        memory = compiled.lower(state, params, inputs).compile().memory_analysis()
-    else:
-        with jax.set_mesh(mesh):
+    try:
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             memory = compiled.lower(state, params, inputs).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return Compiled(sum(map(_bytes, (state, params, inputs))), math.inf, math.inf)
     if memory is None:
         raise ValueError('this compiler does not say what memory a program takes')
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
