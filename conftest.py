@@ -13,6 +13,9 @@ os.environ['XLA_FLAGS'] = (
     + ' --xla_cpu_parallel_codegen_split_count=1'
 )
 
+# Programs of the tests are for the tests: none is left in a reader's cache.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = ''
+
 import jax
 import jax.numpy as jnp
 import pytest

@@ -25,6 +25,11 @@ class Placement:
         self.mesh: Mesh | None = None if alone else peftjax.make_mesh(**sizes)
 
     @property
+    def devices(self) -> int:
+        """How many share the run."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
     def speaks(self) -> bool:
         """Whether this process writes the log and the results; of several, one does."""
         return jax.process_index() == 0

@@ -24,7 +24,7 @@ from experiments.metrics import MetricsWriter, Silence, read_metrics
 from experiments.profile import Trace
 from experiments.progress import StepProgress, step_progress
 from experiments.window import StepWindow
-from peftjax.training import TrainState, init_state, make_train_step
+from peftjax.training import TrainState, flops, init_state, machine_here, make_train_step
 
 
 def train(
@@ -137,17 +137,19 @@ def _loop(
     stopped: Callable[[], bool],
     trace: Trace,
 ) -> TrainState:
-    step = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
-    step = run.placement.step(step, state)
+    pure = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
+    step, costs = run.placement.step(pure, state), _Costs(pure)
     log_every, eval_every, save_every = (
         steps(every, steps_per_epoch=run.steps_per_epoch, batch_size=config.data.batch_size)
         for every in (config.log_every, config.eval_every, config.save_every)
     )
-    window = StepWindow()
+    machine = machine_here()
+    window = StepWindow(machine and machine.flops * run.placement.devices)
     for number, batch in enumerate(batches, start=int(state.step) + 1):
         trace.before(number, state)
+        cost = costs(state, run.model.params, batch)
         state, metrics = step(state, run.model.params, run.placement.batch(batch))
-        window.add(number, metrics, data.token_count(batch))
+        window.add(number, metrics, data.token_count(batch), cost)
         log, test, save = (
             is_due(number, every=every, last=run.steps)
             for every in (log_every, eval_every, save_every)
@@ -173,6 +175,21 @@ def _loop(
             raise Interrupted(f'step {number} of {run.steps}')
     trace.stop(state)
     return state
+
+
+class _Costs:
+    """The products of a step, counted once for each shape of a batch."""
+
+    def __init__(self, step: Callable[..., Any]):
+        self._step = step
+        self._known: dict[Any, float] = {}
+
+    def __call__(self, *args: Any) -> float:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
+        if shapes not in self._known:
+            bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
+            self._known[shapes] = flops(self._step, *bare)
+        return self._known[shapes]
 
 
 class _Evaluator:

@@ -30,7 +30,7 @@ from tests.checkpoint_files import rewrite
 
 ROOT = Path(__file__).parents[1]
 WORDS = 'bert.embeddings.word_embeddings.weight'
-RATES = ('train/steps_per_second', 'train/tokens_per_second')
+RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
 
 
 @pytest.fixture(scope='module')
@@ -75,6 +75,7 @@ def test_a_run_learns_and_leaves_its_results(config, tmp_path):
     assert {'test/loss', 'test/accuracy'} < rows[-1].keys()
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     assert len(losses) == 30
+    assert all(row['train/tflops_per_second'] > 0 for row in rows if 'train/loss' in row)
     assert losses[-1] < losses[0]
 
 
@@ -413,6 +414,26 @@ def test_the_command_trains(config, tmp_path):
     assert 'accuracy, test' in done.stdout
     assert 'trainable parameters' in done.stdout
     assert 'checkpoint_manager' not in done.stderr  # no log lines over the progress bar
+
+
+@pytest.mark.parametrize(
+    ('named', 'folder'), [(None, 'peftjax/compiled'), ('elsewhere', 'elsewhere'), ('', '')]
+)
+def test_compiled_programs_are_kept_where_the_environment_says(named, folder, tmp_path):
+    environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
+    environment.pop('JAX_COMPILATION_CACHE_DIR')
+    if named is not None:
+        environment['JAX_COMPILATION_CACHE_DIR'] = named and str(tmp_path / named)
+    code = (
+        'import jax, jax.numpy as jnp; from experiments.compiled import keep_compiled_programs\n'
+        'keep_compiled_programs()\n'
+        'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
+        'jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8)))\n'
+    )
+    command = [sys.executable, '-c', code]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    kept = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*-cache')}
+    assert kept == ({folder} if folder else set())
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,18 @@ from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
 from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
-from peftjax.training.plan import MACHINES, Compiled, Machine, Plan, mesh_for, plan, table, textbook
+from peftjax.training.plan import (
+    MACHINES,
+    Compiled,
+    Machine,
+    Plan,
+    flops,
+    machine_here,
+    mesh_for,
+    plan,
+    table,
+    textbook,
+)
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
 
 __all__ = [
@@ -20,10 +31,12 @@ __all__ = [
     'adalora_allocation',
     'eva',
     'fisher',
+    'flops',
     'init_state',
     'length_normalised_loss',
     'lora_plus',
     'lora_plus_labels',
+    'machine_here',
     'make_train_step',
     'mesh_for',
     'plan',

@@ -56,6 +56,25 @@ MACHINES: Mapping[str, Machine] = {
 """Devices that are known by name."""
 
 
+# What `jax.Device.device_kind` says of them.
+_KINDS = {
+    **{'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5e': 'v5e', 'TPU v5p': 'v5p', 'TPU v5': 'v5p'},
+    **{'TPU v6 lite': 'v6e', 'TPU v6e': 'v6e', 'NVIDIA H100 80GB HBM3': 'H100'},
+    **{'NVIDIA A100-SXM4-80GB': 'A100-80GB', 'NVIDIA H200': 'H200'},
+}
+
+
+def machine_here() -> Machine | None:
+    """The first device of this process, as far as it is one of `MACHINES`.
+
+    Example:
+        >>> machine_here() is None or machine_here() in MACHINES.values()
+        True
+    """
+    name = _KINDS.get(jax.devices()[0].device_kind)
+    return None if name is None else MACHINES[name]
+
+
 class Compiled(NamedTuple):
     """What the compiler says, bytes a device: of arguments, scratch at its peak, and of both.
 
@@ -204,7 +223,6 @@ def plan(
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
     adapter = _bytes(state.adapter)
-    program = jax.make_jaxpr(step)(*map(_bare, (state, params, inputs))).jaxpr
     return Plan(
         batch=min(batches),
         devices=1 if mesh is None else mesh.size,
@@ -216,10 +234,27 @@ def plan(
         gradients=adapter,
         optimizer=_bytes(state.opt_state),
         activations=_kept(loss_fn, state, params, inputs) // groups,
-        flops=_products(program),
+        flops=flops(step, *map(_bare, (state, params, inputs))),
         machine=machine,
         compiled=_compile(step, state, params, inputs, mesh) if compiled else None,
     )
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of the matrix products and convolutions of a function, on all devices together.
+
+    Read off the traced program: :math:`2 m k n` for a product, loops times their length, of the
+    branches of a condition the dearest; what is computed again counts again.
+
+    Args:
+        function: traceable by JAX.
+        *args: arrays, or `ShapeDtypeStruct`.
+
+    Example:
+        >>> flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))
+        48.0
+    """
+    return _products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:

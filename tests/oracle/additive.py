@@ -108,27 +108,6 @@ def invertible(case: Case) -> Converted:
     )
 
 
-def hub_prompt(case: Case) -> Converted:
-    """BERT's alone: it is made behind the embeddings."""
-    transform = peftjax.prompt_tuning(
-        num_virtual_tokens=case.config['config']['prompt_length'],
-        init='normal',
-        keep_virtual=True,
-        shift_positions=False,
-        targets='embeddings',
-    )
-    ending = 'prompt_embedding.weight'
-    return with_saved(
-        case,
-        Converted(
-            transform,
-            lambda tensors: {
-                'embeddings': {'prompt': next(v for n, v in tensors.items() if ending in n)}
-            },
-        ),
-    )
-
-
 def compacter(case: Case) -> Converted:
     config = case.config['config']
     names = sorted({name.rpartition('.adapter_up.')[0] for name in case.tensors} - {''})
@@ -312,7 +291,6 @@ _HUB = {
     **dict.fromkeys(('compacter', 'compacter++'), compacter),
     **dict.fromkeys(('loreft', 'loreft_pos', 'noreft', 'direft'), reft),
     'seq_bn_inv': invertible,
-    'prompt_tuning': hub_prompt,
     'ia3': ia3,
     'lora_gating': gated_lora,
 }
