@@ -15,6 +15,7 @@ from peftjax.interop import peft_read, peft_write, sources
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
+from peftjax.interop.peft_found import Found
 from peftjax.interop.peft_names import Names
 from peftjax.interop.safetensors_files import open_file, read_json
 from peftjax.interop.tensors import Header
@@ -86,7 +87,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         parts = adapterhub.read(model, config.raw, tensors, file.where)
     else:
         parts = peft_read.read(
-            peft_read.Found(model, Names.of_file(model, tensors), config, tensors, file.where)
+            Found(model, Names.of_file(model, tensors), config, tensors, file.where)
         )
     left = sorted(tensors)
     if left:

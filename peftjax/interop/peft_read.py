@@ -3,138 +3,32 @@
 A reader takes from `found.tensors` what it understands; what is left is an error of the caller.
 """
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, Model, PeftTransform, WeightAdapter
+from peftjax.core.base import Model, WeightAdapter
 from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_formats import FORMATS, Format
-from peftjax.interop.peft_names import ROOT, Names, Place, checked, matches_end, stacked
+from peftjax.interop.peft_found import Arrays, Found, Part, bias_named, literal, meant_by
+from peftjax.interop.peft_names import ROOT, matches_end
+from peftjax.interop.peft_whole import (
+    check_shapes,
+    read_norms,
+    read_tokens,
+    read_whole,
+    refuse_tied,
+)
 from peftjax.methods.adalora import adalora
 from peftjax.methods.dora import dora
 from peftjax.methods.ia3 import ia3
 from peftjax.methods.lora import lora
 from peftjax.methods.randlora import randlora
-from peftjax.methods.select import select
-from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.vblora import vblora
-
-Part = tuple[PeftTransform, Adapter]
-Arrays = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass
-class Found:
-    """A file that is being read: `tensors` lose what has been taken."""
-
-    model: Model
-    names: Names
-    config: PeftConfig
-    tensors: Arrays
-    where: str
-
-    def take(self, endings: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str, Arrays]:
-        """`{module: {our name: array}}` of all tensors with these endings.
-
-        Raises:
-            CheckpointError: a module of the base that is not there, or one without one of them.
-        """
-        found: dict[str, Arrays] = {}
-        for ours, ending in endings.items():
-            for name in [name for name in self.tensors if name.endswith(ending)]:
-                module = name.removesuffix(ending)
-                if self.names.place_of_module(module) is None:
-                    near = paths.near_names(module.removeprefix(ROOT), self.names.modules())
-                    raise CheckpointError(
-                        f'{self.where}: {name} belongs to no module of this model; near names: '
-                        f'{near}'
-                    )
-                found.setdefault(module, {})[ours] = self.tensors.pop(name)
-        for module, arrays in found.items():
-            if absent := sorted(set(endings) - set(optional) - set(arrays)):
-                lacking = [module + endings[name] for name in absent]
-                raise CheckpointError(f'{self.where} lacks {", ".join(lacking)}')
-        return found
-
-    def by_leaf(self, modules: Mapping[str, Arrays]) -> dict[str, Arrays]:
-        """Arrays of modules as those of the leaves that hold their matrices."""
-        grouped: dict[str, dict[int, Arrays]] = {}
-        for module, arrays in modules.items():
-            place = self.place(module)
-            grouped.setdefault(place.slot.path, {})[place.index] = arrays
-        return {
-            path: stacked(self.names.slots[path], layers, self.where)
-            for path, layers in grouped.items()
-        }
-
-    def place(self, module: str) -> Place:
-        place = self.names.place_of_module(module)
-        assert place is not None
-        return place
-
-    def entries(self, modules: Mapping[str, Arrays]) -> dict[str, WeightAdapter]:
-        """What a weight method keeps for them."""
-        found = {}
-        for path, arrays in self.by_leaf(modules).items():
-            layout = self.model.sites.weights[path].layout
-            if layout is None:
-                raise CheckpointError(f'{self.where} adapts {path!r}, which has no matrix form')
-            found[path] = WeightAdapter(layout, arrays)
-        return found
-
-    def check_targets(self, modules: Iterable[str]) -> None:
-        """Raises CheckpointError where target_modules means other modules than have tensors."""
-        config, chosen = self.config, {module.removeprefix(ROOT) for module in modules}
-        targets, excluded = config.get('target_modules'), config.get('exclude_modules')
-        layers, pattern = config.get('layers_to_transform'), config.get('layers_pattern')
-        if targets is None or targets == 'all-linear':
-            return
-        # Modules trained whole are no targets, whatever is in them.
-        saved = config.get('modules_to_save') or []
-        meant = {
-            name
-            for name in self.names.modules()
-            if _meant(name, targets)
-            and not any(f'.{each}.' in f'.{name}.' for each in saved)
-            and not (excluded and _meant(name, excluded))
-            and _in_layers(name, layers, pattern)
-        }
-        # Modules that a list names by the way (a norm, say) and the method cannot act on have none.
-        if absent := sorted(meant - chosen):
-            raise CheckpointError(
-                f'{self.where} lacks tensors of {absent[:8]}, which target_modules means'
-            )
-        if extra := sorted(chosen - meant):
-            raise CheckpointError(
-                f'{self.where} has tensors of {extra[:8]}, which target_modules does not mean'
-            )
-
-
-def _meant(name: str, targets: Any) -> bool:
-    if isinstance(targets, str):
-        return bool(re.fullmatch(checked(targets), name))
-    if not isinstance(targets, list):
-        raise CheckpointError(f'target_modules is {str(targets)[:80]!r}, no pattern and no list')
-    return any(f'.{name}'.endswith(f'.{target}') for target in targets)
-
-
-def _in_layers(name: str, layers: Any, pattern: Any) -> bool:
-    if layers is None or layers == []:
-        return True
-    wanted = [layers] if isinstance(layers, int) else layers
-    scopes = [pattern] if isinstance(pattern, str) else pattern or [r'[^.]*']
-    for scope in scopes:
-        if match := re.match(rf'.*\.{checked(scope)}\.(\d+)\.', f'.{name}'):
-            return int(match[1]) in wanted
-    return False
 
 
 def read(found: Found) -> list[Part]:
@@ -154,8 +48,8 @@ def read(found: Found) -> list[Part]:
         'IA3': _read_ia3,
         'VBLORA': _read_vblora,
         'RANDLORA': _read_randlora,
-        'LN_TUNING': _read_norms,
-        'TRAINABLE_TOKENS': _read_tokens,
+        'LN_TUNING': read_norms,
+        'TRAINABLE_TOKENS': read_tokens,
         'PROMPT_TUNING': peft_prompts.read_prompt,
         'P_TUNING': peft_prompts.read_prompt,
         'PREFIX_TUNING': peft_prompts.read_prefix,
@@ -173,46 +67,17 @@ def read(found: Found) -> list[Part]:
         )
     try:
         rows = kind == 'TRAINABLE_TOKENS' or found.config.get('trainable_token_indices')
-        parts = [_read_tokens(found)] if rows else []
+        parts = [read_tokens(found)] if rows else []
         if kind != 'TRAINABLE_TOKENS':
             parts.append(readers[kind](found))
-        copies = _read_whole(found)
+        copies = read_whole(found)
         for part in parts:
-            _check_shapes(found, part)
+            check_shapes(found, part)
     except (TypeError, ValueError, OverflowError, LookupError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f'{found.config.where} does not fit a {kind}: {error}') from error
     return [*copies, *parts]
-
-
-def _check_shapes(found: Found, part: Part) -> None:
-    transform, adapter = part
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.model.params
-    )
-    try:
-        expected = jax.eval_shape(
-            transform.init, jax.random.key(0), found.model.replace(params=abstract)
-        )
-    except ValueError as error:
-        raise CheckpointError(f'{found.where} does not fit this model: {error}') from error
-    mine, theirs = paths.flatten(expected), paths.flatten(adapter)
-    wrong = [
-        f'{path} is {theirs[path].shape if path in theirs else "missing"}, needs {leaf.shape}'
-        for path, leaf in mine.items()
-        if path not in theirs or theirs[path].shape != leaf.shape
-    ]
-    if wrong or set(theirs) - set(mine):
-        extra = sorted(set(theirs) - set(mine))
-        raise CheckpointError(
-            f'{found.where} does not fit this model and its config: {"; ".join(wrong[:8])}'
-            + (f'; not expected: {extra[:8]}' if extra else '')
-        )
-
-
-def literal(leaves: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(re.escape, leaves))
 
 
 def _read_format(found: Found, form: Format) -> Part:
@@ -280,13 +145,6 @@ def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -
     }
 
 
-def bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
-    """`arrays`, the one called `name` renamed where the module has a bias."""
-    if found.names.place(f'{module}.bias') is None:
-        return arrays
-    return {f'{key}_and_bias' if key == name else key: value for key, value in arrays.items()}
-
-
 def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
     """DeLoRA's lengths of the base's rows are in the file as well: they must be this base's."""
     for module in modules:
@@ -321,7 +179,7 @@ def _read_lora(found: Found) -> Part:
     tables = found.take({'a': '.lora_embedding_A', 'b': '.lora_embedding_B'})
     for module in tables:
         _drop_base_copy(found, module)
-        _refuse_tied(found, module)
+        refuse_tied(found, module)
     modules = {
         module: {name: value if name == 'magnitude' else value.T for name, value in arrays.items()}
         for module, arrays in {**dense, **tables}.items()
@@ -365,14 +223,6 @@ def _by_end(patterns: Any, module: str, default: Any) -> Any:
     if type(found) not in (int, float):
         raise CheckpointError(f'{found!r}, the rank or alpha of {module}, is no number')
     return found
-
-
-def _refuse_tied(found: Found, module: str) -> None:
-    if found.names.tied:
-        raise CheckpointError(
-            f'{found.where} changes {module.removeprefix(ROOT)} where it is looked up and not '
-            'where it is the head, although the model ties the two; here an adapter acts on both'
-        )
 
 
 def _drop_base_copy(found: Found, module: str) -> None:
@@ -425,7 +275,7 @@ def _read_ia3(found: Found) -> Part:
     named = {}
     for module, arrays in modules.items():
         scale = arrays['l'].reshape(-1)
-        fed = bool(feedforward) and _meant(module.removeprefix(ROOT), feedforward)
+        fed = bool(feedforward) and meant_by(module.removeprefix(ROOT), feedforward)
         named[module] = (
             {'input': scale} if fed else bias_named(found, module, {'output': scale}, 'output')
         )
@@ -499,75 +349,6 @@ def _read_randlora(found: Found) -> Part:
         targets=literal(entries),
     )
     return transform, entries
-
-
-def _read_whole(found: Found) -> list[Part]:
-    """The leaves that the file holds whole: heads, embeddings, biases, norms."""
-    grouped: dict[str, dict[int, Arrays]] = {}
-    for name in list(found.tensors):
-        if '.original_module.' in name:
-            found.tensors.pop(name)  # What the trained copy of a module stands in for.
-            continue
-        place = found.names.place(name.replace('.modules_to_save.', '.'))
-        if place is None or (name.endswith('.weight') and 'lora' in name):
-            continue
-        if place.slot.path.endswith('embedding'):
-            _refuse_tied(found, name)
-        value = found.tensors.pop(name)
-        turned = value.T if place.slot.transposed else value
-        grouped.setdefault(place.slot.path, {})[place.index] = {'w': turned}
-    if not grouped:
-        return []
-    adapter = {
-        path: stacked(found.names.slots[path], layers, found.where)['w']
-        for path, layers in grouped.items()
-    }
-    part = select(literal(adapter)), adapter
-    _check_shapes(found, part)
-    return [part]
-
-
-def _read_norms(found: Found) -> Part:
-    found.tensors.update(
-        {
-            name.replace('.ln_tuning_layers.', '.'): found.tensors.pop(name)
-            for name in list(found.tensors)
-            if '.ln_tuning_layers.' in name
-        }
-    )
-    found.config.get('target_modules')
-    parts = _read_whole(found)
-    if not parts:
-        raise CheckpointError(f'{found.where} holds no layer norm')
-    return parts[0]
-
-
-ROWS = '.trainable_tokens_delta'
-
-
-def _read_tokens(found: Found) -> Part:
-    """Rows of one embedding; the file calls them a change, but they are new rows."""
-    config = found.config
-    indices = config.get('trainable_token_indices') or config.get('token_indices')
-    if isinstance(indices, dict) and len(indices) == 1:
-        (indices,) = indices.values()
-    if not isinstance(indices, list) or not all(type(each) is int for each in indices):
-        raise CheckpointError(f'{config.where}: {indices!r} are not the tokens of one embedding')
-    config.get('target_modules')
-    rows = {name: found.tensors.pop(name) for name in list(found.tensors) if name.endswith(ROWS)}
-    places = {}
-    for name, value in rows.items():
-        module = name.removesuffix(ROWS).removesuffix('.token_adapter')
-        place = found.names.place_of_module(module)
-        if place is not None and place.slot.path.endswith('embedding'):
-            places[place.slot.path] = value
-    if len(places) != 1:
-        raise CheckpointError(f'{found.where} holds rows of {sorted(rows)}, one embedding is meant')
-    (path, value), *_ = places.items()
-    # A tied head's rows stand in the file as well.
-    if any(not np.array_equal(value, other) for other in rows.values()):
-        raise CheckpointError(f'{found.where}: the rows {sorted(rows)} of one table differ')
-    return trainable_tokens(indices, targets=re.escape(path)), {path: value}
 
 
 def lengths(model: Model, path: str, entry: WeightAdapter) -> np.ndarray:

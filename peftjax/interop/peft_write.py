@@ -10,8 +10,10 @@ from peftjax.core import paths
 from peftjax.core.base import Adapter, Model, PeftTransform
 from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.peft_formats import FORMATS
+from peftjax.interop.peft_found import Arrays, Part
 from peftjax.interop.peft_names import ROOT, Names, sliced
-from peftjax.interop.peft_read import ROWS, Arrays, Part, lengths
+from peftjax.interop.peft_read import lengths
+from peftjax.interop.peft_whole import ROWS
 
 Written = tuple[dict[str, np.ndarray], dict[str, Any]]
 

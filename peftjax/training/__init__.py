@@ -1,22 +1,13 @@
 """What training adds to a method: steps, optimisers, losses and starts from data."""
 
 from peftjax.training.adalora import AllocationState, adalora_allocation
+from peftjax.training.counting import flops
 from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
 from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
-from peftjax.training.plan import (
-    MACHINES,
-    Compiled,
-    Machine,
-    Plan,
-    flops,
-    machine_here,
-    mesh_for,
-    plan,
-    table,
-    textbook,
-)
+from peftjax.training.machines import MACHINES, Machine, machine_here, mesh_for
+from peftjax.training.plan import Compiled, Plan, plan, table, textbook
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
 
 __all__ = [

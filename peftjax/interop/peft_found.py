@@ -1,0 +1,134 @@
+"""A file of peft that is being read: its tensors, by the modules of the model they belong to."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.base import Adapter, Model, PeftTransform, WeightAdapter
+from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft_config import PeftConfig
+from peftjax.interop.peft_names import ROOT, Names, Place, checked, stacked
+
+Part = tuple[PeftTransform, Adapter]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Found:
+    """A file that is being read: `tensors` lose what has been taken."""
+
+    model: Model
+    names: Names
+    config: PeftConfig
+    tensors: Arrays
+    where: str
+
+    def take(self, endings: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str, Arrays]:
+        """`{module: {our name: array}}` of all tensors with these endings.
+
+        Raises:
+            CheckpointError: a module of the base that is not there, or one without one of them.
+        """
+        found: dict[str, Arrays] = {}
+        for ours, ending in endings.items():
+            for name in [name for name in self.tensors if name.endswith(ending)]:
+                module = name.removesuffix(ending)
+                if self.names.place_of_module(module) is None:
+                    near = paths.near_names(module.removeprefix(ROOT), self.names.modules())
+                    raise CheckpointError(
+                        f'{self.where}: {name} belongs to no module of this model; near names: '
+                        f'{near}'
+                    )
+                found.setdefault(module, {})[ours] = self.tensors.pop(name)
+        for module, arrays in found.items():
+            if absent := sorted(set(endings) - set(optional) - set(arrays)):
+                lacking = [module + endings[name] for name in absent]
+                raise CheckpointError(f'{self.where} lacks {", ".join(lacking)}')
+        return found
+
+    def by_leaf(self, modules: Mapping[str, Arrays]) -> dict[str, Arrays]:
+        """Arrays of modules as those of the leaves that hold their matrices."""
+        grouped: dict[str, dict[int, Arrays]] = {}
+        for module, arrays in modules.items():
+            place = self.place(module)
+            grouped.setdefault(place.slot.path, {})[place.index] = arrays
+        return {
+            path: stacked(self.names.slots[path], layers, self.where)
+            for path, layers in grouped.items()
+        }
+
+    def place(self, module: str) -> Place:
+        place = self.names.place_of_module(module)
+        assert place is not None
+        return place
+
+    def entries(self, modules: Mapping[str, Arrays]) -> dict[str, WeightAdapter]:
+        """What a weight method keeps for them."""
+        found = {}
+        for path, arrays in self.by_leaf(modules).items():
+            layout = self.model.sites.weights[path].layout
+            if layout is None:
+                raise CheckpointError(f'{self.where} adapts {path!r}, which has no matrix form')
+            found[path] = WeightAdapter(layout, arrays)
+        return found
+
+    def check_targets(self, modules: Iterable[str]) -> None:
+        """Raises CheckpointError where target_modules means other modules than have tensors."""
+        config, chosen = self.config, {module.removeprefix(ROOT) for module in modules}
+        targets, excluded = config.get('target_modules'), config.get('exclude_modules')
+        layers, pattern = config.get('layers_to_transform'), config.get('layers_pattern')
+        if targets is None or targets == 'all-linear':
+            return
+        # Modules trained whole are no targets, whatever is in them.
+        saved = config.get('modules_to_save') or []
+        meant = {
+            name
+            for name in self.names.modules()
+            if meant_by(name, targets)
+            and not any(f'.{each}.' in f'.{name}.' for each in saved)
+            and not (excluded and meant_by(name, excluded))
+            and _in_layers(name, layers, pattern)
+        }
+        # Modules that a list names by the way (a norm, say) and the method cannot act on have none.
+        if absent := sorted(meant - chosen):
+            raise CheckpointError(
+                f'{self.where} lacks tensors of {absent[:8]}, which target_modules means'
+            )
+        if extra := sorted(chosen - meant):
+            raise CheckpointError(
+                f'{self.where} has tensors of {extra[:8]}, which target_modules does not mean'
+            )
+
+
+def meant_by(name: str, targets: Any) -> bool:
+    if isinstance(targets, str):
+        return bool(re.fullmatch(checked(targets), name))
+    if not isinstance(targets, list):
+        raise CheckpointError(f'target_modules is {str(targets)[:80]!r}, no pattern and no list')
+    return any(f'.{name}'.endswith(f'.{target}') for target in targets)
+
+
+def _in_layers(name: str, layers: Any, pattern: Any) -> bool:
+    if layers is None or layers == []:
+        return True
+    wanted = [layers] if isinstance(layers, int) else layers
+    scopes = [pattern] if isinstance(pattern, str) else pattern or [r'[^.]*']
+    for scope in scopes:
+        if match := re.match(rf'.*\.{checked(scope)}\.(\d+)\.', f'.{name}'):
+            return int(match[1]) in wanted
+    return False
+
+
+def bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
+    """`arrays`, the one called `name` renamed where the module has a bias."""
+    if found.names.place(f'{module}.bias') is None:
+        return arrays
+    return {f'{key}_and_bias' if key == name else key: value for key, value in arrays.items()}
+
+
+def literal(leaves: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(re.escape, leaves))

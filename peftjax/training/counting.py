@@ -1,0 +1,83 @@
+"""What a program takes, read off its trace: nothing is compiled and nothing run."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from peftjax.training.step import LossFunction
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of the matrix products and convolutions of a function, on all devices together.
+
+    Read off the traced program: :math:`2 m k n` for a product, loops times their length, of the
+    branches of a condition the dearest; what is computed again counts again.
+
+    Args:
+        function: traceable by JAX.
+        *args: arrays, or `ShapeDtypeStruct`.
+
+    Example:
+        >>> flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))
+        48.0
+    """
+    return _products(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def kept(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
+    """Bytes of what the backward pass needs and is no argument: activations, on all devices.
+
+    Arguments are `ShapeDtypeStruct`s. What the program of `jax.vjp` hands on and was not given.
+    """
+
+    def pullback(adapter: Any, params: Any, batch: Any, key: jax.Array) -> Any:
+        return jax.vjp(lambda adapter: loss_fn(adapter, params, batch, key)[0], adapter)[1]
+
+    program = jax.make_jaxpr(pullback)(adapter, params, inputs, jax.random.key(0))
+    given = set(map(id, program.jaxpr.invars))
+    handed = {id(var): var.aval for var in program.jaxpr.outvars if not isinstance(var, Literal)}
+    return math.ceil(
+        sum(math.prod(a.shape) * width(a.dtype) for var, a in handed.items() if var not in given)
+    )
+
+
+def width(dtype: Any) -> float:
+    """Bytes of one number."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return 8
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits / 8
+    return np.dtype(dtype).itemsize
+
+
+def _products(jaxpr: Any) -> float:
+    """FLOPs of the matrix products and convolutions of a program, loops times their length."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
+        inner = [_products(each) for each in _inner(equation)]
+        # Of several branches one runs, and the dearest is counted.
+        total += times * (max(inner) if equation.primitive.name == 'cond' else sum(inner))
+        output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * output * math.prod(shape[axis] for axis in contracted)
+        elif equation.primitive.name == 'conv_general_dilated':
+            kernel = equation.invars[1].aval.shape
+            features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+            total += 2.0 * output * math.prod(kernel) / features
+    return total
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            each = getattr(each, 'jaxpr', each)
+            if hasattr(each, 'eqns'):
+                yield each
