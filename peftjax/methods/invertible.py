@@ -90,17 +90,7 @@ def invertible_adapter(
                     f'inverse {inverse!r} is no module of {site.features} features outside of '
                     f'loops; near names: {near}'
                 )
-        half = site.features // 2
-        rest = site.features - half
-        sides = {'f': (rest, half), 'g': (half, rest)}
-        leaves = {}
-        for number, (name, (inputs, outputs)) in enumerate(sides.items()):
-            down, up = jax.random.split(jax.random.fold_in(paths.fold_in(key, site.path), number))
-            leaves[f'{name}_down'] = 0.02 * jax.random.normal(down, (inputs, size), dtype)
-            leaves[f'{name}_down_bias'] = jnp.zeros(size, dtype)
-            leaves[f'{name}_up'] = 0.02 * jax.random.normal(up, (size, outputs), dtype)
-            leaves[f'{name}_up_bias'] = jnp.zeros(outputs, dtype)
-        return {site.path: leaves}
+        return {site.path: _start(paths.fold_in(key, site.path), site.features, size, dtype)}
 
     def sites_of(adapter: Any) -> list[str]:
         check_entries(
@@ -146,3 +136,17 @@ def invertible_adapter(
         return inner @ here[f'{name}_up'] + here[f'{name}_up_bias']
 
     return PeftTransform(init, refusing('invertible_adapter', sites_of), rules)
+
+
+def _start(key: jax.Array, features: int, size: int, dtype: Any) -> dict[str, jax.Array]:
+    half = features // 2
+    leaves = {}
+    for number, (name, inputs, outputs) in enumerate(
+        (('f', features - half, half), ('g', half, features - half))
+    ):
+        down, up = jax.random.split(jax.random.fold_in(key, number))
+        leaves[f'{name}_down'] = 0.02 * jax.random.normal(down, (inputs, size), dtype)
+        leaves[f'{name}_down_bias'] = jnp.zeros(size, dtype)
+        leaves[f'{name}_up'] = 0.02 * jax.random.normal(up, (size, outputs), dtype)
+        leaves[f'{name}_up_bias'] = jnp.zeros(outputs, dtype)
+    return leaves

@@ -1,0 +1,48 @@
+"""What tests of whole runs share."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import build, train
+from experiments.checkpoints import Checkpoints
+from experiments.fingerprint import fingerprint
+from experiments.metrics import read_metrics
+from peftjax.training import init_state
+
+ROOT = Path(__file__).parents[1]
+RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
+
+
+def run_config(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    return train.train(config, workdir, Console(quiet=True))
+
+
+def final_states(config: ConfigDict, *workdirs: Path):
+    run = build.build(config)
+    adapter = run.transform.init(jax.random.key(9), run.model)
+    like = init_state(adapter, run.optimizer, jax.random.key(9))
+    like = run.placement.state(like, run.model)
+    resolved, base = json.loads(config.to_json()), fingerprint(run.model.params)
+    return [Checkpoints(workdir, resolved, base).restore(like) for workdir in workdirs]
+
+
+def without_rates(workdir: Path) -> list[dict[str, float]]:
+    rows = read_metrics(workdir)
+    return [{name: value for name, value in row.items() if name not in RATES} for row in rows]
+
+
+def run_command(command: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def bits(leaf) -> np.ndarray:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
