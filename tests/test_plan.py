@@ -92,8 +92,8 @@ def test_the_compiler_agrees_on_arguments_and_needs_what_was_counted():
     found = _plan(_llama(), compiled=True)
     arguments = found.weights + found.adapter + found.optimizer
     assert found.compiled.arguments == pytest.approx(arguments, rel=0.01)
-    assert found.compiled.temporary > 0.5 * found.activations
-    assert found.total == found.compiled.peak
+    assert 0.5 * found.activations < found.compiled.temporary < 1.2 * found.activations
+    assert found.total == found.compiled.peak >= arguments + found.compiled.temporary
 
 
 def test_a_mesh_shares_the_base_and_the_batch():
