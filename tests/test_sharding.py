@@ -217,6 +217,51 @@ def test_a_checkpoint_goes_where_it_belongs_leaf_by_leaf(variant, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+FAMILIES = ['dinov2', 'gemma2', 'gpt2', 'mistral', 'qwen3', 'roberta', 't5_gated', 'vit', 'whisper']
+
+
+@pytest.mark.parametrize('variant', FAMILIES)
+def test_gradients_of_every_family_are_those_of_one_device(variant, tmp_path):
+    config, weights, inputs, _ = golden(variant)
+    folder = write_folder(tmp_path, config, weights)
+    mesh = peftjax.make_mesh(data=2, fsdp=2, tensor=2)
+    plain, spread = (peftjax.load(folder, task=task_of(variant), mesh=m) for m in (None, mesh))
+    matrices = tuple(
+        re.escape(path)
+        for path, site in plain.sites.weights.items()
+        if path.endswith('kernel') and site.layout is not None and not site.vector
+    )
+    transform = peftjax.lora(rank=2, targets=matrices)
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), plain), seed=1, size=0.1)
+    inputs = {name: np.concatenate([value] * 4)[:4] for name, value in inputs.items()}
+
+    def gradient(model):
+        predict = peftjax.adapt(model, transform)
+
+        def loss(adapter, params, inputs):
+            result = jax.tree.leaves(predict(adapter, params, **inputs))[0]
+            return jnp.mean(result.astype(jnp.float32) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))
+
+    expected = gradient(plain)(adapter, plain.params, inputs)
+    where = peftjax.state_shardings(adapter, spread, mesh)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(inputs, peftjax.batch_sharding(mesh))
+        found = gradient(spread)(jax.device_put(adapter, where), spread.params, placed)
+    jax.tree.map(
+        lambda mine, theirs: np.testing.assert_allclose(
+            mine, theirs, atol=3e-4 * max(1e-3, np.abs(theirs).max())
+        ),
+        found,
+        expected,
+    )
+    shared = [leaf for leaf in jax.tree.leaves(spread.params) if not leaf.is_fully_replicated]
+    assert sum(leaf.size for leaf in shared) > 0.5 * sum(
+        leaf.size for leaf in jax.tree.leaves(spread.params)
+    )
+
+
 def test_optimiser_states_lie_like_their_leaves():
     model, mesh = _model('llama'), peftjax.make_mesh(fsdp=4, tensor=2)
     transform = peftjax.chain(METHODS['lora'], peftjax.select(r'layers/.*up_proj/kernel'))
