@@ -14,25 +14,27 @@ from peftjax import testing
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
-# Every law on every method, with layers looped and scanned, in both of Flax's interfaces, and by
-# turns on one of the further forms; what is scanned is rematerialised as well, and the form that is
-# not is left to the pairs below. The forms whose turn it is not are marked slow: pytest -m slow.
+# Every law on every method, with layers looped and scanned. The forms take turns, so that each has
+# its share of the methods: Flax's two interfaces, rematerialised layers, half precision. What is
+# scanned and not rematerialised is left to the pairs below. A method on the forms whose turn it is
+# not is marked slow: pytest -m slow.
 PAIR_FORM = 'linen scanned'
-MAIN_FORMS = ['linen looped', 'nnx scanned, rematerialised']
-FURTHER_FORMS = [form for form in MODELS if form not in (*MAIN_FORMS, PAIR_FORM)]
+LOOPED = ['linen looped', 'nnx looped']
+SCANNED = [form for form in MODELS if form not in (*LOOPED, PAIR_FORM)]
+VARIANT_FORMS = ['linen looped', 'nnx scanned, rematerialised']
 
 
 def _forms():
     """(method, form) of all, those that are left for `-m slow` marked so."""
     number = 0
     for name, row in METHODS.items():
-        yield from ((name, form) for form in MAIN_FORMS)
-        if row.variant:
-            continue  # Other options of a method that has a row.
+        if row.variant:  # Other options of a method that has a row.
+            yield from ((name, form) for form in VARIANT_FORMS)
+            continue
+        turn = LOOPED[number % len(LOOPED)], SCANNED[number % len(SCANNED)]
+        for form in (*LOOPED, *SCANNED):
+            yield (name, form) if form in turn else pytest.param(name, form, marks=pytest.mark.slow)
         number += 1
-        for i, form in enumerate(FURTHER_FORMS):
-            turn = i == number % len(FURTHER_FORMS)
-            yield (name, form) if turn else pytest.param(name, form, marks=pytest.mark.slow)
 
 
 CASES = list(_forms())
