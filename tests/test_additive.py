@@ -8,7 +8,7 @@ import pytest
 import peftjax
 from peftjax.methods.compacter import _product
 from peftjax.methods.positions import edit_at, parse
-from peftjax.methods.reft import _orthonormal
+from peftjax.methods.reft import orthonormal
 
 MLP = peftjax.testing.tiny_mlp()
 
@@ -28,10 +28,10 @@ def test_compacters_product_is_that_of_the_sum_of_kronecker_products(shapes):
     np.testing.assert_allclose(_product(x, leaves, 'up'), x @ matrix, rtol=1e-4, atol=1e-5)
 
 
-def test_lorefts_projection_is_orthonormal_and_leaves_orthonormal_matrices():
-    q = _orthonormal(_random(6, 3))
+def test_lorefts_projection_isorthonormal_and_leavesorthonormal_matrices():
+    q = orthonormal(_random(6, 3))
     np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-6)
-    np.testing.assert_allclose(_orthonormal(q), q, atol=1e-6)
+    np.testing.assert_allclose(orthonormal(q), q, atol=1e-6)
 
 
 def test_reft_edits_first_and_last_tokens_and_no_padding():
