@@ -39,6 +39,18 @@ def _name(folder):
     return folder.relative_to(GOLDEN / 'adapters').as_posix()
 
 
+def _written_again(folder, model, loaded, target):
+    """Writes what was read, with the same tensors; the two configs, theirs first."""
+    peftjax.save_adapter(
+        target, model, loaded.transform, loaded.adapter, form='adapterhub', name='a'
+    )
+    theirs, ours = load_file(folder / WEIGHTS), load_file(target / WEIGHTS)
+    assert set(theirs) == set(ours)
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(value, ours[name], err_msg=name)
+    return [json.loads((each / CONFIG).read_text()) for each in (folder, target)]
+
+
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('folder', READABLE, ids=_name)
 def test_a_file_is_read_with_its_logits_and_written_as_it_was(folder, scan, tmp_path):
@@ -55,14 +67,7 @@ def test_a_file_is_read_with_its_logits_and_written_as_it_was(folder, scan, tmp_
         logits = predict(loaded.adapter, model.params, **case.inputs)
         tokens = case.inputs['attention_mask'] == 1
         np.testing.assert_allclose(logits[tokens], case.logits[tokens], atol=1e-4)
-    peftjax.save_adapter(
-        tmp_path, model, loaded.transform, loaded.adapter, form='adapterhub', name='a'
-    )
-    theirs, ours = load_file(folder / WEIGHTS), load_file(tmp_path / WEIGHTS)
-    assert set(theirs) == set(ours)
-    for name, value in theirs.items():
-        np.testing.assert_array_equal(value, ours[name], err_msg=name)
-    said, saying = (json.loads((each / CONFIG).read_text()) for each in (folder, tmp_path))
+    said, saying = _written_again(folder, model, loaded, tmp_path)
     # How a start was drawn is not kept, nor is alpha where a gate stands in its place.
     members = [each['config'].get('configs', [each['config']]) for each in (said, saying)]
     for theirs, ours in zip(*members, strict=True):
@@ -97,14 +102,7 @@ def test_what_the_library_made_is_read_with_its_outputs(folder, scan, tmp_path):
     assert virtual or np.abs(plain - expected)[tokens].max() > 0.1
     if folder.name in CHANGED:
         return
-    peftjax.save_adapter(
-        tmp_path, model, loaded.transform, loaded.adapter, form='adapterhub', name='a'
-    )
-    theirs, mine = load_file(folder / WEIGHTS), load_file(tmp_path / WEIGHTS)
-    assert set(theirs) == set(mine)
-    for name, value in theirs.items():
-        np.testing.assert_array_equal(value, mine[name], err_msg=name)
-    said, saying = (json.loads((each / CONFIG).read_text()) for each in (folder, tmp_path))
+    said, saying = _written_again(folder, model, loaded, tmp_path)
     if architecture == 'bert':
         said['model_class'] = 'BertModel'  # The base is loaded without a head here.
     assert said == saying
