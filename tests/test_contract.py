@@ -41,7 +41,7 @@ CASES = list(_forms())
 
 
 def _pairs():
-    """Every two methods, half of the pairs in one order and half in the other; a third by default."""
+    """Every two methods, half of the pairs in one order, half in the other; a third by default."""
     distinct = [name for name, row in METHODS.items() if not row.variant]
     for (i, first), (j, second) in itertools.combinations(enumerate(distinct), 2):
         pair = (second, first) if (i + j) % 2 else (first, second)
