@@ -22,6 +22,7 @@ from peftjax.core.combine import chain, named_chain
 from peftjax.core.layout import Layout
 from peftjax.core.partition import Hole, combine, partition
 from peftjax.core.paths import TargetError
+from peftjax.core.quantized import QuantizedArray, Scheme, dequantize
 from peftjax.core.sharding import batch_sharding, make_mesh, shardings, state_shardings
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
@@ -52,6 +53,7 @@ from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
 from peftjax.methods.intrinsic import Subspace, intrinsic
 from peftjax.methods.invertible import invertible_adapter
+from peftjax.methods.loftq import loftq
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
 from peftjax.methods.lora import lora
@@ -72,8 +74,21 @@ from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.unions import mam, unipelt
 from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
+from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
+from peftjax.quantize.int8 import Int8
+from peftjax.quantize.model import quantize
+from peftjax.quantize.nf4 import NF4
 
 __all__ = [
+    'Int8',
+    'NF4',
+    'Q4_0',
+    'Q4_1',
+    'Q8_0',
+    'QuantizedArray',
+    'Scheme',
+    'dequantize',
+    'quantize',
     'abstract_inputs',
     'batch_sharding',
     'make_mesh',
@@ -143,6 +158,7 @@ __all__ = [
     'keep_entries',
     'largest_entries',
     'load',
+    'loftq',
     'loha',
     'lokr',
     'lora',

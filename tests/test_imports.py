@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     'core': {'core'},
     'binding': {'core', 'binding'},
-    'methods': {'core', 'methods'},
     'quantize': {'core', 'quantize'},
+    'methods': {'core', 'quantize', 'methods'},
     'training': {'core', 'binding', 'methods', 'training'},
     'models': {'models'},
-    'interop': {'core', 'binding', 'methods', 'models', 'interop'},
+    'interop': {'core', 'binding', 'quantize', 'methods', 'models', 'interop'},
     'generation': {'core', 'binding', 'generation'},
     'testing': {'core', 'binding', 'methods', 'testing'},
     'cli': {'__init__', 'training'},

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from peftjax.core.base import (
     Rule,
     WeightRule,
 )
+from peftjax.core.quantized import dense, is_quantized, like_dense
 from peftjax.core.sites import Sites
 from peftjax.core.weightwise import over_stack
 
@@ -96,19 +97,50 @@ def settle(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[dict[s
     settled = dict(rules)
     for path, rule in rules.items():
         if isinstance(rule, WeightRule) and rule.base is not None:
-            leaves[path] = rule.base(leaves[path])
+            leaves[path] = rule.base(dense(leaves[path]))
             settled[path] = dataclasses.replace(rule, base=None)
     for path, rule in settled.items():
         if isinstance(rule, CallRule) or rule.prepare is None:
             continue
         if isinstance(rule, ModuleRule):
-            prepared = rule.prepare(rule.leaves, leaves)
+            prepared = rule.prepare(rule.leaves, _Dense(leaves))
         else:
-            assert rule.layout is not None
-            prepare = over_stack(rule.prepare, rule.layout)
-            prepared = prepare(rule.leaves, rule.layout.to_matrix(leaves[path]))
+            prepared = _prepared(rule, leaves[path])
         settled[path] = dataclasses.replace(rule, leaves=prepared, prepare=None)
     return settled, paths.replace(params, leaves)
+
+
+class _Dense(Mapping[str, Any]):
+    """Leaves by path, each dequantised when it is asked for."""
+
+    def __init__(self, leaves: Mapping[str, Any]):
+        self._leaves = leaves
+
+    def __getitem__(self, path: str) -> Any:
+        return dense(self._leaves[path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._leaves)
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+
+def _prepared(rule: WeightRule, leaf: Any) -> Any:
+    """What a rule sees of its leaves; of a quantised weight one matrix is read at a time."""
+    layout, prepare = rule.layout, rule.prepare
+    assert layout is not None and prepare is not None
+    if not is_quantized(leaf):
+        return over_stack(prepare, layout)(rule.leaves, layout.to_matrix(leaf))
+
+    @jax.checkpoint
+    def one(part: Any) -> Any:
+        leaves, quantized = part
+        return prepare(leaves, quantized.matrix.to_matrix(quantized.dequantize()))
+
+    for _ in layout.stack:
+        one = functools.partial(jax.lax.map, one)
+    return one((rule.leaves, leaf))
 
 
 def evaluate_settled(
@@ -130,20 +162,44 @@ def evaluate_settled(
 def _evaluate_sites(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
-    leaves = paths.flatten(params)
     weight_rules = {path: rule for path, rule in rules.items() if isinstance(rule, WeightRule)}
     module_rules = {path: rule for path, rule in rules.items() if isinstance(rule, ModuleRule)}
-    function = call.function(model.traceable if module_rules else model.apply)
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(params, call.arrays)
-    values = [_enter(path, leaf, weight_rules.get(path), key) for path, leaf in leaves.items()]
     frame = Frame(
         _Binder(weight_rules, module_rules, call.arguments()[1]),
         modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
         layered={path: model.sites.modules[path].scans for path in module_rules},
     )
+    values = [
+        _enter(path, leaf, weight_rules.get(path), key)
+        for path, leaf in paths.flatten(params).items()
+    ]
+    function = model.traceable if module_rules else model.apply
+    return _followed(function, params, values, call, frame)
+
+
+def _followed(
+    apply: Callable[..., Any], params: Any, values: list[Any], call: calls.Call, frame: Frame
+) -> Any:
+    """What `apply` returns, evaluated with `values` in the place of the leaves of `params`."""
+    function = call.function(apply)
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(like_dense(params), call.arrays)
     results = run(closed.jaxpr, closed.consts, [*values, *call.arrays], frame)
     arrays = [plain(result, 'the output of the model', frame) for result in results]
     return jax.tree.unflatten(jax.tree.structure(shape), arrays)
+
+
+def reads_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply(params, ...)`, for params with quantised leaves too."""
+
+    def reading(params: Any, *args: Any, **kwargs: Any) -> Any:
+        leaves = paths.flatten(params)
+        if not any(map(is_quantized, leaves.values())):
+            return apply(params, *args, **kwargs)
+        call = calls.split(args, kwargs)
+        values = [_enter(path, leaf, None, None) for path, leaf in leaves.items()]
+        return _followed(apply, params, values, call, Frame(_Binder({}, {}, {})))
+
+    return reading
 
 
 def _key(key: Any, path: str) -> Any:
@@ -151,9 +207,9 @@ def _key(key: Any, path: str) -> Any:
 
 
 def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any:
-    """A leaf as the program receives it: a view if a rule waits for its uses."""
+    """A leaf as the program receives it: a view if a rule waits for its uses, or it is packed."""
     if rule is None or rule.layout is None:
-        return leaf
+        return views.start(path, leaf) if is_quantized(leaf) else leaf
     view = views.start(path, leaf)
     followed = Leaf(path, leaf.shape, stack=rule.layout.stack, state=(rule.leaves, _key(key, path)))
     return views.View(followed, view.value, view.dims)
@@ -206,10 +262,10 @@ class _Binder:
         return leaves, None if key is None else jax.random.fold_in(key, count)
 
     def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
-        del plain
-        facts, rule = contraction.facts(), self._weights[leaf.path]
-        layout = rule.layout
-        assert layout is not None
+        rule = self._weights.get(leaf.path)
+        if rule is None or rule.layout is None:
+            return plain()
+        facts, layout = contraction.facts(), rule.layout
         forward = (facts.rows, facts.columns) == (layout.rows, layout.columns)
         turned = (facts.rows, facts.columns) == (layout.columns, layout.rows)
         if facts.stack != layout.stack or not (forward or turned):
@@ -223,6 +279,8 @@ class _Binder:
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
         del spread
+        if leaf.state is None:  # A quantised leaf without a rule is read there.
+            return
         raise AdapterError(
             f'the adapted weight {leaf.path!r} {leaf.shape} cannot be followed '
             f'through {operation} in this call: {reason}. Leave it out of the '

@@ -14,9 +14,11 @@ from jax import lax
 
 from peftjax.binding import tags
 from peftjax.binding.frames import Frame, array_of, plain
-from peftjax.binding.views import Refused, View
+from peftjax.binding.views import Packed, Refused, View
 
 Run = Callable[[Any, Sequence[Any], Sequence[Any], Frame], list[Any]]
+
+_NOTHING = ()  # in the place of a result that is a view known outside
 
 
 def _call(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
@@ -60,7 +62,7 @@ def _remat(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
         results = run(eqn.params['jaxpr'], (), entered, inside)
         passed.update(_passed(results, entered))
         return [
-            array_of(result) if i in passed else plain(result, 'the result of remat', inside)
+            _NOTHING if i in passed else plain(result, 'the result of remat', inside)
             for i, result in enumerate(results)
         ]
 
@@ -157,7 +159,7 @@ def _scan(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
             if not keep
         ]
         stacked = [
-            array_of(value) if i in passed else plain(value, 'the result of a scan', inside)
+            _NOTHING if i in passed else plain(value, 'the result of a scan', inside)
             for i, value in enumerate(results[n_carry:])
         ]
         return moved, stacked
@@ -183,6 +185,8 @@ def _sliceable(value: Any, frame: Frame) -> Any:
     """`value` if a scan may slice it: its first axis must be one whole axis of the leaf."""
     if not isinstance(value, View):
         return value
+    if isinstance(value.value, Packed) and (value.value.steps or not value.value.array.stack):
+        value = View(value.leaf, array_of(value), value.dims)
     try:
         axis = value.whole_axis(0)
         if value.leaf.state is not None:
@@ -190,7 +194,7 @@ def _sliceable(value: Any, frame: Frame) -> Any:
         return value
     except Refused as refusal:
         frame.visitor.refuse(value.leaf, 'scan', str(refusal))
-        return value.value
+        return array_of(value)
 
 
 def _slice_state(state: Any, position: int, length: int) -> Any:

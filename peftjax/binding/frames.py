@@ -8,7 +8,7 @@ import jax
 
 from peftjax.binding import tags
 from peftjax.binding.uses import Contraction
-from peftjax.binding.views import Leaf, View
+from peftjax.binding.views import Leaf, Packed, View
 
 
 class Visitor(Protocol):
@@ -60,8 +60,10 @@ def plain(value: Any, operation: str, frame: Frame) -> Any:
     if not isinstance(value, View):
         return value
     frame.visitor.refuse(value.leaf, operation, f'it enters {operation}')
-    return value.value
+    return array_of(value)
 
 
 def array_of(value: Any) -> Any:
-    return value.value if isinstance(value, View) else value
+    """The array of a view, read if it is quantised; anything else as it is."""
+    value = value.value if isinstance(value, View) else value
+    return value.read() if isinstance(value, Packed) else value

@@ -5,9 +5,11 @@ records, `adapt` applies rules. What depends on JAX's primitives and their param
 file, in `control.py`, `views.py` and the files of the three kinds of use.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.extend import core as jax_core
 
 from peftjax.binding import control, tags, views
@@ -16,7 +18,7 @@ from peftjax.binding.dot import Dot
 from peftjax.binding.frames import Frame, array_of
 from peftjax.binding.lookup import Lookup
 from peftjax.binding.uses import Contraction
-from peftjax.binding.views import Refused, View
+from peftjax.binding.views import Packed, Refused, View
 
 
 def run(
@@ -102,22 +104,48 @@ def _is_spread(name: str, view: View, shape: tuple[int, ...]) -> bool:
 
 
 def _follow(eqn: Any, inputs: list[Any], followed: list[int], frame: Frame) -> list[Any]:
-    name, arrays = eqn.primitive.name, [array_of(value) for value in inputs]
+    name = eqn.primitive.name
     if len(followed) > 1:
         raise Refused(f'it meets another weight in {name}')
-    view = inputs[followed[0]]
+    view, position = inputs[followed[0]], followed[0]
     if name in views.RULES:
-        return [views.RULES[name](view, bind(eqn, arrays)[0], eqn.params)]
+        return [views.RULES[name](view, _moved(eqn, inputs, position), eqn.params)]
     if name == 'slice' and set(eqn.params['strides'] or [1]) == {1}:
         start, limit = eqn.params['start_indices'], eqn.params['limit_indices']
         sizes = [stop - begin for begin, stop in zip(start, limit, strict=True)]
-        return [views.sliced(view, bind(eqn, arrays)[0], sizes, start)]
+        return [views.sliced(view, _moved(eqn, inputs, position), sizes, start)]
     if name == 'dynamic_slice' and followed == [0]:
-        return [views.sliced(view, bind(eqn, arrays)[0], eqn.params['slice_sizes'], arrays[1:])]
-    contraction = _contraction(eqn, view, followed[0], arrays)
+        value = _moved(eqn, inputs, position)
+        return [views.sliced(view, value, eqn.params['slice_sizes'], inputs[1:])]
+    contraction = _contraction(eqn, view, position, inputs)
     if isinstance(contraction, Lookup) and contraction.picks_stack():
-        return [contraction.picked(bind(eqn, arrays)[0])]
-    return [frame.visitor.use(view.leaf, contraction, lambda: bind(eqn, arrays)[0])]
+        return [contraction.picked(_moved(eqn, inputs, position))]
+
+    def use(value: Any, state: Any, others: list[Any]) -> jax.Array:
+        opened = View(dataclasses.replace(view.leaf, state=state), value, view.dims)
+        opened = dataclasses.replace(opened, value=array_of(opened))
+        arrays = [*others[:position], opened.value, *others[position:]]
+        return frame.visitor.use(
+            opened.leaf,
+            _contraction(eqn, opened, position, arrays),
+            lambda: bind(eqn, arrays)[0],
+        )
+
+    # The backward pass reads a quantised weight once more: what was read is not kept.
+    use = jax.checkpoint(use) if isinstance(view.value, Packed) else use
+    return [use(view.value, view.leaf.state, [*inputs[:position], *inputs[position + 1 :]])]
+
+
+def _moved(eqn: Any, inputs: list[Any], position: int) -> Any:
+    """What the equation makes of the view among its inputs; of a quantised one, once it is read."""
+
+    def step(array: jax.Array) -> jax.Array:
+        return bind(eqn, [*inputs[:position], array, *inputs[position + 1 :]])[0]
+
+    value = inputs[position].value
+    if isinstance(value, Packed):
+        return value.then(step, eqn.outvars[0].aval.shape)
+    return step(value)
 
 
 def _contraction(eqn: Any, view: View, position: int, arrays: list[Any]) -> Contraction:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from peftjax.core.quantized import QuantizedArray, is_quantized
 
 
 class Refused(Exception):
@@ -71,19 +73,57 @@ class Leaf:
         return self.stack.index(axis)
 
 
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """A quantised leaf on its way to a use, where it is read.
+
+    Attributes:
+      array: the leaf, or what a scan sliced of it.
+      steps: what happens to it once it is read, and the shapes that come out.
+    """
+
+    array: QuantizedArray
+    steps: tuple[tuple[Callable[[jax.Array], jax.Array], tuple[int, ...]], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.steps[-1][1] if self.steps else self.array.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def then(self, step: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> 'Packed':
+        return Packed(self.array, (*self.steps, (step, shape)))
+
+    def read(self) -> jax.Array:
+        value = self.array.dequantize()
+        for step, _ in self.steps:
+            value = step(value)
+        return value
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self.array,), self.steps
+
+    @classmethod
+    def tree_unflatten(cls, steps: Any, children: Any) -> 'Packed':
+        return cls(children[0], steps)
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """A value that is a rearranged leaf.
 
     Attributes:
       leaf: which.
-      value: the array itself.
+      value: the array itself, or a quantised leaf that is still to be read.
       dims: for each axis of `value` the atoms of the leaf it is made of, outermost first; an
         axis of size one has none.
     """
 
     leaf: Leaf
-    value: jax.Array
+    value: Any
     dims: tuple[tuple[Atom, ...], ...]
 
     def whole_axis(self, dim: int) -> int:
@@ -98,17 +138,17 @@ class View:
         raise Refused('an axis is taken apart before it is scanned, indexed or looked up')
 
 
-def start(path: str, value: jax.Array) -> View:
+def start(path: str, value: Any) -> View:
     """The leaf itself as a view."""
     dims = tuple((Atom(axis, 1, size),) for axis, size in enumerate(value.shape))
-    return View(Leaf(path, value.shape), value, dims)
+    return View(Leaf(path, value.shape), Packed(value) if is_quantized(value) else value, dims)
 
 
-def _transpose(view: View, value: jax.Array, params: Any) -> View:
+def _transpose(view: View, value: Any, params: Any) -> View:
     return View(view.leaf, value, tuple(view.dims[i] for i in params['permutation']))
 
 
-def _reshape(view: View, value: jax.Array, params: Any) -> View:
+def _reshape(view: View, value: Any, params: Any) -> View:
     if params['dimensions'] is not None:
         raise Refused('it is reshaped in permuted order')
     atoms = list(_joined([atom for group in view.dims for atom in group]))[::-1]
@@ -145,12 +185,12 @@ def _joined(group: Sequence[Atom]) -> tuple[Atom, ...]:
     return tuple(joined)
 
 
-def _squeeze(view: View, value: jax.Array, params: Any) -> View:
+def _squeeze(view: View, value: Any, params: Any) -> View:
     gone = params['dimensions']
     return View(view.leaf, value, tuple(g for i, g in enumerate(view.dims) if i not in gone))
 
 
-def _broadcast(view: View, value: jax.Array, params: Any) -> View:
+def _broadcast(view: View, value: Any, params: Any) -> View:
     dims: list[tuple[Atom, ...]] = [()] * value.ndim
     for dim, target in enumerate(params['broadcast_dimensions']):
         dims[target] = view.dims[dim]
@@ -159,12 +199,12 @@ def _broadcast(view: View, value: jax.Array, params: Any) -> View:
     return View(view.leaf, value, tuple(dims))
 
 
-def _same(view: View, value: jax.Array, params: Any) -> View:
+def _same(view: View, value: Any, params: Any) -> View:
     del params
     return View(view.leaf, value, view.dims)
 
 
-def _cast(view: View, value: jax.Array, params: Any) -> View:
+def _cast(view: View, value: Any, params: Any) -> View:
     if not jnp.issubdtype(params['new_dtype'], jnp.floating):
         raise Refused(f'it is cast to {params["new_dtype"]}')
     return View(view.leaf, value, view.dims)
@@ -185,7 +225,7 @@ RULES = {
 """Operations after which the value is still the leaf: `rule(view, result, params) -> View`."""
 
 
-def sliced(view: View, value: jax.Array, sizes: Sequence[int], starts: Sequence[Any]) -> View:
+def sliced(view: View, value: Any, sizes: Sequence[int], starts: Sequence[Any]) -> View:
     """A slice that takes single entries of whole axes, and all of the others."""
     leaf, dims = view.leaf, list(view.dims)
     for dim, (size, full) in enumerate(zip(sizes, view.value.shape, strict=True)):

@@ -9,6 +9,7 @@ from flax import nnx
 
 from peftjax.binding import calls, linen
 from peftjax.binding import nnx as nnx_binding
+from peftjax.binding.adapt import reads_quantized
 from peftjax.binding.discover import discover
 from peftjax.core.base import Model
 
@@ -64,7 +65,7 @@ def wrap(
         )
     sites = discover(traceable, params, calls.example(example_inputs))
     takes = tuple(inspect.signature(_call_of(module)).parameters)
-    return Model(apply, params, sites, traceable, config, tokenizer, takes)
+    return Model(reads_quantized(apply), params, sites, traceable, config, tokenizer, takes)
 
 
 def _call_of(module: Any) -> Callable[..., Any]:

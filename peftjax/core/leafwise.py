@@ -7,7 +7,9 @@ import jax
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, check_entries
+from peftjax.core.quantized import dense
 from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import refuse_quantized
 
 
 def leafwise(
@@ -40,15 +42,18 @@ def leafwise(
         del key
         leaves = paths.flatten(model.params)
         sites = model.sites.weights
-        return {path: init_leaf(leaves[path], sites[path]) for path in choose(model)}
+        return {path: init_leaf(dense(leaves[path]), sites[path]) for path in choose(model)}
 
     def changed(path: str, entry: jax.Array, leaves: dict[str, Any]) -> jax.Array:
         _check(path, entry, leaves)
-        return change_leaf(entry, leaves[path], path).astype(leaves[path].dtype)
+        leaf = dense(leaves[path])
+        return change_leaf(entry, leaf, path).astype(leaf.dtype)
 
     def merge(params: Any, adapter: dict[str, jax.Array]) -> Any:
         check_made_here(adapter)
         leaves = paths.flatten(params)
+        if not replaces:
+            refuse_quantized(leaves, adapter)
         return paths.replace(
             params, {path: changed(path, entry, leaves) for path, entry in adapter.items()}
         )

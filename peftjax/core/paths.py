@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from peftjax.core.quantized import is_quantized
+
 Targets = str | tuple[str, ...]
 """One regular expression, or several of which any may match; always a full match of a path."""
 
@@ -17,12 +19,12 @@ class TargetError(ValueError):
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves of `tree` by `/`-joined path, in the tree's own order.
+    """Leaves of `tree` by `/`-joined path, in the tree's own order; a quantised one is a leaf.
 
     >>> flatten({'dense': {'kernel': 1, 'bias': 2}, 'blocks': [3]})
     {'blocks/0': 3, 'dense/bias': 2, 'dense/kernel': 1}
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantized)
     return {join(path): leaf for path, leaf in leaves}
 
 
@@ -43,7 +45,9 @@ def replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
     unknown = set(leaves) - set(flatten(tree))
     if unknown:
         raise KeyError(f'no such leaf in the tree: {sorted(unknown)}')
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(join(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaves.get(join(path), leaf), tree, is_leaf=is_quantized
+    )
 
 
 def parent(path: str) -> str:

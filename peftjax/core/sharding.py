@@ -8,6 +8,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from peftjax.core import paths
 from peftjax.core.base import Model
+from peftjax.core.quantized import QuantizedArray
 from peftjax.core.sites import Sites, WeightSite
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
@@ -71,11 +72,11 @@ def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
     et al. 2019 (arXiv:1910.02054), stage 3.
     """
     last = _last_of_branches(model.sites)
-    specs = {
-        path: NamedSharding(mesh, _spec(site, path in last, mesh))
-        for path, site in model.sites.weights.items()
+    places = {
+        path: _place(leaf, _spec(model.sites.weights[path], path in last, mesh), mesh)
+        for path, leaf in paths.flatten(model.params).items()
     }
-    return paths.replace(model.params, specs)
+    return paths.replace(model.params, places)
 
 
 def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
@@ -131,6 +132,26 @@ def _spec(site: WeightSite, ends: bool, mesh: Mesh | AbstractMesh) -> PartitionS
         if size > 1 and fitting:
             chosen[fitting[0]] = name
     return PartitionSpec(*(chosen.get(axis) for axis in range(len(site.shape))))
+
+
+def _place(leaf: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> Any:
+    if not isinstance(leaf, QuantizedArray):
+        return NamedSharding(mesh, spec)
+    # Codes and scales are [*stack, outputs, inputs]: split as the leaf is, where that goes.
+    layout, depth = leaf.layout, len(leaf.stack)
+    sides = (layout.rows, layout.columns) if layout.lookup else (layout.columns, layout.rows)
+    names = [spec[side[0]] if len(spec) > side[0] else None for side in sides]
+
+    def place(part: Any) -> NamedSharding:
+        if len(part.shape) != depth + 2:
+            return NamedSharding(mesh, PartitionSpec())
+        fitting = (
+            name if name is not None and size % mesh.shape[name] == 0 else None
+            for name, size in zip(names, part.shape[depth:], strict=True)
+        )
+        return NamedSharding(mesh, PartitionSpec(*[None] * depth, *fitting))
+
+    return jax.tree.map(place, leaf)
 
 
 def _inherited(

@@ -1,6 +1,6 @@
 """Lifts functions of one matrix to a transform of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax
 from peftjax.core import paths
 from peftjax.core.base import (
     AdapterError,
+    MergeError,
     Model,
     PeftTransform,
     Use,
@@ -17,6 +18,7 @@ from peftjax.core.base import (
     is_abstract,
 )
 from peftjax.core.layout import Layout
+from peftjax.core.quantized import dense, is_quantized
 from peftjax.core.sites import WeightSite
 
 Leaves = Any
@@ -81,6 +83,7 @@ def weightwise(
         _check_made_here(adapter)
         leaves = paths.flatten(params)
         check_leaves(leaves, adapter)
+        refuse_quantized(leaves, adapter)
         return paths.replace(
             params,
             {
@@ -176,6 +179,17 @@ def whole_leaf(rule: WeightRule) -> WeightRule:
     )
 
 
+def refuse_quantized(leaves: Mapping[str, Any], adapted: Iterable[str]) -> None:
+    """Raises `MergeError` if a leaf to be merged is quantised."""
+    for path in adapted:
+        if is_quantized(leaves[path]):
+            raise MergeError(
+                f'{path!r} is a {leaves[path]!r}, and nothing can be added to codes; pass '
+                'peftjax.dequantize(params) for weights in full precision, which peftjax.quantize '
+                'can quantise again'
+            )
+
+
 def check_leaves(leaves: dict[str, Any], adapter: dict[str, WeightAdapter]) -> None:
     """Raises `AdapterError` unless every adapted leaf is there with the shape it was made for."""
     for path, entry in adapter.items():
@@ -206,16 +220,19 @@ def _init_site(
 ) -> WeightAdapter:
     layout = site.layout
     assert layout is not None
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if any(isinstance(each, jax.ShapeDtypeStruct) for each in jax.tree.leaves(leaf)):
         raise TypeError(
             f'params are abstract ({site.path!r} is a ShapeDtypeStruct); write '
             'jax.eval_shape(tx.init, key, model), or give real params'
         )
     keys = jax.random.split(key, layout.stack_shape) if layout.stack else key
-    arrays = over_stack(lambda key, matrix: init_weight(key, matrix, site), layout)(
-        keys, layout.to_matrix(leaf)
-    )
-    return WeightAdapter(layout, arrays)
+
+    def start(keys: jax.Array, leaf: Any) -> dict[str, jax.Array]:
+        one = over_stack(lambda key, matrix: init_weight(key, matrix, site), layout)
+        return one(keys, layout.to_matrix(dense(leaf)))
+
+    # Compiled, a quantised weight is read for those methods only that start from its values.
+    return WeightAdapter(layout, (jax.jit(start) if is_quantized(leaf) else start)(keys, leaf))
 
 
 def _by_merging(

@@ -34,6 +34,7 @@ def strip_prefix(tensors: Tensors, prefix: str) -> Tensors:
         tensors.where,
         {bare: tensors.headers[name] for bare, name in original.items()},
         lambda bare: tensors.read(original[bare]),
+        lambda bare: tensors.packed(original[bare]),
     )
 
 

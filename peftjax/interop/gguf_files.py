@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_format import GgufFile, read_tensor
-from peftjax.interop.tensors import Header, Tensors
+from peftjax.interop.gguf_format import GgufFile, read_packed, read_tensor
+from peftjax.interop.tensors import Header, Packed, Tensors
 from peftjax.models import names
 from peftjax.models.config_fields import read_config
 from peftjax.models.llama_config import LlamaConfig
@@ -128,15 +128,23 @@ def gguf_tensors(file: GgufFile, config: LlamaConfig) -> Tensors:
     }
     permuted = file.metadata['general.architecture'] == 'llama'
 
-    def read(name: str) -> np.ndarray:
-        values = read_tensor(file, name)
+    def in_order(name: str, rows: np.ndarray) -> np.ndarray:
         rotated = re.fullmatch(r'blk\.\d+\.attn_([qk])\.(weight|bias)', name)
         if rotated is None or not permuted:
-            return values
+            return rows
         heads = config.num_attention_heads if rotated[1] == 'q' else config.num_key_value_heads
-        return unpermute(values, heads)
+        return unpermute(rows, heads)
 
-    return Tensors(str(file.path), headers, read)
+    def packed(name: str) -> Packed | None:
+        found = read_packed(file, name)
+        if found is None:
+            return None
+        scheme, arrays = found
+        return scheme, {part: in_order(name, rows) for part, rows in arrays.items()}
+
+    return Tensors(
+        str(file.path), headers, lambda name: in_order(name, read_tensor(file, name)), packed
+    )
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:

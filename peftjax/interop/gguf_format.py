@@ -16,11 +16,18 @@ import gguf
 import numpy as np
 
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.tensors import Packed
+from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q'} | {
     12: 'd'
 }
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
+_SCHEMES = {
+    gguf.GGMLQuantizationType.Q4_0: Q4_0(),
+    gguf.GGMLQuantizationType.Q4_1: Q4_1(),
+    gguf.GGMLQuantizationType.Q8_0: Q8_0(),
+}
 
 
 class GgufTensor(NamedTuple):
@@ -94,6 +101,16 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
             f'{file.path}: tensor {name} has the format {tensor.kind.name}, which cannot be read'
         ) from None
     return values.reshape(tensor.shape)
+
+
+def read_packed(file: GgufFile, name: str) -> Packed | None:
+    """One matrix as the file keeps it, or None where no `Scheme` has its format."""
+    tensor = file.tensors[name]
+    scheme = _SCHEMES.get(tensor.kind)
+    if scheme is None or len(tensor.shape) != 2:
+        return None
+    raw = np.frombuffer(file.buffer, np.uint8, tensor.size, tensor.start)
+    return scheme, scheme.split(raw.reshape(tensor.shape[0], -1))
 
 
 class _Cursor:

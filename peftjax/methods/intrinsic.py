@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import refuse_quantized
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.fastfood import project
 
@@ -111,6 +112,7 @@ def intrinsic(
                     f'the adapter moves {path!r}, which these params lack; near names: '
                     f'{paths.near_names(path, leaves)}. Was it made for another model?'
                 )
+        refuse_quantized(leaves, adapter.leaves)
         return paths.replace(
             params, {path: moved(adapter, path, leaves[path]) for path in adapter.leaves}
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, described
+from peftjax.core.quantized import dense
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.reading import refusing
 from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
@@ -87,7 +88,7 @@ def prompt_tuning(
             return {site.path: {'prompt': drawn(key, (num_virtual_tokens, site.features), dtype)}}
         vocabulary = model.sites.weights[table].shape[0]
         rows = _rows(init, key, num_virtual_tokens, min(common, vocabulary), vocabulary)
-        found = jnp.take(paths.flatten(model.params)[table], rows, axis=0)
+        found = jnp.take(dense(paths.flatten(model.params)[table]), rows, axis=0)
         return {site.path: {'prompt': found.astype(dtype)}}
 
     def rules(adapter: dict[str, Any]) -> dict[str, Rule]:

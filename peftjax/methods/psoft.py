@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.quantized import dense
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import over_stack, weightwise
 from peftjax.methods.blocks import check_positive
@@ -164,5 +165,5 @@ def principal_subspaces(
                 f'{layout.outputs}] (leaf {site.shape} {site.dtype}); write at most '
                 f'rank={min(layout.inputs, layout.outputs)}'
             )
-        found[site.path] = over_stack(factors, layout)(layout.to_matrix(leaves[site.path]))
+        found[site.path] = over_stack(factors, layout)(layout.to_matrix(dense(leaves[site.path])))
     return found

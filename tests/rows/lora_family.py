@@ -25,6 +25,15 @@ ROWS = {
         'pissa', (r'embed', MATRICES), _LORA + 2 * (VOCABULARY + WIDTH), identity=1e-5
     ),
     'lora, olora': _started('olora', identity=1e-5),
+    # The base that it quantises is near what it was, and not the same.
+    'loftq': Row(
+        make=lambda targets: peftjax.loftq(rank=2, alpha=3, dropout=0.1, targets=targets),
+        targets=MATRICES,
+        fewer_targets=r'layers.*/up',
+        parameters=_LORA,
+        identity=None,
+        forward_flops=2 * TOKENS * _LORA + total(lambda i, o: 2 * TOKENS * o),
+    ),
     'adalora': Row(
         make=lambda targets: peftjax.adalora(init_rank=2, dropout=0.1, targets=targets),
         targets=MATRICES,

@@ -1,0 +1,170 @@
+"""A frozen leaf in few bits, read where it is used."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.layout import Layout
+
+Arrays = Mapping[str, Any]
+
+
+class Scheme(Protocol):
+    """How one matrix is kept, `[rows, columns]` as PyTorch has it: outputs, inputs (of a lookup
+    table its rows, features). A frozen dataclass, since it is a static part of a leaf.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short, for tables and messages."""
+        ...
+
+    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+        """The arrays that keep it, among them `codes: [rows, any]`. Pure, to be traced."""
+        ...
+
+    def unpack(self, arrays: Arrays) -> jax.Array:
+        """The matrix again, float32; columns that `pack` added may follow the matrix's own."""
+        ...
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class QuantizedArray:
+    """A leaf of the base kept by a `Scheme`: arrays of codes and scales, with a stack in front.
+
+    It has the shape and dtype of the leaf it stands for. What computes with it dequantises it:
+    `adapt` inside of the layer that uses it and again in the backward pass, so that no more than
+    a layer is ever whole. A pytree of its arrays, each with the leaf's stack (layers, experts) as
+    its first axes, so that `scan`, `vmap` and sharding see what they need.
+
+    Attributes:
+      arrays: of the scheme, by name. scheme: see `Scheme`.
+      matrix: the layout of one matrix of the stack.
+      dtype: that the leaf is read in.
+
+    >>> mlp = peftjax.quantize(peftjax.testing.tiny_mlp(), 'int8', targets='hidden')
+    >>> mlp.params['hidden']['kernel']
+    QuantizedArray(int8, (4, 8) float32, 64 bytes)
+    """
+
+    def __init__(self, arrays: Arrays, scheme: Scheme, matrix: Layout, dtype: Any):
+        self.arrays, self.scheme, self.matrix, self.dtype = dict(arrays), scheme, matrix, dtype
+
+    @classmethod
+    def of(cls, leaf: jax.Array, layout: Layout, scheme: Scheme) -> 'QuantizedArray':
+        """`leaf` by `scheme`.
+
+        Raises:
+          ValueError: the leaf's stack is not its first axes.
+        """
+        one, pack = one_matrix(layout), scheme.pack
+        for _ in layout.stack:
+            pack = jax.vmap(pack)
+        matrix = layout.to_matrix(leaf)
+        arrays = pack(matrix if layout.lookup else jnp.swapaxes(matrix, -1, -2))
+        return cls(arrays, scheme, one, leaf.dtype)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the axes in front of a matrix."""
+        return tuple(self.arrays['codes'].shape[:-2])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.stack, *self.matrix.shape)
+
+    @property
+    def layout(self) -> Layout:
+        """Of the whole leaf."""
+        return _stacked(self.matrix, self.stack)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its arrays."""
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.arrays.values())
+
+    def dequantize(self) -> jax.Array:
+        """The leaf it stands for."""
+        unpack: Callable[[Arrays], jax.Array] = self.scheme.unpack
+        for _ in self.stack:
+            unpack = jax.vmap(unpack)
+        layout = self.layout
+        width = layout.outputs if layout.lookup else layout.inputs
+        matrix = unpack(self.arrays)[..., :width].astype(self.dtype)
+        return layout.from_matrix(matrix if layout.lookup else jnp.swapaxes(matrix, -1, -2))
+
+    def __repr__(self) -> str:
+        name = self.scheme.name
+        return f'QuantizedArray({name}, {self.shape} {jnp.dtype(self.dtype)}, {self.nbytes} bytes)'
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self.arrays))
+        children = [(jax.tree_util.DictKey(name), self.arrays[name]) for name in names]
+        return children, (names, self.scheme, self.matrix, self.dtype)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> 'QuantizedArray':
+        names, *rest = static
+        return cls(dict(zip(names, children, strict=True)), *rest)
+
+
+def is_quantized(leaf: Any) -> bool:
+    return isinstance(leaf, QuantizedArray)
+
+
+def dense(leaf: Any) -> Any:
+    """`leaf` as an array, dequantised if need be."""
+    return leaf.dequantize() if isinstance(leaf, QuantizedArray) else leaf
+
+
+def dequantize(params: Any) -> Any:
+    """`params` with every quantised leaf as an array again: what `merge` and exports need.
+
+    >>> mlp = peftjax.quantize(peftjax.testing.tiny_mlp(), 'int8', targets='hidden')
+    >>> peftjax.dequantize(mlp.params)['hidden']['kernel'].shape
+    (4, 8)
+    """
+    return jax.tree.map(dense, params, is_leaf=is_quantized)
+
+
+def like_dense(params: Any) -> Any:
+    """Shape and dtype of every leaf as a model takes it."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params, is_leaf=is_quantized
+    )
+
+
+def one_matrix(layout: Layout) -> Layout:
+    """The layout of one matrix of the stack.
+
+    Raises:
+      ValueError: the stack is not the leaf's first axes.
+    """
+    depth = len(layout.stack)
+    if layout.stack != tuple(range(depth)):
+        raise ValueError(
+            f'a leaf of shape {layout.shape} stacks matrices along its axes {layout.stack}; to be '
+            'quantised, a stack must be the first axes'
+        )
+    rows, columns = ((axis - depth for axis in axes) for axes in (layout.rows, layout.columns))
+    return Layout(layout.shape[depth:], (), tuple(rows), tuple(columns), lookup=layout.lookup)
+
+
+def _stacked(matrix: Layout, stack: tuple[int, ...]) -> Layout:
+    """The layout of a stack of matrices."""
+    depth = len(stack)
+    rows, columns = ((axis + depth for axis in axes) for axes in (matrix.rows, matrix.columns))
+    return Layout(
+        (*stack, *matrix.shape), tuple(range(depth)), tuple(rows), tuple(columns), matrix.lookup
+    )

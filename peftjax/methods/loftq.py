@@ -1,0 +1,121 @@
+"""LoftQ: a quantised base, and LoRA that starts from what it lost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core import paths
+from peftjax.core.base import PeftTransform, Use, WeightAdapter, described
+from peftjax.core.layout import Layout
+from peftjax.core.quantized import QuantizedArray, Scheme, one_matrix
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import check_leaves, over_stack, refuse_quantized, weightwise
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.low_rank import LowRank
+from peftjax.quantize.model import scheme_of
+
+
+@described
+def loftq(
+    *,
+    rank: int,
+    scheme: str | Scheme = 'nf4',
+    iterations: int = 5,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    targets: paths.Targets,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""LoRA on weights that it quantises: `W' = Q + s A B`, with `Q + s A B` near `W` at the start.
+
+    `T` times in turn, from `A B = 0`: `Q = quantise(W - s A B)`, then `s A B` is the best
+    approximation of `W - Q` of its rank, with its singular values shared evenly. So `init` wants a
+    base in full precision, and `base` is where `Q` takes the place of its weights:
+
+        adapter = tx.init(key, model)
+        small = model.replace(params=tx.base(model.params, adapter))
+
+    A product is LoRA's, `x Q + s (x A) B`, with `Q` read inside of it. It merges into
+    `peftjax.dequantize(small.params)`.
+
+    Args:
+      rank: `r`. alpha: `s = alpha / r`; `s = 1` unless given.
+      scheme: of the codes, a name or a `Scheme`, see `peftjax.quantize`.
+      iterations: `T`, at least 1; more than 5 gain little.
+      dropout: rate on the input of the branch, in training with an `adapter_key`.
+      rank_pattern, alpha_pattern: exceptions by path pattern, the first that matches.
+      targets: regular expressions for leaf or module paths.
+      dtype: of the factors; decompositions run in float32.
+
+    Returns:
+      A transform whose adapter is `{leaf path: WeightAdapter}` with `a` `[*stack, in, r]` and `b`
+      `[*stack, r, out]`.
+
+    Raises:
+      ValueError: a rank, dropout or number of iterations out of range, or an unknown scheme.
+      MergeError: from `base`, weights that are quantised already.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.loftq(rank=2, targets=r'hidden')
+    >>> adapter = tx.init(jax.random.key(0), mlp)
+    >>> tx.base(mlp.params, adapter)['hidden']['kernel']
+    QuantizedArray(nf4, (4, 8) float32, 272 bytes)
+
+    References:
+      Li et al., LoftQ, 2023 (arXiv:2310.08659), section 3, algorithm 1, with a scale of 1: here
+      `A B` is divided by `s`, so that any alpha starts from the same weights. Singular values are
+      shared as in the authors' code.
+    """
+    check_positive(iterations=iterations)
+    settings = LowRank(rank, alpha, False, dropout, rank_pattern, alpha_pattern, dtype)
+    chosen = scheme_of(scheme)
+
+    def alternate(
+        matrix: jax.Array, layout: Layout, path: str
+    ) -> tuple[QuantizedArray, jax.Array, jax.Array]:
+        wide, one, rank = matrix.astype(jnp.float32), one_matrix(layout), settings.rank_at(path)
+        quantized, a, b = None, jnp.zeros((len(matrix), rank)), jnp.zeros((rank, matrix.shape[1]))
+        for _ in range(iterations):
+            rest = one.from_matrix((wide - a @ b).astype(matrix.dtype))
+            quantized = QuantizedArray.of(rest, one, chosen)
+            lost = wide - one.to_matrix(quantized.dequantize()).astype(jnp.float32)
+            left, values, right = jnp.linalg.svd(lost, full_matrices=False)
+            root = jnp.sqrt(values[:rank])
+            a, b = left[:, :rank] * root, root[:, None] * right[:rank]
+        assert quantized is not None
+        return quantized, a, b
+
+    def init(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        del key
+        settings.check_rank(matrix, site)
+        assert site.layout is not None
+        _, a, b = alternate(matrix, site.layout, site.path)
+        scale = settings.scale_at(site.path)
+        return {'a': a.astype(dtype), 'b': (b / scale).astype(dtype)}
+
+    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+        return settings.sum(leaves, matrix, path).astype(matrix.dtype)
+
+    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+        return use.base(use.x) + settings.added(leaves, use, path)
+
+    def base(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
+        leaves = paths.flatten(params)
+        check_leaves(leaves, adapter)
+        refuse_quantized(leaves, adapter)
+        return paths.replace(
+            params, {path: quantized(leaves[path], path, adapter[path]) for path in adapter}
+        )
+
+    def quantized(leaf: jax.Array, path: str, entry: WeightAdapter) -> QuantizedArray:
+        layout = entry.layout
+        one = over_stack(lambda matrix: alternate(matrix, layout, path)[0], layout)
+        return one(layout.to_matrix(leaf))
+
+    transform = settings.checked(weightwise(init, merge, apply, targets=targets))
+    return transform._replace(base=base)

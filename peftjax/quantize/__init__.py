@@ -1,0 +1,1 @@
+"""Schemes that keep a frozen base in few bits."""

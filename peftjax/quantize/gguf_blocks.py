@@ -1,0 +1,133 @@
+"""The plain block formats of GGUF files: 32 weights along the inputs share a scale in float16.
+
+Codes and scales are those of the file, so that what is computed is what llama.cpp stores, to the
+bit. Source of the layouts: ggml, https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core.quantized import Arrays
+from peftjax.quantize.blocks import spread
+
+BLOCK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Q8_0:
+    r"""Eight bits a number: :math:`w = d c`, :math:`d = \max|w| / 127`. 8.5 bits a weight."""
+
+    @property
+    def name(self) -> str:
+        return 'q8_0'
+
+    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+        blocks = _blocks(matrix)
+        step = jnp.max(jnp.abs(blocks), axis=2) / 127.0
+        codes = jnp.trunc(blocks * _inverse(step) + jnp.copysign(0.5, blocks))
+        return {
+            'codes': codes.astype(jnp.int8).reshape(matrix.shape[0], -1),
+            'scale': step.astype(jnp.float16),
+        }
+
+    def unpack(self, arrays: Arrays) -> jax.Array:
+        return arrays['codes'].astype(jnp.float32) * _spread(arrays['scale'])
+
+    def split(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of a file's bytes, uint8 `[rows, bytes]`."""
+        blocks = raw.reshape(raw.shape[0], -1, 2 + BLOCK)
+        return {
+            'codes': _joined(blocks[..., 2:]).view(np.int8),
+            'scale': _halves(blocks[..., :2]),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Q4_0:
+    r"""Four bits a number: :math:`w = d (c - 8)`, the largest :math:`-8 d`. 4.5 bits a weight."""
+
+    @property
+    def name(self) -> str:
+        return 'q4_0'
+
+    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+        blocks = _blocks(matrix)
+        place = jnp.argmax(jnp.abs(blocks), axis=2, keepdims=True)
+        step = jnp.take_along_axis(blocks, place, axis=2)[..., 0] / -8.0
+        codes = jnp.trunc(blocks * _inverse(step) + 8.5)
+        return {'codes': _pairs(codes), 'scale': step.astype(jnp.float16)}
+
+    def unpack(self, arrays: Arrays) -> jax.Array:
+        return (_codes(arrays) - 8.0) * _spread(arrays['scale'])
+
+    def split(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of a file's bytes, uint8 `[rows, bytes]`."""
+        blocks = raw.reshape(raw.shape[0], -1, 2 + BLOCK // 2)
+        return {'codes': _joined(blocks[..., 2:]), 'scale': _halves(blocks[..., :2])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Q4_1:
+    r"""Four bits a number: :math:`w = d c + m`, :math:`m` the least. 5 bits a weight."""
+
+    @property
+    def name(self) -> str:
+        return 'q4_1'
+
+    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+        blocks = _blocks(matrix)
+        least = jnp.min(blocks, axis=2)
+        step = (jnp.max(blocks, axis=2) - least) / 15.0
+        codes = jnp.trunc((blocks - least[..., None]) * _inverse(step) + 0.5)
+        scales = {'scale': step.astype(jnp.float16), 'least': least.astype(jnp.float16)}
+        return {'codes': _pairs(codes), **scales}
+
+    def unpack(self, arrays: Arrays) -> jax.Array:
+        return _codes(arrays) * _spread(arrays['scale']) + _spread(arrays['least'])
+
+    def split(self, raw: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of a file's bytes, uint8 `[rows, bytes]`."""
+        blocks = raw.reshape(raw.shape[0], -1, 4 + BLOCK // 2)
+        scales = {'scale': _halves(blocks[..., :2]), 'least': _halves(blocks[..., 2:4])}
+        return {'codes': _joined(blocks[..., 4:]), **scales}
+
+
+def _blocks(matrix: jax.Array) -> jax.Array:
+    """`[rows, blocks, 32]`, zeros behind the last column."""
+    rows, columns = matrix.shape
+    count = -(-columns // BLOCK)
+    padded = jnp.pad(matrix.astype(jnp.float32), ((0, 0), (0, count * BLOCK - columns)))
+    return padded.reshape(rows, count, BLOCK)
+
+
+def _inverse(step: jax.Array) -> jax.Array:
+    return jnp.where(step == 0.0, 0.0, 1.0 / jnp.where(step == 0.0, 1.0, step))[..., None]
+
+
+def _pairs(codes: jax.Array) -> jax.Array:
+    """Of each block a byte for its weights i and i + 16, the first in the low bits."""
+    codes = jnp.clip(codes, 0, 15).astype(jnp.uint8)
+    low, high = jnp.split(codes, 2, axis=2)
+    return (low | high << 4).reshape(codes.shape[0], -1)
+
+
+def _codes(arrays: Arrays) -> jax.Array:
+    codes = arrays['codes']
+    blocks = codes.reshape(codes.shape[0], -1, BLOCK // 2)
+    both = jnp.concatenate([blocks & 0xF, blocks >> 4], axis=2)
+    return both.reshape(codes.shape[0], -1).astype(jnp.float32)
+
+
+def _spread(scale: jax.Array) -> jax.Array:
+    return spread(scale.astype(jnp.float32), BLOCK)
+
+
+def _joined(blocks: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(blocks).reshape(blocks.shape[0], -1)
+
+
+def _halves(blocks: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(blocks).view(np.float16)[..., 0]
