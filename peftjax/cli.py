@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument('--top-k', type=int, metavar='K')
     generate.add_argument('--top-p', type=float, default=1.0, metavar='P')
     generate.add_argument('--seed', type=int, default=0)
+    _add_quantize(generate)
 
     plan = _command(
         commands,
@@ -131,7 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument('--batch', type=int, default=8, metavar='N', help='examples in a step')
     plan.add_argument('--length', type=int, default=512, metavar='N', help='tokens in an example')
     plan.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
-    plan.add_argument('--remat', choices=('full', 'dots'), help='what is computed twice')
+    plan.add_argument('--remat', metavar='POLICY', help="'full', or a policy of jax by its name")
+    _add_quantize(plan)
     for axis in ('data', 'fsdp', 'tensor'):
         plan.add_argument(f'--{axis}', type=int, default=1, metavar='N', help='axis of the mesh')
     plan.add_argument('--machine', choices=tuple(training.MACHINES), help='each device')
@@ -149,6 +151,14 @@ def _command(commands: Any, name: str, run: Any, text: str, example: str) -> Any
     parser = commands.add_parser(name, help=text, description=text, epilog=f'example: {example}')
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_quantize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--quantize',
+        metavar='SCHEME',
+        help="the base in few bits: 'nf4', 'int8', ...; 'stored' keeps a .gguf file's own",
+    )
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +226,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    model = peftjax.load(arguments.base, scan=arguments.adapter is None)
+    model = peftjax.load(
+        arguments.base, scan=arguments.adapter is None, quantize=arguments.quantize
+    )
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(f'{arguments.base} has no tokenizer.json to read the prompt with')
@@ -250,6 +262,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         return
     axes = {name: getattr(arguments, name) for name in ('data', 'fsdp', 'tensor')}
     options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
+    options['quantize'] = arguments.quantize
     model = _load(arguments, **options)
     inputs = peftjax.abstract_inputs(model, arguments.batch, arguments.length)
     plans = {

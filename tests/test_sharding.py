@@ -125,6 +125,27 @@ def test_losses_are_those_of_one_device(family, name, sizes):
     assert sum(expected[-2:]) < 0.999 * sum(expected[:2])
 
 
+@pytest.mark.parametrize('sizes', MESHES.values(), ids=MESHES)
+def test_a_quantised_base_is_shared_out_in_its_codes(sizes):
+    model = peftjax.quantize(_model('llama'), peftjax.NF4(block=8))
+    mesh, transform = peftjax.make_mesh(**sizes), METHODS['lora']
+    alone = jax.jit(make_train_step(_loss(model, transform), optax.adamw(3e-3)))
+    state, expected = _start(model, transform), []
+    for batch in _batches():
+        state, metrics = alone(state, model.params, batch)
+        expected.append(float(metrics['loss']))
+    step, state, params = _on_mesh(model, transform, mesh)
+    codes = params['layers']['mlp']['up_proj']['kernel'].arrays['codes']
+    assert codes.addressable_shards[0].data.size == codes.size // (8 // sizes.get('data', 1))
+    batch = jax.device_put(_batches()[0], peftjax.batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        text = step.lower(state, params, batch).compile().as_text()
+    for kind, shape in re.findall(r'= (\w+)\[([\d,]*)\]\S* all-gather', text):
+        size = np.prod([int(axis) for axis in shape.split(',') if axis])
+        assert size <= 64 * 32, f'{kind}[{shape}] is more than a layer'
+    np.testing.assert_allclose(_curve(step, state, params, mesh), expected, rtol=1e-5)
+
+
 def test_parts_of_a_batch_count_as_in_the_whole():
     mesh = peftjax.make_mesh(data=2, fsdp=2, tensor=2)
     step, state, params = _on_mesh(_model('llama'), METHODS['lora'], mesh, accumulate=4)

@@ -106,6 +106,8 @@ class QuantizedArray:
 
     def __repr__(self) -> str:
         name = self.scheme.name
+        if not hasattr(self.arrays['codes'], 'shape'):  # a tree of shardings, say
+            return f'QuantizedArray({name}, {self.arrays!r})'
         return f'QuantizedArray({name}, {self.shape} {jnp.dtype(self.dtype)}, {self.nbytes} bytes)'
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:

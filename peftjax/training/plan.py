@@ -163,9 +163,10 @@ def plan(
         return init_state(transform.init(key, model.replace(params=params)), optimizer, key)
 
     state = jax.eval_shape(start, key, params)
+    params = jax.eval_shape(transform.base, params, state.adapter)
     step = make_train_step(loss_fn, optimizer)
     if mesh is not None:
-        params = _placed(params, shardings(model, mesh))
+        params = _placed(params, shardings(model.replace(params=params), mesh))
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
     adapter = _bytes(state.adapter)
@@ -173,7 +174,7 @@ def plan(
         batch=min(batches),
         devices=1 if mesh is None else mesh.size,
         groups=groups,
-        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        parameters=sum(math.prod(leaf.shape) for leaf in paths.flatten(params).values()),
         trainable=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.adapter)),
         weights=_bytes(_read(transform, state.adapter, params)),
         adapter=adapter,
