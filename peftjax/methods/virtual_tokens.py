@@ -168,14 +168,16 @@ def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, Mode
         # A first call of several gives the logits of the last token, and a cache that keeps all.
         if keep or call.keywords.get('cache_length') is not None:
             return result
-        return jax.tree.map(lambda leaf: _shorter(leaf, real, len(virtual)), result)
+        # Of tokens that were scored there is a number each: [batch, length] and no features.
+        rank = 2 if call.keywords.get('targets') is not None else 3
+        return jax.tree.map(lambda leaf: _shorter(leaf, real, len(virtual), rank), result)
 
     return forward
 
 
-def _shorter(leaf: Any, real: np.ndarray, count: int) -> Any:
-    """Without the virtual positions, where `leaf` has them: `[batch, length, ...]`."""
-    if leaf.ndim > 2 and leaf.shape[1] == len(real) + count:
+def _shorter(leaf: Any, real: np.ndarray, count: int, rank: int) -> Any:
+    """Without the virtual positions, where `leaf` has them: `[batch, length, ...]` of that rank."""
+    if leaf.ndim >= rank and leaf.shape[1] == len(real) + count:
         return leaf[:, real]
     return leaf
 

@@ -127,20 +127,20 @@ def look(
 
 
 def with_logits(
-    logits: jax.Array,
+    logits: Any,
     present: tuple[jax.Array, jax.Array],
     cache: Cache | None,
     cache_length: int | None,
     attention_mask: jax.Array | None,
     position_ids: jax.Array,
 ) -> Any:
-    """What a decoder returns: its logits, and the cache that comes of `present` where one is kept.
+    """What a decoder returns: logits or scores, and the cache of `present` where one is kept.
 
     Raises:
         ValueError: fewer slots than tokens.
     """
     if cache is not None:
-        return logits, cache.grown(present, logits.shape[1])
+        return logits, cache.grown(present, jax.tree.leaves(logits)[0].shape[1])
     if cache_length is not None:
         return logits, begin(present, attention_mask, position_ids, cache_length)
     return logits

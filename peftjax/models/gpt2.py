@@ -19,6 +19,7 @@ from peftjax.models.attention import (
 )
 from peftjax.models.gpt2_config import GPT2Config
 from peftjax.models.norms import layer_norm
+from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 
 
@@ -92,6 +93,9 @@ class GPT2(nn.Module):
     [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
     lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
 
+    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
+    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+
     Example:
         >>> config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=8)
         >>> model, ids = GPT2(config), jnp.ones((2, 5), int)
@@ -118,12 +122,14 @@ class GPT2(nn.Module):
         deterministic: bool = True,
         cache_length: int | None = None,
         cache: caches.Cache | None = None,
+        targets: jax.Array | None = None,
     ) -> Any:
         check_token_inputs(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             segment_ids=segment_ids,
+            targets=targets,
         )
         config, length = self.config, input_ids.shape[1]
         longest = cache_length or (length if cache is None else cache.mask.shape[1])
@@ -164,16 +170,12 @@ class GPT2(nn.Module):
         if cache_length is not None:
             x = x[:, -1:]
         x = layer_norm(config.layer_norm_epsilon, self.dtype, self.param_dtype, 'ln_f')(x)
-        if config.tie_word_embeddings:
-            logits = tokens.attend(x)
-        else:
-            logits = nn.Dense(
-                config.vocab_size,
-                use_bias=False,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name='lm_head',
-            )(x)
+        logits = read_out(
+            x,
+            tokens,
+            tied=config.tie_word_embeddings,
+            targets=targets,
+        )
         return caches.with_logits(
             logits, present, cache, cache_length, attention_mask, position_ids
         )

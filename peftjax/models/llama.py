@@ -19,6 +19,7 @@ from peftjax.models.attention import (
 )
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.norms import RMSNorm
+from peftjax.models.read_out import read_out
 from peftjax.models.rope import rotate, rotation
 from peftjax.models.stack import apply_stack
 
@@ -100,6 +101,9 @@ class Llama(nn.Module):
     [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
     lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
 
+    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
+    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+
     Example:
         >>> config = LlamaConfig(
         ...     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
@@ -128,12 +132,14 @@ class Llama(nn.Module):
         deterministic: bool = True,
         cache_length: int | None = None,
         cache: caches.Cache | None = None,
+        targets: jax.Array | None = None,
     ) -> Any:
         check_token_inputs(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             segment_ids=segment_ids,
+            targets=targets,
         )
         config, length = self.config, input_ids.shape[1]
         mask, position_ids = caches.look(
@@ -173,16 +179,12 @@ class Llama(nn.Module):
         if cache_length is not None:
             x = x[:, -1:]
         x = RMSNorm(config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')(x)
-        if config.tie_word_embeddings:
-            logits = embed.attend(x)
-        else:
-            logits = nn.Dense(
-                config.vocab_size,
-                use_bias=False,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name='lm_head',
-            )(x)
+        logits = read_out(
+            x,
+            embed,
+            tied=config.tie_word_embeddings,
+            targets=targets,
+        )
         return caches.with_logits(
             logits, present, cache, cache_length, attention_mask, position_ids
         )

@@ -28,6 +28,7 @@ from peftjax.models.encoder_decoder_cache import (
     needed,
 )
 from peftjax.models.norms import RMSNorm
+from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 from peftjax.models.t5_config import T5Config
 
@@ -215,6 +216,9 @@ class T5(nn.Module):
     [B, 1, V], and an `EncoderDecoderCache` of S slots. cache=that lets decoder_input_ids [B, T]
     follow it, with nothing to read: logits [B, T, V], and the cache with them.
 
+    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
+    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+
     Example:
         >>> config = T5Config(
         ...     vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4,
@@ -244,9 +248,12 @@ class T5(nn.Module):
         deterministic: bool = True,
         cache_length: int | None = None,
         cache: EncoderDecoderCache | None = None,
+        targets: jax.Array | None = None,
     ) -> Any:
         decoder_input_ids = needed('decoder_input_ids', decoder_input_ids, WRITTEN)
-        check_token_inputs(decoder_input_ids, attention_mask=decoder_attention_mask)
+        check_token_inputs(
+            decoder_input_ids, attention_mask=decoder_attention_mask, targets=targets
+        )
         config, length = self.config, decoder_input_ids.shape[1]
         embed = nn.Embed(
             config.vocab_size,
@@ -284,7 +291,7 @@ class T5(nn.Module):
                 keys=slots,
                 past=cache[:4],
             )
-            return self._logits(x, embed), cache.grown(present, length)
+            return self._read_out(x, embed, targets), cache.grown(present, length)
         input_ids = needed('input_ids', input_ids, 'what is read')
         check_token_inputs(input_ids, attention_mask=attention_mask)
         read = None if attention_mask is None else padding_mask(attention_mask)
@@ -292,22 +299,14 @@ class T5(nn.Module):
         written = mask_of_written(length, decoder_attention_mask)
         x, present = decoder(embed(decoder_input_ids), written, encoded, read, None)
         if cache_length is None:
-            return self._logits(x, embed)
-        return self._logits(x[:, -1:], embed), begin(present, read, cache_length)
+            return self._read_out(x, embed, targets)
+        return self._read_out(x[:, -1:], embed, targets), begin(present, read, cache_length)
 
-    def _logits(self, x: jax.Array, embed: nn.Embed) -> jax.Array:
+    def _read_out(self, x: jax.Array, embed: nn.Embed, targets: jax.Array | None) -> Any:
         config = self.config
         if config.scale_decoder_outputs:
             x = x * config.d_model**-0.5
-        if config.tie_word_embeddings:
-            return embed.attend(x)
-        return nn.Dense(
-            config.vocab_size,
-            use_bias=False,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='lm_head',
-        )(x)
+        return read_out(x, embed, tied=config.tie_word_embeddings, targets=targets)
 
 
 def _stack_names(stack: str, attentions: dict[str, tuple[int, str]]) -> tuple[names.Rule, ...]:

@@ -26,6 +26,7 @@ from peftjax.models.encoder_decoder_cache import (
     needed,
 )
 from peftjax.models.norms import layer_norm
+from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 from peftjax.models.whisper_config import WhisperConfig
 
@@ -164,8 +165,8 @@ class _Decoder(_Part):
     keeps: bool = False
 
     @nn.compact
-    def __call__(self, ids, mask, positions, encoded, length=None, past=None):
-        """The states, the embedding that is their head, and what the layers keep."""
+    def __call__(self, ids, mask, positions, encoded, length=None, past=None, targets=None):
+        """Logits, or scores of targets, and what the layers keep."""
         config = self.config
         tokens = self.embed(config.vocab_size, 'embed_tokens')
         table = self.embed(config.max_target_positions, 'embed_positions')
@@ -183,7 +184,8 @@ class _Decoder(_Part):
         )
         if self.keeps and past is None:
             x = x[:, -1:]
-        return tokens.attend(self.norm('layer_norm')(x)), present
+        x = self.norm('layer_norm')(x)
+        return read_out(x, tokens, tied=True, targets=targets), present
 
 
 class Whisper(nn.Module):
@@ -201,6 +203,9 @@ class Whisper(nn.Module):
     cache_length=S makes this the first call of several: it returns the logits of the last token,
     [B, 1, V], and an `EncoderDecoderCache` of S slots. cache=that lets decoder_input_ids [B, T]
     follow it, with nothing to read: logits [B, T, V], and the cache with them.
+
+    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
+    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
 
     Raises:
         ValueError: features of another rank, dtype or size; more tokens than positions; a call with
@@ -234,9 +239,10 @@ class Whisper(nn.Module):
         deterministic: bool = True,
         cache_length: int | None = None,
         cache: EncoderDecoderCache | None = None,
+        targets: jax.Array | None = None,
     ) -> Any:
         ids = needed('decoder_input_ids', decoder_input_ids, WRITTEN)
-        check_token_inputs(ids, attention_mask=decoder_attention_mask)
+        check_token_inputs(ids, attention_mask=decoder_attention_mask, targets=targets)
         length, most = ids.shape[1], self.config.max_target_positions
         longest = max(length, cache_length or 0)
         if longest > most:
@@ -254,13 +260,16 @@ class Whisper(nn.Module):
         if cache is not None:
             check_follows('input_features', input_features, cache_length)
             mask, places, _ = cache.follow(length)
-            logits, present = decoder(ids, mask, places[None], None, cache.length, cache[:4])
+            logits, present = decoder(
+                ids, mask, places[None], None, cache.length, cache[:4], targets
+            )
             return logits, cache.grown(present, length)
         input_features = needed('input_features', input_features, 'what is heard')
         _check_features(input_features, self.config)
         encoded = _Encoder(**fields, name='encoder')(input_features)
         mask = mask_of_written(length, decoder_attention_mask)
-        logits, present = decoder(ids, mask, jnp.arange(length)[None], encoded)
+        places = jnp.arange(length)[None]
+        logits, present = decoder(ids, mask, places, encoded, targets=targets)
         return logits if cache_length is None else (logits, begin(present, None, cache_length))
 
 

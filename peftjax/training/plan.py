@@ -127,8 +127,8 @@ def plan(
         mesh: of `mesh_for` or `peftjax.make_mesh`; `compiled` needs one with devices.
         machine: one of `MACHINES`, or your own.
         compiled: ask the compiler of the mesh's devices (of the default device without one).
-        loss: from what the model returns to a scalar; the cross-entropy of its first array over
-            the last axis unless given.
+        loss: from what the model returns to a scalar; unless given, its losses if it was given
+            targets, else the cross-entropy of its first array over the last axis.
 
     Raises:
         ValueError: inputs of different batches, or a batch that the mesh does not divide.
@@ -234,6 +234,8 @@ def table(plans: Mapping[str, Plan]) -> str:
 
 
 def _cross_entropy(result: Any) -> jax.Array:
+    if hasattr(result, 'losses'):  # a decoder that was given targets
+        return result.losses.mean()
     logits = jax.tree.leaves(result)[0].astype(jnp.float32)
     labels = jnp.zeros(logits.shape[:-1], jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

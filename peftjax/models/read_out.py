@@ -1,0 +1,88 @@
+"""From a decoder's states to logits, or to the scores of given tokens a few logits at a time."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+CHUNK = 128  # positions of each row whose logits are there at the same time
+
+
+class TokenScores(NamedTuple):
+    """How well each position predicts the token that it should.
+
+    Attributes:
+        losses: cross-entropy in nats, float32 [B, T].
+        correct: whether that token has the largest logit, bool [B, T].
+    """
+
+    losses: jax.Array
+    correct: jax.Array
+
+
+def read_out(
+    x: jax.Array,
+    embed: nn.Embed,
+    *,
+    tied: bool,
+    targets: jax.Array | None,
+    finish: Callable[[jax.Array], jax.Array] = lambda logits: logits,
+) -> jax.Array | TokenScores:
+    """Logits [B, T, V] of the states x [B, T, D], or the scores of targets int [B, T].
+
+    The head is the embedding if it is `tied`, else a new `lm_head` without bias; call it inside a
+    compact method. finish: what comes of the head's logits, such as a bound.
+
+    Scores of longer rows are computed for 128 positions of each at a time, and again in the
+    backward pass: `B x 128 x V` logits are held in place of `B x T x V`. Losses are in float32.
+
+    Raises:
+        ValueError: targets of another shape than the states'.
+    """
+    head = embed
+    if not tied:
+        head = nn.Dense(
+            embed.num_embeddings,
+            use_bias=False,
+            dtype=embed.dtype,
+            param_dtype=embed.param_dtype,
+            name='lm_head',
+        )
+
+    def logits(head: nn.Module, x: jax.Array) -> jax.Array:
+        return finish(head.attend(x) if isinstance(head, nn.Embed) else head(x))
+
+    if targets is None:
+        return logits(head, x)
+    if targets.shape != x.shape[:2]:
+        raise ValueError(
+            f'targets must be {list(x.shape[:2])}, a token for each position, got '
+            f'{list(targets.shape)}; a call that fills a cache scores nothing'
+        )
+
+    def score(head: nn.Module, carry: tuple[()], part: tuple[jax.Array, jax.Array]):
+        states, wanted = part
+        values = logits(head, states).astype(jnp.float32)
+        chosen = jnp.take_along_axis(values, wanted[..., None], axis=-1)[..., 0]
+        losses = jax.nn.logsumexp(values, axis=-1) - chosen
+        return carry, TokenScores(losses, jnp.argmax(values, axis=-1) == wanted)
+
+    once = score if x.shape[1] <= CHUNK else nn.remat(score, prevent_cse=False)
+    chunked = nn.scan(once, variable_broadcast='params', split_rngs={'params': False})
+    _, scores = chunked(head, (), (_cut(x), _cut(targets)))
+    return jax.tree.map(lambda each: _joined(each, x.shape[1]), scores)
+
+
+def _cut(array: jax.Array) -> jax.Array:
+    """[B, T, ...] -> [chunks, B, T / chunks, ...], zeros behind the last position."""
+    batch, length = array.shape[:2]
+    count = -(-length // CHUNK)
+    size = -(-length // count)
+    padding = [(0, 0), (0, count * size - length), *[(0, 0)] * (array.ndim - 2)]
+    return jnp.pad(array, padding).reshape(batch, count, size, *array.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(array: jax.Array, length: int) -> jax.Array:
+    return array.swapaxes(0, 1).reshape(array.shape[1], -1)[:, :length]
