@@ -7,7 +7,7 @@ start; the position in it, a number, is what a checkpoint keeps.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -16,6 +16,21 @@ from experiments.own_data import Images
 from experiments.packing import Row, pad
 
 Batch = dict[str, np.ndarray]
+
+
+class Part(NamedTuple):
+    """What one process holds of a batch.
+
+    Attributes:
+        rows: those of the batch that it was asked for.
+        tokens: how many positions of the whole batch hold a token, padding left out; of images,
+            how many there are.
+    """
+
+    rows: Batch
+    tokens: int
+
+
 # A thread or two ahead of the step: more would take the cores from it on a small machine.
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
@@ -47,15 +62,17 @@ def plan_epoch(
     return list(rng.permutation(ordered.reshape(-1, batch_size)))
 
 
-def collate(rows: Sequence[Row], lengths: Sequence[int]) -> Batch:
+def collate(rows: Sequence[Row], lengths: Sequence[int], longest: int | None = None) -> Batch:
     """Stacks rows, padded to the least of `lengths` that holds the longest; images as they are.
+
+    longest: of the whole batch, where `rows` are a part of it.
 
     Raises:
         ValueError: a row is longer than every one of `lengths`.
     """
     if 'input_ids' not in rows[0]:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    longest = max(len(row['input_ids']) for row in rows)
+    longest = max(len(row['input_ids']) for row in rows) if longest is None else longest
     fitting = [length for length in lengths if length >= longest]
     if not fitting:
         raise ValueError(f'a row has {longest} tokens, more than the greatest length {lengths}')
@@ -70,36 +87,64 @@ def row_sizes(rows: Sequence[Row]) -> np.ndarray:
     return np.asarray([len(row['input_ids']) for row in rows])
 
 
+def row_tokens(rows: Sequence[Row]) -> np.ndarray:
+    """int [rows]: how many positions of each row hold a token; an image counts as one."""
+    if isinstance(rows, Images):
+        return np.ones(len(rows), np.int64)
+    return np.asarray([np.count_nonzero(row['segment_ids']) for row in rows])
+
+
 def train_batches(
-    rows: Sequence[Row], *, batch_size: int, lengths: Sequence[int], seed: int, steps: int
-) -> grain.DatasetIterator[Any]:
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    lengths: Sequence[int],
+    seed: int,
+    steps: int,
+    mine: np.ndarray | None = None,
+) -> grain.DatasetIterator[Part]:
     """The batches of a run of so many steps.
+
+    mine: places in a batch whose rows this process needs and others read; all unless given.
 
     The iterator's `get_state` and `set_state` give and take its position, so a run can be resumed
     where it was.
     """
-    sizes = row_sizes(rows)
+    sizes, tokens = row_sizes(rows), row_tokens(rows)
     plan: list[np.ndarray] = []
     for epoch in itertools.count():
         if len(plan) >= steps:
             break
         plan.extend(plan_epoch(sizes, batch_size=batch_size, seed=seed, epoch=epoch))
     dataset = grain.MapDataset.source(plan[:steps])
-    dataset = dataset.map(lambda chosen: collate([rows[i] for i in chosen], lengths))
+
+    def part(chosen: np.ndarray) -> Part:
+        read = chosen if mine is None else chosen[mine]
+        batch = collate([rows[i] for i in read], lengths, longest=int(sizes[chosen].max()))
+        return Part(batch, int(tokens[chosen].sum()))
+
+    dataset = dataset.map(part)
     return iter(dataset.to_iter_dataset(_READ))
 
 
 def eval_batches(
-    rows: Sequence[Row], *, batch_size: int, lengths: Sequence[int]
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    lengths: Sequence[int],
+    mine: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Every row once, shortest first; the last batch is filled with copies of weight 0."""
-    order = np.argsort(row_sizes(rows), kind='stable')
+    """Every row once, shortest first; the last batch is filled with copies of weight 0.
+
+    mine: as for `train_batches`.
+    """
+    sizes = row_sizes(rows)
+    order = np.argsort(sizes, kind='stable')
     for start in range(0, len(order), batch_size):
-        chosen = [rows[i] for i in order[start : start + batch_size]]
-        filler = {**chosen[-1], 'weights': np.zeros_like(chosen[-1]['weights'])}
-        yield collate(chosen + [filler] * (batch_size - len(chosen)), lengths)
-
-
-def token_count(batch: Batch) -> int:
-    """How many positions hold a token, padding left out; of images, how many there are."""
-    return int(np.count_nonzero(batch.get('segment_ids', batch['weights'])))
+        chosen = order[start : start + batch_size]
+        places = np.arange(batch_size) if mine is None else mine
+        read = [rows[chosen[min(place, len(chosen) - 1)]] for place in places]
+        for i, place in enumerate(places):
+            if place >= len(chosen):
+                read[i] = {**read[i], 'weights': np.zeros_like(read[i]['weights'])}
+        yield collate(read, lengths, longest=int(sizes[chosen].max()))

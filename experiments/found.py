@@ -77,10 +77,11 @@ def find(config: Config, model: peftjax.Model, task: Task) -> Found:
 def _batches(config: Config, task: Task) -> Any:
     """Training batches without an end, in an order that the seed decides."""
     rows = task.splits['train']
-    return data.train_batches(
+    batches = data.train_batches(
         rows,
         batch_size=config.data.batch_size,
         lengths=config.data.lengths,
         seed=config.seed,
         steps=max(1, len(rows) // config.data.batch_size),
     )
+    return (part.rows for part in batches)

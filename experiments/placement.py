@@ -16,7 +16,7 @@ from peftjax.training import TrainState
 class Placement:
     """The mesh of `config.mesh`, or None where all its axes are 1: then the first device is used.
 
-    Of several processes, each holds its part of every array; all read the same rows.
+    Of several processes, each reads the rows and holds the parts of arrays of its own devices.
     """
 
     def __init__(self, config: Config):
@@ -49,26 +49,38 @@ class Placement:
         placed = jax.tree.map(_put, raw, where)
         return placed._replace(key=jax.random.wrap_key_data(placed.key))
 
-    def batch(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """A batch of the host, split by examples.
+    def mine(self, size: int) -> np.ndarray:
+        """Which of the `size` rows of a batch this process's devices hold.
 
         Raises:
-            ValueError: its examples cannot be shared out evenly.
+            ValueError: they cannot be shared out evenly.
         """
         if self.mesh is None:
-            return batch
-        where = peftjax.batch_sharding(self.mesh)
+            return np.arange(size)
         groups = self.mesh.shape['data'] * self.mesh.shape['fsdp']
-        size = len(next(iter(batch.values())))
         if size % groups:
             raise ValueError(
                 f'a batch of {size} examples cannot be shared by {groups} groups of devices (mesh '
                 'data x fsdp): choose config.data.batch_size and eval_batch_size as multiples'
             )
-        return {
-            name: jax.make_array_from_callback(value.shape, where, value.__getitem__)
-            for name, value in batch.items()
-        }
+        where = peftjax.batch_sharding(self.mesh).addressable_devices_indices_map((size,))
+        held = [np.arange(size)[index] for index in where.values() if index is not None]
+        return np.unique(np.concatenate(held))
+
+    def batch(self, rows: dict[str, np.ndarray], size: int) -> dict[str, Any]:
+        """A batch of `size` rows, of which the host has `mine(size)`, split by examples."""
+        if self.mesh is None:
+            return rows
+        where, mine = peftjax.batch_sharding(self.mesh), self.mine(size)
+
+        def part(value: np.ndarray) -> jax.Array:
+            def at(index: Any) -> np.ndarray:
+                start, stop, _ = index[0].indices(size)
+                return value[np.searchsorted(mine, np.arange(start, stop))]
+
+            return jax.make_array_from_callback((size, *value.shape[1:]), where, at)
+
+        return {name: part(value) for name, value in rows.items()}
 
     def step(self, step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
         """A step that is compiled at its first call, its state donated and left where it lies."""

@@ -74,6 +74,7 @@ def train(
         lengths=config.data.lengths,
         seed=config.seed,
         steps=run.steps,
+        mine=run.placement.mine(config.data.batch_size),
     )
 
     # 2. Where an earlier run of this work folder stopped.
@@ -145,11 +146,12 @@ def _loop(
     )
     machine = machine_here()
     window = StepWindow(machine and machine.flops * run.placement.devices)
-    for number, batch in enumerate(batches, start=int(state.step) + 1):
+    for number, part in enumerate(batches, start=int(state.step) + 1):
         trace.before(number, state)
+        batch = run.placement.batch(part.rows, config.data.batch_size)
         cost = costs(state, run.model.params, batch)
-        state, metrics = step(state, run.model.params, run.placement.batch(batch))
-        window.add(number, metrics, data.token_count(batch), cost)
+        state, metrics = step(state, run.model.params, batch)
+        window.add(number, metrics, part.tokens, cost)
         log, test, save = (
             is_due(number, every=every, last=run.steps)
             for every in (log_every, eval_every, save_every)
@@ -206,14 +208,16 @@ class _Evaluator:
         self._sums = run.placement.compiled(run.sums)
 
     def __call__(self, adapter: Any, split: str) -> dict[str, float]:
+        size = self._config.data.eval_batch_size
+        placement, params = self._run.placement, self._run.model.params
         batches = data.eval_batches(
             self._run.task.splits[split],
-            batch_size=self._config.data.eval_batch_size,
+            batch_size=size,
             lengths=self._config.data.lengths,
+            mine=placement.mine(size),
         )
-        params = self._run.model.params
-        place = self._run.placement.batch
-        scores = evaluate(lambda batch: self._sums(adapter, params, place(batch)), batches)
+        placed = (placement.batch(rows, size) for rows in batches)
+        scores = evaluate(lambda batch: self._sums(adapter, params, batch), placed)
         named = {f'{split}/{name}': value for name, value in scores.items()}
         if split == 'validation':
             self.latest = named

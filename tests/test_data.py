@@ -94,12 +94,27 @@ def test_the_position_in_the_data_can_be_saved_and_taken_up():
         )
 
     first = batches()
-    before = [next(first)['input_ids'] for _ in range(3)]
+    before = [next(first).rows['input_ids'] for _ in range(3)]
     position = json.loads(json.dumps(first.get_state()))
     second = batches()
     second.set_state(position)
-    np.testing.assert_array_equal(next(first)['input_ids'], next(second)['input_ids'])
+    np.testing.assert_array_equal(next(first).rows['input_ids'], next(second).rows['input_ids'])
     assert len(before) + 1 + len(list(second)) == 10
+
+
+def test_processes_read_their_parts_of_one_batch():
+    rows = _rows([5, 2, 7, 3, 8, 4, 6, 1])
+    options = {'batch_size': 4, 'lengths': (4, 8)}
+    for batches in (
+        lambda mine: data.train_batches(rows, **options, seed=0, steps=4, mine=mine),
+        lambda mine: map(data.Part, data.eval_batches(rows[:6], **options, mine=mine), 4 * [0]),
+    ):
+        whole, *parts = (list(batches(mine)) for mine in (None, np.array([0, 3]), np.array([1, 2])))
+        for one, first, second in zip(whole, *parts, strict=True):
+            assert one.tokens == first.tokens == second.tokens
+            for name, value in one.rows.items():
+                np.testing.assert_array_equal(first.rows[name], value[[0, 3]])
+                np.testing.assert_array_equal(second.rows[name], value[[1, 2]])
 
 
 def test_a_chat_row_predicts_the_answer_and_only_that():

@@ -334,10 +334,12 @@ def test_the_order_is_that_of_seed_and_step_for_images_too(tmp_path):
     def batches():
         return data.train_batches(rows, batch_size=4, lengths=(), seed=3, steps=6)
 
-    whole = [batch['pixel_values'] for batch in batches()]
+    whole = [part.rows['pixel_values'] for part in batches()]
     first = batches()
     for _ in range(2):
         next(first)
     resumed = batches()
     resumed.set_state(first.get_state())
-    np.testing.assert_array_equal(np.stack([b['pixel_values'] for b in resumed]), whole[2:])
+    np.testing.assert_array_equal(
+        np.stack([part.rows['pixel_values'] for part in resumed]), whole[2:]
+    )

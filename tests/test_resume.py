@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +18,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import faults
 from configs import lora_sentiment
-from experiments import data, train
+from experiments import train
 from experiments.checkpoints import CheckpointsError
 from experiments.interrupt import Interrupted
 from experiments.metrics import read_metrics
+from experiments.window import StepWindow
 from tests import tiny_runs
 from tests.checkpoint_files import rewrite
 from tests.whole_runs import ROOT, bits, final_states, run_command, run_config, without_rates
@@ -40,16 +42,12 @@ def config(reviews) -> ConfigDict:
 
 def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, monkeypatch):
     run_config(config, tmp_path / 'whole')
-    seen = []
 
-    def interrupt_in_step_6(batch):
-        seen.append(batch)
-        if len(seen) == 6:
-            raise KeyboardInterrupt
-        return 0
+    def interrupt():
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, 'token_count', interrupt_in_step_6)
+        patch.setattr(StepWindow, 'add', _in_step(6, interrupt))
         with pytest.raises(KeyboardInterrupt):
             run_config(config, tmp_path / 'broken')
     run_config(config, tmp_path / 'broken')
@@ -78,7 +76,7 @@ def test_a_work_folder_of_another_base_is_refused(config, tmp_path):
 def test_sigterm_saves_and_the_run_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
     run_config(config, tmp_path / 'whole')
     with monkeypatch.context() as patch:
-        patch.setattr(data, 'token_count', _terminate_in(5))
+        patch.setattr(StepWindow, 'add', _in_step(5, _terminate))
         with pytest.raises(Interrupted, match='step 5 of 8'):
             run_config(config, tmp_path / 'stopped')
     [stopped] = final_states(config, tmp_path / 'stopped')
@@ -172,7 +170,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(config, tmp_path):
 def test_a_run_goes_on_on_another_mesh(config, tmp_path, monkeypatch):
     config.lora.dropout = 0.0
     run_config(config, tmp_path / 'alone')
-    monkeypatch.setattr(data, 'token_count', _terminate_in(5))
+    monkeypatch.setattr(StepWindow, 'add', _in_step(5, _terminate))
     with pytest.raises(Interrupted):
         run_config(config, tmp_path / 'moved')
     monkeypatch.undo()
@@ -253,17 +251,21 @@ def _flags(config: ConfigDict) -> list[str]:
     ]
 
 
-def _terminate_in(step: int):
-    """A `token_count` that asks the process to end in that step."""
-    seen = []
+def _in_step(step: int, act: Callable[[], None]) -> Any:
+    """A `StepWindow.add` that does something else besides in that step."""
+    seen, add = [], StepWindow.add
 
-    def count(batch):
-        seen.append(batch)
+    def added(self, *args):
+        seen.append(args)
+        add(self, *args)
         if len(seen) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return 0
+            act()
 
-    return count
+    return added
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _assert_same_bits(one, other):
