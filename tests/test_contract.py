@@ -14,10 +14,10 @@ from peftjax import testing
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
-# Every law on every method, with layers looped and scanned. The forms take turns, so that each has
-# its share of the methods: Flax's two interfaces, rematerialised layers, half precision. What is
-# scanned and not rematerialised is left to the pairs below. A method on the forms whose turn it is
-# not is marked slow: pytest -m slow.
+# Every law on every method with looped layers, and on every second one with scanned layers too.
+# The forms take turns: each has its share of the methods: Flax's two interfaces, rematerialised
+# layers, half precision. What is scanned and not rematerialised is left to the pairs below. What
+# has no turn is marked slow: pytest -m slow.
 PAIR_FORM = 'linen scanned'
 LOOPED = ['linen looped', 'nnx looped']
 SCANNED = [form for form in MODELS if form not in (*LOOPED, PAIR_FORM)]
@@ -31,7 +31,8 @@ def _forms():
         if row.variant:  # Other options of a method that has a row.
             yield from ((name, form) for form in VARIANT_FORMS)
             continue
-        turn = LOOPED[number % len(LOOPED)], SCANNED[number % len(SCANNED)]
+        scanned = SCANNED[number // 2 % len(SCANNED)] if number % 2 else None
+        turn = LOOPED[number // 2 % len(LOOPED)], scanned
         for form in (*LOOPED, *SCANNED):
             yield (name, form) if form in turn else pytest.param(name, form, marks=pytest.mark.slow)
         number += 1

@@ -77,8 +77,10 @@ def test_what_is_read_is_near_what_was_packed(name, shape):
     np.testing.assert_array_equal(zeros, np.zeros_like(zeros))
 
 
-@pytest.mark.parametrize('name', SCHEMES)
-@pytest.mark.parametrize('form', MODELS)
+@pytest.mark.parametrize(
+    ('form', 'name'),
+    [*((form, 'nf4') for form in MODELS), *(('linen scanned', name) for name in SCHEMES)],
+)
 def test_a_model_computes_with_the_values_that_were_read(form, name):
     model = MODELS[form]()
     small = peftjax.quantize(model, name)
@@ -101,9 +103,14 @@ _ALL = [name for name, row in METHODS.items() if not row.variant]
 _OF_WHOLE = ('lora, pissa', 'lora, olora')  # whose base lacks what the adapter starts with
 
 
-@pytest.mark.parametrize(
-    ('method', 'form'), [(name, _FORMS[i % len(_FORMS)]) for i, name in enumerate(_ALL)]
-)
+def _turns():
+    """Every method on one form; of three methods one by default."""
+    for i, name in enumerate(_ALL):
+        marks = pytest.mark.slow if i % 3 else ()
+        yield pytest.param(name, _FORMS[i // 3 % len(_FORMS)], marks=marks)
+
+
+@pytest.mark.parametrize(('method', 'form'), list(_turns()))
 def test_every_method_trains_on_a_quantised_base(method, form):
     """Outputs and gradients are those on the same values in full precision."""
     model, row = MODELS[form](), METHODS[method]
