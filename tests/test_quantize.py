@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from scipy.special import ndtri
 
 import peftjax
+import peftjax.training
 from peftjax.core import paths
 from peftjax.core.quantized import is_quantized
 from peftjax.models.llama import Llama
@@ -19,6 +20,8 @@ from peftjax.quantize import nf4
 from peftjax.quantize.model import SCHEMES
 from tests.checkpoint_files import GOLDEN, golden, write_folder, write_gguf
 from tests.contract_models import IDS, MODELS
+from tests.oracle.cases import GOLDEN as ORACLE
+from tests.oracle.cases import read_case
 from tests.rows import METHODS
 
 
@@ -301,3 +304,32 @@ def test_what_cannot_be_quantised_is_named(tmp_path):
     config, weights, _, _ = golden('llama')
     with pytest.raises(ValueError, match='GGUF file holds in Q4_0'):
         peftjax.load(write_folder(tmp_path, config, weights), quantize='stored')
+
+
+@pytest.mark.parametrize('name', ['llama/lora', 'llama/dora', 'llama/ia3', 'bert/lora'])
+def test_an_adapter_of_peft_goes_on_a_quantised_base(name):
+    """What another library trained is read, and computes what it would on the values read."""
+    case = read_case(ORACLE / name)
+    family = name.partition('/')[0]
+    task = 'classification' if family == 'bert' else None
+    whole = peftjax.load(ORACLE / family / 'base', task=task, scan=False)
+    small = peftjax.quantize(whole, 'int8')
+    plain = whole.replace(params=peftjax.dequantize(small.params))
+    found = peftjax.load_adapter(ORACLE / name, small)
+    predict = peftjax.adapt(small, found.transform)
+    mine = predict(found.adapter, small.params, **case.inputs)
+    theirs = predict(found.adapter, plain.params, **case.inputs)
+    np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_codes_are_in_no_file_and_have_no_gradient(tmp_path):
+    model = _wide_llama(layers=2)
+    config, weights, _, _ = golden('llama')
+    source = write_folder(tmp_path / 'source', config, weights)
+    small = peftjax.quantize(peftjax.load(source), 'nf4')
+    with pytest.raises(ValueError, match=r'QuantizedArray\(nf4.*write peftjax.dequantize'):
+        peftjax.save_checkpoint(tmp_path / 'out', small, small.params, source)
+    assert not (tmp_path / 'out').exists()
+    small = peftjax.quantize(model, 'nf4')
+    with pytest.raises(ValueError, match=r'codes have no gradient; write peftjax.dequantize'):
+        peftjax.training.fisher(lambda params, example: 0.0, small.params, [jnp.ones(2)])

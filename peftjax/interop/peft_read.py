@@ -11,6 +11,7 @@ import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.base import Model, WeightAdapter
+from peftjax.core.quantized import dense
 from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_formats import FORMATS, Format
@@ -231,7 +232,7 @@ def _drop_base_copy(found: Found, module: str) -> None:
     if name not in found.tensors:
         return
     place = found.place(module)
-    mine = np.asarray(paths.flatten(found.model.params)[place.slot.path])
+    mine = np.asarray(dense(paths.flatten(found.model.params)[place.slot.path]))
     if not np.array_equal(found.tensors.pop(name), mine):
         raise CheckpointError(
             f'{found.where}: {name} is not the {place.slot.path!r} of this model; the adapter was '
@@ -353,5 +354,5 @@ def _read_randlora(found: Found) -> Part:
 
 def lengths(model: Model, path: str, entry: WeightAdapter) -> np.ndarray:
     """Of the rows of each matrix of a leaf, float [layers, in]."""
-    matrix = np.asarray(entry.layout.to_matrix(paths.flatten(model.params)[path]))
+    matrix = np.asarray(entry.layout.to_matrix(dense(paths.flatten(model.params)[path])))
     return np.linalg.norm(matrix.reshape(-1, *matrix.shape[-2:]), axis=2)

