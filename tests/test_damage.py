@@ -147,7 +147,7 @@ def wide(tmp_path_factory):
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_a_damaged_file_takes_no_more_memory_than_a_whole_one(data, wide, tmp_path_factory):
-    """Of the whole process, whatever language took it: 8 MB of file, 24 MB at the most."""
+    """Of the whole process, whatever language took it: 8 MB of file, 40 MB at the most."""
     name = data.draw(st.sampled_from(['copy', 'copy.gguf']))
     copy = tmp_path_factory.mktemp('fuzz') / name
     if name == 'copy':
@@ -158,4 +158,4 @@ def test_a_damaged_file_takes_no_more_memory_than_a_whole_one(data, wide, tmp_pa
     file.write_bytes(_damaged(data, file.read_bytes()))
     taken = _grows(copy)
     shutil.rmtree(copy.parent)
-    assert taken < 24e6, taken
+    assert taken < 40e6, taken
