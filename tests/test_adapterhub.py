@@ -350,3 +350,15 @@ def test_any_config_and_tensor_is_read_or_refused(data, tmp_path_factory):
     finally:
         shutil.rmtree(folder)
     assert loaded.transform.about is not None
+
+
+@pytest.mark.parametrize(
+    ('name', 'ending'), [('seq_bn', 'adapter_down.0.bias'), ('llama-seq_bn_inv', 'F.0.bias')]
+)
+def test_a_number_in_the_place_of_a_bias_is_refused(name, ending, tmp_path):
+    def change(config, tensors):
+        for each in [each for each in tensors if each.endswith(ending)]:
+            tensors[each] = np.zeros([], np.float32)
+
+    with pytest.raises(CheckpointError, match=r'\(1,\)|needs|shape|size'):
+        peftjax.load_adapter(_copy(tmp_path, change, name), _base('llama'))

@@ -17,6 +17,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_found import Found
 from peftjax.interop.peft_names import Names
+from peftjax.interop.peft_whole import check_shapes
 from peftjax.interop.safetensors_files import open_file, read_json
 from peftjax.interop.tensors import Header
 
@@ -85,6 +86,8 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     tensors = {name: file.read(name) for name in file.headers}
     if hub:
         parts = adapterhub.read(model, config.raw, tensors, file.where)
+        for part in parts:
+            check_shapes(model, file.where, part)
     else:
         parts = peft_read.read(
             Found(model, Names.of_file(model, tensors), config, tensors, file.where)

@@ -73,7 +73,7 @@ def read(found: Found) -> list[Part]:
             parts.append(readers[kind](found))
         copies = read_whole(found)
         for part in parts:
-            check_shapes(found, part)
+            check_shapes(found.model, found.where, part)
     except (TypeError, ValueError, OverflowError, LookupError) as error:
         if isinstance(error, CheckpointError):
             raise

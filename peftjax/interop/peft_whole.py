@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
+from peftjax.core.base import Model
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_found import Arrays, Found, Part, literal
 from peftjax.interop.peft_names import ROOT, stacked
@@ -35,7 +36,7 @@ def read_whole(found: Found) -> list[Part]:
         for path, layers in grouped.items()
     }
     part = select(literal(adapter)), adapter
-    check_shapes(found, part)
+    check_shapes(found.model, found.where, part)
     return [part]
 
 
@@ -90,17 +91,13 @@ def refuse_tied(found: Found, module: str) -> None:
         )
 
 
-def check_shapes(found: Found, part: Part) -> None:
+def check_shapes(model: Model, where: str, part: Part) -> None:
     transform, adapter = part
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.model.params
-    )
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
     try:
-        expected = jax.eval_shape(
-            transform.init, jax.random.key(0), found.model.replace(params=abstract)
-        )
+        expected = jax.eval_shape(transform.init, jax.random.key(0), model.replace(params=abstract))
     except ValueError as error:
-        raise CheckpointError(f'{found.where} does not fit this model: {error}') from error
+        raise CheckpointError(f'{where} does not fit this model: {error}') from error
     mine, theirs = paths.flatten(expected), paths.flatten(adapter)
     wrong = [
         f'{path} is {theirs[path].shape if path in theirs else "missing"}, needs {leaf.shape}'
@@ -110,6 +107,6 @@ def check_shapes(found: Found, part: Part) -> None:
     if wrong or set(theirs) - set(mine):
         extra = sorted(set(theirs) - set(mine))
         raise CheckpointError(
-            f'{found.where} does not fit this model and its config: {"; ".join(wrong[:8])}'
+            f'{where} does not fit this model and its config: {"; ".join(wrong[:8])}'
             + (f'; not expected: {extra[:8]}' if extra else '')
         )

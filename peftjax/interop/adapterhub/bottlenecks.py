@@ -103,7 +103,7 @@ def read(file: File) -> list[Part]:
         sites = file.sites(inside, file.hub.branch, lambda start: file.leaves(start, table))
         if not sites:
             raise CheckpointError(f'{file.where} holds no bottleneck called {file.name!r}')
-        size = {leaves['down_bias'].shape[-1] for leaves in sites.values()}
+        size = {_width(leaves['down_bias']) for leaves in sites.values()}
         if len(size) != 1:
             raise CheckpointError(
                 f'{file.where} has bottlenecks of sizes {sorted(size)}; one is built here'
@@ -140,12 +140,17 @@ def _read_invertible(file: File, activation: str) -> list[Part]:
     places = file.hub.places
     leaves = file.leaves(f'invertible_adapters.{file.name}.', _COUPLING)
     made = invertible_adapter(
-        size=leaves['f_down_bias'].shape[-1],
+        size=_width(leaves['f_down_bias']),
         targets=literal([places.embeddings]),
         inverse=places.last if file.flexible else None,
         activation=activation,
     )
     return [(made, {places.embeddings: leaves})]
+
+
+def _width(bias: np.ndarray) -> int:
+    """Of a bottleneck; a file may hold anything in the place of a vector."""
+    return bias.shape[-1] if bias.ndim else 1
 
 
 _FIXED = {
