@@ -18,7 +18,12 @@ BLOCK = 32
 
 @dataclasses.dataclass(frozen=True)
 class Q8_0:
-    r"""Eight bits a number: :math:`w = d c`, :math:`d = \max|w| / 127`. 8.5 bits a weight."""
+    r"""Eight bits a number: :math:`w = d c`, :math:`d = \max|w| / 127`. 8.5 bits a weight.
+
+    >>> arrays = Q8_0().pack(jnp.linspace(-1.0, 1.0, 64).reshape(2, 32))
+    >>> arrays['codes'].shape, str(arrays['scale'].dtype)
+    ((2, 32), 'float16')
+    """
 
     @property
     def name(self) -> str:
@@ -47,7 +52,12 @@ class Q8_0:
 
 @dataclasses.dataclass(frozen=True)
 class Q4_0:
-    r"""Four bits a number: :math:`w = d (c - 8)`, the largest :math:`-8 d`. 4.5 bits a weight."""
+    r"""Four bits a number: :math:`w = d (c - 8)`, the largest :math:`-8 d`. 4.5 bits a weight.
+
+    >>> arrays = Q4_0().pack(jnp.linspace(-1.0, 1.0, 64).reshape(2, 32))
+    >>> arrays['codes'].shape, str(arrays['scale'].dtype)
+    ((2, 16), 'float16')
+    """
 
     @property
     def name(self) -> str:
@@ -71,7 +81,12 @@ class Q4_0:
 
 @dataclasses.dataclass(frozen=True)
 class Q4_1:
-    r"""Four bits a number: :math:`w = d c + m`, :math:`m` the least. 5 bits a weight."""
+    r"""Four bits a number: :math:`w = d c + m`, :math:`m` the least. 5 bits a weight.
+
+    >>> arrays = Q4_1().pack(jnp.linspace(-1.0, 1.0, 64).reshape(2, 32))
+    >>> arrays['codes'].shape, str(arrays['scale'].dtype)
+    ((2, 16), 'float16')
+    """
 
     @property
     def name(self) -> str:
