@@ -1,10 +1,15 @@
 """The attention core, a module of its own so that methods can reach it, and the masks it takes."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from peftjax.models.along_batch import along_batch
+from peftjax.models.chunks import cut, join
+
+BLOCK = 256  # queries of each row whose scores are there at the same time
 
 
 class AttentionCore(nn.Module):
@@ -18,6 +23,10 @@ class AttentionCore(nn.Module):
 
     Shapes: B batch, T queries, S keys, N heads of width H, K key-value heads (N a multiple of K),
     which are never repeated in memory. The softmax is in float32 whatever the dtype.
+
+    Longer rows attend in blocks of at most 256 queries, one after another, and again in the
+    backward pass: `B x N x 256 x S` scores are held in place of `B x N x T x S` (Rabe and Staats
+    2021, arXiv:2112.05682, section 3, who also cut the keys).
 
     Example:
         >>> core, q = AttentionCore(), jnp.ones((1, 3, 4, 8))
@@ -45,12 +54,34 @@ class AttentionCore(nn.Module):
         bias: float, likewise, added to the scaled (and bounded) scores.
         """
         rate = 0.0 if deterministic else self.dropout_rate
-        if rate == 0.0 and self.softcap is None:
-            return jax.nn.dot_product_attention(query, key, value, bias, mask)
-        # The fused function has neither dropout on probabilities, which BERT was trained with, nor
-        # bounded scores.
         drop = None if rate == 0.0 else (rate, self.make_rng('dropout'))
-        return _attention(query, key, value, mask, bias, self.softcap, drop)
+        length = query.shape[1]
+        if length <= BLOCK:
+            return _attention(query, key, value, mask, bias, self.softcap, drop)
+
+        def attend(part: _Part) -> jax.Array:
+            # Each block has masks of dropout of its own.
+            own = drop and (drop[0], jax.random.fold_in(drop[1], part.index))
+            return _attention(part.query, key, value, part.mask, part.bias, self.softcap, own)
+
+        def rows(array: jax.Array | None, count: int) -> jax.Array | None:
+            if array is None or array.shape[2] == length:
+                return None if array is None else cut(array, BLOCK, axis=2)
+            return jnp.broadcast_to(array, (count, *array.shape))  # the same for every query
+
+        blocks = cut(query, BLOCK)
+        count = blocks.shape[0]
+        parts = _Part(jnp.arange(count), blocks, rows(mask, count), rows(bias, count))
+        return join(jax.lax.map(jax.checkpoint(attend, prevent_cse=False), parts), length)
+
+
+class _Part(NamedTuple):
+    """A block of queries, and what belongs to it."""
+
+    index: jax.Array
+    query: jax.Array
+    mask: jax.Array | None
+    bias: jax.Array | None
 
 
 class Branch(nn.Module):
@@ -79,6 +110,10 @@ class Branch(nn.Module):
 
 
 def _attention(query, key, value, mask, bias, softcap, drop):
+    if softcap is None and drop is None:
+        return jax.nn.dot_product_attention(query, key, value, bias, mask)
+    # The fused function has neither dropout on probabilities, which BERT was trained with, nor
+    # bounded scores.
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)
     scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)

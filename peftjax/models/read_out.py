@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from peftjax.models.chunks import cut, join
+
 CHUNK = 128  # positions of each row whose logits are there at the same time
 
 
@@ -71,18 +73,5 @@ def read_out(
 
     once = score if x.shape[1] <= CHUNK else nn.remat(score, prevent_cse=False)
     chunked = nn.scan(once, variable_broadcast='params', split_rngs={'params': False})
-    _, scores = chunked(head, (), (_cut(x), _cut(targets)))
-    return jax.tree.map(lambda each: _joined(each, x.shape[1]), scores)
-
-
-def _cut(array: jax.Array) -> jax.Array:
-    """[B, T, ...] -> [chunks, B, T / chunks, ...], zeros behind the last position."""
-    batch, length = array.shape[:2]
-    count = -(-length // CHUNK)
-    size = -(-length // count)
-    padding = [(0, 0), (0, count * size - length), *[(0, 0)] * (array.ndim - 2)]
-    return jnp.pad(array, padding).reshape(batch, count, size, *array.shape[2:]).swapaxes(0, 1)
-
-
-def _joined(array: jax.Array, length: int) -> jax.Array:
-    return array.swapaxes(0, 1).reshape(array.shape[1], -1)[:, :length]
+    _, scores = chunked(head, (), (cut(x, CHUNK), cut(targets, CHUNK)))
+    return jax.tree.map(lambda each: join(each, x.shape[1]), scores)
