@@ -291,10 +291,14 @@ def is_abstract(adapter: Adapter) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class About:
-    """What made a transform: the name of the function, and its arguments by name."""
+    """What made a transform: the name of the function, and its arguments by name.
+
+    padded_by: the argument that `padded_by` names, if any.
+    """
 
     name: str
     arguments: Mapping[str, Any]
+    padded_by: str | None = None
 
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value!r}' for name, value in self.arguments.items())
@@ -343,6 +347,30 @@ def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
         return transform._replace(about=About(make.__name__, dict(bound.arguments)))
 
     return made
+
+
+def padded_by(
+    argument: str,
+) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
+    """Says of a `described` method that zeros beyond its own `argument` change nothing.
+
+    An adapter of a lesser rank (or size), padded with zeros to the shapes of a greater one,
+    computes the same with the same scale, and a step leaves the zeros as they are. So runs of
+    several ranks may share one program, see `peftjax.training.vectorize`.
+    """
+
+    def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
+        @functools.wraps(make)
+        def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
+            transform = make(*args, **kwargs)
+            assert transform.about is not None, 'padded_by stands above described'
+            return transform._replace(
+                about=dataclasses.replace(transform.about, padded_by=argument)
+            )
+
+        return made
+
+    return wrap
 
 
 class MergeError(ValueError):

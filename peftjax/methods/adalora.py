@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described
+from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described, padded_by
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank
 
 
+@padded_by('init_rank')
 @described
 def adalora(
     *,

@@ -5,11 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, described
+from peftjax.core.base import PeftTransform, described, padded_by
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.reading import Activation
 
 
+@padded_by('size')
 @described
 def houlsby(
     *,
@@ -45,6 +46,7 @@ def houlsby(
     return bottleneck(size=size, targets=targets, activation=activation, dtype=dtype)
 
 
+@padded_by('size')
 @described
 def pfeiffer(
     *,
@@ -83,6 +85,7 @@ def pfeiffer(
     )
 
 
+@padded_by('size')
 @described
 def parallel_adapter(
     *,

@@ -15,6 +15,7 @@ from peftjax.core.base import (
     PeftTransform,
     check_entries,
     described,
+    padded_by,
 )
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.reading import (
@@ -31,6 +32,7 @@ _ALWAYS = frozenset({'down', 'down_bias', 'up', 'up_bias'})
 _INITS = ('houlsby', 'bert', 'mam')
 
 
+@padded_by('size')
 @described
 def bottleneck(
     *,

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
+from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank
 
 
+@padded_by('rank')
 @described
 def hira(
     *,

@@ -8,7 +8,9 @@ from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
 from peftjax.training.machines import MACHINES, Machine, machine_here, mesh_for
 from peftjax.training.plan import Compiled, Plan, plan, table, textbook
+from peftjax.training.programs import Program, trace
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
+from peftjax.training.vectorize import Vectorized, program_key, row, stack, vectorize
 
 __all__ = [
     'MACHINES',
@@ -18,7 +20,9 @@ __all__ = [
     'LossFunction',
     'Machine',
     'Plan',
+    'Program',
     'TrainState',
+    'Vectorized',
     'adalora_allocation',
     'eva',
     'fisher',
@@ -31,7 +35,12 @@ __all__ = [
     'make_train_step',
     'mesh_for',
     'plan',
+    'program_key',
+    'row',
+    'stack',
     'table',
     'textbook',
+    'trace',
     'unlikelihood_loss',
+    'vectorize',
 ]

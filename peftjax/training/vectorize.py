@@ -1,0 +1,160 @@
+"""Many runs on one base in one program.
+
+Runs that differ in numbers alone (rates, decays, alphas, dropout rates, seeds) trace to one program
+with other constants in it. Those constants become arguments with the runs in front, and the program
+is mapped over them: whatever the method, whatever the optimiser, each run computes what it would
+alone. Ranks are lengths and no numbers; an adapter of a lesser rank is padded with zeros.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core.base import About, PeftTransform
+from peftjax.training.programs import Program, vary
+
+
+class Vectorized(NamedTuple):
+    """Several programs as one.
+
+    Attributes:
+        call: `call(numbers, *args)`, pure and not compiled. Arguments that `in_axes` maps, and all
+            results, carry the runs in front.
+        numbers: what differs between the runs, stacked: a pytree.
+    """
+
+    call: Callable[..., Any]
+    numbers: Any
+
+
+def vectorize(programs: Sequence[Program], in_axes: Sequence[Any]) -> Vectorized:
+    r"""Runs of one program, each with numbers of its own, as one program over all of them.
+
+    For programs :math:`f(c_k, x)` with constants :math:`c_k`, gives
+    :math:`F(c, x)_k = f(c_k, x_k)`. What lies beyond a run's own shapes is zero in arguments made
+    by `stack`, and set to zero in results.
+
+    Args:
+        programs: of `trace`, one a run, of equal `program_key`.
+        in_axes: as in `jax.vmap`, for each argument: 0 where the runs have their own, None where
+            they share one.
+
+    Raises:
+        ValueError: programs that differ in more than numbers, with the first difference; or in
+            shapes of which none is the largest throughout.
+
+    Example:
+        >>> trace = peftjax.training.trace
+        >>> steps = [trace(lambda x, rate=rate: x - rate * x, 1.0) for rate in (0.1, 0.5)]
+        >>> together = vectorize(steps, in_axes=(0,))
+        >>> jax.jit(together.call)(together.numbers, jnp.ones(2)).tolist()
+        [0.8999999761581421, 0.5]
+    """
+    widest = programs[_widest([each.shapes for each in programs])]
+    for each in programs:
+        if each.loose != widest.loose:
+            raise ValueError(f'not one program: {_difference(each.loose, widest.loose)}')
+    differing, numbers = vary(programs)
+    limits = {
+        place: jnp.asarray(shapes, jnp.int32)
+        for place, shapes in enumerate(zip(*(each.results for each in programs), strict=True))
+        if len(set(shapes)) > 1
+    }
+
+    def one(own: Any, *args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(widest(numbers(own['numbers']), *args))
+        for place, limit in own['limits'].items():
+            leaves[place] = jnp.where(_within(leaves[place], limit), leaves[place], 0)
+        return jax.tree.unflatten(tree, leaves)
+
+    # Which of its constants differ is a part of the program, what they are is not.
+    return Vectorized(
+        jax.vmap(one, in_axes=(0, *in_axes)), {'numbers': differing, 'limits': limits}
+    )
+
+
+def program_key(program: Program, transform: PeftTransform) -> Hashable:
+    """Equal for runs that `vectorize` takes together.
+
+    Shapes may differ where each method of the chain says of the argument that makes them that zeros
+    beyond it change nothing (`peftjax.core.base.padded_by`).
+    """
+    members = list(_members(transform))
+    if not any(about and about.padded_by for about in members):
+        return program.exact
+    fixed = tuple(
+        (about.name, name, str(value))
+        for about in members
+        if about
+        for name, value in sorted(about.arguments.items())
+        if name != about.padded_by and not isinstance(value, float)
+    )
+    return program.loose, fixed
+
+
+def stack(runs: Sequence[Any]) -> Any:
+    """Trees of several runs as one, the runs in front, zeros where one has a larger shape.
+
+    Example:
+        >>> stack([{'a': jnp.ones(2)}, {'a': jnp.ones(1)}])['a'].tolist()
+        [[1.0, 1.0], [1.0, 0.0]]
+    """
+    return jax.tree.map(lambda *leaves: _stack(leaves), *runs)
+
+
+def row(stacked: Any, index: int, like: Any) -> Any:
+    """A run's own tree out of `stack`, with the shapes of `like`.
+
+    Example:
+        >>> both = stack([jnp.ones(2), jnp.ones(1)])
+        >>> row(both, 1, jax.ShapeDtypeStruct((1,), jnp.float32)).tolist()
+        [1.0]
+    """
+    return jax.tree.map(
+        lambda leaf, own: leaf[index][tuple(slice(size) for size in own.shape)], stacked, like
+    )
+
+
+def _stack(leaves: Sequence[jax.Array]) -> jax.Array:
+    if len({leaf.shape for leaf in leaves}) > 1:
+        shape = np.max([leaf.shape for leaf in leaves], axis=0)
+        leaves = [
+            jnp.pad(leaf, [(0, most - size) for most, size in zip(shape, leaf.shape, strict=True)])
+            for leaf in leaves
+        ]
+    return jnp.stack(leaves)
+
+
+def _within(leaf: jax.Array, limit: jax.Array) -> jax.Array:
+    inside = jnp.ones((), bool)
+    for axis in range(leaf.ndim):
+        inside = inside & (jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) < limit[axis])
+    return inside
+
+
+def _widest(shapes: Sequence[tuple[tuple[int, ...], ...]]) -> int:
+    if len({tuple(map(len, each)) for each in shapes}) > 1:
+        raise ValueError('not one program: the arguments have other leaves')
+    sizes = [np.concatenate([*each, ()]).astype(int) for each in shapes]
+    most = np.max(sizes, axis=0)
+    for index, each in enumerate(sizes):
+        if np.array_equal(each, most):
+            return index
+    raise ValueError('no run has the largest shape throughout, so that none can hold the others')
+
+
+def _difference(one: str, other: str) -> str:
+    pairs = zip(one.splitlines(), other.splitlines(), strict=False)
+    return next((f'{a!r} here, {b!r} there' for a, b in pairs if a != b), 'one of them goes on')
+
+
+def _members(transform: PeftTransform) -> list[About | None]:
+    about = transform.about
+    if about is None or about.name not in ('chain', 'named_chain'):
+        return [about]
+    members = about.arguments['transforms']
+    parts = members.values() if about.name == 'named_chain' else members
+    return [each for part in parts for each in _members(part)]

@@ -1,0 +1,232 @@
+"""Many runs in one program: each computes what it would alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import peftjax
+from peftjax import training
+from tests.contract_models import IDS, MODELS
+from tests.rows import METHODS
+
+STEPS = 50
+
+
+class Solo:
+    """A run by itself: its step, its state before, and the losses of its steps."""
+
+    def __init__(self, model, transform, optimizer, seed, data_seed=0):
+        self.transform = transform
+        predict = peftjax.adapt(model, transform)
+
+        def loss(adapter, params, batch, key):
+            logits = predict(adapter, params, ids=batch, adapter_key=key)
+            values = optax.softmax_cross_entropy_with_integer_labels(logits, (batch + 1) % 13)
+            return values.mean(), {}
+
+        adapter = transform.init(jax.random.key(seed), model)
+        self.params = transform.base(model.params, adapter)
+        self.state = training.init_state(adapter, optimizer, jax.random.key(100 + seed))
+        self.step = training.make_train_step(loss, optimizer)
+        self.batches = np.random.default_rng(data_seed).integers(0, 13, (STEPS, *IDS.shape))
+        self.program = training.trace(self.step, self.state, self.params, IDS)
+        self.key = training.program_key(self.program, transform)
+
+    def run(self, steps=STEPS):
+        def body(state, batch):
+            return self.step(state, self.params, batch)
+
+        batches = jnp.asarray(self.batches[:steps], jnp.int32)
+        return jax.jit(lambda state: jax.lax.scan(body, state, batches))(self.state)
+
+
+def together(solos, steps=STEPS):
+    """The runs as one program: final states and metrics, the runs in front."""
+    axes = jax.tree.map(
+        lambda *leaves: None if all(leaf is leaves[0] for leaf in leaves) else 0,
+        *(solo.params for solo in solos),
+    )
+    params = jax.tree.map(
+        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
+        axes,
+        *(solo.params for solo in solos),
+        is_leaf=lambda axis: axis is None,
+    )
+    vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, axes, 0))
+    batches = jnp.stack([jnp.asarray(solo.batches[:steps], jnp.int32) for solo in solos], axis=1)
+    state = training.stack([solo.state for solo in solos])
+
+    def body(state, batch):
+        return vectorized.call(vectorized.numbers, state, params, batch)
+
+    return jax.jit(lambda state: jax.lax.scan(body, state, batches))(state)
+
+
+def assert_same(solos, steps=STEPS):
+    states, metrics = together(solos, steps)
+    for index, solo in enumerate(solos):
+        state, own = solo.run(steps)
+        np.testing.assert_allclose(metrics['loss'][:, index], own['loss'], rtol=1e-5, atol=1e-6)
+        mine = training.row(states.adapter, index, state.adapter)
+        assert jax.tree.structure(mine) == jax.tree.structure(state.adapter)
+        for found, expected in zip(
+            jax.tree.leaves(mine), jax.tree.leaves(state.adapter), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def adamw(rate, decay=0.01):
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 5, STEPS)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, eps=1e-4, weight_decay=decay)
+    )
+
+
+MODEL = MODELS['linen scanned']()
+
+
+_DISTINCT = [name for name, row in METHODS.items() if not row.variant]
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if number % 4 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for number, name in enumerate(_DISTINCT)
+    ],
+)
+def test_runs_of_any_method_share_a_program(name):
+    row = METHODS[name]
+
+    def solo(seed, rate):
+        transform = row.make(row.targets, MODEL) if row.of_model else row.make(row.targets)
+        return Solo(MODEL, transform, adamw(rate), seed, data_seed=seed)
+
+    solos = [solo(0, 1e-3), solo(1, 3e-3)]
+    assert solos[0].key == solos[1].key
+    assert_same(solos, steps=10)
+
+
+def test_rates_decays_alphas_dropouts_ranks_and_seeds_differ_over_fifty_steps():
+    def solo(seed, rank, alpha, dropout, rate, decay):
+        low_rank = peftjax.lora(
+            rank=rank, alpha=alpha, dropout=dropout, targets=r'layers.*/(up|down)'
+        )
+        transform = peftjax.chain(low_rank, peftjax.select(r'layers.*/norm/.*'))
+        return Solo(MODEL, transform, adamw(rate, decay), seed, data_seed=seed)
+
+    solos = [
+        solo(0, 4, 4.0, 0.1, 1e-3, 0.01),
+        solo(1, 2, 8.0, 0.2, 3e-3, 0.1),
+        solo(2, 1, 2.0, 0.5, 1e-2, 0.3),
+    ]
+    assert len({solo.key for solo in solos}) == 1
+    assert_same(solos)
+
+
+PADDED = {
+    'lora': lambda size: peftjax.lora(rank=size, alpha=4, targets=r'layers.*/(up|down)'),
+    'rslora': lambda size: peftjax.lora(rank=size, alpha=4, rslora=True, targets=r'layers.*/up'),
+    'lora of the embedding': lambda size: peftjax.lora(rank=size, alpha=4, targets=r'embed'),
+    'pissa': lambda size: peftjax.lora(rank=size, init='pissa', targets=r'layers.*/(up|down)'),
+    'dora': lambda size: peftjax.dora(rank=size, alpha=4, targets=r'layers.*/(up|down)'),
+    'hira': lambda size: peftjax.hira(rank=size, targets=r'layers.*/(up|down)'),
+    'loha': lambda size: peftjax.loha(rank=size, alpha=4, targets=r'layers.*/(up|down)'),
+    'delora': lambda size: peftjax.delora(rank=size, strength=1.0, targets=r'layers.*/(up|down)'),
+    'adalora': lambda size: peftjax.adalora(init_rank=size, targets=r'layers.*/(up|down)'),
+    'houlsby': lambda size: peftjax.houlsby(size=size, targets=r'layers.*/(attention|down)'),
+    'parallel': lambda size: peftjax.parallel_adapter(size=size, targets=r'layers.*/attention'),
+    'bottleneck': lambda size: peftjax.bottleneck(size=size, targets=r'layers.*/down'),
+}
+
+
+@pytest.mark.parametrize('make', PADDED.values(), ids=PADDED)
+def test_ranks_share_a_program_padded_with_zeros(make):
+    solos = [Solo(MODEL, make(size), adamw(1e-3), seed=size) for size in (2, 4)]
+    assert solos[0].key == solos[1].key
+    assert_same(solos)
+    states, _ = together(solos)
+    like = training.row(states, 0, solos[0].state)
+    for whole, own in zip(jax.tree.leaves(states), jax.tree.leaves(like), strict=True):
+        if jnp.issubdtype(whole.dtype, jnp.number):
+            beyond = np.array(whole[0])
+            beyond[tuple(slice(size) for size in own.shape)] = 0
+            assert not beyond.any()
+
+
+def test_what_zeros_would_change_is_another_program():
+    def keys(make):
+        return {Solo(MODEL, make(size), adamw(1e-3), seed=0).key for size in (2, 4)}
+
+    assert len(keys(lambda size: peftjax.vera(rank=size, targets=r'layers.*/up'))) == 2
+    assert len(keys(lambda size: peftjax.oft(block_size=size, targets=r'layers.*/up'))) == 2
+    core = r'layers.*core'
+    assert len(keys(lambda n: peftjax.prefix_tuning(num_virtual_tokens=n, targets=core))) == 2
+    # No dropout at all is no rate like another, and other targets are another program.
+    lora = peftjax.lora
+    assert len(keys(lambda n: lora(rank=2, dropout=0.1 * (n - 2), targets=r'layers.*/up'))) == 2
+    assert (
+        len(keys(lambda n: lora(rank=2, targets=(r'layers.*/up',) * (n // 4) + (r'embed',)))) == 2
+    )
+
+
+def test_a_run_that_diverges_hurts_no_other():
+    def solo(rate):
+        transform = peftjax.lora(rank=2, alpha=4, targets=r'layers.*/(up|down)')
+        return Solo(MODEL, transform, optax.sgd(rate), seed=0)
+
+    solos = [solo(0.01), solo(1e30), solo(0.02)]
+    _, metrics = together(solos)
+    assert np.isnan(metrics['loss'][-1, 1])
+    for index in (0, 2):
+        _, own = solos[index].run()
+        np.testing.assert_allclose(metrics['loss'][:, index], own['loss'], rtol=1e-5)
+
+
+def test_the_base_is_there_once():
+    """Compiled for 8 runs, no array of the program is as large as 8 copies of a stack of layers."""
+    transform = peftjax.lora(rank=2, alpha=4, targets=r'layers.*/(up|down)')
+    solos = [Solo(MODEL, transform, adamw(1e-3 * (1 + n)), seed=n) for n in range(8)]
+    vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, None, None))
+    state = training.stack([solo.state for solo in solos])
+    args = vectorized.numbers, state, MODEL.params, IDS
+    compiled = jax.jit(vectorized.call).lower(*args).compile()
+    kernel = MODEL.params['layers']['up']['kernel']
+    shape = ','.join(map(str, kernel.shape))
+    assert f'f32[{shape}]' in compiled.as_text()
+    assert f'f32[8,{shape}]' not in compiled.as_text()
+
+
+def test_programs_of_other_shape_or_text_are_refused():
+    one = training.trace(lambda x: jnp.sin(x), jnp.ones(2))
+    with pytest.raises(ValueError, match='not one program: .*sin.*cos|not one program: .*cos.*sin'):
+        training.vectorize([one, training.trace(lambda x: jnp.cos(x), jnp.ones(2))], in_axes=(0,))
+    crossed = [training.trace(lambda x: x.sum(), jnp.ones(shape)) for shape in ((2, 3), (3, 2))]
+    with pytest.raises(ValueError, match='no run has the largest shape'):
+        training.vectorize(crossed, in_axes=(0,))
+    with pytest.raises(ValueError, match='traced with arguments'):
+        one((), {'a': jnp.ones(2)})
+
+
+def test_control_flow_keeps_numbers_of_its_own():
+    def program(rate):
+        def function(x):
+            x = jax.lax.fori_loop(0, 3, lambda i, x: x * rate + i, x)
+            x = jax.lax.while_loop(lambda x: x < 50 * rate, lambda x: x + rate, x)
+            x = jax.lax.cond(x > 10 * rate, lambda x: x - rate, lambda x: x + 2 * rate, x)
+            ys = jax.lax.scan(lambda c, y: (c + y * rate, c), x, jnp.arange(3.0))[1]
+            return jax.grad(jax.checkpoint(lambda x: jnp.sin(x * rate) * ys.sum()))(x), ys
+
+        return training.trace(function, 1.0)
+
+    programs = [program(rate) for rate in (0.5, 2.0, 3.0)]
+    assert len({each.exact for each in programs}) == 1
+    vectorized = training.vectorize(programs, in_axes=(0,))
+    start = jnp.asarray([1.0, -2.0, 3.0])
+    found = jax.jit(vectorized.call)(vectorized.numbers, start)
+    for index, each in enumerate(programs):
+        own = each(each.numbers, start[index])
+        for a, b in zip(found, own, strict=True):
+            np.testing.assert_allclose(a[index], b, rtol=1e-6)
