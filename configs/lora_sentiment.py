@@ -18,6 +18,8 @@ Time: `make train` on a fresh clone took 4 min 13 s on 2 quiet cores, install in
     steps/s, 2,490 tokens/s; peak memory 1.9 GiB, Python and compiler included).
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from configs import base
@@ -39,3 +41,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if choice.head:
         c.peft = ('select',)
     return c
+
+
+def sweep_rank(add: Callable[..., None]) -> None:
+    """Ranks from 2 to 16 at the same alpha over rank, three seeds each: one program of 12 rows."""
+    for rank in (2, 4, 8, 16):
+        for seed in range(3):
+            add(seed=seed, **{'lora.rank': rank})

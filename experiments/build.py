@@ -43,17 +43,19 @@ class Run(NamedTuple):
     placement: Placement
 
 
-def build(config: Config) -> Run:
+def build(config: Config, model: peftjax.Model | None = None, task: Task | None = None) -> Run:
     """Builds the parts of the run that a config describes.
+
+    Args:
+        config: see configs/base.py.
+        model, task: of `build_model` and `build_task`, where they are there already.
 
     Raises:
         ValueError: a name in the config is unknown, with the names that are known.
     """
-    if config.data.name not in TASKS:
-        raise ValueError(f'unknown data {config.data.name!r}; known: {", ".join(TASKS)}')
     placement = Placement(config)
-    model = build_model(config, placement)
-    task = TASKS[config.data.name](config.data, model.tokenizer)
+    model = build_model(config, placement) if model is None else model
+    task = build_task(config, model) if task is None else task
     transform = build_transform(config, find(config, model, task))
     penalty = build_penalty(config)
     steps_per_epoch = len(task.splits['train']) // config.data.batch_size
@@ -77,9 +79,26 @@ def build(config: Config) -> Run:
     return Run(model, transform, optimizer, task, loss, sums, steps, steps_per_epoch, placement)
 
 
-def build_model(config: Config, placement: Placement) -> peftjax.Model:
-    """Loads the base to its place; a fresh head's values come from the run's seed."""
-    return peftjax.load(**config.model, key=jax.random.key(config.seed), mesh=placement.mesh)
+def build_model(
+    config: Config, placement: Placement, like: peftjax.Model | None = None
+) -> peftjax.Model:
+    """Loads the base to its place; a fresh head's values come from the run's seed.
+
+    like: the model of another seed, whose leaves are taken but for such a head.
+    """
+    key = jax.random.key(config.seed)
+    return peftjax.load(**config.model, key=key, mesh=placement.mesh, like=like)
+
+
+def build_task(config: Config, model: peftjax.Model) -> Task:
+    """Reads the data of a config.
+
+    Raises:
+        ValueError: their name is unknown, with the names that are known.
+    """
+    if config.data.name not in TASKS:
+        raise ValueError(f'unknown data {config.data.name!r}; known: {", ".join(TASKS)}')
+    return TASKS[config.data.name](config.data, model.tokenizer)
 
 
 def build_transform(config: Config, found: Found | None = None) -> peftjax.PeftTransform:

@@ -7,7 +7,7 @@ start; the position in it, a number, is what a checkpoint keeps.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """
 
     rows: Batch
-    tokens: int
+    tokens: Any
 
 
 # A thread or two ahead of the step: more would take the cores from it on a small machine.
@@ -111,12 +111,8 @@ def train_batches(
     where it was.
     """
     sizes, tokens = row_sizes(rows), row_tokens(rows)
-    plan: list[np.ndarray] = []
-    for epoch in itertools.count():
-        if len(plan) >= steps:
-            break
-        plan.extend(plan_epoch(sizes, batch_size=batch_size, seed=seed, epoch=epoch))
-    dataset = grain.MapDataset.source(plan[:steps])
+    plan = _plan(sizes, batch_size=batch_size, seed=seed, steps=steps)
+    dataset = grain.MapDataset.source(plan)
 
     def part(chosen: np.ndarray) -> Part:
         read = chosen if mine is None else chosen[mine]
@@ -125,6 +121,42 @@ def train_batches(
 
     dataset = dataset.map(part)
     return iter(dataset.to_iter_dataset(_READ))
+
+
+def train_batches_of_seeds(
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    lengths: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+) -> grain.DatasetIterator[Part]:
+    """The batches of several runs side by side: arrays `[seeds, batch_size, ...]`.
+
+    Each seed's examples are those of `train_batches`, padded to what the longest of all needs.
+    `tokens` of a part are an array, one for each seed.
+    """
+    sizes, tokens = row_sizes(rows), row_tokens(rows)
+    plans = [_plan(sizes, batch_size=batch_size, seed=seed, steps=steps) for seed in seeds]
+    dataset = grain.MapDataset.source(list(np.stack(plans, axis=1)))
+
+    def part(chosen: np.ndarray) -> Part:
+        longest = int(sizes[chosen].max())
+        batches = [collate([rows[i] for i in each], lengths, longest) for each in chosen]
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        return Part(stacked, tokens[chosen].sum(axis=1))
+
+    return iter(dataset.map(part).to_iter_dataset(_READ))
+
+
+def _plan(sizes: np.ndarray, *, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:
+    """The batches of a run of so many steps, epoch after epoch."""
+    plan: list[np.ndarray] = []
+    for epoch in itertools.count():
+        if len(plan) >= steps:
+            break
+        plan.extend(plan_epoch(sizes, batch_size=batch_size, seed=seed, epoch=epoch))
+    return plan[:steps]
 
 
 def eval_batches(

@@ -44,16 +44,7 @@ class Solo:
 
 def together(solos, steps=STEPS):
     """The runs as one program: final states and metrics, the runs in front."""
-    axes = jax.tree.map(
-        lambda *leaves: None if all(leaf is leaves[0] for leaf in leaves) else 0,
-        *(solo.params for solo in solos),
-    )
-    params = jax.tree.map(
-        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
-        axes,
-        *(solo.params for solo in solos),
-        is_leaf=lambda axis: axis is None,
-    )
+    params, axes = training.share([solo.params for solo in solos])
     vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, axes, 0))
     batches = jnp.stack([jnp.asarray(solo.batches[:steps], jnp.int32) for solo in solos], axis=1)
     state = training.stack([solo.state for solo in solos])

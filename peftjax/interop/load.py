@@ -55,6 +55,7 @@ def load(
     mesh: Mesh | None = None,
     quantize: str | Scheme | None = None,
     ignore: tuple[str, ...] = (),
+    like: Model | None = None,
 ) -> Model:
     """Reads a checkpoint of a language or image model into a Model.
 
@@ -83,6 +84,8 @@ def load(
             `peftjax.quantize` for every matrix of the layers; or 'stored', the matrices of a GGUF
             file as they are kept there (Q4_0, Q4_1, Q8_0), so that nothing is lost or rounded.
         ignore: regexes of config fields and tensors, unknown here, that may be dropped.
+        like: what this call gave with another `key`: its leaves are taken, the same arrays, but for
+            those of a new head. So many runs, each with a head of its own, share one base.
 
     Raises:
         CheckpointError: a source that is not there; a corrupt file; tensors that are missing, of
@@ -107,6 +110,9 @@ def load(
     )
     example = checkpoint.family.example(checkpoint.config)
     leaves = _Leaves(checkpoint, module, example, ignore)
+    key = jax.random.key(0) if key is None else key
+    if like is not None:
+        return like.replace(params=paths.replace(like.params, leaves.fresh(key)))
     model = wrap(
         module,
         unflatten_dict(leaves.abstract, sep='/'),
@@ -119,7 +125,7 @@ def load(
     if abstract:
         return model
     where = {} if mesh is None else paths.flatten(shardings(model, mesh))
-    params = leaves.read(jax.random.key(0) if key is None else key, where, packed)
+    params = leaves.read(key, where, packed)
     return model.replace(params=unflatten_dict(params, sep='/'))
 
 
@@ -200,6 +206,7 @@ class _Leaves:
         family, tensors = checkpoint.family, checkpoint.tensors
         self._module, self._example = module, example
         self._tensors, self._held, self._stored = tensors, [], False
+        self._new: frozenset[str] = frozenset()
         if tensors is None:
             self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
             return
@@ -220,6 +227,11 @@ class _Leaves:
         inputs: Any = {n: jnp.zeros(each.shape, each.dtype) for n, each in self._example.items()}
         leaves = flatten_dict(self._module.init(key, **inputs)['params'], sep='/')
         return {path: leaf for path, leaf in leaves.items() if wanted is None or path in wanted}
+
+    def fresh(self, key: jax.Array) -> dict[str, jax.Array]:
+        """The leaves of a new head, by path."""
+        # Compiled, so that the initial values of everything but the head are never computed.
+        return jax.jit(self._initial, static_argnums=1)(key, self._new) if self._new else {}
 
     def packed(self, sites: Sites, quantize: str | Scheme) -> dict[str, QuantizedArray]:
         """The leaves to be quantised, of shapes alone."""
@@ -250,8 +262,6 @@ class _Leaves:
     ) -> dict[str, Any]:
         """Every leaf by path: the checkpoint's, and from `key` a new head's."""
         assert self._tensors is not None
-        # Compiled, so that the initial values of everything but the head are never computed.
-        fresh = jax.jit(self._initial, static_argnums=1)(key, self._new) if self._new else {}
         held = {}
         for slot in self._held:
             path, place = slot.path, where.get(slot.path)
@@ -259,4 +269,5 @@ class _Leaves:
                 held[path] = packing.fill(slot, self._tensors, packed[path], self._stored, place)
             else:
                 held[path] = assemble.fill(slot, self._tensors, self.abstract[path].dtype, place)
-        return held | {path: jax.device_put(leaf, where.get(path)) for path, leaf in fresh.items()}
+        fresh = self.fresh(key).items()
+        return held | {path: jax.device_put(leaf, where.get(path)) for path, leaf in fresh}

@@ -10,7 +10,7 @@ from peftjax.training.machines import MACHINES, Machine, machine_here, mesh_for
 from peftjax.training.plan import Compiled, Plan, plan, table, textbook
 from peftjax.training.programs import Program, trace
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
-from peftjax.training.vectorize import Vectorized, program_key, row, stack, vectorize
+from peftjax.training.vectorize import Vectorized, program_key, row, share, stack, vectorize
 
 __all__ = [
     'MACHINES',
@@ -37,6 +37,7 @@ __all__ = [
     'plan',
     'program_key',
     'row',
+    'share',
     'stack',
     'table',
     'textbook',

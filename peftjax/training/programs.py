@@ -94,13 +94,12 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
     )
 
 
-def vary(programs: Sequence[Program]) -> tuple[dict[int, Any], Callable[..., Any]]:
-    """Numbers that differ, stacked `{which: [K, ...]}`, and `numbers(some)`, all of one program.
+def vary(programs: Sequence[Program]) -> dict[int, Any]:
+    """The numbers that are not the same in all programs, stacked: `{which: [K, ...]}`.
 
     Raises:
         ValueError: a constant has not the same shape in all programs.
     """
-    first = programs[0].numbers
     differing: dict[int, Any] = {}
     for index, values in enumerate(zip(*(each.numbers for each in programs), strict=True)):
         if any(np.shape(value) != np.shape(values[0]) for value in values):
@@ -108,11 +107,7 @@ def vary(programs: Sequence[Program]) -> tuple[dict[int, Any], Callable[..., Any
             raise ValueError(f'a constant of the programs has several shapes: {shapes}')
         if not all(_same(value, values[0]) for value in values):
             differing[index] = jnp.stack([jnp.asarray(value, _dtype(value)) for value in values])
-
-    def numbers(some: Mapping[int, Any]) -> list[Any]:
-        return [some.get(index, value) for index, value in enumerate(first)]
-
-    return differing, numbers
+    return differing
 
 
 def _dtype(value: Any) -> Any:

@@ -6,7 +6,7 @@ is mapped over them: whatever the method, whatever the optimiser, each run compu
 alone. Ranks are lengths and no numbers; an adapter of a lesser rank is padded with zeros.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,31 @@ class Vectorized(NamedTuple):
         call: `call(numbers, *args)`, pure and not compiled. Arguments that `in_axes` maps, and all
             results, carry the runs in front.
         numbers: what differs between the runs, stacked: a pytree.
+        widest: which of the programs has the largest shapes, and does the work of all.
     """
 
     call: Callable[..., Any]
     numbers: Any
+    widest: int
+
+    def at(self, before: Program, after: Program, in_axes: Sequence[Any]) -> 'Vectorized':
+        """The same for arguments of other shapes, such as shorter rows, from one more trace.
+
+        Args:
+            before, after: the widest program, and the same function traced on the other shapes.
+            in_axes: as for `vectorize`.
+
+        Raises:
+            ValueError: the program is another one there, or a number that differs between the
+                runs depends on the shapes: trace all of them, and `vectorize` those.
+        """
+        if before.loose != after.loose:
+            raise ValueError(f'not one program: {_difference(after.loose, before.loose)}')
+        for index in self.numbers['numbers']:
+            if not np.array_equal(before.numbers[index], after.numbers[index]):
+                raise ValueError('a number that differs between the runs depends on the shapes')
+        call = _mapped(after, self.numbers['limits'], in_axes)
+        return Vectorized(call, self.numbers, self.widest)
 
 
 def vectorize(programs: Sequence[Program], in_axes: Sequence[Any]) -> Vectorized:
@@ -53,27 +74,32 @@ def vectorize(programs: Sequence[Program], in_axes: Sequence[Any]) -> Vectorized
         >>> jax.jit(together.call)(together.numbers, jnp.ones(2)).tolist()
         [0.8999999761581421, 0.5]
     """
-    widest = programs[_widest([each.shapes for each in programs])]
+    place = _widest([each.shapes for each in programs])
+    widest = programs[place]
     for each in programs:
         if each.loose != widest.loose:
             raise ValueError(f'not one program: {_difference(each.loose, widest.loose)}')
-    differing, numbers = vary(programs)
     limits = {
         place: jnp.asarray(shapes, jnp.int32)
         for place, shapes in enumerate(zip(*(each.results for each in programs), strict=True))
         if len(set(shapes)) > 1
     }
+    numbers = {'numbers': vary(programs), 'limits': limits}
+    return Vectorized(_mapped(widest, limits, in_axes), numbers, place)
+
+
+def _mapped(program: Program, limits: Collection[int], in_axes: Sequence[Any]) -> Any:
+    """The program over runs. Which numbers differ is a part of it, what they are is not."""
 
     def one(own: Any, *args: Any) -> Any:
-        leaves, tree = jax.tree.flatten(widest(numbers(own['numbers']), *args))
-        for place, limit in own['limits'].items():
-            leaves[place] = jnp.where(_within(leaves[place], limit), leaves[place], 0)
+        numbers = [own['numbers'].get(i, value) for i, value in enumerate(program.numbers)]
+        leaves, tree = jax.tree.flatten(program(numbers, *args))
+        for place in limits:
+            inside = _within(leaves[place], own['limits'][place])
+            leaves[place] = jnp.where(inside, leaves[place], 0)
         return jax.tree.unflatten(tree, leaves)
 
-    # Which of its constants differ is a part of the program, what they are is not.
-    return Vectorized(
-        jax.vmap(one, in_axes=(0, *in_axes)), {'numbers': differing, 'limits': limits}
-    )
+    return jax.vmap(one, in_axes=(0, *in_axes))
 
 
 def program_key(program: Program, transform: PeftTransform) -> Hashable:
@@ -103,6 +129,34 @@ def stack(runs: Sequence[Any]) -> Any:
         [[1.0, 1.0], [1.0, 0.0]]
     """
     return jax.tree.map(lambda *leaves: _stack(leaves), *runs)
+
+
+def share(trees: Sequence[Any]) -> tuple[Any, Any]:
+    """Trees of several runs, each leaf once where all have the same values, and else stacked.
+
+    Returns:
+        The tree, and of the same structure the axes for `vectorize`: None or 0.
+
+    Example:
+        >>> base, head = jnp.ones(3), (jnp.zeros(2), jnp.ones(2))
+        >>> tree, axes = share([{'base': base, 'head': each} for each in head])
+        >>> tree['base'].shape, tree['head'].shape, axes
+        ((3,), (2, 2), {'base': None, 'head': 0})
+    """
+    columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
+    alike = [
+        all(each is column[0] or _equal(each, column[0]) for each in column) for column in columns
+    ]
+    structure = jax.tree.structure(trees[0])
+    leaves = [
+        column[0] if same else _stack(column) for same, column in zip(alike, columns, strict=True)
+    ]
+    axes = [None if same else 0 for same in alike]
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, axes)
+
+
+def _equal(one: jax.Array, other: jax.Array) -> bool:
+    return one.shape == other.shape and bool(jnp.array_equal(one, other))
 
 
 def row(stacked: Any, index: int, like: Any) -> Any:

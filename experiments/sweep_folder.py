@@ -1,0 +1,164 @@
+"""A sweep's folder: which rows and groups it has, who works on which, and what came of them."""
+
+import contextlib
+import fcntl
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from experiments.checkpoints import differences
+from experiments.files import write_whole
+from experiments.metrics import read_metrics
+from experiments.sweep_groups import Group
+from experiments.sweep_rows import Row
+from experiments.sweep_train import RESULT
+
+_ABOUT = 'sweep.json'
+
+
+class SweepFolder:
+    """The folder of one sweep, which any number of processes may work in.
+
+    sweep.json says what it holds; `rows/<name>` is the folder of a run, `groups/<name>` holds the
+    checkpoints of rows that train together; results.parquet and results.csv have a line each row.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = path / 'rows'
+
+    def begin(self, rows: Sequence[Row], groups: Sequence[Group], config: str, sweep: str) -> None:
+        """Writes what the sweep is, or checks that it is the one that was begun here.
+
+        Raises:
+            ValueError: the folder was begun with other rows, or rows that were grouped otherwise.
+        """
+        about = {
+            'config': config,
+            'sweep': sweep,
+            'commit': commit(),
+            'rows': {
+                row.name: {'changes': row.changes, 'config': json.loads(row.config.to_json())}
+                for row in rows
+            },
+            'groups': {group.name: [ready.row.name for ready in group.rows] for group in groups},
+        }
+        about = json.loads(json.dumps(about))
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path / '.lock', wait=True):
+            file = self.path / _ABOUT
+            if not file.exists():
+                write_whole(file, json.dumps(about, indent=2) + '\n')
+                return
+            held = self.about()
+        for part in ('rows', 'groups'):
+            changed = differences({part: held[part]}, {part: about[part]})
+            if changed:
+                raise ValueError(
+                    f'{self.path} holds another sweep ({"; ".join(changed[:3])}): choose another '
+                    '--workdir, or give the same config, sweep and limits'
+                )
+
+    def about(self) -> dict[str, Any]:
+        """What `begin` wrote."""
+        return json.loads((self.path / _ABOUT).read_text(encoding='utf-8'))
+
+    def result(self, row: str) -> dict[str, Any] | None:
+        """What came of a row; None as long as it is not over."""
+        file = self.rows / row / RESULT
+        return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+
+    @contextlib.contextmanager
+    def claim(self, group: Group) -> Iterator[bool]:
+        """Whether the group is this process's own while the context is open.
+
+        A lock of the system, so that it is free again however its holder ended. Also False where
+        every row of it has a result.
+        """
+        folder = self.path / 'groups' / group.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / '.lock', wait=False) as mine:
+            names = [ready.row.name for ready in group.rows]
+            yield mine and any(self.result(name) is None for name in names)
+
+    def results(self) -> list[dict[str, Any]]:
+        """One line for each row, in the order of the sweep: what it changed, and what came of it.
+
+        Its status is 'waiting' as long as nothing did.
+        """
+        about = self.about()
+        lines = []
+        for name, row in about['rows'].items():
+            result = self.result(name) or {'status': 'waiting'}
+            metrics = read_metrics(self.rows / name)
+            lines.append(
+                {
+                    'row': name,
+                    **{f'config.{field}': value for field, value in row['changes'].items()},
+                    'seed': row['config']['seed'],
+                    'method': ' + '.join(row['config']['peft']),
+                    **result,
+                    'last_step': int(metrics[-1]['step']) if metrics else 0,
+                    'commit': about['commit'],
+                    'config': json.dumps(row['config'], sort_keys=True),
+                }
+            )
+        return lines
+
+    def write_results(self) -> list[dict[str, Any]]:
+        """Writes results.parquet and results.csv, and gives their lines."""
+        lines = self.results()
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        columns = {name: _column([line.get(name) for line in lines]) for name in names}
+        table = pa.table(columns)
+        with _locked(self.path / '.lock', wait=True):
+            for suffix, write in (('parquet', parquet.write_table), ('csv', csv.write_csv)):
+                new = self.path / f'.results.{suffix}.new'
+                write(table, new)
+                new.replace(self.path / f'results.{suffix}')
+        return lines
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """A column of one type: numbers and texts as they are, anything else as its JSON."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return pa.array(values, pa.float64())
+    if len(kinds) > 1 or kinds - {int, float, str, bool}:
+        values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(values)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether the file is locked by this process while the context is open."""
+    with path.open('a', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def commit() -> str:
+    """The commit of the code that runs, '' where it is in no repository."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ''
+    return found.stdout.strip() if found.returncode == 0 else ''
+
+
+def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many rows have each status."""
+    counts: dict[str, int] = {}
+    for line in lines:
+        counts[line['status']] = counts.get(line['status'], 0) + 1
+    return counts

@@ -1,0 +1,198 @@
+"""Which rows of a sweep run in one program, and how many of them at a time."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import peftjax
+from experiments.build import Run, build, build_model, build_task
+from experiments.config import Config
+from experiments.data import collate
+from experiments.placement import Placement
+from experiments.sweep_rows import Row
+from experiments.tasks import Task
+from peftjax.training import Program, flops, init_state, make_train_step, program_key, trace
+from peftjax.training.counting import kept
+
+# What decides when something happens, and on what: equal in all rows of a program.
+_SHARED = ('model', 'data', 'log_every', 'eval_every', 'save_every', 'accumulate', 'mesh')
+
+
+class Ready(NamedTuple):
+    """A row, built and traced.
+
+    Attributes:
+        row: what it changes.
+        run: its parts.
+        program: of a step, at the greatest length.
+        key: equal for rows that may share a program.
+    """
+
+    row: Row
+    run: Run
+    program: Program
+    key: Any
+
+
+class Group(NamedTuple):
+    """Rows that run together.
+
+    Attributes:
+        name: of its folder.
+        rows: in the order of the sweep.
+        base, each: bytes of the base, and of what each row adds to it: adapter, gradients,
+            optimiser, activations.
+        flops: of the matrix products of all steps of all rows.
+    """
+
+    name: str
+    rows: list[Ready]
+    base: int
+    each: int
+    flops: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a step takes, counted and not compiled."""
+        return self.base + len(self.rows) * self.each
+
+
+class _Shelf:
+    """Models and tasks by their settings, each there once."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[int, peftjax.Model]] = {}
+        self._tasks: dict[str, Task] = {}
+
+    def model(self, config: Config) -> peftjax.Model:
+        """The base of a config: one for all seeds, but for a new head."""
+        seeds = self._models.setdefault(config.model.to_json(), {})
+        if config.seed not in seeds:
+            like = next(iter(seeds.values()), None)
+            seeds[config.seed] = build_model(config, Placement(config), like)
+        return seeds[config.seed]
+
+    def task(self, config: Config) -> Task:
+        name = config.data.to_json() + config.model.to_json()
+        if name not in self._tasks:
+            self._tasks[name] = build_task(config, self.model(config))
+        return self._tasks[name]
+
+
+def prepare(rows: Sequence[Row]) -> list[Ready]:
+    """Builds and traces every row; nothing is compiled or trained.
+
+    Raises:
+        ValueError: a row that cannot run, with its name.
+    """
+    shelf, ready = _Shelf(), []
+    for row in rows:
+        try:
+            if any(size != 1 for size in row.config.mesh.values()):
+                raise ValueError('rows of a sweep share devices: leave config.mesh at 1 each')
+            run = build(row.config, shelf.model(row.config), shelf.task(row.config))
+            ready.append(_ready(row, run))
+        except ValueError as error:
+            raise ValueError(f'row {row.name} {row.changes}: {error}') from error
+    return ready
+
+
+def _ready(row: Row, run: Run) -> Ready:
+    state, params = jax.eval_shape(lambda: start(row.config, run))
+    batch = example_batch(run.task, row.config)
+    step = make_train_step(run.loss, run.optimizer, accumulate=row.config.accumulate)
+    program = trace(step, state, params, batch)
+    shared = {name: _plain(row.config[name]) for name in _SHARED}
+    # Masks of dropout have the shape of a batch. So that they are those of the row alone, rows
+    # whose batches have other lengths at the same step do not share one.
+    noisy = 'random_bits' in program.exact
+    order = row.config.seed if noisy and len(row.config.data.lengths) > 1 else None
+    key = program_key(program, run.transform), json.dumps(shared, sort_keys=True), order
+    return Ready(row, run, program, key)
+
+
+def start(config: Config, run: Run) -> tuple[Any, Any]:
+    """The state that a row begins with, and the base beside it."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    adapter = run.transform.init(init_key, run.model)
+    params = run.transform.base(run.model.params, adapter)
+    return init_state(adapter, run.optimizer, step_key), params
+
+
+def example_batch(task: Task, config: Config) -> Any:
+    """A training batch of the greatest length, as shapes."""
+    rows = [task.splits['train'][0]] * config.data.batch_size
+    batch = collate(rows, (max(config.data.lengths),))
+    return {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in batch.items()}
+
+
+def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
+    """Rows of one program together, in groups of at most `most` rows that fit `limit` bytes.
+
+    Raises:
+        ValueError: not even one row of a program fits.
+    """
+    alike: dict[Any, list[Ready]] = {}
+    for each in ready:
+        alike.setdefault(each.key, []).append(each)
+    groups: list[Group] = []
+    for members in alike.values():
+        base, each, products = _cost(members)
+        room = math.floor((limit - base) / each)
+        if room < 1:
+            raise ValueError(
+                f'row {members[0].row.name} takes {(base + each) / 2**20:,.0f} MiB, more than the '
+                f'{limit / 2**20:,.0f} MiB there are: a smaller batch, --config.accumulate or '
+                "--config.model.remat='full' need less"
+            )
+        count = -(-len(members) // min(room, most))
+        size = -(-len(members) // count)
+        for first in range(0, len(members), size):
+            rows = members[first : first + size]
+            total = products * sum(row.run.steps for row in rows)
+            groups.append(Group(f'{len(groups):03d}', rows, base, each, total))
+    return groups
+
+
+def _cost(members: Sequence[Ready]) -> tuple[int, int, float]:
+    """Bytes of the base, bytes a row, FLOPs of a row's step."""
+    widest = max(members, key=lambda each: sum(map(math.prod, each.program.shapes)))
+    config, run = widest.row.config, widest.run
+    state, params = jax.eval_shape(lambda: start(config, run))
+    batch = example_batch(run.task, config)
+    part = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (leaf.shape[0] // config.accumulate, *leaf.shape[1:]), leaf.dtype
+        ),
+        batch,
+    )
+
+    activations = kept(run.loss, state.adapter, params, part)
+    trained = 2 * _bytes(state.adapter) + _bytes(state.opt_state)
+    step = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
+    return _bytes(params), trained + activations, flops(step, state, params, batch)
+
+
+def memory_here() -> float:
+    """Bytes that a group may take: most of a device's memory, half of a host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'bytes_limit' in stats:
+        return 0.9 * stats['bytes_limit']
+    return 0.5 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
+    )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(value.to_json()) if hasattr(value, 'to_json') else value

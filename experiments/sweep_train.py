@@ -1,0 +1,432 @@
+"""Trains a group of rows in one program, each into a work folder of its own."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import peftjax
+from experiments import data, report
+from experiments.cadence import is_due, steps
+from experiments.checkpoints import Checkpoints
+from experiments.files import write_whole
+from experiments.fingerprint import fingerprint
+from experiments.interrupt import Interrupted, requests_to_stop
+from experiments.metrics import MetricsWriter, read_metrics
+from experiments.sweep_groups import Group, Ready, start
+from peftjax import training
+from peftjax.training import TrainState, make_train_step
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+"""`tell(row, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
+
+RESULT = 'result.json'
+
+
+def train_group(group: Group, folder: Path, rows_folder: Path, tell: Tell) -> None:
+    """Trains every row of a group to its end, from the group's newest checkpoint if there is one.
+
+    A row has its results when they are written whole, into `rows_folder/<name>`: config.json,
+    metrics.jsonl, tensorboard/, checkpoints/ and result.json, as a run of its own writes them. One
+    whose loss is no finite number any more leaves, with what is known of it as its result.
+
+    Args:
+        group: of `sweep_groups.group`.
+        folder: for checkpoints of the group.
+        rows_folder: for the folders of the rows.
+        tell: is told of each row's progress.
+
+    Raises:
+        Interrupted: SIGTERM came; the state of the group was saved.
+        CheckpointsError: a checkpoint could not be written, or none of those there is whole.
+        ValueError: the folder holds a group with other rows or on another base.
+    """
+    trainer = _Trainer(group, folder, rows_folder, tell)
+    with ExitStack() as stack:
+        stack.enter_context(closing(trainer))
+        stopped = stack.enter_context(requests_to_stop())
+        trainer.run(stopped)
+
+
+class _Member:
+    """A row, and where it stands."""
+
+    def __init__(self, ready: Ready, folder: Path):
+        self.ready, self.folder = ready, folder
+        self.name, self.config, self.run = ready.row.name, ready.row.config, ready.run
+        self.state, self.params = start(self.config, self.run)
+        self.resolved = json.loads(self.config.to_json())
+        self.summary = peftjax.summary(self.run.transform, self.run.model)
+        self.scores: dict[str, float] = {}
+        self.writer: MetricsWriter | None = None
+
+    def open(self, done: int) -> None:
+        """Its folder, without what was written behind the step the group goes on from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.resolved, indent=2) + '\n'
+        write_whole(self.folder / 'config.json', text)
+        self.writer = MetricsWriter(self.folder, resumed_from=done)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        assert self.writer is not None
+        self.writer.write(step, values)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+
+class _Trainer:
+    def __init__(self, group: Group, folder: Path, rows_folder: Path, tell: Tell):
+        self.tell = tell
+        self.members = [_Member(ready, rows_folder / ready.row.name) for ready in group.rows]
+        self.first = self.members[0]
+        self.seeds = sorted({member.config.seed for member in self.members})
+        self.batches = data.train_batches_of_seeds(
+            self.first.run.task.splits['train'],
+            batch_size=self.first.config.data.batch_size,
+            lengths=self.first.config.data.lengths,
+            seeds=self.seeds,
+            steps=max(member.run.steps for member in self.members),
+        )
+        about = {
+            'model': self.first.resolved['model'],
+            'rows': [member.resolved for member in self.members],
+        }
+        bases = fingerprint(training.share([member.params for member in self.members])[0])
+        self.checkpoints = Checkpoints(folder, about, bases)
+        # The state of every row, also of those that left; `live` are those in the program.
+        self.states = training.stack([member.state for member in self.members])
+        # Those in the program, and those of them that left: they are computed on until half of the
+        # program is theirs, as a smaller one would have to be compiled.
+        self.inside = list(range(len(self.members)))
+        self.left: set[int] = set()
+        self.done = 0
+        if self.checkpoints.latest_step is not None:
+            self._restore()
+        for member in self.members:
+            member.open(self.done)
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """All steps that are left."""
+        if len(self.left) == len(self.members):
+            return
+        program, state = self._program()
+        window, config = _Window(len(self.inside)), self.first.config
+        every = [
+            steps(
+                each,
+                steps_per_epoch=self.first.run.steps_per_epoch,
+                batch_size=config.data.batch_size,
+            )
+            for each in (config.log_every, config.eval_every, config.save_every)
+        ]
+        for number, part in enumerate(self.batches, start=self.done + 1):
+            state, metrics = program.step(state, part.rows)
+            window.add(number, metrics, program.of_rows(part.tokens))
+            stop = stopped()
+            due = {
+                place: [stop] + [is_due(number, every=n, last=member.run.steps) for n in every]
+                for place, member in self._here()
+            }
+            if not any(map(any, due.values())):
+                continue
+            # A row is read before it is saved: reading it is what finds a NaN.
+            read = [place for place, reasons in due.items() if any(reasons)]
+            bad = {place: self._log(number, place, window) for place in read}
+            self._evaluate(
+                number, program, state, [p for p in read if due[p][2] and bad[p] is None]
+            )
+            self._keep(state)
+            ends = [p for p in read if self._at(p).run.steps == number and bad[p] is None]
+            self._finish(number, program, state, ends)
+            for place in read:
+                at = bad[place]
+                if at is not None:
+                    self._give_up(place, at)
+            self.left.update(self.inside[p] for p in read if p in ends or bad[p] is not None)
+            remaining = [row for row in self.inside if row not in self.left]
+            if remaining and 2 * len(remaining) <= len(self.inside):
+                self.inside = remaining
+                program, state = self._program()
+                window = _Window(len(remaining))
+            if stop or any(reasons[3] for reasons in due.values()) or not remaining:
+                self._save(number)
+            window.go_on([place for place, _ in self._here()])
+            if not remaining:
+                return
+            if stop:
+                self.checkpoints.wait()
+                raise Interrupted(f'step {number}')
+
+    def _program(self) -> tuple['_Together', Any]:
+        program = _Together([self.members[i] for i in self.inside], self.seeds)
+        inside = np.asarray(self.inside)
+        return program, program.place(jax.tree.map(lambda leaf: leaf[inside], self.states))
+
+    def _at(self, place: int) -> _Member:
+        return self.members[self.inside[place]]
+
+    def _here(self) -> list[tuple[int, _Member]]:
+        """The rows that train, by their places in the program."""
+        return [
+            (place, self.members[row])
+            for place, row in enumerate(self.inside)
+            if row not in self.left
+        ]
+
+    def _log(self, number: int, place: int, window: '_Window') -> int | None:
+        """Writes a row's means; the first step that is not finite, if one is not."""
+        member = self._at(place)
+        means, bad = window.read(place)
+        if bad is None:
+            member.write(number, {f'train/{name}': value for name, value in means.items()})
+            told = {'status': 'training', 'step': number, 'loss': means['loss']}
+            self.tell(member.name, told)
+        return bad
+
+    def _evaluate(
+        self, number: int, program: '_Together', state: Any, places: Sequence[int]
+    ) -> None:
+        found = program.evaluate(state, 'validation') if places else []
+        for place in places:
+            member = self._at(place)
+            member.scores = found[place]
+            member.write(number, member.scores)
+            self.tell(member.name, member.scores)
+
+    def _give_up(self, place: int, at: int) -> None:
+        member = self._at(place)
+        self._write_result(member, {'status': 'diverged', 'diverged_at': at})
+        self.tell(member.name, {'status': 'diverged', 'step': at})
+
+    def _finish(self, number: int, program: '_Together', state: Any, places: Sequence[int]) -> None:
+        """Tests rows that are at their end, and writes what is left of them."""
+        found = program.evaluate(state, 'test') if places else []
+        for place in places:
+            member, test = self._at(place), found[place]
+            member.write(number, test)
+            own = training.row(self.states, self.inside[place], member.state)
+            base = fingerprint(member.params)
+            with closing(Checkpoints(member.folder, member.resolved, base)) as checkpoints:
+                # Where it is in the data no longer matters.
+                checkpoints.save(own, {}, member.scores)
+            metrics = read_metrics(member.folder)
+            report.learning_curve(metrics, member.folder / 'learning_curve.png')
+            result = {
+                'status': 'done',
+                **test,
+                **member.scores,
+                'steps': member.run.steps,
+                'steps_per_second': _median(metrics, 'train/steps_per_second'),
+                'tokens_per_second': _median(metrics, 'train/tokens_per_second'),
+                'peak_memory_mib': report.peak_memory_mib(),
+            }
+            self._write_result(member, result)
+            self.tell(member.name, {'status': 'done', 'step': number, **test})
+
+    def _write_result(self, member: _Member, result: Mapping[str, Any]) -> None:
+        member.close()
+        counts = {'trainable': member.summary.trainable, 'base': member.summary.base}
+        text = json.dumps({**result, **counts, 'together': len(self.members)}, indent=2) + '\n'
+        write_whole(member.folder / RESULT, text)
+
+    def _keep(self, state: Any) -> None:
+        inside = np.asarray(self.inside)
+        self.states = jax.tree.map(
+            lambda whole, part: whole.at[inside].set(part), self.states, state
+        )
+
+    def _save(self, number: int) -> None:
+        position = {
+            'data': self.batches.get_state(),
+            'inside': self.inside,
+            'left': sorted(self.left),
+            'scores': [member.scores for member in self.members],
+        }
+        self.checkpoints.save(_wrapped(self.states, number), position, {})
+
+    def _restore(self) -> None:
+        restored = self.checkpoints.restore(_wrapped(self.states, 0))
+        self.done, position = int(restored.state.step), restored.data
+        raw = restored.state.adapter
+        self.states = raw._replace(key=jax.random.wrap_key_data(raw.key))
+        self.inside, self.left = position['inside'], set(position['left'])
+        self.batches.set_state(position['data'])
+        for member, scores in zip(self.members, position['scores'], strict=True):
+            member.scores = scores
+
+    def close(self) -> None:
+        """Closes files and checkpoints."""
+        for member in self.members:
+            member.close()
+        self.checkpoints.close()
+
+
+def _wrapped(states: TrainState, number: int) -> TrainState:
+    """The states of all rows as one state to be saved."""
+    raw = states._replace(key=jax.random.key_data(states.key))
+    return TrainState(jnp.asarray(number, jnp.int32), jax.random.key(0), raw, ())
+
+
+class _Together:
+    """Rows in one program: their steps and their scores, compiled once for each shape."""
+
+    def __init__(self, members: Sequence[_Member], seeds: Sequence[int]):
+        self._members = members
+        self._config = members[0].config
+        params, axes = training.share([member.params for member in members])
+        self._seeds = [seeds.index(member.config.seed) for member in members]
+        shared_batch = len(set(self._seeds)) == 1
+        self._axes = {'step': (0, axes, None if shared_batch else 0), 'sums': (0, axes, None)}
+        self._shared_batch = shared_batch
+        self._programs: dict[tuple[str, Any], Any] = {}
+        self._traced: dict[str, list[training.Program]] = {
+            'step': [member.ready.program for member in members]
+        }
+        self._vectorized: dict[str, training.Vectorized] = {}
+        count = len(members)
+        share = count % jax.local_device_count() == 0 and jax.local_device_count() > 1
+        self._mesh = Mesh(np.asarray(jax.local_devices()), ('rows',)) if share else None
+        self._params = params if self._mesh is None else self._spread(params, axes)
+
+    def place(self, state: Any) -> Any:
+        """The rows' states, each device with its share of the rows where that is even."""
+        axes = jax.tree.map(lambda _: 0, state)
+        return state if self._mesh is None else self._spread(state, axes)
+
+    def _spread(self, tree: Any, axes: Any) -> Any:
+        assert self._mesh is not None
+        flat = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
+        leaves, structure = jax.tree.flatten(tree)
+        placed = [
+            jax.device_put(
+                leaf, NamedSharding(self._mesh, PartitionSpec(None if axis is None else 'rows'))
+            )
+            for leaf, axis in zip(leaves, flat, strict=True)
+        ]
+        return jax.tree.unflatten(structure, placed)
+
+    def of_rows(self, by_seed: np.ndarray) -> np.ndarray:
+        """Each row's part of what each seed has."""
+        return by_seed[self._seeds]
+
+    def step(self, state: Any, by_seed: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+        """One step of every row: states and metrics, the rows in front."""
+        where = self._seeds[0] if self._shared_batch else self._seeds
+        batch = {name: rows[where] for name, rows in by_seed.items()}
+        return self._call('step', state, batch)
+
+    def evaluate(self, state: Any, split: str) -> list[dict[str, float]]:
+        """Each row's scores on a split, by name."""
+        size = self._config.data.eval_batch_size
+        totals: dict[str, np.ndarray] = {}
+        for batch in data.eval_batches(
+            self._members[0].run.task.splits[split],
+            batch_size=size,
+            lengths=self._config.data.lengths,
+        ):
+            for name, value in self._call('sums', state.adapter, batch).items():
+                totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
+        means = {
+            f'{split}/{name}': totals[total] / totals['weights']
+            for name, total in (('loss', 'loss'), ('accuracy', 'correct'))
+        }
+        return [
+            {name: float(values[place]) for name, values in means.items()}
+            for place in range(len(self._members))
+        ]
+
+    def _call(self, what: str, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
+        shapes = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
+        if (what, shapes) not in self._programs:
+            vectorized = self._vectorize(what, batch)
+            donated = 1 if what == 'step' else ()
+            call = jax.jit(vectorized.call, donate_argnums=donated)
+            self._programs[what, shapes] = vectorized, call
+        vectorized, call = self._programs[what, shapes]
+        return call(vectorized.numbers, first, self._params, batch)
+
+    def _vectorize(self, what: str, batch: Mapping[str, np.ndarray]) -> training.Vectorized:
+        axes = self._axes[what]
+        if what not in self._vectorized:
+            if what not in self._traced:
+                self._traced[what] = [self._trace(what, m, batch) for m in self._members]
+            self._vectorized[what] = training.vectorize(self._traced[what], axes)
+        vectorized = self._vectorized[what]
+        widest = vectorized.widest
+        before = self._traced[what][widest]
+        return vectorized.at(before, self._trace(what, self._members[widest], batch), axes)
+
+    def _trace(
+        self, what: str, member: _Member, batch: Mapping[str, np.ndarray]
+    ) -> training.Program:
+        mapped = self._axes[what][2] == 0
+        example = {
+            name: jax.ShapeDtypeStruct(rows.shape[1:] if mapped else rows.shape, rows.dtype)
+            for name, rows in batch.items()
+        }
+        run = member.run
+        if what == 'sums':
+            return training.trace(run.sums, member.state.adapter, member.params, example)
+        step = make_train_step(run.loss, run.optimizer, accumulate=member.config.accumulate)
+        return training.trace(step, member.state, member.params, example)
+
+
+class _Window:
+    """The steps since each row's last log line."""
+
+    def __init__(self, rows: int):
+        self._steps: list[tuple[int, Any, np.ndarray]] = []
+        self._read = [0] * rows
+        self._started = [time.perf_counter()] * rows
+
+    def add(self, step: int, metrics: Any, tokens: np.ndarray) -> None:
+        """Adds a step: its number, metrics on the device and tokens, of all rows."""
+        self._steps.append((step, metrics, tokens))
+
+    def go_on(self, places: Sequence[int]) -> None:
+        """Of the rows that train, those that were read are timed from now on."""
+        for place in places:
+            if self._read[place] == len(self._steps):
+                self._started[place] = time.perf_counter()
+        read = min((self._read[place] for place in places), default=0)
+        self._steps = self._steps[read:]
+        self._read = [max(0, number - read) for number in self._read]
+
+    def read(self, place: int) -> tuple[dict[str, float], int | None]:
+        """A row's means and speeds, and its first step that is not finite; then it starts anew."""
+        self._steps = [(n, jax.device_get(m), tokens) for n, m, tokens in self._steps]
+        steps_here = self._steps[self._read[place] :]
+        seconds = time.perf_counter() - self._started[place]
+        columns = {
+            name: [float(metrics[name][place]) for _, metrics, _ in steps_here]
+            for name in steps_here[0][1]
+        }
+        bad = None
+        for index, (number, _, _) in enumerate(steps_here):
+            if not math.isfinite(columns['loss'][index] + columns['grad_norm'][index]):
+                bad = number
+                break
+        self._read[place] = len(self._steps)
+        tokens = sum(float(tokens[place]) for _, _, tokens in steps_here)
+        means = {name: float(np.mean(column)) for name, column in columns.items()}
+        means |= {
+            'steps_per_second': len(steps_here) / seconds,
+            'tokens_per_second': tokens / seconds,
+        }
+        return means, bad
+
+
+def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    values = [row[name] for row in rows if name in row]
+    return float(np.median(values)) if values else math.nan
