@@ -1,0 +1,199 @@
+"""Sweeps: rows of one program are the runs they would be alone, and no row is lost."""
+
+import csv
+import json
+from types import ModuleType
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from experiments import sweep, sweep_train
+from experiments.sweep_folder import SweepFolder
+from experiments.sweep_groups import group, prepare
+from experiments.sweep_rows import expand
+from tests import tiny_runs
+from tests.whole_runs import bits, final_states, run_config, without_rates
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
+
+
+@pytest.fixture
+def config(base):
+    return base.copy_and_resolve_references()
+
+
+def rows_of(config, *changes):
+    module = ModuleType('config_of_a_test')
+    module.sweep_all = lambda add: [add(**each) for each in changes]
+    return expand(module, 'all', config)
+
+
+def run(rows, folder, **options):
+    return sweep.run(rows, SweepFolder(folder), Console(quiet=True), **options)
+
+
+FOUR = (
+    {'seed': 0, 'lr': 1e-3},
+    {'seed': 1, 'lr': 1e-2, 'lora.rank': 2, 'lora.alpha': 8.0},
+    {'seed': 0, 'lr': 3e-3, 'lora.dropout': 0.3, 'duration': '5 steps'},
+    {'seed': 2, 'lr': 1e-3, 'lora.rank': 1, 'warmup': 0.5, 'clip_norm': 0.1},
+)
+
+
+def assert_as_alone(config_of_row, folder, solo):
+    """The row's folder holds what a run by itself writes, in the same numbers up to rounding."""
+    run_config(config_of_row, solo)
+    mine, alone = without_rates(folder), without_rates(solo)
+    assert [sorted(line) for line in mine] == [sorted(line) for line in alone]
+    for one, other in zip(mine, alone, strict=True):
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), (name, one['step'])
+    states = final_states(config_of_row, folder, solo)
+    for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
+        np.testing.assert_allclose(bits(one), bits(other), rtol=1e-4, atol=1e-6)
+    result, own = (json.loads((where / 'result.json').read_text()) for where in (folder, solo))
+    assert set(own) - set(result) <= {'best_step'} and result['status'] == 'done'
+    assert (result['trainable'], result['base']) == (own['trainable'], own['base'])
+
+
+def test_rows_are_what_they_would_be_alone(config, tmp_path):
+    """Other seeds, rates, ranks, alphas, dropout and lengths of run, in one program."""
+    rows = rows_of(config, *FOUR)
+    assert len(group(prepare(rows), 2**33, 32)) == 1
+    run(rows, tmp_path / 'sweep')
+    for row in rows:
+        assert_as_alone(row.config, tmp_path / 'sweep/rows' / row.name, tmp_path / row.name)
+
+
+TWO = ({'seed': 0, 'lr': 1e-3}, {'seed': 1, 'lr': 1e-2, 'lora.rank': 2})
+
+
+def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
+    rows = rows_of(config, *TWO)
+    run(rows, tmp_path / 'whole')
+    step, taken = sweep_train._Together.step, []
+
+    def until_the_sixth(self, *args):
+        taken.append(1)
+        if len(taken) == 6:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_train._Together, 'step', until_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            run(rows, tmp_path / 'broken')
+    lines = run(rows, tmp_path / 'broken')
+    assert [line['status'] for line in lines] == ['done', 'done']
+    for row in rows:
+        whole, broken = (tmp_path / name / 'rows' / row.name for name in ('whole', 'broken'))
+        assert without_rates(whole) == without_rates(broken)
+        states = final_states(row.config, whole, broken)
+        for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
+            np.testing.assert_array_equal(bits(one), bits(other))
+    # What is done is not done again.
+    monkeypatch.setattr(sweep, 'train_group', lambda *_: pytest.fail('trained again'))
+    assert run(rows, tmp_path / 'broken') == lines
+
+
+def test_rows_that_diverge_leave_and_hurt_no_other(config, tmp_path):
+    """Three of four leave, one by one or together; the program is compiled anew for the last."""
+    rates = {'seed': 0, 'lr': 1e-3}, {'lr': 1e30}, {'lr': 3e30}, {'lr': 9e30}
+    rows = rows_of(config, *rates)
+    lines = run(rows, tmp_path / 'sweep')
+    assert [line['status'] for line in lines] == ['done', 'diverged', 'diverged', 'diverged']
+    assert all(0 < line['diverged_at'] <= 8 for line in lines[1:])
+    assert_as_alone(rows[0].config, tmp_path / 'sweep/rows/000', tmp_path / 'alone')
+    for line in csv.DictReader((tmp_path / 'sweep/results.csv').open(encoding='utf-8')):
+        assert line['status'] == lines[int(line['row'])]['status']
+    table = pq.read_table(tmp_path / 'sweep/results.parquet')
+    assert table['config.lr'].to_pylist() == [1e-3, 1e30, 3e30, 9e30]
+    assert table['test/accuracy'].to_pylist()[0] == lines[0]['test/accuracy']
+    assert json.loads(table['config'].to_pylist()[1])['lr'] == 1e30
+
+
+def test_groups_are_rows_of_one_program_that_fit(config):
+    changes = [
+        *({'seed': seed, 'lora.rank': rank} for seed in (0, 1) for rank in (1, 2)),
+        {'peft': ('select',)},
+        {'data.batch_size': 4},
+        {'schedule': 'cosine'},
+    ]
+    ready = prepare(rows_of(config, *changes))
+    together = [[each.row.name for each in found.rows] for found in group(ready, 2**33, 32)]
+    assert together == [['000', '001', '002', '003'], ['004'], ['005'], ['006']]
+    first = group(ready, 2**33, 32)[0]
+    room = group(ready[:4], first.base + 2.5 * first.each, 32)
+    assert [len(each.rows) for each in room] == [2, 2] and room[0].memory < first.memory
+    assert [len(each.rows) for each in group(ready[:4], 2**33, 3)] == [2, 2]
+    with pytest.raises(ValueError, match='row 000 takes .* MiB, more than .*accumulate'):
+        group(ready, first.base + 0.5 * first.each, 32)
+
+
+def test_masks_of_dropout_are_those_of_the_row_alone(config):
+    """With several lengths, rows of one order of the data share one program, and no others."""
+    changes = [{'seed': seed, 'lr': lr} for seed in (0, 1) for lr in (1e-3, 1e-2)]
+    config.data.lengths = (4, 8)
+    noisy = group(prepare(rows_of(config, *changes)), 2**33, 32)
+    assert [len(each.rows) for each in noisy] == [2, 2]
+    config.lora.dropout = 0.0
+    quiet = group(prepare(rows_of(config, *changes)), 2**33, 32)
+    assert [len(each.rows) for each in quiet] == [4]
+
+
+def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path):
+    config.data.lengths, config.lora.dropout = (4, 6, 8), 0.0
+    rows = rows_of(config, *TWO)
+    run(rows, tmp_path / 'sweep')
+    assert_as_alone(rows[1].config, tmp_path / 'sweep/rows/001', tmp_path / 'alone')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'lora.rnak': 4}, r"row 000: no field 'lora.rnak'; near names: \['lora.rank'"),
+        ({'lorra.rank': 4}, r"no field 'lorra.rank'; near names: \['lora.rank'"),
+        ({'select.rank': 4}, r"no field 'select.rank'"),
+        ({'lora.rank': 'four'}, r"lora.rank does not take 'four'"),
+    ],
+)
+def test_fields_that_are_not_there_are_named(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        rows_of(config, changes)
+
+
+def test_wrong_sweeps_are_refused_before_anything_runs(config, tmp_path):
+    module = ModuleType('lonely')
+    with pytest.raises(ValueError, match=r"no sweep 'rank' in lonely: write def sweep_rank\(add\)"):
+        expand(module, 'rank', config)
+    with pytest.raises(ValueError, match='adds no row'):
+        rows_of(config)
+    with pytest.raises(ValueError, match='rows 000 and 001 are the same'):
+        rows_of(config, {'seed': 0}, {'seed': 0})
+    with pytest.raises(ValueError, match=r"row 001 \{'lora.rank': 99\}: rank 99 is larger"):
+        run(rows_of(config, {'seed': 0}, {'lora.rank': 99}), tmp_path / 'a')
+    assert not (tmp_path / 'a').exists()
+    with pytest.raises(ValueError, match='leave config.mesh at 1'):
+        run(rows_of(config, {'mesh.data': 2}), tmp_path / 'a')
+
+
+def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path):
+    rows = rows_of(config, *TWO)
+    groups = group(prepare(rows), 2**33, 32)
+    one, other = SweepFolder(tmp_path / 'a'), SweepFolder(tmp_path / 'a')
+    one.begin(rows, groups, 'x.py', 'all')
+    other.begin(rows, groups, 'x.py', 'all')
+    with one.claim(groups[0]) as mine, other.claim(groups[0]) as too:
+        assert mine and not too
+    with other.claim(groups[0]) as mine:
+        assert mine
+    assert [line['status'] for line in one.write_results()] == ['waiting', 'waiting']
+    changed = rows_of(config, {'seed': 5}, *TWO[1:])
+    with pytest.raises(ValueError, match='holds another sweep .*seed: 0 -> 5'):
+        one.begin(changed, group(prepare(changed), 2**33, 32), 'x.py', 'all')
