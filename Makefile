@@ -1,5 +1,6 @@
-# Two commands, each complete on a machine with Python 3.11 or newer and make:
+# Three commands, each complete on a machine with Python 3.11 or newer and make:
 #   make train   fine-tune MiniLM with LoRA on film reviews, evaluate on films it has never seen
+#   make sweep   12 such runs in one program, of four ranks and three seeds, and a page about them
 #   make test    lint, type-check and test
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,14 +8,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/lora_sentiment.py
 WORKDIR ?= runs/lora_sentiment
+SWEEPDIR ?= runs/sweep
 # An environment is current while it is younger than the files that describe it.
 RECIPE := setup.cfg pyproject.toml constraints.txt experiments/assets.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test lint types unit clean
+.PHONY: train sweep test lint types unit clean
 
 train: $(VENV)/.ready-to-train
 	$(BIN)/python -m experiments.main --config $(CONFIG) --workdir $(WORKDIR)
+
+sweep: $(VENV)/.ready-to-train
+	$(BIN)/python -m experiments.sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
+	    --config.data.limit=1024 --config.duration='2 epochs' --config.log_every='8 steps'
 
 test: lint types unit
 

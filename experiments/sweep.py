@@ -22,6 +22,7 @@ from experiments.checkpoints import CheckpointsError
 from experiments.command_line import CONFIG, read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.interrupt import Interrupted
+from experiments.report import write_report
 from experiments.sweep_folder import SweepFolder, summary
 from experiments.sweep_groups import Group, group, memory_here, prepare
 from experiments.sweep_rows import Row, expand, load_module
@@ -79,9 +80,9 @@ def run(
                     train_group(each, work, folder.rows, tell)
                     folder.write_results()
         live.update(board.table(), refresh=True)
-    lines = folder.write_results()
+    page, lines = write_report(folder), folder.results()
     counts = ', '.join(f'{count} {status}' for status, count in summary(lines).items())
-    console.print(f'{counts}: {folder.path}', highlight=False)
+    console.print(f'{counts}: {page}', highlight=False)
     return lines
 
 
@@ -94,13 +95,13 @@ def plan_table(groups: Sequence[Group]) -> Table:
     for each in groups:
         names = [ready.row.name for ready in each.rows]
         steps = sorted({ready.run.steps for ready in each.rows})
-        seconds = each.flops / machine.flops if machine else None
+        seconds = each.products / machine.flops if machine else None
         table.add_row(
             each.name,
             f'{len(names)} ({names[0]} to {names[-1]})',
             ', '.join(map(str, steps)),
             *(f'{size / 2**20:,.0f} MiB' for size in (each.base, each.each, each.memory)),
-            f'{each.flops / 1e12:,.1f}',
+            f'{each.products / 1e12:,.1f}',
             'unknown' if seconds is None else f'{seconds:,.0f} s',
         )
     return table

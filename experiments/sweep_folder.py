@@ -32,6 +32,11 @@ class SweepFolder:
         self.path = path
         self.rows = path / 'rows'
 
+    @property
+    def begun(self) -> bool:
+        """Whether a sweep was begun here."""
+        return (self.path / _ABOUT).exists()
+
     def begin(self, rows: Sequence[Row], groups: Sequence[Group], config: str, sweep: str) -> None:
         """Writes what the sweep is, or checks that it is the one that was begun here.
 
@@ -51,9 +56,8 @@ class SweepFolder:
         about = json.loads(json.dumps(about))
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / '.lock', wait=True):
-            file = self.path / _ABOUT
-            if not file.exists():
-                write_whole(file, json.dumps(about, indent=2) + '\n')
+            if not self.begun:
+                write_whole(self.path / _ABOUT, json.dumps(about, indent=2) + '\n')
                 return
             held = self.about()
         for part in ('rows', 'groups'):

@@ -47,7 +47,7 @@ class Group(NamedTuple):
         rows: in the order of the sweep.
         base, each: bytes of the base, and of what each row adds to it: adapter, gradients,
             optimiser, activations.
-        flops: of the matrix products of all steps of all rows.
+        flops: of the matrix products of one step of one row.
     """
 
     name: str
@@ -60,6 +60,11 @@ class Group(NamedTuple):
     def memory(self) -> int:
         """Bytes that a step takes, counted and not compiled."""
         return self.base + len(self.rows) * self.each
+
+    @property
+    def products(self) -> float:
+        """FLOPs of the matrix products of all steps of all rows."""
+        return self.flops * sum(ready.run.steps for ready in self.rows)
 
 
 class _Shelf:
@@ -154,8 +159,7 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
         size = -(-len(members) // count)
         for first in range(0, len(members), size):
             rows = members[first : first + size]
-            total = products * sum(row.run.steps for row in rows)
-            groups.append(Group(f'{len(groups):03d}', rows, base, each, total))
+            groups.append(Group(f'{len(groups):03d}', rows, base, each, products))
     return groups
 
 

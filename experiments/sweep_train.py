@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import peftjax
-from experiments import data, report
+from experiments import data, run_report
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_whole
@@ -87,7 +87,7 @@ class _Member:
 
 class _Trainer:
     def __init__(self, group: Group, folder: Path, rows_folder: Path, tell: Tell):
-        self.tell = tell
+        self.tell, self.step_flops = tell, group.flops
         self.members = [_Member(ready, rows_folder / ready.row.name) for ready in group.rows]
         self.first = self.members[0]
         self.seeds = sorted({member.config.seed for member in self.members})
@@ -221,15 +221,16 @@ class _Trainer:
                 # Where it is in the data no longer matters.
                 checkpoints.save(own, {}, member.scores)
             metrics = read_metrics(member.folder)
-            report.learning_curve(metrics, member.folder / 'learning_curve.png')
+            run_report.learning_curve(metrics, member.folder / 'learning_curve.png')
             result = {
                 'status': 'done',
                 **test,
                 **member.scores,
                 'steps': member.run.steps,
+                'tflop': self.step_flops * member.run.steps / 1e12,
                 'steps_per_second': _median(metrics, 'train/steps_per_second'),
                 'tokens_per_second': _median(metrics, 'train/tokens_per_second'),
-                'peak_memory_mib': report.peak_memory_mib(),
+                'peak_memory_mib': run_report.peak_memory_mib(),
             }
             self._write_result(member, result)
             self.tell(member.name, {'status': 'done', 'step': number, **test})

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 import peftjax
-from experiments import data, report
+from experiments import data, run_report
 from experiments.build import Run, build, evaluate
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
@@ -117,11 +117,11 @@ def train(
         'tokens_per_second': _median(rows, 'train/tokens_per_second'),
         'trainable': summary.trainable,
         'base': summary.base,
-        'peak_memory_mib': report.peak_memory_mib(),
+        'peak_memory_mib': run_report.peak_memory_mib(),
     }
     _write_json(workdir / 'result.json', result)
-    report.learning_curve(rows, workdir / 'learning_curve.png')
-    console.print(report.result_table(config, result))
+    run_report.learning_curve(rows, workdir / 'learning_curve.png')
+    console.print(run_report.result_table(config, result))
     console.print(f'curve, metrics and checkpoints: {workdir}', highlight=False)
     return result
 
