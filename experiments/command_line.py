@@ -9,6 +9,8 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
 flags.mark_flag_as_required('config')
+# Required by the programs that write one.
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and results.')
 
 
 def read_flags(argv: Sequence[str]) -> list[str]:

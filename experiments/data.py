@@ -27,7 +27,7 @@ class Part(NamedTuple):
             how many there are.
     """
 
-    rows: Batch
+    rows: Any
     tokens: Any
 
 
@@ -131,22 +131,46 @@ def train_batches_of_seeds(
     seeds: Sequence[int],
     steps: int,
 ) -> grain.DatasetIterator[Part]:
-    """The batches of several runs side by side: arrays `[seeds, batch_size, ...]`.
+    """The batches of several runs side by side, those of each seed as `train_batches` gives them.
 
-    Each seed's examples are those of `train_batches`, padded to what the longest of all needs.
-    `tokens` of a part are an array, one for each seed.
+    `rows` of a part are a batch for each seed, and `tokens` a number for each.
     """
     sizes, tokens = row_sizes(rows), row_tokens(rows)
     plans = [_plan(sizes, batch_size=batch_size, seed=seed, steps=steps) for seed in seeds]
     dataset = grain.MapDataset.source(list(np.stack(plans, axis=1)))
 
     def part(chosen: np.ndarray) -> Part:
-        longest = int(sizes[chosen].max())
-        batches = [collate([rows[i] for i in each], lengths, longest) for each in chosen]
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        return Part(stacked, tokens[chosen].sum(axis=1))
+        batches = [
+            collate([rows[i] for i in each], lengths, int(sizes[each].max())) for each in chosen
+        ]
+        return Part(batches, tokens[chosen].sum(axis=1))
 
     return iter(dataset.map(part).to_iter_dataset(_READ))
+
+
+def beside(batches: Sequence[Batch]) -> Batch:
+    """Batches as one, `[batches, batch_size, ...]`, shorter rows padded to the longest of all.
+
+    Example:
+        >>> both = [{'input_ids': np.ones((2, length))} for length in (3, 5)]
+        >>> beside(both)['input_ids'].shape
+        (2, 2, 5)
+    """
+    if 'input_ids' in batches[0]:
+        longest = max(batch['input_ids'].shape[1] for batch in batches)
+        batches = [_padded(batch, longest) for batch in batches]
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _padded(batch: Batch, longest: int) -> Batch:
+    """Zeros, which are padding, behind rows of tokens; what has no such axis stays as it is."""
+    length = batch['input_ids'].shape[1]
+    return {
+        name: np.pad(rows, [(0, 0), (0, longest - length), *[(0, 0)] * (rows.ndim - 2)])
+        if rows.ndim > 1 and rows.shape[1] == length
+        else rows
+        for name, rows in batch.items()
+    }
 
 
 def _plan(sizes: np.ndarray, *, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:

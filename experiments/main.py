@@ -18,15 +18,13 @@ from absl import app, flags, logging
 from rich.console import Console
 
 from experiments.checkpoints import CheckpointsError
-from experiments.command_line import CONFIG, read_flags
+from experiments.command_line import CONFIG, WORKDIR, read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.interrupt import Interrupted
 from experiments.train import train
 from experiments.window import NonFiniteError
 
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder for checkpoints, metrics and results.', required=True
-)
+flags.mark_flag_as_required('workdir')
 _PROFILE = flags.DEFINE_bool(
     'profile', False, 'Write a trace of three steps to <workdir>/profile, for TensorBoard.'
 )
@@ -52,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
             jax.config.update('jax_cpu_enable_async_dispatch', False)
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         console = Console(quiet=jax.process_index() != 0)
-        train(CONFIG.value, Path(_WORKDIR.value), console, profile=_PROFILE.value)
+        train(CONFIG.value, Path(WORKDIR.value), console, profile=_PROFILE.value)
         return
     except Interrupted as at:
         print(f'stopped after {at}, as asked; the same command goes on from there')

@@ -19,17 +19,17 @@ from rich.live import Live
 from rich.table import Table
 
 from experiments.checkpoints import CheckpointsError
-from experiments.command_line import CONFIG, read_flags
+from experiments.command_line import CONFIG, WORKDIR, read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.interrupt import Interrupted
-from experiments.report import write_report
 from experiments.sweep_folder import SweepFolder, summary
 from experiments.sweep_groups import Group, group, memory_here, prepare
+from experiments.sweep_page import write_report
 from experiments.sweep_rows import Row, expand, load_module
 from experiments.sweep_train import train_group
 from peftjax.training import machine_here
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the sweep.', required=True)
+flags.mark_flag_as_required('workdir')
 _SWEEP = flags.DEFINE_string('sweep', None, 'sweep_<name> of the config file.', required=True)
 _MOST = flags.DEFINE_integer('together', 32, 'Rows in one program at most.', lower_bound=1)
 _MEMORY = flags.DEFINE_float('memory_gib', None, 'For a program; unless given, what is here.')
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
         rows = expand(load_module(path), _SWEEP.value, CONFIG.value)
         run(
             rows,
-            SweepFolder(Path(_WORKDIR.value)),
+            SweepFolder(Path(WORKDIR.value)),
             Console(),
             config=path,
             sweep=_SWEEP.value,

@@ -113,11 +113,7 @@ def _ready(row: Row, run: Run) -> Ready:
     step = make_train_step(run.loss, run.optimizer, accumulate=row.config.accumulate)
     program = trace(step, state, params, batch)
     shared = {name: _plain(row.config[name]) for name in _SHARED}
-    # Masks of dropout have the shape of a batch. So that they are those of the row alone, rows
-    # whose batches have other lengths at the same step do not share one.
-    noisy = 'random_bits' in program.exact
-    order = row.config.seed if noisy and len(row.config.data.lengths) > 1 else None
-    key = program_key(program, run.transform), json.dumps(shared, sort_keys=True), order
+    key = program_key(program, run.transform), json.dumps(shared, sort_keys=True)
     return Ready(row, run, program, key)
 
 

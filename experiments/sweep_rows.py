@@ -55,7 +55,7 @@ def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
         >>> from configs import lora_sentiment
         >>> rows = expand(lora_sentiment, 'rank', lora_sentiment.get_config())
         >>> len(rows), rows[0].changes
-        (12, {'lora.rank': 2, 'seed': 0})
+        (12, {'seed': 0, 'lora.rank': 2})
     """
     add_rows = getattr(module, f'{_PREFIX}{sweep}', None)
     if add_rows is None:

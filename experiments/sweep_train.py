@@ -29,6 +29,7 @@ Tell = Callable[[str, Mapping[str, Any]], None]
 """`tell(row, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
 
 RESULT = 'result.json'
+_BUSY = 512  # positions in a step that keep a CPU busy
 
 
 def train_group(group: Group, folder: Path, rows_folder: Path, tell: Tell) -> None:
@@ -120,7 +121,7 @@ class _Trainer:
         """All steps that are left."""
         if len(self.left) == len(self.members):
             return
-        program, state = self._program()
+        program = self._program()
         window, config = _Window(len(self.inside)), self.first.config
         every = [
             steps(
@@ -131,8 +132,7 @@ class _Trainer:
             for each in (config.log_every, config.eval_every, config.save_every)
         ]
         for number, part in enumerate(self.batches, start=self.done + 1):
-            state, metrics = program.step(state, part.rows)
-            window.add(number, metrics, program.of_rows(part.tokens))
+            window.add(number, program.step(part.rows), program.of_rows(part.tokens))
             stop = stopped()
             due = {
                 place: [stop] + [is_due(number, every=n, last=member.run.steps) for n in every]
@@ -143,22 +143,25 @@ class _Trainer:
             # A row is read before it is saved: reading it is what finds a NaN.
             read = [place for place, reasons in due.items() if any(reasons)]
             bad = {place: self._log(number, place, window) for place in read}
-            self._evaluate(
-                number, program, state, [p for p in read if due[p][2] and bad[p] is None]
+            self._evaluate(number, program, [p for p in read if due[p][2] and bad[p] is None])
+            inside, states = np.asarray(self.inside), program.states()
+            self.states = jax.tree.map(
+                lambda whole, part, inside=inside: whole.at[inside].set(part), self.states, states
             )
-            self._keep(state)
             ends = [p for p in read if self._at(p).run.steps == number and bad[p] is None]
-            self._finish(number, program, state, ends)
+            self._finish(number, program, ends)
             for place in read:
                 at = bad[place]
                 if at is not None:
                     self._give_up(place, at)
-            self.left.update(self.inside[p] for p in read if p in ends or bad[p] is not None)
+            gone = [p for p in read if p in ends or bad[p] is not None]
+            program.leave(gone)
+            self.left.update(self.inside[p] for p in gone)
             remaining = [row for row in self.inside if row not in self.left]
             if remaining and 2 * len(remaining) <= len(self.inside):
+                window.keep([self.inside.index(row) for row in remaining])
                 self.inside = remaining
-                program, state = self._program()
-                window = _Window(len(remaining))
+                program = self._program()
             if stop or any(reasons[3] for reasons in due.values()) or not remaining:
                 self._save(number)
             window.go_on([place for place, _ in self._here()])
@@ -168,10 +171,10 @@ class _Trainer:
                 self.checkpoints.wait()
                 raise Interrupted(f'step {number}')
 
-    def _program(self) -> tuple['_Together', Any]:
-        program = _Together([self.members[i] for i in self.inside], self.seeds)
+    def _program(self) -> '_Together':
         inside = np.asarray(self.inside)
-        return program, program.place(jax.tree.map(lambda leaf: leaf[inside], self.states))
+        states = jax.tree.map(lambda leaf: leaf[inside], self.states)
+        return _Together([self.members[i] for i in self.inside], states, self.seeds)
 
     def _at(self, place: int) -> _Member:
         return self.members[self.inside[place]]
@@ -194,10 +197,8 @@ class _Trainer:
             self.tell(member.name, told)
         return bad
 
-    def _evaluate(
-        self, number: int, program: '_Together', state: Any, places: Sequence[int]
-    ) -> None:
-        found = program.evaluate(state, 'validation') if places else []
+    def _evaluate(self, number: int, program: '_Together', places: Sequence[int]) -> None:
+        found = program.evaluate('validation') if places else []
         for place in places:
             member = self._at(place)
             member.scores = found[place]
@@ -209,9 +210,9 @@ class _Trainer:
         self._write_result(member, {'status': 'diverged', 'diverged_at': at})
         self.tell(member.name, {'status': 'diverged', 'step': at})
 
-    def _finish(self, number: int, program: '_Together', state: Any, places: Sequence[int]) -> None:
+    def _finish(self, number: int, program: '_Together', places: Sequence[int]) -> None:
         """Tests rows that are at their end, and writes what is left of them."""
-        found = program.evaluate(state, 'test') if places else []
+        found = program.evaluate('test') if places else []
         for place in places:
             member, test = self._at(place), found[place]
             member.write(number, test)
@@ -240,12 +241,6 @@ class _Trainer:
         counts = {'trainable': member.summary.trainable, 'base': member.summary.base}
         text = json.dumps({**result, **counts, 'together': len(self.members)}, indent=2) + '\n'
         write_whole(member.folder / RESULT, text)
-
-    def _keep(self, state: Any) -> None:
-        inside = np.asarray(self.inside)
-        self.states = jax.tree.map(
-            lambda whole, part: whole.at[inside].set(part), self.states, state
-        )
 
     def _save(self, number: int) -> None:
         position = {
@@ -280,98 +275,132 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
 
 
 class _Together:
-    """Rows in one program: their steps and their scores, compiled once for each shape."""
+    """Rows in one program: their steps and their scores, compiled once for each shape.
 
-    def __init__(self, members: Sequence[_Member], seeds: Sequence[int]):
-        self._members = members
-        self._config = members[0].config
-        params, axes = training.share([member.params for member in members])
+    An accelerator computes all rows side by side. A CPU is busy with few, and slower with more, as
+    arrays leave its caches: there some rows at a time go through the program, `parts` of all.
+    """
+
+    def __init__(self, members: Sequence[_Member], states: TrainState, seeds: Sequence[int]):
+        self._members, self._config = members, members[0].config
         self._seeds = [seeds.index(member.config.seed) for member in members]
-        shared_batch = len(set(self._seeds)) == 1
-        self._axes = {'step': (0, axes, None if shared_batch else 0), 'sums': (0, axes, None)}
-        self._shared_batch = shared_batch
-        self._programs: dict[tuple[str, Any], Any] = {}
-        self._traced: dict[str, list[training.Program]] = {
-            'step': [member.ready.program for member in members]
-        }
-        self._vectorized: dict[str, training.Vectorized] = {}
-        count = len(members)
-        share = count % jax.local_device_count() == 0 and jax.local_device_count() > 1
-        self._mesh = Mesh(np.asarray(jax.local_devices()), ('rows',)) if share else None
-        self._params = params if self._mesh is None else self._spread(params, axes)
+        params, self._axes = training.share([member.params for member in members])
+        self._programs = {'step': [member.ready.program for member in members]}
+        self._compiled: dict[Any, Any] = {}
+        self._parts = [np.asarray(part) for part in self._cut()]
+        self._gone: set[int] = set()
+        count = jax.local_device_count()
+        even = count > 1 and len(self._parts) == 1 and len(members) % count == 0
+        self._mesh = Mesh(np.asarray(jax.local_devices()), ('rows',)) if even else None
+        everywhere = jax.tree.map(lambda _: 0, states)
+        self._states = [self._take(states, everywhere, part) for part in self._parts]
+        self._params = [self._take(params, self._axes, part) for part in self._parts]
 
-    def place(self, state: Any) -> Any:
-        """The rows' states, each device with its share of the rows where that is even."""
-        axes = jax.tree.map(lambda _: 0, state)
-        return state if self._mesh is None else self._spread(state, axes)
+    def _cut(self) -> list[list[int]]:
+        """Places of the rows that go through the program at the same time."""
+        data_of_step = self._config.data.batch_size * max(self._config.data.lengths)
+        size = len(self._members)
+        if jax.default_backend() == 'cpu':
+            size = max(1, _BUSY // data_of_step)
+        # Masks of dropout have the shape of a batch: so that they are those of the row alone, rows
+        # whose batches may have other lengths are not side by side.
+        noisy = 'random_bits' in self._programs['step'][0].exact
+        apart = noisy and len(self._config.data.lengths) > 1
+        found: dict[int, list[int]] = {}
+        for place, seed in sorted(enumerate(self._seeds), key=lambda pair: pair[1]):
+            found.setdefault(seed if apart else 0, []).append(place)
+        return [
+            places[first : first + size]
+            for places in found.values()
+            for first in range(0, len(places), size)
+        ]
 
-    def _spread(self, tree: Any, axes: Any) -> Any:
-        assert self._mesh is not None
+    def _take(self, tree: Any, axes: Any, part: np.ndarray) -> Any:
+        """The rows of a part, each device with its share where that is even."""
         flat = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
         leaves, structure = jax.tree.flatten(tree)
-        placed = [
-            jax.device_put(
-                leaf, NamedSharding(self._mesh, PartitionSpec(None if axis is None else 'rows'))
-            )
-            for leaf, axis in zip(leaves, flat, strict=True)
+        taken = [
+            leaf if axis is None else leaf[part] for leaf, axis in zip(leaves, flat, strict=True)
         ]
-        return jax.tree.unflatten(structure, placed)
+        if self._mesh is not None:
+            taken = [
+                jax.device_put(
+                    leaf, NamedSharding(self._mesh, PartitionSpec(None if axis is None else 'rows'))
+                )
+                for leaf, axis in zip(taken, flat, strict=True)
+            ]
+        return jax.tree.unflatten(structure, taken)
+
+    def leave(self, places: Sequence[int]) -> None:
+        """Rows that need no more steps: a part of such rows alone is not computed."""
+        self._gone.update(places)
+
+    def _busy(self) -> list[int]:
+        return [i for i, part in enumerate(self._parts) if not self._gone.issuperset(part.tolist())]
+
+    def states(self) -> TrainState:
+        """Of all rows, in their order."""
+        order = np.argsort(np.concatenate(self._parts))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *self._states)
 
     def of_rows(self, by_seed: np.ndarray) -> np.ndarray:
         """Each row's part of what each seed has."""
         return by_seed[self._seeds]
 
-    def step(self, state: Any, by_seed: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-        """One step of every row: states and metrics, the rows in front."""
-        where = self._seeds[0] if self._shared_batch else self._seeds
-        batch = {name: rows[where] for name, rows in by_seed.items()}
-        return self._call('step', state, batch)
+    def step(self, by_seed: Sequence[data.Batch]) -> list[tuple[np.ndarray, Any]]:
+        """One step of every row: the metrics of each part, with the places of its rows."""
+        found = []
+        for i in self._busy():
+            part = self._parts[i]
+            batch = data.beside([by_seed[self._seeds[place]] for place in part])
+            self._states[i], metrics = self._call('step', i, self._states[i], batch)
+            found.append((part, metrics))
+        return found
 
-    def evaluate(self, state: Any, split: str) -> list[dict[str, float]]:
+    def evaluate(self, split: str) -> list[dict[str, float]]:
         """Each row's scores on a split, by name."""
-        size = self._config.data.eval_batch_size
-        totals: dict[str, np.ndarray] = {}
+        totals = {name: np.zeros(len(self._members)) for name in ('loss', 'correct', 'weights')}
         for batch in data.eval_batches(
             self._members[0].run.task.splits[split],
-            batch_size=size,
+            batch_size=self._config.data.eval_batch_size,
             lengths=self._config.data.lengths,
         ):
-            for name, value in self._call('sums', state.adapter, batch).items():
-                totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
-        means = {
-            f'{split}/{name}': totals[total] / totals['weights']
-            for name, total in (('loss', 'loss'), ('accuracy', 'correct'))
-        }
+            # All parts are under way before one is waited for.
+            parts = {i: self._call('sums', i, self._states[i].adapter, batch) for i in self._busy()}
+            for i, sums in parts.items():
+                for name, total in totals.items():
+                    total[self._parts[i]] += np.asarray(sums[name], np.float64)
+        weights = np.maximum(totals['weights'], 1e-30)  # 0 of rows that are not computed
+        losses, accuracies = (totals[name] / weights for name in ('loss', 'correct'))
         return [
-            {name: float(values[place]) for name, values in means.items()}
-            for place in range(len(self._members))
+            {f'{split}/loss': float(loss), f'{split}/accuracy': float(accuracy)}
+            for loss, accuracy in zip(losses, accuracies, strict=True)
         ]
 
-    def _call(self, what: str, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
+    def _call(self, what: str, i: int, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
         shapes = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
-        if (what, shapes) not in self._programs:
+        if (what, shapes) not in self._compiled:
             vectorized = self._vectorize(what, batch)
             donated = 1 if what == 'step' else ()
-            call = jax.jit(vectorized.call, donate_argnums=donated)
-            self._programs[what, shapes] = vectorized, call
-        vectorized, call = self._programs[what, shapes]
-        return call(vectorized.numbers, first, self._params, batch)
+            numbers = [jax.tree.map(lambda n, p=p: n[p], vectorized.numbers) for p in self._parts]
+            self._compiled[what, shapes] = jax.jit(vectorized.call, donate_argnums=donated), numbers
+        call, numbers = self._compiled[what, shapes]
+        return call(numbers[i], first, self._params[i], batch)
 
     def _vectorize(self, what: str, batch: Mapping[str, np.ndarray]) -> training.Vectorized:
-        axes = self._axes[what]
-        if what not in self._vectorized:
-            if what not in self._traced:
-                self._traced[what] = [self._trace(what, m, batch) for m in self._members]
-            self._vectorized[what] = training.vectorize(self._traced[what], axes)
-        vectorized = self._vectorized[what]
+        axes = (0, self._axes, 0 if what == 'step' else None)
+        if what not in self._programs:
+            self._programs[what] = [self._trace(what, member, batch) for member in self._members]
+        programs = self._programs[what]
+        vectorized = training.vectorize(programs, axes)
         widest = vectorized.widest
-        before = self._traced[what][widest]
-        return vectorized.at(before, self._trace(what, self._members[widest], batch), axes)
+        here = self._trace(what, self._members[widest], batch)
+        return vectorized.at(programs[widest], here, axes)
 
     def _trace(
         self, what: str, member: _Member, batch: Mapping[str, np.ndarray]
     ) -> training.Program:
-        mapped = self._axes[what][2] == 0
+        mapped = what == 'step'
         example = {
             name: jax.ShapeDtypeStruct(rows.shape[1:] if mapped else rows.shape, rows.dtype)
             for name, rows in batch.items()
@@ -388,12 +417,27 @@ class _Window:
 
     def __init__(self, rows: int):
         self._steps: list[tuple[int, Any, np.ndarray]] = []
+        self._rows = rows
         self._read = [0] * rows
         self._started = [time.perf_counter()] * rows
 
-    def add(self, step: int, metrics: Any, tokens: np.ndarray) -> None:
-        """Adds a step: its number, metrics on the device and tokens, of all rows."""
-        self._steps.append((step, metrics, tokens))
+    def add(self, step: int, parts: Sequence[tuple[np.ndarray, Any]], tokens: np.ndarray) -> None:
+        """Adds a step: its number, what `_Together.step` gave, and the tokens of all rows."""
+        self._steps.append((step, parts, tokens))
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Only these rows are in the program from now on, in this order."""
+        self._steps = [
+            (
+                number,
+                {name: values[places] for name, values in self._by_name(metrics).items()},
+                tokens[places],
+            )
+            for number, metrics, tokens in self._steps
+        ]
+        self._rows = len(places)
+        self._read = [self._read[place] for place in places]
+        self._started = [self._started[place] for place in places]
 
     def go_on(self, places: Sequence[int]) -> None:
         """Of the rows that train, those that were read are timed from now on."""
@@ -406,7 +450,7 @@ class _Window:
 
     def read(self, place: int) -> tuple[dict[str, float], int | None]:
         """A row's means and speeds, and its first step that is not finite; then it starts anew."""
-        self._steps = [(n, jax.device_get(m), tokens) for n, m, tokens in self._steps]
+        self._steps = [(n, self._by_name(m), tokens) for n, m, tokens in self._steps]
         steps_here = self._steps[self._read[place] :]
         seconds = time.perf_counter() - self._started[place]
         columns = {
@@ -426,6 +470,16 @@ class _Window:
             'tokens_per_second': tokens / seconds,
         }
         return means, bad
+
+    def _by_name(self, parts: Any) -> dict[str, np.ndarray]:
+        """Metrics of all rows in their order, on the host."""
+        if isinstance(parts, dict):
+            return parts
+        found: dict[str, np.ndarray] = {}
+        for places, metrics in jax.device_get(parts):
+            for name, values in metrics.items():
+                found.setdefault(name, np.zeros(self._rows))[places] = values
+        return found
 
 
 def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:

@@ -136,18 +136,17 @@ def test_groups_are_rows_of_one_program_that_fit(config):
         group(ready, first.base + 0.5 * first.each, 32)
 
 
-def test_masks_of_dropout_are_those_of_the_row_alone(config):
-    """With several lengths, rows of one order of the data share one program, and no others."""
-    changes = [{'seed': seed, 'lr': lr} for seed in (0, 1) for lr in (1e-3, 1e-2)]
-    config.data.lengths = (4, 8)
-    noisy = group(prepare(rows_of(config, *changes)), 2**33, 32)
-    assert [len(each.rows) for each in noisy] == [2, 2]
-    config.lora.dropout = 0.0
-    quiet = group(prepare(rows_of(config, *changes)), 2**33, 32)
-    assert [len(each.rows) for each in quiet] == [4]
+def test_masks_of_dropout_are_those_of_the_row_alone(config, tmp_path):
+    """With several lengths, rows of one order of the data are side by side, and no others."""
+    config.data.lengths = (4, 6, 8)
+    rows = rows_of(config, *TWO)
+    run(rows, tmp_path / 'sweep')
+    assert_as_alone(rows[1].config, tmp_path / 'sweep/rows/001', tmp_path / 'alone')
 
 
-def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path):
+@pytest.mark.parametrize('busy', [1, 2**20], ids=['one after another', 'side by side'])
+def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, monkeypatch, busy):
+    monkeypatch.setattr(sweep_train, '_BUSY', busy)
     config.data.lengths, config.lora.dropout = (4, 6, 8), 0.0
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'sweep')
