@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
             jax.config.update('jax_cpu_enable_async_dispatch', False)
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         console = Console(quiet=jax.process_index() != 0)
-        train(CONFIG.value, Path(WORKDIR.value), console, profile=_PROFILE.value)
+        train(CONFIG.value, Path(str(WORKDIR.value)), console, profile=_PROFILE.value)
         return
     except Interrupted as at:
         print(f'stopped after {at}, as asked; the same command goes on from there')

@@ -89,7 +89,7 @@ def run(
 def plan_table(groups: Sequence[Group]) -> Table:
     """The plan of a sweep: its groups, and what each takes."""
     table = Table(title='Groups', title_justify='left')
-    for name in ('group', 'rows', 'steps', 'base', 'each row', 'in all', 'TFLOP', 'time at least'):
+    for name in ('group', 'rows', 'steps', 'base', 'a row', 'its step', 'in all', 'TFLOP', 'time'):
         table.add_column(name, justify='right')
     machine = machine_here()
     for each in groups:
@@ -100,9 +100,12 @@ def plan_table(groups: Sequence[Group]) -> Table:
             each.name,
             f'{len(names)} ({names[0]} to {names[-1]})',
             ', '.join(map(str, steps)),
-            *(f'{size / 2**20:,.0f} MiB' for size in (each.base, each.each, each.memory)),
+            *(
+                f'{size / 2**20:,.0f} MiB'
+                for size in (each.base, each.each, each.step, each.memory)
+            ),
             f'{each.products / 1e12:,.1f}',
-            'unknown' if seconds is None else f'{seconds:,.0f} s',
+            'unknown' if seconds is None else f'{seconds:,.0f} s at least',
         )
     return table
 
@@ -152,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
         rows = expand(load_module(path), _SWEEP.value, CONFIG.value)
         run(
             rows,
-            SweepFolder(Path(WORKDIR.value)),
+            SweepFolder(Path(str(WORKDIR.value))),
             Console(),
             config=path,
             sweep=_SWEEP.value,

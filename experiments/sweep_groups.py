@@ -19,6 +19,7 @@ from experiments.tasks import Task
 from peftjax.training import Program, flops, init_state, make_train_step, program_key, trace
 from peftjax.training.counting import kept
 
+BUSY = 512  # positions in a step that keep a CPU busy
 # What decides when something happens, and on what: equal in all rows of a program.
 _SHARED = ('model', 'data', 'log_every', 'eval_every', 'save_every', 'accumulate', 'mesh')
 
@@ -45,8 +46,8 @@ class Group(NamedTuple):
     Attributes:
         name: of its folder.
         rows: in the order of the sweep.
-        base, each: bytes of the base, and of what each row adds to it: adapter, gradients,
-            optimiser, activations.
+        base: bytes of the base. each: of a row's adapter and optimiser. step: of gradients and
+            activations of a row, while it takes a step.
         flops: of the matrix products of one step of one row.
     """
 
@@ -54,12 +55,16 @@ class Group(NamedTuple):
     rows: list[Ready]
     base: int
     each: int
+    step: int
     flops: float
 
     @property
     def memory(self) -> int:
         """Bytes that a step takes, counted and not compiled."""
-        return self.base + len(self.rows) * self.each
+        count = len(self.rows)
+        return (
+            self.base + count * self.each + side_by_side(self.rows[0].row.config, count) * self.step
+        )
 
     @property
     def products(self) -> float:
@@ -143,24 +148,38 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
         alike.setdefault(each.key, []).append(each)
     groups: list[Group] = []
     for members in alike.values():
-        base, each, products = _cost(members)
-        room = math.floor((limit - base) / each)
-        if room < 1:
+        cost = _cost(members)
+        room = sum(
+            1 for n in range(1, most + 1) if Group('', members[:1] * n, *cost).memory <= limit
+        )
+        if not room:
+            least = Group('', members[:1], *cost).memory
             raise ValueError(
-                f'row {members[0].row.name} takes {(base + each) / 2**20:,.0f} MiB, more than the '
+                f'row {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
                 f'{limit / 2**20:,.0f} MiB there are: a smaller batch, --config.accumulate or '
                 "--config.model.remat='full' need less"
             )
-        count = -(-len(members) // min(room, most))
+        count = -(-len(members) // room)
         size = -(-len(members) // count)
         for first in range(0, len(members), size):
             rows = members[first : first + size]
-            groups.append(Group(f'{len(groups):03d}', rows, base, each, products))
+            groups.append(Group(f'{len(groups):03d}', rows, *cost))
     return groups
 
 
-def _cost(members: Sequence[Ready]) -> tuple[int, int, float]:
-    """Bytes of the base, bytes a row, FLOPs of a row's step."""
+def side_by_side(config: Config, rows: int) -> int:
+    """How many of the rows of a program are computed at the same time.
+
+    An accelerator computes all of them. A CPU is busy with few, and slower with more, as arrays
+    leave its caches: there they go through the program one after another.
+    """
+    if jax.default_backend() != 'cpu':
+        return rows
+    return min(rows, max(1, BUSY // (config.data.batch_size * max(config.data.lengths))))
+
+
+def _cost(members: Sequence[Ready]) -> tuple[int, int, int, float]:
+    """Bytes of the base, of a row's state, of a row's step; FLOPs of a row's step."""
     widest = max(members, key=lambda each: sum(map(math.prod, each.program.shapes)))
     config, run = widest.row.config, widest.run
     state, params = jax.eval_shape(lambda: start(config, run))
@@ -173,9 +192,10 @@ def _cost(members: Sequence[Ready]) -> tuple[int, int, float]:
     )
 
     activations = kept(run.loss, state.adapter, params, part)
-    trained = 2 * _bytes(state.adapter) + _bytes(state.opt_state)
+    adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
     step = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
-    return _bytes(params), trained + activations, flops(step, state, params, batch)
+    products = flops(step, state, params, batch)
+    return _bytes(params), adapter + optimizer, adapter + activations, products
 
 
 def memory_here() -> float:

@@ -21,7 +21,7 @@ from experiments.files import write_whole
 from experiments.fingerprint import fingerprint
 from experiments.interrupt import Interrupted, requests_to_stop
 from experiments.metrics import MetricsWriter, read_metrics
-from experiments.sweep_groups import Group, Ready, start
+from experiments.sweep_groups import Group, Ready, side_by_side, start
 from peftjax import training
 from peftjax.training import TrainState, make_train_step
 
@@ -29,7 +29,6 @@ Tell = Callable[[str, Mapping[str, Any]], None]
 """`tell(row, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
 
 RESULT = 'result.json'
-_BUSY = 512  # positions in a step that keep a CPU busy
 
 
 def train_group(group: Group, folder: Path, rows_folder: Path, tell: Tell) -> None:
@@ -277,8 +276,7 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
 class _Together:
     """Rows in one program: their steps and their scores, compiled once for each shape.
 
-    An accelerator computes all rows side by side. A CPU is busy with few, and slower with more, as
-    arrays leave its caches: there some rows at a time go through the program, `parts` of all.
+    Where not all are computed side by side, parts of them go through it one after another.
     """
 
     def __init__(self, members: Sequence[_Member], states: TrainState, seeds: Sequence[int]):
@@ -298,10 +296,7 @@ class _Together:
 
     def _cut(self) -> list[list[int]]:
         """Places of the rows that go through the program at the same time."""
-        data_of_step = self._config.data.batch_size * max(self._config.data.lengths)
-        size = len(self._members)
-        if jax.default_backend() == 'cpu':
-            size = max(1, _BUSY // data_of_step)
+        size = side_by_side(self._config, len(self._members))
         # Masks of dropout have the shape of a batch: so that they are those of the row alone, rows
         # whose batches may have other lengths are not side by side.
         noisy = 'random_bits' in self._programs['step'][0].exact

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments import sweep, sweep_train
+from experiments import sweep, sweep_groups, sweep_train
 from experiments.sweep_folder import SweepFolder
 from experiments.sweep_groups import group, prepare
 from experiments.sweep_rows import expand
@@ -129,11 +129,11 @@ def test_groups_are_rows_of_one_program_that_fit(config):
     together = [[each.row.name for each in found.rows] for found in group(ready, 2**33, 32)]
     assert together == [['000', '001', '002', '003'], ['004'], ['005'], ['006']]
     first = group(ready, 2**33, 32)[0]
-    room = group(ready[:4], first.base + 2.5 * first.each, 32)
+    room = group(ready[:4], first.base + 2.5 * (first.each + first.step), 32)
     assert [len(each.rows) for each in room] == [2, 2] and room[0].memory < first.memory
     assert [len(each.rows) for each in group(ready[:4], 2**33, 3)] == [2, 2]
     with pytest.raises(ValueError, match='row 000 takes .* MiB, more than .*accumulate'):
-        group(ready, first.base + 0.5 * first.each, 32)
+        group(ready, first.base + first.each, 32)
 
 
 def test_masks_of_dropout_are_those_of_the_row_alone(config, tmp_path):
@@ -146,7 +146,7 @@ def test_masks_of_dropout_are_those_of_the_row_alone(config, tmp_path):
 
 @pytest.mark.parametrize('busy', [1, 2**20], ids=['one after another', 'side by side'])
 def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, monkeypatch, busy):
-    monkeypatch.setattr(sweep_train, '_BUSY', busy)
+    monkeypatch.setattr(sweep_groups, 'BUSY', busy)
     config.data.lengths, config.lora.dropout = (4, 6, 8), 0.0
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'sweep')
