@@ -20,7 +20,8 @@ train: $(VENV)/.ready-to-train
 
 sweep: $(VENV)/.ready-to-train
 	$(BIN)/python -m experiments.sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
-	    --config.data.limit=1024 --config.duration='2 epochs' --config.log_every='8 steps'
+	    --config.data.limit=512 --config.data.batch_size=16 --config.duration='1 epoch' \
+	    --config.log_every='4 steps' --config.eval_every='16 steps'
 
 test: lint types unit
 

@@ -87,26 +87,21 @@ def run(
 
 
 def plan_table(groups: Sequence[Group]) -> Table:
-    """The plan of a sweep: its groups, and what each takes."""
-    table = Table(title='Groups', title_justify='left')
-    for name in ('group', 'rows', 'steps', 'base', 'a row', 'its step', 'in all', 'TFLOP', 'time'):
-        table.add_column(name, justify='right')
+    """The plan of a sweep: its groups, and what each takes; MiB."""
     machine = machine_here()
+    table = Table(title='Groups, MiB', title_justify='left')
+    names = ['group', 'rows', 'which', 'steps', 'base', 'a row', 'its step', 'in all', 'TFLOP']
+    for name in [*names, *(['s at least'] if machine else [])]:
+        table.add_column(name, justify='right')
     for each in groups:
-        names = [ready.row.name for ready in each.rows]
-        steps = sorted({ready.run.steps for ready in each.rows})
-        seconds = each.products / machine.flops if machine else None
-        table.add_row(
-            each.name,
-            f'{len(names)} ({names[0]} to {names[-1]})',
-            ', '.join(map(str, steps)),
-            *(
-                f'{size / 2**20:,.0f} MiB'
-                for size in (each.base, each.each, each.step, each.memory)
-            ),
-            f'{each.products / 1e12:,.1f}',
-            'unknown' if seconds is None else f'{seconds:,.0f} s at least',
-        )
+        rows = [ready.row.name for ready in each.rows]
+        cells = [each.name, str(len(rows)), f'{rows[0]} to {rows[-1]}']
+        cells.append(', '.join(map(str, sorted({ready.run.steps for ready in each.rows}))))
+        sizes = each.base, each.each, each.step, each.memory
+        cells += [f'{size / 2**20:,.0f}' for size in sizes]
+        cells.append(f'{each.products / 1e12:,.1f}')
+        cells += [f'{each.products / machine.flops:,.0f}'] if machine else []
+        table.add_row(*cells)
     return table
 
 

