@@ -16,7 +16,7 @@ from experiments.data import collate
 from experiments.placement import Placement
 from experiments.sweep_rows import Row
 from experiments.tasks import Task
-from peftjax.training import Program, flops, init_state, make_train_step, program_key, trace
+from peftjax.training import Program, init_state, make_train_step, program_key, trace
 from peftjax.training.counting import kept
 
 BUSY = 512  # positions in a step that keep a CPU busy
@@ -48,7 +48,6 @@ class Group(NamedTuple):
         rows: in the order of the sweep.
         base: bytes of the base. each: of a row's adapter and optimiser. step: of gradients and
             activations of a row, while it takes a step.
-        flops: of the matrix products of one step of one row.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Group(NamedTuple):
     base: int
     each: int
     step: int
-    flops: float
 
     @property
     def memory(self) -> int:
@@ -69,7 +67,7 @@ class Group(NamedTuple):
     @property
     def products(self) -> float:
         """FLOPs of the matrix products of all steps of all rows."""
-        return self.flops * sum(ready.run.steps for ready in self.rows)
+        return sum(ready.program.flops * ready.run.steps for ready in self.rows)
 
 
 class _Shelf:
@@ -178,8 +176,8 @@ def side_by_side(config: Config, rows: int) -> int:
     return min(rows, max(1, BUSY // (config.data.batch_size * max(config.data.lengths))))
 
 
-def _cost(members: Sequence[Ready]) -> tuple[int, int, int, float]:
-    """Bytes of the base, of a row's state, of a row's step; FLOPs of a row's step."""
+def _cost(members: Sequence[Ready]) -> tuple[int, int, int]:
+    """Bytes of the base, of a row's state, of a row's step."""
     widest = max(members, key=lambda each: sum(map(math.prod, each.program.shapes)))
     config, run = widest.row.config, widest.run
     state, params = jax.eval_shape(lambda: start(config, run))
@@ -190,12 +188,9 @@ def _cost(members: Sequence[Ready]) -> tuple[int, int, int, float]:
         ),
         batch,
     )
-
     activations = kept(run.loss, state.adapter, params, part)
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
-    step = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
-    products = flops(step, state, params, batch)
-    return _bytes(params), adapter + optimizer, adapter + activations, products
+    return _bytes(params), adapter + optimizer, adapter + activations
 
 
 def memory_here() -> float:

@@ -87,7 +87,7 @@ class _Member:
 
 class _Trainer:
     def __init__(self, group: Group, folder: Path, rows_folder: Path, tell: Tell):
-        self.tell, self.step_flops = tell, group.flops
+        self.tell = tell
         self.members = [_Member(ready, rows_folder / ready.row.name) for ready in group.rows]
         self.first = self.members[0]
         self.seeds = sorted({member.config.seed for member in self.members})
@@ -231,7 +231,7 @@ class _Trainer:
                 **test,
                 **member.scores,
                 'steps': member.run.steps,
-                'tflop': self.step_flops * member.run.steps / 1e12,
+                'tflop': member.ready.program.flops * member.run.steps / 1e12,
                 'steps_per_second': _median(metrics, 'train/steps_per_second'),
                 'tokens_per_second': _median(metrics, 'train/tokens_per_second'),
                 'peak_memory_mib': run_report.peak_memory_mib(),

@@ -26,7 +26,7 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
         >>> flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4)))
         48.0
     """
-    return _products(jax.make_jaxpr(function)(*args).jaxpr)
+    return products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def kept(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
@@ -55,12 +55,12 @@ def width(dtype: Any) -> float:
     return np.dtype(dtype).itemsize
 
 
-def _products(jaxpr: Any) -> float:
+def products(jaxpr: Any) -> float:
     """FLOPs of the matrix products and convolutions of a program, loops times their length."""
     total = 0.0
     for equation in jaxpr.eqns:
         times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-        inner = [_products(each) for each in _inner(equation)]
+        inner = [products(each) for each in _inner(equation)]
         # Of several branches one runs, and the dearest is counted.
         total += times * (max(inner) if equation.primitive.name == 'cond' else sum(inner))
         output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0

@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
+from peftjax.training.counting import products
+
 # Calls whose bodies are evaluated in place. After differentiation nothing asks for their rules.
 _CALLS = frozenset(
     ('jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call')
@@ -51,6 +53,7 @@ class Program:
         loose: equal also where axes have other lengths.
         numbers: constants in the order of the program: scalars, and arrays that it closes over.
         shapes, results: of the leaves of the arguments, and of what it gives.
+        flops: of its matrix products, as `peftjax.training.flops` counts them.
     """
 
     exact: str
@@ -58,6 +61,7 @@ class Program:
     numbers: tuple[Any, ...]
     shapes: tuple[tuple[int, ...], ...]
     results: tuple[tuple[int, ...], ...]
+    flops: float
     _body: _Body
     _trees: tuple[Any, Any]
 
@@ -89,6 +93,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
         tuple(reader.numbers),
         tuple(np.shape(leaf) for leaf in leaves),
         tuple(leaf.shape for leaf in jax.tree.leaves(result)),
+        products(closed.jaxpr),
         body,
         (tree, jax.tree.structure(result)),
     )
