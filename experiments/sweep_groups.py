@@ -131,7 +131,7 @@ def start(config: Config, run: Run) -> tuple[Any, Any]:
 def example_batch(task: Task, config: Config) -> Any:
     """A training batch of the greatest length, as shapes."""
     rows = [task.splits['train'][0]] * config.data.batch_size
-    batch = collate(rows, (max(config.data.lengths),))
+    batch = collate(rows, (max(config.data.lengths, default=0),))  # images have no length
     return {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in batch.items()}
 
 
@@ -173,7 +173,8 @@ def side_by_side(config: Config, rows: int) -> int:
     """
     if jax.default_backend() != 'cpu':
         return rows
-    return min(rows, max(1, BUSY // (config.data.batch_size * max(config.data.lengths))))
+    positions = config.data.batch_size * max(config.data.lengths, default=1)
+    return min(rows, max(1, BUSY // positions))
 
 
 def _cost(members: Sequence[Ready]) -> tuple[int, int, int]:

@@ -110,7 +110,7 @@ def test_rates_decays_alphas_dropouts_ranks_and_seeds_differ_over_fifty_steps():
 
     solos = [
         solo(0, 4, 4.0, 0.1, 1e-3, 0.01),
-        solo(1, 2, 8.0, 0.2, 3e-3, 0.1),
+        solo(1, 2, 8, 0.2, 3e-3, 0.1),
         solo(2, 1, 2.0, 0.5, 1e-2, 0.3),
     ]
     assert len({solo.key for solo in solos}) == 1

@@ -293,11 +293,13 @@ def is_abstract(adapter: Adapter) -> bool:
 class About:
     """What made a transform: the name of the function, and its arguments by name.
 
+    floats: those of the arguments that are numbers and no counts, by their annotation.
     padded_by: the argument that `padded_by` names, if any.
     """
 
     name: str
     arguments: Mapping[str, Any]
+    floats: frozenset[str] = frozenset()
     padded_by: str | None = None
 
     def __repr__(self) -> str:
@@ -338,13 +340,17 @@ class PeftTransform(NamedTuple):
 def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
     """`make`, whose transforms say in `about` how they were made."""
     signature = inspect.signature(make)
+    floats = frozenset(
+        name for name, each in signature.parameters.items() if 'float' in str(each.annotation)
+    )
 
     @functools.wraps(make)
     def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
         transform = make(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return transform._replace(about=About(make.__name__, dict(bound.arguments)))
+        about = About(make.__name__, dict(bound.arguments), floats)
+        return transform._replace(about=about)
 
     return made
 

@@ -116,7 +116,7 @@ def program_key(program: Program, transform: PeftTransform) -> Hashable:
         for about in members
         if about
         for name, value in sorted(about.arguments.items())
-        if name != about.padded_by and not isinstance(value, float | None)
+        if name != about.padded_by and name not in about.floats
     )
     return program.loose, fixed
 
