@@ -11,12 +11,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
+import peftjax
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.interop.sources import locate
 from peftjax.interop.tokenizer import tokenizer_from_folder
 from peftjax.models.llama import LLAMA_NAMES
 from peftjax.models.names import slots
+from tests import tiny_runs
 from tests.checkpoint_files import (
     GOLDEN,
     MINILM,
@@ -200,3 +202,15 @@ def test_a_hub_id_downloads_named_files_and_no_pickles(folder, monkeypatch):
 def test_sources_that_are_not_there_are_refused(source, message):
     with pytest.raises(CheckpointError, match=message):
         locate(source)
+
+
+def test_a_head_of_another_key_shares_the_base(tmp_path):
+    source = tiny_runs.checkpoint(tmp_path / 'bert', 'tiny_bert')
+    options = {'task': 'classification', 'num_labels': 2}
+    first = peftjax.load(source, **options, key=jax.random.key(0))
+    other = peftjax.load(source, **options, key=jax.random.key(1), like=first)
+    alone = peftjax.load(source, **options, key=jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, other.params, alone.params)
+    old, new = (peftjax.core.paths.flatten(model.params) for model in (first, other))
+    own = [path for path in old if old[path] is not new[path]]
+    assert own and all(path.startswith('classifier/') for path in own)

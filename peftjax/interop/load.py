@@ -112,7 +112,12 @@ def load(
     leaves = _Leaves(checkpoint, module, example, ignore)
     key = jax.random.key(0) if key is None else key
     if like is not None:
-        return like.replace(params=paths.replace(like.params, leaves.fresh(key)))
+        old = paths.flatten(like.params)
+        fresh = {
+            path: jax.device_put(leaf, getattr(old[path], 'sharding', None))
+            for path, leaf in leaves.fresh(key).items()
+        }
+        return like.replace(params=paths.replace(like.params, fresh))
     model = wrap(
         module,
         unflatten_dict(leaves.abstract, sep='/'),
