@@ -104,7 +104,7 @@ class _Trainer:
         }
         bases = fingerprint(training.share([member.params for member in self.members])[0])
         self.checkpoints = Checkpoints(folder, about, bases)
-        # The state of every row, also of those that left; `live` are those in the program.
+        # The state of every row, also of those that left.
         self.states = training.stack([member.state for member in self.members])
         # Those in the program, and those of them that left: they are computed on until half of the
         # program is theirs, as a smaller one would have to be compiled.
@@ -338,9 +338,12 @@ class _Together:
         return [i for i, part in enumerate(self._parts) if not self._gone.issuperset(part.tolist())]
 
     def states(self) -> TrainState:
-        """Of all rows, in their order."""
+        """Of all rows, in their order, on the first device."""
         order = np.argsort(np.concatenate(self._parts))
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *self._states)
+        parts = self._states
+        if self._mesh is not None:
+            parts = jax.device_put(parts, jax.local_devices()[0])
+        return jax.tree.map(lambda *each: jnp.concatenate(each)[order], *parts)
 
     def of_rows(self, by_seed: np.ndarray) -> np.ndarray:
         """Each row's part of what each seed has."""

@@ -159,6 +159,23 @@ def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, 
     assert_as_alone(rows[1].config, tmp_path / 'sweep/rows/001', tmp_path / 'alone')
 
 
+def test_rows_that_divide_evenly_are_split_over_devices(config, tmp_path, monkeypatch):
+    """Eight rows on the eight devices of the tests, each with one; seven with none of it."""
+    config.duration, spread = '4 steps', []
+    take = sweep_train._Together._take
+
+    def noted(self, tree, axes, part):
+        taken = take(self, tree, axes, part)
+        spread.append({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(taken)})
+        return taken
+
+    monkeypatch.setattr(sweep_train._Together, '_take', noted)
+    rows = rows_of(config, *({'seed': n, 'lr': 1e-3 * (1 + n)} for n in range(8)))
+    run(rows, tmp_path / 'sweep')
+    assert spread[:2] == [{8}, {8}]
+    assert_as_alone(rows[5].config, tmp_path / 'sweep/rows/005', tmp_path / 'alone')
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
