@@ -3,14 +3,14 @@
     python -m benchmarks.sweep_faults --kills 10
 
 Six rows of a tiny random BERT on made-up reviews, in groups of two: 24 steps each, a checkpoint of
-the group every fourth. Each trial starts a sweep in a folder of its own, kills it with SIGKILL at a
-moment drawn from its length, starts two workers on the same folder and lets them end. Lost: rows
+the group every fourth. Each trial starts a sweep in a folder of its own, kills it with SIGKILL when
+its logs have a drawn number of lines, at a drawn moment after that, starts two workers on the same
+folder and lets them end. Lost: rows
 without a result. Twice: rows that were over at the kill and whose result was written again, or that
 both workers trained. Identical: every row has the bits and the log of the sweep left alone.
 """
 
 import argparse
-import collections
 import json
 import os
 import pathlib
@@ -49,20 +49,25 @@ runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)
 
 
 class Trial(NamedTuple):
-    """One kill. over: rows that had a result then."""
+    """One kill. lines: of the rows' logs then. over: rows that had a result then."""
 
+    lines: int
     over: int
     lost: int
     twice: int
     identical: bool
 
 
-def trial(folder: pathlib.Path, arguments: list[str], moment: float, number: int) -> Trial:
-    """Kills a sweep so many seconds after its first log line; see `folder/whole`."""
+def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) -> Trial:
+    """Kills a sweep somewhere between its first line and its last; see `folder/whole`."""
+    drawn = random.Random(seed + number)
+    wanted = drawn.randint(1, _lines(folder / 'whole') - 1)
     workdir, note = folder / f'sweep_{number}', folder / f'note_{number}'
     process = _start(arguments, workdir, note)
-    _wait_for_log(process, workdir)
-    time.sleep(moment)
+    while process.poll() is None and _lines(workdir) < wanted:
+        time.sleep(0.02)
+    time.sleep(drawn.uniform(0.0, 2.0))
+    lines = _lines(workdir)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = {row: _result(workdir, row).stat().st_mtime_ns for row in _over(workdir)}
@@ -78,7 +83,7 @@ def trial(folder: pathlib.Path, arguments: list[str], moment: float, number: int
         end_of(workdir / 'rows' / row) == end_of(folder / 'whole/rows' / row)
         for row in _over(workdir)
     )
-    return Trial(len(before), len(_ROWS) - len(_over(workdir)), twice, same)
+    return Trial(lines, len(before), len(_ROWS) - len(_over(workdir)), twice, same)
 
 
 def _over(workdir: pathlib.Path) -> list[str]:
@@ -89,12 +94,8 @@ def _result(workdir: pathlib.Path, row: str) -> pathlib.Path:
     return workdir / 'rows' / row / 'result.json'
 
 
-def _wait_for_log(process: subprocess.Popen[bytes], workdir: pathlib.Path) -> None:
-    began = time.monotonic()
-    while process.poll() is None and not list(workdir.glob('rows/*/metrics.jsonl')):
-        time.sleep(0.02)
-        if time.monotonic() - began > 300:
-            raise RuntimeError('the sweep has not begun after five minutes')
+def _lines(workdir: pathlib.Path) -> int:
+    return sum(path.read_text().count('\n') for path in workdir.glob('rows/*/metrics.jsonl'))
 
 
 def _start(
@@ -120,21 +121,15 @@ def main() -> int:
             '--config.eval_every=8 steps',
             '--config.save_every=4 steps',
         ]
-        process = _start(arguments, folder / 'whole', folder / 'note')
-        _wait_for_log(process, folder / 'whole')
-        began = time.monotonic()
-        if process.wait() != 0:
+        if _start(arguments, folder / 'whole', folder / 'note').wait() != 0:
             raise RuntimeError('the undisturbed sweep failed')
-        length = time.monotonic() - began
-        print(f'undisturbed: {length:.1f} s from the first line of a log to the end')
+        print(f'undisturbed: {_lines(folder / "whole")} lines', flush=True)
         trials = []
         for number in range(given.kills):
-            moment = random.Random(given.seed + number).uniform(0.0, length)
-            trials.append(trial(folder, arguments, moment, number))
+            trials.append(trial(folder, arguments, number, given.seed))
             print(json.dumps(trials[-1]._asdict()), flush=True)
-    lost, twice = (sum(column) for column in list(zip(*trials, strict=True))[1:3])
+    lost, twice = (sum(getattr(each, name) for each in trials) for name in ('lost', 'twice'))
     identical = sum(each.identical for each in trials)
-    print(dict(collections.Counter(each.over for each in trials)))
     print(f'tried {len(trials)}, rows lost {lost}, run twice {twice}, identical {identical}')
     return 0 if identical == len(trials) and not lost + twice else 1
 
