@@ -124,13 +124,20 @@ def end_of(workdir: pathlib.Path) -> tuple[dict[str, bytes], list[dict[str, floa
     return bits, log
 
 
+def start(
+    script: str, arguments: list[str], workdir: pathlib.Path, note: pathlib.Path
+) -> subprocess.Popen[bytes]:
+    """A process that runs the script, which is told of a file for notes and given the flags."""
+    command = [sys.executable, '-c', script, str(note), *arguments, f'--workdir={workdir}']
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=quiet, stderr=quiet)
+
+
 def _start(
     arguments: list[str], workdir: pathlib.Path, note: pathlib.Path
 ) -> subprocess.Popen[bytes]:
     note.unlink(missing_ok=True)
-    command = [sys.executable, '-c', _RUN, str(note), *arguments, f'--workdir={workdir}']
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=quiet, stderr=quiet)
+    return start(_RUN, arguments, workdir, note)
 
 
 def main() -> int:

@@ -12,17 +12,15 @@ both workers trained. Identical: every row has the bits and the log of the sweep
 
 import argparse
 import json
-import os
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from typing import NamedTuple
 
-from benchmarks.faults import ROOT, end_of, flags
+from benchmarks.faults import end_of, flags, start
 
 _ROWS = ('000', '001', '002', '003', '004', '005')
 _CONFIG = """
@@ -63,7 +61,7 @@ def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) ->
     drawn = random.Random(seed + number)
     wanted = drawn.randint(1, _lines(folder / 'whole') - 1)
     workdir, note = folder / f'sweep_{number}', folder / f'note_{number}'
-    process = _start(arguments, workdir, note)
+    process = start(_RUN, arguments, workdir, note)
     while process.poll() is None and _lines(workdir) < wanted:
         time.sleep(0.02)
     time.sleep(drawn.uniform(0.0, 2.0))
@@ -72,7 +70,7 @@ def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) ->
     process.wait()
     before = {row: _result(workdir, row).stat().st_mtime_ns for row in _over(workdir)}
     note.unlink(missing_ok=True)
-    workers = [_start(arguments, workdir, note) for _ in range(2)]
+    workers = [start(_RUN, arguments, workdir, note) for _ in range(2)]
     ended = [worker.wait() for worker in workers]
     if any(ended):
         raise RuntimeError(f'workers ended with {ended}')
@@ -98,14 +96,6 @@ def _lines(workdir: pathlib.Path) -> int:
     return sum(path.read_text().count('\n') for path in workdir.glob('rows/*/metrics.jsonl'))
 
 
-def _start(
-    arguments: list[str], workdir: pathlib.Path, note: pathlib.Path
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, '-c', _RUN, str(note), *arguments, f'--workdir={workdir}']
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=quiet, stderr=quiet)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--kills', type=int, default=10)
@@ -121,7 +111,7 @@ def main() -> int:
             '--config.eval_every=8 steps',
             '--config.save_every=4 steps',
         ]
-        if _start(arguments, folder / 'whole', folder / 'note').wait() != 0:
+        if start(_RUN, arguments, folder / 'whole', folder / 'note').wait() != 0:
             raise RuntimeError('the undisturbed sweep failed')
         print(f'undisturbed: {_lines(folder / "whole")} lines', flush=True)
         trials = []

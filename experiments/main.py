@@ -8,7 +8,6 @@ Of several processes, each runs this with --distributed, or with --coordinator, 
 --process where nothing around them tells.
 """
 
-import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,10 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
-from experiments.checkpoints import CheckpointsError
 from experiments.command_line import CONFIG, WORKDIR, read_flags
 from experiments.compiled import keep_compiled_programs
-from experiments.interrupt import Interrupted
+from experiments.endings import plain_endings
 from experiments.train import train
-from experiments.window import NonFiniteError
 
 flags.mark_flag_as_required('workdir')
 _PROFILE = flags.DEFINE_bool(
@@ -44,22 +41,13 @@ def main(argv: Sequence[str]) -> None:
     keep_compiled_programs()
     if len(argv) > 1:
         sys.exit(f'unexpected argument {argv[1]!r}; settings are flags: --config.name=value')
-    try:
+    with plain_endings():
         if _DISTRIBUTED.value or _COORDINATOR.value:
             # On CPUs programs that wait for each other must start in the same order everywhere.
             jax.config.update('jax_cpu_enable_async_dispatch', False)
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         console = Console(quiet=jax.process_index() != 0)
         train(CONFIG.value, Path(str(WORKDIR.value)), console, profile=_PROFILE.value)
-        return
-    except Interrupted as at:
-        print(f'stopped after {at}, as asked; the same command goes on from there')
-        return
-    except (NonFiniteError, CheckpointsError, OSError) as error:
-        reason = str(error)
-    # What a failed save leaves unfinished goes now: at the end of the program it would complain.
-    gc.collect()
-    sys.exit(f'stopped: {reason}')
 
 
 if __name__ == '__main__':

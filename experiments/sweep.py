@@ -6,7 +6,6 @@ program. The same command started again goes on with what is missing; started se
 process takes groups that nobody works on.
 """
 
-import gc
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from experiments.checkpoints import CheckpointsError
 from experiments.command_line import CONFIG, WORKDIR, read_flags
 from experiments.compiled import keep_compiled_programs
-from experiments.interrupt import Interrupted
+from experiments.endings import plain_endings
 from experiments.sweep_folder import SweepFolder, summary
 from experiments.sweep_groups import Group, group, memory_here, prepare
 from experiments.sweep_page import write_report
@@ -119,13 +117,13 @@ class Board:
         self._rows[row].update(values)
 
     def table(self) -> Table:
-        """All rows, those with the best scores first."""
+        """All rows, those with the best validation scores first: the test split chooses nothing."""
         table = Table(title='Rows', title_justify='left')
         for name in ('row', 'changes', 'status', 'step', 'loss', 'validation', 'test'):
             table.add_column(name, justify='left' if name == 'changes' else 'right')
 
         def score(item: tuple[str, Mapping[str, Any]]) -> float:
-            return -item[1].get('test/accuracy', item[1].get('validation/accuracy', -1.0))
+            return -item[1].get('validation/accuracy', -1.0)
 
         for name, row in sorted(self._rows.items(), key=score):
             changes = '  '.join(f'{field}={value}' for field, value in row['changes'].items())
@@ -146,7 +144,7 @@ def main(argv: Sequence[str]) -> None:
     # The part behind a colon is the config's own argument.
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
     memory = None if _MEMORY.value is None else _MEMORY.value * 2**30
-    try:
+    with plain_endings(ValueError):
         rows = expand(load_module(path), _SWEEP.value, CONFIG.value)
         run(
             rows,
@@ -157,14 +155,6 @@ def main(argv: Sequence[str]) -> None:
             most=_MOST.value,
             memory=memory,
         )
-        return
-    except Interrupted as at:
-        print(f'stopped after {at}, as asked; the same command goes on from there')
-        return
-    except (ValueError, CheckpointsError, OSError) as error:
-        reason = str(error)
-    gc.collect()
-    sys.exit(f'stopped: {reason}')
 
 
 if __name__ == '__main__':

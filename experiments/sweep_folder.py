@@ -1,13 +1,13 @@
 """A sweep's folder: which rows and groups it has, who works on which, and what came of them."""
 
 import contextlib
-import fcntl
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 from pyarrow import csv, parquet
 
@@ -55,7 +55,7 @@ class SweepFolder:
         }
         about = json.loads(json.dumps(about))
         self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / '.lock', wait=True):
+        with filelock.FileLock(self.path / '.lock'):
             if not self.begun:
                 write_whole(self.path / _ABOUT, json.dumps(about, indent=2) + '\n')
                 return
@@ -86,9 +86,15 @@ class SweepFolder:
         """
         folder = self.path / 'groups' / group.name
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / '.lock', wait=False) as mine:
-            names = [ready.row.name for ready in group.rows]
-            yield mine and any(self.result(name) is None for name in names)
+        names = [ready.row.name for ready in group.rows]
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(filelock.FileLock(folder / '.lock', blocking=False))
+            except filelock.Timeout:
+                mine = False
+            else:
+                mine = any(self.result(name) is None for name in names)
+            yield mine
 
     def results(self) -> list[dict[str, Any]]:
         """One line for each row, in the order of the sweep: what it changed, and what came of it.
@@ -120,7 +126,7 @@ class SweepFolder:
         names = list(dict.fromkeys(name for line in lines for name in line))
         columns = {name: _column([line.get(name) for line in lines]) for name in names}
         table = pa.table(columns)
-        with _locked(self.path / '.lock', wait=True):
+        with filelock.FileLock(self.path / '.lock'):
             for suffix, write in (('parquet', parquet.write_table), ('csv', csv.write_csv)):
                 new = self.path / f'.results.{suffix}.new'
                 write(table, new)
@@ -136,18 +142,6 @@ def _column(values: Sequence[Any]) -> pa.Array:
     if len(kinds) > 1 or kinds - {int, float, str, bool}:
         values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
     return pa.array(values)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether the file is locked by this process while the context is open."""
-    with path.open('a', encoding='utf-8') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def commit() -> str:

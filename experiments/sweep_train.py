@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import peftjax
 from experiments import data, run_report
@@ -21,9 +19,11 @@ from experiments.files import write_whole
 from experiments.fingerprint import fingerprint
 from experiments.interrupt import Interrupted, requests_to_stop
 from experiments.metrics import MetricsWriter, read_metrics
-from experiments.sweep_groups import Group, Ready, side_by_side, start
+from experiments.sweep_groups import Group, Ready, start
+from experiments.sweep_program import Together
+from experiments.sweep_window import RowWindow
 from peftjax import training
-from peftjax.training import TrainState, make_train_step
+from peftjax.training import TrainState
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 """`tell(row, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
@@ -125,7 +125,7 @@ class _Trainer:
             return
         program = self._program()
         program.leave([place for place, row in enumerate(self.inside) if row in self.left])
-        window, config = _Window(len(self.inside)), self.first.config
+        window, config = RowWindow(len(self.inside)), self.first.config
         every = [
             steps(
                 each,
@@ -174,10 +174,17 @@ class _Trainer:
                 self.checkpoints.wait()
                 raise Interrupted(f'step {number}')
 
-    def _program(self) -> '_Together':
+    def _program(self) -> Together:
         inside = np.asarray(self.inside)
         states = jax.tree.map(lambda leaf: leaf[inside], self.states)
-        return _Together([self.members[i] for i in self.inside], states, self.seeds)
+        members = [self.members[i] for i in self.inside]
+        return Together(
+            [member.ready for member in members],
+            [member.params for member in members],
+            [member.state for member in members],
+            states,
+            self.seeds,
+        )
 
     def _at(self, place: int) -> _Member:
         return self.members[self.inside[place]]
@@ -190,7 +197,7 @@ class _Trainer:
             if row not in self.left
         ]
 
-    def _log(self, number: int, place: int, window: '_Window') -> int | None:
+    def _log(self, number: int, place: int, window: RowWindow) -> int | None:
         """Writes a row's means; the first step that is not finite, if one is not."""
         member = self._at(place)
         means, bad = window.read(place)
@@ -200,7 +207,7 @@ class _Trainer:
             self.tell(member.name, told)
         return bad
 
-    def _evaluate(self, number: int, program: '_Together', places: Sequence[int]) -> None:
+    def _evaluate(self, number: int, program: Together, places: Sequence[int]) -> None:
         found = program.evaluate('validation') if places else []
         for place in places:
             member = self._at(place)
@@ -213,7 +220,7 @@ class _Trainer:
         self._write_result(member, {'status': 'diverged', 'diverged_at': at})
         self.tell(member.name, {'status': 'diverged', 'step': at})
 
-    def _finish(self, number: int, program: '_Together', places: Sequence[int]) -> None:
+    def _finish(self, number: int, program: Together, places: Sequence[int]) -> None:
         """Tests rows that are at their end, and writes what is left of them."""
         found = program.evaluate('test') if places else []
         for place in places:
@@ -275,213 +282,6 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
     """The states of all rows as one state to be saved."""
     raw = states._replace(key=jax.random.key_data(states.key))
     return TrainState(jnp.asarray(number, jnp.int32), jax.random.key(0), raw, ())
-
-
-class _Together:
-    """Rows in one program: their steps and their scores, compiled once for each shape.
-
-    Where not all are computed side by side, parts of them go through it one after another.
-    """
-
-    def __init__(self, members: Sequence[_Member], states: TrainState, seeds: Sequence[int]):
-        self._members, self._config = members, members[0].config
-        self._seeds = [seeds.index(member.config.seed) for member in members]
-        params, self._axes = training.share([member.params for member in members])
-        self._programs = {'step': [member.ready.program for member in members]}
-        self._compiled: dict[Any, Any] = {}
-        self._parts = [np.asarray(part) for part in self._cut()]
-        self._gone: set[int] = set()
-        count = jax.local_device_count()
-        even = count > 1 and len(self._parts) == 1 and len(members) % count == 0
-        self._mesh = Mesh(np.asarray(jax.local_devices()), ('rows',)) if even else None
-        everywhere = jax.tree.map(lambda _: 0, states)
-        self._states = [self._take(states, everywhere, part) for part in self._parts]
-        self._params = [self._take(params, self._axes, part) for part in self._parts]
-
-    def _cut(self) -> list[list[int]]:
-        """Places of the rows that go through the program at the same time."""
-        size = side_by_side(self._config, len(self._members))
-        # Masks of dropout have the shape of a batch: so that they are those of the row alone, rows
-        # whose batches may have other lengths are not side by side.
-        noisy = 'random_bits' in self._programs['step'][0].exact
-        apart = noisy and len(self._config.data.lengths) > 1
-        found: dict[int, list[int]] = {}
-        for place, seed in sorted(enumerate(self._seeds), key=lambda pair: pair[1]):
-            found.setdefault(seed if apart else 0, []).append(place)
-        return [
-            places[first : first + size]
-            for places in found.values()
-            for first in range(0, len(places), size)
-        ]
-
-    def _take(self, tree: Any, axes: Any, part: np.ndarray) -> Any:
-        """The rows of a part, each device with its share where that is even."""
-        flat = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
-        leaves, structure = jax.tree.flatten(tree)
-        taken = [
-            leaf if axis is None else leaf[part] for leaf, axis in zip(leaves, flat, strict=True)
-        ]
-        if self._mesh is not None:
-            taken = [
-                jax.device_put(
-                    leaf, NamedSharding(self._mesh, PartitionSpec(None if axis is None else 'rows'))
-                )
-                for leaf, axis in zip(taken, flat, strict=True)
-            ]
-        return jax.tree.unflatten(structure, taken)
-
-    def leave(self, places: Sequence[int]) -> None:
-        """Rows that need no more steps: a part of such rows alone is not computed."""
-        self._gone.update(places)
-
-    def _busy(self) -> list[int]:
-        return [i for i, part in enumerate(self._parts) if not self._gone.issuperset(part.tolist())]
-
-    def states(self) -> TrainState:
-        """Of all rows, in their order, on the first device."""
-        order = np.argsort(np.concatenate(self._parts))
-        parts = self._states
-        if self._mesh is not None:
-            parts = jax.device_put(parts, jax.local_devices()[0])
-        return jax.tree.map(lambda *each: jnp.concatenate(each)[order], *parts)
-
-    def of_rows(self, by_seed: np.ndarray) -> np.ndarray:
-        """Each row's part of what each seed has."""
-        return by_seed[self._seeds]
-
-    def step(self, by_seed: Sequence[data.Batch]) -> list[tuple[np.ndarray, Any]]:
-        """One step of every row: the metrics of each part, with the places of its rows."""
-        found = []
-        for i in self._busy():
-            part = self._parts[i]
-            batch = data.beside([by_seed[self._seeds[place]] for place in part])
-            self._states[i], metrics = self._call('step', i, self._states[i], batch)
-            found.append((part, metrics))
-        return found
-
-    def evaluate(self, split: str) -> list[dict[str, float]]:
-        """Each row's scores on a split, by name."""
-        totals = {name: np.zeros(len(self._members)) for name in ('loss', 'correct', 'weights')}
-        for batch in data.eval_batches(
-            self._members[0].run.task.splits[split],
-            batch_size=self._config.data.eval_batch_size,
-            lengths=self._config.data.lengths,
-        ):
-            # All parts are under way before one is waited for.
-            parts = {i: self._call('sums', i, self._states[i].adapter, batch) for i in self._busy()}
-            for i, sums in parts.items():
-                for name, total in totals.items():
-                    total[self._parts[i]] += np.asarray(sums[name], np.float64)
-        weights = np.maximum(totals['weights'], 1e-30)  # 0 of rows that are not computed
-        losses, accuracies = (totals[name] / weights for name in ('loss', 'correct'))
-        return [
-            {f'{split}/loss': float(loss), f'{split}/accuracy': float(accuracy)}
-            for loss, accuracy in zip(losses, accuracies, strict=True)
-        ]
-
-    def _call(self, what: str, i: int, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
-        shapes = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
-        if (what, shapes) not in self._compiled:
-            vectorized = self._vectorize(what, batch)
-            donated = 1 if what == 'step' else ()
-            numbers = [jax.tree.map(lambda n, p=p: n[p], vectorized.numbers) for p in self._parts]
-            self._compiled[what, shapes] = jax.jit(vectorized.call, donate_argnums=donated), numbers
-        call, numbers = self._compiled[what, shapes]
-        return call(numbers[i], first, self._params[i], batch)
-
-    def _vectorize(self, what: str, batch: Mapping[str, np.ndarray]) -> training.Vectorized:
-        axes = (0, self._axes, 0 if what == 'step' else None)
-        if what not in self._programs:
-            self._programs[what] = [self._trace(what, member, batch) for member in self._members]
-        programs = self._programs[what]
-        vectorized = training.vectorize(programs, axes)
-        widest = vectorized.widest
-        here = self._trace(what, self._members[widest], batch)
-        return vectorized.at(programs[widest], here, axes)
-
-    def _trace(
-        self, what: str, member: _Member, batch: Mapping[str, np.ndarray]
-    ) -> training.Program:
-        mapped = what == 'step'
-        example = {
-            name: jax.ShapeDtypeStruct(rows.shape[1:] if mapped else rows.shape, rows.dtype)
-            for name, rows in batch.items()
-        }
-        run = member.run
-        if what == 'sums':
-            return training.trace(run.sums, member.state.adapter, member.params, example)
-        step = make_train_step(run.loss, run.optimizer, accumulate=member.config.accumulate)
-        return training.trace(step, member.state, member.params, example)
-
-
-class _Window:
-    """The steps since each row's last log line."""
-
-    def __init__(self, rows: int):
-        self._steps: list[tuple[int, Any, np.ndarray]] = []
-        self._rows = rows
-        self._read = [0] * rows
-        self._started = [time.perf_counter()] * rows
-
-    def add(self, step: int, parts: Sequence[tuple[np.ndarray, Any]], tokens: np.ndarray) -> None:
-        """Adds a step: its number, what `_Together.step` gave, and the tokens of all rows."""
-        self._steps.append((step, parts, tokens))
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Only these rows are in the program from now on, in this order."""
-        self._steps = [
-            (
-                number,
-                {name: values[places] for name, values in self._by_name(metrics).items()},
-                tokens[places],
-            )
-            for number, metrics, tokens in self._steps
-        ]
-        self._rows = len(places)
-        self._read = [self._read[place] for place in places]
-        self._started = [self._started[place] for place in places]
-
-    def go_on(self, places: Sequence[int]) -> None:
-        """Of the rows that train, those that were read are timed from now on."""
-        for place in places:
-            if self._read[place] == len(self._steps):
-                self._started[place] = time.perf_counter()
-        read = min((self._read[place] for place in places), default=0)
-        self._steps = self._steps[read:]
-        self._read = [max(0, number - read) for number in self._read]
-
-    def read(self, place: int) -> tuple[dict[str, float], int | None]:
-        """A row's means and speeds, and its first step that is not finite; then it starts anew."""
-        self._steps = [(n, self._by_name(m), tokens) for n, m, tokens in self._steps]
-        steps_here = self._steps[self._read[place] :]
-        seconds = time.perf_counter() - self._started[place]
-        columns = {
-            name: [float(metrics[name][place]) for _, metrics, _ in steps_here]
-            for name in steps_here[0][1]
-        }
-        bad = None
-        for index, (number, _, _) in enumerate(steps_here):
-            if not math.isfinite(columns['loss'][index] + columns['grad_norm'][index]):
-                bad = number
-                break
-        self._read[place] = len(self._steps)
-        tokens = sum(float(tokens[place]) for _, _, tokens in steps_here)
-        means = {name: float(np.mean(column)) for name, column in columns.items()}
-        means |= {
-            'steps_per_second': len(steps_here) / seconds,
-            'tokens_per_second': tokens / seconds,
-        }
-        return means, bad
-
-    def _by_name(self, parts: Any) -> dict[str, np.ndarray]:
-        """Metrics of all rows in their order, on the host."""
-        if isinstance(parts, dict):
-            return parts
-        found: dict[str, np.ndarray] = {}
-        for places, metrics in jax.device_get(parts):
-            for name, values in metrics.items():
-                found.setdefault(name, np.zeros(self._rows))[places] = values
-        return found
 
 
 def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:

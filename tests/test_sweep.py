@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments import sweep, sweep_groups, sweep_train
+from experiments import sweep, sweep_groups, sweep_program
 from experiments.sweep_folder import SweepFolder
 from experiments.sweep_groups import group, prepare
 from experiments.sweep_rows import expand
@@ -77,7 +77,7 @@ TWO = ({'seed': 0, 'lr': 1e-3}, {'seed': 1, 'lr': 1e-2, 'lora.rank': 2})
 def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'whole')
-    step, taken = sweep_train._Together.step, []
+    step, taken = sweep_program.Together.step, []
 
     def until_the_sixth(self, *args):
         taken.append(1)
@@ -86,7 +86,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
         return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_train._Together, 'step', until_the_sixth)
+        patch.setattr(sweep_program.Together, 'step', until_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken')
     lines = run(rows, tmp_path / 'broken')
@@ -157,14 +157,14 @@ def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, 
 def test_rows_that_divide_evenly_are_split_over_devices(config, tmp_path, monkeypatch):
     """Eight rows on the eight devices of the tests, each with one; seven with none of it."""
     config.duration, spread = '4 steps', []
-    take = sweep_train._Together._take
+    take = sweep_program.Together._take
 
     def noted(self, tree, axes, part):
         taken = take(self, tree, axes, part)
         spread.append({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(taken)})
         return taken
 
-    monkeypatch.setattr(sweep_train._Together, '_take', noted)
+    monkeypatch.setattr(sweep_program.Together, '_take', noted)
     rows = rows_of(config, *({'seed': n, 'lr': 1e-3 * (1 + n)} for n in range(8)))
     run(rows, tmp_path / 'sweep')
     assert spread[:2] == [{8}, {8}]

@@ -203,6 +203,9 @@ def test_programs_of_other_shape_or_text_are_refused():
     one = training.trace(lambda x: jnp.sin(x), jnp.ones(2))
     with pytest.raises(ValueError, match='not one program: .*sin.*cos|not one program: .*cos.*sin'):
         training.vectorize([one, training.trace(lambda x: jnp.cos(x), jnp.ones(2))], in_axes=(0,))
+    over = [training.trace(lambda x, axis=axis: x.sum(axis), jnp.ones((2, 2))) for axis in (0, 1)]
+    with pytest.raises(ValueError, match=r'not one program: .*axes=\(1,\).*axes=\(0,\)'):
+        training.vectorize(over, in_axes=(0,))
     crossed = [training.trace(lambda x: x.sum(), jnp.ones(shape)) for shape in ((2, 3), (3, 2))]
     with pytest.raises(ValueError, match='no run has the largest shape'):
         training.vectorize(crossed, in_axes=(0,))

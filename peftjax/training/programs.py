@@ -19,6 +19,14 @@ _CALLS = frozenset(
 )
 _REMAT = frozenset(('checkpoint', 'remat', 'remat2'))
 _LOOPS = frozenset(('scan', 'while', 'cond'))
+# Parameters of primitives in which whole numbers are lengths, and not axes or counts of operands.
+_LENGTHS = frozenset(
+    (
+        *('shape', 'new_sizes', 'sizes', 'slice_sizes', 'start_indices', 'limit_indices'),
+        *('padding_config', 'padding', 'window_dimensions', 'length', 'fft_lengths', 'k'),
+        *('feature_group_count', 'batch_group_count', 'jaxprs', 'const_lengths'),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +84,10 @@ class Program:
 def trace(function: Callable[..., Any], *args: Any) -> Program:
     """Traces a function on arguments, or on their shapes alone.
 
-    A function that is not differentiated further: custom derivatives are dropped.
+    Args:
+        function: pure, such as a training step; not to be differentiated further, as custom
+            derivatives are dropped.
+        *args: pytrees of arrays, or of `jax.ShapeDtypeStruct`.
 
     Example:
         >>> one, two = (trace(lambda x, c=c: jnp.sin(c * x), 1.0) for c in (2.0, 3.0))
@@ -153,7 +164,9 @@ class _Reader:
         name = eqn.primitive.name
         inputs = tuple(self._read(var) for var in eqn.invars)
         inner, plain = _parts(eqn)
-        self._say(f'{name} {self._operands(inputs, names)} {plain}', [v.aval for v in eqn.outvars])
+        called = f'{name} {self._operands(inputs, names)}'
+        exact, loose = _text(plain), _text(plain, lengths=False)
+        self._say(f'{called} {exact}', [v.aval for v in eqn.outvars], f'{called} {loose}')
         for var in eqn.outvars:
             names[var] = len(names)
         bodies = tuple(self.body(jaxpr, consts) for jaxpr, consts in inner)
@@ -173,43 +186,45 @@ class _Reader:
     def _operands(self, inputs: Sequence[Any], names: Mapping[Any, int]) -> str:
         return ' '.join('number' if isinstance(v, _Number) else str(names[v]) for v in inputs)
 
-    def _say(self, text: str, avals: Sequence[Any]) -> None:
+    def _say(self, text: str, avals: Sequence[Any], loose: str | None = None) -> None:
         kinds = ' '.join(f'{aval.dtype}{len(aval.shape)}' for aval in avals if _is_array(aval))
         shapes = ' '.join(str(aval) for aval in avals)
         self.exact.append(f'{text} {shapes}')
-        # Numbers inside of parameters are lengths and places, as a rule.
-        self.loose.append(f'{re.sub("[0-9]+", "#", text)} {kinds}')
+        self.loose.append(f'{text} {kinds}' if loose is None else f'{loose} {kinds}')
 
 
 def _is_array(aval: Any) -> bool:
     return hasattr(aval, 'shape')
 
 
-def _parts(eqn: Any) -> tuple[list[tuple[Any, Sequence[Any]]], str]:
-    """The jaxprs in an equation that are evaluated here, and the text of all else."""
+def _parts(eqn: Any) -> tuple[list[tuple[Any, Sequence[Any]]], Mapping[str, Any]]:
+    """The jaxprs in an equation that are evaluated here, and all else."""
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
         closed = next(params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in params)
-        return [(closed.jaxpr, closed.consts)], ''
+        return [(closed.jaxpr, closed.consts)], {}
     if name in _REMAT:
-        return [(params['jaxpr'], ())], _text(
-            {key: params[key] for key in ('prevent_cse', 'differentiated', 'policy')}
-        )
+        kept = ('prevent_cse', 'differentiated', 'policy')
+        return [(params['jaxpr'], ())], {key: params[key] for key in kept}
     if name == 'scan':
         kept = ('length', 'reverse', 'unroll', 'num_consts', 'num_carry')
         closed = params['jaxpr']
-        return [(closed.jaxpr, closed.consts)], _text({key: params[key] for key in kept})
+        return [(closed.jaxpr, closed.consts)], {key: params[key] for key in kept}
     if name == 'while':
         both = params['cond_jaxpr'], params['body_jaxpr']
         kept = {key: params[key] for key in ('cond_nconsts', 'body_nconsts')}
-        return [(closed.jaxpr, closed.consts) for closed in both], _text(kept)
+        return [(closed.jaxpr, closed.consts) for closed in both], kept
     if name == 'cond':
-        return [(closed.jaxpr, closed.consts) for closed in params['branches']], ''
-    return [], _text(params)
+        return [(closed.jaxpr, closed.consts) for closed in params['branches']], {}
+    return [], params
 
 
-def _text(params: Mapping[str, Any]) -> str:
-    return ' '.join(f'{name}={_value(params[name])}' for name in sorted(params))
+def _text(params: Mapping[str, Any], *, lengths: bool = True) -> str:
+    """Parameters as text, without lengths if those do not matter."""
+    values = {name: _value(params[name]) for name in sorted(params)}
+    if not lengths:
+        values |= {n: re.sub('[0-9]+', '#', values[n]) for n in _LENGTHS.intersection(values)}
+    return ' '.join(f'{name}={value}' for name, value in values.items())
 
 
 def _value(value: Any) -> str:

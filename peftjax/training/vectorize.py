@@ -77,8 +77,14 @@ def vectorize(programs: Sequence[Program], in_axes: Sequence[Any]) -> Vectorized
     place = _widest([each.shapes for each in programs])
     widest = programs[place]
     for each in programs:
-        if each.loose != widest.loose:
-            raise ValueError(f'not one program: {_difference(each.loose, widest.loose)}')
+        # Only where shapes differ may the text of shapes.
+        mine, theirs = (
+            (each.exact, widest.exact)
+            if each.shapes == widest.shapes
+            else (each.loose, widest.loose)
+        )
+        if mine != theirs:
+            raise ValueError(f'not one program: {_difference(mine, theirs)}')
     limits = {
         place: jnp.asarray(shapes, jnp.int32)
         for place, shapes in enumerate(zip(*(each.results for each in programs), strict=True))
@@ -107,14 +113,26 @@ def program_key(program: Program, transform: PeftTransform) -> Hashable:
 
     Shapes may differ where each method of the chain says of the argument that makes them that zeros
     beyond it change nothing (`peftjax.core.base.padded_by`).
+
+    Example:
+        >>> model, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
+        >>> keys = set()
+        >>> for rank, alpha in ((1, 2.0), (2, 4.0)):
+        ...     tx = peftjax.lora(rank=rank, alpha=alpha, targets=r'hidden')
+        ...     predict = peftjax.adapt(model, tx)
+        ...     x = jnp.ones((1, 4))
+        ...     found = peftjax.training.trace(predict, tx.init(key, model), model.params, x)
+        ...     keys.add(program_key(found, tx))
+        >>> len(keys)
+        1
     """
-    members = list(_members(transform))
-    if not any(about and about.padded_by for about in members):
+    members = [about for about in _members(transform) if about is not None]
+    told = len(members) == len(_members(transform))
+    if not told or not any(about.padded_by for about in members):
         return program.exact
     fixed = tuple(
         (about.name, name, str(value))
         for about in members
-        if about
         for name, value in sorted(about.arguments.items())
         if name != about.padded_by and name not in about.floats
     )

@@ -1,0 +1,168 @@
+"""The one program of a group of rows: its steps and its scores."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments import data
+from experiments.sweep_groups import Ready, side_by_side
+from peftjax import training
+from peftjax.training import TrainState, make_train_step
+
+
+class Together:
+    """Rows in one program: their steps and their scores, compiled once for each shape.
+
+    Where not all are computed side by side, parts of them go through it one after another.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Ready],
+        params: Sequence[Any],
+        likes: Sequence[TrainState],
+        states: TrainState,
+        seeds: Sequence[int],
+    ):
+        """Places the rows.
+
+        Args:
+            rows: built and traced.
+            params, likes: the base of each, and a state of each, for its shapes.
+            states: of all, stacked.
+            seeds: of the batches of a step, in their order.
+        """
+        self._rows, self._likes, self._bases = rows, likes, params
+        self._config = rows[0].row.config
+        self._seeds = [seeds.index(ready.row.config.seed) for ready in rows]
+        shared, self._axes = training.share(params)
+        self._programs = {'step': [ready.program for ready in rows]}
+        self._compiled: dict[Any, Any] = {}
+        self._parts = [np.asarray(part) for part in self._cut()]
+        self._gone: set[int] = set()
+        count = jax.local_device_count()
+        even = count > 1 and len(self._parts) == 1 and len(rows) % count == 0
+        self._mesh = Mesh(np.asarray(jax.local_devices()), ('rows',)) if even else None
+        everywhere = jax.tree.map(lambda _: 0, states)
+        self._states = [self._take(states, everywhere, part) for part in self._parts]
+        self._params = [self._take(shared, self._axes, part) for part in self._parts]
+
+    def _cut(self) -> list[list[int]]:
+        """Places of the rows that go through the program at the same time."""
+        size = side_by_side(self._config, len(self._rows))
+        # Masks of dropout have the shape of a batch: so that they are those of the row alone, rows
+        # whose batches may have other lengths are not side by side.
+        noisy = 'random_bits' in self._programs['step'][0].exact
+        apart = noisy and len(self._config.data.lengths) > 1
+        found: dict[int, list[int]] = {}
+        for place, seed in sorted(enumerate(self._seeds), key=lambda pair: pair[1]):
+            found.setdefault(seed if apart else 0, []).append(place)
+        return [
+            places[first : first + size]
+            for places in found.values()
+            for first in range(0, len(places), size)
+        ]
+
+    def _take(self, tree: Any, axes: Any, part: np.ndarray) -> Any:
+        """The rows of a part, each device with its share where that is even."""
+        flat = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
+        leaves, structure = jax.tree.flatten(tree)
+        taken = [
+            leaf if axis is None else leaf[part] for leaf, axis in zip(leaves, flat, strict=True)
+        ]
+        if self._mesh is not None:
+            taken = [
+                jax.device_put(
+                    leaf, NamedSharding(self._mesh, PartitionSpec(None if axis is None else 'rows'))
+                )
+                for leaf, axis in zip(taken, flat, strict=True)
+            ]
+        return jax.tree.unflatten(structure, taken)
+
+    def leave(self, places: Sequence[int]) -> None:
+        """Rows that need no more steps: a part of such rows alone is not computed."""
+        self._gone.update(places)
+
+    def _busy(self) -> list[int]:
+        return [i for i, part in enumerate(self._parts) if not self._gone.issuperset(part.tolist())]
+
+    def states(self) -> TrainState:
+        """Of all rows, in their order, on the first device."""
+        order = np.argsort(np.concatenate(self._parts))
+        parts = self._states
+        if self._mesh is not None:
+            parts = jax.device_put(parts, jax.local_devices()[0])
+        return jax.tree.map(lambda *each: jnp.concatenate(each)[order], *parts)
+
+    def of_rows(self, by_seed: np.ndarray) -> np.ndarray:
+        """Each row's part of what each seed has."""
+        return by_seed[self._seeds]
+
+    def step(self, by_seed: Sequence[data.Batch]) -> list[tuple[np.ndarray, Any]]:
+        """One step of every row: the metrics of each part, with the places of its rows."""
+        found = []
+        for i in self._busy():
+            part = self._parts[i]
+            batch = data.beside([by_seed[self._seeds[place]] for place in part])
+            self._states[i], metrics = self._call('step', i, self._states[i], batch)
+            found.append((part, metrics))
+        return found
+
+    def evaluate(self, split: str) -> list[dict[str, float]]:
+        """Each row's scores on a split, by name."""
+        totals = {name: np.zeros(len(self._rows)) for name in ('loss', 'correct', 'weights')}
+        for batch in data.eval_batches(
+            self._rows[0].run.task.splits[split],
+            batch_size=self._config.data.eval_batch_size,
+            lengths=self._config.data.lengths,
+        ):
+            # All parts are under way before one is waited for.
+            parts = {i: self._call('sums', i, self._states[i].adapter, batch) for i in self._busy()}
+            for i, sums in parts.items():
+                for name, total in totals.items():
+                    total[self._parts[i]] += np.asarray(sums[name], np.float64)
+        weights = np.maximum(totals['weights'], 1e-30)  # 0 of rows that are not computed
+        losses, accuracies = (totals[name] / weights for name in ('loss', 'correct'))
+        return [
+            {f'{split}/loss': float(loss), f'{split}/accuracy': float(accuracy)}
+            for loss, accuracy in zip(losses, accuracies, strict=True)
+        ]
+
+    def _call(self, what: str, i: int, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
+        shapes = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
+        if (what, shapes) not in self._compiled:
+            vectorized = self._vectorize(what, batch)
+            donated = 1 if what == 'step' else ()
+            numbers = [jax.tree.map(lambda n, p=p: n[p], vectorized.numbers) for p in self._parts]
+            self._compiled[what, shapes] = jax.jit(vectorized.call, donate_argnums=donated), numbers
+        call, numbers = self._compiled[what, shapes]
+        return call(numbers[i], first, self._params[i], batch)
+
+    def _vectorize(self, what: str, batch: Mapping[str, np.ndarray]) -> training.Vectorized:
+        axes = (0, self._axes, 0 if what == 'step' else None)
+        if what not in self._programs:
+            self._programs[what] = [
+                self._trace(what, place, batch) for place in range(len(self._rows))
+            ]
+        programs = self._programs[what]
+        vectorized = training.vectorize(programs, axes)
+        widest = vectorized.widest
+        here = self._trace(what, widest, batch)
+        return vectorized.at(programs[widest], here, axes)
+
+    def _trace(self, what: str, place: int, batch: Mapping[str, np.ndarray]) -> training.Program:
+        mapped = what == 'step'
+        example = {
+            name: jax.ShapeDtypeStruct(rows.shape[1:] if mapped else rows.shape, rows.dtype)
+            for name, rows in batch.items()
+        }
+        run, like, params = self._rows[place].run, self._likes[place], self._bases[place]
+        if what == 'sums':
+            return training.trace(run.sums, like.adapter, params, example)
+        accumulate = self._config.accumulate
+        step = make_train_step(run.loss, run.optimizer, accumulate=accumulate)
+        return training.trace(step, like, params, example)
