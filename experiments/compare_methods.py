@@ -38,6 +38,7 @@ from experiments.config import Config
 from experiments.data import Batch, collate
 from experiments.optimizers import build_optimizer
 from experiments.packing import Row
+from experiments.progress import terminal
 from peftjax.training import init_state, make_train_step
 
 _FACTOR = 10**0.5  # between neighbours in the grid of rates
@@ -274,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
     protocol = Protocol(
         seeds=_SEEDS.value, train=_TRAIN.value, validation=_VALIDATION.value, test=_TEST.value
     )
-    compare(load_configs(_CONFIGS.value), protocol, Path(_RESULTS.value), Console())
+    compare(load_configs(_CONFIGS.value), protocol, Path(_RESULTS.value), terminal())
 
 
 if __name__ == '__main__':

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from rich.console import Console
 
 from experiments.command_line import CONFIG, WORKDIR, read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.endings import plain_endings
+from experiments.progress import terminal
 from experiments.train import train
 
 flags.mark_flag_as_required('workdir')
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
             # On CPUs programs that wait for each other must start in the same order everywhere.
             jax.config.update('jax_cpu_enable_async_dispatch', False)
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        console = Console(quiet=jax.process_index() != 0)
+        console = terminal(quiet=jax.process_index() != 0)
         train(CONFIG.value, Path(str(WORKDIR.value)), console, profile=_PROFILE.value)
 
 

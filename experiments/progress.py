@@ -1,5 +1,6 @@
 """A progress bar with the loss, tokens per second and the time left."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,11 @@ from rich.progress import (
 )
 
 _WAITING = 'compiling'
+
+
+def terminal(*, quiet: bool = False) -> Console:
+    """Where people watch; nothing moves in a file, though a notebook asks programs for colours."""
+    return Console(quiet=quiet, force_terminal=None if sys.stdout.isatty() else False)
 
 
 class StepProgress:

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +38,53 @@ class SweepFolder:
         """Whether a sweep was begun here."""
         return (self.path / _ABOUT).exists()
 
-    def begin(self, rows: Sequence[Row], groups: Sequence[Group], config: str, sweep: str) -> None:
-        """Writes what the sweep is, or checks that it is the one that was begun here.
+    def begin(
+        self, rows: Sequence[Row], groups: Iterable[Sequence[str]], config: str, sweep: str
+    ) -> dict[str, list[str]]:
+        """Writes what the sweep is, or adds to what was begun here what is new.
+
+        Args:
+            rows: all of the sweep, or those of it that are known so far.
+            groups: names of the rows of each, for rows that are in no group of the folder yet.
+            config, sweep: what the rows were made of.
+
+        Returns:
+            All groups of the folder. Where another process was faster, its groups hold.
 
         Raises:
-            ValueError: the folder was begun with other rows, or rows that were grouped otherwise.
+            ValueError: the folder was begun with other rows.
         """
-        about = {
-            'config': config,
-            'sweep': sweep,
-            'commit': commit(),
-            'rows': {
-                row.name: {'changes': row.changes, 'config': json.loads(row.config.to_json())}
-                for row in rows
-            },
-            'groups': {group.name: [ready.row.name for ready in group.rows] for group in groups},
+        given = {
+            row.name: {'changes': row.changes, 'config': json.loads(row.config.to_json())}
+            for row in rows
         }
-        about = json.loads(json.dumps(about))
+        given = json.loads(json.dumps(given))
         self.path.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.path / '.lock'):
-            if not self.begun:
-                write_whole(self.path / _ABOUT, json.dumps(about, indent=2) + '\n')
-                return
-            held = self.about()
-        for part in ('rows', 'groups'):
-            changed = differences({part: held[part]}, {part: about[part]})
+            new = {'config': config, 'sweep': sweep, 'commit': commit(), 'rows': {}, 'groups': {}}
+            about = self.about() if self.begun else new
+            held = {name: row for name, row in about['rows'].items() if name in given}
+            changed = differences(held, {name: given[name] for name in held})
             if changed:
                 raise ValueError(
                     f'{self.path} holds another sweep ({"; ".join(changed[:3])}): choose another '
-                    '--workdir, or give the same config, sweep and limits'
+                    '--workdir, or give the same config and rows'
                 )
+            about['rows'] |= given
+            grouped = {row for names in about['groups'].values() for row in names}
+            for names in groups:
+                if not grouped.intersection(names):
+                    about['groups'][f'{len(about["groups"]):03d}'] = list(names)
+            write_whole(self.path / _ABOUT, json.dumps(about, indent=2) + '\n')
+        return about['groups']
+
+    def groups(self) -> dict[str, list[str]]:
+        """Names of rows by the group's name; none where nothing was begun."""
+        return self.about()['groups'] if self.begun else {}
+
+    def over(self, rows: Iterable[str]) -> bool:
+        """Whether each of the rows has a result."""
+        return all(self.result(row) is not None for row in rows)
 
     def about(self) -> dict[str, Any]:
         """What `begin` wrote."""
@@ -77,6 +95,14 @@ class SweepFolder:
         file = self.rows / row / RESULT
         return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
 
+    def progress(self, row: str) -> dict[str, Any]:
+        """Where a row stands: its status, the last step, loss and scores in its log, its result."""
+        found: dict[str, Any] = {'status': 'waiting'}
+        for line in read_metrics(self.rows / row):
+            found |= {'status': 'training', **line}
+            found['loss'] = line.get('train/loss', found.get('loss', math.nan))
+        return found | (self.result(row) or {})
+
     @contextlib.contextmanager
     def claim(self, group: Group) -> Iterator[bool]:
         """Whether the group is this process's own while the context is open.
@@ -86,14 +112,13 @@ class SweepFolder:
         """
         folder = self.path / 'groups' / group.name
         folder.mkdir(parents=True, exist_ok=True)
-        names = [ready.row.name for ready in group.rows]
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(filelock.FileLock(folder / '.lock', blocking=False))
             except filelock.Timeout:
                 mine = False
             else:
-                mine = any(self.result(name) is None for name in names)
+                mine = not self.over(group.names)
             yield mine
 
     def results(self) -> list[dict[str, Any]]:

@@ -57,6 +57,11 @@ class Group(NamedTuple):
     step: int
 
     @property
+    def names(self) -> list[str]:
+        """Of its rows."""
+        return [ready.row.name for ready in self.rows]
+
+    @property
     def memory(self) -> int:
         """Bytes that a step takes, counted and not compiled."""
         count = len(self.rows)
@@ -146,12 +151,12 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
         alike.setdefault(each.key, []).append(each)
     groups: list[Group] = []
     for members in alike.values():
-        cost = _cost(members)
+        whole = as_group('', members)
         room = sum(
-            1 for n in range(1, most + 1) if Group('', members[:1] * n, *cost).memory <= limit
+            1 for n in range(1, most + 1) if whole._replace(rows=members[:1] * n).memory <= limit
         )
         if not room:
-            least = Group('', members[:1], *cost).memory
+            least = whole._replace(rows=members[:1]).memory
             raise ValueError(
                 f'row {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
                 f'{limit / 2**20:,.0f} MiB there are: a smaller batch, --config.accumulate or '
@@ -161,7 +166,7 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
         size = -(-len(members) // count)
         for first in range(0, len(members), size):
             rows = members[first : first + size]
-            groups.append(Group(f'{len(groups):03d}', rows, *cost))
+            groups.append(whole._replace(name=f'{len(groups):03d}', rows=rows))
     return groups
 
 
@@ -177,8 +182,8 @@ def side_by_side(config: Config, rows: int) -> int:
     return min(rows, max(1, BUSY // positions))
 
 
-def _cost(members: Sequence[Ready]) -> tuple[int, int, int]:
-    """Bytes of the base, of a row's state, of a row's step."""
+def as_group(name: str, members: Sequence[Ready]) -> Group:
+    """Rows of one program as a group; what a row takes is counted for the widest."""
     widest = max(members, key=lambda each: sum(map(math.prod, each.program.shapes)))
     config, run = widest.row.config, widest.run
     state, params = jax.eval_shape(lambda: start(config, run))
@@ -191,7 +196,7 @@ def _cost(members: Sequence[Ready]) -> tuple[int, int, int]:
     )
     activations = kept(run.loss, state.adapter, params, part)
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
-    return _bytes(params), adapter + optimizer, adapter + activations
+    return Group(name, list(members), _bytes(params), adapter + optimizer, adapter + activations)
 
 
 def memory_here() -> float:

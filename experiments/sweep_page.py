@@ -5,6 +5,7 @@ score against trained parameters and against cost, learning curves, two fields a
 of all rows to sort and filter. The charts are PNGs too, in `figures/`.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.files import write_whole
 from experiments.metrics import read_metrics
+from experiments.sweep_board import show
 from experiments.sweep_folder import SweepFolder, summary
 
 _TEMPLATE = Path(__file__).with_name('sweep_page.html')
@@ -39,7 +41,7 @@ def write_report(folder: SweepFolder) -> Path:
         'fields': fields,
         'metric': metrics[0],
         'metrics': metrics,
-        'rows': [{k: v for k, v in line.items() if k != 'config'} for line in lines],
+        'rows': [{k: _cell(v) for k, v in line.items() if k != 'config'} for line in lines],
         'curves': curves,
         'curve_names': [
             name for name in _CURVES if any(name in point for c in curves.values() for point in c)
@@ -51,6 +53,11 @@ def write_report(folder: SweepFolder) -> Path:
     write_whole(file, _TEMPLATE.read_text(encoding='utf-8').replace('/*DATA*/', text))
     _figures(folder.path / 'figures', page)
     return file
+
+
+def _cell(value: Any) -> Any:
+    """A value that can be compared and stand in a table: lists as their text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _finite(value: Any) -> Any:
@@ -65,17 +72,20 @@ def _finite(value: Any) -> Any:
 def settings(rows: Sequence[Line], fields: Sequence[str], metric: str) -> list[dict[str, Any]]:
     """Rows that differ in their seed alone, as one: mean and deviation of a score, the best first.
 
+    Of rows that ran to their end.
+
     Example:
-        >>> rows = [{'config.lr': 0.1, 'seed': n, 'test/accuracy': 0.5 + n} for n in (0, 1)]
+        >>> row = {'config.lr': 0.1, 'status': 'done', 'test/accuracy': 0.5}
+        >>> rows = [{**row, 'seed': 0}, {**row, 'seed': 1, 'test/accuracy': 1.5}]
         >>> found = settings(rows, ['config.lr'], 'test/accuracy')
         >>> found[0]['setting'], found[0]['mean'], found[0]['seeds']
         ('lr=0.1', 1.0, 2)
     """
     named: dict[str, list[Line]] = {}
     for row in rows:
-        if isinstance(row.get(metric), float):
+        if row['status'] == 'done' and isinstance(row.get(metric), float):
             changed = [f for f in fields if f != 'config.seed']
-            name = '  '.join(f'{f.removeprefix("config.")}={row.get(f)}' for f in changed)
+            name = '  '.join(f'{f.removeprefix("config.")}={show(row.get(f))}' for f in changed)
             named.setdefault(name or 'as configured', []).append(row)
     found = [
         {
@@ -132,12 +142,14 @@ def _figures(folder: Path, page: Mapping[str, Any]) -> None:
 def _heat_map(file: Path, page: Mapping[str, Any]) -> None:
     down, across, metric = *page['fields'][:2], page['metric']
     rows = [row for row in page['rows'] if isinstance(row.get(metric), float)]
-    ys, xs = (_ordered({row.get(field) for row in rows}) for field in (down, across))
+    ys, xs = (bands([row.get(field) for row in rows]) for field in (down, across))
     if not rows:
         return
     cells = [
         [
-            np.mean([r[metric] for r in rows if (r.get(down), r.get(across)) == (y, x)] or [np.nan])
+            np.mean(
+                [r[metric] for r in rows if r.get(down) in y and r.get(across) in x] or [np.nan]
+            )
             for x in xs
         ]
         for y in ys
@@ -145,8 +157,8 @@ def _heat_map(file: Path, page: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(1.6 + 1.1 * len(xs), 1.4 + 0.6 * len(ys)), layout='constrained')
     axes = figure.subplots()
     image = axes.imshow(np.asarray(cells, float), cmap='Blues', aspect='auto')
-    axes.set_xticks(range(len(xs)), [str(x) for x in xs])
-    axes.set_yticks(range(len(ys)), [str(y) for y in ys])
+    axes.set_xticks(range(len(xs)), [_label(x) for x in xs])
+    axes.set_yticks(range(len(ys)), [_label(y) for y in ys])
     axes.set(xlabel=across.removeprefix('config.'), ylabel=down.removeprefix('config.'))
     for i, line in enumerate(cells):
         for j, value in enumerate(line):
@@ -155,6 +167,22 @@ def _heat_map(file: Path, page: Mapping[str, Any]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def _ordered(values: set[Any]) -> list[Any]:
+def bands(all_values: Sequence[Any]) -> list[list[Any]]:
+    """Values that share a line of the map: each its own, of many numbers some neighbours.
+
+    Example:
+        >>> bands([3, 1, 3])
+        [[1], [3]]
+        >>> bands(range(12))
+        [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    """
+    values = set(all_values)
     numbers = all(isinstance(value, int | float) for value in values)
-    return sorted(values, key=None if numbers else str)
+    ordered = sorted(values, key=None if numbers else str)
+    count = 6 if numbers and len(values) > 8 else len(values)
+    ends = [round(i * len(values) / count) for i in range(count + 1)]
+    return [ordered[first:last] for first, last in itertools.pairwise(ends)]
+
+
+def _label(band: Sequence[Any]) -> str:
+    return ' to '.join(dict.fromkeys((show(band[0]), show(band[-1]))))

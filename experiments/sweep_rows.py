@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import peftjax
 from experiments.config import Config
 from peftjax.core.paths import near_names
 
-_PREFIX = 'sweep_'
+_TAKES = {'sweep': 'add', 'search': 'trial'}
 
 
 class Row(NamedTuple):
@@ -41,6 +42,31 @@ def load_module(path: str) -> ModuleType:
     return module
 
 
+def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
+    """The function of a config file that makes rows.
+
+    Args:
+        module: the config file.
+        kind: 'sweep' or 'search'. name: `<kind>_<name>` is the function's.
+
+    Raises:
+        ValueError: it is not there; says which are.
+    """
+    prefix = f'{kind}_'
+    found = getattr(module, f'{prefix}{name}', None)
+    if found is None:
+        known = [each.removeprefix(prefix) for each in vars(module) if each.startswith(prefix)]
+        raise ValueError(
+            f'no {kind} {name!r} in {module.__name__}: '
+            + (
+                f'it has {", ".join(known)}'
+                if known
+                else f'write def {prefix}{name}({_TAKES[kind]})'
+            )
+        )
+    return found
+
+
 def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
     """The rows of a sweep.
 
@@ -57,18 +83,12 @@ def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
         >>> len(rows), rows[0].changes
         (12, {'seed': 0, 'lora.rank': 2})
     """
-    add_rows = getattr(module, f'{_PREFIX}{sweep}', None)
-    if add_rows is None:
-        known = [name.removeprefix(_PREFIX) for name in vars(module) if name.startswith(_PREFIX)]
-        raise ValueError(
-            f'no sweep {sweep!r} in {module.__name__}: '
-            + (f'it has {", ".join(known)}' if known else f'write def {_PREFIX}{sweep}(add)')
-        )
+    add_rows = function_of(module, 'sweep', sweep)
     rows: list[Row] = []
 
     def add(**changes: Any) -> None:
         name = f'{len(rows):03d}'
-        rows.append(Row(name, changes, _changed(config, changes, name)))
+        rows.append(Row(name, changes, changed(config, changes, name)))
 
     add_rows(add)
     if not rows:
@@ -82,25 +102,30 @@ def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
     return rows
 
 
-def _changed(config: Config, changes: dict[str, Any], row: str) -> Config:
-    changed = config.copy_and_resolve_references()
+def changed(config: Config, changes: Mapping[str, Any], row: str) -> Config:
+    """A config with the changes of a row.
+
+    Raises:
+        ValueError: a field that is not there or takes another type.
+    """
+    made = config.copy_and_resolve_references()
     for field, value in changes.items():
         *sections, last = field.split('.')
-        section = changed
+        section = made
         for name in sections:
             section = section.get(name)
             if section is None or not hasattr(section, 'keys'):
-                raise ValueError(f'row {row}: no field {field!r}; {_near(field, changed)}')
-        if last not in section and _is_argument(changed, sections, last):
+                raise ValueError(f'row {row}: no field {field!r}; {_near(field, made)}')
+        if last not in section and _is_argument(made, sections, last):
             with section.unlocked():
                 section[last] = value
         elif last not in section:
-            raise ValueError(f'row {row}: no field {field!r}; {_near(field, changed)}')
+            raise ValueError(f'row {row}: no field {field!r}; {_near(field, made)}')
         try:
             section[last] = value
         except TypeError as error:
             raise ValueError(f'row {row}: {field} does not take {value!r}: {error}') from None
-    return changed
+    return made
 
 
 def _is_argument(config: Config, sections: list[str], name: str) -> bool:

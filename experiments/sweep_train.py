@@ -21,6 +21,7 @@ from experiments.interrupt import Interrupted, requests_to_stop
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.sweep_groups import Group, Ready, start
 from experiments.sweep_program import Together
+from experiments.sweep_pruning import Prune, Rung
 from experiments.sweep_window import RowWindow
 from peftjax import training
 from peftjax.training import TrainState
@@ -31,17 +32,19 @@ Tell = Callable[[str, Mapping[str, Any]], None]
 RESULT = 'result.json'
 
 
-def train_group(group: Group, folder: Path, rows_folder: Path, tell: Tell) -> None:
+def train_group(group: Group, folder: Path, rows_folder: Path, prune: Prune, tell: Tell) -> None:
     """Trains every row of a group to its end, from the group's newest checkpoint if there is one.
 
     A row has its results when they are written whole, into `rows_folder/<name>`: config.json,
     metrics.jsonl, tensorboard/, checkpoints/ and result.json, as a run of its own writes them. One
-    whose loss is no finite number any more leaves, with what is known of it as its result.
+    whose loss is no finite number any more leaves, and so does one that is stopped, with what is
+    known of it as its result.
 
     Args:
         group: of `sweep_groups.group`.
         folder: for checkpoints of the group.
         rows_folder: for the folders of the rows.
+        prune: which rows stop, each time that rows were scored on the validation split.
         tell: is told of each row's progress.
 
     Raises:
@@ -49,7 +52,7 @@ def train_group(group: Group, folder: Path, rows_folder: Path, tell: Tell) -> No
         CheckpointsError: a checkpoint could not be written, or none of those there is whole.
         ValueError: the folder holds a group with other rows or on another base.
     """
-    trainer = _Trainer(group, folder, rows_folder, tell)
+    trainer = _Trainer(group, folder, rows_folder, prune, tell)
     with ExitStack() as stack:
         stack.enter_context(closing(trainer))
         stopped = stack.enter_context(requests_to_stop())
@@ -86,8 +89,8 @@ class _Member:
 
 
 class _Trainer:
-    def __init__(self, group: Group, folder: Path, rows_folder: Path, tell: Tell):
-        self.tell = tell
+    def __init__(self, group: Group, folder: Path, rows_folder: Path, prune: Prune, tell: Tell):
+        self.prune, self.tell = prune, tell
         self.members = [_Member(ready, rows_folder / ready.row.name) for ready in group.rows]
         self.first = self.members[0]
         self.seeds = sorted({member.config.seed for member in self.members})
@@ -146,18 +149,18 @@ class _Trainer:
             # A row is read before it is saved: reading it is what finds a NaN.
             read = [place for place, reasons in due.items() if any(reasons)]
             bad = {place: self._log(number, place, window) for place in read}
-            self._evaluate(number, program, [p for p in read if due[p][2] and bad[p] is None])
-            inside, states = np.asarray(self.inside), program.states()
-            self.states = jax.tree.map(
-                lambda whole, part, inside=inside: whole.at[inside].set(part), self.states, states
-            )
+            scored = [p for p in read if due[p][2] and bad[p] is None]
+            self._evaluate(number, program, scored)
+            self._keep(program.states())
             ends = [p for p in read if self._at(p).run.steps == number and bad[p] is None]
             self._finish(number, program, ends)
             for place in read:
                 at = bad[place]
                 if at is not None:
                     self._give_up(place, at)
-            gone = [p for p in read if p in ends or bad[p] is not None]
+            rivals = [p for p in scored if p not in ends]
+            pruned = self._prune(number, number // every[1], rivals)
+            gone = [p for p in read if p in ends or p in pruned or bad[p] is not None]
             program.leave(gone)
             self.left.update(self.inside[p] for p in gone)
             remaining = [row for row in self.inside if row not in self.left]
@@ -175,16 +178,25 @@ class _Trainer:
                 raise Interrupted(f'step {number}')
 
     def _program(self) -> Together:
-        inside = np.asarray(self.inside)
-        states = jax.tree.map(lambda leaf: leaf[inside], self.states)
         members = [self.members[i] for i in self.inside]
+        # As wide as the widest of those that are left.
+        own = [training.row(self.states, i, self.members[i].state) for i in self.inside]
         return Together(
             [member.ready for member in members],
             [member.params for member in members],
             [member.state for member in members],
-            states,
+            training.stack(own),
             self.seeds,
         )
+
+    def _keep(self, states: TrainState) -> None:
+        """Takes the states of the rows in the program; what lies beyond their widest is zero."""
+        inside = np.asarray(self.inside)
+
+        def put(whole: jax.Array, part: jax.Array) -> jax.Array:
+            return whole.at[(inside, *map(slice, part.shape[1:]))].set(part)
+
+        self.states = jax.tree.map(put, self.states, states)
 
     def _at(self, place: int) -> _Member:
         return self.members[self.inside[place]]
@@ -215,6 +227,21 @@ class _Trainer:
             member.write(number, member.scores)
             self.tell(member.name, member.scores)
 
+    def _prune(self, number: int, evaluation: int, places: Sequence[int]) -> list[int]:
+        """Stops some of the rows that were just scored; gives their places."""
+        if not places:
+            return []
+        scores = {self._at(place).name: self._at(place).scores for place in places}
+        names = self.prune(Rung(number, evaluation, len(self.members), scores))
+        pruned = [place for place in places if self._at(place).name in names]
+        for place in pruned:
+            member = self._at(place)
+            self._write_result(
+                member, {'status': 'pruned', **member.scores, **_cost(member, number)}
+            )
+            self.tell(member.name, {'status': 'pruned', 'step': number})
+        return pruned
+
     def _give_up(self, place: int, at: int) -> None:
         member = self._at(place)
         self._write_result(member, {'status': 'diverged', 'diverged_at': at})
@@ -237,8 +264,7 @@ class _Trainer:
                 'status': 'done',
                 **test,
                 **member.scores,
-                'steps': member.run.steps,
-                'tflop': member.ready.program.flops * member.run.steps / 1e12,
+                **_cost(member, number),
                 'steps_per_second': _median(metrics, 'train/steps_per_second'),
                 'tokens_per_second': _median(metrics, 'train/tokens_per_second'),
                 'peak_memory_mib': run_report.peak_memory_mib(),
@@ -282,6 +308,10 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
     """The states of all rows as one state to be saved."""
     raw = states._replace(key=jax.random.key_data(states.key))
     return TrainState(jnp.asarray(number, jnp.int32), jax.random.key(0), raw, ())
+
+
+def _cost(member: _Member, steps: int) -> dict[str, float]:
+    return {'steps': steps, 'tflop': member.ready.program.flops * steps / 1e12}
 
 
 def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:

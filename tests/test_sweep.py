@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import subprocess
 from types import ModuleType
 
 import jax
@@ -10,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments import sweep, sweep_groups, sweep_program
+from experiments import sweep_groups, sweep_program, sweep_train, sweep_work
 from experiments.sweep_folder import SweepFolder
 from experiments.sweep_groups import group, prepare
+from experiments.sweep_pruning import Halving, nobody
 from experiments.sweep_rows import expand
+from experiments.sweep_run import Sweep
 from tests import tiny_runs
-from tests.whole_runs import bits, final_states, run_config, without_rates
+from tests.whole_runs import ROOT, bits, final_states, run_config, without_rates
 
 
 @pytest.fixture(scope='module')
@@ -34,8 +38,10 @@ def rows_of(config, *changes):
     return expand(module, 'all', config)
 
 
-def run(rows, folder, **options):
-    return sweep.run(rows, SweepFolder(folder), Console(quiet=True), **options)
+def run(rows, folder, prune=nobody, **options):
+    sweep = Sweep(SweepFolder(folder), Console(quiet=True), **options)
+    sweep.run(rows, prune)
+    return sweep.finish(rows)
 
 
 FOUR = (
@@ -98,13 +104,13 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
         for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
             np.testing.assert_array_equal(bits(one), bits(other))
     # What is done is not done again.
-    monkeypatch.setattr(sweep, 'train_group', lambda *_: pytest.fail('trained again'))
+    monkeypatch.setattr(sweep_work, 'train_group', lambda *_: pytest.fail('trained again'))
     assert run(rows, tmp_path / 'broken') == lines
 
 
 def test_rows_that_diverge_leave_and_hurt_no_other(config, tmp_path):
-    """Three of four leave, one by one or together; the program is compiled anew for the last."""
-    rates = {'seed': 0, 'lr': 1e-3}, {'lr': 1e30}, {'lr': 3e30}, {'lr': 9e30}
+    """The three widest of four leave; the program is compiled anew for the last, at its rank."""
+    rates = {'seed': 0, 'lr': 1e-3, 'lora.rank': 2}, {'lr': 1e30}, {'lr': 3e30}, {'lr': 9e30}
     rows = rows_of(config, *rates)
     lines = run(rows, tmp_path / 'sweep')
     assert [line['status'] for line in lines] == ['done', 'diverged', 'diverged', 'diverged']
@@ -202,15 +208,103 @@ def test_wrong_sweeps_are_refused_before_anything_runs(config, tmp_path):
 
 def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path):
     rows = rows_of(config, *TWO)
-    groups = group(prepare(rows), 2**33, 32)
+    (mine,) = group(prepare(rows), 2**33, 32)
     one, other = SweepFolder(tmp_path / 'a'), SweepFolder(tmp_path / 'a')
-    one.begin(rows, groups, 'x.py', 'all')
-    other.begin(rows, groups, 'x.py', 'all')
-    with one.claim(groups[0]) as mine, other.claim(groups[0]) as too:
-        assert mine and not too
-    with other.claim(groups[0]) as mine:
-        assert mine
+    held = one.begin(rows, [mine.names], 'x.py', 'all')
+    # Who comes second takes the groups that there are.
+    assert held == other.begin(rows, [['000'], ['001']], 'x.py', 'all') == {'000': ['000', '001']}
+    with one.claim(mine) as first, other.claim(mine) as second:
+        assert first and not second
+    with other.claim(mine) as second:
+        assert second
     assert [line['status'] for line in one.write_results()] == ['waiting', 'waiting']
     changed = rows_of(config, {'seed': 5}, *TWO[1:])
     with pytest.raises(ValueError, match='holds another sweep .*seed: 0 -> 5'):
-        one.begin(changed, group(prepare(changed), 2**33, 32), 'x.py', 'all')
+        run(changed, tmp_path / 'a')
+    with pytest.raises(
+        ValueError, match='group 000 of .* holds row 001, which the sweep no longer'
+    ):
+        run(rows[:1], tmp_path / 'a')
+    with pytest.raises(ValueError, match='group 000 of .* takes .* MiB, more than the'):
+        run(rows, tmp_path / 'a', memory=mine.memory - 1)
+
+
+def test_rows_that_are_added_are_run_and_no_others(config, tmp_path, monkeypatch):
+    config.duration, trained = '2 steps', []
+    train = sweep_work.train_group
+
+    def noted(each, *others):
+        trained.append(each.names)
+        train(each, *others)
+
+    monkeypatch.setattr(sweep_work, 'train_group', noted)
+    run(rows_of(config, *TWO), tmp_path / 'a')
+    lines = run(rows_of(config, *TWO, {'seed': 7}), tmp_path / 'a')
+    assert trained == [['000', '001'], ['002']]
+    assert [line['status'] for line in lines] == ['done'] * 3
+
+
+def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkeypatch):
+    """Rungs after 1 and 2 scores; 4, 2 and 1 rows; stopped and started again it does the same."""
+    config.eval_every = config.save_every = '2 steps'
+    rows = rows_of(config, *({'lr': rate} for rate in (3e-3, 1e-2, 1e-5, 3e-2)))
+    halving, sizes = Halving(2, 'validation/loss'), []
+    together = sweep_program.Together.__init__
+
+    def noted(self, members, *others):
+        sizes.append(len(members))
+        together(self, members, *others)
+
+    monkeypatch.setattr(sweep_program.Together, '__init__', noted)
+    lines = run(rows, tmp_path / 'whole', halving)
+    assert sizes == [4, 2, 1]
+    steps = sorted((line['steps'], line['status']) for line in lines)
+    assert steps == [(2, 'pruned'), (2, 'pruned'), (4, 'pruned'), (8, 'done')]
+    logs = [without_rates(tmp_path / 'whole/rows' / row.name) for row in rows]
+    for number, keep in ((2, 2), (4, 1)):
+        scores = {
+            name: next(
+                p['validation/loss'] for p in log if p['step'] == number and 'validation/loss' in p
+            )
+            for name, log in enumerate(logs)
+            if log[-1]['step'] >= number
+        }
+        best = sorted(scores, key=scores.__getitem__)[:keep]
+        assert {name for name, log in enumerate(logs) if log[-1]['step'] > number} == set(best)
+    survivor = next(line['row'] for line in lines if line['status'] == 'done')
+    assert_as_alone(
+        rows[int(survivor)].config, tmp_path / 'whole/rows' / survivor, tmp_path / 'solo'
+    )
+    # Killed between the results of one rung: the rest of it stops when the sweep goes on.
+    write, written = sweep_train.write_whole, []
+
+    def until_the_first_result(path, text):
+        write(path, text)
+        if path.name == 'result.json':
+            written.append(path)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_train, 'write_whole', until_the_first_result)
+        with pytest.raises(KeyboardInterrupt):
+            run(rows, tmp_path / 'broken', halving)
+    again = run(rows, tmp_path / 'broken', halving)
+    for one, other in zip(lines, again, strict=True):
+        assert (one['status'], one['steps']) == (other['status'], other['steps'])
+        folders = (tmp_path / name / 'rows' / one['row'] for name in ('whole', 'broken'))
+        mine, theirs = map(without_rates, folders)
+        assert mine == theirs
+
+
+def test_the_jobs_of_an_array_run_the_command():
+    """SLURM has the batch script run by bash; it hands its arguments on, and passes signals."""
+    script = ROOT / 'experiments/sweep.sbatch'
+    found = subprocess.run(
+        ['bash', script, '--sweep', 'rank', '--config.lr=1e-3'],
+        env={**os.environ, 'PYTHON': 'echo'},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == '-m experiments.sweep --sweep rank --config.lr=1e-3\n'
+    assert '#SBATCH --signal=B:TERM@120' in script.read_text(encoding='utf-8').splitlines()

@@ -1,0 +1,161 @@
+"""Search: draws that learn from results, the same however often they are interrupted."""
+
+import json
+import math
+import sys
+from types import ModuleType
+
+import optuna
+import pytest
+from rich.console import Console
+
+from configs import lora_sentiment
+from experiments.search import Search
+from experiments.sweep_folder import SweepFolder
+from experiments.sweep_pruning import Halving, Rung, either, nobody
+from experiments.sweep_run import Sweep
+from tests import tiny_runs
+from tests.whole_runs import without_rates
+
+SCORE = 'validation/accuracy'
+MEASURED = 'steps_per_second', 'tokens_per_second', 'peak_memory_mib'
+
+
+def draw_rates(trial):
+    return {
+        'lr': trial.suggest_float('lr', 1e-4, 1e-2, log=True),
+        'lora.rank': trial.suggest_categorical('lora.rank', (2, 4)),
+    }
+
+
+def search_of(draw=draw_rates, config=None, sampler='tpe', seed=0):
+    module = ModuleType('config_of_a_test')
+    module.search_rates = draw
+    config = lora_sentiment.get_config() if config is None else config
+    return Search(module, 'rates', config, sampler, SCORE, seed)
+
+
+class Pretended:
+    """A `Sweep` whose rows reach 1 - |log10(rate) + 3| / 2 in ten steps, scored after each."""
+
+    def __init__(self, path, diverging=()):
+        self.folder, self.diverging, self.ran = SweepFolder(path), diverging, []
+
+    def run(self, rows, prune, wait):
+        assert wait
+        left = {row.name: row for row in rows if self.folder.result(row.name) is None}
+        self.ran.append(list(left))
+        of = len(left)
+        for row in rows:
+            (self.folder.rows / row.name).mkdir(parents=True, exist_ok=True)
+        for name in set(left) & set(self.diverging):
+            self._end(left.pop(name), {'status': 'diverged', 'diverged_at': 1})
+        for step in range(1, 11):
+            scores = {name: {SCORE: self.score(row, step)} for name, row in left.items()}
+            for name, values in scores.items():
+                with (self.folder.rows / name / 'metrics.jsonl').open('a') as file:
+                    file.write(json.dumps({'step': step, **values}) + '\n')
+            stopped = prune(Rung(step, step, of, scores)) if step < 10 else set(left)
+            for name in stopped:
+                status = 'pruned' if step < 10 else 'done'
+                self._end(left.pop(name), {'status': status, 'steps': step, **scores[name]})
+
+    def score(self, row, step):
+        return (1 - abs(math.log10(row.config.lr) + 3) / 2) * step / 10
+
+    def _end(self, row, result):
+        file = self.folder.rows / row.name / 'result.json'
+        file.write_text(json.dumps(result), encoding='utf-8')
+
+
+def drawn(rows):
+    return [(row.name, row.changes) for row in rows]
+
+
+def test_random_rows_are_those_of_optuna(tmp_path):
+    rows = search_of(sampler='random', seed=3).run(Pretended(tmp_path), 6, 4, nobody)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    assert drawn(rows) == [(f'{n:03d}', draw_rates(study.ask())) for n in range(6)]
+    assert [row.config.lr for row in rows] == [row.changes['lr'] for row in rows]
+
+
+def test_later_waves_learn_and_an_interrupted_search_goes_on_alike(tmp_path):
+    whole = Pretended(tmp_path / 'whole')
+    rows = search_of().run(whole, 40, 10, nobody)
+    assert [len(names) for names in whole.ran] == [10, 10, 10, 10]
+    score = [whole.score(row, 10) for row in rows]
+    assert sum(score[20:]) / 20 > sum(score[:10]) / 10 + 0.1
+    broken = Pretended(tmp_path / 'broken')
+    search_of().run(broken, 20, 10, nobody)
+    again = search_of().run(broken, 40, 10, nobody)
+    assert drawn(again) == drawn(rows)
+    assert [len(names) for names in broken.ran] == [10, 10, 0, 0, 10, 10]
+    assert (
+        drawn(search_of(seed=1).run(Pretended(tmp_path / 'other'), 2, 2, nobody)) != drawn(rows)[:2]
+    )
+
+
+def test_the_study_is_told_what_became_of_rows(tmp_path):
+    """Scores as they were reported, who was stopped, who diverged; the median stops bad rows."""
+    search, sweep = search_of(), Pretended(tmp_path, diverging=('001',))
+    rows = search.run(sweep, 24, 8, search.below_median(sweep.folder))
+    trials = search._study.get_trials()
+    states = [trial.state.name for trial in trials]
+    assert states[1] == 'FAIL' and states[:1] + states[2:8] == ['COMPLETE'] * 7
+    assert 'PRUNED' in states[8:]
+    for trial, row in zip(trials, rows, strict=True):
+        result = sweep.folder.result(row.name)
+        steps = range(1, result.get('steps', 0) + 1)
+        assert trial.intermediate_values == {n: sweep.score(row, n) for n in steps}
+        if trial.state.name == 'COMPLETE':
+            assert trial.value == sweep.score(row, 10)
+    halved = Pretended(tmp_path / 'halved')
+    search_of().run(halved, 8, 8, either([Halving(2, SCORE)]))
+    results = [halved.folder.result(f'{n:03d}') for n in range(8)]
+    assert sorted(each['steps'] for each in results) == [1, 1, 1, 1, 2, 2, 4, 10]
+
+
+def test_a_row_that_is_drawn_again_is_not_run_again(tmp_path):
+    sweep = Pretended(tmp_path)
+    search = search_of(lambda trial: {'lora.rank': trial.suggest_categorical('r', (2, 4))})
+    rows = search.run(sweep, 6, 3, nobody)
+    assert sorted(row.changes['lora.rank'] for row in rows) == [2, 4]
+    assert sum(map(len, sweep.ran)) == 2
+    assert [trial.state.name for trial in search._study.get_trials()] == ['COMPLETE'] * 6
+
+
+def test_wrong_searches_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"row 000: no field 'lrr'; near names: \['lr'"):
+        search_of(lambda trial: {'lrr': trial.suggest_float('lr', 0, 1)}).run(
+            Pretended(tmp_path), 1, 1, nobody
+        )
+    with pytest.raises(ValueError, match=r"no search 'x' in .*lora_sentiment: it has rates"):
+        Search(lora_sentiment, 'x', lora_sentiment.get_config(), 'tpe', SCORE, 0)
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    with pytest.raises(ValueError, match=r"pip install 'peftjax\[search\]'"):
+        search_of()
+
+
+def test_a_search_trains(tmp_path):
+    """Two waves of two rows, halved: the folder is that of a sweep, and goes on like one."""
+    config = tiny_runs.film_reviews(tmp_path)
+    config.duration, config.eval_every = '4 steps', '2 steps'
+
+    def searched(name, trials):
+        sweep = Sweep(SweepFolder(tmp_path / name), Console(quiet=True))
+        rows = search_of(config=config).run(sweep, trials, 2, Halving(2, SCORE))
+        return [
+            {field: value for field, value in line.items() if field not in MEASURED}
+            for line in sweep.finish(rows)
+        ]
+
+    lines = searched('whole', 4)
+    assert sorted((line['status'], line['steps']) for line in lines) == [
+        *[('done', 4)] * 2,
+        *[('pruned', 2)] * 2,
+    ]
+    assert searched('parts', 2) == lines[:2]
+    assert searched('parts', 4) == lines
+    for line in lines:
+        whole, parts = (tmp_path / name / 'rows' / line['row'] for name in ('whole', 'parts'))
+        assert without_rates(whole) == without_rates(parts)
