@@ -117,11 +117,15 @@ def end_of(workdir: pathlib.Path) -> tuple[dict[str, bytes], list[dict[str, floa
     path = (workdir / 'checkpoints' / str(newest) / 'state').resolve()
     state = ocp.StandardCheckpointer().restore(path)
     bits = {name: np.asarray(value).tobytes() for name, value in state.items()}
-    log = [
+    return bits, log_of(workdir)
+
+
+def log_of(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The log without speeds."""
+    return [
         {name: value for name, value in row.items() if 'per_second' not in name}
         for row in read_metrics(workdir)
     ]
-    return bits, log
 
 
 def start(

@@ -1,9 +1,11 @@
 """Kills a sweep at random moments, starts it again, and compares what its rows end with.
 
     python -m benchmarks.sweep_faults --kills 10
+    python -m benchmarks.sweep_faults --kills 10 --search
 
 Six rows of a tiny random BERT on made-up reviews, in groups of two: 24 steps each, a checkpoint of
-the group every fourth. Each trial starts a sweep in a folder of its own, kills it with SIGKILL when
+the group every fourth. With --search they are drawn two at a time, and the worse of two stops after
+eight steps. Each trial starts a sweep in a folder of its own, kills it with SIGKILL when
 its logs have a drawn number of lines, at a drawn moment after that, starts two workers on the same
 folder and lets them end. Lost: rows
 without a result. Twice: rows that were over at the kill and whose result was written again, or that
@@ -20,7 +22,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from benchmarks.faults import end_of, flags, start
+from benchmarks.faults import end_of, flags, log_of, start
 
 _ROWS = ('000', '001', '002', '003', '004', '005')
 _CONFIG = """
@@ -30,6 +32,12 @@ def sweep_few(add):
     for rank in (1, 2, 4):
         for seed in (0, 1):
             add(seed=seed, **{'lora.rank': rank})
+
+def search_few(trial):
+    return {
+        'lr': trial.suggest_float('lr', 1e-4, 1e-2, log=True),
+        'lora.rank': trial.suggest_categorical('lora.rank', (1, 2, 4)),
+    }
 """
 # The command, with a line in a file for each row that it trains from its first step on.
 _RUN = """
@@ -37,10 +45,10 @@ import os, pathlib, runpy, sys
 from experiments import sweep_train
 note = pathlib.Path(sys.argv.pop(1))
 train = sweep_train.train_group
-def noted(group, folder, rows, tell):
+def noted(group, *others):
     with note.open('a') as file:
         file.write(f'{os.getpid()} {group.name}\\\\n')
-    return train(group, folder, rows, tell)
+    return train(group, *others)
 sweep_train.train_group = noted
 runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)
 """
@@ -78,10 +86,15 @@ def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) ->
     trained = [line.split()[1] for line in note.read_text().splitlines()] if note.exists() else []
     twice = again + len(trained) - len(set(trained))
     same = all(
-        end_of(workdir / 'rows' / row) == end_of(folder / 'whole/rows' / row)
-        for row in _over(workdir)
+        _end(workdir / 'rows' / row) == _end(folder / 'whole/rows' / row) for row in _over(workdir)
     )
     return Trial(lines, len(before), len(_ROWS) - len(_over(workdir)), twice, same)
+
+
+def _end(row: pathlib.Path) -> tuple[str, object]:
+    """What a row ended with; one that was stopped leaves its log alone."""
+    status = json.loads((row / 'result.json').read_text())['status']
+    return status, end_of(row) if status == 'done' else log_of(row)
 
 
 def _over(workdir: pathlib.Path) -> list[str]:
@@ -100,12 +113,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--kills', type=int, default=10)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--search', action='store_true', help='draw the rows, and halve them')
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         config = folder / 'few.py'
         config.write_text(_CONFIG)
-        arguments = [f'--config={config}', *flags(folder)[1:], '--sweep=few', '--together=2']
+        arguments = [f'--config={config}', *flags(folder)[1:], '--together=2']
+        searched = ['--search=few', '--trials=6', '--wave=2', '--halving=2']
+        arguments += searched if given.search else ['--sweep=few']
         arguments += [
             '--config.duration=24 steps',
             '--config.eval_every=8 steps',
