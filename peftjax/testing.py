@@ -108,7 +108,13 @@ class Case:
         return perturb(self.fresh(seed), seed)
 
     def merged(self, adapter: Adapter) -> Any:
+        """The model's parameters with the adapter merged."""
         return self.transform.merge(self.model.params, adapter)
+
+    @functools.cached_property
+    def compiled_merged(self) -> Callable[[Adapter], Any]:
+        """`merged`, one program for all laws."""
+        return jax.jit(self.merged)
 
 
 def check(case: Case) -> None:
@@ -173,7 +179,7 @@ def merge_keeps_structure(case: Case) -> None:
             assert site in str(error), f'{site!r} is not named in {error}'
             return
         raise AssertionError('merge did not raise MergeError')
-    merged = jax.jit(case.merged)(case.moved())
+    merged = case.compiled_merged(case.moved())
     assert _shapes(merged) == _shapes(params), 'merge changed a shape, dtype or the structure'
 
 
@@ -182,7 +188,7 @@ def routes_agree(case: Case) -> None:
     if not case.mergeable:
         return
     adapter = case.moved()
-    merged = jax.jit(case.merged)(adapter)
+    merged = case.compiled_merged(adapter)
     _assert_close(case.predict(adapter), case.apply(merged, **case.inputs), case.tolerance)
 
 

@@ -14,10 +14,10 @@ from peftjax import testing
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
-# Every law on every method with looped layers, and on every third one with scanned layers too.
-# The forms take turns: each has its share of the methods: Flax's two interfaces, rematerialised
-# layers, half precision. What is scanned and not rematerialised is left to the pairs below. What
-# has no turn is marked slow: pytest -m slow.
+# Every law on every method with looped layers, and on every third one with scanned layers too; on
+# other options of a method, with one of the two. The forms take turns: each has its share of the
+# methods: Flax's two interfaces, rematerialised layers, half precision. What is scanned and not
+# rematerialised is left to the pairs below. What has no turn is marked slow: pytest -m slow.
 PAIR_FORM = 'linen scanned'
 LOOPED = ['linen looped', 'nnx looped']
 SCANNED = [form for form in MODELS if form not in (*LOOPED, PAIR_FORM)]
@@ -26,10 +26,13 @@ VARIANT_FORMS = ['linen looped', 'nnx scanned, rematerialised']
 
 def _forms():
     """(method, form) of all, those that are left for `-m slow` marked so."""
-    number = 0
+    number = variants = 0
     for name, row in METHODS.items():
         if row.variant:  # Other options of a method that has a row.
-            yield from ((name, form) for form in VARIANT_FORMS)
+            for form in VARIANT_FORMS:
+                mine = form == VARIANT_FORMS[variants % len(VARIANT_FORMS)]
+                yield (name, form) if mine else pytest.param(name, form, marks=pytest.mark.slow)
+            variants += 1
             continue
         scanned = None if number % 3 else SCANNED[number // 3 % len(SCANNED)]
         turn = LOOPED[number % len(LOOPED)], scanned
@@ -42,11 +45,11 @@ CASES = list(_forms())
 
 
 def _pairs():
-    """Every two methods, half of the pairs in one order, half in the other; a fifth by default."""
+    """Every two methods, half of the pairs in one order, half in the other; a tenth by default."""
     distinct = [name for name, row in METHODS.items() if not row.variant]
     for (i, first), (j, second) in itertools.combinations(enumerate(distinct), 2):
         pair = (second, first) if (i + j) % 2 else (first, second)
-        yield pair if (i + j) % 5 == 0 else pytest.param(*pair, marks=pytest.mark.slow)
+        yield pair if (i + j) % 10 == 0 else pytest.param(*pair, marks=pytest.mark.slow)
 
 
 PAIRS = list(_pairs())
