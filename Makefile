@@ -20,8 +20,8 @@ train: $(VENV)/.ready-to-train
 
 sweep: $(VENV)/.ready-to-train
 	$(BIN)/python -m experiments.sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
-	    --config.data.limit=320 --config.data.batch_size=16 --config.duration='1 epoch' \
-	    --config.log_every='2 steps' --config.eval_every='10 steps'
+	    --config.data.limit=512 --config.data.batch_size=16 --config.duration='1 epoch' \
+	    --config.log_every='2 steps' --config.eval_every='8 steps'
 
 test: lint types unit
 

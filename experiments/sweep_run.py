@@ -1,6 +1,6 @@
 """Runs what is missing of a sweep: plans its groups, trains them, writes what came of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -69,27 +69,19 @@ class Sweep(NamedTuple):
     def _plan(self, rows: Sequence[Row]) -> list[Group]:
         """The groups that are not over, those of the folder and new ones."""
         held = self.folder.groups()
-        known = {row.name: row for row in rows}
+        due = self._due(held, {row.name for row in rows})
         grouped = {name for names in held.values() for name in names}
-        due = {name: names for name, names in held.items() if not self.folder.over(names)}
-        due = {name: names for name, names in due.items() if known.keys() & set(names)}
-        for name, names in due.items():
-            if lost := set(names) - known.keys():
-                raise ValueError(
-                    f'group {name} of {self.folder.path} holds row {min(lost)}, which the sweep '
-                    'no longer has: give that row back, or choose another --workdir'
-                )
-        wanted = {name for names in due.values() for name in names} | (known.keys() - grouped)
-        ready = {each.row.name: each for each in prepare([known[name] for name in sorted(wanted)])}
+        wanted = {name for names in due.values() for name in names}
+        wanted |= {row.name for row in rows} - grouped
+        ready = {each.row.name: each for each in prepare([r for r in rows if r.name in wanted])}
         limit = memory_here() if self.memory is None else self.memory
         new = group([each for name, each in ready.items() if name not in grouped], limit, self.most)
         made = {tuple(each.names): each for each in new}
         groups = []
-        all_groups = self.folder.begin(rows, made, self.config, self.name)
-        for name, names in all_groups.items():
+        for name, names in self.folder.begin(rows, made, self.config, self.name).items():
             members = [ready[row] for row in names if row in ready]
-            if not members or name not in due and name in held:
-                continue
+            if not members or (name in held and name not in due):
+                continue  # of rows that are not given, or over
             found = made.get(tuple(names)) or as_group(name, members)
             if found.memory > limit:
                 raise ValueError(
@@ -99,6 +91,20 @@ class Sweep(NamedTuple):
                 )
             groups.append(found._replace(name=name))
         return groups
+
+    def _due(
+        self, held: Mapping[str, Sequence[str]], known: set[str]
+    ) -> Mapping[str, Sequence[str]]:
+        """Groups of the folder that are not over, of rows that are known."""
+        open_ = {name: names for name, names in held.items() if not self.folder.over(names)}
+        due = {name: names for name, names in open_.items() if known.intersection(names)}
+        for name, names in due.items():
+            if lost := set(names) - known:
+                raise ValueError(
+                    f'group {name} of {self.folder.path} holds row {min(lost)}, which the sweep '
+                    'no longer has: give that row back, or choose another --workdir'
+                )
+        return due
 
     def finish(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Shows what came of the rows and writes the page; gives the lines of results.csv."""

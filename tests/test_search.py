@@ -5,6 +5,7 @@ import math
 import sys
 from types import ModuleType
 
+import cloudpickle
 import optuna
 import pytest
 from rich.console import Console
@@ -98,7 +99,13 @@ def test_later_waves_learn_and_an_interrupted_search_goes_on_alike(tmp_path):
 def test_the_study_is_told_what_became_of_rows(tmp_path):
     """Scores as they were reported, who was stopped, who diverged; the median stops bad rows."""
     search, sweep = search_of(), Pretended(tmp_path, diverging=('001',))
-    rows = search.run(sweep, 24, 8, search.below_median(sweep.folder))
+    median = search.below_median(sweep.folder)
+
+    def as_in_a_task(rung):
+        """Ray sends it to the process that trains."""
+        return cloudpickle.loads(cloudpickle.dumps(median))(rung)
+
+    rows = search.run(sweep, 24, 8, as_in_a_task)
     trials = search._study.get_trials()
     states = [trial.state.name for trial in trials]
     assert states[1] == 'FAIL' and states[:1] + states[2:8] == ['COMPLETE'] * 7
