@@ -14,7 +14,7 @@ from peftjax import testing
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
-# Every law on every method with looped layers, and on every third one with scanned layers too; on
+# Every law on every method with looped layers, and on every fourth one with scanned layers too; on
 # other options of a method, with one of the two. The forms take turns: each has its share of the
 # methods: Flax's two interfaces, rematerialised layers, half precision. What is scanned and not
 # rematerialised is left to the pairs below. What has no turn is marked slow: pytest -m slow.
@@ -34,7 +34,7 @@ def _forms():
                 yield (name, form) if mine else pytest.param(name, form, marks=pytest.mark.slow)
             variants += 1
             continue
-        scanned = None if number % 3 else SCANNED[number // 3 % len(SCANNED)]
+        scanned = None if number % 4 else SCANNED[number // 4 % len(SCANNED)]
         turn = LOOPED[number % len(LOOPED)], scanned
         for form in (*LOOPED, *SCANNED):
             yield (name, form) if form in turn else pytest.param(name, form, marks=pytest.mark.slow)

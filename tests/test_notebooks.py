@@ -25,7 +25,17 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@every
+# Twelve runs on a real model take a while; tests of sweeps train tiny ones.
+SLOW = {'sweep'}
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
+        for path in NOTEBOOKS
+    ],
+)
 def test_it_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     # The tests' eight fake devices are not what a reader has; the package under test is.

@@ -17,7 +17,7 @@ def _scale_outputs(targets):
 
 
 def _lora_parameters(rank):
-    return LAYERS * rank * (4 * 2 * WIDTH + 2 * (WIDTH + HIDDEN))
+    return LAYERS * rank * (2 * 2 * WIDTH + 2 * (WIDTH + HIDDEN))
 
 
 _BIASES = LAYERS * (4 * WIDTH + WIDTH + HIDDEN + WIDTH)
@@ -30,7 +30,7 @@ ROWS = {
         fewer_targets=r'layers.*/up',
         parameters=_lora_parameters(2),
         # Two products of 2 T r (in + out) in all, and scaling and adding the result.
-        forward_flops=2 * TOKENS * _lora_parameters(2) + 2 * TOKENS * LAYERS * (5 * 8 + 16),
+        forward_flops=2 * TOKENS * _lora_parameters(2) + 2 * TOKENS * LAYERS * (3 * 8 + 16),
     ),
     'lora on a tied embedding': Row(
         make=lambda targets: peftjax.lora(rank=2, targets=targets),

@@ -4,7 +4,8 @@ import dataclasses
 
 from tests.contract_models import IDS
 
-MATRICES = r'layers.*/(attention/.*|up|down)'
+# One of each shape and use: keys and values are as queries.
+MATRICES = r'layers.*/(attention/(query|out)|up|down)'
 TOKENS = IDS.size
 
 

@@ -5,7 +5,7 @@ from tests.contract_models import HIDDEN, LAYERS, WIDTH
 from tests.rows.row import MATRICES, TOKENS, Row
 
 UP = r'layers.*/up'
-SIDES = 4 * [(WIDTH, WIDTH)] + [(WIDTH, HIDDEN), (HIDDEN, WIDTH)]
+SIDES = 2 * [(WIDTH, WIDTH)] + [(WIDTH, HIDDEN), (HIDDEN, WIDTH)]
 
 
 def total(formula):
