@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import app
 
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_page import write_report
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.page import write_report
 
 
 def main(argv: Sequence[str]) -> None:

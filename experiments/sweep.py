@@ -18,13 +18,13 @@ from experiments.command_line import CONFIG, WORKDIR, read_flags
 from experiments.compiled import keep_compiled_programs
 from experiments.endings import plain_endings
 from experiments.progress import terminal
-from experiments.search import SAMPLERS, Search
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_pruning import SCORES, Halving, either
-from experiments.sweep_ray import OnRay
-from experiments.sweep_rows import expand, load_module
-from experiments.sweep_run import Sweep
-from experiments.sweep_work import here
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.on_ray import OnRay
+from experiments.sweeps.pruning import SCORES, Halving, either
+from experiments.sweeps.rows import expand, load_module
+from experiments.sweeps.run import Sweep
+from experiments.sweeps.search import SAMPLERS, Search
+from experiments.sweeps.work import here
 
 flags.mark_flag_as_required('workdir')
 _SWEEP = flags.DEFINE_string('sweep', None, 'sweep_<name> of the config file.')

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from configs import lora_sentiment
-from experiments.search import Search
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_pruning import Halving, Rung, either, nobody
-from experiments.sweep_run import Sweep
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.pruning import Halving, Rung, either, nobody
+from experiments.sweeps.run import Sweep
+from experiments.sweeps.search import Search
 from tests import tiny_runs
 from tests.whole_runs import without_rates
 

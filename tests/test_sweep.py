@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments import sweep_groups, sweep_program, sweep_train, sweep_work
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_groups import group, prepare
-from experiments.sweep_pruning import Halving, nobody
-from experiments.sweep_rows import expand
-from experiments.sweep_run import Sweep
+from experiments.sweeps import groups, program, train, work
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.groups import group, prepare
+from experiments.sweeps.pruning import Halving, nobody
+from experiments.sweeps.rows import expand
+from experiments.sweeps.run import Sweep
 from tests import tiny_runs
 from tests.whole_runs import ROOT, bits, final_states, run_config, without_rates
 
@@ -83,7 +83,7 @@ TWO = ({'seed': 0, 'lr': 1e-3}, {'seed': 1, 'lr': 1e-2, 'lora.rank': 2})
 def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'whole')
-    step, taken = sweep_program.Together.step, []
+    step, taken = program.Together.step, []
 
     def until_the_sixth(self, *args):
         taken.append(1)
@@ -92,7 +92,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
         return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_program.Together, 'step', until_the_sixth)
+        patch.setattr(program.Together, 'step', until_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken')
     lines = run(rows, tmp_path / 'broken')
@@ -104,7 +104,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
         for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
             np.testing.assert_array_equal(bits(one), bits(other))
     # What is done is not done again.
-    monkeypatch.setattr(sweep_work, 'train_group', lambda *_: pytest.fail('trained again'))
+    monkeypatch.setattr(work, 'train_group', lambda *_: pytest.fail('trained again'))
     assert run(rows, tmp_path / 'broken') == lines
 
 
@@ -142,6 +142,7 @@ def test_groups_are_rows_of_one_program_that_fit(config):
         group(ready, first.base + first.each, 32)
 
 
+@pytest.mark.slow
 def test_masks_of_dropout_are_those_of_the_row_alone(config, tmp_path):
     """With several lengths, rows of one order of the data are side by side, and no others."""
     config.data.lengths = (4, 6, 8)
@@ -153,7 +154,7 @@ def test_masks_of_dropout_are_those_of_the_row_alone(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('busy', [1, 2**20], ids=['one after another', 'side by side'])
 def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, monkeypatch, busy):
-    monkeypatch.setattr(sweep_groups, 'BUSY', busy)
+    monkeypatch.setattr(groups, 'BUSY', busy)
     config.data.lengths, config.lora.dropout = (4, 6, 8), 0.0
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'sweep')
@@ -163,14 +164,14 @@ def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, 
 def test_rows_that_divide_evenly_are_split_over_devices(config, tmp_path, monkeypatch):
     """Eight rows on the eight devices of the tests, each with one; seven with none of it."""
     config.duration, spread = '4 steps', []
-    take = sweep_program.Together._take
+    take = program.Together._take
 
     def noted(self, tree, axes, part):
         taken = take(self, tree, axes, part)
         spread.append({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(taken)})
         return taken
 
-    monkeypatch.setattr(sweep_program.Together, '_take', noted)
+    monkeypatch.setattr(program.Together, '_take', noted)
     rows = rows_of(config, *({'seed': n, 'lr': 1e-3 * (1 + n)} for n in range(8)))
     run(rows, tmp_path / 'sweep')
     assert spread[:2] == [{8}, {8}]
@@ -231,13 +232,13 @@ def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path)
 
 def test_rows_that_are_added_are_run_and_no_others(config, tmp_path, monkeypatch):
     config.duration, trained = '2 steps', []
-    train = sweep_work.train_group
+    train_group = work.train_group
 
     def noted(each, *others):
         trained.append(each.names)
-        train(each, *others)
+        train_group(each, *others)
 
-    monkeypatch.setattr(sweep_work, 'train_group', noted)
+    monkeypatch.setattr(work, 'train_group', noted)
     run(rows_of(config, *TWO), tmp_path / 'a')
     lines = run(rows_of(config, *TWO, {'seed': 7}), tmp_path / 'a')
     assert trained == [['000', '001'], ['002']]
@@ -249,13 +250,13 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkey
     config.eval_every = config.save_every = '2 steps'
     rows = rows_of(config, *({'lr': rate} for rate in (3e-3, 1e-2, 1e-5, 3e-2)))
     halving, sizes = Halving(2, 'validation/loss'), []
-    together = sweep_program.Together.__init__
+    together = program.Together.__init__
 
     def noted(self, members, *others):
         sizes.append(len(members))
         together(self, members, *others)
 
-    monkeypatch.setattr(sweep_program.Together, '__init__', noted)
+    monkeypatch.setattr(program.Together, '__init__', noted)
     lines = run(rows, tmp_path / 'whole', halving)
     assert sizes == [4, 2, 1]
     steps = sorted((line['steps'], line['status']) for line in lines)
@@ -276,7 +277,7 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkey
         rows[int(survivor)].config, tmp_path / 'whole/rows' / survivor, tmp_path / 'solo'
     )
     # Killed between the results of one rung: the rest of it stops when the sweep goes on.
-    write, written = sweep_train.write_whole, []
+    write, written = train.write_whole, []
 
     def until_the_first_result(path, text):
         write(path, text)
@@ -285,7 +286,7 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_train, 'write_whole', until_the_first_result)
+        patch.setattr(train, 'write_whole', until_the_first_result)
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken', halving)
     again = run(rows, tmp_path / 'broken', halving)

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from experiments.checkpoints import CheckpointsError
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_pruning import Halving, nobody
-from experiments.sweep_ray import OnRay
-from experiments.sweep_run import Sweep
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.on_ray import OnRay
+from experiments.sweeps.pruning import Halving, nobody
+from experiments.sweeps.run import Sweep
 from tests import tiny_runs
 from tests.test_sweep import rows_of
 from tests.whole_runs import bits, final_states, without_rates

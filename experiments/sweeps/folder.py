@@ -15,9 +15,9 @@ from pyarrow import csv, parquet
 from experiments.checkpoints import differences
 from experiments.files import write_whole
 from experiments.metrics import read_metrics
-from experiments.sweep_groups import Group
-from experiments.sweep_rows import Row
-from experiments.sweep_train import RESULT
+from experiments.sweeps.groups import Group
+from experiments.sweeps.rows import Row
+from experiments.sweeps.train import RESULT
 
 _ABOUT = 'sweep.json'
 

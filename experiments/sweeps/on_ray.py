@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.compiled import keep_compiled_programs
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_groups import Group, as_group, prepare
-from experiments.sweep_pruning import Prune
-from experiments.sweep_rows import Row
-from experiments.sweep_train import Tell
-from experiments.sweep_work import here
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.groups import Group, as_group, prepare
+from experiments.sweeps.pruning import Prune
+from experiments.sweeps.rows import Row
+from experiments.sweeps.train import Tell
+from experiments.sweeps.work import here
 
 _ROOT = Path(__file__).parents[1]
 

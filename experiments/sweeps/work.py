@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_groups import Group
-from experiments.sweep_pruning import Prune
-from experiments.sweep_train import Tell, train_group
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.groups import Group
+from experiments.sweeps.pruning import Prune
+from experiments.sweeps.train import Tell, train_group
 
 
 class Work(Protocol):

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from experiments.files import write_whole
 from experiments.metrics import read_metrics
-from experiments.sweep_board import show
-from experiments.sweep_folder import SweepFolder, summary
+from experiments.sweeps.board import show
+from experiments.sweeps.folder import SweepFolder, summary
 
-_TEMPLATE = Path(__file__).with_name('sweep_page.html')
+_TEMPLATE = Path(__file__).with_name('page.html')
 _SCORES = ('validation/accuracy', 'test/accuracy', 'validation/loss', 'test/loss')
 _CURVES = ('validation/accuracy', 'validation/loss', 'train/loss', 'train/accuracy')
 

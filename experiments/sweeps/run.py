@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.live import Live
 
-from experiments.sweep_board import Board, plan_table
-from experiments.sweep_folder import SweepFolder, summary
-from experiments.sweep_groups import Group, as_group, group, memory_here, prepare
-from experiments.sweep_page import write_report
-from experiments.sweep_pruning import Prune, nobody
-from experiments.sweep_rows import Row
-from experiments.sweep_work import Work, here
+from experiments.sweeps.board import Board, plan_table
+from experiments.sweeps.folder import SweepFolder, summary
+from experiments.sweeps.groups import Group, as_group, group, memory_here, prepare
+from experiments.sweeps.page import write_report
+from experiments.sweeps.pruning import Prune, nobody
+from experiments.sweeps.rows import Row
+from experiments.sweeps.work import Work, here
 
 
 class Sweep(NamedTuple):
@@ -22,7 +22,7 @@ class Sweep(NamedTuple):
         folder: of the sweep.
         console: where plan and progress are shown.
         config, name: the file and the function that its rows come from.
-        score: what rows are compared by, of `sweep_pruning.SCORES`.
+        score: what rows are compared by, of `sweeps.pruning.SCORES`.
         most: rows in one program at most.
         memory: bytes that a program may take; None for what is here.
         work: who trains.

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_groups import Group
-from experiments.sweep_pruning import SCORES
-from experiments.sweep_rows import Row
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.groups import Group
+from experiments.sweeps.pruning import SCORES
+from experiments.sweeps.rows import Row
 from peftjax.training import machine_here
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import data
-from experiments.sweep_groups import Ready, side_by_side
+from experiments.sweeps.groups import Ready, side_by_side
 from peftjax import training
 from peftjax.training import TrainState, make_train_step
 

@@ -19,10 +19,10 @@ from experiments.files import write_whole
 from experiments.fingerprint import fingerprint
 from experiments.interrupt import Interrupted, requests_to_stop
 from experiments.metrics import MetricsWriter, read_metrics
-from experiments.sweep_groups import Group, Ready, start
-from experiments.sweep_program import Together
-from experiments.sweep_pruning import Prune, Rung
-from experiments.sweep_window import RowWindow
+from experiments.sweeps.groups import Group, Ready, start
+from experiments.sweeps.program import Together
+from experiments.sweeps.pruning import Prune, Rung
+from experiments.sweeps.window import RowWindow
 from peftjax import training
 from peftjax.training import TrainState
 
@@ -41,7 +41,7 @@ def train_group(group: Group, folder: Path, rows_folder: Path, prune: Prune, tel
     known of it as its result.
 
     Args:
-        group: of `sweep_groups.group`.
+        group: of `sweeps.groups.group`.
         folder: for checkpoints of the group.
         rows_folder: for the folders of the rows.
         prune: which rows stop, each time that rows were scored on the validation split.

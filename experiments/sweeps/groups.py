@@ -14,7 +14,7 @@ from experiments.build import Run, build, build_model, build_task
 from experiments.config import Config
 from experiments.data import collate
 from experiments.placement import Placement
-from experiments.sweep_rows import Row
+from experiments.sweeps.rows import Row
 from experiments.tasks import Task
 from peftjax.training import Program, init_state, make_train_step, program_key, trace
 from peftjax.training.counting import kept

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import Config
 from experiments.metrics import read_metrics
-from experiments.sweep_folder import SweepFolder
-from experiments.sweep_pruning import SCORES, Prune, Rung
-from experiments.sweep_rows import Row, changed, function_of
-from experiments.sweep_run import Sweep
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.pruning import SCORES, Prune, Rung
+from experiments.sweeps.rows import Row, changed, function_of
+from experiments.sweeps.run import Sweep
 
 if TYPE_CHECKING:
     import optuna
