@@ -15,7 +15,9 @@ Expected: accuracy on the test films, 2 epochs, batch 32:
 Rates: the best on the validation films after 1 epoch, seed 0, among 1e-4, 3e-4, 1e-3, 3e-3:
     1e-3 for LoRA, 3e-4 for all weights. The test films chose nothing.
 Time: `make train` on a fresh clone took 4 min 13 s on 2 quiet cores, install included (2.85
-    steps/s, 2,490 tokens/s; peak memory 1.9 GiB, Python and compiler included).
+    steps/s, 2,490 tokens/s; peak memory 1.9 GiB, Python and compiler included). `make sweep` took
+    3 min 41 s, installed before: ranks 2, 4, 8, 16 gave a mean test accuracy of 0.624, 0.661,
+    0.703, 0.740 of 3 seeds, after 32 steps of 16 sentences.
 """
 
 from collections.abc import Callable

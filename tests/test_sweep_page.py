@@ -8,7 +8,7 @@ import pytest
 from playwright import sync_api
 
 from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.page import settings, write_report
+from experiments.sweeps.page import bands, settings, write_report
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None)
 EVIL = '</script><script>document.title = "taken"</script><b>'
@@ -61,6 +61,9 @@ def test_settings_are_means_over_seeds(folder):
     ]
     assert found[0]['mean'] == pytest.approx(0.69) and found[0]['seeds'] == 2
     assert found[0]['deviation'] == pytest.approx(0.02 / 2**0.5)
+    # A row that was stopped has a score too, of another step.
+    early = {**lines[0], 'config.lr': 1.0, 'status': 'pruned', 'test/accuracy': 0.9}
+    assert settings([*lines, early], ['config.lora.rank', 'config.lr'], 'test/accuracy') == found
 
 
 def test_pictures_are_there_and_the_page_needs_no_other_file(folder):
@@ -120,6 +123,8 @@ def test_the_page_sorts_filters_and_draws_in_a_browser(folder, tmp_path):
         page.locator('#filter').fill('')
         page.locator('#down').select_option('config.seed')
         assert page.locator('#heat rect').count() == 4
+        drawn = page.evaluate('bands([...Array(12).keys()]).map(band => [...band])')
+        assert drawn == bands(range(12))
         picture = tmp_path / 'page.png'
         page.screenshot(path=picture, full_page=True)
         assert picture.stat().st_size > 20_000
