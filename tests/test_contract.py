@@ -15,9 +15,10 @@ from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
 # Every law on every method with looped layers, and on every fourth one with scanned layers too; on
-# other options of a method, with one of the two. The forms take turns: each has its share of the
-# methods: Flax's two interfaces, rematerialised layers, half precision. What is scanned and not
-# rematerialised is left to the pairs below. What has no turn is marked slow: pytest -m slow.
+# every second row of other options of a method, with one of the two. The forms take turns: each has
+# its share of the methods: Flax's two interfaces, rematerialised layers, half precision. What is
+# scanned and not rematerialised is left to the pairs below. What has no turn is marked slow: pytest
+# -m slow.
 PAIR_FORM = 'linen scanned'
 LOOPED = ['linen looped', 'nnx looped']
 SCANNED = [form for form in MODELS if form not in (*LOOPED, PAIR_FORM)]
@@ -30,7 +31,7 @@ def _forms():
     for name, row in METHODS.items():
         if row.variant:  # Other options of a method that has a row.
             for form in VARIANT_FORMS:
-                mine = form == VARIANT_FORMS[variants % len(VARIANT_FORMS)]
+                mine = variants % 4 == 2 * VARIANT_FORMS.index(form)
                 yield (name, form) if mine else pytest.param(name, form, marks=pytest.mark.slow)
             variants += 1
             continue

@@ -107,10 +107,10 @@ _OF_WHOLE = ('lora, pissa', 'lora, olora')  # whose base lacks what the adapter 
 
 
 def _turns():
-    """Every method on one form; of three methods one by default."""
+    """Every method on one form; of five methods one by default."""
     for i, name in enumerate(_ALL):
-        marks = pytest.mark.slow if i % 3 else ()
-        yield pytest.param(name, _FORMS[i // 3 % len(_FORMS)], marks=marks)
+        marks = pytest.mark.slow if i % 5 else ()
+        yield pytest.param(name, _FORMS[i // 5 % len(_FORMS)], marks=marks)
 
 
 @pytest.mark.parametrize(('method', 'form'), list(_turns()))
