@@ -50,7 +50,7 @@ class Pretended:
         for row in rows:
             (self.folder.rows / row.name).mkdir(parents=True, exist_ok=True)
         for name in set(left) & set(self.diverging):
-            self._end(left.pop(name), {'status': 'diverged', 'diverged_at': 1})
+            self._end(left.pop(name), {'status': 'diverged', 'diverged_at': 1, 'steps': 0})
         for step in range(1, 11):
             scores = {name: {SCORE: self.score(row, step)} for name, row in left.items()}
             for name, values in scores.items():
@@ -112,7 +112,7 @@ def test_the_study_is_told_what_became_of_rows(tmp_path):
     assert 'PRUNED' in states[8:]
     for trial, row in zip(trials, rows, strict=True):
         result = sweep.folder.result(row.name)
-        steps = range(1, result.get('steps', 0) + 1)
+        steps = range(1, result['steps'] + 1)
         assert trial.intermediate_values == {n: sweep.score(row, n) for n in steps}
         if trial.state.name == 'COMPLETE':
             assert trial.value == sweep.score(row, 10)

@@ -80,7 +80,21 @@ def test_rows_are_what_they_would_be_alone(config, tmp_path):
 TWO = ({'seed': 0, 'lr': 1e-3}, {'seed': 1, 'lr': 1e-2, 'lora.rank': 2})
 
 
+def after_the_first_result():
+    """In place of `write_whole`: a kill when one row of a group is over."""
+    write = train.write_whole
+
+    def write_and_stop(path, text):
+        write(path, text)
+        if path.name == 'result.json':
+            raise KeyboardInterrupt
+
+    return write_and_stop
+
+
 def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
+    """Stopped in the middle, and again between two results, far from the last checkpoint."""
+    config.save_every = '4 steps'
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'whole')
     step, taken = program.Together.step, []
@@ -93,6 +107,10 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(program.Together, 'step', until_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            run(rows, tmp_path / 'broken')
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'write_whole', after_the_first_result())
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken')
     lines = run(rows, tmp_path / 'broken')
@@ -277,16 +295,8 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkey
         rows[int(survivor)].config, tmp_path / 'whole/rows' / survivor, tmp_path / 'solo'
     )
     # Killed between the results of one rung: the rest of it stops when the sweep goes on.
-    write, written = train.write_whole, []
-
-    def until_the_first_result(path, text):
-        write(path, text)
-        if path.name == 'result.json':
-            written.append(path)
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'write_whole', until_the_first_result)
+        patch.setattr(train, 'write_whole', after_the_first_result())
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken', halving)
     again = run(rows, tmp_path / 'broken', halving)

@@ -114,7 +114,7 @@ class Search:
         for trial, name in self._running:
             result = folder.result(name)
             assert result is not None, name
-            self._report(trial, folder, name, result.get('steps', 0))
+            self._report(trial, folder, name, result['steps'])
             if result['status'] == 'done':
                 self._study.tell(trial, result[self._score])
             else:

@@ -109,17 +109,21 @@ class _Trainer:
         self.checkpoints = Checkpoints(folder, about, bases)
         # The state of every row, also of those that left.
         self.states = training.stack([member.state for member in self.members])
-        # Those in the program, and those of them that left: they are computed on until half of the
-        # program is theirs, as a smaller one would have to be compiled.
+        # Those in the program, and those that are over, with the step each left after: they are
+        # computed on until half of the program is theirs, as a smaller one would have to be
+        # compiled.
         self.inside = list(range(len(self.members)))
-        self.left: set[int] = set()
+        self.left: dict[int, int] = {}
         self.done = 0
         if self.checkpoints.latest_step is not None:
             self._restore()
-        # A row that was over before the group was stopped stays so, whatever its checkpoint says.
-        self.left.update(i for i, m in enumerate(self.members) if (m.folder / RESULT).exists())
+        # A row that was over before the group was stopped stays so, though the group goes on from a
+        # step before that. Until then it takes part, so that the others keep their bits.
         for i, member in enumerate(self.members):
-            if i not in self.left:
+            file = member.folder / RESULT
+            if file.exists():
+                self.left[i] = json.loads(file.read_text(encoding='utf-8'))['steps']
+            else:
                 member.open(self.done)
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -127,7 +131,6 @@ class _Trainer:
         if len(self.left) == len(self.members):
             return
         program = self._program()
-        program.leave([place for place, row in enumerate(self.inside) if row in self.left])
         window, config = RowWindow(len(self.inside)), self.first.config
         every = [
             steps(
@@ -144,7 +147,7 @@ class _Trainer:
                 place: [stop] + [is_due(number, every=n, last=member.run.steps) for n in every]
                 for place, member in self._here()
             }
-            if not any(map(any, due.values())):
+            if not any(map(any, due.values())) and number not in self.left.values():
                 continue
             # A row is read before it is saved: reading it is what finds a NaN.
             read = [place for place, reasons in due.items() if any(reasons)]
@@ -157,16 +160,17 @@ class _Trainer:
             for place in read:
                 at = bad[place]
                 if at is not None:
-                    self._give_up(place, at)
+                    self._give_up(number, place, at)
             rivals = [p for p in scored if p not in ends]
             pruned = self._prune(number, number // every[1], rivals)
             gone = [p for p in read if p in ends or p in pruned or bad[p] is not None]
             program.leave(gone)
-            self.left.update(self.inside[p] for p in gone)
+            self.left.update({self.inside[p]: number for p in gone})
             remaining = [row for row in self.inside if row not in self.left]
-            if remaining and 2 * len(remaining) <= len(self.inside):
-                window.keep([self.inside.index(row) for row in remaining])
-                self.inside = remaining
+            stay = [row for row in self.inside if self.left.get(row, number + 1) > number]
+            if remaining and 2 * len(stay) <= len(self.inside):
+                window.keep([self.inside.index(row) for row in stay])
+                self.inside = stay
                 program = self._program()
             if stop or any(reasons[3] for reasons in due.values()) or not remaining:
                 self._save(number)
@@ -181,13 +185,15 @@ class _Trainer:
         members = [self.members[i] for i in self.inside]
         # As wide as the widest of those that are left.
         own = [training.row(self.states, i, self.members[i].state) for i in self.inside]
-        return Together(
+        program = Together(
             [member.ready for member in members],
             [member.params for member in members],
             [member.state for member in members],
             training.stack(own),
             self.seeds,
         )
+        program.leave([place for place, row in enumerate(self.inside) if row in self.left])
+        return program
 
     def _keep(self, states: TrainState) -> None:
         """Takes the states of the rows in the program; what lies beyond their widest is zero."""
@@ -242,9 +248,10 @@ class _Trainer:
             self.tell(member.name, {'status': 'pruned', 'step': number})
         return pruned
 
-    def _give_up(self, place: int, at: int) -> None:
+    def _give_up(self, number: int, place: int, at: int) -> None:
         member = self._at(place)
-        self._write_result(member, {'status': 'diverged', 'diverged_at': at})
+        result = {'status': 'diverged', 'diverged_at': at, **_cost(member, number)}
+        self._write_result(member, result)
         self.tell(member.name, {'status': 'diverged', 'step': at})
 
     def _finish(self, number: int, program: Together, places: Sequence[int]) -> None:
@@ -282,7 +289,6 @@ class _Trainer:
         position = {
             'data': self.batches.get_state(),
             'inside': self.inside,
-            'left': sorted(self.left),
             'scores': [member.scores for member in self.members],
         }
         self.checkpoints.save(_wrapped(self.states, number), position, {})
@@ -292,7 +298,7 @@ class _Trainer:
         self.done, position = int(restored.state.step), restored.data
         raw = restored.state.adapter
         self.states = raw._replace(key=jax.random.wrap_key_data(raw.key))
-        self.inside, self.left = position['inside'], set(position['left'])
+        self.inside = position['inside']
         self.batches.set_state(position['data'])
         for member, scores in zip(self.members, position['scores'], strict=True):
             member.scores = scores
