@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+
+from experiments.optional import library
 
 Record = dict[str, Any]
 
@@ -111,12 +112,7 @@ def _hub(source: str) -> Iterable[tuple[int, Any]]:
     name, _, config = name.partition(':')
     if not mark or not split:
         raise ValueError(f"{source} names no split; write 'hf:{name}#{{split}}'")
-    try:
-        datasets = importlib.import_module('datasets')
-    except ImportError:
-        raise ValueError(
-            f"{source} is read by the datasets library; pip install 'peftjax[datasets]'"
-        ) from None
+    datasets = library('datasets', 'datasets', source)
     try:
         table = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError) as error:  # what the library's own errors are

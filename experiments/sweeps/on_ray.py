@@ -1,12 +1,12 @@
 """Groups of a sweep as tasks on a Ray cluster: on this machine, or on many that share a folder."""
 
-import importlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.compiled import keep_compiled_programs
+from experiments.optional import library
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.groups import Group, as_group, prepare
 from experiments.sweeps.pruning import Prune
@@ -40,7 +40,7 @@ class OnRay(NamedTuple):
         Raises:
             ValueError: Ray is not installed; no task fits the cluster.
         """
-        ray = _ray()
+        ray = library('ray', 'ray', '--ray')
         begun = not ray.is_initialized()
         if begun:
             with warnings.catch_warnings():
@@ -86,12 +86,3 @@ def _train(rows: Sequence[Row], name: str, path: Path, prune: Prune, wait: bool)
     """A task: one group, built from its rows."""
     keep_compiled_programs()
     here([as_group(name, prepare(rows))], SweepFolder(path), prune, lambda *_: None, wait)
-
-
-def _ray() -> Any:
-    try:
-        return importlib.import_module('ray')
-    except ImportError as error:
-        raise ValueError(
-            "--ray needs Ray, which is not installed: pip install 'peftjax[ray]'"
-        ) from error

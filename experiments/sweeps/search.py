@@ -1,12 +1,12 @@
 """Search: rows of a sweep that Optuna draws, some at a time, from what came of those before."""
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import Config
 from experiments.metrics import read_metrics
+from experiments.optional import library
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.pruning import SCORES, Prune, Rung
 from experiments.sweeps.rows import Row, changed, function_of
@@ -50,7 +50,7 @@ class Search:
         """
         self._draw: Callable[[Any], Mapping[str, Any]] = function_of(module, 'search', name)
         self._config, self._score = config, score
-        optuna = _optuna()
+        optuna = library('optuna', 'search', '--search')
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             direction='maximize' if SCORES[score] > 0 else 'minimize',
@@ -59,6 +59,7 @@ class Search:
             else optuna.samplers.TPESampler(seed=seed, constant_liar=True),
             pruner=optuna.pruners.MedianPruner(),
         )
+        self._states = optuna.trial.TrialState
         self._rows: list[Row] = []
         self._names: dict[str, str] = {}  # a row's config as text -> its name
         self._running: list[tuple[Any, str]] = []  # trials and the names of their rows
@@ -110,7 +111,7 @@ class Search:
         self._running.append((trial, first))
 
     def _tell(self, folder: SweepFolder) -> None:
-        states = _optuna().trial.TrialState
+        states = self._states
         for trial, name in self._running:
             result = folder.result(name)
             assert result is not None, name
@@ -128,12 +129,3 @@ class Search:
         for line in read_metrics(folder.rows / name):
             if self._score in line and line['step'] <= until and line['step'] not in known:
                 trial.report(line[self._score], int(line['step']))
-
-
-def _optuna() -> Any:
-    try:
-        return importlib.import_module('optuna')
-    except ImportError as error:
-        raise ValueError(
-            "--search draws with Optuna, which is not installed: pip install 'peftjax[search]'"
-        ) from error
