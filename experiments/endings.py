@@ -31,6 +31,6 @@ def plain_endings(*also: type[Exception]) -> Iterator[None]:
         return
     except (NonFiniteError, CheckpointsError, OSError, *also) as error:
         reason = str(error)
-    # What a failed save leaves unfinished goes now: at the end of the program it would complain.
+    # What a failed save leaves unfinished goes now: most of it would complain after the reason.
     gc.collect()
     sys.exit(f'stopped: {reason}')

@@ -133,9 +133,9 @@ def test_a_full_disk_stops_the_run_and_the_last_whole_checkpoint_goes_on(config,
         [sys.executable, '-c', code, *_flags(config), '--workdir', tmp_path / 'full']
     )
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith('stopped: a checkpoint could not be written to ')
-    assert 'The newest whole one is of step 2' in last
+    # Not the last line for certain: threads of the storage library may complain while Python ends.
+    assert 'stopped: a checkpoint could not be written to ' in done.stderr
+    assert 'The newest whole one is of step 2' in done.stderr
     run_config(config, tmp_path / 'full')
     _assert_same_bits(*final_states(config, tmp_path / 'whole', tmp_path / 'full'))
 
