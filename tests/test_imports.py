@@ -16,7 +16,7 @@ ALLOWED = {
     'binding': {'core', 'binding'},
     'quantize': {'core', 'quantize'},
     'methods': {'core', 'quantize', 'methods'},
-    'training': {'core', 'binding', 'methods', 'training'},
+    'training': {'core', 'binding', 'methods', 'quantize', 'training'},
     'models': {'models'},
     'interop': {'core', 'binding', 'quantize', 'methods', 'models', 'interop'},
     'generation': {'core', 'binding', 'generation'},

@@ -76,16 +76,15 @@ class NF4:
         ).reshape(rows, count, self.block)
         scale = jnp.max(jnp.abs(padded), axis=2)
         normal = padded / jnp.where(scale == 0.0, 1.0, scale)[..., None]
-        codes = jnp.sum(
-            normal[..., None] > (VALUES[1:] + VALUES[:-1]) / 2, axis=-1, dtype=jnp.uint8
-        ).reshape(rows, -1, 2)
-        arrays = {'codes': codes[..., 0] << 4 | codes[..., 1], 'scale': scale}
+        arrays = {'codes': joined(nearest(normal).reshape(rows, -1)), 'scale': scale}
         return self._scales_packed(arrays) if self.double else arrays
 
     def unpack(self, arrays: Arrays) -> jax.Array:
-        scale = _scales(arrays) if self.double else arrays['scale']
-        codes = nibbles(arrays['codes'], high_first=True)
-        return _value(codes) * spread(scale, self.block)
+        return value(nibbles(arrays['codes'], high_first=True)) * self.steps(arrays)
+
+    def steps(self, arrays: Arrays) -> jax.Array:
+        """What the value of each code is multiplied by: `[rows, columns]`, those of `pack`."""
+        return spread(_scales(arrays) if self.double else arrays['scale'], self.block)
 
     def _scales_packed(self, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         scale = arrays['scale']
@@ -108,7 +107,19 @@ def _scales(arrays: Arrays) -> jax.Array:
     return jnp.asarray(SCALES)[codes.astype(jnp.int32)] * largest + arrays['mean']
 
 
-def _value(codes: jax.Array) -> jax.Array:
+def nearest(normal: jax.Array) -> jax.Array:
+    """The code whose value is nearest."""
+    middles = (VALUES[1:] + VALUES[:-1]) / 2
+    return jnp.sum(normal[..., None] > middles, axis=-1, dtype=jnp.uint8)
+
+
+def joined(codes: jax.Array) -> jax.Array:
+    """Two codes a byte, the first one high: `[rows, columns / 2]`."""
+    pairs = codes.reshape(codes.shape[0], -1, 2)
+    return pairs[..., 0] << 4 | pairs[..., 1]
+
+
+def value(codes: jax.Array) -> jax.Array:
     """The value of each code, by comparing bits: a processor of vectors has no fast table."""
 
     def chosen(values: list[float], bit: int) -> jax.Array:

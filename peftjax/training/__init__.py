@@ -4,6 +4,7 @@ from peftjax.training.adalora import AllocationState, adalora_allocation
 from peftjax.training.counting import flops
 from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
+from peftjax.training.gptq import gptq
 from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
 from peftjax.training.machines import MACHINES, Machine, machine_here, mesh_for
@@ -27,6 +28,7 @@ __all__ = [
     'eva',
     'fisher',
     'flops',
+    'gptq',
     'init_state',
     'length_normalised_loss',
     'lora_plus',

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.binding.adapt import adapt
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use
-from peftjax.core.sites import WeightSite
-from peftjax.core.weightwise import weightwise
+from peftjax.core.base import Model
+from peftjax.training.moments import Moments, moments
 
 
 class Eva(NamedTuple):
@@ -91,46 +89,12 @@ def eva(
         is exact. Their ranks give a layer at most rho times the mean; ours at most `rank`.
     """
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
-        del key
-        size = matrix.shape[0]
-        if rank > size:
-            raise ValueError(f'rank {rank} is larger than the input of {site.path!r}, {size}')
-        zeros = jnp.zeros((size, size)), jnp.zeros((size,)), jnp.zeros(())
-        return dict(zip(('squares', 'sum', 'count'), zeros, strict=True))
-
-    def transform(weights: jax.Array | None) -> PeftTransform:
-        def apply(leaves: Any, use: Use, path: str) -> jax.Array:
-            if use.kind != 'dot' or use.transposed:
-                raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
-            if weights is not None and weights.shape != use.tokens:
-                raise ValueError(
-                    f'counted gives {weights.shape}, but {path!r} sees tokens {use.tokens}'
-                )
-            each = jnp.ones(use.x.shape[0]) if weights is None else weights.reshape(-1)
-            x = jax.lax.stop_gradient(use.x)
-            return _tap(use.base(use.x), x, each.astype(jnp.float32), dict(leaves))
-
-        return weightwise(init_weight, lambda leaves, matrix, path: matrix, apply, targets=targets)
-
-    total = transform(None).init(jax.random.key(0), model)
-
-    @jax.jit
-    def add(total: Any, params: Any, batch: Mapping[str, Any]) -> Any:
-        run = adapt(model, transform(None if counted is None else counted(batch)))
-
-        def output(leaves: Any) -> jax.Array:
-            results = jax.tree.leaves(run(leaves, params, **batch))
-            floats = [leaf for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating)]
-            return jnp.stack([leaf.astype(jnp.float32).sum() for leaf in floats]).sum()
-
-        return jax.tree.map(jnp.add, total, jax.grad(output)(total))
-
-    empty = True
-    for batch in batches:
-        total, empty = add(total, model.params, batch), False
-    if empty:
-        raise ValueError('there are no batches to take directions from')
+    for site in model.sites.match_weights(targets):
+        if site.layout is not None and rank > site.layout.inputs:
+            raise ValueError(
+                f'rank {rank} is larger than the input of {site.path!r}, {site.layout.inputs}'
+            )
+    total = moments(model, batches, targets=targets, counted=counted)
     found = {path: _directions(entry, rank) for path, entry in total.items()}
     return Eva(
         {path: a for path, (a, _) in found.items()},
@@ -138,42 +102,11 @@ def eva(
     )
 
 
-@jax.custom_vjp
-def _tap(result: jax.Array, x: jax.Array, each: jax.Array, sums: dict[str, Any]) -> jax.Array:
-    """`result`; the "gradient" of `sums` is what `x` adds to them, its rows weighed by `each`.
-
-    Sums over uses, loops and stacks then come out of the reverse pass where the leaves lie, from
-    any model that can be differentiated.
-    """
-    del x, each, sums
-    return result
-
-
-def _tap_forward(result: jax.Array, x: jax.Array, each: jax.Array, sums: Any) -> tuple[Any, Any]:
-    del sums
-    return result, (x, each)
-
-
-def _tap_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[Any, ...]:
-    x, each = kept
-    wide = x.astype(jnp.float32)
-    weighed = wide * each[:, None]
-    sums = {
-        'squares': jnp.matmul(wide.T, weighed, precision='highest'),
-        'sum': weighed.sum(0),
-        'count': each.sum(),
-    }
-    return slope, jnp.zeros_like(x), jnp.zeros_like(each), sums
-
-
-_tap.defvjp(_tap_forward, _tap_backward)
-
-
-def _directions(entry: Mapping[str, jax.Array], rank: int) -> tuple[jax.Array, jax.Array]:
+def _directions(entry: Moments, rank: int) -> tuple[jax.Array, jax.Array]:
     """The first eigenvectors of the covariance, and their shares of the variance."""
     # In float64, by NumPy: the mean is subtracted from a sum of squares.
     squares, sums, count = (
-        np.asarray(entry[name], np.float64) for name in ('squares', 'sum', 'count')
+        np.asarray(each, np.float64) for each in (entry.squares, entry.sum, entry.count)
     )
     mean = sums / count[..., None]
     covariance = squares / count[..., None, None] - mean[..., :, None] * mean[..., None, :]

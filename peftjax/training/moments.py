@@ -1,0 +1,127 @@
+"""Moments of what enters the layers of a model, summed over batches."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.binding.adapt import adapt
+from peftjax.core import paths
+from peftjax.core.base import Model, PeftTransform, Use
+from peftjax.core.sites import WeightSite
+from peftjax.core.weightwise import weightwise
+
+
+class Moments(NamedTuple):
+    """Of the inputs `x: [N, in]` of all uses of a matrix, float32, with its stack in front.
+
+    Attributes:
+        squares: `[*stack, in, in]`, the sum of `x^T x`. sum: `[*stack, in]`. count: `[*stack]`, N.
+    """
+
+    squares: jax.Array
+    sum: jax.Array
+    count: jax.Array
+
+
+def moments(
+    model: Model,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    targets: paths.Targets,
+    counted: Callable[[Mapping[str, Any]], jax.Array] | None = None,
+) -> dict[str, Moments]:
+    """First and second moments of the inputs of each targeted matrix, by leaf path.
+
+    `in^2` numbers a matrix, and `2 N in^2` FLOPs besides the model's forward and backward pass.
+
+    Args:
+        model: with arrays as parameters.
+        batches: keyword arguments of the model, each a dict.
+        targets: which weights, see `Sites.match_weights`; of lookups there are no inputs.
+        counted: `counted(batch) -> [B, T]`, 1 for tokens that count and 0 for padding; all count
+            by default.
+
+    Raises:
+        ValueError: no batches; a target is not used as a plain product; or its tokens are not those
+            of `counted`.
+        TargetError: see `Sites.match_weights`.
+
+    Example:
+        >>> mlp = peftjax.testing.tiny_mlp()
+        >>> found = moments(mlp, [{'x': jnp.ones((16, 4))}], targets=r'hidden')
+        >>> float(found['hidden/kernel'].count), found['hidden/kernel'].squares.shape
+        (16.0, (4, 4))
+    """
+
+    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+        del key, site
+        size = matrix.shape[0]
+        zeros = jnp.zeros((size, size)), jnp.zeros((size,)), jnp.zeros(())
+        return dict(zip(Moments._fields, zeros, strict=True))
+
+    def transform(weights: jax.Array | None) -> PeftTransform:
+        def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+            if use.kind != 'dot' or use.transposed:
+                raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
+            if weights is not None and weights.shape != use.tokens:
+                raise ValueError(
+                    f'counted gives {weights.shape}, but {path!r} sees tokens {use.tokens}'
+                )
+            each = jnp.ones(use.x.shape[0]) if weights is None else weights.reshape(-1)
+            x = jax.lax.stop_gradient(use.x)
+            return _tap(use.base(use.x), x, each.astype(jnp.float32), dict(leaves))
+
+        return weightwise(init_weight, lambda leaves, matrix, path: matrix, apply, targets=targets)
+
+    total = transform(None).init(jax.random.key(0), model)
+
+    @jax.jit
+    def add(total: Any, params: Any, batch: Mapping[str, Any]) -> Any:
+        run = adapt(model, transform(None if counted is None else counted(batch)))
+
+        def output(leaves: Any) -> jax.Array:
+            results = jax.tree.leaves(run(leaves, params, **batch))
+            floats = [leaf for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating)]
+            return jnp.stack([leaf.astype(jnp.float32).sum() for leaf in floats]).sum()
+
+        return jax.tree.map(jnp.add, total, jax.grad(output)(total))
+
+    empty = True
+    for batch in batches:
+        total, empty = add(total, model.params, batch), False
+    if empty:
+        raise ValueError('there are no batches to take the inputs of layers from')
+    return {path: Moments(**dict(entry)) for path, entry in total.items()}
+
+
+@jax.custom_vjp
+def _tap(result: jax.Array, x: jax.Array, each: jax.Array, sums: dict[str, Any]) -> jax.Array:
+    """`result`; the "gradient" of `sums` is what `x` adds to them, its rows weighed by `each`.
+
+    Sums over uses, loops and stacks then come out of the reverse pass where the leaves lie, from
+    any model that can be differentiated.
+    """
+    del x, each, sums
+    return result
+
+
+def _tap_forward(result: jax.Array, x: jax.Array, each: jax.Array, sums: Any) -> tuple[Any, Any]:
+    del sums
+    return result, (x, each)
+
+
+def _tap_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[Any, ...]:
+    x, each = kept
+    wide = x.astype(jnp.float32)
+    weighed = wide * each[:, None]
+    sums = {
+        'squares': jnp.matmul(wide.T, weighed, precision='highest'),
+        'sum': weighed.sum(0),
+        'count': each.sum(),
+    }
+    return slope, jnp.zeros_like(x), jnp.zeros_like(each), sums
+
+
+_tap.defvjp(_tap_forward, _tap_backward)
