@@ -19,12 +19,14 @@ def pack_compensated(
 
     Args:
       matrix: `[rows, columns]`, outputs and inputs.
-      squares: `[columns, columns]`, :math:`X^T X` of its inputs.
-      damping: :math:`\lambda` over the mean of the diagonal of :math:`X^T X`.
+      squares: `[columns, columns]` float32, :math:`X^T X` of its inputs.
+      damping: :math:`\lambda` over the mean of the diagonal of :math:`X^T X`, above 0.
 
     >>> x, matrix = jax.random.normal(jax.random.key(0), (2, 8, 8))
     >>> sorted(pack_compensated(matrix, x.T @ x, NF4(block=4, double=False), 0.01))
     ['codes', 'scale']
+
+    Source: Frantar et al., GPTQ, 2022 (arXiv:2210.17323), section 3.3 and algorithm 1.
     """
     arrays = scheme.pack(matrix)
     steps = scheme.steps(arrays)
@@ -33,8 +35,8 @@ def pack_compensated(
     # A row's last block may be longer than the row: columns of zeros, which nothing depends on.
     padding = jnp.arange(columns, width)
     order = jnp.concatenate([jnp.argsort(-jnp.diagonal(squares)), padding])
-    first = order[:columns]
-    upper = jnp.pad(_upper(squares[first][:, first], damping), (0, width - columns))
+    real = order[:columns]
+    upper = jnp.pad(_upper(squares[real][:, real], damping), (0, width - columns))
     upper = upper.at[padding, padding].set(1.0)
     weights = jnp.pad(matrix.astype(jnp.float32), ((0, 0), (0, width - columns)))[:, order]
     steps = jnp.where(steps == 0.0, 1.0, steps)[:, order]
