@@ -19,12 +19,13 @@ so that no rest of a layer is left over.
 """
 
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.extend.core as jex
 
 from benchmarks.cases import Program
+from peftjax.binding import jaxprs
 
 # Optimisation of machine code comes after the passes that decide what is computed and what is kept,
 # and is most of the time of compiling: counting goes without it. Times to compile are measured with
@@ -59,7 +60,7 @@ def cost(program: Program, layers: int) -> Cost:
     compiled = traced.lower().compile(COUNT_ONLY)
     counts, memory = compiled.cost_analysis(), compiled.memory_analysis()
     unroll = _smallest_divisor(layers)
-    again, scans = unrolled(traced.jaxpr, layers, unroll)
+    again, scans = jaxprs.unrolled(traced.jaxpr, layers, unroll)
     extra = dict.fromkeys(('flops', 'bytes accessed'), 0.0)
     if scans and layers > 1:
         state = len(jax.tree.leaves(program.state))
@@ -75,38 +76,6 @@ def cost(program: Program, layers: int) -> Cost:
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         scans,
     )
-
-
-def unrolled(closed: Any, length: int, unroll: int) -> tuple[Any, int]:
-    """`closed` with each scan of `length` trips unrolled, and how many there were.
-
-    Scans inside a scan that was unrolled are left as they are.
-    """
-    found, equations = 0, []
-    for equation in closed.jaxpr.eqns:
-        params = dict(equation.params)
-        if equation.primitive.name == 'scan' and params['length'] == length:
-            params['unroll'] = unroll
-            found += 1
-        else:
-            for name, value in params.items():
-                params[name], inside = _unrolled_param(value, length, unroll)
-                found += inside
-        equations.append(equation.replace(params=params))
-    return closed.replace(jaxpr=closed.jaxpr.replace(eqns=equations)), found
-
-
-def _unrolled_param(value: Any, length: int, unroll: int) -> tuple[Any, int]:
-    if isinstance(value, jex.ClosedJaxpr):
-        return unrolled(value, length, unroll)
-    if isinstance(value, jex.Jaxpr):
-        closed, found = unrolled(jex.ClosedJaxpr(value, ()), length, unroll)
-        return closed.jaxpr, found
-    if isinstance(value, tuple):
-        pairs = [_unrolled_param(item, length, unroll) for item in value]
-        same = all(new is old for (new, _), old in zip(pairs, value, strict=True))
-        return value if same else tuple(new for new, _ in pairs), sum(n for _, n in pairs)
-    return value, 0
 
 
 def _smallest_divisor(number: int) -> int:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from peftjax.binding import jaxprs
 from peftjax.binding.adapt import adapt
-from peftjax.binding.tags import programs_in
 from peftjax.binding.wrap import wrap
 from peftjax.core import paths
 from peftjax.core.base import Adapter, MergeError, Model, PeftTransform
@@ -409,9 +409,9 @@ def _product_shapes(program: Any) -> set[tuple[int, ...]]:
     """Shapes of the results of all matrix products of a jaxpr, those inside of loops too."""
     found: set[tuple[int, ...]] = set()
     for equation in program.eqns:
-        if equation.primitive.name == 'dot_general':
+        if isinstance(jaxprs.read(equation), jaxprs.Dot):
             found.add(equation.outvars[0].aval.shape)
-        for inner in programs_in(equation.params):
+        for inner in jaxprs.programs_in(equation):
             found |= _product_shapes(inner)
     return found
 

@@ -10,6 +10,7 @@ import jax
 from peftjax.binding import calls, tags, views
 from peftjax.binding.frames import Frame, plain
 from peftjax.binding.interpret import run
+from peftjax.binding.jaxprs import Body
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core import paths
@@ -183,7 +184,7 @@ def _followed(
     """What `apply` returns, evaluated with `values` in the place of the leaves of `params`."""
     function = call.function(apply)
     closed, shape = jax.make_jaxpr(function, return_shape=True)(like_dense(params), call.arrays)
-    results = run(closed.jaxpr, closed.consts, [*values, *call.arrays], frame)
+    results = run(Body(closed.jaxpr, closed.consts), [*values, *call.arrays], frame)
     arrays = [plain(result, 'the output of the model', frame) for result in results]
     return jax.tree.unflatten(jax.tree.structure(shape), arrays)
 

@@ -1,7 +1,7 @@
 """Control flow: rebuilds JAX's loops, branches and remat around the evaluation of their bodies.
 
-Every handler is `handler(eqn, inputs, frame, run)`, with `run` the evaluation of a jaxpr
-(`peftjax.binding.interpret.run`), and gives the values of the equation's outputs.
+Every handler is `handler(operation, eqn, inputs, frame, run)`, with `run` the evaluation of a
+program (`peftjax.binding.interpret.run`), and gives the values of the equation's outputs.
 """
 
 import dataclasses
@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.binding import tags
+from peftjax.binding import jaxprs, tags
 from peftjax.binding.frames import Frame, array_of, plain
+from peftjax.binding.jaxprs import Body
 from peftjax.binding.views import Packed, Refused, View
 
-Run = Callable[[Any, Sequence[Any], Sequence[Any], Frame], list[Any]]
+Run = Callable[[Body, Sequence[Any], Frame], list[Any]]
 
 _NOTHING = ()  # in the place of a result that is a view known outside
 
 
-def _call(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+def _call(operation: jaxprs.Call, eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
     """`jit` and its like are evaluated in place; XLA inlines them in any case."""
-    closed = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
-    return run(closed.jaxpr, closed.consts, inputs, frame)
+    del eqn
+    return run(operation.body, inputs, frame)
 
 
 def _pack(inputs: Sequence[Any]) -> list[Any]:
@@ -53,38 +54,40 @@ def _passed(results: Sequence[Any], entered: Sequence[Any]) -> dict[int, int]:
     }
 
 
-def _remat(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+def _remat(
+    operation: jaxprs.Remat, eqn: Any, inputs: list[Any], frame: Frame, run: Run
+) -> list[Any]:
+    del eqn
     passed: dict[int, int] = {}
 
     def body(packed: list[Any], modules: Mapping[str, Any]) -> list[Any]:
         inside = dataclasses.replace(frame, modules=modules)
         entered = _unpack(packed, inputs)
-        results = run(eqn.params['jaxpr'], (), entered, inside)
+        results = run(operation.body, entered, inside)
         passed.update(_passed(results, entered))
         return [
             _NOTHING if i in passed else plain(result, 'the result of remat', inside)
             for i, result in enumerate(results)
         ]
 
-    remat = jax.checkpoint(body, prevent_cse=eqn.params['prevent_cse'], policy=eqn.params['policy'])
+    remat = jax.checkpoint(body, prevent_cse=operation.prevent_cse, policy=operation.policy)
     outputs = remat(_pack(inputs), frame.modules)
     return [inputs[passed[i]] if i in passed else value for i, value in enumerate(outputs)]
 
 
-def _cond(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
-    def branch(closed: Any) -> Any:
-        return lambda: [
-            plain(result, 'cond', frame)
-            for result in run(closed.jaxpr, closed.consts, inputs[1:], frame)
-        ]
+def _cond(operation: jaxprs.Cond, eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    del eqn
 
-    return lax.switch(array_of(inputs[0]), [branch(closed) for closed in eqn.params['branches']])
+    def branch(body: Body) -> Any:
+        return lambda: [plain(result, 'cond', frame) for result in run(body, inputs[1:], frame)]
+
+    return lax.switch(array_of(inputs[0]), [branch(body) for body in operation.bodies])
 
 
-def _invariant(body: Any, offset: int, carry: Sequence[Any]) -> list[bool]:
+def _invariant(body: Body, offset: int, carry: Sequence[Any]) -> list[bool]:
     """Which views a loop carries along unchanged."""
     return [
-        isinstance(value, View) and body.outvars[i] is body.invars[offset + i]
+        isinstance(value, View) and body.jaxpr.outvars[i] is body.jaxpr.invars[offset + i]
         for i, value in enumerate(carry)
     ]
 
@@ -94,12 +97,12 @@ def _merge_carry(fixed: Sequence[bool], carry: Sequence[Any], moving: Sequence[A
     return [value if keep else next(rest) for keep, value in zip(fixed, carry, strict=True)]
 
 
-def _while(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
-    cond, body = eqn.params['cond_jaxpr'], eqn.params['body_jaxpr']
-    n_cond, n_body = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
-    cond_consts, body_consts = inputs[:n_cond], inputs[n_cond : n_cond + n_body]
-    carry = inputs[n_cond + n_body :]
-    fixed = _invariant(body.jaxpr, n_body, carry)
+def _while(
+    operation: jaxprs.While, eqn: Any, inputs: list[Any], frame: Frame, run: Run
+) -> list[Any]:
+    del eqn
+    cond_consts, body_consts, carry = operation.split(inputs)
+    fixed = _invariant(operation.body, operation.n_body, carry)
     moving = [
         plain(value, 'the state of a while loop', frame)
         for keep, value in zip(fixed, carry, strict=True)
@@ -108,11 +111,11 @@ def _while(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
 
     def predicate(state: list[Any]) -> Any:
         values = [*cond_consts, *_merge_carry(fixed, carry, state)]
-        return run(cond.jaxpr, cond.consts, values, frame)[0]
+        return run(operation.cond, values, frame)[0]
 
     def step(state: list[Any]) -> list[Any]:
         values = [*body_consts, *_merge_carry(fixed, carry, state)]
-        results = run(body.jaxpr, body.consts, values, frame)
+        results = run(operation.body, values, frame)
         return [
             plain(result, 'the state of a while loop', frame)
             for keep, result in zip(fixed, results, strict=True)
@@ -122,12 +125,10 @@ def _while(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
     return _merge_carry(fixed, carry, lax.while_loop(predicate, step, moving))
 
 
-def _scan(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
-    params, body = eqn.params, eqn.params['jaxpr']
-    n_consts, n_carry = params['num_consts'], params['num_carry']
-    consts, carry = inputs[:n_consts], inputs[n_consts : n_consts + n_carry]
-    slices = [_sliceable(value, frame) for value in inputs[n_consts + n_carry :]]
-    fixed = _invariant(body.jaxpr, n_consts, carry)
+def _scan(operation: jaxprs.Scan, eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+    consts, carry, sliceable = operation.split(inputs)
+    slices = [_sliceable(value, frame) for value in sliceable]
+    fixed = _invariant(operation.body, operation.n_consts, carry)
     moving = [
         plain(value, 'the carry of a scan', frame)
         for keep, value in zip(fixed, carry, strict=True)
@@ -135,10 +136,10 @@ def _scan(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
     ]
     layers = any(isinstance(value, View) for value in slices)
     depth = len(frame.scans)
-    inner = dataclasses.replace(frame, scans=(*frame.scans, (params['length'], layers)))
+    inner = dataclasses.replace(frame, scans=(*frame.scans, (operation.length, layers)))
     called = {tag.path for tag in tags.below(eqn)}
     sliced = {
-        path: _slice_state(state, 0, params['length'])
+        path: _slice_state(state, 0, operation.length)
         for path, state in frame.modules.items()
         if path in called and _is_layered(frame, path, depth)
     }
@@ -151,27 +152,21 @@ def _scan(eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
         inside = dataclasses.replace(inner, modules={**shared, **module_slices})
         entered = _entered(values, slices)
         args = [*consts, *_merge_carry(fixed, carry, state), *entered]
-        results = run(body.jaxpr, body.consts, args, inside)
-        passed.update(_passed(results[n_carry:], entered))
+        results = run(operation.body, args, inside)
+        passed.update(_passed(results[operation.n_carry :], entered))
         moved = [
             plain(value, 'the carry of a scan', inside)
-            for keep, value in zip(fixed, results[:n_carry], strict=True)
+            for keep, value in zip(fixed, results[: operation.n_carry], strict=True)
             if not keep
         ]
         stacked = [
             _NOTHING if i in passed else plain(value, 'the result of a scan', inside)
-            for i, value in enumerate(results[n_carry:])
+            for i, value in enumerate(results[operation.n_carry :])
         ]
         return moved, stacked
 
-    moved, stacked = lax.scan(
-        step,
-        moving,
-        (_exposed(slices, params['length']), sliced),
-        length=params['length'],
-        reverse=params['reverse'],
-        unroll=params['unroll'],
-    )
+    exposed = _exposed(slices, operation.length)
+    moved, stacked = operation.again(step, moving, (exposed, sliced))
     stacked = [slices[passed[i]] if i in passed else value for i, value in enumerate(stacked)]
     return [*_merge_carry(fixed, carry, moved), *stacked]
 
@@ -231,16 +226,11 @@ def _entered(values: Sequence[Any], slices: Sequence[Any]) -> list[Any]:
     ]
 
 
-HANDLERS = {
-    'jit': _call,
-    'pjit': _call,
-    'closed_call': _call,
-    'core_call': _call,
-    'remat2': _remat,
-    'remat': _remat,
-    'checkpoint': _remat,
-    'cond': _cond,
-    'while': _while,
-    'scan': _scan,
+HANDLERS: dict[Any, Callable[..., list[Any]]] = {
+    jaxprs.Call: _call,
+    jaxprs.Remat: _remat,
+    jaxprs.Cond: _cond,
+    jaxprs.While: _while,
+    jaxprs.Scan: _scan,
 }
-"""Handlers by the name of the primitive, in every JAX that is supported."""
+"""Handlers by the kind of operation. What has a derivative of its own is not entered."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.binding import jaxprs
 from peftjax.binding.uses import (
     Columns,
     Facts,
@@ -24,16 +25,17 @@ from peftjax.core.base import Use
 class Conv:
     """`conv_general_dilated` with a view as the kernel."""
 
+    operation: jaxprs.Convolution
     eqn: Any
     view: View
     x: jax.Array
 
     def _kernel_dims(self) -> tuple[int, list[int]]:
-        spec = self.eqn.params['dimension_numbers'].rhs_spec
+        spec = self.operation.numbers.rhs_spec
         return spec[0], list(spec[1:])
 
     def facts(self) -> Facts:
-        if self.eqn.params['batch_group_count'] != 1:
+        if self.operation.batch_groups != 1:
             raise Refused('the convolution groups its batch')
         out, inner = self._kernel_dims()
         dims = self.view.dims
@@ -41,16 +43,16 @@ class Conv:
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
         out_dim, inner = self._kernel_dims()
-        dims, params, out = self.view.dims, self.eqn.params, self.eqn.outvars[0].aval
+        dims, out, numbers = self.view.dims, self.eqn.outvars[0].aval, self.operation.numbers
         rows = in_leaf_order(atoms_of(dims[i] for i in inner))
         columns = in_leaf_order(list(dims[out_dim]))
         if transposed or columns != list(dims[out_dim]):
             raise Refused('the convolution reads it in another orientation')
-        groups = params['feature_group_count']
+        groups = self.operation.feature_groups
         matrix = rearrange(
             self.view.value, dims, [*rows, *columns], [size_of(rows), size_of(columns)]
         )
-        channel = params['dimension_numbers'].out_spec[1]
+        channel = numbers.out_spec[1]
 
         def convolve(x: jax.Array, m: jax.Array) -> jax.Array:
             label = Columns(m.shape[1])
@@ -59,7 +61,7 @@ class Conv:
                 m.shape[1] if i == out_dim else size for i, size in enumerate(self.view.value.shape)
             ]
             kernel = rearrange(m.astype(x.dtype), [rows, (label,)], order, shape)
-            y = self.eqn.primitive.bind(x, kernel, **params)
+            y = jaxprs.bind(self.eqn, [x, kernel])[0]
             return jnp.moveaxis(y, channel, -1).reshape(-1, m.shape[1])
 
         def lowrank(
@@ -76,7 +78,7 @@ class Conv:
             leaves,
             Use(
                 self.x,
-                (self.x.shape[params['dimension_numbers'].lhs_spec[0]],),
+                (self.x.shape[numbers.lhs_spec[0]],),
                 'conv',
                 False,
                 key,

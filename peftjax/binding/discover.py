@@ -11,6 +11,7 @@ from peftjax.binding import tags, uses, views
 from peftjax.binding.calls import Call
 from peftjax.binding.frames import Frame, plain
 from peftjax.binding.interpret import run
+from peftjax.binding.jaxprs import Body
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf
 from peftjax.core import paths
@@ -32,7 +33,7 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
         closed = jax.make_jaxpr(call.function(traceable))(params, arrays)
         leaves = [views.start(path, leaf) for path, leaf in paths.flatten(params).items()]
         frame = Frame(recorder)
-        for result in run(closed.jaxpr, closed.consts, [*leaves, *arrays], frame):
+        for result in run(Body(closed.jaxpr, closed.consts), [*leaves, *arrays], frame):
             plain(result, 'the output of the model', frame)
 
     jax.eval_shape(evaluate, params, call.arrays)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from peftjax.binding import jaxprs
 from peftjax.binding.uses import (
     Facts,
     Forward,
@@ -26,13 +27,14 @@ from peftjax.core.base import Use
 class Dot:
     """`dot_general` with a view as one operand."""
 
+    operation: jaxprs.Dot
     eqn: Any
     view: View
     x: jax.Array
     side: int
 
     def _axes(self) -> tuple[Any, Any, Any, Any]:
-        contract, batch = self.eqn.params['dimension_numbers']
+        contract, batch = self.operation.contract, self.operation.batch
         return (
             contract[1 - self.side],
             contract[self.side],
@@ -79,7 +81,7 @@ class Dot:
             [*stack, *rows, *columns],
             [*sizes, size_of(rows), size_of(columns)],
         )
-        call = _dot_use(self.eqn, transposed, rule, tuple(label.size for label in tokens))
+        call = _dot_use(self.operation, transposed, rule, tuple(label.size for label in tokens))
         for _ in stack:
             call = jax.vmap(call)
         leaves, key = state
@@ -93,15 +95,15 @@ class Dot:
 
 
 def _dot_use(
-    eqn: Any, transposed: bool, rule: Forward, tokens: tuple[int, ...]
+    operation: jaxprs.Dot, transposed: bool, rule: Forward, tokens: tuple[int, ...]
 ) -> Callable[..., jax.Array]:
     def dot(x: jax.Array, m: jax.Array) -> jax.Array:
         return lax.dot_general(
             x,
             m,
             (((1,), (1 if transposed else 0,)), ((), ())),
-            precision=eqn.params['precision'],
-            preferred_element_type=eqn.params['preferred_element_type'],
+            precision=operation.precision,
+            preferred_element_type=operation.preferred_element_type,
         )
 
     def call(x: jax.Array, matrix: jax.Array, state: Any) -> jax.Array:

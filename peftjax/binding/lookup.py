@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from peftjax.binding import jaxprs
 from peftjax.binding.uses import (
     Facts,
     Forward,
@@ -24,19 +25,19 @@ from peftjax.core.base import Use
 class Lookup:
     """`gather` of whole rows of a view."""
 
+    operation: jaxprs.Gather
     eqn: Any
     view: View
     indices: jax.Array
 
     def dim(self) -> int:
         """The one axis of the view that the indices number."""
-        params, shape = self.eqn.params, self.view.value.shape
-        numbers, sizes = params['dimension_numbers'], params['slice_sizes']
+        shape, numbers, sizes = self.view.value.shape, self.operation.numbers, self.operation.sizes
         cut = [i for i, (size, full) in enumerate(zip(sizes, shape, strict=True)) if size != full]
         # `vmap` of `w[i]` indexes the whole axes too; their index is held at zero.
         if len(numbers.start_index_map) == 1:
             cut = sorted({*cut, *numbers.start_index_map})
-        elif params['mode'] == lax.GatherScatterMode.FILL_OR_DROP:
+        elif self.operation.fills:
             raise Refused('its entries are gathered along several axes')
         if numbers.operand_batching_dims or not {*cut} <= {*numbers.start_index_map}:
             raise Refused('parts of its rows are gathered, or of many tables at once')
@@ -46,7 +47,7 @@ class Lookup:
 
     def _ids(self) -> jax.Array:
         """The indices along `dim`, one for each token."""
-        position = self.eqn.params['dimension_numbers'].start_index_map.index(self.dim())
+        position = self.operation.numbers.start_index_map.index(self.dim())
         return self.indices[..., position].reshape(-1)
 
     def picks_stack(self) -> bool:
@@ -54,7 +55,7 @@ class Lookup:
 
         The two are one operation; once there is a rule, its leaf's stack tells them apart.
         """
-        collapsed = self.eqn.params['dimension_numbers'].collapsed_slice_dims
+        collapsed = self.operation.numbers.collapsed_slice_dims
         if self.indices.ndim != 1 or len(self.view.dims) <= 2 or not collapsed:
             return False
         leaf = self.view.leaf
@@ -78,7 +79,7 @@ class Lookup:
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
         if transposed:
             raise Refused('it is looked up along its output axis')
-        dim, params, out = self.dim(), self.eqn.params, self.eqn.outvars[0].aval
+        dim, out = self.dim(), self.eqn.outvars[0].aval
         kept = [i for i in range(len(self.view.dims)) if i != dim]
         rows, columns = (
             list(self.view.dims[dim]),
@@ -91,16 +92,8 @@ class Lookup:
         numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
 
         def take(x: jax.Array, m: jax.Array) -> jax.Array:
-            return lax.gather(
-                m,
-                x[:, None],
-                numbers,
-                (1, m.shape[1]),
-                mode=params['mode'],
-                fill_value=params['fill_value'],
-                unique_indices=params['unique_indices'],
-                indices_are_sorted=params['indices_are_sorted'],
-            ).astype(out.dtype)
+            rows = lax.gather(m, x[:, None], numbers, (1, m.shape[1]), **self.operation.options)
+            return rows.astype(out.dtype)
 
         def lowrank(
             x: jax.Array, a: jax.Array, b: jax.Array, middle: jax.Array | None = None
@@ -123,7 +116,7 @@ class Lookup:
                 lowrank,
             ),
         )
-        spec, outside = params['dimension_numbers'], iter(tokens)
+        spec, outside = self.operation.numbers, iter(tokens)
         inside = (i for i in range(len(self.view.dims)) if i not in spec.collapsed_slice_dims)
         order = atoms_of(
             self._labels(next(inside)) if i in spec.offset_dims else (next(outside),)

@@ -4,12 +4,12 @@ A tag is JAX's own `checkpoint_name`, an identity that keeps a string in the jax
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend import core as jax_core
+
+from peftjax.binding import jaxprs
 
 _PATTERN = re.compile(r'peftjax:(in|out):(\d+):(\d+):(\w*):(.*)')
 
@@ -50,9 +50,8 @@ def mark_output(output: Any, kind: str, path: str) -> Any:
 
 def read(eqn: Any) -> Tag | None:
     """The tag that an equation is, if it is one."""
-    if eqn.primitive.name != 'name':
-        return None
-    match = _PATTERN.fullmatch(eqn.params['name'])
+    operation = jaxprs.read(eqn) if eqn.primitive.name == 'name' else None
+    match = _PATTERN.fullmatch(operation.name) if isinstance(operation, jaxprs.Name) else None
     if match is None:
         return None
     point, index, rank, kind, path = match.groups()
@@ -61,24 +60,12 @@ def read(eqn: Any) -> Tag | None:
 
 def below(eqn: Any) -> list[Tag]:
     """Tags of module outputs in the jaxprs of an equation, at any depth."""
-    return [tag for jaxpr in programs_in(eqn.params) for inner in jaxpr.eqns for tag in _of(inner)]
+    return [tag for jaxpr in jaxprs.programs_in(eqn) for inner in jaxpr.eqns for tag in _of(inner)]
 
 
 def _of(eqn: Any) -> list[Tag]:
     tag = read(eqn)
     return ([tag] if tag and tag.point == 'out' else []) + below(eqn)
-
-
-def programs_in(params: Mapping[str, Any]) -> list[jax_core.Jaxpr]:
-    """The jaxprs among the parameters of an equation: bodies of loops, branches, calls."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, jax_core.ClosedJaxpr):
-                found.append(item.jaxpr)
-            elif isinstance(item, jax_core.Jaxpr):
-                found.append(item)
-    return found
 
 
 def _is_float(leaf: Any) -> bool:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from peftjax.binding import jaxprs
 from peftjax.core.quantized import QuantizedArray, is_quantized
 
 
@@ -144,12 +145,12 @@ def start(path: str, value: Any) -> View:
     return View(Leaf(path, value.shape), Packed(value) if is_quantized(value) else value, dims)
 
 
-def _transpose(view: View, value: Any, params: Any) -> View:
-    return View(view.leaf, value, tuple(view.dims[i] for i in params['permutation']))
+def _transpose(view: View, value: Any, operation: jaxprs.Transpose) -> View:
+    return View(view.leaf, value, tuple(view.dims[i] for i in operation.permutation))
 
 
-def _reshape(view: View, value: Any, params: Any) -> View:
-    if params['dimensions'] is not None:
+def _reshape(view: View, value: Any, operation: jaxprs.Reshape) -> View:
+    if operation.dimensions is not None:
         raise Refused('it is reshaped in permuted order')
     atoms = list(_joined([atom for group in view.dims for atom in group]))[::-1]
     dims = []
@@ -185,44 +186,41 @@ def _joined(group: Sequence[Atom]) -> tuple[Atom, ...]:
     return tuple(joined)
 
 
-def _squeeze(view: View, value: Any, params: Any) -> View:
-    gone = params['dimensions']
+def _squeeze(view: View, value: Any, operation: jaxprs.Squeeze) -> View:
+    gone = operation.dimensions
     return View(view.leaf, value, tuple(g for i, g in enumerate(view.dims) if i not in gone))
 
 
-def _broadcast(view: View, value: Any, params: Any) -> View:
+def _broadcast(view: View, value: Any, operation: jaxprs.Broadcast) -> View:
     dims: list[tuple[Atom, ...]] = [()] * value.ndim
-    for dim, target in enumerate(params['broadcast_dimensions']):
+    for dim, target in enumerate(operation.dimensions):
         dims[target] = view.dims[dim]
     if math.prod(value.shape) != math.prod(view.value.shape):
         raise Refused('it is broadcast before it is used')
     return View(view.leaf, value, tuple(dims))
 
 
-def _same(view: View, value: Any, params: Any) -> View:
-    del params
+def _same(view: View, value: Any, operation: jaxprs.Same | jaxprs.Name) -> View:
+    del operation
     return View(view.leaf, value, view.dims)
 
 
-def _cast(view: View, value: Any, params: Any) -> View:
-    if not jnp.issubdtype(params['new_dtype'], jnp.floating):
-        raise Refused(f'it is cast to {params["new_dtype"]}')
+def _cast(view: View, value: Any, operation: jaxprs.Cast) -> View:
+    if not jnp.issubdtype(operation.dtype, jnp.floating):
+        raise Refused(f'it is cast to {operation.dtype}')
     return View(view.leaf, value, view.dims)
 
 
-RULES = {
-    'transpose': _transpose,
-    'reshape': _reshape,
-    'squeeze': _squeeze,
-    'broadcast_in_dim': _broadcast,
-    'convert_element_type': _cast,
-    'copy': _same,
-    'copy_p': _same,
-    'name': _same,
-    'sharding_constraint': _same,
-    'reduce_precision': _same,
+RULES: dict[Any, Callable[[View, Any, Any], View]] = {
+    jaxprs.Transpose: _transpose,
+    jaxprs.Reshape: _reshape,
+    jaxprs.Squeeze: _squeeze,
+    jaxprs.Broadcast: _broadcast,
+    jaxprs.Cast: _cast,
+    jaxprs.Same: _same,
+    jaxprs.Name: _same,
 }
-"""Operations after which the value is still the leaf: `rule(view, result, params) -> View`."""
+"""Operations after which the value is still the leaf: `rule(view, result, operation) -> View`."""
 
 
 def sliced(view: View, value: Any, sizes: Sequence[int], starts: Sequence[Any]) -> View:

@@ -1,14 +1,14 @@
 """What a program takes, read off its trace: nothing is compiled and nothing run."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
+from peftjax.binding import jaxprs
 from peftjax.training.step import LossFunction
 
 
@@ -40,7 +40,7 @@ def kept(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
 
     program = jax.make_jaxpr(pullback)(adapter, params, inputs, jax.random.key(0))
     given = set(map(id, program.jaxpr.invars))
-    handed = {id(var): var.aval for var in program.jaxpr.outvars if not isinstance(var, Literal)}
+    handed = {id(var): var.aval for var in program.jaxpr.outvars if not jaxprs.is_literal(var)}
     return math.ceil(
         sum(math.prod(a.shape) * width(a.dtype) for var, a in handed.items() if var not in given)
     )
@@ -59,25 +59,17 @@ def products(jaxpr: Any) -> float:
     """FLOPs of the matrix products and convolutions of a program, loops times their length."""
     total = 0.0
     for equation in jaxpr.eqns:
-        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-        inner = [products(each) for each in _inner(equation)]
+        operation = jaxprs.read(equation)
+        inner = [products(each) for each in jaxprs.programs_in(equation)]
+        times = operation.length if isinstance(operation, jaxprs.Scan) else 1
         # Of several branches one runs, and the dearest is counted.
-        total += times * (max(inner) if equation.primitive.name == 'cond' else sum(inner))
+        total += times * (max(inner) if isinstance(operation, jaxprs.Cond) else sum(inner))
         output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
+        if isinstance(operation, jaxprs.Dot):
             shape = equation.invars[0].aval.shape
-            total += 2.0 * output * math.prod(shape[axis] for axis in contracted)
-        elif equation.primitive.name == 'conv_general_dilated':
+            total += 2.0 * output * math.prod(shape[axis] for axis in operation.contract[0])
+        elif isinstance(operation, jaxprs.Convolution):
             kernel = equation.invars[1].aval.shape
-            features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+            features = kernel[operation.numbers.rhs_spec[0]]
             total += 2.0 * output * math.prod(kernel) / features
     return total
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            each = getattr(each, 'jaxpr', each)
-            if hasattr(each, 'eqns'):
-                yield each

@@ -1,7 +1,6 @@
 """Traced programs, and what they have in common: several that differ in numbers alone, as one."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,24 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core as jax_core
 
+from peftjax.binding import jaxprs
+from peftjax.binding.jaxprs import Body
 from peftjax.training.counting import products
-
-# Calls whose bodies are evaluated in place. After differentiation nothing asks for their rules.
-_CALLS = frozenset(
-    ('jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call')
-)
-_REMAT = frozenset(('checkpoint', 'remat', 'remat2'))
-_LOOPS = frozenset(('scan', 'while', 'cond'))
-# Parameters of primitives in which whole numbers are lengths, and not axes or counts of operands.
-_LENGTHS = frozenset(
-    (
-        *('shape', 'new_sizes', 'sizes', 'slice_sizes', 'start_indices', 'limit_indices'),
-        *('padding_config', 'padding', 'window_dimensions', 'length', 'fft_lengths', 'k'),
-        *('feature_group_count', 'batch_group_count', 'jaxprs', 'const_lengths'),
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +24,7 @@ class _Number:
 @dataclasses.dataclass(frozen=True)
 class _Step:
     eqn: Any
+    operation: jaxprs.Operation | None
     inputs: tuple[Any, ...]  # variables, and _Number where a constant stands
     bodies: tuple['_Body', ...]
 
@@ -96,7 +82,7 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
     """
     closed, result = jax.make_jaxpr(function, return_shape=True)(*args)
     reader = _Reader()
-    body = reader.body(closed.jaxpr, closed.consts)
+    body = reader.body(Body(closed.jaxpr, closed.consts))
     leaves, tree = jax.tree.flatten(args)
     return Program(
         '\n'.join(reader.exact),
@@ -146,7 +132,8 @@ class _Reader:
         self.loose: list[str] = []
         self.numbers: list[Any] = []
 
-    def body(self, jaxpr: jax_core.Jaxpr, consts: Sequence[Any]) -> _Body:
+    def body(self, program: Body) -> _Body:
+        jaxpr, consts = program
         start, names = len(self.numbers), {}
         constants = {
             var: self._number(value) for var, value in zip(jaxpr.constvars, consts, strict=True)
@@ -163,17 +150,18 @@ class _Reader:
     def _step(self, eqn: Any, names: dict[Any, int]) -> _Step:
         name = eqn.primitive.name
         inputs = tuple(self._read(var) for var in eqn.invars)
-        inner, plain = _parts(eqn)
+        operation = jaxprs.read(eqn)
         called = f'{name} {self._operands(inputs, names)}'
-        exact, loose = _text(plain), _text(plain, lengths=False)
+        exact, loose = jaxprs.text(eqn), jaxprs.text(eqn, lengths=False)
         self._say(f'{called} {exact}', [v.aval for v in eqn.outvars], f'{called} {loose}')
         for var in eqn.outvars:
             names[var] = len(names)
-        bodies = tuple(self.body(jaxpr, consts) for jaxpr, consts in inner)
-        return _Step(eqn, inputs, bodies)
+        # The function is differentiated already: nothing asks for a call's own derivative any more.
+        bodies = tuple(self.body(body) for body in jaxprs.bodies(operation))
+        return _Step(eqn, operation, inputs, bodies)
 
     def _read(self, var: Any) -> Any:
-        return self._number(var.val, var.aval) if isinstance(var, jax_core.Literal) else var
+        return self._number(var.val, var.aval) if jaxprs.is_literal(var) else var
 
     def _number(self, value: Any, aval: Any = None) -> _Number:
         if aval is not None and _dtype(value) != aval.dtype:
@@ -197,42 +185,6 @@ def _is_array(aval: Any) -> bool:
     return hasattr(aval, 'shape')
 
 
-def _parts(eqn: Any) -> tuple[list[tuple[Any, Sequence[Any]]], Mapping[str, Any]]:
-    """The jaxprs in an equation that are evaluated here, and all else."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in _CALLS:
-        closed = next(params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in params)
-        return [(closed.jaxpr, closed.consts)], {}
-    if name in _REMAT:
-        kept = ('prevent_cse', 'differentiated', 'policy')
-        return [(params['jaxpr'], ())], {key: params[key] for key in kept}
-    if name == 'scan':
-        kept = ('length', 'reverse', 'unroll', 'num_consts', 'num_carry')
-        closed = params['jaxpr']
-        return [(closed.jaxpr, closed.consts)], {key: params[key] for key in kept}
-    if name == 'while':
-        both = params['cond_jaxpr'], params['body_jaxpr']
-        kept = {key: params[key] for key in ('cond_nconsts', 'body_nconsts')}
-        return [(closed.jaxpr, closed.consts) for closed in both], kept
-    if name == 'cond':
-        return [(closed.jaxpr, closed.consts) for closed in params['branches']], {}
-    return [], params
-
-
-def _text(params: Mapping[str, Any], *, lengths: bool = True) -> str:
-    """Parameters as text, without lengths if those do not matter."""
-    values = {name: _value(params[name]) for name in sorted(params)}
-    if not lengths:
-        values |= {n: re.sub('[0-9]+', '#', values[n]) for n in _LENGTHS.intersection(values)}
-    return ' '.join(f'{name}={value}' for name, value in values.items())
-
-
-def _value(value: Any) -> str:
-    if callable(value) and hasattr(value, '__qualname__'):
-        return f'{value.__module__}.{value.__qualname__}'
-    return re.sub(' at 0x[0-9a-f]+', '', str(value))
-
-
 def _evaluate(body: _Body, args: Sequence[Any], numbers: Sequence[Any]) -> list[Any]:
     env: dict[Any, Any] = dict(zip(body.inputs, args, strict=True))
     env.update({var: numbers[number.index] for var, number in body.constants.items()})
@@ -247,43 +199,41 @@ def _evaluate(body: _Body, args: Sequence[Any], numbers: Sequence[Any]) -> list[
 
 
 def _apply(step: _Step, inputs: list[Any], numbers: Sequence[Any]) -> Sequence[Any]:
-    name = step.eqn.primitive.name
-    if name in _CALLS:
+    operation = step.operation
+    if isinstance(operation, jaxprs.Call | jaxprs.Derivative):
         return _evaluate(step.bodies[0], inputs, numbers)
-    if name in _LOOPS:
-        return {'scan': _scan, 'while': _while, 'cond': _cond}[name](step, inputs, numbers)
-    if name in _REMAT:
+    if isinstance(operation, jaxprs.Scan):
+        return _scan(operation, step, inputs, numbers)
+    if isinstance(operation, jaxprs.While):
+        return _while(operation, step, inputs, numbers)
+    if isinstance(operation, jaxprs.Cond):
+        return _cond(step, inputs, numbers)
+    if isinstance(operation, jaxprs.Remat):
         return _remat(step, inputs, numbers)
-    outputs = step.eqn.primitive.bind(*inputs, **step.eqn.params)
-    return outputs if step.eqn.primitive.multiple_results else [outputs]
+    return jaxprs.bind(step.eqn, inputs)
 
 
-def _scan(step: _Step, inputs: list[Any], numbers: Sequence[Any]) -> list[Any]:
-    params = step.eqn.params
-    consts, carry = params['num_consts'], params['num_carry']
+def _scan(
+    operation: jaxprs.Scan, step: _Step, inputs: list[Any], numbers: Sequence[Any]
+) -> list[Any]:
+    consts, carry, slices = operation.split(inputs)
 
-    def body(state: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        results = _evaluate(step.bodies[0], [*inputs[:consts], *state, *slices], numbers)
-        return results[:carry], results[carry:]
+    def body(state: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
+        results = _evaluate(step.bodies[0], [*consts, *state, *parts], numbers)
+        return results[: len(carry)], results[len(carry) :]
 
-    last, stacked = lax.scan(
-        body,
-        _typed(inputs[consts : consts + carry], step.eqn.outvars),
-        inputs[consts + carry :],
-        length=params['length'],
-        reverse=params['reverse'],
-        unroll=params['unroll'],
-    )
+    last, stacked = operation.again(body, _typed(carry, step.eqn.outvars), slices)
     return [*last, *stacked]
 
 
-def _while(step: _Step, inputs: list[Any], numbers: Sequence[Any]) -> list[Any]:
-    first = step.eqn.params['cond_nconsts']
-    second = first + step.eqn.params['body_nconsts']
+def _while(
+    operation: jaxprs.While, step: _Step, inputs: list[Any], numbers: Sequence[Any]
+) -> list[Any]:
+    first, second, start = operation.split(inputs)
     return lax.while_loop(
-        lambda state: _evaluate(step.bodies[0], [*inputs[:first], *state], numbers)[0],
-        lambda state: _evaluate(step.bodies[1], [*inputs[first:second], *state], numbers),
-        _typed(inputs[second:], step.eqn.outvars),
+        lambda state: _evaluate(step.bodies[0], [*first, *state], numbers)[0],
+        lambda state: _evaluate(step.bodies[1], [*second, *state], numbers),
+        _typed(start, step.eqn.outvars),
     )
 
 
@@ -321,4 +271,4 @@ def _remat(step: _Step, inputs: list[Any], numbers: Sequence[Any]) -> list[Any]:
 
     closed = jax.make_jaxpr(inside)(inputs, moving)
     assert not closed.consts, 'arrays of the body are among its numbers'
-    return step.eqn.primitive.bind(*inputs, *moving, **{**step.eqn.params, 'jaxpr': closed.jaxpr})
+    return jaxprs.bind(step.eqn, [*inputs, *moving], body=closed.jaxpr)
