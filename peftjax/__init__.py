@@ -2,6 +2,7 @@
 
 from peftjax import testing
 from peftjax.binding.adapt import adapt
+from peftjax.binding.jaxprs import JaxVersionError
 from peftjax.binding.wrap import wrap
 from peftjax.core.base import (
     ROOT,
@@ -115,6 +116,7 @@ __all__ = [
     'CallRule',
     'CheckpointError',
     'Hole',
+    'JaxVersionError',
     'Layout',
     'MergeError',
     'Model',

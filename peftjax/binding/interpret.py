@@ -25,8 +25,11 @@ def run(body: Body, operands: Sequence[Any], frame: Frame) -> list[Any]:
     calls: dict[str, dict[int, Any]] = {}
 
     def step(eqn: Any, inputs: list[Any]) -> list[Any]:
-        tag = tags.read(eqn)
-        return [_tagged(tag, inputs[0], calls, frame)] if tag else _step(eqn, inputs, frame)
+        operation = jaxprs.read(eqn)
+        tag = tags.read(operation)
+        if tag:
+            return [_tagged(tag, inputs[0], calls, frame)]
+        return _step(operation, eqn, inputs, frame)
 
     return jaxprs.evaluate(body, operands, step)
 
@@ -49,11 +52,10 @@ def _in_order(arguments: Mapping[int, Any]) -> tuple[Any, ...]:
     return tuple(arguments[i] for i in sorted(arguments))
 
 
-def _step(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
+def _step(operation: Operation | None, eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     followed = [i for i, value in enumerate(inputs) if isinstance(value, View)]
     inside = tags.below(eqn)
-    operation = jaxprs.read(eqn) if followed or inside else None
-    if type(operation) in control.HANDLERS:
+    if type(operation) in control.HANDLERS and (followed or inside):
         return control.HANDLERS[type(operation)](operation, eqn, inputs, frame, run)
     name = eqn.primitive.name
     for tag in inside:
@@ -65,16 +67,16 @@ def _step(eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
     except Refused as refusal:
         shape = eqn.outvars[0].aval.shape
         for i in followed:
-            spread = _is_spread(operation, name, inputs[i], shape)
+            spread = _is_spread(operation, inputs[i], shape)
             frame.visitor.refuse(inputs[i].leaf, name, str(refusal), spread)
         return bind(eqn, [array_of(value) for value in inputs])
 
 
-def _is_spread(operation: Operation | None, name: str, view: View, shape: tuple[int, ...]) -> bool:
+def _is_spread(operation: Operation | None, view: View, shape: tuple[int, ...]) -> bool:
     """Whether an operation repeats the view along axes it does not have, as it does a bias."""
     if isinstance(operation, jaxprs.Broadcast):
         return True
-    if name == 'concatenate':
+    if isinstance(operation, jaxprs.Concatenate):
         return False
     pairs = zip(shape, view.dims, strict=False)
     return len(shape) == len(view.dims) and any(size > 1 and not group for size, group in pairs)

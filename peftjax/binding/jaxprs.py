@@ -57,6 +57,10 @@ class Name(NamedTuple):
     name: str
 
 
+class Concatenate(NamedTuple):
+    """The operands one behind another."""
+
+
 class Slice(NamedTuple):
     starts: Sequence[int]
     sizes: Sequence[int]
@@ -154,8 +158,8 @@ class Scan(NamedTuple):
 
 Control = Call | Derivative | Remat | Cond | While | Scan
 Operation = (
-    Transpose | Reshape | Squeeze | Broadcast | Cast | Same | Name | Slice | DynamicSlice
-    | Dot | Gather | Convolution | Control
+    Transpose | Reshape | Squeeze | Broadcast | Cast | Same | Name | Concatenate | Slice
+    | DynamicSlice | Dot | Gather | Convolution | Control
 )  # fmt: skip
 
 
@@ -227,21 +231,17 @@ def _body(value: Any) -> Body:
     return Body(value.jaxpr, value.consts) if hasattr(value, 'consts') else Body(value, ())
 
 
-def _same(params: Mapping[str, Any]) -> Same:
-    del params
-    return Same()
-
-
 _READERS: dict[str, Callable[[Mapping[str, Any]], Operation]] = {
     'transpose': lambda params: Transpose(params['permutation']),
     'reshape': lambda params: Reshape(params['dimensions']),
     'squeeze': lambda params: Squeeze(params['dimensions']),
     'broadcast_in_dim': lambda params: Broadcast(params['broadcast_dimensions']),
     'convert_element_type': lambda params: Cast(params['new_dtype']),
-    'copy': _same,
-    'sharding_constraint': _same,
-    'reduce_precision': _same,
+    'copy': lambda _: Same(),
+    'sharding_constraint': lambda _: Same(),
+    'reduce_precision': lambda _: Same(),
     'name': lambda params: Name(params['name']),
+    'concatenate': lambda _: Concatenate(),
     'slice': _slice,
     'dynamic_slice': lambda params: DynamicSlice(params['slice_sizes']),
     'dot_general': _dot,

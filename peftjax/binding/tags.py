@@ -4,6 +4,8 @@ A tag is JAX's own `checkpoint_name`, an identity that keeps a string in the jax
 """
 
 import re
+import weakref
+from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,9 +50,8 @@ def mark_output(output: Any, kind: str, path: str) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def read(eqn: Any) -> Tag | None:
-    """The tag that an equation is, if it is one."""
-    operation = jaxprs.read(eqn) if eqn.primitive.name == 'name' else None
+def read(operation: jaxprs.Operation | None) -> Tag | None:
+    """The tag that an operation is, if it is one."""
     match = _PATTERN.fullmatch(operation.name) if isinstance(operation, jaxprs.Name) else None
     if match is None:
         return None
@@ -60,12 +61,21 @@ def read(eqn: Any) -> Tag | None:
 
 def below(eqn: Any) -> list[Tag]:
     """Tags of module outputs in the jaxprs of an equation, at any depth."""
-    return [tag for jaxpr in jaxprs.programs_in(eqn) for inner in jaxpr.eqns for tag in _of(inner)]
+    return [tag for jaxpr in jaxprs.programs_in(eqn) for tag in _within(jaxpr)]
 
 
-def _of(eqn: Any) -> list[Tag]:
-    tag = read(eqn)
-    return ([tag] if tag and tag.point == 'out' else []) + below(eqn)
+def _within(jaxpr: Any) -> list[Tag]:
+    """Tags of module outputs in a jaxpr, which is read once however often it is evaluated."""
+    if jaxpr not in _KNOWN:
+        found = []
+        for eqn in jaxpr.eqns:
+            tag = read(jaxprs.read(eqn))
+            found += [tag] if tag and tag.point == 'out' else below(eqn)
+        _KNOWN[jaxpr] = found
+    return _KNOWN[jaxpr]
+
+
+_KNOWN: MutableMapping[Any, list[Tag]] = weakref.WeakKeyDictionary()
 
 
 def _is_float(leaf: Any) -> bool:
