@@ -55,7 +55,7 @@ class Found:
         grouped: dict[str, dict[int, Arrays]] = {}
         for module, arrays in modules.items():
             place = self.place(module)
-            grouped.setdefault(place.slot.path, {})[place.index] = arrays
+            grouped.setdefault(place.slot.path, {})[place.number] = arrays
         return {
             path: stacked(self.names.slots[path], layers, self.where)
             for path, layers in grouped.items()

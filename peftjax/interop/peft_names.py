@@ -20,7 +20,7 @@ class Place(NamedTuple):
     """One tensor of the base: the slot of its leaf, and which of the slot's tensors it is."""
 
     slot: Slot
-    index: int
+    number: int
 
 
 class Names:

@@ -114,7 +114,7 @@ def _read_format(found: Found, form: Format) -> Part:
             place = found.place(module)
             layout = found.model.sites.weights[place.slot.path].layout
             assert layout is not None
-            sides.setdefault(place.slot.path, {})[place.index] = (
+            sides.setdefault(place.slot.path, {})[place.number] = (
                 module,
                 layout.inputs,
                 layout.outputs,
@@ -153,7 +153,7 @@ def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
         stored = found.tensors.pop(f'{module}.delora_w_norm', None)
         layout = found.model.sites.weights[place.slot.path].layout
         assert layout is not None
-        mine = lengths(found.model, place.slot.path, WeightAdapter(layout, {}))[place.index]
+        mine = lengths(found.model, place.slot.path, WeightAdapter(layout, {}))[place.number]
         if stored is None or stored.shape != mine.shape or not np.allclose(stored, mine, rtol=1e-4):
             raise CheckpointError(
                 f'{found.where}: the lengths {module}.delora_w_norm are not those of the rows of '

@@ -28,7 +28,7 @@ def read_whole(found: Found) -> list[Part]:
             refuse_tied(found, name)
         value = found.tensors.pop(name)
         turned = value.T if place.slot.transposed else value
-        grouped.setdefault(place.slot.path, {})[place.index] = {'w': turned}
+        grouped.setdefault(place.slot.path, {})[place.number] = {'w': turned}
     if not grouped:
         return []
     adapter = {

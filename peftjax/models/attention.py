@@ -61,7 +61,7 @@ class AttentionCore(nn.Module):
 
         def attend(part: _Part) -> jax.Array:
             # Each block has masks of dropout of its own.
-            own = drop and (drop[0], jax.random.fold_in(drop[1], part.index))
+            own = drop and (drop[0], jax.random.fold_in(drop[1], part.number))
             return _attention(part.query, key, value, part.mask, part.bias, self.softcap, own)
 
         def rows(array: jax.Array | None, count: int) -> jax.Array | None:
@@ -78,7 +78,7 @@ class AttentionCore(nn.Module):
 class _Part(NamedTuple):
     """A block of queries, and what belongs to it."""
 
-    index: jax.Array
+    number: jax.Array
     query: jax.Array
     mask: jax.Array | None
     bias: jax.Array | None

@@ -48,7 +48,7 @@ def kept(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
 
 def width(dtype: Any) -> float:
     """Bytes of one number."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return 8
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.iinfo(dtype).bits / 8

@@ -106,7 +106,7 @@ def _directions(entry: Moments, rank: int) -> tuple[jax.Array, jax.Array]:
     """The first eigenvectors of the covariance, and their shares of the variance."""
     # In float64, by NumPy: the mean is subtracted from a sum of squares.
     squares, sums, count = (
-        np.asarray(each, np.float64) for each in (entry.squares, entry.sum, entry.count)
+        np.asarray(each, np.float64) for each in (entry.squares, entry.sum, entry.rows)
     )
     mean = sums / count[..., None]
     covariance = squares / count[..., None, None] - mean[..., :, None] * mean[..., None, :]

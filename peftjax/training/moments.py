@@ -17,12 +17,12 @@ class Moments(NamedTuple):
     """Of the inputs `x: [N, in]` of all uses of a matrix, float32, with its stack in front.
 
     Attributes:
-        squares: `[*stack, in, in]`, the sum of `x^T x`. sum: `[*stack, in]`. count: `[*stack]`, N.
+        squares: `[*stack, in, in]`, the sum of `x^T x`. sum: `[*stack, in]`. rows: `[*stack]`, N.
     """
 
     squares: jax.Array
     sum: jax.Array
-    count: jax.Array
+    rows: jax.Array
 
 
 def moments(
@@ -52,7 +52,7 @@ def moments(
     Example:
         >>> mlp = peftjax.testing.tiny_mlp()
         >>> found = moments(mlp, [{'x': jnp.ones((16, 4))}], targets=r'hidden')
-        >>> float(found['hidden/kernel'].count), found['hidden/kernel'].squares.shape
+        >>> float(found['hidden/kernel'].rows), found['hidden/kernel'].squares.shape
         (16.0, (4, 4))
     """
 
@@ -120,7 +120,7 @@ def _tap_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[
     sums = {
         'squares': jnp.matmul(wide.T, weighed, precision='highest'),
         'sum': weighed.sum(0),
-        'count': each.sum(),
+        'rows': each.sum(),
     }
     return slope, jnp.zeros_like(x), jnp.zeros_like(each), sums
 
