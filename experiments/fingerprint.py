@@ -38,7 +38,7 @@ def fingerprint(tree: Any) -> str:
 
 def _sums(leaf: jax.Array) -> list[jax.Array]:
     """Of every part of a leaf that this process has, each part of it once in all processes."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     strides = np.cumprod([1, *leaf.shape[:0:-1]], dtype=np.uint64)[::-1][: leaf.ndim]
     found = []

@@ -1,8 +1,8 @@
 """Search: rows of a sweep that Optuna draws, some at a time, from what came of those before."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from experiments.config import Config
 from experiments.metrics import read_metrics
@@ -10,12 +10,20 @@ from experiments.optional import library
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.pruning import SCORES, Prune, Rung
 from experiments.sweeps.rows import Row, changed, function_of
-from experiments.sweeps.run import Sweep
 
 if TYPE_CHECKING:
     import optuna
 
 SAMPLERS = 'tpe', 'random'
+
+
+class Runner(Protocol):
+    """What runs rows in the folder of a sweep: `experiments.sweeps.run.Sweep`."""
+
+    @property
+    def folder(self) -> SweepFolder: ...
+
+    def run(self, rows: Sequence[Row], prune: Prune, wait: bool) -> None: ...
 
 
 class Search:
@@ -64,7 +72,7 @@ class Search:
         self._names: dict[str, str] = {}  # a row's config as text -> its name
         self._running: list[tuple[Any, str]] = []  # trials and the names of their rows
 
-    def run(self, sweep: Sweep, trials: int, wave: int, prune: Prune) -> list[Row]:
+    def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[Row]:
         """Draws, runs and learns, until so many were drawn; gives the rows.
 
         A draw that an earlier row had already takes that row's result.
@@ -75,7 +83,7 @@ class Search:
             prune: which rows stop early.
 
         Raises:
-            ValueError: as `Sweep.run`; a field that is not there or takes another type.
+            ValueError: as `run.Sweep.run`; a field that is not there or takes another type.
         """
         for first in range(0, trials, wave):
             for _ in range(min(wave, trials - first)):
