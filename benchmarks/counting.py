@@ -58,14 +58,15 @@ def cost(program: Program, layers: int) -> Cost:
     arguments = (program.state, program.params, program.batch)
     traced = jax.jit(program.function, donate_argnums=0).trace(*arguments)
     compiled = traced.lower().compile(COUNT_ONLY)
-    counts, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    counts, memory = _counts(compiled), compiled.memory_analysis()
+    assert memory is not None
     unroll = _smallest_divisor(layers)
     again, scans = jaxprs.unrolled(traced.jaxpr, layers, unroll)
     extra = dict.fromkeys(('flops', 'bytes accessed'), 0.0)
     if scans and layers > 1:
         state = len(jax.tree.leaves(program.state))
         flat = jax.jit(jex.jaxpr_as_fun(again), donate_argnums=tuple(range(state)))
-        more = flat.lower(*again.in_avals).compile(COUNT_ONLY).cost_analysis()
+        more = _counts(flat.lower(*again.in_avals).compile(COUNT_ONLY))
         for name in extra:
             extra[name] = (layers - 1) * (more[name] - counts[name]) / (unroll - 1)
     return Cost(
@@ -76,6 +77,12 @@ def cost(program: Program, layers: int) -> Cost:
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         scans,
     )
+
+
+def _counts(compiled: jax.stages.Compiled) -> dict[str, float]:
+    found = compiled.cost_analysis()
+    assert found is not None
+    return found
 
 
 def _smallest_divisor(number: int) -> int:

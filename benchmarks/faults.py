@@ -145,7 +145,7 @@ def _start(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--kills', type=int, default=30)
     parser.add_argument('--seed', type=int, default=0)
     given = parser.parse_args()

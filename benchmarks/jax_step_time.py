@@ -21,7 +21,7 @@ def batch_arrays(shapes: Any, task: dict[str, Any]) -> Any:
     """The batch that both sides train on: see `benchmarks.torch_step_time.batch_arrays`."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, task['vocab_size'], task['shape'])
-    batch = {'inputs': {'input_ids': jnp.asarray(ids, jnp.int32)}}
+    batch: dict[str, Any] = {'inputs': {'input_ids': jnp.asarray(ids, jnp.int32)}}
     if 'labels' in shapes:
         batch['inputs']['attention_mask'] = jnp.ones(task['shape'], jnp.int32)
         batch['labels'] = jnp.asarray(rng.integers(0, 2, task['shape'][0]), jnp.int32)

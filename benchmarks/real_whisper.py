@@ -104,7 +104,7 @@ def checkpoint(held: dict[str, np.ndarray], folder: pathlib.Path) -> pathlib.Pat
         found = re.search(r'(self_attn|encoder_attn)\.(linear_\d)\.(weight|bias)$', name)
         parts = FUSED[found[1], found[2]] if found else (None,)
         for part, piece in zip(parts, np.split(value, len(parts)), strict=True):
-            tensor = name if part is None else name.replace(f'.{found[2]}.', f'.{part}.')
+            tensor = name if found is None else name.replace(f'.{found[2]}.', f'.{part}.')
             if tensor.endswith('k_proj.bias'):
                 assert not piece.any()  # Whisper has none
                 continue

@@ -148,7 +148,8 @@ _IDS = {'input_ids': jax.ShapeDtypeStruct((1, 4), jnp.int32)}
 
 def abstract(module: nn.Module, inputs: dict[str, Any]) -> peftjax.Model:
     """The model of `module` with abstract parameters: nothing is allocated."""
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), **zeros(inputs)))
+    arrays: dict[str, Any] = zeros(inputs)
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), **arrays))
     return peftjax.wrap(module, variables, inputs)
 
 
@@ -241,7 +242,7 @@ def _bart(sizes: dict[str, Any]) -> peftjax.Model:
     return abstract(Transformer(shape), _IDS | {'decoder_input_ids': _IDS['input_ids']})
 
 
-def _common(sizes: dict[str, Any]) -> dict[str, int]:
+def _common(sizes: dict[str, Any]) -> dict[str, Any]:
     return {
         'layers': sizes['layers'],
         'decoder_layers': sizes.get('layers_dec', 0),

@@ -71,11 +71,11 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def count(family: str) -> tuple[str, list[Row]]:
     """The title and the rows of one model, printing each row as it comes."""
-    rows = []
+    title, rows = '', []
     for scan in (True, False) if _LOOPED.value else (True,):
         work = workload(family, options.SIZE.value, scan=scan, layers=_LAYERS.value)
-        title, layers = work.title, work.layers
-        for row in measure(work, layers, scan):
+        title = work.title
+        for row in measure(work, work.layers, scan):
             rows.append(row)
             print(*cells(rows)[-1], sep=' | ', flush=True)
     return title, rows

@@ -132,7 +132,7 @@ def _timed(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--mode', choices=['together', 'solo'])
     parser.add_argument('--number', type=int, default=0)
     parser.add_argument('--at-once', type=int, default=2)
