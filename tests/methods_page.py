@@ -39,15 +39,21 @@ def page() -> str:
     return '\n\n'.join([HEAD + '\n' + index, *map(_entry, entries.values())]) + '\n'
 
 
+def docstring(function: Callable[..., Any]) -> str:
+    text = inspect.getdoc(function)
+    assert text is not None, f'{function.__name__} has no docstring'
+    return text
+
+
 def summary_of(function: Callable[..., Any]) -> str:
-    return inspect.getdoc(function).partition('\n')[0]
+    return docstring(function).partition('\n')[0]
 
 
 def _entry(function: Callable[..., Any]) -> str:
     name, file = function.__name__, function.__module__.replace('.', '/')
     arguments = ', '.join(inspect.signature(function).parameters)
     head = f'## {name}\n\n[`{file}.py`](../{file}.py): `{name}({arguments})`'
-    blocks = re.split(r'\n{2,}', inspect.getdoc(function))
+    blocks = re.split(r'\n{2,}', docstring(function))
     return '\n\n'.join([head, *map(_block, blocks)])
 
 

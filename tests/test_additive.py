@@ -36,13 +36,13 @@ def test_lorefts_projection_isorthonormal_and_leavesorthonormal_matrices():
 
 def test_reft_edits_first_and_last_tokens_and_no_padding():
     h = _random(3, 6, 4)
-    places, units = parse('f2+l1', tied=False), {'first': 1.0, 'last': 1.0}
+    places, units = parse('f2+l1', tied=False), {end: {'by': 1.0} for end in ('first', 'last')}
     mask = jnp.asarray([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]])
-    edited = edit_at(places, lambda unit, states: states + unit, units, h, mask)
+    edited = edit_at(places, lambda unit, states: states + unit['by'], units, h, mask)
     changed = np.asarray(jnp.any(edited != h, axis=-1)).astype(int)
     expected = [[1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(changed, expected)
-    blind = edit_at(places, lambda unit, states: states + unit, units, h, None)
+    blind = edit_at(places, lambda unit, states: states + unit['by'], units, h, None)
     changed = np.asarray(jnp.any(blind != h, axis=-1)).astype(int)
     np.testing.assert_array_equal(changed, [[1, 1, 0, 0, 0, 1]] * 3)
 
@@ -71,7 +71,14 @@ def test_a_weight_method_cannot_follow_a_gated_one():
         (lambda: peftjax.bottleneck(size=1, targets=r'hidden', init='he'), 'houlsby'),
         (lambda: peftjax.bottleneck(size=1, targets=r'hidden', activation='elu'), 'swish'),
         (lambda: peftjax.bottleneck(size=1, targets=r'hidden', scale='channel'), 'learned'),
-        (lambda: peftjax.bottleneck(size=1, targets=r'hidden', reads='here'), 'after'),
+        (
+            lambda: peftjax.bottleneck(
+                size=1,
+                targets=r'hidden',
+                reads='here',  # pyright: ignore[reportArgumentType] wrong on purpose
+            ),
+            'after',
+        ),
         (lambda: peftjax.pfeiffer(size=1, targets=r'hidden'), 'argument 2'),
         (lambda: peftjax.compacter(size=3, terms=2, targets=r'hidden'), 'multiple of terms'),
         (lambda: peftjax.compacter(size=3, terms=3, targets=r'hidden'), 'does not divide'),

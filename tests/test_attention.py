@@ -1,6 +1,6 @@
 """The attention core: masks, dropout, and long rows a block of queries at a time."""
 
-import re
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ import pytest
 
 from peftjax.models import attention
 from peftjax.models.attention import AttentionCore, causal_mask
+from tests.compiled import shapes
+from tests.linen import applied
 
 
 def test_a_window_hides_what_is_further_back():
@@ -23,16 +25,16 @@ def test_attention_with_dropout_is_attention_on_average():
         jax.random.normal(k, (2, 5, n, 4)) for k, n in zip(keys, (4, 2, 2), strict=True)
     )
     mask = causal_mask(5)
-    exact = AttentionCore().apply({}, query, key, value, mask)
+    exact = applied(AttentionCore(), {}, query, key, value, mask)
 
     def dropped(seed):
         rngs = {'dropout': seed}
-        return AttentionCore(0.2).apply({}, query, key, value, mask, False, rngs=rngs)
+        return applied(AttentionCore(0.2), {}, query, key, value, mask, False, rngs=rngs)
 
     seeds = jax.random.split(jax.random.key(1), 1000)
     np.testing.assert_allclose(jax.jit(jax.vmap(dropped))(seeds).mean(0), exact, atol=0.1)
-    nearly_none = AttentionCore(1e-9).apply(
-        {}, query, key, value, mask, False, rngs={'dropout': seeds[0]}
+    nearly_none = applied(
+        AttentionCore(1e-9), {}, query, key, value, mask, False, rngs={'dropout': seeds[0]}
     )
     np.testing.assert_allclose(nearly_none, exact, atol=1e-5)
 
@@ -56,7 +58,7 @@ def test_long_rows_attend_in_blocks_as_they_would_at_once(shape, softcap, monkey
     bias = jax.random.normal(keys[4], shape)
 
     def attended(query, key, value, bias):
-        return AttentionCore(softcap=softcap).apply({}, query, key, value, mask, True, bias)
+        return applied(AttentionCore(softcap=softcap), {}, query, key, value, mask, True, bias)
 
     def at_once_and_gradients():
         loss = lambda *args: jnp.sin(attended(*args)).sum()  # noqa: E731
@@ -75,13 +77,12 @@ def test_all_scores_of_a_long_row_are_never_there():
 
     def loss(query, length):
         core = AttentionCore()
-        return core.apply({}, query[:, :length], query, query, mask[:, :, :length]).sum()
+        return applied(core, {}, query[:, :length], query, query, mask[:, :, :length]).sum()
 
     largest = {}
     for length in (256, 1024):
         compiled = jax.jit(jax.grad(loss), static_argnums=1).lower(query, length).compile()
-        shapes = re.findall(r'f32\[([\d,]+),1024\]', compiled.as_text())
-        largest[length] = max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
+        largest[length] = max(map(math.prod, shapes(compiled, r'f32\[([\d,]+),1024\]')))
     assert largest[1024] == largest[256] == 2 * 256
 
 
@@ -90,5 +91,5 @@ def test_each_block_drops_probabilities_of_its_own(monkeypatch):
     same = jnp.ones((1, 8, 1, 4))  # every query and key alike: only what is dropped differs
     value = jax.random.normal(jax.random.key(1), (1, 8, 1, 4))
     rngs = {'dropout': jax.random.key(0)}
-    dropped = AttentionCore(0.5).apply({}, same, same, value, None, False, rngs=rngs)
+    dropped = applied(AttentionCore(0.5), {}, same, same, value, None, False, rngs=rngs)
     assert np.unique(np.asarray(dropped[0, :, 0]).round(5), axis=0).shape[0] == 8

@@ -62,10 +62,11 @@ def scalar(outputs) -> jax.Array:
     """A number that depends on every float of the outputs."""
     floats = [leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     cotangents = normal_like(floats)
-    return sum(
+    products = [
         (leaf * other).sum().astype(jnp.float32)
         for leaf, other in zip(floats, cotangents, strict=True)
-    )
+    ]
+    return sum(products, jnp.zeros(()))
 
 
 def with_slope(route, row: Structure):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 import peftjax
+from peftjax.core import paths
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
 from peftjax.interop.sources import locate
@@ -84,7 +84,7 @@ def test_masks_and_second_copies_of_the_embedding_are_left_out(tmp_path):
 def test_the_name_table_writes_what_it_reads(tmp_path):
     config, weights, _, _ = golden('llama')
     model = load(write_folder(tmp_path, config, weights))
-    leaves = flatten_dict(model.params, sep='/')
+    leaves = paths.flatten(model.params)
     written = {}
     for slot in slots(LLAMA_NAMES, leaves):
         for index, name in enumerate(slot.names):
@@ -211,6 +211,6 @@ def test_a_head_of_another_key_shares_the_base(tmp_path):
     other = peftjax.load(source, **options, key=jax.random.key(1), like=first)
     alone = peftjax.load(source, **options, key=jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, other.params, alone.params)
-    old, new = (peftjax.core.paths.flatten(model.params) for model in (first, other))
+    old, new = (paths.flatten(model.params) for model in (first, other))
     own = [path for path in old if old[path] is not new[path]]
     assert own and all(path.startswith('classifier/') for path in own)

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from rich.console import Console
 
 import peftjax
 from configs import base
 from configs.args import parse_arg
 from experiments import build, found, tasks, train
+from experiments.config import Config
 from experiments.data import collate
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig, RobertaConfig
@@ -64,7 +64,7 @@ def _module(name: str):
     return importlib.import_module(f'configs.{name}')
 
 
-def _config(name: str, arg: str) -> ConfigDict:
+def _config(name: str, arg: str) -> Config:
     return _module(name).get_config(arg)
 
 
@@ -101,7 +101,7 @@ def _tiny() -> peftjax.Model:
     )
 
 
-def _few_reviews(data: ConfigDict, tokenizer: object) -> tasks.Task:
+def _few_reviews(data: Config, tokenizer: object) -> tasks.Task:
     """What film_reviews makes, of random tokens and one length."""
     del data, tokenizer
     ids = np.random.default_rng(0).integers(1, 64, (16, 8)).astype(np.int32)
@@ -118,11 +118,12 @@ def _few_reviews(data: ConfigDict, tokenizer: object) -> tasks.Task:
     return tasks.Task(splits, tasks.encoder_inputs, tasks.weighted_sums)
 
 
-def _found_from_the_model_alone(config: ConfigDict, model: peftjax.Model) -> dict:
+def _found_from_the_model_alone(config: Config, model: peftjax.Model) -> dict:
     """What does not need the data, as shapes; the rest is optional where it is asked for."""
     if 'principal_subspaces' not in config:
         return {}
-    return jax.eval_shape(lambda model: found.find(config, model, None), model)
+    no_data = tasks.Task({}, tasks.encoder_inputs, tasks.weighted_sums)
+    return jax.eval_shape(lambda model: found.find(config, model, no_data), model)
 
 
 def test_every_config_without_rows_has_its_variants_listed_here():
@@ -132,7 +133,7 @@ def test_every_config_without_rows_has_its_variants_listed_here():
 
 @pytest.mark.parametrize('name', [name for name in NAMES if name not in OWN])
 def test_the_header_says_what_to_run_and_what_to_expect(name):
-    header = _module(name).__doc__
+    header = _module(name).__doc__ or ''
     assert f'python -m experiments.main --config configs/{name}.py' in header
     words = ('Expected:', 'Data:')
     words += ('Time:',) if name in MEASURED else ('Paper:', 'Hyperparameters:')

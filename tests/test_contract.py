@@ -67,7 +67,7 @@ def _case(method, form, roundtrip=None):
     scanned = 'scanned' in form  # The compiler's count takes the body of a scan once.
     model = _model(form)
     return testing.Case(
-        make=(lambda targets: row.make(targets, model)) if row.of_model else row.make,
+        make=row.maker(model),
         targets=row.targets,
         model=model,
         inputs={'ids': IDS},

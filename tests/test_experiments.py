@@ -15,6 +15,7 @@ from rich.console import Console
 
 from configs import lora_smollm2
 from experiments import build, data, train
+from experiments.config import Config
 from experiments.metrics import MetricsWriter, read_metrics
 from experiments.window import NonFiniteError
 from tests import tiny_runs
@@ -22,12 +23,12 @@ from tests.whole_runs import ROOT, bits, final_states, run_command, run_config, 
 
 
 @pytest.fixture(scope='module')
-def reviews(tmp_path_factory) -> ConfigDict:
+def reviews(tmp_path_factory) -> Config:
     return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
 
 
 @pytest.fixture
-def config(reviews) -> ConfigDict:
+def config(reviews) -> Config:
     return reviews.copy_and_resolve_references()
 
 
@@ -137,7 +138,7 @@ def test_packed_and_padded_rows_have_the_same_loss(tmp_path):
 
 
 def _loss_of_problems(folder: Path, arg: str) -> float:
-    config = lora_smollm2.get_config(arg)
+    config: Config = lora_smollm2.get_config(arg)
     config.model.source = str(tiny_runs.checkpoint(folder, 'tiny_llama'))
     config.data.source = str(folder.parent / 'problems.jsonl')
     config.data.lengths, config.lora.rank = (32, 64), 2

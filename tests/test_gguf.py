@@ -6,6 +6,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+from gguf.gguf_writer import GGUFValue
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf, read_tensor
@@ -93,7 +94,7 @@ def test_gguf_tokenizers_that_cannot_be_built_are_refused(key, value, message, t
 
     def overwrite(writer):
         kind = gguf.GGUFValueType.ARRAY if isinstance(value, list) else gguf.GGUFValueType.STRING
-        writer.kv_data[0][key] = type(next(iter(writer.kv_data[0].values())))(value, kind)
+        writer.kv_data[0][key] = GGUFValue(value, kind)
 
     path = write_gguf(tmp_path / 'model.gguf', config, weights, extend=overwrite)
     with pytest.raises(CheckpointError, match=message):

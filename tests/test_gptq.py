@@ -55,7 +55,7 @@ def test_a_model_changes_less_than_by_rounding_alone(form):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
 
     chosen = quantizable(model.sites)
-    found = moments(model, batches, targets=chosen)
+    found = moments(model, batches, targets=tuple(chosen))
 
     def lost(params):
         """The sum of || X (W - Q) ||^2 over all matrices."""
@@ -63,6 +63,7 @@ def test_a_model_changes_less_than_by_rounding_alone(form):
         for path, weight in paths.flatten(model.params).items():
             if path in found:
                 layout = model.sites.weights[path].layout
+                assert layout is not None
                 error = layout.to_matrix(flat[path] - weight)
                 total += jnp.einsum('...io,...ij,...jo->', error, found[path].squares, error)
         return float(total)

@@ -1,6 +1,6 @@
 """ViT and DINOv2 however they are built, and methods on images."""
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import peftjax
+from peftjax.core import paths
 from peftjax.models.stack import unstack_layers
 from peftjax.models.vit import ViT
 from peftjax.models.vit_config import Dinov2Config, ViTConfig, parse_vit
 from tests.checkpoint_files import golden, write_folder
+from tests.linen import applied, once
 
-SIZES = {
+SIZES: dict[str, Any] = {
     'hidden_size': 16,
     'num_hidden_layers': 2,
     'num_attention_heads': 2,
@@ -25,7 +27,7 @@ DINOV2 = Dinov2Config(**SIZES)
 PIXELS = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
 
 
-@functools.cache
+@once
 def _params(module):
     shapes = jax.eval_shape(module.init, jax.random.key(0), PIXELS)['params']
     generator = np.random.default_rng(1)
@@ -67,7 +69,7 @@ def test_a_patch_is_a_product_with_the_checkpoints_kernel():
         'kernel': kernel.T,
         'bias': np.zeros(16, np.float32),
     }
-    _, state = module.apply({'params': params}, pixels, capture_intermediates=True, mutable=True)
+    _, state = applied(module, {'params': params}, pixels, capture_intermediates=True, mutable=True)
     patches = state['intermediates']['embeddings']['patch_embeddings']['__call__'][0]
     np.testing.assert_allclose(patches[:, 2, 1], embed, atol=1e-5)  # across, then down
 
@@ -123,7 +125,7 @@ def test_methods_train_an_image_classifier(variant, name, tmp_path):
         return (predict(adapter, model.params, **inputs) ** 2).mean()
 
     gradient = jax.jit(jax.grad(loss))(adapter)
-    for path, leaf in peftjax.core.paths.flatten(gradient).items():
+    for path, leaf in paths.flatten(gradient).items():
         assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
     adapted = predict(adapter, model.params, **inputs)
     assert not np.allclose(adapted, logits, atol=1e-3)

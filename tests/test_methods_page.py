@@ -1,11 +1,10 @@
 """The page of methods is that of the docstrings, which hold what the page promises."""
 
-import inspect
 import pathlib
 
 import pytest
 
-from tests.methods_page import methods, page
+from tests.methods_page import docstring, methods, page
 
 PAGE = pathlib.Path(__file__).parent.parent / 'docs' / 'methods.md'
 
@@ -16,5 +15,5 @@ def test_the_page_is_current():
 
 @pytest.mark.parametrize('name', methods())
 def test_every_method_has_an_example_and_says_what_it_returns(name):
-    text = inspect.getdoc(methods()[name])
+    text = docstring(methods()[name])
     assert '\n>>> ' in text and '\nReturns:\n' in text

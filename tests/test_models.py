@@ -1,15 +1,15 @@
 """The model families: equal to transformers, and equal to themselves however they are built."""
 
 import dataclasses
-import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
+from peftjax.core import paths
 from peftjax.models.attention import AttentionCore
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig, RobertaConfig
@@ -20,9 +20,9 @@ from peftjax.models.gpt2_config import GPT2Config
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.stack import stack_layers, unstack_layers
-from tests.checkpoint_files import (
-    golden,
-)
+from tests.checkpoint_files import golden
+from tests.compiled import flops
+from tests.linen import applied, once
 
 BERT = BertConfig(
     vocab_size=50,
@@ -75,7 +75,7 @@ FAMILIES = [
 IDS = np.random.default_rng(0).integers(1, 50, (2, 9)).astype(np.int32)
 
 
-@functools.cache
+@once
 def initialised(module):
     """Variables of the right shapes, random everywhere; compiling `init` would cost seconds."""
     generator = np.random.default_rng(1)
@@ -85,7 +85,7 @@ def initialised(module):
     )
 
 
-def run(module, variables, **inputs):
+def run(module, variables, **inputs) -> Any:
     return jax.jit(module.apply)(variables, **inputs)
 
 
@@ -232,8 +232,8 @@ def test_interceptors_see_every_attention_core(family, config, scan):
 def test_dropout_keeps_gemmas_bounded_scores():
     variables = initialised(Gemma(GEMMA))
     rare = Gemma(dataclasses.replace(GEMMA, attention_dropout=1e-9))
-    noisy = rare.apply(
-        variables, input_ids=IDS, deterministic=False, rngs={'dropout': jax.random.key(0)}
+    noisy = applied(
+        rare, variables, input_ids=IDS, deterministic=False, rngs={'dropout': jax.random.key(0)}
     )
     np.testing.assert_allclose(noisy, run(Gemma(GEMMA), variables, input_ids=IDS), atol=1e-5)
     free = Gemma(dataclasses.replace(GEMMA, attn_logit_softcapping=None))
@@ -256,24 +256,26 @@ def matmul_flops(kernels, tokens, pairs, width):
 @pytest.mark.parametrize('family', [Bert, Llama])
 def test_compiled_flops_match_a_hand_count(family):
     batch, length, width, layers = 2, 64, 256, 1
-    sizes = {
+    sizes: dict[str, Any] = {
         'vocab_size': 256,
         'hidden_size': width,
         'num_hidden_layers': layers,
         'num_attention_heads': 4,
         'intermediate_size': 1024,
     }
-    more = {'num_key_value_heads': 2, 'head_dim': 64} if family is Llama else {}
-    config = (LlamaConfig if family is Llama else BertConfig)(**sizes, **more)
-    module, ids = family(config, scan=False), jnp.ones((batch, length), jnp.int32)
+    if family is Llama:
+        module = Llama(LlamaConfig(**sizes, num_key_value_heads=2, head_dim=64), scan=False)
+    else:
+        module = Bert(BertConfig(**sizes), scan=False)
+    ids = jnp.ones((batch, length), jnp.int32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), input_ids=ids)
     compiled = jax.jit(lambda v: module.apply(v, input_ids=ids)).lower(shapes).compile()
-    leaves = flatten_dict(shapes['params'], sep='/')
+    leaves = paths.flatten(shapes['params'])
     kernels = sum(v.size for k, v in leaves.items() if k.endswith('kernel') and 'pooler' not in k)
-    flops = matmul_flops(kernels, batch * length, layers * batch * length**2, width)
-    measured = compiled.cost_analysis()['flops']
+    expected = matmul_flops(kernels, batch * length, layers * batch * length**2, width)
+    measured = flops(compiled)
     # Elementwise work (norms, softmax, masks, rotation, activation) comes on top.
-    assert flops <= measured <= 1.08 * flops, measured / flops
+    assert expected <= measured <= 1.08 * expected, measured / expected
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 from experiments import build, found
+from experiments.config import Config
 from experiments.optimizers import build_optimizer, schedule
+from experiments.tasks import Task, encoder_inputs, weighted_sums
+from peftjax import testing
 
 
-def _config(**fields) -> ConfigDict:
+def _config(**fields) -> Config:
     c = base.film_reviews(1.0)
     c = base.methods(c, lora={'rank': 2, 'targets': 'hidden'})
     c.optimizer, c.sgd, c.clip_norm, c.warmup = 'sgd', ConfigDict(), 0.0, 0.0
@@ -26,6 +29,12 @@ def _update(config, slope=1.0):
     optimizer = build_optimizer(config, steps=10)
     updates, _ = jax.jit(optimizer.update)(adapter, optimizer.init(adapter), adapter)
     return [float(part) for part in updates]
+
+
+def _rates(config, steps):
+    """The rate of every step, and after the last."""
+    rate = schedule(config, steps)
+    return np.asarray(jnp.stack([jnp.asarray(rate(step)) for step in range(steps + 1)]))
 
 
 def test_a_method_may_have_a_rate_of_its_own():
@@ -45,15 +54,15 @@ def test_gradients_are_clipped_where_a_norm_is_given():
 )
 @pytest.mark.parametrize('warmup', [0.2, 20])
 def test_the_rate_rises_for_a_share_or_a_number_of_steps_and_falls(shape, middle, end, warmup):
-    rate = schedule(_config(schedule=shape, warmup=warmup), steps=100)
-    np.testing.assert_allclose([rate(0), rate(20)], [0.05, 1.0], rtol=1e-6)
-    assert np.all(np.diff([rate(step) for step in range(21)]) > 0)
-    np.testing.assert_allclose([rate(60), rate(100)], [middle, end], atol=1e-6)
+    rates = _rates(_config(schedule=shape, warmup=warmup), steps=100)
+    np.testing.assert_allclose(rates[[0, 20]], [0.05, 1.0], rtol=1e-6)
+    assert np.all(np.diff(rates[:21]) > 0)
+    np.testing.assert_allclose(rates[[60, 100]], [middle, end], atol=1e-6)
 
 
 def test_a_warm_up_longer_than_the_run_ends_with_it():
-    rate = schedule(_config(warmup=500), steps=4)
-    np.testing.assert_allclose([rate(0), rate(4)], [0.25, 1.0])
+    rates = _rates(_config(warmup=500), steps=4)
+    np.testing.assert_allclose(rates[[0, 4]], [0.25, 1.0])
 
 
 def test_what_is_around_the_optimizer_is_told_the_steps_of_the_run():
@@ -87,4 +96,4 @@ def test_an_unknown_way_to_find_an_argument_raises():
     with pytest.raises(
         ValueError, match=r"config.found.lora.init names 'evva'; known: eva, fisher"
     ):
-        found.find(config, None, None)
+        found.find(config, testing.tiny_mlp(), Task({}, encoder_inputs, weighted_sums))

@@ -16,10 +16,10 @@ from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-import peftjax
 from configs import own_data as own_config
 from experiments import data, own_data, tables, tasks
 from experiments.build import build
+from experiments.config import Config
 from experiments.train import train
 from peftjax.interop import tokenizer as interop
 from tests.tiny_runs import SPECIAL, WORDS, checkpoint
@@ -54,8 +54,8 @@ def _tokenizer(template=TEMPLATE):
     return interop.Tokenizer(backend, chat_template=template)
 
 
-def _data(kind='classification', **fields):
-    config = own_config.get_config(f'kind={kind}')
+def _data(kind='classification', **fields) -> Config:
+    config: Config = own_config.get_config(f'kind={kind}')
     config.data.lengths = (16,)
     with config.data.unlocked():
         config.data.update(fields)
@@ -272,8 +272,8 @@ def test_an_image_outside_the_tables_folder_is_refused(tmp_path):
         found['train'][0]
 
 
-def _run_config(kind, golden, source, tmp_path):
-    config = own_config.get_config(f'kind={kind},rank=2')
+def _run_config(kind, golden, source, tmp_path) -> Config:
+    config: Config = own_config.get_config(f'kind={kind},rank=2')
     config.model.source = str(checkpoint(tmp_path / 'base', golden))
     config.data.source = source
     config.data.batch_size = config.data.eval_batch_size = 4
@@ -321,7 +321,7 @@ def test_every_kind_of_table_trains_its_model(kind, tmp_path):
     result = train(config, tmp_path / 'run', Console(quiet=True))
     assert np.isfinite(result['test/loss'])
     run = build(config)
-    assert len(peftjax.core.paths.flatten(run.transform.init(jax.random.key(0), run.model))) > 4
+    assert len(jax.tree.leaves(run.transform.init(jax.random.key(0), run.model))) > 4
 
 
 def test_the_order_is_that_of_seed_and_step_for_images_too(tmp_path):

@@ -204,7 +204,11 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
             'is no attention core',
         ),
         (
-            lambda: peftjax.p_tuning(num_virtual_tokens=2, encoder='gru', targets='.*'),
+            lambda: peftjax.p_tuning(
+                num_virtual_tokens=2,
+                encoder='gru',  # pyright: ignore[reportArgumentType] wrong on purpose
+                targets='.*',
+            ),
             ValueError,
             'lstm',
         ),

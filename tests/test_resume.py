@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from benchmarks import faults
 from configs import lora_sentiment
 from experiments import train
 from experiments.checkpoints import CheckpointsError
+from experiments.config import Config
 from experiments.interrupt import Interrupted
 from experiments.metrics import read_metrics
 from experiments.window import StepWindow
@@ -31,12 +31,12 @@ WORDS = 'bert.embeddings.word_embeddings.weight'
 
 
 @pytest.fixture(scope='module')
-def reviews(tmp_path_factory) -> ConfigDict:
+def reviews(tmp_path_factory) -> Config:
     return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
 
 
 @pytest.fixture
-def config(reviews) -> ConfigDict:
+def config(reviews) -> Config:
     return reviews.copy_and_resolve_references()
 
 
@@ -233,9 +233,9 @@ def _losses(workdir: Path) -> list[float]:
     return [v for row in rows for k, v in row.items() if k in ('train/loss', 'validation/loss')]
 
 
-def _flags(config: ConfigDict) -> list[str]:
+def _flags(config: Config) -> list[str]:
     """The fields of a tiny run in which it differs from its config file."""
-    file = lora_sentiment.get_config()
+    file: Config = lora_sentiment.get_config()
     return [
         '--config=configs/lora_sentiment.py',
         *(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import peftjax
+from peftjax.methods import randlora
 from peftjax.methods.rotations import cayley, skew
 
 MLP = peftjax.testing.tiny_mlp()
@@ -72,8 +73,8 @@ def test_randloras_change_has_full_rank():
 
 
 def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
-    draws = peftjax.methods.randlora._drawn(0, (4, 64), (16, 128, 4), 3)
-    for base in (*peftjax.methods.randlora._drawn(0, (4, 64), (16, 128, 4), None), *draws):
+    draws = randlora._drawn(0, (4, 64), (16, 128, 4), 3)
+    for base in (*randlora._drawn(0, (4, 64), (16, 128, 4), None), *draws):
         assert abs(base.std() - 1) < 0.1
     assert abs((draws[1] == 0).mean() - 2 / 3) < 0.02
 

@@ -31,7 +31,7 @@ def draw_rates(trial):
 
 def search_of(draw=draw_rates, config=None, sampler='tpe', seed=0):
     module = ModuleType('config_of_a_test')
-    module.search_rates = draw
+    vars(module)['search_rates'] = draw
     config = lora_sentiment.get_config() if config is None else config
     return Search(module, 'rates', config, sampler, SCORE, seed)
 
@@ -63,6 +63,11 @@ class Pretended:
 
     def score(self, row, step):
         return (1 - abs(math.log10(row.config.lr) + 3) / 2) * step / 10
+
+    def ended(self, name):
+        result = self.folder.result(name)
+        assert result is not None, name
+        return result
 
     def _end(self, row, result):
         file = self.folder.rows / row.name / 'result.json'
@@ -111,14 +116,14 @@ def test_the_study_is_told_what_became_of_rows(tmp_path):
     assert states[1] == 'FAIL' and states[:1] + states[2:8] == ['COMPLETE'] * 7
     assert 'PRUNED' in states[8:]
     for trial, row in zip(trials, rows, strict=True):
-        result = sweep.folder.result(row.name)
+        result = sweep.ended(row.name)
         steps = range(1, result['steps'] + 1)
         assert trial.intermediate_values == {n: sweep.score(row, n) for n in steps}
         if trial.state.name == 'COMPLETE':
             assert trial.value == sweep.score(row, 10)
     halved = Pretended(tmp_path / 'halved')
     search_of().run(halved, 8, 8, either([Halving(2, SCORE)]))
-    results = [halved.folder.result(f'{n:03d}') for n in range(8)]
+    results = [halved.ended(f'{n:03d}') for n in range(8)]
     assert sorted(each['steps'] for each in results) == [1, 1, 1, 1, 2, 2, 4, 10]
 
 

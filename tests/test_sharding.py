@@ -1,7 +1,9 @@
 """One step on any mesh: the same losses, a share of the base on each device, the whole nowhere."""
 
 import functools
+import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import peftjax
+from peftjax.core import paths
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.training import init_state, make_train_step
 from tests.checkpoint_files import golden, task_of, write_folder
+from tests.compiled import shapes
 
 MESHES = {
     'data=8': {'data': 8},
@@ -35,7 +39,13 @@ METHODS = {
     'select': peftjax.select(r'layers/.*norm.*|layers/.*bias'),
     'full': peftjax.full(),
 }
-SIZES = {'vocab_size': 64, 'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4}
+SIZES: dict[str, Any] = {
+    'vocab_size': 64,
+    'hidden_size': 32,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+}
+ALL_GATHER = r'= \w+\[([\d,]*)\]\S* all-gather'  # in the text of a compiled program
 IDS = np.random.default_rng(0).integers(1, 64, (2, 16, 12))  # batches, examples, length
 
 
@@ -139,10 +149,9 @@ def test_a_quantised_base_is_shared_out_in_its_codes(sizes):
     assert codes.addressable_shards[0].data.size == codes.size // (8 // sizes.get('data', 1))
     batch = jax.device_put(_batches()[0], peftjax.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        text = step.lower(state, params, batch).compile().as_text()
-    for kind, shape in re.findall(r'= (\w+)\[([\d,]*)\]\S* all-gather', text):
-        size = np.prod([int(axis) for axis in shape.split(',') if axis])
-        assert size <= 64 * 32, f'{kind}[{shape}] is more than a layer'
+        compiled = step.lower(state, params, batch).compile()
+    for shape in shapes(compiled, ALL_GATHER):
+        assert math.prod(shape) <= 64 * 32, f'{shape} is more than a layer'
     np.testing.assert_allclose(_curve(step, state, params, mesh), expected, rtol=1e-5)
 
 
@@ -204,18 +213,14 @@ def test_no_stack_of_layers_is_gathered_whole(name, sizes):
     step, state, params = _on_mesh(model, METHODS[name], mesh)
     batch = jax.device_put(_batches()[0], peftjax.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        text = step.lower(state, params, batch).compile().as_text()
-    gathered = [
-        tuple(int(size) for size in shape.split(',') if size)
-        for shape in re.findall(r'= \w+\[([\d,]*)\]\S* all-gather', text)
-    ]
+        gathered = shapes(step.lower(state, params, batch).compile(), ALL_GATHER)
     assert gathered, 'a layer is gathered when it is needed'
     stacks = {
         site.shape for site in model.sites.weights.values() if site.layout and site.layout.stack
     }
     assert not stacks & set(gathered), gathered
-    largest = max(int(np.prod(shape)) for shape in gathered)
-    assert largest <= max(int(np.prod(s[1:])) for s in stacks) or largest <= 64 * 32
+    largest = max(map(math.prod, gathered))
+    assert largest <= max(math.prod(stack[1:]) for stack in stacks) or largest <= 64 * 32
 
 
 @pytest.mark.parametrize('variant', ['llama', 'bert'])
@@ -224,10 +229,10 @@ def test_a_checkpoint_goes_where_it_belongs_leaf_by_leaf(variant, tmp_path):
     if variant == 'bert':  # a head that is new
         weights = {name: value for name, value in weights.items() if 'classifier' not in name}
     folder = write_folder(tmp_path, config, weights)
-    options = {'num_labels': 3} if variant == 'bert' else {}
+    labels = 3 if variant == 'bert' else None
     mesh = peftjax.make_mesh(data=2, fsdp=4)
     plain, spread = (
-        peftjax.load(folder, task=task_of(variant), mesh=m, **options) for m in (None, mesh)
+        peftjax.load(folder, task=task_of(variant), num_labels=labels, mesh=m) for m in (None, mesh)
     )
     where = peftjax.shardings(plain, mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, spread.params) == where
@@ -298,7 +303,7 @@ def test_optimiser_states_lie_like_their_leaves():
 
 def test_neighbours_meet_once_a_sublayer():
     model, mesh = _model('llama'), peftjax.make_mesh(tensor=2, fsdp=4)
-    specs = peftjax.core.paths.flatten(peftjax.shardings(model, mesh))
+    specs = paths.flatten(peftjax.shardings(model, mesh))
     for name in ('self_attn/o_proj', 'mlp/down_proj'):
         assert specs[f'layers/{name}/kernel'].spec == PartitionSpec(None, 'tensor', 'fsdp')
     for name in ('self_attn/q_proj', 'self_attn/k_proj', 'mlp/gate_proj', 'mlp/up_proj'):
@@ -312,8 +317,8 @@ def test_a_mesh_of_another_size_is_refused():
 
 def test_a_batch_that_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match='at least 1 part'):
-        make_train_step(lambda *_: (0.0, {}), optax.sgd(1.0), accumulate=0)
-    step = make_train_step(lambda *_: (0.0, {}), optax.sgd(1.0), accumulate=3)
+        make_train_step(lambda *_: (jnp.zeros(()), {}), optax.sgd(1.0), accumulate=0)
+    step = make_train_step(lambda *_: (jnp.zeros(()), {}), optax.sgd(1.0), accumulate=3)
     state = init_state({'a': jnp.ones(2)}, optax.sgd(1.0), jax.random.key(0))
     with pytest.raises(ValueError, match='a batch of 16 cannot be cut into 3'):
         step(state, {}, jnp.ones(16))

@@ -34,7 +34,7 @@ def config(base):
 
 def rows_of(config, *changes):
     module = ModuleType('config_of_a_test')
-    module.sweep_all = lambda add: [add(**each) for each in changes]
+    vars(module)['sweep_all'] = lambda add: [add(**each) for each in changes]
     return expand(module, 'all', config)
 
 

@@ -1,6 +1,7 @@
 """T5 however it is built, and methods on an encoder and a decoder."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 import peftjax
+from peftjax.core import paths
 from peftjax.models.attention import AttentionCore
 from peftjax.models.t5 import T5, relative_buckets
 from peftjax.models.t5_config import T5Config, parse_t5
+from tests.linen import applied, once
 
 CONFIG = T5Config(
     vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, num_decoder_layers=3
@@ -19,10 +22,10 @@ CONFIG = T5Config(
 RANDOM = np.random.default_rng(0)
 IDS = RANDOM.integers(1, 50, (2, 9)).astype(np.int32)
 WRITTEN = RANDOM.integers(1, 50, (2, 7)).astype(np.int32)
-INPUTS = {'input_ids': IDS, 'decoder_input_ids': WRITTEN}
+INPUTS: dict[str, Any] = {'input_ids': IDS, 'decoder_input_ids': WRITTEN}
 
 
-@functools.cache
+@once
 def _params(module):
     shapes = jax.eval_shape(lambda key: module.init(key, **INPUTS), jax.random.key(0))['params']
     generator = np.random.default_rng(1)
@@ -92,7 +95,7 @@ def test_dropout_is_on_only_where_asked_for():
 
     @jax.jit
     def noisy(key):
-        return module.apply(variables, **INPUTS, deterministic=False, rngs={'dropout': key})
+        return applied(module, variables, **INPUTS, deterministic=False, rngs={'dropout': key})
 
     drops = [noisy(jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drops[0], drops[1])
@@ -119,7 +122,7 @@ def test_interceptors_see_every_attention_core():
 
 @pytest.mark.parametrize('both_ways', [True, False])
 def test_distances_share_buckets_as_the_paper_says(both_ways):
-    positions = np.arange(300)
+    positions = jnp.arange(300)
     found = np.asarray(
         relative_buckets(positions[None] - positions[:, None], 32, 128, both_ways=both_ways)
     )
@@ -183,7 +186,7 @@ def test_methods_train_an_encoder_and_a_decoder(name):
         return (predict(adapter, model.params, **INPUTS) ** 2).mean()
 
     gradient = jax.jit(jax.grad(loss))(adapter)
-    for path, leaf in peftjax.core.paths.flatten(gradient).items():
+    for path, leaf in paths.flatten(gradient).items():
         assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
     try:
         merged = transform.merge(model.params, adapter)
@@ -201,7 +204,7 @@ def test_the_core_adds_a_bias_to_its_scores():
     keys = jax.random.split(jax.random.key(0), 4)
     query, key, value = (jax.random.normal(k, (1, 3, 2, 4)) for k in keys[:3])
     bias = jax.random.normal(keys[3], (1, 2, 3, 3))
-    plain = core.apply({}, query, key, value, None, True, bias)
+    plain = applied(core, {}, query, key, value, None, True, bias)
     scores = jnp.einsum('btnh,bsnh->bnts', query, key) / 2 + bias
     by_hand = jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(scores), value)
     np.testing.assert_allclose(plain, by_hand, atol=1e-5)

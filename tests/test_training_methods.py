@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,7 +48,7 @@ def _reference(adapter, steps, total, first, last, every, target):
                 s = {n: mean[k][n] * doubt[k][n] for n in weights[k]}
                 for i in range(3):
                     scores[k, i] = s['lambda'][i] + s['p'][:, i].mean() + s['q'][i].mean()
-            gone = sorted(scores, key=scores.get)[: 6 - budgets[-1]]
+            gone = sorted(scores, key=lambda place: scores[place])[: 6 - budgets[-1]]
         if t > total - last or (first < t and (t % every == 0 or t == total - last)):
             for k, i in gone:
                 weights[k]['lambda'][i] = 0
@@ -55,7 +56,9 @@ def _reference(adapter, steps, total, first, last, every, target):
 
 
 def test_allocation_follows_the_algorithm():
-    adapter = start = _adalora()
+    start = _adalora()
+    adapter: Any = start
+    budgets = []
     optimizer = training.adalora_allocation(
         optax.sgd(0.1), target_rank=1, total_steps=12, initial_steps=2, final_steps=3, every=2
     )
@@ -80,7 +83,7 @@ def test_allocation_in_a_chain_leaves_the_rest_to_the_optimizer():
     )
     slopes = jax.tree.map(jnp.ones_like, adapter)
     updates, _ = optimizer.update(slopes, optimizer.init(adapter), adapter)
-    after = optax.apply_updates(adapter, updates)
+    after: Any = optax.apply_updates(adapter, updates)
     np.testing.assert_array_equal(after[1]['out/bias'], 0.5)
     assert not after[0]['hidden/kernel']['lambda'].any()
     np.testing.assert_allclose(
@@ -143,7 +146,9 @@ def test_length_normalised_loss_is_the_formula():
                 if n
             }
             total -= scores[answer] - math.log(sum(math.exp(v) for v in scores.values()))
-        found = training.length_normalised_loss(log_probs, mask, ANSWERS, exponent)
+        found = training.length_normalised_loss(
+            *map(jnp.asarray, (log_probs, mask, ANSWERS)), exponent
+        )
         np.testing.assert_allclose(found, total / 2, rtol=1e-5)
 
 
@@ -157,7 +162,7 @@ def test_unlikelihood_loss_is_the_formula():
             if c != answer
             for value in example[c, :n]
         ]
-        found = training.unlikelihood_loss(log_probs, mask, ANSWERS, margin)
+        found = training.unlikelihood_loss(*map(jnp.asarray, (log_probs, mask, ANSWERS)), margin)
         np.testing.assert_allclose(found, sum(terms) / len(terms), rtol=1e-5)
 
 

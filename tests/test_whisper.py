@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import peftjax
+from peftjax.core import paths
 from peftjax.models.stack import REMAT_POLICIES, unstack_layers
 from peftjax.models.whisper import Whisper
 from peftjax.models.whisper_config import WhisperConfig, parse_whisper
 from tests.checkpoint_files import golden, write_folder
+from tests.linen import applied
 
 CONFIG = WhisperConfig(
     vocab_size=32,
@@ -70,7 +72,9 @@ def test_dropout_needs_a_key_and_changes_what_is_written():
     )
     params = {'params': _params(module)}
     runs = [
-        module.apply(params, **INPUTS, deterministic=False, rngs={'dropout': jax.random.key(seed)})
+        applied(
+            module, params, **INPUTS, deterministic=False, rngs={'dropout': jax.random.key(seed)}
+        )
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(runs[0], runs[1])
@@ -99,7 +103,7 @@ def test_methods_train_it_and_it_writes_the_same_with_a_cache(name, model):
     def loss(adapter):
         return (predict(adapter, model.params, **INPUTS) ** 2).mean()
 
-    for path, leaf in peftjax.core.paths.flatten(jax.jit(jax.grad(loss))(adapter)).items():
+    for path, leaf in paths.flatten(jax.jit(jax.grad(loss))(adapter)).items():
         assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
     generate = peftjax.generator(model, transform)
     written = generate(adapter, model.params, HEARD, max_new_tokens=6, start_token_id=START)

@@ -4,11 +4,11 @@ import bz2
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import lora_sentiment
+from experiments.config import Config
 
 GOLDEN = Path(__file__).parent / 'golden'
 WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()
@@ -33,7 +33,7 @@ def checkpoint(folder: Path, golden: str) -> Path:
     return folder
 
 
-def film_reviews(folder: Path) -> ConfigDict:
+def film_reviews(folder: Path) -> Config:
     """configs/lora_sentiment.py with a tiny BERT and reviews whose adjective decides."""
     rng = np.random.default_rng(0)
     lines = ['category,text,movie_name']
@@ -45,7 +45,7 @@ def film_reviews(folder: Path) -> ConfigDict:
             lines.append(f'{"fresh" if fresh else "rotten"},{" ".join(words)},film {film}')
     with bz2.open(folder / 'reviews.csv.bz2', 'wt', encoding='utf-8') as file:
         file.write('\n'.join(lines) + '\n')
-    config = lora_sentiment.get_config()
+    config: Config = lora_sentiment.get_config()
     config.model.source = str(checkpoint(folder / 'bert', 'tiny_bert'))
     config.data.source = str(folder / 'reviews.csv.bz2')
     config.data.lengths = (8,)  # one shape, one compilation

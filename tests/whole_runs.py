@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import build, train
 from experiments.checkpoints import Checkpoints
+from experiments.config import Config
 from experiments.fingerprint import fingerprint
 from experiments.metrics import read_metrics
 from peftjax.training import init_state
@@ -20,11 +21,11 @@ ROOT = Path(__file__).parents[1]
 RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
 
 
-def run_config(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def run_config(config: Config, workdir: Path) -> dict[str, float]:
     return train.train(config, workdir, Console(quiet=True))
 
 
-def final_states(config: ConfigDict, *workdirs: Path):
+def final_states(config: Config, *workdirs: Path):
     run = build.build(config)
     adapter = run.transform.init(jax.random.key(9), run.model)
     like = init_state(adapter, run.optimizer, jax.random.key(9))
@@ -43,6 +44,6 @@ def run_command(command: Sequence[str | Path]) -> subprocess.CompletedProcess[st
 
 
 def bits(leaf) -> np.ndarray:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)

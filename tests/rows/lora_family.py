@@ -1,6 +1,7 @@
 """Rows of LoRA's starts and of AdaLoRA."""
 
 import peftjax
+from peftjax.core.paths import Targets
 from tests.contract_models import HIDDEN, LAYERS, VOCABULARY, WIDTH
 from tests.rows.row import MATRICES, TOKENS, Row
 from tests.rows.weight_space import UP, total
@@ -8,7 +9,7 @@ from tests.rows.weight_space import UP, total
 _LORA = total(lambda i, o: 2 * (i + o))
 
 
-def _started(init, targets=MATRICES, parameters=_LORA, identity=0.0):
+def _started(init, targets: Targets = MATRICES, parameters=_LORA, identity=0.0):
     return Row(
         make=lambda targets: peftjax.lora(rank=2, alpha=3, init=init, targets=targets),
         targets=targets,

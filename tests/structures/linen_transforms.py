@@ -1,5 +1,7 @@
 """Flax Linen models under scan, remat, jit, vmap, cond and RNN, and with state passing through."""
 
+from typing import Any
+
 import flax.core
 import flax.linen as nn
 import jax
@@ -26,7 +28,7 @@ class CarryBlock(nn.Module):
         return Block(name='block')(x), None
 
 
-def scanned(body=CarryBlock, **options):
+def scanned(body: type[nn.Module] = CarryBlock, **options) -> Any:
     rules = {'variable_axes': {'params': 0}, 'split_rngs': {'params': True}, 'length': 3}
     return nn.scan(body, **(rules | options))
 
@@ -137,7 +139,7 @@ def scan_of_vmap_experts():
                 Block,
                 variable_axes={'params': 0},
                 split_rngs={'params': True},
-                in_axes=None,
+                in_axes=None,  # pyright: ignore[reportArgumentType] Flax types the default, 0
                 axis_size=3,
             )
             gates = nn.softmax(nn.Dense(3, use_bias=False, name='router')(x))
@@ -158,7 +160,8 @@ def cond_branches():
         def __call__(self, flag, x):
             first = nn.Dense(5, use_bias=False, name='first')
             second = nn.Dense(5, use_bias=False, name='second')
-            first(x), second(x)
+            for branch in (first, second):  # both have parameters, whichever runs
+                branch(x)
             return nn.cond(flag, lambda m, x: first(x), lambda m, x: second(first(x)), self, x)
 
     return init(Model(), jnp.array(True), normal(3, 5))
