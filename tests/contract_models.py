@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 import peftjax
 
@@ -21,7 +22,7 @@ class _LinenCore(nn.Module):
 
 
 class _LinenBlock(nn.Module):
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x, _=None):
@@ -36,7 +37,7 @@ class _LinenBlock(nn.Module):
 class _Linen(nn.Module):
     scan: bool
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids):

@@ -146,9 +146,8 @@ def test_length_normalised_loss_is_the_formula():
                 if n
             }
             total -= scores[answer] - math.log(sum(math.exp(v) for v in scores.values()))
-        found = training.length_normalised_loss(
-            *map(jnp.asarray, (log_probs, mask, ANSWERS)), exponent
-        )
+        scored, counted, answers = map(jnp.asarray, (log_probs, mask, ANSWERS))
+        found = training.length_normalised_loss(scored, counted, answers, exponent)
         np.testing.assert_allclose(found, total / 2, rtol=1e-5)
 
 
@@ -162,7 +161,8 @@ def test_unlikelihood_loss_is_the_formula():
             if c != answer
             for value in example[c, :n]
         ]
-        found = training.unlikelihood_loss(*map(jnp.asarray, (log_probs, mask, ANSWERS)), margin)
+        scored, counted, answers = map(jnp.asarray, (log_probs, mask, ANSWERS))
+        found = training.unlikelihood_loss(scored, counted, answers, margin)
         np.testing.assert_allclose(found, sum(terms) / len(terms), rtol=1e-5)
 
 
