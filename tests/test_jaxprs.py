@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -169,5 +170,5 @@ def test_unrolled_scans_compute_the_same(unroll):
     args = jnp.ones((3, 2)), jnp.arange(12.0).reshape(4, 3)
     again, found = jaxprs.unrolled(jax.make_jaxpr(nested)(*args), 4, unroll)
     assert found == 1
-    mine = jax.extend.core.jaxpr_as_fun(again)(*args)
+    mine = jex.jaxpr_as_fun(again)(*args)
     jax.tree.map(np.testing.assert_allclose, mine, jax.tree.leaves(nested(*args)))

@@ -36,7 +36,7 @@ def run(body: Body, operands: Sequence[Any], frame: Frame) -> list[Any]:
 
 def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], frame: Frame) -> Any:
     if tag.point == 'in':
-        calls.setdefault(tag.path, {})[tag.index] = array_of(value)
+        calls.setdefault(tag.path, {})[tag.number] = array_of(value)
         return value
     inputs = calls.pop(tag.path, {})
     if isinstance(value, View):

@@ -21,14 +21,14 @@ class Tag(NamedTuple):
 
     Attributes:
       point: `'in'` for an argument of the call, `'out'` for its output.
-      index: which argument.
+      number: of the argument.
       rank: number of axes of the array as the module saw it.
       kind: name of the module's class.
       path: of the module.
     """
 
     point: str
-    index: int
+    number: int
     rank: int
     kind: str
     path: str
