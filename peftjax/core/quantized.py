@@ -51,7 +51,10 @@ class QuantizedArray:
     """
 
     def __init__(self, arrays: Arrays, scheme: Scheme, matrix: Layout, dtype: Any):
-        self.arrays, self.scheme, self.matrix, self.dtype = dict(arrays), scheme, matrix, dtype
+        self.arrays: dict[str, Any] = dict(arrays)
+        self.scheme: Scheme = scheme
+        self.matrix: Layout = matrix
+        self.dtype: Any = dtype
 
     @classmethod
     def of(cls, leaf: jax.Array, layout: Layout, scheme: Scheme) -> 'QuantizedArray':

@@ -31,7 +31,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f'temperature must be at least 0, got {self.temperature}')
         if self.top_k is not None and self.top_k < 1:

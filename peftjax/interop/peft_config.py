@@ -31,7 +31,8 @@ class PeftConfig(Mapping[str, Any]):
     """The fields of the file; what is asked for counts as understood."""
 
     def __init__(self, raw: Mapping[str, Any], where: str):
-        self.raw, self.where = raw, where
+        self.raw: Mapping[str, Any] = raw
+        self.where: str = where
         self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:

@@ -38,7 +38,7 @@ class Names:
         # Without a head of its own an encoder is saved as the bare backbone.
         bare = bool(family.head) and not any(re.fullmatch(family.head, path) for path in leaves)
         heads = {'CAUSAL_LM': r'', 'SEQ_CLS': r'classifier/.*'}
-        self.task = next(
+        self.task: str | None = next(
             (task for task, head in heads.items() if head == family.head and not bare),
             'FEATURE_EXTRACTION',
         )
@@ -47,9 +47,9 @@ class Names:
         elif 'pixel_values' in model.takes:
             self.task = None  # the library has no word for images
         # The table of a tied head is two modules in torch, of which an adapter there changes one.
-        self.tied = family.head == '' and 'lm_head/kernel' not in leaves
+        self.tied: bool = family.head == '' and 'lm_head/kernel' not in leaves
         self._prefix = '' if bare else family.prefix
-        self.slots = {slot.path: slot for slot in slots(family.names, leaves)}
+        self.slots: dict[str, Slot] = {slot.path: slot for slot in slots(family.names, leaves)}
         self._places: dict[str, Place] = {}
         self._names: dict[tuple[str, int], str] = {}
         for slot in self.slots.values():

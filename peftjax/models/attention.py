@@ -1,5 +1,6 @@
 """The attention core, a module of its own so that methods can reach it, and the masks it takes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -195,7 +196,7 @@ def check_token_inputs(input_ids: jax.Array, **others: jax.Array | None) -> None
             )
 
 
-def activation(name: str):
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The feed-forward nonlinearity that a checkpoint's config.json calls `name`.
 
     Raises:

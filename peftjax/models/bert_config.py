@@ -25,7 +25,7 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.hidden_act)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -42,7 +42,7 @@ class GemmaConfig:
     rope: Rope = Rope()
     local_rope: Rope = Rope()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.hidden_activation)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

@@ -28,7 +28,7 @@ class GPT2Config:
     resid_pdrop: float = 0.1
     tie_word_embeddings: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.activation_function)
         if self.n_embd % self.n_head:
             raise ValueError(

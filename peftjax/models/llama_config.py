@@ -37,7 +37,7 @@ class LlamaConfig:
     qk_norm: bool = False
     rope: Rope = Rope()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.hidden_act)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(

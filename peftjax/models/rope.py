@@ -23,7 +23,7 @@ class Rope:
     original_max_position_embeddings: int = 8192
     divisors: tuple[float, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in ('default', 'linear', 'llama3', 'divisors'):
             raise ValueError(
                 f"rope kind {self.kind!r} is not supported: use 'default', 'linear' or 'llama3'"

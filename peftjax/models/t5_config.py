@@ -31,7 +31,7 @@ class T5Config:
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.activation)
 
     @property

@@ -29,7 +29,7 @@ class ViTConfig:
     attention_probs_dropout_prob: float = 0.0
     qkv_bias: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.hidden_act)
         kind = type(self).__name__
         if self.hidden_size % self.num_attention_heads:
@@ -57,7 +57,7 @@ class Dinov2Config(ViTConfig):
     mlp_ratio: int = 4
     use_swiglu_ffn: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         size = self.hidden_size * self.mlp_ratio
         if self.use_swiglu_ffn:
             size = (int(size * 2 / 3) + 7) // 8 * 8

@@ -31,7 +31,7 @@ class WhisperConfig:
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         activation(self.activation_function)
         for heads in (self.encoder_attention_heads, self.decoder_attention_heads):
             if self.d_model % heads:

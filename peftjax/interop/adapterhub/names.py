@@ -95,10 +95,12 @@ class Hub:
                     f'AdapterHub files are read and written for Llama itself, and this model has '
                     f'{field} {getattr(model.config, field)!r}'
                 )
-        self.names = Names(model)
-        self.prefix = family_of_config(model.config).prefix
+        self.names: Names = Names(model)
+        self.prefix: str = family_of_config(model.config).prefix
+        self.family: str
+        self.places: Places
         self.family, self.places = _FAMILIES[kind]
-        self.model = model
+        self.model: Model = model
 
     def branch(self, location: str) -> tuple[Slot, int] | None:
         """The branch at `encoder.layer.1.output`, its layers as those of a leaf, and which."""
