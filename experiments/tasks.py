@@ -17,8 +17,6 @@ from experiments import corpora, own_data
 from experiments.config import Config
 from experiments.data import Batch
 from experiments.packing import Row, chat_row, pack
-from peftjax.interop.sources import package_path
-from peftjax.interop.tokenizer import Tokenizer
 
 Sums = dict[str, jax.Array]
 
@@ -38,7 +36,7 @@ class Task(NamedTuple):
     sums: Callable[[Any, Batch], Sums]
 
 
-def film_reviews(data: Config, tokenizer: Tokenizer) -> Task:
+def film_reviews(data: Config, tokenizer: peftjax.Tokenizer) -> Task:
     """Is a sentence from a favourable review? Films of one split are in no other.
 
     A row: input_ids, segment_ids int32 [T], cut at the greatest length; targets int32 []; weights
@@ -62,7 +60,7 @@ def film_reviews(data: Config, tokenizer: Tokenizer) -> Task:
     return Task(splits, encoder_inputs, weighted_sums)
 
 
-def gsm8k(data: Config, tokenizer: Tokenizer) -> Task:
+def gsm8k(data: Config, tokenizer: peftjax.Tokenizer) -> Task:
     """Word problems answered step by step, in the chat format of SmolLM2-Instruct.
 
     The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
@@ -87,7 +85,7 @@ def gsm8k(data: Config, tokenizer: Tokenizer) -> Task:
 
 
 def _own(
-    read: Callable[[Config, Tokenizer | None], own_data.Splits],
+    read: Callable[[Config, peftjax.Tokenizer | None], own_data.Splits],
     inputs: Callable[[Batch], dict[str, Any]],
 ) -> Callable[[Config, Any], Task]:
     return lambda data, tokenizer: Task(read(data, tokenizer), inputs, weighted_sums)
@@ -141,7 +139,7 @@ def image_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def _path(source: str) -> Path:
-    return package_path(source) if source.startswith('package:') else Path(source)
+    return peftjax.package_path(source) if source.startswith('package:') else Path(source)
 
 
 def _limit(split: list, data: Config) -> list:

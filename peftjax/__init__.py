@@ -1,9 +1,10 @@
 """peftjax: parameter-efficient fine-tuning as pure transforms of Flax parameter trees."""
 
-from peftjax import testing
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from peftjax.binding.adapt import adapt
 from peftjax.binding.jaxprs import JaxVersionError
-from peftjax.binding.wrap import wrap
 from peftjax.core.base import (
     ROOT,
     Adapter,
@@ -28,13 +29,7 @@ from peftjax.core.sharding import batch_sharding, make_mesh, shardings, state_sh
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
 from peftjax.core.weightwise import weightwise
-from peftjax.generation.generate import generator, pad_left
-from peftjax.generation.sampling import Sampling
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_lora import export_gguf
-from peftjax.interop.load import abstract_inputs, load
-from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
-from peftjax.interop.save import save_checkpoint
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.adaption_prompt import adaption_prompt
@@ -75,11 +70,60 @@ from peftjax.methods.trainable_tokens import trainable_tokens
 from peftjax.methods.unions import mam, unipelt
 from peftjax.methods.vblora import vblora
 from peftjax.methods.vera import vera
-from peftjax.models.read_out import TokenScores
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 from peftjax.quantize.int8 import Int8
 from peftjax.quantize.model import quantize
 from peftjax.quantize.nf4 import NF4
+
+__version__ = '0.1.0'
+
+# The modules of the names that are imported on first use. Flax, which only `wrap` and the model
+# families need, and the readers of files took half of the time of `import peftjax`.
+_LATE = {
+    'wrap': 'peftjax.binding.wrap',
+    'generator': 'peftjax.generation.generate',
+    'pad_left': 'peftjax.generation.generate',
+    'Sampling': 'peftjax.generation.sampling',
+    'export_gguf': 'peftjax.interop.gguf_lora',
+    'abstract_inputs': 'peftjax.interop.load',
+    'load': 'peftjax.interop.load',
+    'PeftAdapter': 'peftjax.interop.peft_files',
+    'load_adapter': 'peftjax.interop.peft_files',
+    'save_adapter': 'peftjax.interop.peft_files',
+    'save_checkpoint': 'peftjax.interop.save',
+    'package_path': 'peftjax.interop.sources',
+    'Tokenizer': 'peftjax.interop.tokenizer',
+    'TokenScores': 'peftjax.models.read_out',
+    'testing': 'peftjax.testing',
+    'training': 'peftjax.training',
+}
+
+if TYPE_CHECKING:
+    from peftjax import testing, training
+    from peftjax.binding.wrap import wrap
+    from peftjax.generation.generate import generator, pad_left
+    from peftjax.generation.sampling import Sampling
+    from peftjax.interop.gguf_lora import export_gguf
+    from peftjax.interop.load import abstract_inputs, load
+    from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
+    from peftjax.interop.save import save_checkpoint
+    from peftjax.interop.sources import package_path
+    from peftjax.interop.tokenizer import Tokenizer
+    from peftjax.models.read_out import TokenScores
+else:  # A type checker that saw this function would believe that every name exists.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATE:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        module = importlib.import_module(_LATE[name])
+        value = module if module.__name__ == f'{__name__}.{name}' else getattr(module, name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})
+
 
 __all__ = [
     'Int8',
@@ -97,6 +141,7 @@ __all__ = [
     'shardings',
     'state_shardings',
     'save_checkpoint',
+    'package_path',
     'save_adapter',
     'export_gguf',
     'load_adapter',
@@ -130,6 +175,7 @@ __all__ = [
     'Summary',
     'TargetError',
     'TokenScores',
+    'Tokenizer',
     'Use',
     'WeightAdapter',
     'WeightRule',
@@ -185,6 +231,7 @@ __all__ = [
     'shira',
     'summary',
     'testing',
+    'training',
     'top_layers',
     'trainable_tokens',
     'unipelt',

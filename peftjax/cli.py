@@ -2,9 +2,11 @@
 
 import argparse
 import ast
+import platform
 import re
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -38,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         description='Adapters and checkpoints, from the command line.',
         epilog='peftjax COMMAND --help says what a command takes, with an example.',
     )
+    parser.add_argument('--version', action='version', version=_versions())
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     inspect = _command(
@@ -145,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_labels(plan)
     return parser
+
+
+def _versions() -> str:
+    """What a report of a fault should name."""
+    needed = [f'{name} {metadata.version(name)}' for name in ('jax', 'flax')]
+    found = [f'peftjax {peftjax.__version__}', *needed, f'Python {platform.python_version()}']
+    return ', '.join(found)
 
 
 def _command(commands: Any, name: str, run: Any, text: str, example: str) -> Any:

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -9,34 +10,37 @@ from pathlib import Path
 
 import pytest
 
+import peftjax
+from peftjax import testing, training
+
 ROOT = Path(__file__).parents[1]
-# A package of peftjax -> the others it may import. The lines go from the bottom to the top.
+# A row of the table in CONTRIBUTING.md: a folder or a file, what it is for, what it may import.
+_ROW = re.compile(r'^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|$', re.MULTILINE)
 ALLOWED = {
-    'core': {'core'},
-    'binding': {'core', 'binding'},
-    'quantize': {'core', 'quantize'},
-    'methods': {'core', 'quantize', 'methods'},
-    'training': {'core', 'binding', 'methods', 'quantize', 'training'},
-    'models': {'models'},
-    'interop': {'core', 'binding', 'quantize', 'methods', 'models', 'interop'},
-    'generation': {'core', 'binding', 'generation'},
-    'testing': {'core', 'binding', 'methods', 'testing'},
-    'cli': {'__init__', 'training'},
-    '__init__': {
-        *('core', 'binding', 'methods', 'quantize'),
-        *('training', 'models', 'interop', 'generation', 'testing'),
-    },
+    where: set(re.findall('`([^`]+)`', may))
+    for where, may in _ROW.findall((ROOT / 'CONTRIBUTING.md').read_text())
 }
+FOLDERS = sorted({where.split('/')[0] for where in ALLOWED})
 LIBRARY = sorted((ROOT / 'peftjax').rglob('*.py'))
-OURS = [
-    path
-    for folder in ('peftjax', 'experiments', 'configs', 'benchmarks', 'tests')
-    for path in sorted((ROOT / folder).rglob('*.py'))
-]
+OURS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.py'))]
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
+_PUBLIC = {
+    *('peftjax', 'peftjax.training', 'peftjax.testing'),
+    *(f'peftjax.{name}' for name in peftjax.__all__),
+    *(f'peftjax.training.{name}' for name in training.__all__),
+    *(f'peftjax.testing.{name}' for name in vars(testing) if not name.startswith('_')),
+}
 
 
 def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def _tree(path: Path) -> ast.AST:
+    if path.suffix == '.py':
+        return ast.parse(path.read_text())
+    cells = json.loads(path.read_text())['cells']
+    return ast.parse('\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code'))
 
 
 def _imports(tree: ast.AST) -> list[str]:
@@ -51,29 +55,57 @@ def _imports(tree: ast.AST) -> list[str]:
     return found
 
 
-def _part(module: str) -> str:
-    """'peftjax.core.paths' -> 'core'; 'peftjax' itself is '__init__'."""
-    pieces = module.split('.')
-    return pieces[1] if len(pieces) > 1 else '__init__'
+def _row(path: Path) -> str:
+    """The row of the table that a file, or a module written as a path, belongs to."""
+    return next(str(each) for each in (path, *path.parents) if str(each) in ALLOWED)
 
 
-@pytest.mark.parametrize('path', LIBRARY, ids=_name)
-def test_the_library_follows_the_arrows(path):
-    here = path.relative_to(ROOT / 'peftjax').parts[0].removesuffix('.py')
-    names = _imports(ast.parse(path.read_text()))
-    wrong = [n for n in names if n.split('.')[0] == 'peftjax' and _part(n) not in ALLOWED[here]]
-    assert not wrong, f'{_name(path)} may import {sorted(ALLOWED[here])} of peftjax, not {wrong}'
+def _is_allowed(module: str, allowed: set[str]) -> bool:
+    """Whether a file whose row ends with `allowed` may import `module`, or a name in it."""
+    root, *inside = module.split('.')
+    if root not in FOLDERS:
+        return True
+    if root != 'peftjax':
+        return _row(Path(root, *inside)) in allowed
+    public = 'peftjax' in allowed and module in _PUBLIC
+    return public or 'peftjax.*' in allowed or bool(allowed.intersection(inside[:1]))
 
 
-@pytest.mark.parametrize('path', LIBRARY, ids=_name)
-def test_the_library_knows_no_experiment_and_no_config(path):
-    roots = {name.split('.')[0] for name in _imports(ast.parse(path.read_text()))}
-    assert not roots & {'experiments', 'configs', 'ml_collections', 'absl', 'grain', 'torch'}
+def test_every_folder_with_code_is_in_the_table():
+    listed = subprocess.run(
+        ['git', 'ls-files', '*.py', '*.ipynb'], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    folders = {Path(name).parts[0] for name in listed.stdout.split() if '/' in name}
+    assert folders == set(FOLDERS)
+
+
+@pytest.mark.parametrize('path', [*OURS, *NOTEBOOKS], ids=_name)
+def test_every_file_follows_the_arrows(path):
+    row = _row(path.relative_to(ROOT))
+    wrong = [name for name in _imports(_tree(path)) if not _is_allowed(name, ALLOWED[row])]
+    assert not wrong, f'{_name(path)} may import {sorted(ALLOWED[row])} of ours, not {wrong}'
+
+
+@pytest.mark.parametrize(
+    ('module', 'row', 'may'),
+    [
+        ('peftjax.core.paths', 'peftjax/methods', True),
+        ('peftjax.binding.adapt', 'peftjax/methods', False),
+        ('experiments.build', 'peftjax/training', False),
+        ('peftjax.training.plan', 'experiments/sweeps', True),
+        ('peftjax.core.paths.near_names', 'experiments/sweeps', False),
+        ('experiments.sweeps.rows', 'configs', False),
+        ('peftjax.core.paths', 'benchmarks', True),
+        ('numpy', 'configs', True),
+    ],
+)
+def test_the_table_says_what_it_should(module, row, may):
+    assert _is_allowed(module, ALLOWED[row]) is may
 
 
 @pytest.mark.parametrize('path', OURS, ids=_name)
 def test_no_import_hides_inside_a_function(path):
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             hidden = [n for n in ast.walk(function) if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -85,23 +117,60 @@ def test_the_library_imports_what_it_declares_and_declares_what_it_imports():
     config.read(ROOT / 'setup.cfg')
     lines = config['options']['install_requires'].splitlines()
     declared = {re.split(r'[>=<\[]', line)[0] for line in lines if line and line[0] != '#'}
-    roots = {
-        name.split('.')[0] for path in LIBRARY for name in _imports(ast.parse(path.read_text()))
-    }
+    roots = {name.split('.')[0] for path in LIBRARY for name in _imports(_tree(path))}
     roots -= {'peftjax', *sys.stdlib_module_names}
     assert roots == declared  # true as long as these are installed by the name they are imported by
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=_name)
 def test_configs_import_only_the_config_library(path):
-    roots = {name.split('.')[0] for name in _imports(ast.parse(path.read_text()))}
+    roots = {name.split('.')[0] for name in _imports(_tree(path))}
     assert roots <= {'ml_collections', 'configs', *sys.stdlib_module_names}
 
 
-def test_importing_peftjax_brings_no_experiment_package():
-    heavy = ('ml_collections', 'grain', 'matplotlib', 'tensorboardX', 'orbax')
-    code = f'import sys, peftjax; print([name for name in {heavy} if name in sys.modules])'
+def _printed(code: str) -> str:
+    """What a fresh process prints."""
     done = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert done.stdout.strip() == '[]'
+    return done.stdout.strip()
+
+
+def test_importing_peftjax_brings_nothing_that_methods_do_not_need():
+    heavy = {
+        *('ml_collections', 'grain', 'matplotlib', 'tensorboardX', 'orbax', 'optax', 'IPython'),
+        *('flax.nnx', 'gguf', 'tokenizers', 'huggingface_hub', 'safetensors', 'peftjax.models'),
+    }
+    code = f'import sys, peftjax; print(sorted(set(sys.modules) & {heavy}))'
+    assert _printed(code) == '[]'
+
+
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import peftjax; print(peftjax.training.eva.__name__)',
+        'import peftjax; import peftjax.training; print(peftjax.training.eva.__name__)',
+        'import peftjax.training; print(peftjax.training.eva.__name__)',
+        'from peftjax import training; print(training.eva.__name__)',
+        'from peftjax import *; print(training.eva.__name__)',
+    ],
+)
+def test_training_is_there_however_it_is_asked_for(code):
+    assert _printed(code) == 'eva'
+
+
+def test_what_is_imported_late_is_what_type_checkers_see():
+    tree = ast.parse((ROOT / 'peftjax' / '__init__.py').read_text())
+    (seen,) = [node for node in tree.body if isinstance(node, ast.If)]
+    modules = {name.rpartition('.')[2]: name for name in _imports(seen)}
+    late = {
+        name: module if module == f'peftjax.{name}' else f'{module}.{name}'
+        for name, module in peftjax._LATE.items()
+    }
+    assert late == modules
+    assert set(late) <= set(peftjax.__all__) <= set(dir(peftjax))
+
+
+def test_a_name_that_is_not_there_says_so():
+    with pytest.raises(AttributeError, match="module 'peftjax' has no attribute 'lorra'"):
+        peftjax.lorra  # noqa: B018

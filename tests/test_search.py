@@ -144,7 +144,7 @@ def test_wrong_searches_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no search 'x' in .*lora_sentiment: it has rates"):
         Search(lora_sentiment, 'x', lora_sentiment.get_config(), 'tpe', SCORE, 0)
     monkeypatch.setitem(sys.modules, 'optuna', None)
-    with pytest.raises(ValueError, match=r"pip install 'peftjax\[search\]'"):
+    with pytest.raises(ValueError, match='uv pip install --group search'):
         search_of()
 
 

@@ -60,5 +60,5 @@ def test_tasks_do_what_one_process_does(tmp_path):
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    with pytest.raises(ValueError, match=r"pip install 'peftjax\[ray\]'"):
+    with pytest.raises(ValueError, match='uv pip install --group ray'):
         LOCAL([], SweepFolder(tmp_path), nobody, lambda *_: None, False)

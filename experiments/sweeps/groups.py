@@ -16,8 +16,8 @@ from experiments.data import collate
 from experiments.placement import Placement
 from experiments.sweeps.rows import Row
 from experiments.tasks import Task
+from peftjax import training
 from peftjax.training import Program, init_state, make_train_step, program_key, trace
-from peftjax.training.counting import kept
 
 BUSY = 512  # positions in a step that keep a CPU busy
 # What decides when something happens, and on what: equal in all rows of a program.
@@ -194,7 +194,7 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
         ),
         batch,
     )
-    activations = kept(run.loss, state.adapter, params, part)
+    activations = training.activation_bytes(run.loss, state.adapter, params, part)
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
     return Group(name, list(members), _bytes(params), adapter + optimizer, adapter + activations)
 

@@ -1,5 +1,6 @@
 """The rows of a sweep: what a config file's `sweep_<name>(add)` adds, each as a whole config."""
 
+import difflib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 
 import peftjax
 from experiments.config import Config
-from peftjax.core.paths import near_names
 
 _TAKES = {'sweep': 'add', 'search': 'trial'}
 
@@ -137,7 +137,7 @@ def _is_argument(config: Config, sections: list[str], name: str) -> bool:
 
 
 def _near(field: str, config: Config) -> str:
-    return f'near names: {near_names(field, _fields(config))}'
+    return f'near names: {difflib.get_close_matches(field, _fields(config), n=5, cutoff=0)}'
 
 
 def _fields(config: Config, prefix: str = '') -> list[str]:

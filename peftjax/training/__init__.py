@@ -1,7 +1,7 @@
 """What training adds to a method: steps, optimisers, losses and starts from data."""
 
 from peftjax.training.adalora import AllocationState, adalora_allocation
-from peftjax.training.counting import flops
+from peftjax.training.counting import activation_bytes, flops
 from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
 from peftjax.training.gptq import gptq
@@ -24,6 +24,7 @@ __all__ = [
     'Program',
     'TrainState',
     'Vectorized',
+    'activation_bytes',
     'adalora_allocation',
     'eva',
     'fisher',

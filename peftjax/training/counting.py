@@ -29,7 +29,7 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
     return products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def kept(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
+def activation_bytes(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
     """Bytes of what the backward pass needs and is no argument: activations, on all devices.
 
     Arguments are `ShapeDtypeStruct`s. What the program of `jax.vjp` hands on and was not given.

@@ -15,7 +15,7 @@ from peftjax.binding.adapt import adapt
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, WeightRule
 from peftjax.core.sharding import DATA, FSDP, batch_sharding, shardings, state_shardings
-from peftjax.training.counting import flops, kept, width
+from peftjax.training.counting import activation_bytes, flops, width
 from peftjax.training.machines import Machine
 from peftjax.training.step import init_state, make_train_step
 
@@ -170,6 +170,7 @@ def plan(
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
     adapter = _bytes(state.adapter)
+    activations = activation_bytes(loss_fn, *map(_bare, (state.adapter, params, inputs)))
     return Plan(
         batch=min(batches),
         devices=1 if mesh is None else mesh.size,
@@ -180,7 +181,7 @@ def plan(
         adapter=adapter,
         gradients=adapter,
         optimizer=_bytes(state.opt_state),
-        activations=kept(loss_fn, *map(_bare, (state.adapter, params, inputs))) // groups,
+        activations=activations // groups,
         flops=flops(step, *map(_bare, (state, params, inputs))),
         machine=machine,
         compiled=_compile(step, state, params, inputs, mesh) if compiled else None,
