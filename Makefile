@@ -11,7 +11,8 @@ WORKDIR ?= runs/lora_sentiment
 SWEEPDIR ?= runs/sweep
 # An environment is current while it is younger than the files that describe it.
 RECIPE := setup.cfg pyproject.toml constraints.txt experiments/assets.txt
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# pip brings uv, and uv the rest, in a tenth of pip's time.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: train sweep test lint types unit clean
 
@@ -38,12 +39,13 @@ unit: $(VENV)/.ready-to-test
 $(VENV)/.ready-to-train: $(RECIPE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"peftjax needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: run make PYTHON=<a newer one>" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --constraint constraints.txt --editable '.[experiments]'
-	$(INSTALL) --no-deps --requirement experiments/assets.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(UV) --constraint constraints.txt --editable . --group train
+	$(UV) --no-deps --requirement experiments/assets.txt
 	touch $@
 
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-train
-	$(INSTALL) --constraint constraints.txt --editable '.[test]'
+	$(UV) --constraint constraints.txt --editable . --group test
 	touch $@
 
 clean:

