@@ -24,9 +24,7 @@ LIBRARY_TESTS = tuple(
     for name in 'binding views core contract quantize vectorize generation sharding'.split()
 )
 # The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
-OLDEST_TESTS = tuple(
-    f'tests/test_{name}.py' for name in 'binding views strict_loading gguf peft_files'.split()
-)
+OLDEST_TESTS = tuple(f'tests/test_{name}.py' for name in 'binding views gguf peft_files'.split())
 # Where JAX's documentation says that nightly wheels are.
 NIGHTLY = 'https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/'
 PYTEST = ('python', '-m', 'pytest', '--numprocesses', 'auto', '--dist', 'worksteal')

@@ -134,8 +134,7 @@ def main() -> None:
     check_method(linen, params, r'(hidden|out)/kernel')
     check_method(Nnx(nnx.Rngs(0)), None, r'(hidden|out)/kernel')
     check_command()
-    python = '.'.join(map(str, sys.version_info[:3]))
-    print(f'The wheel works: {command("--version").strip()} (Python {python}).')
+    print(f'The wheel works: {command("--version").strip()}.')
 
 
 if __name__ == '__main__':

@@ -37,6 +37,14 @@ def test_the_command_is_installed():
     assert 'inspect' in done.stdout and 'merge' in done.stdout
 
 
+def test_version_names_what_a_report_needs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['--version'])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert text.startswith(f'peftjax {peftjax.__version__}, jax {jax.__version__}, flax ')
+
+
 def test_inspect_shows_sites_and_what_an_adapter_trains(capsys):
     assert cli.main(['inspect', require_package(MINILM)]) == 0
     text = capsys.readouterr().out

@@ -55,6 +55,12 @@ def _imports(tree: ast.AST) -> list[str]:
     return found
 
 
+def imported_roots(paths: list[Path]) -> set[str]:
+    """The packages that files import, without Python's own and without peftjax."""
+    names = [name for path in paths for name in _imports(_tree(path))]
+    return {name.split('.')[0] for name in names} - {'peftjax', *sys.stdlib_module_names}
+
+
 def _row(path: Path) -> str:
     """The row of the table that a file, or a module written as a path, belongs to."""
     return next(str(each) for each in (path, *path.parents) if str(each) in ALLOWED)
@@ -117,15 +123,14 @@ def test_the_library_imports_what_it_declares_and_declares_what_it_imports():
     config.read(ROOT / 'setup.cfg')
     lines = config['options']['install_requires'].splitlines()
     declared = {re.split(r'[>=<\[]', line)[0] for line in lines if line and line[0] != '#'}
-    roots = {name.split('.')[0] for path in LIBRARY for name in _imports(_tree(path))}
-    roots -= {'peftjax', *sys.stdlib_module_names}
-    assert roots == declared  # true as long as these are installed by the name they are imported by
+    assert (
+        imported_roots(LIBRARY) == declared
+    )  # true as long as these are installed by the name they are imported by
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=_name)
 def test_configs_import_only_the_config_library(path):
-    roots = {name.split('.')[0] for name in _imports(_tree(path))}
-    assert roots <= {'ml_collections', 'configs', *sys.stdlib_module_names}
+    assert imported_roots([path]) <= {'ml_collections', 'configs'}
 
 
 def _printed(code: str) -> str:

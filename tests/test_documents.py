@@ -1,0 +1,113 @@
+"""What the package, its documents and the workflows say of each other holds."""
+
+import configparser
+import datetime
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import peftjax
+from tests.test_imports import LIBRARY, ROOT, imported_roots
+
+PAGES = [*ROOT.glob('*.md'), *ROOT.glob('*/*.md')]
+_LINK = re.compile(r'\]\(([^)\s]+)\)')
+HOME = 'https://github.com/peftjax/peftjax/'
+
+
+def _setup() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    return config
+
+
+def _workflow(path: Path) -> dict:
+    # YAML 1.1 reads the key `on` as true.
+    return {
+        'on' if key is True else key: value
+        for key, value in yaml.safe_load(path.read_text()).items()
+    }
+
+
+WORKFLOWS = {path.stem: _workflow(path) for path in (ROOT / '.github' / 'workflows').glob('*.yml')}
+
+
+def _commands(workflow: dict) -> list[str]:
+    return [
+        step['run'] for job in workflow['jobs'].values() for step in job['steps'] if 'run' in step
+    ]
+
+
+def test_the_package_and_the_changelog_name_one_version():
+    headings = re.findall('^## (.*)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    assert headings[0] == 'Unreleased'
+    newest = re.fullmatch(r'(\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)', headings[1])
+    assert newest is not None and newest[1] == peftjax.__version__
+    datetime.date.fromisoformat(newest[2])
+    assert _setup()['metadata']['version'] == 'attr: peftjax.__version__'
+
+
+def test_every_page_that_is_linked_is_there():
+    for page in PAGES:
+        for target in _LINK.findall(page.read_text()):
+            path = re.sub(f'^{HOME}(blob|tree)/main/', '/', target).partition('#')[0]
+            if path and '://' not in path:
+                place = ROOT / path[1:] if path.startswith('/') else page.parent / path
+                assert place.exists(), f'{page.name} links {target}'
+
+
+def test_the_links_of_the_long_description_are_absolute():
+    assert _setup()['metadata']['long_description'] == 'file: README.md'
+    links = _LINK.findall((ROOT / 'README.md').read_text())
+    assert links and all(link.startswith('https://') for link in links)
+
+
+def test_extras_name_only_what_the_wheel_uses():
+    config = _setup()
+    used = imported_roots(LIBRARY)
+    for extra, requirements in config['options.extras_require'].items():
+        for line in requirements.split('\n')[1:]:
+            assert re.split(r'[>=<\[]', line)[0] in used, f'{extra} installs {line}'
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/sweeps.md', 'experiments/optional.py'])
+def test_groups_that_are_named_are_there(page):
+    groups = tomllib.loads((ROOT / 'pyproject.toml').read_text())['dependency-groups']
+    named = re.findall(r'--group (\w[\w-]*)', (ROOT / page).read_text())
+    assert set(named) <= set(groups)
+    assert not re.search(r'peftjax\[(?!gpu|tpu)', (ROOT / page).read_text())
+
+
+def test_a_scheduled_workflow_runs_every_slow_test():
+    slow = WORKFLOWS['slow']
+    assert slow['on']['schedule'] and 'nox --session slow' in _commands(slow)
+    session = (ROOT / 'noxfile.py').read_text().partition('def slow(')[2].partition('\n\n\n')[0]
+    # Every test with the mark, with the library and the browser that some of them ask for.
+    assert "session.run(*PYTEST, '-m', 'slow', *session.posargs)" in session
+    assert "'--group', 'ray'" in session and "'tests/test_sweep_page.py'" in session
+    assert 'google-chrome --version' in _commands(slow)
+
+
+def test_workflows_run_sessions_that_there_are():
+    sessions = set(
+        re.findall(r'^def ([a-z]\w*)\(session', (ROOT / 'noxfile.py').read_text(), re.MULTILINE)
+    )
+    matrices = [
+        job['strategy']['matrix']
+        for w in WORKFLOWS.values()
+        for job in w['jobs'].values()
+        if 'strategy' in job
+    ]
+    named = {each for matrix in matrices for each in matrix.get('session', [])}
+    named |= {row['session'] for matrix in matrices for row in matrix.get('include', [])}
+    named |= set(
+        re.findall(
+            r'nox --session ([\w.-]+)',
+            '\n'.join(c for w in WORKFLOWS.values() for c in _commands(w)),
+        )
+    )
+    named |= set((ROOT / '.ci' / 'run').read_text().partition('--session ')[2].split())
+    assert len(named) >= 6 and {name.partition('-')[0] for name in named} <= sessions
+    assert {'newest-3.12', 'newest-3.13', 'oldest', 'wheel', 'nightly', 'slow'} <= named
