@@ -15,6 +15,9 @@ from jax.extend import core as jax_core
 TESTED = '0.8.0', '0.12.0'
 """The oldest and the newest JAX release that the tests pass on."""
 
+# The same class as Jaxpr since jax 0.12, which imports it without saying that it exports it.
+_ClosedJaxpr = jax_core.ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]
+
 
 class JaxVersionError(RuntimeError):
     """The installed JAX writes a primitive in a form that this release of peftjax cannot read."""
@@ -280,7 +283,7 @@ def _parameters(eqn: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_program(value: Any) -> bool:
-    return isinstance(value, jax_core.ClosedJaxpr | jax_core.Jaxpr)
+    return isinstance(value, _ClosedJaxpr | jax_core.Jaxpr)
 
 
 def is_literal(var: Any) -> bool:
@@ -358,10 +361,10 @@ def unrolled(closed: Any, length: int, unroll: int) -> tuple[Any, int]:
 
 
 def _unrolled_parameter(value: Any, length: int, unroll: int) -> tuple[Any, int]:
-    if isinstance(value, jax_core.ClosedJaxpr):
+    if isinstance(value, _ClosedJaxpr):
         return unrolled(value, length, unroll)
     if _is_program(value):
-        closed, found = unrolled(jax_core.ClosedJaxpr(value, ()), length, unroll)
+        closed, found = unrolled(_ClosedJaxpr(value, ()), length, unroll)
         return closed.jaxpr, found
     if isinstance(value, tuple):
         pairs = [_unrolled_parameter(item, length, unroll) for item in value]

@@ -41,9 +41,8 @@ def activation_bytes(loss_fn: LossFunction, adapter: Any, params: Any, inputs: A
     program = jax.make_jaxpr(pullback)(adapter, params, inputs, jax.random.key(0))
     given = set(map(id, program.jaxpr.invars))
     handed = {id(var): var.aval for var in program.jaxpr.outvars if not jaxprs.is_literal(var)}
-    return math.ceil(
-        sum(math.prod(a.shape) * width(a.dtype) for var, a in handed.items() if var not in given)
-    )
+    arrays: list[Any] = [aval for var, aval in handed.items() if var not in given]
+    return math.ceil(sum(math.prod(array.shape) * width(array.dtype) for array in arrays))
 
 
 def width(dtype: Any) -> float:
