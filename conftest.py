@@ -1,4 +1,4 @@
-"""Settings of every test: eight fake devices, strict dtypes, names for the docstring examples."""
+"""Settings of every test: eight fake devices, shapes checked, names for the docstring examples."""
 
 import gc
 import os
@@ -20,6 +20,11 @@ if jaxlib.version.__version_info__ < (0, 11):
 
 # Programs of the tests are for the tests: none is left in a reader's cache.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = ''
+
+# Before the library is imported: what it imports then checks the shapes of its arrays.
+from tests import shape_checks
+
+shape_checks.install()
 
 import jax
 import jax.numpy as jnp

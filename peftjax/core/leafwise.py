@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, check_entries
@@ -14,10 +15,12 @@ from peftjax.core.weightwise import refuse_quantized
 
 def leafwise(
     name: str,
-    init_leaf: Callable[[jax.Array, WeightSite], jax.Array],
-    change_leaf: Callable[[jax.Array, jax.Array, str], jax.Array],
+    init_leaf: Callable[[Float[jax.Array, '*shape'], WeightSite], Float[jax.Array, '*entry']],
+    change_leaf: Callable[
+        [Float[jax.Array, '*entry'], Float[jax.Array, '*shape'], str], Float[jax.Array, '*shape']
+    ],
     choose: Callable[[Model], list[str]],
-    fits: Callable[[jax.Array, Any, str], bool],
+    fits: Callable[[Float[jax.Array, '*entry'], Any, str], bool],
     replaces: bool = False,
 ) -> PeftTransform:
     """A transform that puts another array of the same shape in the place of chosen leaves.
@@ -38,13 +41,13 @@ def leafwise(
       A transform whose adapter is `{leaf path: entry}`.
     """
 
-    def init(key: jax.Array, model: Model) -> dict[str, jax.Array]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, jax.Array]:
         del key
         leaves = paths.flatten(model.params)
         sites = model.sites.weights
         return {path: init_leaf(dense(leaves[path]), sites[path]) for path in choose(model)}
 
-    def changed(path: str, entry: jax.Array, leaves: dict[str, Any]) -> jax.Array:
+    def changed(path: str, entry: jax.Array, leaves: dict[str, Any]) -> Float[jax.Array, '...']:
         _check(path, entry, leaves)
         leaf = dense(leaves[path])
         return change_leaf(entry, leaf, path).astype(leaf.dtype)

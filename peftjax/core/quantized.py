@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from peftjax.core.layout import Layout
 
@@ -22,11 +23,11 @@ class Scheme(Protocol):
         """Short, for tables and messages."""
         ...
 
-    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+    def pack(self, matrix: Float[jax.Array, 'rows columns']) -> dict[str, jax.Array]:
         """The arrays that keep it, among them `codes: [rows, any]`. Pure, to be traced."""
         ...
 
-    def unpack(self, arrays: Arrays) -> jax.Array:
+    def unpack(self, arrays: Arrays) -> Float32[jax.Array, 'rows columns']:
         """The matrix again, float32; columns that `pack` added may follow the matrix's own."""
         ...
 
@@ -57,7 +58,7 @@ class QuantizedArray:
         self.dtype: Any = dtype
 
     @classmethod
-    def of(cls, leaf: jax.Array, layout: Layout, scheme: Scheme) -> 'QuantizedArray':
+    def of(cls, leaf: Float[jax.Array, '...'], layout: Layout, scheme: Scheme) -> 'QuantizedArray':
         """`leaf` by `scheme`.
 
         Raises:
@@ -97,7 +98,7 @@ class QuantizedArray:
         """Of all its arrays."""
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.arrays.values())
 
-    def dequantize(self) -> jax.Array:
+    def dequantize(self) -> Float[jax.Array, '...']:
         """The leaf it stands for."""
         unpack: Callable[[Arrays], jax.Array] = self.scheme.unpack
         for _ in self.stack:

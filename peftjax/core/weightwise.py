@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import Float, Key, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import (
@@ -25,12 +26,14 @@ Leaves = Any
 
 
 def weightwise(
-    init_weight: Callable[[jax.Array, jax.Array, WeightSite], dict[str, jax.Array]],
-    merge_weight: Callable[[Leaves, jax.Array, str], jax.Array],
-    apply_weight: Callable[[Leaves, Use, str], jax.Array] | None = None,
+    init_weight: Callable[
+        [PRNGKeyArray, Float[jax.Array, 'in out'], WeightSite], Mapping[str, Any]
+    ],
+    merge_weight: Callable[[Leaves, Float[jax.Array, 'in out'], str], Float[jax.Array, 'in out']],
+    apply_weight: Callable[[Leaves, Use, str], Float[jax.Array, '...']] | None = None,
     *,
     constants: Callable[[str, Layout], dict[str, Any]] | None = None,
-    prepare: Callable[[Leaves, jax.Array, str], Leaves] | None = None,
+    prepare: Callable[[Leaves, Float[jax.Array, 'in out'], str], Leaves] | None = None,
     targets: paths.Targets,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -70,7 +73,7 @@ def weightwise(
     (3,)
     """
 
-    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
         leaves = paths.flatten(model.params)
         return {
             site.path: _init_site(
@@ -125,11 +128,11 @@ def at(function: Callable[..., Any], path: str) -> Callable[..., Any]:
 
 
 def merge_leaf(
-    leaf: jax.Array,
+    leaf: Float[jax.Array, '*shape'],
     layout: Layout,
     leaves: Leaves,
-    merged: Callable[[Leaves, jax.Array], jax.Array],
-) -> jax.Array:
+    merged: Callable[[Leaves, Float[jax.Array, 'in out']], Float[jax.Array, 'in out']],
+) -> Float[jax.Array, '*shape']:
     """`leaf` with `merged(leaves, matrix)` in place of each matrix of its stack."""
     matrix = layout.to_matrix(leaf)
     result = over_stack(merged, layout)(dict(leaves), matrix)
@@ -149,16 +152,16 @@ def over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., An
 
 
 def on_plain_dots(
-    apply_weight: Callable[[Leaves, Use, str], jax.Array],
-    merge_weight: Callable[[Leaves, jax.Array, str], jax.Array],
-) -> Callable[[Leaves, Use, str], jax.Array]:
+    apply_weight: Callable[[Leaves, Use, str], Float[jax.Array, 'T out']],
+    merge_weight: Callable[[Leaves, Float[jax.Array, 'in out'], str], Float[jax.Array, 'in out']],
+) -> Callable[[Leaves, Use, str], Float[jax.Array, '...']]:
     """`apply_weight` where `[T, in]` meets the matrix; elsewhere the merged matrix is formed.
 
     For methods that act on the input or on blocks of it, which a lookup, a convolution and a tied
     head do not have in that form.
     """
 
-    def apply(leaves: Leaves, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         if use.kind == 'dot' and not use.transposed:
             return apply_weight(leaves, use, path)
         return use.product(use.x, merge_weight(leaves, use.weight(), path))
@@ -216,7 +219,7 @@ def _check_made_here(adapter: Any) -> None:
 
 
 def _init_site(
-    key: jax.Array, leaf: Any, site: WeightSite, init_weight: Callable[..., dict[str, jax.Array]]
+    key: PRNGKeyArray, leaf: Any, site: WeightSite, init_weight: Callable[..., Mapping[str, Any]]
 ) -> WeightAdapter:
     layout = site.layout
     assert layout is not None
@@ -227,7 +230,7 @@ def _init_site(
         )
     keys = jax.random.split(key, layout.stack_shape) if layout.stack else key
 
-    def start(keys: jax.Array, leaf: Any) -> dict[str, jax.Array]:
+    def start(keys: Key[jax.Array, '*stack'], leaf: Any) -> Mapping[str, Any]:
         one = over_stack(lambda key, matrix: init_weight(key, matrix, site), layout)
         return one(keys, layout.to_matrix(dense(leaf)))
 
@@ -236,6 +239,6 @@ def _init_site(
 
 
 def _by_merging(
-    merged: Callable[[Leaves, jax.Array], jax.Array],
-) -> Callable[[Leaves, Use], jax.Array]:
+    merged: Callable[[Leaves, Float[jax.Array, 'in out']], Float[jax.Array, 'in out']],
+) -> Callable[[Leaves, Use], Float[jax.Array, '...']]:
     return lambda leaves, use: use.product(use.x, merged(leaves, use.weight()))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from peftjax.binding import calls
 from peftjax.binding.adapt import evaluate_settled, settle
@@ -67,14 +68,14 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         adapter: Adapter,
         params: Any,
         read: dict[str, jax.Array],
-        key: jax.Array,
+        key: PRNGKeyArray,
         *,
         count: int,
         ends: tuple[int, ...],
         pad: int,
         start: tuple[int, ...],
         sampling: Sampling,
-    ) -> jax.Array:
+    ) -> Int32[jax.Array, 'B tokens']:
         rules, settled = settle(model, method.rules(adapter), params)
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
@@ -82,10 +83,12 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def call(**keywords: Any) -> Any:
             return evaluate_settled(model, rules, settled, None, calls.split((), keywords))
 
-        def choose(logits: jax.Array, number: jax.Array) -> jax.Array:
+        def choose(
+            logits: Float[jax.Array, 'B _ V'], number: Int32[jax.Array, '']
+        ) -> Int32[jax.Array, ' B']:
             return sampling.choose(logits[:, -1], jax.random.fold_in(key, number))
 
-        def ended(tokens: jax.Array) -> jax.Array:
+        def ended(tokens: Int32[jax.Array, ' B']) -> Bool[jax.Array, ' B']:
             return jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
 
         rows = len(next(iter(read.values())))
@@ -125,8 +128,8 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         pad_token_id: int = 0,
         start_token_id: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
+        key: PRNGKeyArray | None = None,
+    ) -> Int32[jax.Array, 'B tokens']:
         sampling = Sampling() if sampling is None else sampling
         _check(model, max_new_tokens, sampling, key)
         if hears:
@@ -156,7 +159,9 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     return generate
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(
+    rows: Sequence[Sequence[int]], pad_token_id: int = 0
+) -> tuple[Int32[np.ndarray, 'B L'], Int32[np.ndarray, 'B L']]:
     """Prompts of different lengths as `input_ids` and `attention_mask`, int32 [B, longest].
 
     Args:
@@ -182,7 +187,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[np.n
     return ids, mask
 
 
-def _check(model: Model, count: int, sampling: Sampling, key: jax.Array | None) -> None:
+def _check(model: Model, count: int, sampling: Sampling, key: PRNGKeyArray | None) -> None:
     reads = 'decoder_input_ids' in model.takes
     if not {'cache_length', 'cache', *(() if reads else ('position_ids',))} <= set(model.takes):
         raise ValueError(

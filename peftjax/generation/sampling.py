@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int32, PRNGKeyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p must lie in (0, 1], got {self.top_p}')
 
-    def choose(self, logits: jax.Array, key: jax.Array) -> jax.Array:
+    def choose(self, logits: Float[jax.Array, 'B V'], key: PRNGKeyArray) -> Int32[jax.Array, ' B']:
         """One token for each row: [B, V] -> int32 [B]."""
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         left = self.left(logits.astype(jnp.float32))
         return jax.random.categorical(key, left).astype(jnp.int32)
 
-    def left(self, logits: jax.Array) -> jax.Array:
+    def left(self, logits: Float[jax.Array, 'B V']) -> Float[jax.Array, 'B V']:
         """Logits over the temperature, and -inf where a token is not left: float [B, V]."""
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:

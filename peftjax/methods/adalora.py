@@ -1,15 +1,25 @@
 """AdaLoRA: a low-rank change as singular triplets, of which training keeps the important ones."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described, padded_by
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank
+
+Leaves = TypedDict(
+    'Leaves',
+    {
+        'p': Float[jax.Array, 'in rank'],
+        'lambda': Float[jax.Array, ' rank'],
+        'q': Float[jax.Array, 'rank out'],
+    },
+)
 
 
 @padded_by('init_rank')
@@ -63,7 +73,9 @@ def adalora(
     settings = LowRank(init_rank, alpha, dropout=dropout, dtype=dtype)
     scale = (init_rank if alpha is None else alpha) / (init_rank + 1e-5)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         settings.check_rank(matrix, site)
         first, second = jax.random.split(key)
         return {
@@ -72,16 +84,18 @@ def adalora(
             'q': 0.02 * jax.random.normal(second, (init_rank, matrix.shape[1]), dtype),
         }
 
-    def scaled(leaves: Any) -> jax.Array:
+    def scaled(leaves: Leaves) -> Float[jax.Array, 'rank out']:
         return (scale * leaves['lambda'])[:, None] * leaves['q']
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         wide = jnp.promote_types(matrix.dtype, dtype)
         delta = leaves['p'].astype(wide) @ scaled(leaves).astype(wide)
         return (matrix.astype(wide) + delta).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['p'], scaled(leaves))
 
@@ -93,7 +107,7 @@ def is_triplet(entry: Any) -> bool:
     return isinstance(entry, WeightAdapter) and set(entry) == {'p', 'lambda', 'q'}
 
 
-def orthogonality(adapter: Adapter, squared: bool = True) -> jax.Array:
+def orthogonality(adapter: Adapter, squared: bool = True) -> Float32[jax.Array, '']:
     r"""How far AdaLoRA's factors are from orthogonal, to be added to the loss with a weight.
 
     With `squared`, the sum over all matrices of `|P^T P - I|^2 + |Q Q^T - I|^2`, in Frobenius
@@ -131,6 +145,6 @@ def orthogonality(adapter: Adapter, squared: bool = True) -> jax.Array:
     return squares.sum() if squared else jnp.sqrt(jnp.maximum(squares, tiny)).mean()
 
 
-def _distance(gram: jax.Array) -> jax.Array:
+def _distance(gram: Float[jax.Array, '*stack rank rank']) -> Float[jax.Array, '*stack']:
     """`|G - I|^2` of each matrix."""
     return jnp.square(gram - jnp.eye(gram.shape[-1])).sum((-2, -1))

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import (
@@ -21,6 +22,17 @@ from peftjax.core.layout import Layout
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.reading import refusing
+
+
+class Leaves(TypedDict):
+    prompt: Float[jax.Array, '*stack n width']
+    gate: Float[jax.Array, '*stack']
+
+
+class Prepared(TypedDict):
+    gate: Float[jax.Array, '*stack']
+    key: Float[jax.Array, '*stack n out']
+    value: Float[jax.Array, '*stack n out']
 
 
 @described
@@ -80,7 +92,7 @@ def adaption_prompt(
     """
     check_positive(num_virtual_tokens=num_virtual_tokens)
 
-    def init(random: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+    def init(random: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
         found = {}
         for site in model.sites.match_modules(targets):
             layout = _layout(site, model, key, value)
@@ -100,7 +112,7 @@ def adaption_prompt(
     def prepare(path: str, layout: Layout) -> Callable[[Any, Mapping[str, Any]], Any]:
         beside = paths.parent(path)
 
-        def projected(leaves: Any, params: Mapping[str, Any]) -> Any:
+        def projected(leaves: Leaves, params: Mapping[str, Any]) -> Prepared:
             made = {}
             for role, name in (('key', key), ('value', value)):
                 (module,) = _modules(beside, name, params)
@@ -110,7 +122,7 @@ def adaption_prompt(
                 if bias is not None:
                     rows = rows + bias.reshape(*layout.stack_shape, 1, layout.outputs)
                 made[role] = rows
-            return {'gate': leaves['gate'], **made}
+            return {'gate': leaves['gate'], 'key': made['key'], 'value': made['value']}
 
         return projected
 
@@ -128,7 +140,7 @@ def sites_of(adapter: Any) -> list[str]:
     return sorted(adapter)
 
 
-def _attend(leaves: Mapping[str, jax.Array], use: ModuleUse) -> jax.Array:
+def _attend(leaves: Prepared, use: ModuleUse) -> Float[jax.Array, 'B L *features']:
     query, key = use.inputs[:2]
     prompts = (
         jnp.broadcast_to(rows, (len(query), *rows.shape)).astype(query.dtype)

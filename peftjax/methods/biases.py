@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jaxtyping import Float
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Rule, WeightAdapter, WeightRule
 from peftjax.core.sites import Sites
 from peftjax.core.weightwise import check_leaves
 
-Act = Callable[[Mapping[str, Any], jax.Array], jax.Array]
+Act = Callable[[Mapping[str, Any], Float[jax.Array, '*stack out']], Float[jax.Array, '*stack out']]
 
 
 def has_bias(sites: Sites, kernel: str) -> bool:
@@ -50,7 +51,9 @@ def _bias_of(kernel: str) -> str:
     return f'{paths.parent(kernel)}/bias'.removeprefix('/')
 
 
-def _acted(act: Act, bias: jax.Array, entry: WeightAdapter) -> jax.Array:
+def _acted(
+    act: Act, bias: Float[jax.Array, '*shape'], entry: WeightAdapter
+) -> Float[jax.Array, '*shape']:
     rows = bias.reshape(*entry.layout.stack_shape, entry.layout.outputs)
     return act(entry, rows).astype(bias.dtype).reshape(bias.shape)
 

@@ -1,10 +1,11 @@
 """BOFT: the input turned by a product of sparse rotations, wired like a butterfly."""
 
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
@@ -12,6 +13,15 @@ from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 from peftjax.methods.rotations import cayley, skew, turn
+
+
+class Leaves(TypedDict):
+    q: Float[jax.Array, 'factors blocks *free']
+    s: NotRequired[Float[jax.Array, ' out']]
+
+
+class Prepared(Leaves):
+    r: Float[jax.Array, 'factors blocks block block']
 
 
 @described
@@ -72,22 +82,26 @@ def boft(
             f'block_size={block_size + 1}, or factors=1'
         )
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         del key
         name = 'block_size' if factors == 1 else 'block_size * 2^(factors - 1)'
         check_divides(site, name, block_size * 2 ** (factors - 1), 'input', matrix.shape[0])
         free = (block_size, block_size) if whole_blocks else (block_size * (block_size - 1) // 2,)
-        leaves = {'q': jnp.zeros((factors, matrix.shape[0] // block_size, *free), dtype)}
+        leaves: Leaves = {'q': jnp.zeros((factors, matrix.shape[0] // block_size, *free), dtype)}
         return {**leaves, 's': jnp.ones(matrix.shape[1], dtype)} if scale else leaves
 
-    def rotations(q: jax.Array) -> jax.Array:
+    def rotations(q: Float[jax.Array, ' blocks *free']) -> Float32[jax.Array, 'blocks block block']:
         """Of one factor, `[n, b, b]`."""
         if not whole_blocks:
             return cayley(skew(q, block_size))
         wide = q.astype(jnp.float32)
         return cayley((wide - jnp.swapaxes(wide, 1, 2)) / 2)
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         wide = jnp.promote_types(matrix.dtype, leaves['q'].dtype)
         columns = matrix.astype(wide).T
@@ -96,11 +110,11 @@ def boft(
             columns = _turn_mixed(columns, inverse, block_size, number)
         return (columns.T * leaves.get('s', 1)).astype(matrix.dtype)
 
-    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path
         return {**leaves, 'r': jnp.stack([rotations(q) for q in leaves['q']])}
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         x, turns = use.x, leaves['r'].astype(use.dtype)
         for number in reversed(range(factors)):
@@ -118,7 +132,12 @@ def boft(
     )
 
 
-def _turn_mixed(x: jax.Array, rotations: jax.Array, size: int, number: int) -> jax.Array:
+def _turn_mixed(
+    x: Float[jax.Array, 'T in'],
+    rotations: Float[jax.Array, 'blocks block block'],
+    size: int,
+    number: int,
+) -> Float[jax.Array, 'T in']:
     """`x P diag(rotations) P^T` with the permutation of the given factor."""
     if number == 0:
         return turn(x, rotations)
@@ -126,7 +145,7 @@ def _turn_mixed(x: jax.Array, rotations: jax.Array, size: int, number: int) -> j
     return turn(x[:, np.argsort(order)], rotations)[:, order]
 
 
-def _butterfly(features: int, size: int, number: int) -> np.ndarray:
+def _butterfly(features: int, size: int, number: int) -> Int[np.ndarray, ' {features}']:
     """In each group of `2^number` blocks, the even half-blocks and then the odd ones.
 
     >>> _butterfly(8, 2, 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import (
@@ -111,13 +112,13 @@ def bottleneck(
         | ({'norm_after', 'norm_after_bias'} if norm_after else set())
     )
 
-    def init_all(key: jax.Array, model: Model) -> dict[str, dict[str, jax.Array]]:
+    def init_all(key: PRNGKeyArray, model: Model) -> dict[str, dict[str, Float[jax.Array, '...']]]:
         return {
             site.path: init_site(paths.fold_in(key, site.path), site)
             for site in model.sites.match_modules(targets)
         }
 
-    def init_site(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
+    def init_site(key: PRNGKeyArray, site: ModuleSite) -> dict[str, Float[jax.Array, '...']]:
         down_key, up_key, gate_key = (paths.fold_in(key, name) for name in ('down', 'up', 'gate'))
         inputs, outputs, stack = width(site, reads), site.features, site.stack
         ones = {'scale': (), 'norm_before': (inputs,), 'norm_after': (outputs,)}
@@ -154,7 +155,9 @@ def bottleneck(
         return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
 
     def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
+        def forward(
+            leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
+        ) -> Float[jax.Array, '... features']:
             x = read(use, reads)
             _check_widths(path, leaves, x, use.output)
             here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
@@ -165,7 +168,9 @@ def bottleneck(
 
         return forward
 
-    def added(here: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    def added(
+        here: dict[str, Float[jax.Array, '...']], x: Float[jax.Array, 'T width']
+    ) -> Float[jax.Array, 'T features']:
         if norm_before:
             x = _norm(x, here['norm_before'], here['norm_before_bias'])
         inner = function(x @ here['down'] + here['down_bias'])
@@ -175,7 +180,11 @@ def bottleneck(
     return PeftTransform(init_all, refusing('bottleneck', sites_of), rules)
 
 
-def gate_of(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+def gate_of(
+    x: Float[jax.Array, 'B *L width'],
+    weight: Float[jax.Array, ' width'],
+    bias: Float[jax.Array, ''],
+) -> Float[jax.Array, 'B 1 1']:
     """`[batch, length, width] -> [batch, 1, 1]`: the mean over the sequence of a sigmoid.
 
     Raises:
@@ -186,7 +195,11 @@ def gate_of(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(x @ weight + bias).mean(axis=1)[:, None, None]
 
 
-def _norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+def _norm(
+    x: Float[jax.Array, 'T width'],
+    weight: Float[jax.Array, ' width'],
+    bias: Float[jax.Array, ' width'],
+) -> Float[jax.Array, 'T width']:
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
@@ -204,8 +217,8 @@ def _check_widths(path: str, leaves: Any, x: jax.Array, output: jax.Array) -> No
 
 
 def _draw(
-    init: str, key: jax.Array, shape: tuple[int, ...], dtype: Any, last: bool = False
-) -> jax.Array:
+    init: str, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, last: bool = False
+) -> Float[jax.Array, '...']:
     if init == 'houlsby':
         draw = jax.nn.initializers.truncated_normal(1e-2, dtype, lower=-2.0, upper=2.0)
         return draw(key, shape)

@@ -1,17 +1,22 @@
 """C3A: a change made of circulant blocks, applied by the Fourier transform."""
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
+
+
+class Leaves(TypedDict):
+    kernel: Float[jax.Array, 'blocks_out blocks_in block']
 
 
 @described
@@ -71,7 +76,9 @@ def c3a(
         np.fft.irfft(unit * half, n=block_size).astype(np.float32) for unit in (1.0, 1.0j)
     ]
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         inputs, outputs = matrix.shape
         check_divides(site, 'block_size', block_size, 'input', inputs)
         check_divides(site, 'block_size', block_size, 'output', outputs)
@@ -79,14 +86,16 @@ def c3a(
         bound = 0.0 if init == 'zeros' else math.sqrt(6.0 / (inputs + outputs))
         return {'kernel': jax.random.uniform(key, shape, dtype, -bound, bound)}
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         k, j = jnp.arange(block_size)[:, None], jnp.arange(block_size)[None]
         blocks = leaves['kernel'][:, :, (k - j) % block_size]
         dense = jnp.transpose(blocks, (1, 2, 0, 3)).reshape(matrix.shape)
         return (matrix + dense / matrix.shape[0]).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         tokens, inputs = use.x.shape
         blocks = use.x.astype(jnp.float32).reshape(tokens, -1, block_size)

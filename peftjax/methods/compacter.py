@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
@@ -94,10 +95,12 @@ def compacter(
     function = activation_of(activation)
     names = _NAMES.union(() if rank is None else _FACTORS, () if shared_rule else _RULES)
 
-    def draw_rule(key: jax.Array, stack: tuple[int, ...] = ()) -> jax.Array:
+    def draw_rule(
+        key: PRNGKeyArray, stack: tuple[int, ...] = ()
+    ) -> Float[jax.Array, '*stack terms terms terms']:
         return init_range * jax.random.normal(key, (*stack, terms, terms, terms), dtype)
 
-    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         sites = {
             site.path: init_site(paths.fold_in(key, site.path), site)
             for site in model.sites.match_modules(targets)
@@ -106,7 +109,7 @@ def compacter(
             return {'sites': sites}
         return {'shared': {'rule': draw_rule(paths.fold_in(key, 'shared'))}, 'sites': sites}
 
-    def init_site(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
+    def init_site(key: PRNGKeyArray, site: ModuleSite) -> dict[str, Float[jax.Array, '...']]:
         inputs, outputs = width(site, reads), site.features
         for wide in (inputs, outputs):
             if wide % terms:
@@ -153,7 +156,9 @@ def compacter(
         }
 
     def at(path: str, shared: jax.Array | None) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
+        def forward(
+            leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
+        ) -> Float[jax.Array, '... features']:
             x = read(use, reads)
             if shared is not None:
                 leaves = {**leaves, 'down_rule': shared, 'up_rule': shared}
@@ -169,7 +174,9 @@ def compacter(
     return PeftTransform(init, refusing('compacter', sites_of), rules)
 
 
-def _product(x: jax.Array, leaves: Mapping[str, jax.Array], name: str) -> jax.Array:
+def _product(
+    x: Float[jax.Array, 'T width'], leaves: Mapping[str, Float[jax.Array, '...']], name: str
+) -> Float[jax.Array, 'T features']:
     """`x @ sum_i kron(rule[i], left[i] @ right[i])` without the matrix."""
     rule, left = leaves[f'{name}_rule'], leaves[f'{name}_left']
     right = leaves.get(f'{name}_right')

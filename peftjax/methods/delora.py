@@ -4,12 +4,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank import LowRank, LowRankLeaves
+
+
+class Leaves(LowRankLeaves):
+    strength: Float[jax.Array, '']
+
+
+class Prepared(Leaves):
+    scaled: Float[jax.Array, 'in rank']
+
 
 _SHORTEST = 1e-4
 
@@ -64,10 +75,12 @@ def delora(
     """
     settings = LowRank(rank, dropout=dropout, dtype=dtype)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         return {**settings.factors(key, matrix, site), 'strength': jnp.asarray(strength, dtype)}
 
-    def scaled(leaves: Any, matrix: jax.Array) -> jax.Array:
+    def scaled(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in rank']:
         """`A` with all that is in front of and between the factors."""
         wide = jnp.promote_types(jnp.float32, leaves['a'].dtype)
         a, b = leaves['a'].astype(wide), leaves['b'].astype(wide)
@@ -75,16 +88,18 @@ def delora(
         between = leaves['strength'] / rank / (_lengths(a, 0) * _lengths(b, 1))
         return rows[:, None] * a * between
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         delta = scaled(leaves, matrix) @ leaves['b'].astype(jnp.float32)
         return (matrix + delta).astype(matrix.dtype)
 
-    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del path
         return {**leaves, 'scaled': scaled(leaves, matrix)}
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['scaled'], leaves['b'])
 
@@ -93,6 +108,8 @@ def delora(
     )
 
 
-def _lengths(vectors: jax.Array, axis: int, least: float = _SHORTEST) -> jax.Array:
+def _lengths(
+    vectors: Float[HostArray, '_ _'], axis: int, least: float = _SHORTEST
+) -> Float[jax.Array, ' _']:
     """At least `least`, and with no gradient below."""
     return jnp.sqrt(jnp.maximum((vectors**2).sum(axis), least**2))

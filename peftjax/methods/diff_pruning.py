@@ -2,17 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any, TypedDict, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.fish_mask import largest_entries
+
+
+class Leaves(TypedDict):
+    diff: Float[jax.Array, 'in out']
+    gate: Float[jax.Array, 'in out']
+
 
 _LOW, _HIGH = -1.5, 1.5
 
@@ -60,18 +67,22 @@ def diff_pruning(
       each use.
     """
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         del key, site
         return {
             'diff': jnp.zeros(matrix.shape, dtype),
             'gate': jnp.full(matrix.shape, alpha_init, dtype),
         }
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         return (matrix + _gates(leaves['gate'], 0.0) * leaves['diff']).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         shape = leaves['gate'].shape
         noise = 0.0 if use.key is None else jax.random.logistic(use.key, shape, jnp.float32)
@@ -81,7 +92,7 @@ def diff_pruning(
     return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)
 
 
-def expected_entries(adapter: Adapter) -> jax.Array:
+def expected_entries(adapter: Adapter) -> Float32[jax.Array, '']:
     r"""How many entries of the change are not 0, in expectation over the gates.
 
     The sum of `sigmoid(a - log(-l / r))` over all matrices, the differentiable stand-in for the
@@ -111,7 +122,7 @@ def expected_entries(adapter: Adapter) -> jax.Array:
 
 def keep_entries(
     adapter: Mapping[str, WeightAdapter], count: int
-) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
+) -> tuple[dict[str, Int32[np.ndarray, ' _']], dict[str, Float[jax.Array, ' _']]]:
     """The `count` largest entries of the gated change, as a sparse mask and its adapter.
 
     What is left out is pruned. `fish_mask(positions)` with the adapter computes the pruned model,
@@ -147,7 +158,9 @@ def keep_entries(
     return positions, {path: jnp.asarray(changes[path][each]) for path, each in positions.items()}
 
 
-def _gates(gate: jax.Array, noise: jax.Array | float) -> jax.Array:
+def _gates(
+    gate: Float[jax.Array, '*stack in out'], noise: Float32[jax.Array, 'in out'] | float
+) -> Float32[jax.Array, '*stack in out']:
     open_ = jax.nn.sigmoid(gate.astype(jnp.float32) + noise)
     return jnp.clip(open_ * (_HIGH - _LOW) + _LOW, 0.0, 1.0)
 

@@ -5,12 +5,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank import LowRank, LowRankLeaves
+
+
+class Leaves(LowRankLeaves):
+    magnitude: Float[jax.Array, ' out']
+
+
+class Prepared(Leaves):
+    gain: Float[jax.Array, ' out']
 
 
 @padded_by('rank')
@@ -62,20 +72,24 @@ def dora(
     """
     settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         lengths = jnp.linalg.norm(matrix.astype(jnp.float32), axis=0)
         return {**settings.factors(key, matrix, site), 'magnitude': lengths.astype(dtype)}
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         direction = settings.sum(leaves, matrix, path)
         gain = leaves['magnitude'] / jax.lax.stop_gradient(jnp.linalg.norm(direction, axis=0))
         return (direction * gain).astype(matrix.dtype)
 
-    def prepare(leaves: Any, matrix: jax.Array, path: str) -> dict[str, jax.Array]:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         lengths = _lengths(matrix, leaves['a'], leaves['b'], settings.scale_at(path))
         return {**leaves, 'gain': leaves['magnitude'] / jax.lax.stop_gradient(lengths)}
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
         gain = leaves['gain'].astype(use.dtype)
         if use.transposed:
             # x W'^T = (x gain) V^T: the columns of V are what x meets.
@@ -90,9 +104,16 @@ def dora(
     )
 
 
-def _lengths(matrix: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def _lengths(
+    matrix: Float[jax.Array, 'in out'],
+    a: Float[HostArray, 'in rank'],
+    b: Float[jax.Array, 'rank out'],
+    scale: float,
+) -> Float32[jax.Array, ' out']:
     """`[out]`, lengths of the columns of `W + s A B`."""
-    matrix, a, b = (jax.lax.stop_gradient(value.astype(jnp.float32)) for value in (matrix, a, b))
+    matrix, a, b = (
+        jax.lax.stop_gradient(jnp.asarray(value, jnp.float32)) for value in (matrix, a, b)
+    )
     crossed = (b * (a.T @ matrix)).sum(0)
     added = (b * ((a.T @ a) @ b)).sum(0)
     squares = jnp.square(matrix).sum(0) + 2 * scale * crossed + scale**2 * added

@@ -7,6 +7,7 @@ finds the same ones later.
 import zlib
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 
 def stream(seed: int, name: str) -> np.random.RandomState:
@@ -18,14 +19,16 @@ def stream(seed: int, name: str) -> np.random.RandomState:
     return np.random.RandomState([seed, zlib.crc32(name.encode())])
 
 
-def distinct(seed: int, name: str, count: int, size: int, stack: tuple[int, ...]) -> np.ndarray:
+def distinct(
+    seed: int, name: str, count: int, size: int, stack: tuple[int, ...]
+) -> Int32[np.ndarray, '*stack {count}']:
     """`[*stack, count]` int32: for each layer `count` different numbers below `size`, in order."""
     random = stream(seed, name)
     layers = [np.sort(_sample(random, count, size)) for _ in range(int(np.prod(stack)))]
     return np.stack(layers).reshape(*stack, count).astype(np.int32)
 
 
-def _sample(random: np.random.RandomState, count: int, size: int) -> np.ndarray:
+def _sample(random: np.random.RandomState, count: int, size: int) -> Int[np.ndarray, ' {count}']:
     """A sample without replacement in time and memory of its count, not of the population."""
     if 2 * count > size:
         return random.permutation(size)[:count]

@@ -10,9 +10,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, UInt32
 
 
-def project(vector: jax.Array, size: int, seed: int) -> jax.Array:
+def project(
+    vector: Float[jax.Array, ' dimension'], size: int, seed: int
+) -> Float32[jax.Array, ' {size}']:
     """`P vector: [size]` in float32; each row of `P` has length 1, up to what padding takes.
 
     `size` numbers are held a few times over and `O(size log p)` FLOPs spent, where the matrix would
@@ -39,7 +42,7 @@ def project(vector: jax.Array, size: int, seed: int) -> jax.Array:
     return (hadamard(normal * mixed) * scale).reshape(-1)[:size]
 
 
-def hadamard(x: jax.Array) -> jax.Array:
+def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
     """`x H` for `x: [n, p]`, `p` a power of two and `H` of entries 1 and -1.
 
     `H` is the Kronecker product of small ones; products with those are faster than butterflies of
@@ -61,7 +64,9 @@ def hadamard(x: jax.Array) -> jax.Array:
     return x.reshape(count, width)
 
 
-def _hash(x: jax.Array, seed: int, stream: int) -> jax.Array:
+def _hash(
+    x: UInt32[jax.Array, 'blocks block'], seed: int, stream: int
+) -> UInt32[jax.Array, 'blocks block']:
     """Well-mixed uint32 of each number: the finaliser of MurmurHash3 over a keyed start."""
     x = x * np.uint32(0x9E3779B1) + np.uint32((seed * 0x85EBCA6B + stream * 0xC2B2AE35) % 2**32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 0x27D4EB2F), (15, 1)):
@@ -69,12 +74,17 @@ def _hash(x: jax.Array, seed: int, stream: int) -> jax.Array:
     return x
 
 
-def _normal(bits: jax.Array) -> jax.Array:
+def _normal(bits: UInt32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
     uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-23 - 1.0
     return math.sqrt(2.0) * jax.lax.erf_inv(uniform)
 
 
-def _permuted(index: jax.Array, block: jax.Array, seed: int, width: int) -> jax.Array:
+def _permuted(
+    index: UInt32[jax.Array, 'blocks {width}'],
+    block: UInt32[jax.Array, 'blocks {width}'],
+    seed: int,
+    width: int,
+) -> UInt32[jax.Array, 'blocks {width}']:
     """A permutation of `0 .. width - 1` for each block: steps on `log2(width)` bits, each of which
     can be undone."""
     mask, bits = np.uint32(width - 1), int(math.log2(width))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, described
@@ -64,7 +65,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
             raise paths.TargetError(f'{unknown[0]!r} is no leaf of this model; near names: {near}')
         return [path for path in model.sites.weights if path in places]
 
-    def init(leaf: jax.Array, site: WeightSite) -> jax.Array:
+    def init(leaf: Float[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, ' entries']:
         if places[site.path].max() >= leaf.size:
             raise ValueError(
                 f'position {places[site.path].max()} is beyond the {leaf.size} entries of '
@@ -72,7 +73,9 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
             )
         return jnp.zeros(len(places[site.path]), dtype)
 
-    def change(entry: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
+    def change(
+        entry: Float[jax.Array, ' entries'], leaf: Float[jax.Array, '*shape'], path: str
+    ) -> Float[jax.Array, '*shape']:
         wide = leaf.reshape(-1).astype(jnp.promote_types(leaf.dtype, entry.dtype))
         return wide.at[places[path]].add(entry, unique_indices=True).reshape(leaf.shape)
 
@@ -85,7 +88,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
 
 def largest_entries(
     scores: Any, count: int, targets: paths.Targets = r'.*'
-) -> dict[str, np.ndarray]:
+) -> dict[str, Int32[np.ndarray, ' _']]:
     """Flat places of the `count` largest entries of all chosen leaves together.
 
     Args:

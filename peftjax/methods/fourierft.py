@@ -1,20 +1,30 @@
 """FourierFT: some trained entries of the change's two-dimensional spectrum."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Integer, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import distinct
 from peftjax.methods.torch_draws import permutation
+
+
+class Trained(TypedDict):
+    spectrum: Float[jax.Array, ' entries']
+
+
+class Leaves(Trained):
+    positions: Integer[HostArray, ' entries']
 
 
 @described
@@ -75,7 +85,9 @@ def fourierft(
     if draws not in ('numpy', 'torch'):
         raise ValueError(f"draws {draws!r} is unknown: use 'numpy' or 'torch'")
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Trained:
         if n_frequency > matrix.size:
             raise ValueError(
                 f'n_frequency {n_frequency} is more than the {matrix.size} entries of '
@@ -96,7 +108,9 @@ def fourierft(
             return {'positions': np.broadcast_to(places, (*layout.stack_shape, n_frequency))}
         return {'positions': distinct(seed, path, n_frequency, size, layout.stack_shape)}
 
-    def delta(leaves: Any, shape: tuple[int, ...]) -> jax.Array:
+    def delta(
+        leaves: Leaves, shape: tuple[int, ...]
+    ) -> Float32[jax.Array, '{shape[0]} {shape[1]}']:
         spectrum = jnp.zeros(shape[0] * shape[1], jnp.float32)
         spectrum = spectrum.at[leaves['positions']].set(leaves['spectrum'].astype(jnp.float32))
         # Barriers on flat arrays, forward and backward: XLA's FFT on the CPU fails on operands
@@ -105,11 +119,13 @@ def fourierft(
         flat = jnp.fft.ifft2(spectrum).real.reshape(-1)
         return scaling * jax.lax.optimization_barrier(flat).reshape(shape)
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         return (matrix + delta(leaves, matrix.shape)).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         return use.base(use.x) + use.product(use.x, delta(leaves, use.weight().shape))
 

@@ -1,14 +1,20 @@
 """Gating: a trained switch for each example on what a weight method adds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightRule, described
 from peftjax.methods.reading import refusing
+
+
+class Gate(TypedDict):
+    weight: Float[jax.Array, ' in']
+    bias: Float[jax.Array, '']
 
 
 @described
@@ -44,7 +50,7 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
       of LoRA's `alpha / r`: write `alpha=rank` for the same.
     """
 
-    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         adapter = transform.init(paths.fold_in(key, 'inner'), model)
         gates = {}
         for path, rule in transform.rules(adapter).items():
@@ -76,8 +82,8 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
     return PeftTransform(init, refusing('gated', sites_of), rules, base)
 
 
-def _gated(path: str, rule: Any, gate: Mapping[str, jax.Array]) -> WeightRule:
-    def forward(leaves: Any, use: Use) -> jax.Array:
+def _gated(path: str, rule: Any, gate: Mapping[str, Any]) -> WeightRule:
+    def forward(leaves: Any, use: Use) -> Float[jax.Array, '...']:
         plain = use.base(use.x)
         share = _share(path, leaves[1], use)
         # One product for both, so that its gradient is one as well.
@@ -86,7 +92,7 @@ def _gated(path: str, rule: Any, gate: Mapping[str, jax.Array]) -> WeightRule:
         )
         return plain + share.astype(plain.dtype) * (changed - plain)
 
-    def prepare(leaves: Any, matrix: jax.Array) -> Any:
+    def prepare(leaves: Any, matrix: Float[jax.Array, 'in out']) -> Any:
         return rule.prepare(leaves[0], matrix), leaves[1]
 
     return WeightRule(
@@ -98,7 +104,7 @@ def _gated(path: str, rule: Any, gate: Mapping[str, jax.Array]) -> WeightRule:
     )
 
 
-def _share(path: str, gate: Mapping[str, jax.Array], use: Use) -> jax.Array:
+def _share(path: str, gate: Gate, use: Use) -> Float[jax.Array, 'T 1']:
     """`[T, 1]`: the gate of the example that each token belongs to."""
     if use.kind != 'dot' or use.transposed or len(use.tokens) != 2:
         raise ValueError(

@@ -1,16 +1,24 @@
 """GraLoRA: a low-rank term of its own for every block of a grid."""
 
 import math
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
+
+
+class Leaves(TypedDict):
+    a: Float[jax.Array, 'blocks block_in rank']
+    b: Float[jax.Array, 'blocks rank block_out']
+    hybrid_a: NotRequired[Float[jax.Array, 'in hybrid']]
+    hybrid_b: NotRequired[Float[jax.Array, 'hybrid out']]
 
 
 @described
@@ -75,7 +83,9 @@ def gralora(
         )
     scale = 1.0 if alpha is None else alpha / (rank + hybrid_rank)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         for side, length in zip(('input', 'output'), matrix.shape, strict=True):
             if length % blocks:
                 best = math.gcd(blocks, *matrix.shape)
@@ -86,7 +96,7 @@ def gralora(
         keys = jax.random.split(key)
         inputs, outputs = matrix.shape
         rows, columns = inputs // blocks, outputs // blocks
-        leaves = {
+        leaves: Leaves = {
             'a': _uniform(keys[0], (blocks, rows, rank), rows, dtype),
             'b': jnp.zeros((blocks, rank, columns), dtype),
         }
@@ -95,23 +105,30 @@ def gralora(
             leaves['hybrid_b'] = jnp.zeros((hybrid_rank, outputs), dtype)
         return leaves
 
-    def grid(leaves: Any) -> tuple[jax.Array, jax.Array]:
+    def grid(
+        leaves: Leaves,
+    ) -> tuple[
+        Float[jax.Array, 'blocks block_in blocks run'],
+        Float[jax.Array, 'blocks blocks run block_out'],
+    ]:
         a, b = leaves['a'], leaves['b']
         return (
             a.reshape(blocks, -1, blocks, rank // blocks),
             b.reshape(blocks, blocks, rank // blocks, -1),
         )
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         delta = jnp.einsum('nijr,jnro->nijo', *grid(leaves)).reshape(matrix.shape)
         if hybrid_rank:
             delta = delta + leaves['hybrid_a'] @ leaves['hybrid_b']
         return (matrix + scale * delta).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
-        leaves = {name: leaf.astype(use.dtype) for name, leaf in leaves.items()}
+        leaves = jax.tree.map(lambda leaf: leaf.astype(use.dtype), leaves)
         x, (a, b) = use.dropped(dropout), grid(leaves)
         hidden = jnp.einsum('tni,nijr->tnjr', x.reshape(len(x), blocks, -1), a)
         added = jnp.einsum('tnjr,jnro->tjo', hidden, b).reshape(len(x), -1)
@@ -124,6 +141,8 @@ def gralora(
     )
 
 
-def _uniform(key: jax.Array, shape: tuple[int, ...], rows: int, dtype: Any) -> jax.Array:
+def _uniform(
+    key: PRNGKeyArray, shape: tuple[int, ...], rows: int, dtype: Any
+) -> Float[jax.Array, '...']:
     bound = 1.0 / math.sqrt(rows)
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.weightwise import weightwise
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank import LowRank, LowRankLeaves
 
 
 @padded_by('rank')
@@ -52,14 +53,18 @@ def hira(
     """
     settings = LowRank(rank, dropout=dropout, dtype=dtype)
 
-    def delta(leaves: Any, matrix: jax.Array) -> jax.Array:
+    def delta(
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out']
+    ) -> Float[jax.Array, 'in out']:
         return matrix * (leaves['a'] @ leaves['b'])
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         return (matrix + delta(leaves, matrix)).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         return use.base(use.x) + use.product(use.dropped(dropout), delta(leaves, use.weight()))
 

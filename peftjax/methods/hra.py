@@ -1,16 +1,21 @@
 """HRA: a chain of trained Householder reflections on the input."""
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
+
+
+class Leaves(TypedDict):
+    u: Float[jax.Array, 'in rank']
 
 
 @described
@@ -62,7 +67,9 @@ def hra(
             f'rank={rank + 1}, or gram_schmidt=True'
         )
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         inputs = matrix.shape[0]
         if rank > inputs:
             raise ValueError(
@@ -73,7 +80,9 @@ def hra(
         drawn = jax.random.uniform(key, (inputs, count), dtype, -bound, bound)
         return {'u': drawn if gram_schmidt else jnp.repeat(drawn, 2, axis=1)}
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         wide = jnp.promote_types(matrix.dtype, leaves['u'].dtype)
         result, units = matrix.astype(wide), _units(leaves['u'].astype(wide), gram_schmidt)
@@ -81,7 +90,7 @@ def hra(
             result = result - 2 * jnp.outer(unit, unit @ result)
         return result.astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         x, units = use.x, _units(leaves['u'], gram_schmidt).astype(use.dtype)
         for unit in units.T[::-1]:
@@ -93,5 +102,5 @@ def hra(
     )
 
 
-def _units(u: jax.Array, orthonormal: bool) -> jax.Array:
+def _units(u: Float[jax.Array, 'in rank'], orthonormal: bool) -> Float[jax.Array, 'in rank']:
     return jnp.linalg.qr(u)[0] if orthonormal else u / jnp.linalg.norm(u, axis=0)

@@ -1,16 +1,23 @@
 """(IA)³: trained vectors that scale keys, values and the inputs of feed-forward outputs."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.biases import has_bias, with_biases
+
+
+class Leaves(TypedDict, total=False):
+    input: Float[jax.Array, ' in']
+    output: Float[jax.Array, ' out']
+    output_and_bias: Float[jax.Array, ' out']
 
 
 @described
@@ -62,7 +69,7 @@ def ia3(
     some = (*paths.patterns_of(targets), *(paths.patterns_of(feedforward) if feedforward else ()))
     both = tuple(pattern.pattern for pattern in some)
 
-    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
         sites = model.sites
         outputs = {site.path for site in sites.match_weights(targets, materialize)}
         inputs = (
@@ -76,7 +83,9 @@ def ia3(
                 'its input: take it out of one of the two patterns'
             )
 
-        def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> Any:
+        def init_weight(
+            key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+        ) -> dict[str, Float[jax.Array, ' side']]:
             del key
             if site.path in inputs:
                 return {'input': jnp.ones(matrix.shape[0], dtype)}
@@ -94,22 +103,26 @@ def ia3(
     return with_biases(kernels._replace(init=init), _scaled, 'output_and_bias')
 
 
-def _scaled(leaves: Mapping[str, Any], biases: jax.Array) -> jax.Array:
+def _scaled(
+    leaves: Mapping[str, Any], biases: Float[jax.Array, '*stack out']
+) -> Float[jax.Array, '*stack out']:
     return biases * leaves['output_and_bias']
 
 
-def _output_of(leaves: Any) -> jax.Array | None:
+def _output_of(leaves: Mapping[str, Any]) -> Float[jax.Array, ' out'] | None:
     return next((leaves[name] for name in ('output', 'output_and_bias') if name in leaves), None)
 
 
-def _merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+def _merge(
+    leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+) -> Float[jax.Array, 'in out']:
     del path
     output = _output_of(leaves)
     scale = leaves['input'][:, None] if output is None else output
     return (matrix * scale).astype(matrix.dtype)
 
 
-def _apply(leaves: Any, use: Use, path: str) -> jax.Array:
+def _apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
     if use.kind != 'dot':
         return use.product(use.x, _merge(leaves, use.weight(), path))
     output = _output_of(leaves)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, described
@@ -81,7 +82,7 @@ def intrinsic(
     """
     check_positive(dimension=dimension)
 
-    def init(key: jax.Array, model: Model) -> Subspace:
+    def init(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
         chosen = tuple(model.sites.match_leaves(targets))
         scales = {}
@@ -96,7 +97,9 @@ def intrinsic(
             )
         return Subspace(jnp.zeros(left, dtype), scales, chosen)
 
-    def moved(adapter: Subspace, path: str, leaf: jax.Array) -> jax.Array:
+    def moved(
+        adapter: Subspace, path: str, leaf: Float[jax.Array, '*shape']
+    ) -> Float[jax.Array, '*shape']:
         change = project(adapter.theta, leaf.size, zlib.crc32(f'{seed}/{path}'.encode()))
         change = change.reshape(leaf.shape)
         if path in adapter.scales:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import (
@@ -74,7 +75,7 @@ def invertible_adapter(
     check_positive(size=size)
     function = activation_of(activation)
 
-    def init(key: jax.Array, model: Model) -> dict[str, dict[str, jax.Array]]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, dict[str, Float[jax.Array, '...']]]:
         found = model.sites.match_modules(targets)
         if len(found) != 1 or found[0].stack:
             raise TargetError(
@@ -110,7 +111,9 @@ def invertible_adapter(
         )
 
     def at(path: str, way: Callable[..., Any]) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(leaves: dict[str, jax.Array], use: ModuleUse) -> jax.Array:
+        def forward(
+            leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
+        ) -> Float[jax.Array, '... features']:
             x, half = use.output, leaves['f_up'].shape[-1]
             if half + leaves['g_up'].shape[-1] != x.shape[-1]:
                 raise AdapterError(
@@ -123,22 +126,34 @@ def invertible_adapter(
 
         return forward
 
-    def forth(here: dict[str, jax.Array], x1: jax.Array, x2: jax.Array) -> Any:
+    def forth(
+        here: dict[str, Float[jax.Array, '...']],
+        x1: Float[jax.Array, '*T half'],
+        x2: Float[jax.Array, '*T rest'],
+    ) -> tuple[Float[jax.Array, '*T half'], Float[jax.Array, '*T rest']]:
         y1 = x1 + subnet(here, 'f', x2)
         return y1, x2 + subnet(here, 'g', y1)
 
-    def back(here: dict[str, jax.Array], y1: jax.Array, y2: jax.Array) -> Any:
+    def back(
+        here: dict[str, Float[jax.Array, '...']],
+        y1: Float[jax.Array, '*T half'],
+        y2: Float[jax.Array, '*T rest'],
+    ) -> tuple[Float[jax.Array, '*T half'], Float[jax.Array, '*T rest']]:
         x2 = y2 - subnet(here, 'g', y1)
         return y1 - subnet(here, 'f', x2), x2
 
-    def subnet(here: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+    def subnet(
+        here: dict[str, Float[jax.Array, '...']], name: str, x: Float[jax.Array, '*T _']
+    ) -> Float[jax.Array, '*T _']:
         inner = function(x @ here[f'{name}_down'] + here[f'{name}_down_bias'])
         return inner @ here[f'{name}_up'] + here[f'{name}_up_bias']
 
     return PeftTransform(init, refusing('invertible_adapter', sites_of), rules)
 
 
-def _start(key: jax.Array, features: int, size: int, dtype: Any) -> dict[str, jax.Array]:
+def _start(
+    key: PRNGKeyArray, features: int, size: int, dtype: Any
+) -> dict[str, Float[jax.Array, '...']]:
     half = features // 2
     leaves = {}
     for number, (name, inputs, outputs) in enumerate(

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, WeightAdapter, described
@@ -13,7 +14,7 @@ from peftjax.core.quantized import QuantizedArray, Scheme, one_matrix
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import check_leaves, over_stack, refuse_quantized, weightwise
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank import LowRank, LowRankLeaves
 from peftjax.quantize.model import scheme_of
 
 
@@ -76,8 +77,8 @@ def loftq(
     chosen = scheme_of(scheme)
 
     def alternate(
-        matrix: jax.Array, layout: Layout, path: str
-    ) -> tuple[QuantizedArray, jax.Array, jax.Array]:
+        matrix: Float[jax.Array, 'in out'], layout: Layout, path: str
+    ) -> tuple[QuantizedArray, Float32[jax.Array, 'in rank'], Float32[jax.Array, 'rank out']]:
         wide, one, rank = matrix.astype(jnp.float32), one_matrix(layout), settings.rank_at(path)
         quantized, a, b = None, jnp.zeros((len(matrix), rank)), jnp.zeros((rank, matrix.shape[1]))
         for _ in range(iterations):
@@ -90,7 +91,9 @@ def loftq(
         assert quantized is not None
         return quantized, a, b
 
-    def init(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> LowRankLeaves:
         del key
         settings.check_rank(matrix, site)
         assert site.layout is not None
@@ -98,10 +101,12 @@ def loftq(
         scale = settings.scale_at(site.path)
         return {'a': a.astype(dtype), 'b': (b / scale).astype(dtype)}
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, path).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)
 
     def base(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
@@ -112,7 +117,7 @@ def loftq(
             params, {path: quantized(leaves[path], path, adapter[path]) for path in adapter}
         )
 
-    def quantized(leaf: jax.Array, path: str, entry: WeightAdapter) -> QuantizedArray:
+    def quantized(leaf: Float[jax.Array, '...'], path: str, entry: WeightAdapter) -> QuantizedArray:
         layout = entry.layout
         one = over_stack(lambda matrix: alternate(matrix, layout, path)[0], layout)
         return one(layout.to_matrix(leaf))

@@ -1,15 +1,23 @@
 """LoHa: the product, entry by entry, of two low-rank matrices."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
+
+
+class Leaves(TypedDict):
+    a1: Float[jax.Array, 'in rank']
+    a2: Float[jax.Array, 'in rank']
+    b1: Float[jax.Array, 'rank out']
+    b2: Float[jax.Array, 'rank out']
 
 
 @padded_by('rank')
@@ -57,7 +65,9 @@ def loha(
     check_positive(rank=rank)
     scale = 1.0 if alpha is None else alpha / rank
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         del site
         keys = jax.random.split(key, 3)
         left, right = (matrix.shape[0], rank), (rank, matrix.shape[1])
@@ -68,14 +78,16 @@ def loha(
             'b2': jax.random.normal(keys[2], right, dtype),
         }
 
-    def delta(leaves: Any) -> jax.Array:
+    def delta(leaves: Leaves) -> Float[jax.Array, 'in out']:
         return scale * (leaves['a1'] @ leaves['b1']) * (leaves['a2'] @ leaves['b2'])
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         return (matrix + delta(leaves)).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         return use.base(use.x) + use.product(use.x, delta(leaves))
 

@@ -1,16 +1,27 @@
 """LoKr: a change that is the Kronecker product of two small matrices."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
+
+
+class Leaves(TypedDict, total=False):
+    c: Float[jax.Array, 'outer_in outer_out']
+    c_a: Float[jax.Array, 'outer_in rank']
+    c_b: Float[jax.Array, 'rank outer_out']
+    d: Float[jax.Array, 'inner_in inner_out']
+    d_a: Float[jax.Array, 'inner_in rank']
+    d_b: Float[jax.Array, 'rank inner_out']
 
 
 @described
@@ -67,29 +78,37 @@ def lokr(
         check_positive(factor=factor)
     scale = 1.0 if alpha is None else alpha / rank
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         del site
         (m, n), (left, k) = (divisors(side, factor) for side in matrix.shape)
         keys = jax.random.split(key, 3)
 
-        def drawn(key: jax.Array, rows: int, columns: int) -> jax.Array:
+        def drawn(
+            key: PRNGKeyArray, rows: int, columns: int
+        ) -> Float[jax.Array, '{rows} {columns}']:
             bound = 1.0 / math.sqrt(rows)
             return jax.random.uniform(key, (rows, columns), dtype, -bound, bound)
 
         if decompose_both and 2 * rank < max(m, left):
-            first = {'c_a': drawn(keys[0], m, rank), 'c_b': drawn(keys[1], rank, left)}
+            leaves: Leaves = {'c_a': drawn(keys[0], m, rank), 'c_b': drawn(keys[1], rank, left)}
         else:
-            first = {'c': drawn(keys[0], m, left)}
+            leaves = {'c': drawn(keys[0], m, left)}
         if 2 * rank < max(n, k):
-            return {**first, 'd_a': drawn(keys[2], n, rank), 'd_b': jnp.zeros((rank, k), dtype)}
-        return {**first, 'd': jnp.zeros((n, k), dtype)}
+            leaves |= {'d_a': drawn(keys[2], n, rank), 'd_b': jnp.zeros((rank, k), dtype)}
+        else:
+            leaves['d'] = jnp.zeros((n, k), dtype)
+        return leaves
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         delta = scale * jnp.kron(_whole(leaves, 'c'), _whole(leaves, 'd'))
         return (matrix + delta).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         c, d = (_whole(leaves, name).astype(use.dtype) for name in 'cd')
         blocks = use.x.reshape(len(use.x), len(c), len(d))
@@ -114,5 +133,5 @@ def divisors(size: int, factor: int) -> tuple[int, int]:
     return first, size // first
 
 
-def _whole(leaves: Any, name: str) -> jax.Array:
+def _whole(leaves: Mapping[str, Any], name: str) -> Float[jax.Array, '_ _']:
     return leaves[name] if name in leaves else leaves[f'{name}_a'] @ leaves[f'{name}_b']

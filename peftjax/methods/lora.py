@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.weightwise import weightwise
 from peftjax.methods import lora_init
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank import LowRank, LowRankLeaves
 
 
 @padded_by('rank')
@@ -78,13 +79,17 @@ def lora(
     start = init if isinstance(init, str) else 'kaiming'
     settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype, start)
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, path).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)
 
-    def remainder(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def remainder(
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, path, sign=-1.0).astype(matrix.dtype)
 
     transform = settings.checked(

@@ -1,19 +1,29 @@
 """LoRA-FA: LoRA whose first factor is random and frozen."""
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.draws import stream
 from peftjax.methods.low_rank import LowRank
+
+
+class Trained(TypedDict):
+    b: Float[jax.Array, 'rank out']
+
+
+class Leaves(Trained):
+    a: Float[HostArray, 'in rank']
 
 
 @described
@@ -60,7 +70,9 @@ def lora_fa(
     """
     settings = LowRank(rank, alpha, rslora, dropout, dtype=dtype)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Trained:
         # For the error that a rank too large gets.
         settings.factors(key, matrix, site)
         return {'b': jnp.zeros((rank, matrix.shape[1]), dtype)}
@@ -70,10 +82,12 @@ def lora_fa(
         shape = (*layout.stack_shape, layout.inputs, rank)
         return {'a': stream(seed, path).uniform(-bound, bound, shape).astype(np.float32)}
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, path).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)
 
     return weightwise(

@@ -6,14 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, WeightAdapter
 
-Factors = tuple[jax.Array, jax.Array]
+Factors = tuple[Float[jax.Array, 'in {rank}'], Float[jax.Array, '{rank} out']]
 
 
-def kaiming(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Factors:
+def kaiming(
+    key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], rank: int, scale: float
+) -> Factors:
     """`A ~ U(-1/sqrt(in), 1/sqrt(in))`, `B = 0`: the authors' code."""
     del scale
     inputs, outputs = matrix.shape
@@ -22,14 +25,18 @@ def kaiming(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Facto
     return a, jnp.zeros((rank, outputs))
 
 
-def gaussian(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Factors:
+def gaussian(
+    key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], rank: int, scale: float
+) -> Factors:
     """`A ~ N(0, 1/r^2)`, `B = 0`."""
     del scale
     inputs, outputs = matrix.shape
     return jax.random.normal(key, (inputs, rank)) / rank, jnp.zeros((rank, outputs))
 
 
-def pissa(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Factors:
+def pissa(
+    key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], rank: int, scale: float
+) -> Factors:
     """`s A B` is the best approximation of `W` of that rank, its singular values shared evenly.
 
     Meng et al., PiSSA, 2024 (arXiv:2404.02948), equations 2 and 3.
@@ -40,7 +47,9 @@ def pissa(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Factors
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
-def olora(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Factors:
+def olora(
+    key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], rank: int, scale: float
+) -> Factors:
     """`B` has orthonormal rows: with `W^T = Q R`, the first `r` of `Q` and `R`, transposed.
 
     Büyükakyüz, OLoRA, 2024 (arXiv:2406.01775), section 3.
@@ -50,7 +59,7 @@ def olora(key: jax.Array, matrix: jax.Array, rank: int, scale: float) -> Factors
     return triangle[:rank].T, orthonormal[:, :rank].T
 
 
-Initialiser = Callable[[jax.Array, jax.Array, int, float], Factors]
+Initialiser = Callable[[PRNGKeyArray, Float[jax.Array, 'in out'], int, float], Factors]
 
 FROM_NOTHING: dict[str, Initialiser] = {'kaiming': kaiming, 'gaussian': gaussian}
 """Those with `A B = 0`."""
@@ -66,7 +75,7 @@ def starting_from(transform: PeftTransform, given: Mapping[str, Any]) -> PeftTra
       ValueError: from `init`, a path that it does not adapt, or an array of another shape.
     """
 
-    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
         adapter = dict(transform.init(key, model))
         for path, a in given.items():
             if path not in adapter:

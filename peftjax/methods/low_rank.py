@@ -3,16 +3,23 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.methods import lora_init
+
+
+class LowRankLeaves(TypedDict):
+    a: Float[HostArray, 'in rank']
+    b: Float[jax.Array, 'rank out']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +60,7 @@ class LowRank:
         alpha = paths.first_match(self.alpha_pattern, path, default)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
-    def check_rank(self, matrix: jax.Array, site: WeightSite) -> None:
+    def check_rank(self, matrix: Float[jax.Array, 'in out'], site: WeightSite) -> None:
         """Raises `ValueError` where the rank is larger than the smaller side of the matrix."""
         inputs, outputs = matrix.shape
         rank = self.rank_at(site.path)
@@ -64,7 +71,9 @@ class LowRank:
                 f'most rank={min(inputs, outputs)}, or a rank_pattern for it'
             )
 
-    def factors(self, key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def factors(
+        self, key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> LowRankLeaves:
         """`A` and `B` as `init` says; where it says `A B = 0`, a lookup has `A = 0`, `B ~ N(0, 1)`.
 
         Raises:
@@ -82,12 +91,18 @@ class LowRank:
         a, b = draw(key, matrix, rank, self.scale_at(site.path))
         return {'a': a.astype(self.dtype), 'b': b.astype(self.dtype)}
 
-    def added(self, leaves: Any, use: Use, path: str) -> jax.Array:
+    def added(self, leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         """What `s A B` adds to the use, without forming `A B`."""
         branch = use.lowrank(use.dropped(self.dropout), leaves['a'], leaves['b'])
         return self.scale_at(path) * branch
 
-    def sum(self, leaves: Any, matrix: jax.Array, path: str, sign: float = 1.0) -> jax.Array:
+    def sum(
+        self,
+        leaves: LowRankLeaves,
+        matrix: Float[jax.Array, 'in out'],
+        path: str,
+        sign: float = 1.0,
+    ) -> Float[jax.Array, 'in out']:
         """`W + s A B`, or minus with `sign=-1`, in the wider of the two dtypes."""
         # The product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
         wide = jnp.promote_types(matrix.dtype, leaves['a'].dtype)
@@ -97,7 +112,7 @@ class LowRank:
     def checked(self, transform: PeftTransform) -> PeftTransform:
         """`transform`, whose init raises where a pattern for rank or alpha matches nothing."""
 
-        def init(key: jax.Array, model: Model) -> Any:
+        def init(key: PRNGKeyArray, model: Model) -> Any:
             self._check_matching(model.sites.weights)
             return transform.init(key, model)
 

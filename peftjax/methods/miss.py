@@ -1,15 +1,20 @@
 """MiSS: one small matrix, shared by all shards of the input."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
+
+
+class Leaves(TypedDict):
+    d: Float[jax.Array, 'rank columns'] | Float[jax.Array, 'blocks rank rank']
 
 
 @described
@@ -63,7 +68,9 @@ def miss(
     if bat and mini_rank is not None:
         raise ValueError('bat shares no columns: give bat or mini_rank, not both')
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         del key
         inputs, outputs = matrix.shape
         if rank > inputs:
@@ -79,23 +86,27 @@ def miss(
             check_divides(site, 'mini_rank', mini_rank, 'output', outputs)
         return {'d': jnp.zeros((rank, outputs if mini_rank is None else mini_rank), dtype)}
 
-    def columns(leaves: Any, outputs: int) -> jax.Array:
+    def columns(leaves: Leaves, outputs: int) -> Float[jax.Array, 'rank {outputs}']:
         return jnp.tile(leaves['d'], (1, outputs // leaves['d'].shape[1]))
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         inputs, outputs = matrix.shape
         shards = jnp.tile(columns(leaves, outputs), (-(-inputs // rank), 1))[:inputs]
         return (matrix + shards).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         y, inputs = use.base(use.x), use.x.shape[1]
         padded = jnp.pad(use.x, ((0, 0), (0, -inputs % rank)))
         summed = padded.reshape(len(padded), -1, rank).sum(axis=1)
         return y + summed @ columns(leaves, y.shape[1]).astype(use.dtype)
 
-    def merge_bat(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge_bat(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         d = leaves['d']
         blocks = matrix.reshape(-1, rank, len(d), rank)

@@ -1,10 +1,11 @@
 """OFT: the input turned by trained block-diagonal rotations."""
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
@@ -12,6 +13,14 @@ from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 from peftjax.methods.rotations import cayley, skew, turn
+
+
+class Leaves(TypedDict):
+    q: Float[jax.Array, 'blocks entries']
+
+
+class Prepared(Leaves):
+    r: Float[jax.Array, 'blocks block block']
 
 
 @described
@@ -76,27 +85,31 @@ def oft(
     if neumann_terms is not None and neumann_terms < 3:
         raise ValueError(f'neumann_terms must be at least 3, got {neumann_terms}; or None')
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
         del key
         check_divides(site, 'block_size', block_size, 'input', matrix.shape[0])
         blocks = 1 if block_share else matrix.shape[0] // block_size
         return {'q': jnp.zeros((blocks, block_size * (block_size - 1) // 2), dtype)}
 
-    def rotations(leaves: Any) -> jax.Array:
+    def rotations(leaves: Leaves) -> Float32[jax.Array, 'blocks block block']:
         skewed = skew(leaves['q'], block_size)
         return cayley(skewed if eps is None else _shortened(skewed, eps), neumann_terms)
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         wide = jnp.promote_types(matrix.dtype, leaves['q'].dtype)
         inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(wide)
         return turn(matrix.astype(wide).T, inverse).T.astype(matrix.dtype)
 
-    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path
         return {**leaves, 'r': rotations(leaves)}
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         return use.base(turn(use.x, leaves['r'].astype(use.dtype)))
 
@@ -110,7 +123,9 @@ def oft(
     )
 
 
-def _shortened(skewed: jax.Array, eps: float) -> jax.Array:
+def _shortened(
+    skewed: Float32[jax.Array, 'blocks block block'], eps: float
+) -> Float32[jax.Array, 'blocks block block']:
     """Each block at most `eps / sqrt(n)` long; the gradient is that of `skewed` itself."""
     bound = eps / math.sqrt(len(skewed))
     length = jnp.sqrt((skewed**2).sum((1, 2), keepdims=True))

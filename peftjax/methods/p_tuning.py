@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Rule, described, is_abstract
@@ -71,7 +72,7 @@ def p_tuning(
         raise ValueError(f"encoder must be 'mlp' or 'lstm', got {encoder!r}")
     order = check_places(places, num_virtual_tokens)
 
-    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         site = embedding_of(model, targets)
         table_of(model, site)  # or says that it is no embedding
         first, second, third = jax.random.split(paths.fold_in(key, site.path), 3)
@@ -127,7 +128,7 @@ def _sites_of(adapter: Any) -> list[str]:
     return check_prompt(adapter, 'p_tuning', 'embedding')
 
 
-def _encode(leaves: Mapping[str, Any]) -> jax.Array:
+def _encode(leaves: Mapping[str, Any]) -> Float[jax.Array, 'n features']:
     x = leaves['embedding']
     for layer in leaves.get('lstm', ()):
         ways = (_lstm(layer['forward'], x), _lstm(layer['backward'], x[::-1])[::-1])
@@ -137,10 +138,14 @@ def _encode(leaves: Mapping[str, Any]) -> jax.Array:
     return x
 
 
-def _lstm(leaves: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+def _lstm(
+    leaves: Mapping[str, Float[jax.Array, '...']], x: Float[jax.Array, 'n in']
+) -> Float[jax.Array, 'n width']:
     """Hidden states `[n, h]` of inputs `[n, in]`, from a zero state."""
 
-    def step(state: Any, given: jax.Array) -> tuple[Any, jax.Array]:
+    def step(
+        state: Any, given: Float[jax.Array, ' gates']
+    ) -> tuple[Any, Float[jax.Array, ' width']]:
         memory, hidden = state
         gates = given + hidden @ leaves['recurrent'] + leaves['recurrent_bias']
         entry, forget, candidate, exit_ = jnp.split(gates, 4)
@@ -152,7 +157,9 @@ def _lstm(leaves: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     return jax.lax.scan(step, (zeros, zeros), x @ leaves['kernel'] + leaves['bias'])[1]
 
 
-def _init_dense(key: jax.Array, inputs: int, outputs: int, dtype: Any) -> dict[str, jax.Array]:
+def _init_dense(
+    key: PRNGKeyArray, inputs: int, outputs: int, dtype: Any
+) -> dict[str, Float[jax.Array, '...']]:
     bound, keys = inputs**-0.5, jax.random.split(key)
     return {
         'kernel': jax.random.uniform(keys[0], (inputs, outputs), dtype, -bound, bound),
@@ -160,7 +167,7 @@ def _init_dense(key: jax.Array, inputs: int, outputs: int, dtype: Any) -> dict[s
     }
 
 
-def _init_lstm(key: jax.Array, inputs: int, width: int, dtype: Any) -> dict[str, Any]:
+def _init_lstm(key: PRNGKeyArray, inputs: int, width: int, dtype: Any) -> dict[str, Any]:
     bound, (there, back) = width**-0.5, jax.random.split(key)
     shapes = {
         'kernel': (inputs, 4 * width),
@@ -169,7 +176,7 @@ def _init_lstm(key: jax.Array, inputs: int, width: int, dtype: Any) -> dict[str,
         'recurrent_bias': (4 * width,),
     }
 
-    def one(key: jax.Array) -> dict[str, jax.Array]:
+    def one(key: PRNGKeyArray) -> dict[str, Float[jax.Array, '...']]:
         return {
             name: jax.random.uniform(paths.fold_in(key, name), shape, dtype, -bound, bound)
             for name, shape in shapes.items()

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
-Edit = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+Edit = Callable[[Any, Float[jax.Array, '*T features']], Float[jax.Array, '*T features']]
 """`edit(leaves, states)`: states `[..., features]` as they shall be."""
 
 
@@ -51,9 +52,9 @@ def edit_at(
     positions: Positions,
     edit: Edit,
     leaves: Mapping[str, Any],
-    h: jax.Array,
-    mask: jax.Array | None,
-) -> jax.Array:
+    h: Float[jax.Array, '*T features'],
+    mask: Shaped[jax.Array, '...'] | None,
+) -> Float[jax.Array, '*T features']:
     """`h: [batch, length, features]` with `edit` at the positions, counted where `mask` is 1.
 
     Raises:
@@ -65,8 +66,11 @@ def edit_at(
 
 
 def _edit_all(
-    edit: Edit, unit: Mapping[str, jax.Array], h: jax.Array, mask: jax.Array | None
-) -> jax.Array:
+    edit: Edit,
+    unit: Mapping[str, Any],
+    h: Float[jax.Array, '*T features'],
+    mask: Shaped[jax.Array, '...'] | None,
+) -> Float[jax.Array, '*T features']:
     edited = edit(unit, h)
     if mask is None or mask.shape != h.shape[:-1]:
         return edited
@@ -77,9 +81,9 @@ def _edit_ends(
     ends: Positions,
     edit: Edit,
     leaves: Mapping[str, Any],
-    h: jax.Array,
-    mask: jax.Array | None,
-) -> jax.Array:
+    h: Float[jax.Array, '*T features'],
+    mask: Shaped[jax.Array, '...'] | None,
+) -> Float[jax.Array, '*T features']:
     if h.ndim != 3:
         raise ValueError(f'positions need [batch, length, features], found {h.shape} {h.dtype}')
     batch, length = h.shape[:2]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import (
@@ -98,7 +99,7 @@ def prefix_tuning(
         if size is not None:
             check_positive(**{name: size})
 
-    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         sites = model.sites.match_modules(targets)
         rows = num_virtual_tokens if projection is None else projection
         entries = {s.path: _init_site(paths.fold_in(key, s.path), s, rows, dtype) for s in sites}
@@ -168,7 +169,7 @@ def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
     network = adapter['network']
     hidden = jnp.tanh(network['embedding'] @ network['kernel'] + network['bias'])
 
-    def made(leaves: Mapping[str, Any], name: str) -> jax.Array:
+    def made(leaves: Mapping[str, Any], name: str) -> Float[jax.Array, '*stack n heads H']:
         rows = jnp.einsum('np,...pkh->...nkh', hidden, leaves[name])
         return rows + leaves[f'{name}_bias'][..., None, :, :]
 
@@ -183,7 +184,9 @@ def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
-    def forward(leaves: Mapping[str, jax.Array], use: ModuleUse) -> jax.Array:
+    def forward(
+        leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
+    ) -> Float[jax.Array, 'B L query_heads H']:
         query, key, value, *rest = use.inputs
         if key.shape[-2:] != leaves['key'].shape[-2:]:
             raise AdapterError(
@@ -197,7 +200,9 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
             scores = jax.nn.sigmoid(x @ leaves['gate'].astype(x.dtype) + leaves['gate_bias'])
             share = scores.mean(axis=1)[:, None, None, None].astype(key.dtype)
 
-        def longer(x: jax.Array, leaf: jax.Array) -> jax.Array:
+        def longer(
+            x: Float[jax.Array, 'B L heads H'], leaf: Float[jax.Array, 'n heads H']
+        ) -> Float[jax.Array, 'B n+L heads H']:
             rows = jnp.broadcast_to(share * leaf.astype(x.dtype), (len(x), *leaf.shape))
             return jnp.concatenate([rows, x], axis=1)
 
@@ -210,7 +215,7 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
 
 def _longer_mask(
     path: str, rest: list[jax.Array], count: int
-) -> tuple[jax.Array | None, jax.Array | None]:
+) -> tuple[Bool[jax.Array, '_ _ _ _'] | None, Float[jax.Array, '_ _ _ _'] | None]:
     """The call's mask and bias, with the prefix seen by all and a bias of zero for it."""
     masks = [x for x in rest if x.dtype == bool]
     biases = [x for x in rest if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -228,7 +233,9 @@ def _longer_mask(
     return longer(masks, True), longer(biases, 0)
 
 
-def _init_site(key: jax.Array, site: ModuleSite, rows: int, dtype: Any) -> dict[str, jax.Array]:
+def _init_site(
+    key: PRNGKeyArray, site: ModuleSite, rows: int, dtype: Any
+) -> dict[str, Float[jax.Array, '...']]:
     if len(site.inputs) < 3 or any(len(shape) != 4 for shape in site.inputs[:3]):
         raise paths.TargetError(
             f'module {site.path!r} is called with {site.inputs} and is no attention core, which '
@@ -243,7 +250,9 @@ def _init_site(key: jax.Array, site: ModuleSite, rows: int, dtype: Any) -> dict[
     }
 
 
-def _init_gate(key: jax.Array, site: ModuleSite, dtype: Any) -> dict[str, jax.Array]:
+def _init_gate(
+    key: PRNGKeyArray, site: ModuleSite, dtype: Any
+) -> dict[str, Float[jax.Array, '...']]:
     if not site.around or len(site.around[0]) != 3:
         raise paths.TargetError(
             f'the module around {site.path!r} is called with {site.around}; a gate reads its first '

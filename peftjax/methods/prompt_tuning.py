@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, described
@@ -78,7 +79,7 @@ def prompt_tuning(
             f'init {init!r} is unknown: write {", ".join(map(repr, _DRAWS))}, or token ids'
         )
 
-    def start(key: jax.Array, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         site = embedding_of(model, targets)
         key = paths.fold_in(key, site.path)
         drawn = _DRAWS.get(init) if isinstance(init, str) else None
@@ -101,7 +102,9 @@ def prompt_tuning(
     return PeftTransform(start, refusing('prompt_tuning', sites_of), rules)
 
 
-def _rows(init: Any, key: jax.Array, count: int, common: int, vocabulary: int) -> jax.Array:
+def _rows(
+    init: Any, key: PRNGKeyArray, count: int, common: int, vocabulary: int
+) -> Integer[jax.Array, ' {count}']:
     if init == 'vocabulary':
         return jax.random.choice(key, common, (count,), replace=count > common)
     ids = np.asarray(init)
@@ -133,7 +136,7 @@ def check_prompt(adapter: Any, method: str, entry: str) -> list[str]:
     return list(adapter)
 
 
-def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Float[jax.Array, '...']:
     return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
 

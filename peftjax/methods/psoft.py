@@ -2,19 +2,37 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.quantized import dense
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import over_stack, weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.rotations import cayley, skew
+
+
+class Trained(TypedDict):
+    k: Float[jax.Array, ' entries']
+    a: NotRequired[Float[jax.Array, ' rank']]
+    b: NotRequired[Float[jax.Array, ' rank']]
+
+
+class Leaves(Trained):
+    frozen_p: Float[HostArray, 'in rank']
+    frozen_q: Float[HostArray, 'rank out']
+
+
+class Prepared(Leaves):
+    moved: Float[jax.Array, 'in rank']
+
 
 Subspaces = Mapping[str, tuple[Any, Any]]
 
@@ -69,7 +87,9 @@ def psoft(
             'subspaces is empty; write peftjax.principal_subspaces(model, rank=64, targets=...)'
         )
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Trained:
         del key
         p, q = (each.shape for each in subspaces[site.path])
         rank = p[-1]
@@ -78,30 +98,32 @@ def psoft(
                 f'the subspace of {site.path!r} has factors {p} and {q}, its matrix is '
                 f'{list(matrix.shape)} (leaf {site.shape} {site.dtype}). Is it of another model?'
             )
-        stretches = {name: jnp.ones(rank, dtype) for name in 'ab'} if scale else {}
-        return {'k': jnp.zeros(rank * (rank - 1) // 2, dtype), **stretches}
+        k, ones = jnp.zeros(rank * (rank - 1) // 2, dtype), jnp.ones(rank, dtype)
+        return {'k': k, 'a': ones, 'b': ones} if scale else {'k': k}
 
     def constants(path: str, layout: Layout) -> dict[str, Any]:
         del layout
         return dict(zip(('frozen_p', 'frozen_q'), subspaces[path], strict=True))
 
-    def moved(leaves: Any) -> jax.Array:
+    def moved(leaves: Leaves) -> Float32[jax.Array, 'in rank']:
         """`P (diag(a) R diag(b) - I)`."""
-        p = leaves['frozen_p'].astype(jnp.float32)
+        p = jnp.asarray(leaves['frozen_p'], jnp.float32)
         inner = cayley(skew(leaves['k'][None], p.shape[1]), neumann_terms)[0]
         if scale:
             inner = leaves['a'][:, None] * inner * leaves['b']
         return p @ (inner - jnp.eye(p.shape[1]))
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         return (matrix + moved(leaves) @ leaves['frozen_q']).astype(matrix.dtype)
 
-    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path
         return {**leaves, 'moved': moved(leaves)}
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         x = use.dropped(dropout)
         return use.base(use.x) + use.lowrank(x, leaves['moved'], leaves['frozen_q'])
@@ -119,7 +141,9 @@ def psoft(
 
 def principal_subspaces(
     model: Model, *, rank: int, targets: paths.Targets
-) -> dict[str, tuple[jax.Array, jax.Array]]:
+) -> dict[
+    str, tuple[Float32[jax.Array, '*stack in {rank}'], Float32[jax.Array, '*stack {rank} out']]
+]:
     r"""The `r` largest singular vectors of each matrix, `W ~ P (S Q)`, as `psoft` takes them.
 
     Args:
@@ -149,7 +173,9 @@ def principal_subspaces(
     check_positive(rank=rank)
     leaves = paths.flatten(model.params)
 
-    def factors(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def factors(
+        matrix: Float[jax.Array, 'in out'],
+    ) -> tuple[Float32[jax.Array, 'in rank'], Float32[jax.Array, 'rank out']]:
         u, s, vt = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
         p, q = u[:, :rank], s[:rank, None] * vt[:rank]
         largest = jnp.take_along_axis(p, jnp.abs(p).argmax(0)[None], axis=0)

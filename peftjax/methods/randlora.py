@@ -2,19 +2,31 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
+
+
+class Trained(TypedDict):
+    l: Float[jax.Array, 'bases rank']  # noqa: E741 (the paper's letter, and the files')
+    g: Float[jax.Array, 'bases short']
+
+
+class Leaves(Trained):
+    frozen_a: Float[HostArray, 'rank short']
+    frozen_b: Float[HostArray, 'bases long rank']
 
 
 @described
@@ -76,7 +88,9 @@ def randlora(
         raise ValueError(f'sparsity must be at least 1, got {sparsity}; write None for dense bases')
     scale = (20 * rank if alpha is None else alpha) / rank
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Trained:
         del key, site
         short = min(matrix.shape)
         count = -(-short // rank)
@@ -99,12 +113,14 @@ def randlora(
             for name, value in (('frozen_a', a), ('frozen_b', b))
         }
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])
         return (matrix + scale * (a @ b)).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         rows, columns = use.weight().shape
         change = use.lowrank(use.dropped(dropout), *_factors(leaves, rows > columns))
@@ -115,7 +131,9 @@ def randlora(
     )
 
 
-def _factors(leaves: Any, tall: bool) -> tuple[jax.Array, jax.Array]:
+def _factors(
+    leaves: Leaves, tall: bool
+) -> tuple[Float[jax.Array, 'in rows'], Float[jax.Array, 'rows out']]:
     """`[in, k]` and `[k, out]`, whose product is the change before the scale."""
     # [n, r, d]: A with the rows and columns of each base scaled.
     scaled = leaves['l'][:, :, None] * leaves['frozen_a'] * leaves['g'][:, None, :]
@@ -126,10 +144,10 @@ def _factors(leaves: Any, tall: bool) -> tuple[jax.Array, jax.Array]:
 
 def _drawn(
     seed: int, a: tuple[int, ...], b: tuple[int, ...], sparsity: float | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, 'rank short'], Float32[np.ndarray, 'bases long rank']]:
     """Rows of one stream for each base, so that a longer side begins with what a shorter has."""
 
-    def draw(name: str, rows: int, columns: int) -> np.ndarray:
+    def draw(name: str, rows: int, columns: int) -> Float32[np.ndarray, '{rows} {columns}']:
         uniform = stream(seed, name).uniform(-1.0, 1.0, (rows, columns))
         if sparsity is None:
             return (math.sqrt(3.0) * uniform).astype(np.float32)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+from jaxtyping import Float
 
 from peftjax.core.base import Adapter, MergeError, MergeFn, ModuleUse
 from peftjax.core.paths import TargetError
@@ -46,7 +47,7 @@ def width(site: ModuleSite, reads: str) -> int:
     return site.inputs[number][-1]
 
 
-def read(use: ModuleUse, reads: str) -> jax.Array:
+def read(use: ModuleUse, reads: str) -> Float[jax.Array, '...']:
     """What the adapter reads in one call of the module."""
     return use.output if reads == 'output' else use.inputs[_INPUTS[reads]]
 

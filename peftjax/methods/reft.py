@@ -2,16 +2,23 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.positions import edit_at, parse
 from peftjax.methods.reading import refusing
+
+
+class Unit(TypedDict):
+    weight: Float[jax.Array, '*stack features rank']
+    bias: Float[jax.Array, '*stack rank']
+    projection: Float[jax.Array, '*stack features rank']
 
 
 @described
@@ -166,7 +173,7 @@ def _reft(
     places = parse(positions, tied)
     units = places.units
 
-    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         return {
             site.path: {
                 unit: init_unit(paths.fold_in(key, f'{site.path}/{unit}'), site) for unit in units
@@ -174,7 +181,7 @@ def _reft(
             for site in model.sites.match_modules(targets)
         }
 
-    def init_unit(key: jax.Array, site: ModuleSite) -> dict[str, jax.Array]:
+    def init_unit(key: PRNGKeyArray, site: ModuleSite) -> Unit:
         if rank > site.features:
             raise ValueError(
                 f'rank {rank} is larger than the width of module {site.path!r} {site.shape} '
@@ -208,7 +215,7 @@ def _reft(
         return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
 
     def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(leaves: dict[str, Any], use: ModuleUse) -> jax.Array:
+        def forward(leaves: dict[str, Any], use: ModuleUse) -> Float[jax.Array, '... features']:
             _check_width(path, leaves[units[0]]['weight'], use.output)
             if use.follows and places.first is not None:
                 return use.output  # The ends are those of the first call's tokens.
@@ -220,7 +227,9 @@ def _reft(
     return PeftTransform(init, refusing(kind.name, check), rules)
 
 
-def _edit(kind: _Kind, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array:
+def _edit(
+    kind: _Kind, unit: Unit, h: Float[jax.Array, '*T features']
+) -> Float[jax.Array, '*T features']:
     """The edited states `[..., features]`."""
     weight, bias = unit['weight'].astype(h.dtype), unit['bias'].astype(h.dtype)
     projection = unit['projection']
@@ -233,7 +242,7 @@ def _edit(kind: _Kind, unit: Mapping[str, jax.Array], h: jax.Array) -> jax.Array
     return h + source @ projection.T
 
 
-def orthonormal(matrix: jax.Array) -> jax.Array:
+def orthonormal(matrix: Float[jax.Array, 'features rank']) -> Float32[jax.Array, 'features rank']:
     """The `Q` of the decomposition whose `R` has a positive diagonal: `Q` of `Q` is `Q`."""
     q, r = jnp.linalg.qr(matrix.astype(jnp.float32))
     signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
@@ -63,8 +64,10 @@ def road(
     if group_size < 2 or group_size % 2:
         raise ValueError(f'group_size must be even and at least 2, got {group_size}')
 
-    def init(key: jax.Array, model: Model) -> dict[str, WeightAdapter]:
-        def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> Any:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
+        def init_weight(
+            key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+        ) -> dict[str, Float[jax.Array, ' angles']]:
             del key
             check_divides(site, 'group_size', group_size, 'output', matrix.shape[1])
             size = int(_SIZES[variant] * matrix.shape[1])
@@ -75,7 +78,9 @@ def road(
             key, model
         )
 
-    def coefficients(leaves: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    def coefficients(
+        leaves: Mapping[str, Any],
+    ) -> tuple[Float[jax.Array, '*stack out'], Float[jax.Array, '*stack out']]:
         """What multiplies each feature and its partner, `[*stack, out]` both."""
         alpha = leaves['alpha' if 'alpha' in leaves else 'alpha_and_bias']
         cosine, sine = alpha * jnp.cos(leaves['theta']), alpha * jnp.sin(leaves['theta'])
@@ -87,24 +92,28 @@ def road(
             first, second = cosine.reshape(groups)[..., 0, :], sine.reshape(groups)[..., 1, :]
             return first.reshape(*stack, -1), second.reshape(*stack, -1)
 
-        def twice(each: jax.Array) -> jax.Array:
+        def twice(each: Float[jax.Array, '*stack angles']) -> Float[jax.Array, '*stack out']:
             halves = each.reshape(*stack, -1, 1, group_size // 2)
             return jnp.repeat(halves, 2, axis=-2).reshape(*stack, -1)
 
         return twice(cosine), twice(sine)
 
-    def turned(leaves: Mapping[str, Any], y: jax.Array) -> jax.Array:
+    def turned(
+        leaves: Mapping[str, Any], y: Float[jax.Array, '*T out']
+    ) -> Float[jax.Array, '*T out']:
         first, second = coefficients(leaves)
         halves = y.reshape(*y.shape[:-1], -1, 2, group_size // 2)
         partner = jnp.stack([-halves[..., 1, :], halves[..., 0, :]], axis=-2).reshape(y.shape)
         return y * first.astype(y.dtype) + partner * second.astype(y.dtype)
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Mapping[str, Any], matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         wide = jnp.promote_types(matrix.dtype, leaves['theta'].dtype)
         return turned(leaves, matrix.astype(wide)).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Mapping[str, Any], use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         return turned(leaves, use.base(use.x))
 

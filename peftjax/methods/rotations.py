@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int
 
 
-def skew(triangle: jax.Array, size: int) -> jax.Array:
+def skew(
+    triangle: Float[jax.Array, 'blocks {size}*({size}-1)//2'], size: int
+) -> Float32[jax.Array, 'blocks {size} {size}']:
     """Skew-symmetric `[n, b, b]` in float32 from upper triangles `[n, b (b - 1) / 2]`."""
     rows, columns = jnp.triu_indices(size, 1)
     upper = jnp.zeros((len(triangle), size, size), jnp.float32)
@@ -12,7 +15,9 @@ def skew(triangle: jax.Array, size: int) -> jax.Array:
     return upper - jnp.swapaxes(upper, 1, 2)
 
 
-def cayley(skewed: jax.Array, terms: int | None = None) -> jax.Array:
+def cayley(
+    skewed: Float32[jax.Array, 'blocks block block'], terms: int | None = None
+) -> Float32[jax.Array, 'blocks block block']:
     """`(I - Q)(I + Q)^-1` of each `Q` in `[n, b, b]`.
 
     Args:
@@ -30,7 +35,9 @@ def cayley(skewed: jax.Array, terms: int | None = None) -> jax.Array:
 
 
 @jax.custom_jvp
-def _cayley(skewed: jax.Array) -> jax.Array:
+def _cayley(
+    skewed: Float32[jax.Array, 'blocks block block'],
+) -> Float32[jax.Array, 'blocks block block']:
     # R = (2 I - (I + Q)) (I + Q)^-1 = 2 (I + Q)^-1 - I
     eye = jnp.eye(skewed.shape[-1])
     return 2.0 * _inverse(eye + skewed) - eye
@@ -38,14 +45,17 @@ def _cayley(skewed: jax.Array) -> jax.Array:
 
 @_cayley.defjvp
 def _cayley_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+    primals: tuple[Float32[jax.Array, 'blocks block block']],
+    tangents: tuple[Float32[jax.Array, 'blocks block block']],
+) -> tuple[Float32[jax.Array, 'blocks block block'], Float32[jax.Array, 'blocks block block']]:
     rotation = _cayley(*primals)
     twice_inverse = rotation + jnp.eye(rotation.shape[-1])
     return rotation, -0.5 * twice_inverse @ tangents[0] @ twice_inverse
 
 
-def _inverse(matrix: jax.Array) -> jax.Array:
+def _inverse(
+    matrix: Float32[jax.Array, 'blocks block block'],
+) -> Float32[jax.Array, 'blocks block block']:
     """Gauss and Jordan's elimination in place, on all of `[n, b, b]` at once.
 
     No pivots are sought: `I + Q` is positive definite in its symmetric part, and so is what each
@@ -54,7 +64,9 @@ def _inverse(matrix: jax.Array) -> jax.Array:
     """
     size = matrix.shape[-1]
 
-    def step(k: jax.Array, left: jax.Array) -> jax.Array:
+    def step(
+        k: Int[jax.Array, ''], left: Float32[jax.Array, 'blocks block block']
+    ) -> Float32[jax.Array, 'blocks block block']:
         here = jnp.arange(size) == k
         row = jax.lax.dynamic_index_in_dim(left, k, axis=-2, keepdims=True)
         column = jax.lax.dynamic_index_in_dim(left, k, axis=-1, keepdims=True)
@@ -67,7 +79,9 @@ def _inverse(matrix: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, size, step, matrix)
 
 
-def turn(x: jax.Array, rotations: jax.Array) -> jax.Array:
+def turn(
+    x: Float[jax.Array, 'T in'], rotations: Float[jax.Array, 'blocks block block']
+) -> Float[jax.Array, 'T in']:
     """`x: [T, features]` times the block-diagonal matrix of `rotations: [n, b, b]`.
 
     One rotation (`n = 1`) turns every block.

@@ -1,18 +1,28 @@
 """SHiRA: a few trained entries of each matrix, at places drawn once."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import distinct
+
+
+class Trained(TypedDict):
+    values: Float[jax.Array, ' entries']
+
+
+class Leaves(Trained):
+    positions: Integer[HostArray, ' entries']
 
 
 @described
@@ -60,7 +70,9 @@ def shira(
     """
     check_positive(rank=rank)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Trained:
         del key
         count = rank * sum(matrix.shape)
         if count > matrix.size:
@@ -78,13 +90,15 @@ def shira(
         count = rank * (inputs + outputs)
         return {'positions': distinct(seed, path, count, inputs * outputs, layout.stack_shape)}
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         rows, columns = jnp.divmod(leaves['positions'], matrix.shape[1])
         wide = matrix.astype(jnp.promote_types(matrix.dtype, leaves['values'].dtype))
         return wide.at[rows, columns].add(scaling * leaves['values']).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         y = use.base(use.x)
         rows, columns = jnp.divmod(leaves['positions'], y.shape[1])

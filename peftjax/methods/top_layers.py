@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+from jaxtyping import Float
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, described
@@ -66,13 +67,15 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
             if site.scanned or depth > depths[stack] - count
         ]
 
-    def init(leaf: jax.Array, site: WeightSite) -> jax.Array:
+    def init(leaf: Float[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, '...']:
         if not site.scanned:
             return leaf + 0
         axis = site.scanned[0]
         return jax.lax.slice_in_dim(leaf, leaf.shape[axis] - count, None, axis=axis)
 
-    def change(entry: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
+    def change(
+        entry: Float[jax.Array, '...'], leaf: Float[jax.Array, '*shape'], path: str
+    ) -> Float[jax.Array, '*shape']:
         del path
         return jax.lax.dynamic_update_slice(
             leaf,

@@ -6,6 +6,7 @@ It is MT19937, seeded by one word. Held to arrays that torch drew by `tests/test
 import math
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
 
 def _stream(seed: int) -> np.random.MT19937:
@@ -14,7 +15,7 @@ def _stream(seed: int) -> np.random.MT19937:
     return bits
 
 
-def permutation(seed: int, size: int, count: int) -> np.ndarray:
+def permutation(seed: int, size: int, count: int) -> Int64[np.ndarray, ' {count}']:
     """The first `count` of `torch.randperm(size)`: int64 [count].
 
     Example:
@@ -29,7 +30,9 @@ def permutation(seed: int, size: int, count: int) -> np.ndarray:
     return values[:count]
 
 
-def uniform(stream: np.random.MT19937, shape: tuple[int, ...], bound: float) -> np.ndarray:
+def uniform(
+    stream: np.random.MT19937, shape: tuple[int, ...], bound: float
+) -> Float32[np.ndarray, '...']:
     """`torch.empty(shape).uniform_(-bound, bound)`: float32."""
     raw = stream.random_raw(math.prod(shape)).astype(np.int64)
     unit = ((raw & 0xFFFFFF) * 2.0**-24).astype(np.float32)
@@ -39,7 +42,9 @@ def uniform(stream: np.random.MT19937, shape: tuple[int, ...], bound: float) -> 
     return wide.astype(np.float32).reshape(shape)
 
 
-def kaiming_pair(seed: int, rank: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+def kaiming_pair(
+    seed: int, rank: int, inputs: int, outputs: int
+) -> tuple[Float32[np.ndarray, '{rank} {inputs}'], Float32[np.ndarray, '{outputs} {rank}']]:
     """VeRA's `A: [rank, inputs]` and `B: [outputs, rank]`, Kaiming uniform of one generator.
 
     Example:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, described
@@ -67,7 +68,9 @@ def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTrans
                 )
         return chosen
 
-    def change(entry: jax.Array, leaf: jax.Array, path: str) -> jax.Array:
+    def change(
+        entry: Float[jax.Array, 'rows features'], leaf: Float[jax.Array, 'V features'], path: str
+    ) -> Float[jax.Array, 'V features']:
         del path
         return leaf.at[rows].set(entry.astype(leaf.dtype), unique_indices=True)
 

@@ -1,10 +1,11 @@
 """VB-LoRA: low-rank factors composed of vectors from one bank."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, Use, described
@@ -12,6 +13,20 @@ from peftjax.core.layout import Layout
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_divides, check_positive
+
+
+class Trained(TypedDict):
+    logits_a: Float[jax.Array, 'rank pieces_in vectors']
+    logits_b: Float[jax.Array, 'rank pieces_out vectors']
+
+
+class Leaves(Trained):
+    bank: Float[jax.Array, 'vectors block']
+
+
+class Prepared(Leaves):
+    a: Float[jax.Array, 'in rank']
+    b: Float[jax.Array, 'rank out']
 
 
 @described
@@ -72,7 +87,9 @@ def vblora(
     if topk > num_vectors:
         raise ValueError(f'topk {topk} is more than the {num_vectors} vectors of the bank')
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> dict[str, Float[jax.Array, 'rank pieces vectors']]:
         arrays = {}
         for name, side, length in zip('ab', ('input', 'output'), matrix.shape, strict=True):
             check_divides(site, 'vector_length', vector_length, side, length)
@@ -81,21 +98,23 @@ def vblora(
             arrays[f'logits_{name}'] = logits_std * jax.random.normal(each, shape, dtype)
         return arrays
 
-    def composed(leaves: Any, name: str) -> jax.Array:
+    def composed(leaves: Mapping[str, Any], name: str) -> Float[jax.Array, 'rank side']:
         """`[r, side]`."""
         values, places = jax.lax.top_k(leaves[f'logits_{name}'], topk)
         pieces = jnp.einsum('rpk,rpkb->rpb', jax.nn.softmax(values), leaves['bank'][places])
         return pieces.reshape(rank, -1)
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         return (matrix + composed(leaves, 'a').T @ composed(leaves, 'b')).astype(matrix.dtype)
 
-    def prepare(leaves: Any, matrix: jax.Array, path: str) -> Any:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path
         return {**leaves, 'a': composed(leaves, 'a').T, 'b': composed(leaves, 'b')}
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['a'], leaves['b'])
 
@@ -116,7 +135,7 @@ def vblora(
             materialize=materialize,
         )
 
-    def init(key: jax.Array, model: Model) -> dict[str, Any]:
+    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         bank = jax.random.uniform(
             paths.fold_in(key, 'bank'),
             (num_vectors, vector_length),

@@ -1,19 +1,31 @@
 """VeRA: two frozen random matrices for all weights, and two trained vectors for each."""
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
+
+
+class Trained(TypedDict):
+    d: Float[jax.Array, ' rank']
+    b: Float[jax.Array, ' out']
+
+
+class Leaves(Trained):
+    frozen_a: Float[HostArray, 'in rank']
+    frozen_b: Float[HostArray, 'rank out']
 
 
 @described
@@ -66,7 +78,9 @@ def vera(
     """
     check_positive(rank=rank)
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Trained:
         del key, site
         return {'d': jnp.full(rank, d_initial, dtype), 'b': jnp.zeros(matrix.shape[1], dtype)}
 
@@ -83,12 +97,14 @@ def vera(
             for name, value in shared.items()
         }
 
-    def merge(leaves: Any, matrix: jax.Array, path: str) -> jax.Array:
+    def merge(
+        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
+    ) -> Float[jax.Array, 'in out']:
         del path
         delta = (leaves['frozen_a'] * leaves['d']) @ leaves['frozen_b'] * leaves['b']
         return (matrix + delta).astype(matrix.dtype)
 
-    def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         x, gain = use.dropped(dropout), leaves['b'].astype(use.dtype)
         factors = leaves['frozen_a'], leaves['frozen_b'], leaves['d']
@@ -101,7 +117,9 @@ def vera(
     )
 
 
-def drawn_projections(seed: int, rank: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def drawn_projections(
+    seed: int, rank: int, layout: Layout
+) -> tuple[Float32[np.ndarray, 'in {rank}'], Float32[np.ndarray, '{rank} out']]:
     """Rows of one stream, so that a longer side begins with what a shorter one has."""
     rows = stream(seed, 'a').uniform(-1.0, 1.0, (layout.inputs, rank))
     columns = stream(seed, 'b').uniform(-1.0, 1.0, (layout.outputs, rank)).T

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
 from peftjax.core.base import (
     ROOT,
@@ -89,8 +90,10 @@ def check_places(places: Any, count: int) -> Places:
     return given
 
 
-def moved_positions(call: ModelCall, length: int, moved: jax.Array) -> jax.Array:
-    """`position_ids` of a call's tokens, given or `0 .. length - 1`, moved by `[length]` numbers.
+def moved_positions(
+    call: ModelCall, length: int, moved: Integer[jax.Array, ' {length}'] | Integer[jax.Array, '']
+) -> Integer[jax.Array, '_ {length}']:
+    """`position_ids` of a call, given or `0 .. length - 1`, moved by one or `[length]` numbers.
 
     Raises:
       ValueError: packed rows whose positions only the model knows.
@@ -106,7 +109,7 @@ def moved_positions(call: ModelCall, length: int, moved: jax.Array) -> jax.Array
     return (jnp.arange(length) + moved)[None]
 
 
-def tokens_of(call: ModelCall) -> jax.Array:
+def tokens_of(call: ModelCall) -> Integer[jax.Array, 'B L']:
     """The token ids of a call: `input_ids`, or its first array.
 
     Raises:
@@ -119,7 +122,9 @@ def tokens_of(call: ModelCall) -> jax.Array:
     return ids
 
 
-def _order(places: Places, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _order(
+    places: Places, length: int
+) -> tuple[Integer[np.ndarray, ' n'], Integer[np.ndarray, ' {length}']]:
     """Of the longer sequence: where virtual and where real tokens stand."""
     if max(places) > length:
         raise ValueError(f'a virtual token stands before token {max(places)}, of {length} tokens')
@@ -183,7 +188,9 @@ def _shorter(leaf: Any, real: np.ndarray, count: int, rank: int) -> Any:
 
 
 def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
-    def forward(leaves: Mapping[str, jax.Array], use: ModuleUse) -> jax.Array:
+    def forward(
+        leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
+    ) -> Float[jax.Array, 'B L features']:
         prompt, output = leaves['prompt'], use.output
         if use.follows:
             return output

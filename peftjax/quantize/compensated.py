@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int, UInt8
 
 from peftjax.quantize.nf4 import NF4, joined, nearest, value
 
 
 def pack_compensated(
-    matrix: jax.Array, squares: jax.Array, scheme: NF4, damping: float
+    matrix: Float[jax.Array, 'rows columns'],
+    squares: Float32[jax.Array, 'columns columns'],
+    scheme: NF4,
+    damping: float,
 ) -> dict[str, jax.Array]:
     r"""The arrays of `scheme.pack(matrix)` with codes that lose less of `matrix @ x`.
 
@@ -41,7 +45,7 @@ def pack_compensated(
     weights = jnp.pad(matrix.astype(jnp.float32), ((0, 0), (0, width - columns)))[:, order]
     steps = jnp.where(steps == 0.0, 1.0, steps)[:, order]
 
-    def column(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def column(j: Int[jax.Array, ''], carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         part, triangle, step, codes, errors = carry
         code = nearest(part[:, j] / step[:, j])
         error = (part[:, j] - value(code) * step[:, j]) / triangle[j, j]
@@ -49,7 +53,9 @@ def pack_compensated(
         part = part - error[:, None] * later
         return part, triangle, step, codes.at[:, j].set(code), errors.at[:, j].set(error)
 
-    def columns_of_a_block(weights: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def columns_of_a_block(
+        weights: Float32[jax.Array, 'rows columns'], first: Int[jax.Array, '']
+    ) -> tuple[Float32[jax.Array, 'rows columns'], UInt8[jax.Array, 'rows block']]:
         part, step = (
             jax.lax.dynamic_slice_in_dim(each, first, block, 1) for each in (weights, steps)
         )
@@ -65,7 +71,9 @@ def pack_compensated(
     return {**arrays, 'codes': joined(codes[:, jnp.argsort(order)])}
 
 
-def _upper(squares: jax.Array, damping: float) -> jax.Array:
+def _upper(
+    squares: Float32[jax.Array, 'columns columns'], damping: float
+) -> Float32[jax.Array, 'columns columns']:
     """Upper triangular `U` with `U^T U` the inverse of the damped squares."""
     mean = jnp.mean(jnp.diagonal(squares))
     identity = jnp.eye(squares.shape[0])

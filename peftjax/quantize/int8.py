@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from peftjax.core.quantized import Arrays
 
@@ -27,11 +28,11 @@ class Int8:
     def name(self) -> str:
         return 'int8'
 
-    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+    def pack(self, matrix: Float[jax.Array, 'rows columns']) -> dict[str, jax.Array]:
         matrix = matrix.astype(jnp.float32)
         scale = jnp.max(jnp.abs(matrix), axis=1, keepdims=True) / 127.0
         codes = jnp.round(matrix / jnp.where(scale == 0.0, 1.0, scale))
         return {'codes': codes.astype(jnp.int8), 'scale': scale}
 
-    def unpack(self, arrays: Arrays) -> jax.Array:
+    def unpack(self, arrays: Arrays) -> Float32[jax.Array, 'rows columns']:
         return arrays['codes'].astype(jnp.float32) * arrays['scale']

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 
 from peftjax.core.quantized import Arrays
 from peftjax.quantize.blocks import nibbles, spread
@@ -22,7 +23,7 @@ VALUES = np.asarray([
 """Zero, 7 quantiles below and 8 above, as QLoRA's appendix E lists them."""
 
 
-def _dynamic_tree() -> np.ndarray:
+def _dynamic_tree() -> Float32[np.ndarray, '256']:
     """The 256 values of a signed byte with a dynamic exponent: more digits the larger it is."""
     values = [np.zeros(1), np.ones(1)]
     for exponent in range(7):
@@ -68,7 +69,7 @@ class NF4:
     def name(self) -> str:
         return 'nf4'
 
-    def pack(self, matrix: jax.Array) -> dict[str, jax.Array]:
+    def pack(self, matrix: Float[jax.Array, 'rows columns']) -> dict[str, jax.Array]:
         rows, columns = matrix.shape
         count = -(-columns // self.block)
         padded = jnp.pad(
@@ -79,10 +80,10 @@ class NF4:
         arrays = {'codes': joined(nearest(normal).reshape(rows, -1)), 'scale': scale}
         return self._scales_packed(arrays) if self.double else arrays
 
-    def unpack(self, arrays: Arrays) -> jax.Array:
+    def unpack(self, arrays: Arrays) -> Float32[jax.Array, 'rows columns']:
         return value(nibbles(arrays['codes'], high_first=True)) * self.steps(arrays)
 
-    def steps(self, arrays: Arrays) -> jax.Array:
+    def steps(self, arrays: Arrays) -> Float32[jax.Array, 'rows columns']:
         """What the value of each code is multiplied by: `[rows, columns]`, those of `pack`."""
         return spread(_scales(arrays) if self.double else arrays['scale'], self.block)
 
@@ -99,7 +100,7 @@ class NF4:
         return {**arrays, 'scale': codes, 'scale_scale': largest, 'mean': mean}
 
 
-def _scales(arrays: Arrays) -> jax.Array:
+def _scales(arrays: Arrays) -> Float32[jax.Array, 'rows blocks']:
     codes = arrays['scale']
     place = jax.lax.broadcasted_iota(jnp.int32, codes.shape, 0) * codes.shape[1]
     place = place + jax.lax.broadcasted_iota(jnp.int32, codes.shape, 1)
@@ -107,19 +108,19 @@ def _scales(arrays: Arrays) -> jax.Array:
     return jnp.asarray(SCALES)[codes.astype(jnp.int32)] * largest + arrays['mean']
 
 
-def nearest(normal: jax.Array) -> jax.Array:
+def nearest(normal: Float32[jax.Array, ' *shape']) -> UInt8[jax.Array, ' *shape']:
     """The code whose value is nearest."""
     middles = (VALUES[1:] + VALUES[:-1]) / 2
     return jnp.sum(normal[..., None] > middles, axis=-1, dtype=jnp.uint8)
 
 
-def joined(codes: jax.Array) -> jax.Array:
+def joined(codes: UInt8[jax.Array, 'rows columns']) -> UInt8[jax.Array, 'rows columns//2']:
     """Two codes a byte, the first one high: `[rows, columns / 2]`."""
     pairs = codes.reshape(codes.shape[0], -1, 2)
     return pairs[..., 0] << 4 | pairs[..., 1]
 
 
-def value(codes: jax.Array) -> jax.Array:
+def value(codes: UInt8[jax.Array, ' *shape']) -> Float32[jax.Array, ' *shape']:
     """The value of each code, by comparing bits: a processor of vectors has no fast table."""
 
     def chosen(values: list[float], bit: int) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool, Float, Float32, Integer
 
 from peftjax.methods.adalora import is_triplet
 
@@ -162,16 +163,22 @@ def _zeros(entries: list[Any]) -> list[dict[str, jax.Array]]:
     return [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), dict(each)) for each in entries]
 
 
-def _sensitivity(weight: jax.Array, slope: jax.Array) -> jax.Array:
+def _sensitivity(
+    weight: Float[jax.Array, '*shape'], slope: Float[jax.Array, '*shape']
+) -> Float32[jax.Array, '*shape']:
     return jnp.abs(weight.astype(jnp.float32) * slope.astype(jnp.float32))
 
 
-def _triplet_scores(scores: dict[str, jax.Array]) -> jax.Array:
+def _triplet_scores(
+    scores: dict[str, Float32[jax.Array, '...']],
+) -> Float32[jax.Array, '*stack rank']:
     """`[*stack, r]`."""
     return scores['lambda'] + scores['p'].mean(-2) + scores['q'].mean(-1)
 
 
-def _highest(scores: list[jax.Array], count: jax.Array) -> list[jax.Array]:
+def _highest(
+    scores: list[Float32[jax.Array, '...']], count: Integer[jax.Array, '']
+) -> list[Bool[jax.Array, '...']]:
     """Which of all the scores are among the `count` highest."""
     flat = jnp.concatenate([each.ravel() for each in scores])
     places = jnp.argsort(jnp.argsort(-flat, stable=True), stable=True)

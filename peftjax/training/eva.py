@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 
 from peftjax.core import paths
 from peftjax.core.base import Model
@@ -102,7 +103,9 @@ def eva(
     )
 
 
-def _directions(entry: Moments, rank: int) -> tuple[jax.Array, jax.Array]:
+def _directions(
+    entry: Moments, rank: int
+) -> tuple[Float32[jax.Array, '*stack in {rank}'], Float32[jax.Array, '*stack {rank}']]:
     """The first eigenvectors of the covariance, and their shares of the variance."""
     # In float64, by NumPy: the mean is subtracted from a sum of squares.
     squares, sums, count = (

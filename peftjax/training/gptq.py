@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from peftjax.core import paths
 from peftjax.core.base import Model
@@ -90,7 +91,11 @@ def gptq(
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _packed(
-    leaf: jax.Array, squares: jax.Array, layout: Layout, scheme: NF4, damping: float
+    leaf: Float[jax.Array, '...'],
+    squares: Float32[jax.Array, '*stack in in'],
+    layout: Layout,
+    scheme: NF4,
+    damping: float,
 ) -> QuantizedArray:
     one = one_matrix(layout)
     matrices = jnp.swapaxes(layout.to_matrix(leaf), -1, -2)

@@ -1,7 +1,7 @@
 """T-Few's losses over answer choices: the likely one, the unlikely ones, and their lengths.
 
-Letters: `B` examples, `C` choices of an example, `T` tokens of a choice. `log_probs: [B, C, T]` are
-the log-probabilities of each choice's tokens given the question, `mask: [B, C, T]` is 1 where there
+Letters: `B` examples, `C` choices of an example, `L` tokens of a choice. `log_probs: [B, C, L]` are
+the log-probabilities of each choice's tokens given the question, `mask: [B, C, L]` is 1 where there
 is a token, `answers: [B]` numbers the right choice. A choice without tokens is a missing one: its
 mask is zero everywhere.
 """
@@ -9,14 +9,18 @@ mask is zero everywhere.
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Float32, Integer, Shaped
 
 
 def length_normalised_loss(
-    log_probs: jax.Array, mask: jax.Array, answers: jax.Array, exponent: float = 1.0
-) -> jax.Array:
+    log_probs: Float[jax.Array, 'B C L'],
+    mask: Shaped[jax.Array, 'B C L'],
+    answers: Integer[jax.Array, ' B'],
+    exponent: float = 1.0,
+) -> Float32[jax.Array, '']:
     r"""Cross-entropy over choices scored by the mean log-probability of their tokens.
 
-    `L = mean_B(-log softmax_C(beta)[answer])` with `beta = sum_T log p / T^exponent`.
+    `L = mean_B(-log softmax_C(beta)[answer])` with `beta = sum_L log p / L^exponent`.
 
     Args:
         log_probs, mask, answers: see above.
@@ -45,8 +49,11 @@ def length_normalised_loss(
 
 
 def unlikelihood_loss(
-    log_probs: jax.Array, mask: jax.Array, answers: jax.Array, margin: float = 1e-2
-) -> jax.Array:
+    log_probs: Float[jax.Array, 'B C L'],
+    mask: Shaped[jax.Array, 'B C L'],
+    answers: Integer[jax.Array, ' B'],
+    margin: float = 1e-2,
+) -> Float32[jax.Array, '']:
     r"""Pushes the tokens of wrong choices down: mean of `-log(1 - p + margin)` over them.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray, Shaped
 
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
@@ -56,14 +57,16 @@ def moments(
         (16.0, (4, 4))
     """
 
-    def init_weight(key: jax.Array, matrix: jax.Array, site: WeightSite) -> dict[str, jax.Array]:
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> dict[str, jax.Array]:
         del key, site
         size = matrix.shape[0]
         zeros = jnp.zeros((size, size)), jnp.zeros((size,)), jnp.zeros(())
         return dict(zip(Moments._fields, zeros, strict=True))
 
-    def transform(weights: jax.Array | None) -> PeftTransform:
-        def apply(leaves: Any, use: Use, path: str) -> jax.Array:
+    def transform(weights: Shaped[jax.Array, '...'] | None) -> PeftTransform:
+        def apply(leaves: Any, use: Use, path: str) -> Float[jax.Array, 'T out']:
             if use.kind != 'dot' or use.transposed:
                 raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
             if weights is not None and weights.shape != use.tokens:
@@ -82,7 +85,7 @@ def moments(
     def add(total: Any, params: Any, batch: Mapping[str, Any]) -> Any:
         run = adapt(model, transform(None if counted is None else counted(batch)))
 
-        def output(leaves: Any) -> jax.Array:
+        def output(leaves: Any) -> Float32[jax.Array, '']:
             results = jax.tree.leaves(run(leaves, params, **batch))
             floats = [leaf for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating)]
             return jnp.stack([leaf.astype(jnp.float32).sum() for leaf in floats]).sum()
@@ -98,7 +101,12 @@ def moments(
 
 
 @jax.custom_vjp
-def _tap(result: jax.Array, x: jax.Array, each: jax.Array, sums: dict[str, Any]) -> jax.Array:
+def _tap(
+    result: Float[jax.Array, 'T out'],
+    x: Float[jax.Array, 'T in'],
+    each: Float32[jax.Array, ' T'],
+    sums: dict[str, Any],
+) -> Float[jax.Array, 'T out']:
     """`result`; the "gradient" of `sums` is what `x` adds to them, its rows weighed by `each`.
 
     Sums over uses, loops and stacks then come out of the reverse pass where the leaves lie, from
@@ -108,12 +116,20 @@ def _tap(result: jax.Array, x: jax.Array, each: jax.Array, sums: dict[str, Any])
     return result
 
 
-def _tap_forward(result: jax.Array, x: jax.Array, each: jax.Array, sums: Any) -> tuple[Any, Any]:
+def _tap_forward(
+    result: Float[jax.Array, 'T out'],
+    x: Float[jax.Array, 'T in'],
+    each: Float32[jax.Array, ' T'],
+    sums: Any,
+) -> tuple[Any, Any]:
     del sums
     return result, (x, each)
 
 
-def _tap_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[Any, ...]:
+def _tap_backward(
+    kept: tuple[Float[jax.Array, 'T in'], Float32[jax.Array, ' T']],
+    slope: Float[jax.Array, 'T out'],
+) -> tuple[Any, ...]:
     x, each = kept
     wide = x.astype(jnp.float32)
     weighed = wide * each[:, None]
