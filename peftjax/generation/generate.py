@@ -75,7 +75,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         pad: int,
         start: tuple[int, ...],
         sampling: Sampling,
-    ) -> Int32[jax.Array, 'B tokens']:
+    ) -> Int32[jax.Array, 'B {count}']:
         rules, settled = settle(model, method.rules(adapter), params)
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
@@ -129,7 +129,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         start_token_id: int | Sequence[int] = 0,
         sampling: Sampling | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> Int32[jax.Array, 'B tokens']:
+    ) -> Int32[jax.Array, 'B {max_new_tokens}']:
         sampling = Sampling() if sampling is None else sampling
         _check(model, max_new_tokens, sampling, key)
         if hears:

@@ -14,7 +14,7 @@ from peftjax.methods.blocks import check_divides, check_positive
 
 
 class Leaves(TypedDict):
-    d: Float[jax.Array, 'rank columns'] | Float[jax.Array, 'blocks rank rank']
+    d: Float[jax.Array, 'rank shared'] | Float[jax.Array, 'blocks rank rank']
 
 
 @described

@@ -139,13 +139,13 @@ def _encode(leaves: Mapping[str, Any]) -> Float[jax.Array, 'n features']:
 
 
 def _lstm(
-    leaves: Mapping[str, Float[jax.Array, '...']], x: Float[jax.Array, 'n in']
-) -> Float[jax.Array, 'n width']:
-    """Hidden states `[n, h]` of inputs `[n, in]`, from a zero state."""
+    leaves: Mapping[str, Float[jax.Array, '...']], x: Float[jax.Array, 'n width']
+) -> Float[jax.Array, 'n hidden']:
+    """Hidden states of all inputs, from a zero state."""
 
     def step(
         state: Any, given: Float[jax.Array, ' gates']
-    ) -> tuple[Any, Float[jax.Array, ' width']]:
+    ) -> tuple[Any, Float[jax.Array, ' hidden']]:
         memory, hidden = state
         gates = given + hidden @ leaves['recurrent'] + leaves['recurrent_bias']
         entry, forget, candidate, exit_ = jnp.split(gates, 4)

@@ -133,7 +133,7 @@ def randlora(
 
 def _factors(
     leaves: Leaves, tall: bool
-) -> tuple[Float[jax.Array, 'in rows'], Float[jax.Array, 'rows out']]:
+) -> tuple[Float[jax.Array, 'in change_rank'], Float[jax.Array, 'change_rank out']]:
     """`[in, k]` and `[k, out]`, whose product is the change before the scale."""
     # [n, r, d]: A with the rows and columns of each base scaled.
     scaled = leaves['l'][:, :, None] * leaves['frozen_a'] * leaves['g'][:, None, :]

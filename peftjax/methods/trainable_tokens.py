@@ -69,7 +69,7 @@ def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTrans
         return chosen
 
     def change(
-        entry: Float[jax.Array, 'rows features'], leaf: Float[jax.Array, 'V features'], path: str
+        entry: Float[jax.Array, 'ids features'], leaf: Float[jax.Array, 'V features'], path: str
     ) -> Float[jax.Array, 'V features']:
         del path
         return leaf.at[rows].set(entry.astype(leaf.dtype), unique_indices=True)
