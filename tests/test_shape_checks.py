@@ -8,6 +8,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import peftjax
+from peftjax.core.base import WeightRule
 from peftjax.methods.rotations import turn
 from peftjax.quantize.int8 import Int8
 from tests.shape_checks import PACKAGES
@@ -19,7 +20,9 @@ def _merged(leaves, matrix):
     """What LoRA makes of one matrix `[4, 8]`."""
     tx = peftjax.lora(rank=2, targets=r'hidden')
     adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
-    return tx.rules(adapter)['hidden/kernel'].merged(leaves, matrix)
+    rule = tx.rules(adapter)['hidden/kernel']
+    assert isinstance(rule, WeightRule) and rule.merged is not None
+    return rule.merged(leaves, matrix)
 
 
 def test_a_matrix_and_its_leaves_pass():
