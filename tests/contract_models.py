@@ -29,7 +29,9 @@ class _LinenBlock(nn.Module):
         attention = nn.MultiHeadDotProductAttention(
             HEADS, dtype=self.dtype, attention_fn=_LinenCore(name='core'), name='attention'
         )
-        x = x + attention(nn.LayerNorm(dtype=self.dtype, name='norm')(x))
+        with jax.numpy_dtype_promotion('standard'):  # Flax takes a float32 mean from bfloat16.
+            normal = nn.LayerNorm(dtype=self.dtype, name='norm')(x)
+        x = x + attention(normal)
         hidden = nn.gelu(nn.Dense(HIDDEN, dtype=self.dtype, name='up')(x))
         return x + nn.Dense(WIDTH, dtype=self.dtype, name='down')(hidden), None
 

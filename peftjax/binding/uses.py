@@ -13,6 +13,7 @@ import jax
 
 from peftjax.binding.views import Atom, Refused, View
 from peftjax.core.base import Use
+from peftjax.core.promotion import lifted
 
 Forward = Callable[[Any, Use], jax.Array]
 
@@ -54,7 +55,7 @@ def read_facts(
 
 def scaled(inside: jax.Array, middle: jax.Array | None) -> jax.Array:
     """What a low-rank use has between its factors, `[..., r]`, times the diagonal between them."""
-    return inside if middle is None else inside * middle.astype(inside.dtype)
+    return inside if middle is None else inside * lifted(middle, inside).astype(inside.dtype)
 
 
 class Contraction(Protocol):

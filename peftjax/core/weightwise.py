@@ -19,6 +19,7 @@ from peftjax.core.base import (
     is_abstract,
 )
 from peftjax.core.layout import Layout
+from peftjax.core.promotion import widened
 from peftjax.core.quantized import dense, is_quantized
 from peftjax.core.sites import WeightSite
 
@@ -46,7 +47,8 @@ def weightwise(
 
     Args:
       init_weight: `(key, matrix, site) -> {name: array}`. May look at `matrix` (DoRA, PiSSA).
-      merge_weight: `(leaves, matrix, path) -> matrix` of the same shape and dtype.
+      merge_weight: `(leaves, matrix, path) -> matrix` of the same shape. Leaves and matrix come in
+        the wider of their dtypes; the result is rounded to the model's own once, at the end.
       apply_weight: `(leaves, use, path) -> result`, see `Use`.
       constants: `(path, layout) -> {name: array}`, arrays that do not train (random projections,
         masks, positions), stack axes in front; `merge_weight` and `apply_weight` find them among
@@ -65,13 +67,14 @@ def weightwise(
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> scale = peftjax.weightwise(
     ...     init_weight=lambda key, matrix, site: {'s': jnp.ones(matrix.shape[1])},
-    ...     merge_weight=lambda leaves, matrix, path: matrix * leaves['s'],
+    ...     merge_weight=lambda leaves, matrix, path: matrix * leaves['s'][None],
     ...     targets=r'kernel')
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
     >>> model = peftjax.wrap(dense, dense.init(jax.random.key(0), x), x)
     >>> scale.init(jax.random.key(1), model)['kernel']['s'].shape
     (3,)
     """
+    merge_weight = _in_the_wider_dtype(merge_weight)
 
     def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
         leaves = paths.flatten(model.params)
@@ -127,6 +130,16 @@ def at(function: Callable[..., Any], path: str) -> Callable[..., Any]:
     return lambda leaves, value: function(leaves, value, path)
 
 
+def _in_the_wider_dtype(
+    merge_weight: Callable[[Leaves, jax.Array, str], jax.Array],
+) -> Callable[[Leaves, jax.Array, str], jax.Array]:
+    def merged(leaves: Leaves, matrix: jax.Array, path: str) -> jax.Array:
+        # A product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
+        return merge_weight(*widened((leaves, matrix)), path).astype(matrix.dtype)
+
+    return merged
+
+
 def merge_leaf(
     leaf: Float[jax.Array, '*shape'],
     layout: Layout,
@@ -160,6 +173,7 @@ def on_plain_dots(
     For methods that act on the input or on blocks of it, which a lookup, a convolution and a tied
     head do not have in that form.
     """
+    merge_weight = _in_the_wider_dtype(merge_weight)
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         if use.kind == 'dot' and not use.transposed:

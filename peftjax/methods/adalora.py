@@ -91,9 +91,7 @@ def adalora(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        wide = jnp.promote_types(matrix.dtype, dtype)
-        delta = leaves['p'].astype(wide) @ scaled(leaves).astype(wide)
-        return (matrix.astype(wide) + delta).astype(matrix.dtype)
+        return matrix + leaves['p'] @ scaled(leaves)
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path

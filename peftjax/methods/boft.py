@@ -103,12 +103,11 @@ def boft(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        wide = jnp.promote_types(matrix.dtype, leaves['q'].dtype)
-        columns = matrix.astype(wide).T
+        columns = matrix.T
         for number, q in enumerate(leaves['q']):
-            inverse = jnp.swapaxes(rotations(q), 1, 2).astype(wide)
+            inverse = jnp.swapaxes(rotations(q), 1, 2).astype(matrix.dtype)
             columns = _turn_mixed(columns, inverse, block_size, number)
-        return (columns.T * leaves.get('s', 1)).astype(matrix.dtype)
+        return columns.T * leaves['s'][None] if scale else columns.T
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path
@@ -120,7 +119,7 @@ def boft(
         for number in reversed(range(factors)):
             x = _turn_mixed(x, turns[number], block_size, number)
         y = use.base(x)
-        return y * leaves['s'].astype(use.dtype) if scale else y
+        return y * leaves['s'][None].astype(use.dtype) if scale else y
 
     return weightwise(
         init_weight,

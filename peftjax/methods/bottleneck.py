@@ -173,8 +173,9 @@ def bottleneck(
     ) -> Float[jax.Array, 'T features']:
         if norm_before:
             x = _norm(x, here['norm_before'], here['norm_before_bias'])
-        inner = function(x @ here['down'] + here['down_bias'])
-        outer = (here['scale'] if learned else constant) * (inner @ here['up'] + here['up_bias'])
+        inner = function(x @ here['down'] + here['down_bias'][None])
+        outer = inner @ here['up'] + here['up_bias'][None]
+        outer = (here['scale'] if learned else constant) * outer
         return _norm(outer, here['norm_after'], here['norm_after_bias']) if norm_after else outer
 
     return PeftTransform(init_all, refusing('bottleneck', sites_of), rules)
@@ -203,7 +204,8 @@ def _norm(
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype) * weight + bias
+    normal = (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
+    return normal * weight[None] + bias[None]
 
 
 def _check_widths(path: str, leaves: Any, x: jax.Array, output: jax.Array) -> None:

@@ -93,14 +93,14 @@ def c3a(
         k, j = jnp.arange(block_size)[:, None], jnp.arange(block_size)[None]
         blocks = leaves['kernel'][:, :, (k - j) % block_size]
         dense = jnp.transpose(blocks, (1, 2, 0, 3)).reshape(matrix.shape)
-        return (matrix + dense / matrix.shape[0]).astype(matrix.dtype)
+        return matrix + dense / matrix.shape[0]
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
         tokens, inputs = use.x.shape
-        blocks = use.x.astype(jnp.float32).reshape(tokens, -1, block_size)
+        blocks = use.x.astype(jnp.complex64).reshape(tokens, -1, block_size)
         # A correlation: the kernel's transform is conjugated.
-        kernel = jnp.conj(leaves['kernel'].astype(jnp.float32) @ to_spectrum)
+        kernel = jnp.conj(leaves['kernel'].astype(jnp.complex64) @ to_spectrum)
         product = jnp.einsum('tif,oif->tof', blocks @ to_spectrum, kernel)
         real, imaginary = from_spectrum
         added = (product.real @ real + product.imag @ imaginary).reshape(tokens, -1) / inputs

@@ -165,8 +165,8 @@ def compacter(
             here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
             _check_widths(path, here, x, use.output)
             flat = x.reshape(-1, x.shape[-1])
-            inner = function(_product(flat, here, 'down') + here['down_bias'])
-            added = _product(inner, here, 'up') + here['up_bias']
+            inner = function(_product(flat, here, 'down') + here['down_bias'][None])
+            added = _product(inner, here, 'up') + here['up_bias'][None]
             return use.output + added.reshape(use.output.shape)
 
         return forward

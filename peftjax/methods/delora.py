@@ -8,6 +8,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
+from peftjax.core.promotion import widened
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
@@ -82,18 +83,17 @@ def delora(
 
     def scaled(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in rank']:
         """`A` with all that is in front of and between the factors."""
-        wide = jnp.promote_types(jnp.float32, leaves['a'].dtype)
-        a, b = leaves['a'].astype(wide), leaves['b'].astype(wide)
-        rows = _lengths(jax.lax.stop_gradient(matrix.astype(wide)), 1, 0.0)
-        between = leaves['strength'] / rank / (_lengths(a, 0) * _lengths(b, 1))
-        return rows[:, None] * a * between
+        a, b, strength = (leaves[name].astype(jnp.float32) for name in ('a', 'b', 'strength'))
+        rows = _lengths(jax.lax.stop_gradient(matrix.astype(jnp.float32)), 1, 0.0)
+        between = strength / rank / (_lengths(a, 0) * _lengths(b, 1))
+        return rows[:, None] * a * between[None]
 
     def merge(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
         delta = scaled(leaves, matrix) @ leaves['b'].astype(jnp.float32)
-        return (matrix + delta).astype(matrix.dtype)
+        return sum(widened((matrix, delta)))
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del path

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Int32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described
+from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.fish_mask import largest_entries
@@ -76,18 +77,22 @@ def diff_pruning(
             'gate': jnp.full(matrix.shape, alpha_init, dtype),
         }
 
+    def changed(
+        leaves: Leaves, noise: Float[jax.Array, 'in out'] | float
+    ) -> Float32[jax.Array, 'in out']:
+        return _gates(leaves['gate'], noise) * leaves['diff'].astype(jnp.float32)
+
     def merge(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        return (matrix + _gates(leaves['gate'], 0.0) * leaves['diff']).astype(matrix.dtype)
+        return sum(widened((matrix, changed(leaves, 0.0))))
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
         shape = leaves['gate'].shape
         noise = 0.0 if use.key is None else jax.random.logistic(use.key, shape, jnp.float32)
-        change = _gates(leaves['gate'], noise) * leaves['diff']
-        return use.base(use.x) + use.product(use.x, change.astype(use.dtype))
+        return use.base(use.x) + use.product(use.x, changed(leaves, noise))
 
     return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)
 

@@ -83,14 +83,14 @@ def dora(
     ) -> Float[jax.Array, 'in out']:
         direction = settings.sum(leaves, matrix, path)
         gain = leaves['magnitude'] / jax.lax.stop_gradient(jnp.linalg.norm(direction, axis=0))
-        return (direction * gain).astype(matrix.dtype)
+        return direction * gain[None]
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         lengths = _lengths(matrix, leaves['a'], leaves['b'], settings.scale_at(path))
         return {**leaves, 'gain': leaves['magnitude'] / jax.lax.stop_gradient(lengths)}
 
     def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
-        gain = leaves['gain'].astype(use.dtype)
+        gain = leaves['gain'][None].astype(use.dtype)
         if use.transposed:
             # x W'^T = (x gain) V^T: the columns of V are what x meets.
             use = use.replace(x=use.x * gain)

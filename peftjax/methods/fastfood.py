@@ -35,7 +35,9 @@ def project(
     place = block * np.uint32(width) + index
     signs = 1.0 - 2.0 * (_hash(place, seed, 1) & 1).astype(jnp.float32)
     mixed = jnp.take_along_axis(
-        hadamard(signs * padded), _permuted(index, block, seed, width).astype(jnp.int32), axis=1
+        hadamard(signs * padded[None]),
+        _permuted(index, block, seed, width).astype(jnp.int32),
+        axis=1,
     )
     normal = _normal(_hash(place, seed, 2))
     scale = jax.lax.rsqrt(width * (normal**2).sum(axis=1, keepdims=True))

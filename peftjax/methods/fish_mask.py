@@ -11,6 +11,7 @@ from jaxtyping import Float, Int32
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
+from peftjax.core.promotion import wider
 from peftjax.core.sites import WeightSite
 
 
@@ -76,7 +77,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
     def change(
         entry: Float[jax.Array, ' entries'], leaf: Float[jax.Array, '*shape'], path: str
     ) -> Float[jax.Array, '*shape']:
-        wide = leaf.reshape(-1).astype(jnp.promote_types(leaf.dtype, entry.dtype))
+        wide = leaf.reshape(-1).astype(wider(leaf, entry))
         return wide.at[places[path]].add(entry, unique_indices=True).reshape(leaf.shape)
 
     def fits(entry: jax.Array, leaf: Any, path: str) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Integer, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.promotion import widened
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
@@ -123,7 +124,7 @@ def fourierft(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        return (matrix + delta(leaves, matrix.shape)).astype(matrix.dtype)
+        return sum(widened((matrix, delta(leaves, matrix.shape))))
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path

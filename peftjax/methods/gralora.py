@@ -124,7 +124,7 @@ def gralora(
         delta = jnp.einsum('nijr,jnro->nijo', *grid(leaves)).reshape(matrix.shape)
         if hybrid_rank:
             delta = delta + leaves['hybrid_a'] @ leaves['hybrid_b']
-        return (matrix + scale * delta).astype(matrix.dtype)
+        return matrix + scale * delta
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path

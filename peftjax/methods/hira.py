@@ -62,7 +62,7 @@ def hira(
         leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        return (matrix + delta(leaves, matrix)).astype(matrix.dtype)
+        return matrix + delta(leaves, matrix)
 
     def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path

@@ -84,11 +84,9 @@ def hra(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        wide = jnp.promote_types(matrix.dtype, leaves['u'].dtype)
-        result, units = matrix.astype(wide), _units(leaves['u'].astype(wide), gram_schmidt)
-        for unit in units.T:
-            result = result - 2 * jnp.outer(unit, unit @ result)
-        return result.astype(matrix.dtype)
+        for unit in _units(leaves['u'], gram_schmidt).T:
+            matrix = matrix - 2 * jnp.outer(unit, unit @ matrix)
+        return matrix
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
@@ -103,4 +101,4 @@ def hra(
 
 
 def _units(u: Float[jax.Array, 'in rank'], orthonormal: bool) -> Float[jax.Array, 'in rank']:
-    return jnp.linalg.qr(u)[0] if orthonormal else u / jnp.linalg.norm(u, axis=0)
+    return jnp.linalg.qr(u)[0] if orthonormal else u / jnp.linalg.norm(u, axis=0, keepdims=True)

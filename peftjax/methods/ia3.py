@@ -9,6 +9,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
+from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.biases import has_bias, with_biases
@@ -106,7 +107,8 @@ def ia3(
 def _scaled(
     leaves: Mapping[str, Any], biases: Float[jax.Array, '*stack out']
 ) -> Float[jax.Array, '*stack out']:
-    return biases * leaves['output_and_bias']
+    biases, scale = widened((biases, leaves['output_and_bias']))
+    return biases * scale
 
 
 def _output_of(leaves: Mapping[str, Any]) -> Float[jax.Array, ' out'] | None:
@@ -118,15 +120,15 @@ def _merge(
 ) -> Float[jax.Array, 'in out']:
     del path
     output = _output_of(leaves)
-    scale = leaves['input'][:, None] if output is None else output
-    return (matrix * scale).astype(matrix.dtype)
+    scale = leaves['input'][:, None] if output is None else output[None]
+    return matrix * scale
 
 
 def _apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
     if use.kind != 'dot':
-        return use.product(use.x, _merge(leaves, use.weight(), path))
+        return use.product(use.x, _merge(*widened((leaves, use.weight())), path))
     output = _output_of(leaves)
-    scale = leaves['input'] if output is None else output
+    scale = (leaves['input'] if output is None else output)[None]
     scales_operand = (output is None) != use.transposed
     if scales_operand:
         return use.base(use.x * scale.astype(use.x.dtype))

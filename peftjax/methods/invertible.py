@@ -18,6 +18,7 @@ from peftjax.core.base import (
     described,
 )
 from peftjax.core.paths import TargetError
+from peftjax.core.promotion import lifted
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.reading import Activation, activation_of, refusing
 
@@ -145,8 +146,8 @@ def invertible_adapter(
     def subnet(
         here: dict[str, Float[jax.Array, '...']], name: str, x: Float[jax.Array, '*T _']
     ) -> Float[jax.Array, '*T _']:
-        inner = function(x @ here[f'{name}_down'] + here[f'{name}_down_bias'])
-        return inner @ here[f'{name}_up'] + here[f'{name}_up_bias']
+        inner = function(x @ here[f'{name}_down'] + lifted(here[f'{name}_down_bias'], x))
+        return inner @ here[f'{name}_up'] + lifted(here[f'{name}_up_bias'], x)
 
     return PeftTransform(init, refusing('invertible_adapter', sites_of), rules)
 

@@ -87,7 +87,7 @@ def loftq(
             lost = wide - one.to_matrix(quantized.dequantize()).astype(jnp.float32)
             left, values, right = jnp.linalg.svd(lost, full_matrices=False)
             root = jnp.sqrt(values[:rank])
-            a, b = left[:, :rank] * root, root[:, None] * right[:rank]
+            a, b = left[:, :rank] * root[None], root[:, None] * right[:rank]
         assert quantized is not None
         return quantized, a, b
 
@@ -104,7 +104,7 @@ def loftq(
     def merge(
         leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path).astype(matrix.dtype)
+        return settings.sum(leaves, matrix, path)
 
     def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)

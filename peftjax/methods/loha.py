@@ -85,7 +85,7 @@ def loha(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        return (matrix + delta(leaves)).astype(matrix.dtype)
+        return matrix + delta(leaves)
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path

@@ -106,7 +106,7 @@ def lokr(
     ) -> Float[jax.Array, 'in out']:
         del path
         delta = scale * jnp.kron(_whole(leaves, 'c'), _whole(leaves, 'd'))
-        return (matrix + delta).astype(matrix.dtype)
+        return matrix + delta
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path

@@ -82,7 +82,7 @@ def lora(
     def merge(
         leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path).astype(matrix.dtype)
+        return settings.sum(leaves, matrix, path)
 
     def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)
@@ -90,7 +90,7 @@ def lora(
     def remainder(
         leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path, sign=-1.0).astype(matrix.dtype)
+        return settings.sum(leaves, matrix, path, sign=-1.0)
 
     transform = settings.checked(
         weightwise(settings.factors, merge, apply, targets=targets, materialize=materialize)

@@ -85,7 +85,7 @@ def lora_fa(
     def merge(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path).astype(matrix.dtype)
+        return settings.sum(leaves, matrix, path)
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)

@@ -44,7 +44,7 @@ def pissa(
     del key
     left, values, right = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
     root = jnp.sqrt(values[:rank] / scale)
-    return left[:, :rank] * root, root[:, None] * right[:rank]
+    return left[:, :rank] * root[None], root[:, None] * right[:rank]
 
 
 def olora(

@@ -103,11 +103,8 @@ class LowRank:
         path: str,
         sign: float = 1.0,
     ) -> Float[jax.Array, 'in out']:
-        """`W + s A B`, or minus with `sign=-1`, in the wider of the two dtypes."""
-        # The product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
-        wide = jnp.promote_types(matrix.dtype, leaves['a'].dtype)
-        delta = leaves['a'].astype(wide) @ leaves['b'].astype(wide)
-        return matrix.astype(wide) + sign * self.scale_at(path) * delta
+        """`W + s A B`, or minus with `sign=-1`."""
+        return matrix + sign * self.scale_at(path) * (leaves['a'] @ leaves['b'])
 
     def checked(self, transform: PeftTransform) -> PeftTransform:
         """`transform`, whose init raises where a pattern for rank or alpha matches nothing."""

@@ -95,7 +95,7 @@ def miss(
         del path
         inputs, outputs = matrix.shape
         shards = jnp.tile(columns(leaves, outputs), (-(-inputs // rank), 1))[:inputs]
-        return (matrix + shards).astype(matrix.dtype)
+        return matrix + shards
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path
@@ -110,8 +110,8 @@ def miss(
         del path
         d = leaves['d']
         blocks = matrix.reshape(-1, rank, len(d), rank)
-        turned = jnp.einsum('isop,osq->iqop', blocks, d) + d.transpose(2, 0, 1)
-        return (matrix + turned.reshape(matrix.shape)).astype(matrix.dtype)
+        turned = jnp.einsum('isop,osq->iqop', blocks, d) + d.transpose(2, 0, 1)[None]
+        return matrix + turned.reshape(matrix.shape)
 
     if bat:
         return weightwise(init_weight, merge_bat, targets=targets, materialize=materialize)

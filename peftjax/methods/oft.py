@@ -101,9 +101,8 @@ def oft(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        wide = jnp.promote_types(matrix.dtype, leaves['q'].dtype)
-        inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(wide)
-        return turn(matrix.astype(wide).T, inverse).T.astype(matrix.dtype)
+        inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(matrix.dtype)
+        return turn(matrix.T, inverse).T
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path

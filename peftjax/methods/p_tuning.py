@@ -134,7 +134,7 @@ def _encode(leaves: Mapping[str, Any]) -> Float[jax.Array, 'n features']:
         ways = (_lstm(layer['forward'], x), _lstm(layer['backward'], x[::-1])[::-1])
         x = jnp.concatenate(ways, axis=-1)
     for number, layer in enumerate(leaves['layers']):
-        x = (jax.nn.relu(x) if number else x) @ layer['kernel'] + layer['bias']
+        x = (jax.nn.relu(x) if number else x) @ layer['kernel'] + layer['bias'][None]
     return x
 
 
@@ -154,7 +154,7 @@ def _lstm(
         return (memory, hidden), hidden
 
     zeros = jnp.zeros(leaves['recurrent'].shape[0], x.dtype)
-    return jax.lax.scan(step, (zeros, zeros), x @ leaves['kernel'] + leaves['bias'])[1]
+    return jax.lax.scan(step, (zeros, zeros), x @ leaves['kernel'] + leaves['bias'][None])[1]
 
 
 def _init_dense(

@@ -97,7 +97,7 @@ def _edit_ends(
             continue
         count = min(count, length)
         offsets = jnp.arange(count) - (count if name == 'last' else 0)
-        index = where[:, None] + offsets
+        index = where[:, None] + offsets[None]
         # Positions outside of the tokens go where reading fills in and writing drops.
         index = jnp.where((index >= start[:, None]) & (index < end[:, None]), index, length)
         states = h.at[rows, index].get(mode='fill', fill_value=0)

@@ -167,7 +167,7 @@ def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
     if 'network' not in adapter:
         return dict(adapter['sites'])
     network = adapter['network']
-    hidden = jnp.tanh(network['embedding'] @ network['kernel'] + network['bias'])
+    hidden = jnp.tanh(network['embedding'] @ network['kernel'] + network['bias'][None])
 
     def made(leaves: Mapping[str, Any], name: str) -> Float[jax.Array, '*stack n heads H']:
         rows = jnp.einsum('np,...pkh->...nkh', hidden, leaves[name])

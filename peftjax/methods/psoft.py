@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.promotion import widened
 from peftjax.core.quantized import dense
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
@@ -110,14 +111,16 @@ def psoft(
         p = jnp.asarray(leaves['frozen_p'], jnp.float32)
         inner = cayley(skew(leaves['k'][None], p.shape[1]), neumann_terms)[0]
         if scale:
-            inner = leaves['a'][:, None] * inner * leaves['b']
+            a, b = (leaves[name].astype(jnp.float32) for name in 'ab')
+            inner = a[:, None] * inner * b[None]
         return p @ (inner - jnp.eye(p.shape[1]))
 
     def merge(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        return (matrix + moved(leaves) @ leaves['frozen_q']).astype(matrix.dtype)
+        q = leaves['frozen_q'].astype(jnp.float32)
+        return sum(widened((matrix, moved(leaves) @ q)))
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path

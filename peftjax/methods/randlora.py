@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
+from peftjax.core.promotion import widened
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
@@ -118,7 +119,7 @@ def randlora(
     ) -> Float[jax.Array, 'in out']:
         del path
         a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])
-        return (matrix + scale * (a @ b)).astype(matrix.dtype)
+        return matrix + scale * (a @ b)
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
@@ -136,7 +137,8 @@ def _factors(
 ) -> tuple[Float[jax.Array, 'in change_rank'], Float[jax.Array, 'change_rank out']]:
     """`[in, k]` and `[k, out]`, whose product is the change before the scale."""
     # [n, r, d]: A with the rows and columns of each base scaled.
-    scaled = leaves['l'][:, :, None] * leaves['frozen_a'] * leaves['g'][:, None, :]
+    leaves = widened(leaves)
+    scaled = leaves['l'][:, :, None] * leaves['frozen_a'][None] * leaves['g'][:, None, :]
     short = scaled.reshape(-1, scaled.shape[-1])
     long = jnp.swapaxes(leaves['frozen_b'], 0, 1).reshape(leaves['frozen_b'].shape[1], -1)
     return (long, short) if tall else (short.T, long.T)

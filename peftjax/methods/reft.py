@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
+from peftjax.core.promotion import lifted
 from peftjax.core.sites import ModuleSite
 from peftjax.methods.positions import edit_at, parse
 from peftjax.methods.reading import refusing
@@ -236,7 +237,7 @@ def _edit(
     if kind.orthonormal:
         projection = orthonormal(projection)
     projection = projection.astype(h.dtype)
-    source = h @ weight + bias
+    source = h @ weight + lifted(bias, h)
     if kind.subtracts:
         source = source - h @ projection
     return h + source @ projection.T

@@ -9,6 +9,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
+from peftjax.core.promotion import lifted
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.biases import has_bias, with_biases
@@ -104,14 +105,14 @@ def road(
         first, second = coefficients(leaves)
         halves = y.reshape(*y.shape[:-1], -1, 2, group_size // 2)
         partner = jnp.stack([-halves[..., 1, :], halves[..., 0, :]], axis=-2).reshape(y.shape)
-        return y * first.astype(y.dtype) + partner * second.astype(y.dtype)
+        first, second = (lifted(each.astype(y.dtype), y) for each in (first, second))
+        return y * first + partner * second
 
     def merge(
         leaves: Mapping[str, Any], matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        wide = jnp.promote_types(matrix.dtype, leaves['theta'].dtype)
-        return turned(leaves, matrix.astype(wide)).astype(matrix.dtype)
+        return turned(leaves, matrix)
 
     def apply(leaves: Mapping[str, Any], use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path

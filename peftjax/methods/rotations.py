@@ -27,11 +27,15 @@ def cayley(
     """
     if terms is None:
         return _cayley(skewed)
-    result, power = jnp.eye(skewed.shape[-1]) - 2 * skewed, -skewed
+    result, power = _eyes(skewed) - 2 * skewed, -skewed
     for number in range(2, terms):
         power = -power @ skewed
         result = result + (1 if number == terms - 1 else 2) * power
     return result
+
+
+def _eyes(like: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.eye(like.shape[-1], dtype=like.dtype), like.shape)
 
 
 @jax.custom_jvp
@@ -39,8 +43,8 @@ def _cayley(
     skewed: Float32[jax.Array, 'blocks block block'],
 ) -> Float32[jax.Array, 'blocks block block']:
     # R = (2 I - (I + Q)) (I + Q)^-1 = 2 (I + Q)^-1 - I
-    eye = jnp.eye(skewed.shape[-1])
-    return 2.0 * _inverse(eye + skewed) - eye
+    eyes = _eyes(skewed)
+    return 2.0 * _inverse(eyes + skewed) - eyes
 
 
 @_cayley.defjvp
@@ -49,7 +53,7 @@ def _cayley_jvp(
     tangents: tuple[Float32[jax.Array, 'blocks block block']],
 ) -> tuple[Float32[jax.Array, 'blocks block block'], Float32[jax.Array, 'blocks block block']]:
     rotation = _cayley(*primals)
-    twice_inverse = rotation + jnp.eye(rotation.shape[-1])
+    twice_inverse = rotation + _eyes(rotation)
     return rotation, -0.5 * twice_inverse @ tangents[0] @ twice_inverse
 
 
@@ -68,13 +72,14 @@ def _inverse(
         k: Int[jax.Array, ''], left: Float32[jax.Array, 'blocks block block']
     ) -> Float32[jax.Array, 'blocks block block']:
         here = jnp.arange(size) == k
+        across, down = here[None, None, :], here[None, :, None]
         row = jax.lax.dynamic_index_in_dim(left, k, axis=-2, keepdims=True)
         column = jax.lax.dynamic_index_in_dim(left, k, axis=-1, keepdims=True)
         pivot = jax.lax.dynamic_index_in_dim(row, k, axis=-1, keepdims=True)
-        row = jnp.where(here, 1.0, row) / pivot
-        column = jnp.where(here[:, None], 0.0, column)
-        rest = jnp.where(here, 0.0, left) - column * row
-        return jnp.where(here[:, None], row, rest)
+        row = jnp.where(across, 1.0, row) / pivot
+        column = jnp.where(down, 0.0, column)
+        rest = jnp.where(across, 0.0, left) - column * row
+        return jnp.where(down, row, rest)
 
     return jax.lax.fori_loop(0, size, step, matrix)
 

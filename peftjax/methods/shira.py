@@ -95,8 +95,7 @@ def shira(
     ) -> Float[jax.Array, 'in out']:
         del path
         rows, columns = jnp.divmod(leaves['positions'], matrix.shape[1])
-        wide = matrix.astype(jnp.promote_types(matrix.dtype, leaves['values'].dtype))
-        return wide.at[rows, columns].add(scaling * leaves['values']).astype(matrix.dtype)
+        return matrix.at[rows, columns].add(scaling * leaves['values'])
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
         del path

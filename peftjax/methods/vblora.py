@@ -108,7 +108,7 @@ def vblora(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        return (matrix + composed(leaves, 'a').T @ composed(leaves, 'b')).astype(matrix.dtype)
+        return matrix + composed(leaves, 'a').T @ composed(leaves, 'b')
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path

@@ -101,12 +101,13 @@ def vera(
         leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
     ) -> Float[jax.Array, 'in out']:
         del path
-        delta = (leaves['frozen_a'] * leaves['d']) @ leaves['frozen_b'] * leaves['b']
-        return (matrix + delta).astype(matrix.dtype)
+        a = leaves['frozen_a'] * leaves['d'][None]
+        delta = a @ leaves['frozen_b'] * leaves['b'][None]
+        return matrix + delta
 
     def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
         del path
-        x, gain = use.dropped(dropout), leaves['b'].astype(use.dtype)
+        x, gain = use.dropped(dropout), leaves['b'][None].astype(use.dtype)
         factors = leaves['frozen_a'], leaves['frozen_b'], leaves['d']
         if use.transposed:
             return use.base(use.x) + use.lowrank(x * gain, *factors)

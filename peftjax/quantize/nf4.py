@@ -111,7 +111,9 @@ def _scales(arrays: Arrays) -> Float32[jax.Array, 'rows blocks']:
 def nearest(normal: Float32[jax.Array, ' *shape']) -> UInt8[jax.Array, ' *shape']:
     """The code whose value is nearest."""
     middles = (VALUES[1:] + VALUES[:-1]) / 2
-    return jnp.sum(normal[..., None] > middles, axis=-1, dtype=jnp.uint8)
+    return jnp.sum(
+        normal[..., None] > jnp.expand_dims(middles, range(normal.ndim)), axis=-1, dtype=jnp.uint8
+    )
 
 
 def joined(codes: UInt8[jax.Array, 'rows columns']) -> UInt8[jax.Array, 'rows columns//2']:

@@ -1,0 +1,39 @@
+"""Promotion where it is meant, in the open: JAX can be set to refuse the implicit kind."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def wider(*arrays: jax.Array) -> jnp.dtype:
+    """The narrowest dtype that holds what each of the arrays holds, as JAX promotes by default.
+
+    >>> wider(jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.float16))
+    dtype('float32')
+    """
+    with jax.numpy_dtype_promotion('standard'):
+        return jnp.result_type(*(array.dtype for array in arrays))
+
+
+def widened(tree: Any) -> Any:
+    """The tree with all its floats in the narrowest dtype that holds each; integers stay.
+
+    >>> jax.tree.map(jnp.dtype, widened((jnp.ones(2, jnp.bfloat16), jnp.ones(3), jnp.arange(4))))
+    (dtype('float32'), dtype('float32'), dtype('int32'))
+    """
+    wide = wider(*filter(_is_float, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: leaf.astype(wide) if _is_float(leaf) else leaf, tree)
+
+
+def lifted(array: jax.Array, like: jax.Array) -> jax.Array:
+    """`array` with axes of size one put in front of its own, until it has as many as `like`.
+
+    >>> lifted(jnp.ones(4), jnp.ones((2, 3, 4))).shape
+    (1, 1, 4)
+    """
+    return jnp.expand_dims(array, range(like.ndim - array.ndim))
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
