@@ -56,7 +56,7 @@ def scale(targets=r'hidden'):
     """A method that does not commute with LoRA: columns times `1 + s`."""
     return peftjax.weightwise(
         init_weight=lambda key, matrix, site: {'s': jnp.zeros(matrix.shape[1])},
-        merge_weight=lambda leaves, matrix, path: matrix * (1 + leaves['s']),
+        merge_weight=lambda leaves, matrix, path: matrix * (1 + leaves['s'])[None],
         targets=targets,
     )
 
@@ -207,7 +207,7 @@ def test_summary_draws_no_constants():
 
 def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
     """LoRA's own arrays are called `a` and `b`; so may be leaves of the base."""
-    model = function(lambda p, x: x @ p['w'] + p['b'], X, w=jnp.ones((4, 3)), b=jnp.ones(3))
+    model = function(lambda p, x: x @ p['w'] + p['b'][None], X, w=jnp.ones((4, 3)), b=jnp.ones(3))
     tx = peftjax.chain(peftjax.lora(rank=2, targets='w'), peftjax.select('b'))
     found = peftjax.summary(tx, model)
     assert (found.trainable, found.added) == (2 * (4 + 3) + 3, 2 * (4 + 3))

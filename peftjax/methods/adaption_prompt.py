@@ -146,7 +146,8 @@ def _attend(leaves: Prepared, use: ModuleUse) -> Float[jax.Array, 'B L *features
         jnp.broadcast_to(rows, (len(query), *rows.shape)).astype(query.dtype)
         for rows in (leaves[name].reshape(-1, *key.shape[2:]) for name in ('key', 'value'))
     )
-    seen = jax.nn.dot_product_attention(query, *prompts)
+    with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
+        seen = jax.nn.dot_product_attention(query, *prompts)
     return use.output + leaves['gate'].astype(query.dtype) * seen.reshape(use.output.shape)
 
 

@@ -197,18 +197,21 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
         share = 1.0
         if 'gate' in leaves:
             x = use.around[0]
-            scores = jax.nn.sigmoid(x @ leaves['gate'].astype(x.dtype) + leaves['gate_bias'])
+            scores = jax.nn.sigmoid(
+                x @ leaves['gate'].astype(x.dtype) + leaves['gate_bias'].astype(x.dtype)
+            )
             share = scores.mean(axis=1)[:, None, None, None].astype(key.dtype)
 
         def longer(
             x: Float[jax.Array, 'B L heads H'], leaf: Float[jax.Array, 'n heads H']
         ) -> Float[jax.Array, 'B n+L heads H']:
-            rows = jnp.broadcast_to(share * leaf.astype(x.dtype), (len(x), *leaf.shape))
+            rows = jnp.broadcast_to(leaf[None].astype(x.dtype) * share, (len(x), *leaf.shape))
             return jnp.concatenate([rows, x], axis=1)
 
         key, value = longer(key, leaves['key']), longer(value, leaves['value'])
         mask, bias = _longer_mask(path, rest, len(leaves['key']))
-        return jax.nn.dot_product_attention(query, key, value, bias, mask)
+        with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
+            return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
     return forward
 

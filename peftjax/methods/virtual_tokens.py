@@ -100,7 +100,7 @@ def moved_positions(
     """
     given = call.keywords.get('position_ids')
     if given is not None:
-        return given + moved
+        return given + moved[None]
     if call.keywords.get('segment_ids') is not None:
         raise ValueError(
             'virtual tokens move positions, and those of packed rows are counted inside the '

@@ -112,7 +112,8 @@ class Branch(nn.Module):
 
 def _attention(query, key, value, mask, bias, softcap, drop):
     if softcap is None and drop is None:
-        return jax.nn.dot_product_attention(query, key, value, bias, mask)
+        with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
+            return jax.nn.dot_product_attention(query, key, value, bias, mask)
     # The fused function has neither dropout on probabilities, which BERT was trained with, nor
     # bounded scores.
     batch, length, heads, width = query.shape
@@ -128,7 +129,7 @@ def _attention(query, key, value, mask, bias, softcap, drop):
         return array.reshape(array.shape[0], *groups, *array.shape[2:])
 
     if bias is not None:
-        scores = scores + by_group(bias)
+        scores = scores + by_group(bias).astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(by_group(mask), scores, -0.7 * jnp.finfo(jnp.float32).max)
     probabilities = jax.nn.softmax(scores, axis=-1)

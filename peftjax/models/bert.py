@@ -18,7 +18,7 @@ from peftjax.models.attention import (
     split_heads,
 )
 from peftjax.models.bert_config import BertConfig, RobertaConfig
-from peftjax.models.norms import layer_norm
+from peftjax.models.norms import LayerNorm
 from peftjax.models.stack import apply_stack
 
 
@@ -40,8 +40,8 @@ class _Part(nn.Module):
     def dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
-    def norm(self) -> nn.LayerNorm:
-        return layer_norm(
+    def norm(self) -> LayerNorm:
+        return LayerNorm(
             self.config.layer_norm_eps, self.dtype, self.param_dtype, name='layer_norm'
         )
 

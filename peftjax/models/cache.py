@@ -34,18 +34,18 @@ class Cache(NamedTuple):
 
     def follow(self, tokens: int, window: int | None) -> tuple[jax.Array, jax.Array]:
         """The mask of `tokens` new ones, bool [B, 1, T, S], and their positions, int32 [B, T]."""
-        query = self.length + jnp.arange(tokens)[:, None]
-        slot = jnp.arange(self.mask.shape[1])[None]
+        query = self.length + jnp.arange(tokens)[None, :, None]
+        slot = jnp.arange(self.mask.shape[1])[None, None]
         seen = (slot <= query) & (self.mask[:, None] | (slot >= self.length))
         if window is not None:
             seen = seen & (slot > query - window)
-        return seen[:, None], self.position[:, None] + jnp.arange(tokens)
+        return seen[:, None], self.position[:, None] + jnp.arange(tokens)[None]
 
     def grown(self, present: tuple[jax.Array, jax.Array], tokens: int) -> 'Cache':
         """With keys and values of all layers, into which those of `tokens` were written."""
         slot = jnp.arange(self.mask.shape[1])
         new = (slot >= self.length) & (slot < self.length + tokens)
-        return Cache(*present, self.mask | new, self.position + tokens, self.length + tokens)
+        return Cache(*present, self.mask | new[None], self.position + tokens, self.length + tokens)
 
 
 def begin(

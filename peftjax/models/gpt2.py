@@ -18,7 +18,7 @@ from peftjax.models.attention import (
     split_heads,
 )
 from peftjax.models.gpt2_config import GPT2Config
-from peftjax.models.norms import layer_norm
+from peftjax.models.norms import LayerNorm
 from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 
@@ -34,8 +34,8 @@ class _Part(nn.Module):
     def dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
 
-    def norm(self, name: str) -> nn.LayerNorm:
-        return layer_norm(self.config.layer_norm_epsilon, self.dtype, self.param_dtype, name)
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.config.layer_norm_epsilon, self.dtype, self.param_dtype, name=name)
 
     def dropout(self, x: jax.Array) -> jax.Array:
         return nn.Dropout(
@@ -169,7 +169,7 @@ class GPT2(nn.Module):
         )
         if cache_length is not None:
             x = x[:, -1:]
-        x = layer_norm(config.layer_norm_epsilon, self.dtype, self.param_dtype, 'ln_f')(x)
+        x = LayerNorm(config.layer_norm_epsilon, self.dtype, self.param_dtype, name='ln_f')(x)
         logits = read_out(
             x,
             tokens,

@@ -189,7 +189,7 @@ def relative_buckets(
     offset = jnp.zeros_like(ahead)
     if both_ways:
         buckets //= 2
-        offset = (ahead > 0) * buckets
+        offset = jnp.where(ahead > 0, buckets, 0)
         distance = jnp.abs(ahead)
     else:
         distance = jnp.maximum(-ahead, 0)

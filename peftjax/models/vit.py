@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from peftjax.models import names
 from peftjax.models.attention import AttentionCore, Branch, activation, merge_heads, split_heads
-from peftjax.models.norms import layer_norm
+from peftjax.models.norms import LayerNorm
 from peftjax.models.stack import apply_stack
 from peftjax.models.vit_config import Dinov2Config, ViTConfig
 
@@ -26,8 +26,8 @@ class _Part(nn.Module):
             features, use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name
         )
 
-    def norm(self, name: str) -> nn.LayerNorm:
-        return layer_norm(self.config.layer_norm_eps, self.dtype, self.param_dtype, name)
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype, name=name)
 
     def dropout(self, x: jax.Array) -> jax.Array:
         return nn.Dropout(
@@ -105,7 +105,7 @@ class _Layer(_Part):
             scale = self.param(
                 f'{name}_scale', nn.initializers.ones, x.shape[-1:], self.param_dtype
             )
-            output = output * scale.astype(output.dtype)
+            output = output * scale.astype(output.dtype)[None, None]
         return x + Branch(name=f'{name}_branch')(x, output, x + output)
 
 
@@ -165,7 +165,7 @@ class ViT(nn.Module):
             scan=self.scan,
             remat=self.remat,
         )
-        x = layer_norm(config.layer_norm_eps, self.dtype, self.param_dtype, 'layernorm')(x)
+        x = LayerNorm(config.layer_norm_eps, self.dtype, self.param_dtype, name='layernorm')(x)
         if self.outputs is None:
             return x
         pooled = x[:, 0]

@@ -25,7 +25,7 @@ from peftjax.models.encoder_decoder_cache import (
     mask_of_written,
     needed,
 )
-from peftjax.models.norms import layer_norm
+from peftjax.models.norms import LayerNorm
 from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 from peftjax.models.whisper_config import WhisperConfig
@@ -49,8 +49,8 @@ class _Part(nn.Module):
             features, use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name
         )
 
-    def norm(self, name: str) -> nn.LayerNorm:
-        return layer_norm(1e-5, self.dtype, self.param_dtype, name)
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(1e-5, self.dtype, self.param_dtype, name=name)
 
     def embed(self, rows: int, name: str) -> nn.Embed:
         return nn.Embed(
@@ -147,7 +147,7 @@ class _Encoder(_Part):
             )
             x = jax.nn.gelu(convolution(x), approximate=False)
         table = self.embed(config.max_source_positions, 'embed_positions')
-        x = self.dropout(x + table(jnp.arange(x.shape[1])), config.dropout)
+        x = self.dropout(x + table(jnp.arange(x.shape[1])[None]), config.dropout)
         x, _ = apply_stack(
             _EncoderLayer,
             self.fields,

@@ -1,6 +1,7 @@
 """One row of the binding's table: a model structure and what the binding must find in it."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -87,6 +88,17 @@ def structure(
         return build
 
     return register
+
+
+def promoting(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model that leans on JAX's promotion, as those in the wild do; what is around it may not."""
+
+    @functools.wraps(call)
+    def run(*args, **kwargs):
+        with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
+            return call(*args, **kwargs)
+
+    return run
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from tests.structures.entry import normal, tokens, weights
+from tests.structures.entry import normal, promoting, tokens, weights
 from tests.structures.function_uses import function
 
 
@@ -83,6 +83,7 @@ def fake_quantised_weight():
 
 @function('w', refused={'positions': 'sliced', 'idle': 'not used'})
 def positions_and_idle():
+    @promoting
     def call(params, x):
         return (x + params['positions'][:3]) @ params['w']
 

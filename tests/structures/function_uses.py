@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.structures.entry import normal, structure, tokens, weights
+from tests.structures.entry import normal, promoting, structure, tokens, weights
 
 
 def function(*args, **columns):
@@ -16,6 +16,7 @@ def function(*args, **columns):
 
 @function('a/weight b/{0,1}/{0,1}', added='b/1/2')
 def nested_pytree():
+    @promoting
     def call(params, x):
         x = jnp.tanh(x @ params['a']['weight'])
         for layer in params['b']:
@@ -109,6 +110,7 @@ def lookup_and_one_hot():
 
 @function('conv', scaled='depth')
 def convolution_and_depth_scale():
+    @promoting
     def call(params, x):
         return (
             jax.lax.conv_general_dilated(x, params['conv'], (1,), 'VALID')
@@ -142,7 +144,8 @@ def vectorize():
     def project(x, w):
         return jnp.tanh(x @ w)
 
-    return lambda params, x: project(x, params['w']), weights(w=(5, 7)), (normal(2, 3, 5),)
+    call = promoting(lambda params, x: project(x, params['w']))
+    return call, weights(w=(5, 7)), (normal(2, 3, 5),)
 
 
 @function('{up,down}')
@@ -189,13 +192,14 @@ def head_before_lookup():
 
 @function('w')
 def complex_weight():
+    @promoting
     def call(params, x):
         return jnp.fft.irfft(
             jnp.einsum('bfi,fio->bfo', jnp.fft.rfft(x, axis=1), params['w']), axis=1
         )
 
     w = weights(real=(4, 5, 7), imag=(4, 5, 7))
-    return call, {'w': w['real'] + 1j * w['imag']}, (normal(2, 6, 5),)
+    return call, {'w': jax.lax.complex(w['real'], w['imag'])}, (normal(2, 6, 5),)
 
 
 @function('w', tolerance=2e-2)
@@ -229,6 +233,7 @@ class Layer:
 
 @function('{first,second}/weight', added='{first,second}/bias')
 def dataclass_parameters():
+    @promoting
     def call(params, x):
         for name in ('first', 'second'):
             x = jnp.tanh(x @ params[name].weight + params[name].bias)
@@ -262,7 +267,8 @@ def expert_chosen_by_index():
 
 @function('w')
 def operand_of_booleans():
-    return lambda params, x: jnp.dot(x > 0, params['w']), weights(w=(5, 7)), (normal(3, 5),)
+    call = promoting(lambda params, x: jnp.dot(x > 0, params['w']))
+    return call, weights(w=(5, 7)), (normal(3, 5),)
 
 
 @function('table')

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tests.structures.entry import normal, structure, tokens
+from tests.structures.entry import normal, promoting, structure, tokens
 
 
 def nnx_model(*args, **columns):
@@ -173,6 +173,7 @@ def fused_qkv_split_before():
 
 @nnx_model(refused={'{weight,scale}': 'another weight in mul'}, vectors='scale')
 def weight_norm():
+    @promoting
     def call(model, x):
         weight = model.weight[...]
         return x @ (model.scale[...] * weight / jnp.linalg.norm(weight, axis=0))
