@@ -223,3 +223,23 @@ def test_bfloat16_adapters_on_a_float32_base():
     adapted = peftjax.adapt(MLP, tx)(adapter, MLP.params, X)
     assert adapted.dtype == jnp.float32
     assert_close(adapted, jax.jit(MLP.apply)(merged, X))
+
+
+@pytest.mark.parametrize(
+    'tx',
+    [
+        peftjax.loha(rank=2, targets='hidden'),
+        peftjax.lokr(rank=1, factor=2, targets='hidden'),
+        peftjax.hira(rank=2, targets='hidden'),
+        peftjax.gralora(rank=2, blocks=2, targets='hidden'),
+        peftjax.dora(rank=2, targets='hidden'),
+        peftjax.randlora(rank=2, targets='hidden'),
+        peftjax.psoft(subspaces=peftjax.principal_subspaces(MLP, rank=2, targets='hidden')),
+    ],
+    ids=['loha', 'lokr', 'hira', 'gralora', 'dora', 'randlora', 'psoft'],
+)
+def test_products_of_bfloat16_leaves_are_not_rounded_to_it(tx):
+    fresh = peftjax.testing.perturb(tx.init(jax.random.key(0), MLP), 0)
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), fresh)
+    same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
+    assert_close(tx.merge(MLP.params, low), tx.merge(MLP.params, same), 1e-6)
