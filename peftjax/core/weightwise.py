@@ -135,7 +135,8 @@ def _in_the_wider_dtype(
 ) -> Callable[[Leaves, jax.Array, str], jax.Array]:
     def merged(leaves: Leaves, matrix: jax.Array, path: str) -> jax.Array:
         # A product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
-        return merge_weight(*widened((leaves, matrix)), path).astype(matrix.dtype)
+        leaves, wide = widened((leaves, matrix))
+        return merge_weight(leaves, wide, path).astype(matrix.dtype)
 
     return merged
 

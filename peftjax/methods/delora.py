@@ -93,7 +93,7 @@ def delora(
     ) -> Float[jax.Array, 'in out']:
         del path
         delta = scaled(leaves, matrix) @ leaves['b'].astype(jnp.float32)
-        return sum(widened((matrix, delta)))
+        return jnp.add(*widened((matrix, delta)))
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del path

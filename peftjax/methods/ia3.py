@@ -126,7 +126,8 @@ def _merge(
 
 def _apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
     if use.kind != 'dot':
-        return use.product(use.x, _merge(*widened((leaves, use.weight())), path))
+        leaves, matrix = widened((leaves, use.weight()))
+        return use.product(use.x, _merge(leaves, matrix, path))
     output = _output_of(leaves)
     scale = (leaves['input'] if output is None else output)[None]
     scales_operand = (output is None) != use.transposed

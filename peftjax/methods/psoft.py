@@ -120,7 +120,7 @@ def psoft(
     ) -> Float[jax.Array, 'in out']:
         del path
         q = leaves['frozen_q'].astype(jnp.float32)
-        return sum(widened((matrix, moved(leaves) @ q)))
+        return jnp.add(*widened((matrix, moved(leaves) @ q)))
 
     def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
         del matrix, path
