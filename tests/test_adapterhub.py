@@ -1,6 +1,5 @@
-"""Adapters of AdapterHub come in with its logits, and go out as they came."""
+"""Adapters of AdapterHub come in, and go out as they came; test_oracle has their logits."""
 
-import functools
 import json
 import shutil
 
@@ -15,24 +14,23 @@ import peftjax
 from peftjax.core.base import ModuleRule
 from peftjax.interop.errors import CheckpointError
 from tests.checkpoint_files import golden, write_folder
-from tests.oracle.cases import GOLDEN, read_case
-from tests.oracle.converters import CONVERTERS
+from tests.oracle.cases import GOLDEN, load_base, stored
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter.safetensors'
-FOLDERS = sorted(path.parent for path in (GOLDEN / 'adapters').rglob(CONFIG))
 READABLE = [
     GOLDEN / 'adapters' / name
     for name in (
         *('bert/compacter', 'bert/seq_bn_gelu_ln', 'llama/compacter', 'llama/double_seq_bn'),
         *('llama/scaled_par_bn', 'llama/seq_bn', 'bert/unipelt', 'llama/lora_gating'),
-        *('llama/mam', 'llama/unipelt'),
+        *('llama/mam', 'llama/unipelt', 'bert/prompt_after_bos', 'bert/prompt_tuning'),
+        *('bert/seq_bn_inv', 'llama/dora_unscaled', 'llama/seq_bn_inv'),
+        'llama/seq_bn_inv_flexible',
     )
 ]
 
 
-@functools.cache
 def _base(architecture, scan=True):
-    return peftjax.load(GOLDEN / architecture / 'base', scan=scan)
+    return load_base(GOLDEN / architecture / 'base', None, scan)
 
 
 def _name(folder):
@@ -53,59 +51,22 @@ def _written_again(folder, model, loaded, target):
 
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('folder', READABLE, ids=_name)
-def test_a_file_is_read_with_its_logits_and_written_as_it_was(folder, scan, tmp_path):
+def test_a_file_is_written_as_it_was(folder, scan, tmp_path):
     model = _base(folder.parent.name, scan)
     loaded = peftjax.load_adapter(folder, model)
-    case = read_case(folder)
-    if case.headless:
-        # Its head is unknown: what was read is what the reference test holds to gradients.
-        if not scan:
-            expected = CONVERTERS[case.method](case).convert(case.tensors)
-            jax.tree.map(np.testing.assert_array_equal, loaded.adapter, expected)
-    else:
-        predict = peftjax.adapt(model, loaded.transform)
-        logits = predict(loaded.adapter, model.params, **case.inputs)
-        tokens = case.inputs['attention_mask'] == 1
-        np.testing.assert_allclose(logits[tokens], case.logits[tokens], atol=1e-4)
     said, saying = _written_again(folder, model, loaded, tmp_path)
     # How a start was drawn is not kept, nor is alpha where a gate stands in its place.
     members = [each['config'].get('configs', [each['config']]) for each in (said, saying)]
     for theirs, ours in zip(*members, strict=True):
-        same = {'init_weights', *(['alpha'] if theirs['use_gating'] else [])}
+        same = {'init_weights', *(['alpha'] if theirs.get('use_gating') else [])}
         assert {k: v for k, v in theirs.items() if k not in same} == {
             k: v for k, v in ours.items() if k not in same
         }
-    assert set(saying) == set(said)
-
-
-MADE = sorted(path.parent for path in (GOLDEN.parent / 'adapterhub').rglob(CONFIG))
-# What the library trains in another form than the paper, so that ours is written as another file.
-CHANGED = {'bert-dora', 'bert-vera', 'llama-dora', 'bert-loreft', 'llama-loreft'}
-
-
-@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
-@pytest.mark.parametrize('folder', MADE, ids=lambda folder: folder.name)
-def test_what_the_library_made_is_read_with_its_outputs(folder, scan, tmp_path):
-    architecture, _, method = folder.name.partition('-')
-    model = _base(architecture, scan)
-    loaded = peftjax.load_adapter(folder, model)
-    with np.load(folder / 'outputs.npz') as file:
-        inputs = {name: file[name] for name in file if name != 'outputs'}
-        expected = file['outputs']
-    result = peftjax.adapt(model, loaded.transform)(loaded.adapter, model.params, **inputs)
-    ours = getattr(result, 'last_hidden_state', result)
-    virtual = expected.shape[1] - inputs['attention_mask'].shape[1]
-    tokens = np.pad(inputs['attention_mask'], ((0, 0), (virtual, 0)), constant_values=1) == 1
-    np.testing.assert_allclose(ours[tokens], expected[tokens], atol=1e-4)
-    plain = model.apply(model.params, **inputs)
-    plain = np.asarray(getattr(plain, 'last_hidden_state', plain))
-    assert virtual or np.abs(plain - expected)[tokens].max() > 0.1
-    if folder.name in CHANGED:
-        return
-    said, saying = _written_again(folder, model, loaded, tmp_path)
-    if architecture == 'bert':
-        said['model_class'] = 'BertModel'  # The base is loaded without a head here.
-    assert said == saying
+    # A base of BERT is loaded without a head here. What it is called is not the adapter's.
+    apart = {'config', 'model_name', *(['model_class'] if 'bert' in _name(folder) else [])}
+    assert {k: v for k, v in said.items() if k not in apart} == {
+        k: v for k, v in saying.items() if k not in apart
+    }
 
 
 METHODS = {
@@ -145,7 +106,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
     again = peftjax.load_adapter(tmp_path, model)
     if 'loreft' not in name:  # whose projection is written as the orthonormal one it stands for
         jax.tree.map(np.testing.assert_array_equal, adapter, again.adapter)
-    inputs = read_case(GOLDEN / 'adapters/llama/seq_bn').inputs
+    inputs = stored('adapters/llama/seq_bn').inputs
     np.testing.assert_allclose(
         peftjax.adapt(model, transform)(adapter, model.params, **inputs),
         peftjax.adapt(model, again.transform)(again.adapter, model.params, **inputs),
@@ -260,23 +221,12 @@ def test_an_unknown_form_is_refused(tmp_path):
         peftjax.save_adapter(tmp_path, _base('llama'), transform, adapter, form='gguf')
 
 
-@pytest.mark.parametrize(
-    'folder',
-    [each for each in FOLDERS if each.name in ('noreft', 'direft')],
-    ids=_name,
-)
-def test_other_methods_are_refused_by_name(folder):
-    with pytest.raises(CheckpointError, match='without orthogonality does not say whether'):
-        peftjax.load_adapter(folder, _base(folder.parent.name))
-
-
-OWN = {folder.name: folder for folder in MADE if folder.name.startswith('llama')}
+OWN = ('seq_bn_inv', 'seq_bn_inv_flexible', 'dora', 'dora_unscaled', 'loreft')
 
 
 def _copy(tmp_path, change, name='seq_bn'):
     """A file for Llama, changed."""
-    source = OWN[name] if name in OWN else GOLDEN / 'adapters/llama' / name
-    folder = shutil.copytree(source, tmp_path / 'copy')
+    folder = shutil.copytree(GOLDEN / 'adapters/llama' / name, tmp_path / 'copy')
     config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
     change(config, tensors)
     (folder / CONFIG).write_text(json.dumps(config))
@@ -353,7 +303,7 @@ def test_any_config_and_tensor_is_read_or_refused(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ('name', 'ending'), [('seq_bn', 'adapter_down.0.bias'), ('llama-seq_bn_inv', 'F.0.bias')]
+    ('name', 'ending'), [('seq_bn', 'adapter_down.0.bias'), ('seq_bn_inv', 'F.0.bias')]
 )
 def test_a_number_in_the_place_of_a_bias_is_refused(name, ending, tmp_path):
     def change(config, tensors):

@@ -20,10 +20,10 @@ from peftjax.models.llama import LLAMA_NAMES
 from peftjax.models.names import slots
 from tests import tiny_runs
 from tests.checkpoint_files import (
-    GOLDEN,
     MINILM,
     golden,
     load_abstract,
+    pretrained,
     require_package,
     rewrite,
     task_of,
@@ -150,12 +150,12 @@ def test_weights_are_cast_to_the_dtype_asked_for(tmp_path):
 
 def test_minilm_tokenizer_equals_transformers():
     tokenizer = load(require_package(MINILM), abstract=True).tokenizer
-    with np.load(GOLDEN / 'minilm.npz') as file:
-        for text, ids, mask in zip(
-            file['texts'], file['input_ids'], file['attention_mask'], strict=True
-        ):
-            # The file asks for padding and truncation at 128 tokens: both are off.
-            assert tokenizer.encode(str(text)) == ids[mask == 1].tolist()
+    file = pretrained('minilm')
+    for text, ids, mask in zip(
+        file['texts'], file['input_ids'], file['attention_mask'], strict=True
+    ):
+        # The file asks for padding and truncation at 128 tokens: both are off.
+        assert tokenizer.encode(str(text)) == ids[mask == 1].tolist()
     assert len(tokenizer.encode('word ' * 300)) == 302
     assert tokenizer.pad_id == 0 and tokenizer.chat_template is None
 

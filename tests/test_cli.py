@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import peftjax
 from peftjax import cli
 from tests.checkpoint_files import MINILM, SMOLLM2, require_package
-from tests.oracle.cases import GOLDEN, read_case
+from tests.oracle.cases import GOLDEN, stored
 
 LLAMA, BERT = str(GOLDEN / 'llama' / 'base'), str(GOLDEN / 'bert' / 'base')
 
@@ -56,7 +56,7 @@ def test_inspect_shows_sites_and_what_an_adapter_trains(capsys):
 
 @pytest.mark.parametrize('folder', ['llama/lora', 'llama/ia3', 'bert/lora', 'gpt2/dora'])
 def test_merge_writes_a_checkpoint_that_computes_the_same(folder, tmp_path, capsys):
-    case = read_case(GOLDEN / folder)
+    case = stored(folder)
     base = GOLDEN / folder.split('/')[0] / 'base'
     out = tmp_path / 'merged'
     assert cli.main(['merge', str(base), str(GOLDEN / folder), str(out)]) == 0
@@ -64,7 +64,7 @@ def test_merge_writes_a_checkpoint_that_computes_the_same(folder, tmp_path, caps
     task = 'classification' if folder.startswith('bert') else None
     model = peftjax.load(out, task=task)
     logits = np.asarray(jax.jit(model.apply)(model.params, **case.inputs))
-    expected = case.logits
+    expected = case.outputs['logits']
     if logits.ndim == 3:
         tokens = case.inputs['attention_mask'] == 1
         logits, expected = logits[tokens], expected[tokens]

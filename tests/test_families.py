@@ -1,4 +1,4 @@
-"""Adapters that Hugging Face's peft wrote for every family come in with its logits."""
+"""Adapters that Hugging Face's peft wrote for every family; test_oracle has their logits."""
 
 import json
 import re
@@ -10,33 +10,25 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax
 from peftjax.interop.errors import CheckpointError
-from tests.checkpoint_files import GOLDEN, golden, task_of, write_folder
+from tests.checkpoint_files import task_of
+from tests.oracle.cases import GOLDEN, load_base
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-FOLDERS = sorted(path.parent for path in (GOLDEN / 'families').rglob(CONFIG))
+FOLDERS = sorted(path.parent for path in GOLDEN.glob(f'tiny_*/*/{CONFIG}'))
 
 
-def _base(variant, tmp_path, **options):
-    config, weights, inputs, _ = golden(variant)
-    folder = write_folder(tmp_path / 'base', config, weights)
-    return peftjax.load(folder, task=task_of(variant), **options), inputs
+def _base(variant):
+    return load_base(GOLDEN / f'tiny_{variant}' / 'base', task_of(variant), True)
 
 
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
-@pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
-def test_an_adapter_has_the_logits_of_torch_and_goes_out_as_it_came(folder, scan, tmp_path):
-    model, inputs = _base(folder.name.partition('-')[0], tmp_path, scan=scan)
+@pytest.mark.parametrize(
+    'folder', FOLDERS, ids=lambda folder: f'{folder.parent.name}/{folder.name}'
+)
+def test_an_adapter_goes_out_as_it_came(folder, scan, tmp_path):
+    variant = folder.parent.name.removeprefix('tiny_')
+    model = load_base(folder.parent / 'base', task_of(variant), scan)
     loaded = peftjax.load_adapter(folder, model)
-    predict = peftjax.adapt(model, loaded.transform)
-    logits = np.asarray(predict(loaded.adapter, model.params, **inputs))
-    expected = np.load(folder / 'logits.npy')
-    if logits.ndim == 3:
-        mask = inputs.get('decoder_attention_mask', inputs.get('attention_mask')) == 1
-        length = mask.shape[1]
-        logits, expected = logits[:, -length:][mask], expected[:, -length:][mask]
-    # In float64 as the judge both sides are off by 1e-5 of 3.0 (Gemma 2, optimised); the tests run
-    # unoptimised code, whose rounding differs by processor: 4.5e-5 was seen on one.
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     peftjax.save_adapter(tmp_path / 'out', model, loaded.transform, loaded.adapter)
     theirs, ours = load_file(folder / WEIGHTS), load_file(tmp_path / 'out' / WEIGHTS)
     assert set(theirs) == set(ours)
@@ -47,9 +39,9 @@ def test_an_adapter_has_the_logits_of_torch_and_goes_out_as_it_came(folder, scan
     assert saying.get('modules_to_save') == (['classifier'] if saved else saved)
 
 
-@pytest.mark.parametrize('name', ['vit-lora', 'dinov2-dora'])
+@pytest.mark.parametrize('name', ['vit/lora', 'dinov2/dora'])
 def test_files_of_earlier_transformers_are_read_too(name, tmp_path):
-    variant = name.partition('-')[0]
+    variant = name.partition('/')[0]
     older = {
         r'vit\.layers\.': 'vit.encoder.layer.',
         r'attention\.(q)_proj': 'attention.attention.query',
@@ -60,27 +52,27 @@ def test_files_of_earlier_transformers_are_read_too(name, tmp_path):
     folder = tmp_path / 'older'
     folder.mkdir()
     tensors = {}
-    for tensor, value in load_file(GOLDEN / 'families' / name / WEIGHTS).items():
+    for tensor, value in load_file(GOLDEN / f'tiny_{name}' / WEIGHTS).items():
         for pattern, new in older.items():
             tensor = re.sub(pattern, new, tensor)
         tensors[tensor] = value
     save_file(tensors, folder / WEIGHTS)
-    config = json.loads((GOLDEN / 'families' / name / CONFIG).read_text())
+    config = json.loads((GOLDEN / f'tiny_{name}' / CONFIG).read_text())
     config['target_modules'] = [
         'query',
         'value',
         'intermediate.dense' if variant == 'vit' else 'fc2',
     ]
     (folder / CONFIG).write_text(json.dumps(config))
-    model, _ = _base(variant, tmp_path)
-    expected = peftjax.load_adapter(GOLDEN / 'families' / name, model).adapter
+    model = _base(variant)
+    expected = peftjax.load_adapter(GOLDEN / f'tiny_{name}', model).adapter
     found = peftjax.load_adapter(folder, model).adapter
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize('variant', ['mistral', 'gemma3'])
 def test_a_prefix_that_would_slide_out_of_sight_is_refused(variant, tmp_path):
-    model, _ = _base(variant, tmp_path)
+    model = _base(variant)
     folder = tmp_path / 'prefix'
     folder.mkdir()
     save_file({'prompt_embeddings': np.zeros((3, 48), np.float32)}, folder / WEIGHTS)
@@ -95,7 +87,7 @@ def test_a_prefix_that_would_slide_out_of_sight_is_refused(variant, tmp_path):
 
 
 def test_half_a_head_is_not_written(tmp_path):
-    model, _ = _base('roberta', tmp_path)
+    model = _base('roberta')
     transform = peftjax.chain(
         peftjax.select(r'classifier/out_proj/.*'), peftjax.lora(rank=2, targets=r'.*/query')
     )
@@ -115,7 +107,7 @@ def test_half_a_head_is_not_written(tmp_path):
     ids=['plain', 'lora', 'prefix'],
 )
 def test_layers_that_differ_write_the_same_with_a_cache(variant, transform, tmp_path):
-    model, _ = _base(variant, tmp_path)
+    model = _base(variant)
     prompts = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [5, 6, 7]]
     adapter, predict = (), lambda adapter, params, **inputs: model.apply(params, **inputs)
     if transform is not None:

@@ -1,6 +1,5 @@
-"""Adapters of Hugging Face's peft come in with its logits, and go out as they came."""
+"""Adapters of Hugging Face's peft go out as they came in; test_oracle has their logits."""
 
-import functools
 import json
 import shutil
 
@@ -15,11 +14,12 @@ import peftjax
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_names import matches_end
 from peftjax.methods import torch_draws
-from tests.oracle.cases import GOLDEN, read_case
+from tests.oracle.cases import GOLDEN, load_base
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+BASES = ('llama', 'bert', 'gpt2')
 FOLDERS = sorted(
-    path.parent for path in GOLDEN.rglob(CONFIG) if path.parents[2].name == GOLDEN.name
+    path.parent for path in GOLDEN.glob(f'*/*/{CONFIG}') if path.parents[1].name in BASES
 )
 # The signs of singular vectors are not in the file.
 READABLE = [folder for folder in FOLDERS if folder.name != 'psoft']
@@ -32,38 +32,20 @@ WRITTEN_OTHERWISE = {
 }
 
 
-@functools.cache
 def _base(architecture, scan):
-    folder = GOLDEN / architecture / 'base'
-    config = json.loads((folder / 'config.json').read_text())
-    if architecture == 'bert':
-        labels = len(config['id2label'])
-        return peftjax.load(folder, task='classification', num_labels=labels, scan=scan)
-    return peftjax.load(folder, scan=scan)
+    task = 'classification' if architecture == 'bert' else None
+    return load_base(GOLDEN / architecture / 'base', task, scan)
 
 
 def _name(folder):
     return folder.relative_to(GOLDEN).as_posix()
 
 
-def _logits(model, loaded, case):
-    predict = peftjax.adapt(model, loaded.transform)
-    logits = np.asarray(predict(loaded.adapter, model.params, **case.inputs))
-    if logits.ndim == 2:
-        return logits, case.logits
-    tokens = case.inputs['attention_mask'] == 1
-    length = tokens.shape[1]
-    return logits[:, -length:][tokens], case.logits[:, -length:][tokens]
-
-
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('folder', READABLE, ids=map(_name, READABLE))
-def test_a_file_of_peft_gives_its_logits_and_goes_out_as_it_came(folder, scan, tmp_path):
+def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
     model = _base(folder.parent.name, scan)
     loaded = peftjax.load_adapter(folder, model)
-    found, expected = _logits(model, loaded, read_case(folder))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
-
     if folder.name == 'randlora':
         return
     peftjax.save_adapter(tmp_path, model, loaded.transform, loaded.adapter)

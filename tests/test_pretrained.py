@@ -6,11 +6,11 @@ import pytest
 
 from peftjax.interop.load import load
 from tests.checkpoint_files import (
-    GOLDEN,
     MINILM,
     SMOLLM2,
     VARIANTS,
     golden,
+    pretrained,
     require_package,
     task_of,
     write_folder,
@@ -43,8 +43,7 @@ def test_tiny_checkpoints_equal_transformers(variant, scan, tmp_path):
 def test_minilm_equals_transformers():
     model = load(require_package(MINILM))
     assert count(model.params) == 22_713_216
-    with np.load(GOLDEN / 'minilm.npz') as file:
-        expected = dict(file)
+    expected = pretrained('minilm')
     inputs = {k: expected[k] for k in ('input_ids', 'attention_mask', 'token_type_ids')}
     output = jax.jit(model.apply)(model.params, **inputs)
     tokens = inputs['attention_mask'] == 1
@@ -58,8 +57,7 @@ def test_minilm_equals_transformers():
 def test_minilm_with_a_head_equals_transformers():
     model = load(require_package(MINILM), task='classification', num_labels=2)
     assert count(model.params) == 22_713_986
-    with np.load(GOLDEN / 'minilm.npz') as file:
-        expected = dict(file)
+    expected = pretrained('minilm')
     inputs = {k: expected[k] for k in ('input_ids', 'attention_mask', 'token_type_ids')}
     head = {'kernel': expected['classifier_weight'].T, 'bias': expected['classifier_bias']}
     logits = jax.jit(model.apply)(model.params | {'classifier': head}, **inputs)
@@ -68,8 +66,7 @@ def test_minilm_with_a_head_equals_transformers():
 
 def test_smollm2_equals_transformers():
     model = load(require_package(SMOLLM2))
-    with np.load(GOLDEN / 'smollm2.npz') as file:
-        expected = dict(file)
+    expected = pretrained('smollm2')
     assert count(model.params) == expected['parameters'] == 134_515_008
     inputs = {k: expected[k] for k in ('input_ids', 'attention_mask')}
     logits = np.asarray(jax.jit(model.apply)(model.params, **inputs))

@@ -19,22 +19,21 @@ from peftjax.models.llama_config import LlamaConfig
 from peftjax.quantize import nf4
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 from peftjax.quantize.model import SCHEMES
-from tests.checkpoint_files import GOLDEN, golden, write_folder, write_gguf
+from tests.checkpoint_files import GOLDEN, golden, outputs, write_folder, write_gguf
 from tests.compiled import shapes
 from tests.contract_models import IDS, MODELS
-from tests.oracle.cases import GOLDEN as ORACLE
-from tests.oracle.cases import read_case
+from tests.oracle.cases import stored
 from tests.rows import METHODS
 
 
 def _matrix(rows=150, columns=192):
-    """The matrix of tests/golden/make_nf4.py: normal, with rows of very different sizes."""
+    """The matrix of tests/golden/make.py: normal, with rows of very different sizes."""
     matrix = np.random.RandomState(0).standard_normal((rows, columns)).astype(np.float32)
     return matrix * np.exp(np.random.RandomState(1).standard_normal((rows, 1))).astype(np.float32)
 
 
 def test_the_values_of_nf4_are_bitsandbytes_and_the_quantiles_that_the_paper_says():
-    golden = np.load(GOLDEN / 'nf4.npz')
+    golden = outputs(GOLDEN / 'nf4')
     np.testing.assert_allclose(nf4.VALUES, golden['values'], rtol=0, atol=1e-7)
     np.testing.assert_allclose(nf4.SCALES, golden['scale_values'], rtol=0, atol=1e-7)
     above = ndtri(np.linspace(0.9677083, 0.5, 9)[:-1])
@@ -45,7 +44,7 @@ def test_the_values_of_nf4_are_bitsandbytes_and_the_quantiles_that_the_paper_say
 
 @pytest.mark.parametrize('double', [False, True])
 def test_nf4_has_the_codes_of_bitsandbytes(double):
-    golden, name = np.load(GOLDEN / 'nf4.npz'), 'double' if double else 'single'
+    golden, name = outputs(GOLDEN / 'nf4'), 'double' if double else 'single'
     scheme = peftjax.NF4(double=double)
     arrays = jax.jit(scheme.pack)(_matrix())
     np.testing.assert_array_equal(arrays['codes'], golden[f'{name}_codes'])
@@ -307,13 +306,13 @@ def test_what_cannot_be_quantised_is_named(tmp_path):
 @pytest.mark.parametrize('name', ['llama/lora', 'llama/dora', 'llama/ia3', 'bert/lora'])
 def test_an_adapter_of_peft_goes_on_a_quantised_base(name):
     """What another library trained is read, and computes what it would on the values read."""
-    case = read_case(ORACLE / name)
+    case = stored(name)
     family = name.partition('/')[0]
     task = 'classification' if family == 'bert' else None
-    whole = peftjax.load(ORACLE / family / 'base', task=task, scan=False)
+    whole = peftjax.load(GOLDEN / family / 'base', task=task, scan=False)
     small = peftjax.quantize(whole, 'int8')
     plain = whole.replace(params=peftjax.dequantize(small.params))
-    found = peftjax.load_adapter(ORACLE / name, small)
+    found = peftjax.load_adapter(GOLDEN / name, small)
     predict = peftjax.adapt(small, found.transform)
     mine = predict(found.adapter, small.params, **case.inputs)
     theirs = predict(found.adapter, plain.params, **case.inputs)

@@ -1,31 +1,29 @@
 """Runs small enough to test: tiny random models, and text made here."""
 
 import bz2
+import shutil
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import lora_sentiment
 from experiments.config import Config
+from tests.oracle.cases import GOLDEN
 
-GOLDEN = Path(__file__).parent / 'golden'
 WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()
 SPECIAL = ['[PAD]', '[UNK]', '<|im_start|>', '<|im_end|>']
 
 
 def checkpoint(folder: Path, golden: str) -> Path:
     """A random model in Hugging Face layout, its head left out, with a tokenizer of whole words."""
+    stored = GOLDEN / golden / 'base'
     folder.mkdir()
-    stored = np.load(GOLDEN / f'{golden}.npz')
-    (folder / 'config.json').write_text(str(stored['config']), encoding='utf-8')
-    weights = {
-        name.removeprefix('weights/'): np.ascontiguousarray(stored[name])
-        for name in stored.files
-        if name.startswith('weights/') and 'classifier' not in name
-    }
-    save_file(weights, folder / 'model.safetensors')
+    shutil.copy(stored / 'config.json', folder)
+    weights = load_file(stored / 'model.safetensors')
+    headless = {name: each for name, each in weights.items() if 'classifier' not in name}
+    save_file(headless, folder / 'model.safetensors')
     vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='[UNK]'))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,34 +1,53 @@
-"""Checks every case below a folder: python -m tests.oracle FOLDER prints a table of errors.
+"""Judges every case below a folder: python -m tests.oracle FOLDER prints a line for each.
 
-A folder holds `<architecture>/base` and `<architecture>/<method>`, as `tests/golden/oracle` does.
+Each is equal or wrong, with its errors, or refused, with the library's reason. Ends with 1 if any
+is wrong, and with 2 if the folder holds no cases that can be read. `tests.oracle.cases` tells what
+is in such a folder.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
-from tests.oracle.cases import compare, read_case
-from tests.oracle.converters import CONVERTERS
+from tests.oracle.cases import Case, MalformedError, find
+from tests.oracle.judge import judge
 
 
-def main(root: Path) -> int:
-    tried = failed = 0
-    for folder in sorted(path.parent for path in root.rglob('grads.safetensors')):
-        name = folder.relative_to(root).as_posix()
-        case = read_case(folder)
-        converter = CONVERTERS.get(case.method)
-        if converter is None:
-            print(f'{name:45} no method here')
-            continue
-        tried += 1
-        try:
-            errors = compare(case, converter(case))
-            print(f'{name:45}', '  '.join(f'{k} {v:.1e}' for k, v in errors.items()))
-        except (AssertionError, ValueError, KeyError, OSError) as error:
-            failed += 1
-            print(f'{name:45} FAILED {type(error).__name__}: {error}'[:300])
-    print(f'{tried} tried, {tried - failed} passed, {failed} failed')
-    return 1 if failed else 0
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print('usage: python -m tests.oracle FOLDER', file=sys.stderr)
+        return 2
+    try:
+        cases, others = find(Path(arguments[0]))
+    except MalformedError as error:
+        print(error, file=sys.stderr)
+        return 2
+    count = Counter()
+    for case in cases:
+        word, detail = _line(case)
+        count[word] += 1
+        print(f'{case.name:40} {word:8} {detail}'[:400], flush=True)
+    for name, reason in others.items():
+        print(f'{name:40} no case  {reason}')
+    print(
+        f'{len(cases)} cases: {count["equal"]} equal, {count["wrong"]} wrong, '
+        f'{count["refused"]} refused; {len(others)} other adapters'
+    )
+    return 1 if count['wrong'] else 0
+
+
+def _line(case: Case) -> tuple[str, str]:
+    try:
+        verdict = judge(case)
+    # Whatever a case does, the others are judged.
+    except Exception as error:  # noqa: BLE001
+        return 'wrong', f'{type(error).__name__}: {" ".join(str(error).split())}'
+    errors = '  '.join(f'{name} {error:.1e}' for name, error in verdict.errors.items())
+    reason = ' '.join((verdict.refused or '').split())
+    if not errors:
+        return 'refused', reason
+    return ('wrong' if verdict.wrong else 'equal'), f'{errors}  {reason and f"(refused: {reason})"}'
 
 
 if __name__ == '__main__':
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -1,220 +1,174 @@
-"""Reads a reference case and holds our logits, loss and gradients to it.
+"""Reference cases on disk: adapters of other libraries, and what those libraries compute with them.
 
-A case is a folder: the adapter's config and tensors as the other library wrote them, inputs,
-logits and loss, and the gradient of the loss by every tensor. `golden/oracle` holds the committed
-ones. The same `convert` turns tensors into our adapter and gradients into ours: a method that keeps
-the other library's parameters up to transposition has its gradients checked as well.
+A folder of cases holds bases and, beside each, the adapters made for it:
+
+    <base>/base/    config.json, model.safetensors
+    <base>/<case>/  adapter_config.json and adapter_model.safetensors (AdapterHub:
+                    adapter.safetensors), as the library wrote them
+
+AdapterHub's cases may stand in `adapters/<base>/`. Each of these folders has its numbers:
+
+    inputs.npz      arguments of the model, and `labels`; a case without one takes its base's
+    logits.npz      `logits` (of a model without a head: `last_hidden_state`), `merged_logits`,
+                    `loss`, `task_loss`
+    grads.safetensors    the gradient of `loss` by every tensor that the library trains
+    encoder.safetensors, subspaces.npz, aux.npz    what the library trained with and leaves out of
+                    its file
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 import peftjax
 
-GOLDEN = Path(__file__).parents[1] / 'golden' / 'oracle'
+GOLDEN = Path(__file__).parents[1] / 'golden'
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+HUB_WEIGHTS = 'adapter.safetensors'
 Tensors = dict[str, np.ndarray]
+_TASKS = {
+    'ForSequenceClassification': 'classification',
+    'ForImageClassification': 'classification',
+    'ForTokenClassification': 'token_classification',
+}
+
+
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile)
+
+
+class MalformedError(Exception):
+    """A folder that holds no cases, or a case that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One reference adapter.
+    """One adapter of another library.
 
     Attributes:
-        folder: where it lies, `<architecture>/<method>`.
+        name: its path in the folder of cases.
+        base: the folder of its base.
+        kind: the class that its library ran, 'LlamaForCausalLM'.
         config: its adapter_config.json.
-        tensors, gradients: by the other library's names.
-        inputs: keyword arguments of the model.
-        labels: token ids with -100 where none counts, or classes.
-        logits, loss: what came out.
+        tensors: its file. gradients: by the library's names of what it trains; may be empty.
+        inputs: arguments of the model. labels: token ids with -100 where none counts, or classes.
+        outputs: what logits.npz holds.
     """
 
+    name: str
     folder: Path
+    base: Path
+    kind: str
     config: dict[str, Any]
     tensors: Tensors
     gradients: Tensors
-    inputs: dict[str, np.ndarray]
-    labels: np.ndarray
-    logits: np.ndarray
-    loss: float
+    inputs: Tensors
+    labels: np.ndarray | None
+    outputs: Tensors
 
     @property
-    def method(self) -> str:
-        """The name of the case; AdapterHub's are told from peft's by a prefix."""
-        return ('adapterhub ' if 'model_class' in self.config else '') + self.folder.name
-
-    @property
-    def base_architecture(self) -> str:
-        """`bert`, `llama` or `gpt2`."""
-        return self.folder.parent.name
+    def hub(self) -> bool:
+        """Whether it is AdapterHub's, and not peft's."""
+        return 'peft_type' not in self.config
 
     @property
     def headless(self) -> bool:
-        """AdapterHub's files for BERT lack the classifier that they were made with."""
-        return 'model_class' in self.config and self.base_architecture == 'bert'
+        """AdapterHub's files lack the head that a classifier was trained with."""
+        return self.hub and self.task is not None
 
     @property
-    def model(self) -> peftjax.Model:
-        """The base that the adapter was made for."""
-        return load_base(base_folder(self.folder))
+    def task(self) -> str | None:
+        """Of `peftjax.load`."""
+        return next((task for end, task in _TASKS.items() if self.kind.endswith(end)), None)
 
+    def model(self, scan: bool) -> peftjax.Model:
+        """The base that the adapter was made for.
 
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    """A method of ours, and how the other library's tensors become its adapter.
-
-    Attributes:
-        transform: with the settings of the case's config.
-        convert: a linear function `tensors -> adapter`, for values and for gradients.
-        wrong_gradients: substring of the adapter's paths whose gradient the other library gets
-            wrong, so that ours is not held to it.
-        penalty: what the other library adds to the loss, a function of the adapter.
-    """
-
-    transform: peftjax.PeftTransform
-    convert: Callable[[Tensors], Any]
-    wrong_gradients: str | None = None
-    penalty: Callable[[Any], jax.Array] | None = None
-
-
-def base_folder(folder: Path) -> Path:
-    """`<root>/<architecture>/base`; AdapterHub's cases stand one level deeper, beside no base."""
-    near = folder.parent / 'base'
-    return near if near.is_dir() else folder.parents[2] / folder.parent.name / 'base'
+        Raises:
+            ValueError: `peftjax.load` does not know it.
+        """
+        return load_base(self.base, None if self.headless else self.task, scan)
 
 
 @functools.cache
-def load_base(folder: Path) -> peftjax.Model:
-    config = json.loads((folder / 'config.json').read_text())
-    task = 'classification' if config['model_type'] == 'bert' else None
-    labels = len(config['id2label']) if task else None
-    # Layers in a loop: an adapter for one of them alone then needs no stack. The contract holds
-    # scanned models to the same numbers.
-    return peftjax.load(folder, task=task, num_labels=labels, scan=False)
+def load_base(folder: Path, task: str | None, scan: bool) -> peftjax.Model:
+    return peftjax.load(folder, task=task, scan=scan)
 
 
-def read_case(folder: Path) -> Case:
-    weights = 'adapter_model' if (folder / 'adapter_model.safetensors').is_file() else 'adapter'
-    with np.load(folder / 'inputs.npz') as file:
-        inputs = {name: file[name].astype(np.int32) for name in file}
-    with np.load(folder / 'logits.npz') as file:
-        logits, loss = file['logits'], float(file['loss'])
-    return Case(
-        folder,
-        json.loads((folder / 'adapter_config.json').read_text()),
-        load_file(folder / f'{weights}.safetensors'),
-        load_file(folder / 'grads.safetensors'),
-        {name: value for name, value in inputs.items() if name != 'labels'},
-        inputs['labels'],
-        logits,
-        loss,
-    )
-
-
-def loss_of(logits: jax.Array, labels: np.ndarray) -> jax.Array:
-    """Mean cross-entropy of the classes, or of the next tokens that have a label."""
-    if logits.ndim == 2:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    # Virtual tokens stand in front of the others; none of them is a label.
-    ahead = logits.shape[1] - labels.shape[1]
-    labels = np.pad(labels, ((0, 0), (ahead, 0)), constant_values=-100)
-    logits, labels = logits[:, :-1], labels[:, 1:]
-    counted = labels != -100
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.where(counted, labels, 0))
-    return (losses * counted).sum() / counted.sum()
-
-
-def compare(case: Case, ours: Converted, tolerance: float = 1e-5) -> dict[str, float]:
-    """Errors of logits, loss and gradients, relative to the largest value of each.
+def find(root: Path) -> tuple[list[Case], dict[str, str]]:
+    """The cases below a folder, and its other adapters with the reason why they are no cases.
 
     Raises:
-        AssertionError: one is larger than `tolerance`, or an array is missing.
+        MalformedError: no folder, no case, or a file that cannot be read.
     """
-    if case.headless:
-        return _compare_without_head(case, ours, tolerance)
-    model = case.model
-    adapter = jax.tree.map(jnp.asarray, ours.convert(case.tensors))
-    expected_shapes = jax.eval_shape(ours.transform.init, jax.random.key(0), model)
-    assert jax.tree.structure(adapter) == jax.tree.structure(expected_shapes), (
-        f'{case.folder.name}: converted {jax.tree.structure(adapter)}, init makes '
-        f'{jax.tree.structure(expected_shapes)}'
-    )
-    predict = peftjax.adapt(model, ours.transform)
-
-    def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
-        logits = predict(adapter, model.params, **case.inputs)
-        penalty = 0.0 if ours.penalty is None else ours.penalty(adapter)
-        return loss_of(logits, case.labels) + penalty, logits
-
-    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
-    theirs = case.logits
-    if logits.ndim == 3:
-        tokens = case.inputs['attention_mask'] == 1
-        theirs = theirs[:, -tokens.shape[1] :][tokens]
-        logits = logits[:, -tokens.shape[1] :][tokens]
-    errors = {
-        'logits': _error(logits, theirs),
-        'loss': _error(value, np.asarray(case.loss)),
-        'gradients': max(_gradient_errors(gradient, ours.convert(case.gradients), ours)),
-    }
-    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
-    assert not wrong, f'{case.folder.parent.name}/{case.folder.name}: {wrong} above {tolerance}'
-    return errors
+    if not root.is_dir():
+        raise MalformedError(f'{root} is no folder')
+    cases, others = [], {}
+    for folder in sorted(path.parent for path in root.rglob(CONFIG)):
+        name = folder.relative_to(root).as_posix()
+        base = _base_of(folder, root)
+        if base is None:
+            others[name] = 'there is no folder base beside it'
+        elif not (folder / 'logits.npz').is_file():
+            others[name] = 'it has no logits.npz'
+        else:
+            cases.append(read(folder, base, name))
+    if not cases:
+        raise MalformedError(f'{root} holds no <base>/<case>/{CONFIG} with logits.npz')
+    return cases, others
 
 
-def _compare_without_head(case: Case, ours: Converted, tolerance: float) -> dict[str, float]:
-    """The error of all gradients together, where the head is not known.
+def stored(name: str) -> Case:
+    """One of the repository's own cases, 'llama/lora'."""
+    folder = GOLDEN / name
+    return read(folder, GOLDEN / folder.parent.name / 'base', name)
 
-    Whatever the head is, the gradient of the loss by the pooled states, a few numbers, decides the
-    gradient by every tensor: theirs must be what ours is for one such choice, found by least
-    squares.
+
+def _base_of(folder: Path, root: Path) -> Path | None:
+    places = (folder.parent / 'base', root / folder.parent.name / 'base')
+    return next((place for place in places if (place / 'config.json').is_file()), None)
+
+
+def read(folder: Path, base: Path, name: str) -> Case:
+    """One case.
+
+    Raises:
+        MalformedError: a file that is missing or cannot be read.
     """
-    model = peftjax.load(base_folder(case.folder), scan=False)
-    predict = peftjax.adapt(model, ours.transform)
-    adapter = jax.tree.map(jnp.asarray, ours.convert(case.tensors))
-    pooled, back = jax.vjp(
-        lambda adapter: predict(adapter, model.params, **case.inputs).pooler_output, adapter
-    )
-    basis = jnp.eye(pooled.size).reshape(pooled.size, *pooled.shape)
-    rows = jax.tree.leaves(jax.vmap(lambda one: back(one)[0])(basis))
-    matrix = np.concatenate([np.asarray(r, np.float64).reshape(pooled.size, -1) for r in rows], 1).T
-    theirs = np.concatenate(
-        [np.asarray(g, np.float64).ravel() for g in jax.tree.leaves(ours.convert(case.gradients))]
-    )
-    assert len(theirs) > 2 * pooled.size, f'{len(theirs)} gradients cannot tell anything'
-    solution, *_ = np.linalg.lstsq(matrix, theirs, rcond=None)
-    errors = {'gradients, whatever the head': _error(matrix @ solution, theirs)}
-    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
-    assert not wrong, f'{case.folder.parent.name}/{case.folder.name}: {wrong} above {tolerance}'
-    return errors
+    own = folder / 'inputs.npz'
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        kinds = json.loads((base / 'config.json').read_text())['architectures']
+        weights = folder / (WEIGHTS if 'peft_type' in config else HUB_WEIGHTS)
+        gradients = folder / 'grads.safetensors'
+        inputs = arrays(own if own.is_file() else base / 'inputs.npz')
+        labels = inputs.pop('labels', None)
+        return Case(
+            name,
+            folder,
+            base,
+            kinds[0],
+            config,
+            load_file(weights),
+            load_file(gradients) if gradients.is_file() else {},
+            inputs,
+            labels,
+            arrays(folder / 'logits.npz'),
+        )
+    except (*_UNREADABLE, SafetensorError) as error:
+        raise MalformedError(f'{folder}: {type(error).__name__}: {error}') from error
 
 
-def _gradient_errors(mine: Any, theirs: Any, ours: Converted) -> list[float]:
-    errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(_error_beside_norm, mine, theirs))
-    wrong = ours.wrong_gradients
-    return [
-        error for path, error in errors if wrong is None or wrong not in jax.tree_util.keystr(path)
-    ]
-
-
-def _error(mine: Any, theirs: Any) -> float:
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
-    assert mine.shape == theirs.shape, f'shape {mine.shape}, theirs {theirs.shape}'
-    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-12))
-
-
-def _error_beside_norm(mine: Any, theirs: Any) -> float:
-    # A gradient that is zero but for rounding (a key's bias has no effect) has no relative error.
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
-    assert mine.shape == theirs.shape, f'shape {mine.shape}, theirs {theirs.shape}'
-    size = np.abs(theirs).max()
-    return float(np.abs(mine - theirs).max() / (max(size, 1e-3) if size > 1e-6 else 1.0))
+def arrays(path: Path) -> Tensors:
+    """What is in an .npz file; whole numbers as int32, which a model takes."""
+    with np.load(path) as file:
+        return {
+            name: file[name].astype(np.int32) if file[name].dtype == np.int64 else file[name]
+            for name in file
+        }

@@ -1,0 +1,255 @@
+"""Holds what our library computes with another library's adapter to what that library computed.
+
+The adapter comes in through `peftjax.load_adapter`, and so does its gradient: a file of the same
+form, whose tensors are the gradients, is read as an adapter. That is the gradient by our arrays
+where reading only moves numbers (transposes, splits, signs). Where it computes with them,
+derivatives along random directions of the file's tensors are compared instead.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import peftjax
+from tests.oracle.beyond import completed
+from tests.oracle.cases import Case, Tensors
+from tests.oracle.reading import Reading, file_reading
+
+# Both sides compute in float32: 1.7e-5 were seen (RandLoRA), and of gradients 7e-5 (DeLoRA).
+TOLERANCE = 3e-5
+_LOOSER = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`errors`, relative to the largest value of each; `refused`: why the file cannot be read."""
+
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    refused: str | None = None
+    tolerance: float = TOLERANCE
+
+    @property
+    def wrong(self) -> bool:
+        """Whether an error is larger than it may be, or no number."""
+        return any(
+            not error <= self.tolerance * (_LOOSER if name.startswith('gradients') else 1)
+            for name, error in self.errors.items()
+        )
+
+
+def judge(case: Case, *, scan: bool = False, tolerance: float = TOLERANCE) -> Verdict:
+    """The case as `peftjax.load_adapter` reads it, and with what its file leaves out.
+
+    What is refused, and yet said beside the file, has errors and the reason of the refusal. Of
+    scanned layers the logits and the loss of the file alone are judged.
+    """
+    try:
+        model = case.model(scan)
+    except ValueError as error:
+        return Verdict(refused=str(error))
+    whole, refused, errors = None if scan else completed(case, model), None, {}
+    try:
+        loaded = peftjax.load_adapter(case.folder, model)
+    except ValueError as error:
+        refused = str(error)
+    else:
+        own = file_reading(case, model, loaded.transform)
+        errors = errors_of(case, model, own, gradients=whole is None and not scan)
+    if whole is not None:
+        more = errors_of(case, model, whole)
+        errors |= {f'{name}, completed': error for name, error in more.items()}
+    return Verdict(errors, refused, tolerance)
+
+
+def errors_of(
+    case: Case, model: peftjax.Model, reading: Reading, gradients: bool = True
+) -> dict[str, float]:
+    """Errors of logits and loss, and with `gradients` of them and of merged logits, if there."""
+    adapter = jax.tree.map(jnp.asarray, reading.read(reading.values))
+    if case.headless and 'last_hidden_state' not in case.outputs:
+        return _errors_without_head(case, model, reading, adapter, gradients)
+    predict = peftjax.adapt(model, reading.transform)
+
+    def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
+        output = predict(adapter, model.params, **case.inputs)
+        logits = getattr(output, 'last_hidden_state', output)
+        return _loss(case, logits, adapter), logits
+
+    known = _comparable(case) and gradients
+    run = jax.value_and_grad(loss, has_aux=True) if known else lambda a: (loss(a), None)
+    (value, logits), gradient = jax.jit(run)(adapter)
+    theirs = case.outputs.get('logits', case.outputs.get('last_hidden_state'))
+    errors = {'logits': _error(*_written(case, logits, theirs))}
+    if 'loss' in case.outputs:
+        errors['loss'] = _error(value, case.outputs['loss'])
+    if gradients and 'merged_logits' in case.outputs:
+        params = reading.transform.merge(model.params, adapter)
+        merged = _apply(model)(params, case.inputs)
+        errors['merged'] = _error(*_written(case, merged, _merged(case)))
+    if known:
+        errors['gradients'] = _gradient_error(case, reading, adapter, gradient)
+    return errors
+
+
+@functools.cache
+def _apply(model: peftjax.Model) -> Callable[[Any, Tensors], jax.Array]:
+    return jax.jit(lambda params, inputs: model.apply(params, **inputs))
+
+
+def _merged(case: Case) -> np.ndarray:
+    """Their merged logits, or those without merging where theirs differ and are wrong."""
+    merged, plain = case.outputs['merged_logits'], case.outputs['logits']
+    return merged if np.abs(merged - plain).max() < 0.1 * np.abs(plain).max() else plain
+
+
+def _written(case: Case, ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both where a token is written, and not where padding is."""
+    mask = case.inputs.get('decoder_attention_mask', case.inputs.get('attention_mask'))
+    if mask is None or theirs.ndim == 2:
+        return ours, theirs
+    virtual = theirs.shape[1] - mask.shape[1]
+    tokens = np.pad(mask, ((0, 0), (virtual, 0)), constant_values=1) == 1
+    return np.asarray(ours)[tokens], theirs[tokens]
+
+
+def _loss(case: Case, logits: jax.Array, adapter: Any) -> jax.Array:
+    """Mean cross-entropy of classes or of tokens that have a label, and AdaLoRA's penalty."""
+    if case.labels is None or 'loss' not in case.outputs:
+        return jnp.zeros(())
+    penalty = 0.0
+    if case.config.get('peft_type') == 'ADALORA':
+        weight = case.config['orth_reg_weight']
+        penalty = weight * peftjax.orthogonality(_methods_part(adapter), squared=False)
+    labels = case.labels
+    if logits.ndim == 3:
+        # Virtual tokens stand in front of the others; none of them is a label.
+        ahead = logits.shape[1] - labels.shape[1]
+        labels = np.pad(labels, ((0, 0), (ahead, 0)), constant_values=-100)
+        if case.kind.endswith(('ForCausalLM', 'LMHeadModel')):
+            logits, labels = logits[:, :-1], labels[:, 1:]
+    counted = labels != -100
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.where(counted, labels, 0))
+    return (losses * counted).sum() / counted.sum() + penalty
+
+
+def _methods_part(adapter: Any) -> Any:
+    """Of a chain with leaves that are trained whole, the method's own."""
+    return adapter[-1] if isinstance(adapter, tuple) else adapter
+
+
+def _gradient_error(case: Case, reading: Reading, adapter: Any, gradient: Any) -> float:
+    lost = sorted(set(case.gradients) - set(reading.values))
+    if lost:
+        raise ValueError(f'grads.safetensors has tensors that the adapter has not: {lost[:4]}')
+    if not _rearranges(reading, adapter):
+        theirs, slopes, sizes = _directions(case, reading, 1)
+        return float(np.max(np.abs(slopes @ _flat(gradient) - theirs) / np.maximum(sizes, 1e-3)))
+    theirs = reading.read(case.gradients)
+    errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(_error_beside_norm, gradient, theirs))
+    wrong = _WRONG_GRADIENTS if case.config.get('peft_type') == 'C3A' else None
+    return max(
+        error for path, error in errors if wrong is None or wrong not in jax.tree_util.keystr(path)
+    )
+
+
+# C3A's backward pass in peft transforms the kernel the wrong way round for the gradient of its
+# input, so that what lies below the last layer is off; ours is that of the merged weight.
+_WRONG_GRADIENTS = 'layers_0'
+
+
+def _comparable(case: Case) -> bool:
+    """Whether there are gradients that ours are meant to equal.
+
+    AdapterHub's DoRA differentiates the lengths of its columns; the paper's, and ours, does not.
+    """
+    return bool(case.gradients) and not (case.hub and case.config['config'].get('use_dora'))
+
+
+def _rearranges(reading: Reading, adapter: Any) -> bool:
+    """Whether the adapter is the trained numbers, each once, in another order or of other sign."""
+    ours, theirs = _flat(adapter), _flat(reading.values)
+    return np.array_equal(np.sort(np.abs(ours)), np.sort(np.abs(theirs)))
+
+
+def _directions(case: Case, reading: Reading, each: int) -> tuple[np.ndarray, ...]:
+    """Derivatives along random directions, `each` for every trained tensor.
+
+    Returns:
+        The library's derivatives of the loss [n]; those of our adapter [n, numbers of it], central
+        differences in float64; and how large the first are at most [n].
+    """
+    theirs, slopes, sizes, step = [], [], [], 1e-4
+    values = {name: value.astype(np.float64) for name, value in reading.values.items()}
+    random = np.random.default_rng(0)
+    for name, value in values.items():
+        gradient = case.gradients[name].astype(np.float64)
+        for _ in range(each):
+            direction = random.standard_normal(value.shape)
+            up, down = (
+                _flat(reading.read({**values, name: value + end * direction}))
+                for end in (step, -step)
+            )
+            slopes.append((up - down) / (2 * step))
+            theirs.append(np.sum(gradient * direction))
+            sizes.append(np.linalg.norm(gradient))
+    return np.array(theirs), np.array(slopes), np.array(sizes)
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _errors_without_head(
+    case: Case, model: peftjax.Model, reading: Reading, adapter: Any, gradients: bool
+) -> dict[str, float]:
+    """Errors of the pooled states and of the gradients, where the head's weights are not known.
+
+    The gradient by the head's weights tells the pooled states, since the logits are known. Whatever
+    the head is, the gradient by the pooled states, a few numbers, decides that by every tensor:
+    theirs must be what ours is for one such choice, found by least squares.
+    """
+    predict = peftjax.adapt(model, reading.transform)
+    pooled, back = jax.vjp(
+        lambda adapter: predict(adapter, model.params, **case.inputs).pooler_output, adapter
+    )
+    assert case.labels is not None
+    classes = case.outputs['logits'].shape[-1]
+    missed = jax.nn.softmax(case.outputs['logits']) - np.eye(classes)[case.labels]
+    by_head = np.asarray(missed).T @ np.asarray(pooled) / len(pooled)
+    errors = {'pooled': _error(by_head, case.gradients['classifier.weight'])}
+    if not gradients or not _comparable(case):
+        return errors
+    basis = jnp.eye(pooled.size).reshape(pooled.size, *pooled.shape)
+    rows = jax.tree.leaves(jax.vmap(lambda one: back(one)[0])(basis))
+    ours = np.concatenate([np.asarray(r, np.float64).reshape(pooled.size, -1) for r in rows], 1).T
+    if _rearranges(reading, adapter):
+        known = {name: case.gradients[name] for name in reading.values}
+        theirs = _flat(reading.read(known))
+    else:
+        each = 1 + 3 * pooled.size // len(reading.values)
+        theirs, slopes, _ = _directions(case, reading, each)
+        ours = slopes @ ours
+    if len(theirs) < 2 * pooled.size:
+        raise ValueError(f'{len(theirs)} gradients cannot tell anything')
+    solution, *_ = np.linalg.lstsq(ours, theirs, rcond=None)
+    return {**errors, 'gradients, whatever the head': _error(ours @ solution, theirs)}
+
+
+def _error(mine: Any, theirs: Any) -> float:
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    if mine.shape != theirs.shape:
+        raise ValueError(f'shape {mine.shape}, theirs {theirs.shape}')
+    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-12))
+
+
+def _error_beside_norm(mine: Any, theirs: Any) -> float:
+    # A gradient that is zero but for rounding (a key's bias has no effect) has no relative error.
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    size = np.abs(theirs).max()
+    return float(np.abs(mine - theirs).max() / (max(size, 1e-3) if size > 1e-6 else 1.0))
