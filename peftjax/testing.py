@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -75,33 +75,47 @@ class Case:
         return _jitted(self.model.apply)
 
     @functools.cached_property
-    def _init(self) -> Callable[[jax.Array, Model], Adapter]:
-        return jax.jit(self.transform.init)
+    def _fresh(self) -> dict[int, Adapter]:
+        return {}
 
     @functools.cached_property
     def _traces(self) -> collections.Counter[str]:
         """How often a program of this case was traced."""
         return collections.Counter()
 
+    def _step(self, adapter: Adapter, params: Any, inputs: Any) -> 'Step':
+        self._traces['step'] += 1
+
+        def loss(adapter: Adapter) -> tuple[jax.Array, jax.Array]:
+            output = self.call(adapter, params, **inputs)
+            return _loss(output), output
+
+        gradient, output = jax.grad(loss, has_aux=True)(adapter)
+        moved = jax.tree.map(lambda leaf, slope: leaf - 1e-3 * slope, adapter, gradient)
+        return Step(output, gradient, moved)
+
     @functools.cached_property
-    def _compiled_gradient(self) -> Callable[..., Adapter]:
-        def loss(adapter: Adapter, params: Any, inputs: Any) -> jax.Array:
-            self._traces['gradient'] += 1
-            return _loss(self.call(adapter, params, **inputs))
+    def _compiled_step(self) -> Callable[..., 'Step']:
+        return jax.jit(self._step)
 
-        return jax.jit(jax.grad(loss))
-
-    def gradient(self, adapter: Adapter) -> Adapter:
-        """Of a scalar of the outputs by the adapter: one program for all laws."""
-        return self._compiled_gradient(adapter, self.model.params, self.inputs)
+    def step(self, adapter: Adapter, params: Any = None) -> 'Step':
+        """One step of training on the case's inputs: one program for all laws."""
+        params = self.model.params if params is None else params
+        return self._compiled_step(adapter, params, self.inputs)
 
     def predict(self, adapter: Adapter) -> jax.Array:
         """`call` on the model's own parameters and the case's inputs."""
         return self.call(adapter, self.model.params, **self.inputs)
 
     def fresh(self, seed: int = 0) -> Adapter:
-        """An adapter as `init` gives it."""
-        return self._init(jax.random.key(seed), self.model)
+        """An adapter as `init` gives it.
+
+        Not in a program of its own: its draws and decompositions, compiled alone, are those of
+        every case whose leaves have these shapes.
+        """
+        if seed not in self._fresh:
+            self._fresh[seed] = self.transform.init(jax.random.key(seed), self.model)
+        return self._fresh[seed]
 
     def moved(self, seed: int = 0) -> Adapter:
         """An adapter away from its initial values, where nothing is zero by construction."""
@@ -115,6 +129,32 @@ class Case:
     def compiled_merged(self) -> Callable[[Adapter], Any]:
         """`merged`, one program for all laws."""
         return jax.jit(self.merged)
+
+    def by_merging(self, adapter: Adapter) -> Adapter:
+        """The gradient of `step` by the merged route: that of the weights, pulled back by `merge`.
+
+        The first factor of this chain rule is one program for all cases of a model.
+        """
+        slopes = _weight_gradient(self.model.apply)(self.compiled_merged(adapter), self.inputs)
+
+        def pulled_back(adapter: Adapter, slopes: list[jax.Array]) -> Adapter:
+            return jax.vjp(lambda adapter: _floats(self.merged(adapter)), adapter)[1](slopes)[0]
+
+        return jax.jit(pulled_back)(adapter, slopes)
+
+
+class Step(NamedTuple):
+    """What a step of training gives.
+
+    Attributes:
+      output: of the adapted model.
+      gradient: of a scalar of the output by the adapter.
+      moved: the adapter after the step.
+    """
+
+    output: jax.Array
+    gradient: Adapter
+    moved: Adapter
 
 
 def check(case: Case) -> None:
@@ -152,9 +192,12 @@ def tiny_mlp() -> Model:
 def perturb(adapter: Adapter, seed: int, size: float = 0.05) -> Adapter:
     """`adapter` plus normal noise of deviation `size` in every leaf."""
     random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: leaf + jnp.asarray(size * random.normal(size=leaf.shape), leaf.dtype), adapter
-    )
+
+    def noisy(leaf: jax.Array) -> jax.Array:
+        noise = np.asarray(size * random.normal(size=leaf.shape), leaf.dtype)
+        return jnp.asarray(np.asarray(leaf) + noise)
+
+    return jax.tree.map(noisy, adapter)
 
 
 def identity_at_init(case: Case) -> None:
@@ -164,8 +207,7 @@ def identity_at_init(case: Case) -> None:
     plain = case.apply(case.model.params, **case.inputs)
     adapter = case.fresh()
     frozen = case.transform.base(case.model.params, adapter)
-    found = case.call(adapter, frozen, **case.inputs)
-    _assert_close(found, plain, case.identity + case.tolerance)
+    _assert_close(case.step(adapter, frozen).output, plain, case.identity + case.tolerance)
 
 
 def merge_keeps_structure(case: Case) -> None:
@@ -188,24 +230,20 @@ def routes_agree(case: Case) -> None:
     if not case.mergeable:
         return
     adapter = case.moved()
-    merged = case.compiled_merged(adapter)
-    _assert_close(case.predict(adapter), case.apply(merged, **case.inputs), case.tolerance)
+    merged = case.apply(case.compiled_merged(adapter), **case.inputs)
+    _assert_close(case.step(adapter).output, merged, case.tolerance)
 
 
 def gradients_agree(case: Case) -> None:
     """Gradients are finite, reach every leaf, and are those of the merged route."""
     adapter = case.moved()
-
-    def by_merging(adapter: Adapter) -> jax.Array:
-        return _loss(case.apply(case.merged(adapter), **case.inputs))
-
-    gradients = paths.flatten(case.gradient(adapter))
+    gradients = paths.flatten(jax.device_get(case.step(adapter).gradient))
     for path, leaf in gradients.items():
-        assert jnp.isfinite(leaf).all(), f'the gradient of {path} is not finite'
-        assert jnp.any(leaf != 0), f'no gradient reaches {path}'
+        assert np.isfinite(leaf).all(), f'the gradient of {path} is not finite'
+        assert np.any(leaf != 0), f'no gradient reaches {path}'
     if case.mergeable:
-        theirs = paths.flatten(jax.jit(jax.grad(by_merging))(adapter))
-        size = max(float(jnp.abs(leaf).max()) for leaf in theirs.values())
+        theirs = paths.flatten(jax.device_get(case.by_merging(adapter)))
+        size = max(float(np.abs(leaf).max()) for leaf in theirs.values())
         for path, leaf in gradients.items():
             _assert_close(leaf, theirs[path], 10 * case.tolerance, path, size)
 
@@ -225,20 +263,18 @@ def init_is_abstract(case: Case) -> None:
 def vmaps_over_keys(case: Case) -> None:
     """K adapters from K keys run on one base in one program, each as it does alone."""
     keys = jax.random.split(jax.random.key(3), 2)
-    many = jax.jit(jax.vmap(case.transform.init, in_axes=(0, None)))(keys, case.model)
-    together = jax.jit(jax.vmap(case.predict))(many)
+    many = jax.vmap(case.transform.init, in_axes=(0, None))(keys, case.model)
+    together = jax.device_get(jax.jit(jax.vmap(case.predict))(many))
     for i, key in enumerate(keys):
-        alone = case.predict(case._init(key, case.model))
+        alone = case.step(case.transform.init(key, case.model)).output
         _assert_close(together[i], alone, case.tolerance)
 
 
 def second_step_compiles_nothing(case: Case) -> None:
     """A second step, and a new adapter of the same shapes, reuse the program."""
-    adapter = case.fresh()
-    gradient = case.gradient(adapter)
-    case.gradient(jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, adapter, gradient))
-    case.gradient(case.fresh(seed=7))
-    traces = case._traces['gradient']
+    case.step(case.step(case.fresh()).moved)
+    case.step(case.fresh(seed=7))
+    traces = case._traces['step']
     assert traces == 1, f'steps on adapters of one shape were traced {traces} times'
 
 
@@ -247,36 +283,28 @@ def sharding_keeps_numbers(case: Case) -> None:
     second one, on the adapter that the first returned, compiles nothing."""
     mesh = Mesh(np.array(jax.devices()), ('data',))
     replicated = NamedSharding(mesh, PartitionSpec())
-    traces: collections.Counter[str] = collections.Counter()
-
-    def step(adapter: Adapter, params: Any, inputs: Any) -> Adapter:
-        traces['step'] += 1
-        return stepped(adapter, jax.grad(lambda a: _loss(case.call(a, params, **inputs)))(adapter))
-
-    def stepped(adapter: Adapter, gradient: Adapter) -> Adapter:
-        return jax.tree.map(lambda leaf, slope: leaf - 1e-3 * slope, adapter, gradient)
-
     params = jax.tree.map(lambda leaf: _shard(leaf, mesh), case.model.params)
     inputs = {name: _shard(value, mesh, axis=0) for name, value in case.inputs.items()}
     adapter = case.moved()
-    alone = paths.flatten(stepped(adapter, case.gradient(adapter)))
-    on_mesh = jax.jit(step, out_shardings=replicated)
-    spread = on_mesh(jax.device_put(adapter, replicated), params, inputs)
+    alone = paths.flatten(case.step(adapter).moved)
+    before = case._traces['step']
+    on_mesh = jax.jit(case._step, out_shardings=replicated)
+    spread = on_mesh(jax.device_put(adapter, replicated), params, inputs).moved
     for path, leaf in paths.flatten(spread).items():
         _assert_close(leaf, alone[path], case.tolerance, path)
     on_mesh(spread, params, inputs)
-    assert traces['step'] == 1, 'a second step on the mesh was traced again'
+    assert case._traces['step'] == before + 1, 'a second step on the mesh was traced again'
 
 
 def keys_are_stable(case: Case) -> None:
     """Adding a target changes no other initial value."""
     if case.fewer_targets is None:
         return
-    fewer = jax.jit(case.make(case.fewer_targets).init)(jax.random.key(0), case.model)
+    fewer = case.make(case.fewer_targets).init(jax.random.key(0), case.model)
     few, all_ = paths.flatten(fewer), paths.flatten(case.fresh())
     assert set(few) < set(all_), 'fewer_targets must match some of the sites only'
     for path, leaf in few.items():
-        assert jnp.array_equal(leaf, all_[path]), f'{path} starts elsewhere'
+        assert np.array_equal(leaf, all_[path]), f'{path} starts elsewhere'
 
 
 def wrong_target_raises(case: Case) -> None:
@@ -362,8 +390,12 @@ def check_composition(first: Case, second: Case) -> None:
     except ValueError as refusal:
         assert 'chain' in str(refusal), f'the refusal does not say what to do: {refusal}'
         return
-    assert jnp.isfinite(both.predict(both.moved())).all(), 'the chain gives non-finite values'
-    routes_agree(both)
+    adapter = both.moved()
+    found = np.asarray(both.predict(adapter))
+    assert np.isfinite(found).all(), 'the chain gives non-finite values'
+    if both.mergeable:
+        merged = both.apply(both.compiled_merged(adapter), **both.inputs)
+        _assert_close(found, merged, both.tolerance)
 
 
 LAWS: dict[str, Callable[[Case], None]] = {
@@ -394,10 +426,33 @@ def _jitted(apply: Callable[..., Any]) -> Callable[..., jax.Array]:
     return jax.jit(lambda params, **inputs: _output(apply(params, **inputs)))
 
 
+@functools.lru_cache(maxsize=16)
+def _weight_gradient(apply: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
+    """Of a scalar of the output by the float leaves, compiled once for all cases of a model."""
+
+    def gradient(params: Any, inputs: Any) -> list[jax.Array]:
+        leaves, structure = jax.tree.flatten(params)
+
+        def loss(floats: list[jax.Array]) -> jax.Array:
+            rest = iter(floats)
+            mixed = [next(rest) if _is_float(leaf) else leaf for leaf in leaves]
+            return _loss(_output(apply(jax.tree.unflatten(structure, mixed), **inputs)))
+
+        return jax.grad(loss)(_floats(params))
+
+    return jax.jit(gradient)
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _floats(tree: Any) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+
+
 def _output(result: Any) -> jax.Array:
-    return next(
-        leaf for leaf in jax.tree.leaves(result) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
+    return _floats(result)[0]
 
 
 def _loss(output: jax.Array) -> jax.Array:
