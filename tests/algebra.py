@@ -1,5 +1,6 @@
 """Small models, adapters and comparisons for the tests of the core."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from hypothesis import HealthCheck, settings
 import peftjax
 
 KEY = jax.random.key(0)
-MLP = peftjax.testing.tiny_mlp()
 X = jnp.arange(8.0).reshape(2, 4) / 8
 
 settings.register_profile(
@@ -21,6 +21,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 settings.load_profile('peftjax')
+
+
+@functools.cache
+def mlp() -> peftjax.Model:
+    return peftjax.testing.tiny_mlp()
 
 
 def moved(transform: peftjax.PeftTransform, model: peftjax.Model, seed: int = 0) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import peftjax
 from peftjax.core import paths
-from tests.algebra import KEY, MLP, X, assert_close, function, moved
+from tests.algebra import KEY, X, assert_close, function, mlp, moved
 
 # --- trees --------------------------------------------------------------------------------------
 
@@ -39,11 +39,11 @@ def test_partition_and_combine_are_inverse(tree, data):
 
 
 def test_partition_passes_through_transformations():
-    biases, rest = peftjax.partition(MLP.params, r'.*/bias')
+    biases, rest = peftjax.partition(mlp().params, r'.*/bias')
 
     @jax.jit
     def gradient(biases, rest):
-        loss = lambda biases: MLP.apply(peftjax.combine(biases, rest), X).sum()  # noqa: E731
+        loss = lambda biases: mlp().apply(peftjax.combine(biases, rest), X).sum()  # noqa: E731
         return jax.grad(loss)(biases)
 
     assert sorted(paths.flatten(gradient(biases, rest))) == ['hidden/bias', 'out/bias']
@@ -63,50 +63,54 @@ def scale(targets=r'hidden'):
 
 def test_chain_is_associative():
     a, b, c = peftjax.lora(rank=2, targets=r'hidden'), scale(), peftjax.lora(rank=1, targets=r'.*')
-    x, y, z = (moved(tx, MLP, seed) for seed, tx in enumerate((a, b, c)))
+    x, y, z = (moved(tx, mlp(), seed) for seed, tx in enumerate((a, b, c)))
     forms = [
         (peftjax.chain(a, b, c), (x, y, z)),
         (peftjax.chain(a, peftjax.chain(b, c)), (x, (y, z))),
         (peftjax.chain(peftjax.chain(a, b), c), ((x, y), z)),
         (peftjax.named_chain({'z': a, 'm': b, 'a': c}), {'z': x, 'm': y, 'a': z}),
     ]
-    merged = c.merge(b.merge(a.merge(MLP.params, x), y), z)
+    merged = c.merge(b.merge(a.merge(mlp().params, x), y), z)
     for tx, adapter in forms:
-        assert_close(tx.merge(MLP.params, adapter), merged, 0)
-        assert_close(peftjax.adapt(MLP, tx)(adapter, MLP.params, X), jax.jit(MLP.apply)(merged, X))
+        assert_close(tx.merge(mlp().params, adapter), merged, 0)
+        assert_close(
+            peftjax.adapt(mlp(), tx)(adapter, mlp().params, X), jax.jit(mlp().apply)(merged, X)
+        )
 
 
 def test_order_of_a_chain_matters():
     a, b = peftjax.lora(rank=2, targets=r'hidden'), scale()
-    x, y = moved(a, MLP), moved(b, MLP)
-    one = peftjax.adapt(MLP, peftjax.chain(a, b))((x, y), MLP.params, X)
-    other = peftjax.adapt(MLP, peftjax.chain(b, a))((y, x), MLP.params, X)
+    x, y = moved(a, mlp()), moved(b, mlp())
+    one = peftjax.adapt(mlp(), peftjax.chain(a, b))((x, y), mlp().params, X)
+    other = peftjax.adapt(mlp(), peftjax.chain(b, a))((y, x), mlp().params, X)
     assert float(jnp.abs(one - other).max()) > 1e-2
 
 
 def test_a_chain_on_a_replaced_leaf():
     """What `select` trains is the base of what comes after it."""
     tx = peftjax.chain(peftjax.full(), peftjax.lora(rank=2, targets=r'hidden'), scale(r'.*'))
-    adapter = moved(tx, MLP)
-    merged = jax.jit(MLP.apply)(tx.merge(MLP.params, adapter), X)
-    assert_close(peftjax.adapt(MLP, tx)(adapter, MLP.params, X), merged)
+    adapter = moved(tx, mlp())
+    merged = jax.jit(mlp().apply)(tx.merge(mlp().params, adapter), X)
+    assert_close(peftjax.adapt(mlp(), tx)(adapter, mlp().params, X), merged)
 
 
 def test_an_empty_chain_is_the_model():
     tx = peftjax.chain()
-    assert tx.init(KEY, MLP) == ()
-    assert_close(tx.merge(MLP.params, ()), MLP.params, 0)
-    assert_close(peftjax.adapt(MLP, tx)((), MLP.params, X), jax.jit(MLP.apply)(MLP.params, X))
+    assert tx.init(KEY, mlp()) == ()
+    assert_close(tx.merge(mlp().params, ()), mlp().params, 0)
+    assert_close(
+        peftjax.adapt(mlp(), tx)((), mlp().params, X), jax.jit(mlp().apply)(mlp().params, X)
+    )
 
 
 def test_init_does_not_depend_on_the_order_of_targets():
     targets = (r'hidden', r'out/kernel')
-    one = peftjax.lora(rank=2, targets=targets).init(KEY, MLP)
-    other = peftjax.lora(rank=2, targets=targets[::-1]).init(KEY, MLP)
+    one = peftjax.lora(rank=2, targets=targets).init(KEY, mlp())
+    other = peftjax.lora(rank=2, targets=targets[::-1]).init(KEY, mlp())
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert_close(one, other, 0)
     assert_close(
-        peftjax.lora(rank=2, targets=targets[0]).init(KEY, MLP)['hidden/kernel'],
+        peftjax.lora(rank=2, targets=targets[0]).init(KEY, mlp())['hidden/kernel'],
         one['hidden/kernel'],
         0,
     )
@@ -122,7 +126,7 @@ def test_initial_values_are_those_of_the_path_for_ever():
 
 
 def test_weight_adapter_reads_like_a_dict():
-    entry = peftjax.lora(rank=2, targets=r'hidden').init(KEY, MLP)['hidden/kernel']
+    entry = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())['hidden/kernel']
     assert set(entry) == {'a', 'b'} and len(entry) == 2 and 'a' in entry
     assert {name: leaf.shape for name, leaf in entry.items()} == {'a': (4, 2), 'b': (2, 8)}
     assert entry.layout.shape == (4, 8) and 'WeightAdapter' in repr(entry)
@@ -131,7 +135,7 @@ def test_weight_adapter_reads_like_a_dict():
 
 
 def test_weight_adapter_is_a_pytree():
-    adapter = peftjax.lora(rank=2, targets=r'hidden').init(KEY, MLP)
+    adapter = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())
     assert list(paths.flatten(adapter)) == ['hidden/kernel/a', 'hidden/kernel/b']
     doubled = jax.tree.map(lambda leaf: 2 * leaf, adapter)
     again = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf / 2, tree))(doubled)
@@ -151,29 +155,29 @@ def test_model_is_a_pytree_of_its_params():
         traces.append(1)
         return model.apply(model.params, x)
 
-    expected = jax.jit(MLP.apply)(MLP.params, X)
-    assert_close(call(MLP, X), expected)
-    doubled = jax.tree.map(lambda leaf: 2 * leaf, MLP)
-    assert isinstance(doubled, peftjax.Model) and doubled.sites is MLP.sites
+    expected = jax.jit(mlp().apply)(mlp().params, X)
+    assert_close(call(mlp(), X), expected)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, mlp())
+    assert isinstance(doubled, peftjax.Model) and doubled.sites is mlp().sites
     assert not jnp.allclose(call(doubled, X), expected)
     assert len(traces) == 1
-    assert list(paths.flatten(MLP)) == ['params/' + path for path in paths.flatten(MLP.params)]
+    assert list(paths.flatten(mlp())) == ['params/' + path for path in paths.flatten(mlp().params)]
 
 
 def test_everything_runs_abstractly():
-    abstract = jax.eval_shape(lambda: MLP)
+    abstract = jax.eval_shape(lambda: mlp())
     assert isinstance(abstract, peftjax.Model)
     tx = peftjax.chain(peftjax.full(), peftjax.lora(rank=2, targets=r'.*'))
     adapter = jax.eval_shape(tx.init, KEY, abstract)
     merged = jax.eval_shape(tx.merge, abstract.params, adapter)
-    assert merged == jax.eval_shape(lambda: MLP.params)
+    assert merged == jax.eval_shape(lambda: mlp().params)
     predict = peftjax.adapt(abstract, tx)
     assert jax.eval_shape(predict, adapter, abstract.params, X).shape == (2, 3)
 
 
 def test_summary_counts_and_denominators():
     tx = peftjax.chain(peftjax.lora(rank=2, targets=r'hidden'), peftjax.select(r'.*/bias'))
-    found = peftjax.summary(tx, MLP)
+    found = peftjax.summary(tx, mlp())
     low, biases, base = 2 * (4 + 8), 8 + 3, 4 * 8 + 8 + 8 * 3 + 3
     assert (found.trainable, found.added, found.base) == (low + biases, low, base)
     assert found.percent_of_base == pytest.approx(100 * (low + biases) / base)
@@ -200,9 +204,9 @@ def test_summary_draws_no_constants():
         constants=constants,
         targets='hidden/kernel',
     )
-    assert peftjax.summary(tx, MLP).added == 3
+    assert peftjax.summary(tx, mlp()).added == 3
     with pytest.raises(AssertionError, match='drew the constants of hidden/kernel'):
-        tx.merge(MLP.params, tx.init(jax.random.key(0), MLP))
+        tx.merge(mlp().params, tx.init(jax.random.key(0), mlp()))
 
 
 def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
@@ -215,31 +219,34 @@ def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
 
 def test_bfloat16_adapters_on_a_float32_base():
     tx = peftjax.lora(rank=2, targets=r'.*', dtype=jnp.bfloat16)
-    adapter = moved(tx, MLP)
+    adapter = moved(tx, mlp())
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.bfloat16)}
-    merged = tx.merge(MLP.params, adapter)
+    merged = tx.merge(mlp().params, adapter)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.float32)}
     # Stored in bfloat16, computed in float32: the two routes agree as float32 does.
-    adapted = peftjax.adapt(MLP, tx)(adapter, MLP.params, X)
+    adapted = peftjax.adapt(mlp(), tx)(adapter, mlp().params, X)
     assert adapted.dtype == jnp.float32
-    assert_close(adapted, jax.jit(MLP.apply)(merged, X))
+    assert_close(adapted, jax.jit(mlp().apply)(merged, X))
 
 
 @pytest.mark.parametrize(
-    'tx',
+    'method',
     [
-        peftjax.loha(rank=2, targets='hidden'),
-        peftjax.lokr(rank=1, factor=2, targets='hidden'),
-        peftjax.hira(rank=2, targets='hidden'),
-        peftjax.gralora(rank=2, blocks=2, targets='hidden'),
-        peftjax.dora(rank=2, targets='hidden'),
-        peftjax.randlora(rank=2, targets='hidden'),
-        peftjax.psoft(subspaces=peftjax.principal_subspaces(MLP, rank=2, targets='hidden')),
+        lambda: peftjax.loha(rank=2, targets='hidden'),
+        lambda: peftjax.lokr(rank=1, factor=2, targets='hidden'),
+        lambda: peftjax.hira(rank=2, targets='hidden'),
+        lambda: peftjax.gralora(rank=2, blocks=2, targets='hidden'),
+        lambda: peftjax.dora(rank=2, targets='hidden'),
+        lambda: peftjax.randlora(rank=2, targets='hidden'),
+        lambda: peftjax.psoft(
+            subspaces=peftjax.principal_subspaces(mlp(), rank=2, targets='hidden')
+        ),
     ],
     ids=['loha', 'lokr', 'hira', 'gralora', 'dora', 'randlora', 'psoft'],
 )
-def test_products_of_bfloat16_leaves_are_not_rounded_to_it(tx):
-    fresh = peftjax.testing.perturb(tx.init(jax.random.key(0), MLP), 0)
+def test_products_of_bfloat16_leaves_are_not_rounded_to_it(method):
+    tx = method()
+    fresh = peftjax.testing.perturb(tx.init(jax.random.key(0), mlp()), 0)
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), fresh)
     same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
-    assert_close(tx.merge(MLP.params, low), tx.merge(MLP.params, same), 1e-6)
+    assert_close(tx.merge(mlp().params, low), tx.merge(mlp().params, same), 1e-6)

@@ -11,6 +11,7 @@ copy of a matrix costs its gradient.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -33,14 +34,18 @@ class _Two(nn.Module):
 
 
 X = jnp.ones((8, 64, 128))
-MODEL = peftjax.wrap(_Two(), _Two().init(jax.random.key(0), X), {'x': X})
+
+
+@functools.cache
+def matrices():
+    return peftjax.wrap(_Two(), _Two().init(jax.random.key(0), X), {'x': X})
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """A method on both matrices, and what it adds to a forward pass and to a step for each."""
 
-    transform: peftjax.PeftTransform
+    make: Callable[[], peftjax.PeftTransform]
     forward: Callable[[int, int], float]
     step: Callable[[int, int], float] | None = None
     # A scatter is compiled to a loop, whose body counts once: such a program is counted before.
@@ -58,16 +63,16 @@ def _fft(i, o):
 
 COSTS = {
     'lora': Cost(
-        peftjax.lora(rank=8, alpha=16, targets='.*'),
+        lambda: peftjax.lora(rank=8, alpha=16, targets='.*'),
         lambda i, o: 16 * T * (i + o) + 2 * T * o,
     ),
     'lora_fa': Cost(
-        peftjax.lora_fa(rank=8, alpha=16, targets='.*'),
+        lambda: peftjax.lora_fa(rank=8, alpha=16, targets='.*'),
         lambda i, o: 16 * T * (i + o) + 2 * T * o,
         lambda i, o: 4 * 8 * T * (i + o) + 2 * 8 * T * o + 6 * T * o,
     ),
     'dora': Cost(
-        peftjax.dora(rank=8, alpha=16, targets='.*'),
+        lambda: peftjax.dora(rank=8, alpha=16, targets='.*'),
         lambda i, o: (
             16 * T * (i + o) + 3 * T * o + 16 * i * (o + 8) + 2 * 64 * o + 2 * i * o + 6 * 8 * o
         ),
@@ -80,146 +85,150 @@ COSTS = {
         ),
     ),
     'adalora': Cost(
-        peftjax.adalora(init_rank=8, targets='.*'),
+        lambda: peftjax.adalora(init_rank=8, targets='.*'),
         lambda i, o: 16 * T * (i + o) + T * o + 8 * (o + 1),
     ),
     'vera': Cost(
-        peftjax.vera(rank=16, targets='.*'),
+        lambda: peftjax.vera(rank=16, targets='.*'),
         lambda i, o: 32 * T * (i + o) + T * (16 + 2 * o),
         lambda i, o: 64 * T * (i + o) + 3 * T * (16 + 2 * o),
     ),
     'loha': Cost(
-        peftjax.loha(rank=4, alpha=8, targets='.*'),
+        lambda: peftjax.loha(rank=4, alpha=8, targets='.*'),
         lambda i, o: (16 + 2) * i * o + 2 * T * i * o + T * o,
     ),
     'hira': Cost(
-        peftjax.hira(rank=4, targets='.*'),
+        lambda: peftjax.hira(rank=4, targets='.*'),
         lambda i, o: (8 + 1) * i * o + 2 * T * i * o + T * o,
     ),
     'hra': Cost(
-        peftjax.hra(rank=8, targets='.*'),
+        lambda: peftjax.hra(rank=8, targets='.*'),
         lambda i, o: 32 * T * i + 48 * i,
         lambda i, o: 13 * 8 * T * i,
     ),
     'lokr': Cost(
-        peftjax.lokr(rank=4, factor=8, targets='.*'),
+        lambda: peftjax.lokr(rank=4, factor=8, targets='.*'),
         lambda i, o: 2 * T * i * o // 8 + 2 * T * 8 * o + 2 * T * o + 2 * (i // 8) * 4 * (o // 8),
     ),
     'gralora': Cost(
-        peftjax.gralora(rank=8, alpha=16, targets='.*'),
+        lambda: peftjax.gralora(rank=8, alpha=16, targets='.*'),
         lambda i, o: 16 * T * (i + o) + 4 * T * o,
     ),
     'miss': Cost(
-        peftjax.miss(rank=16, targets='.*'),
+        lambda: peftjax.miss(rank=16, targets='.*'),
         lambda i, o: T * i + 32 * T * o + T * o,
     ),
     'c3a': Cost(
-        peftjax.c3a(block_size=16, targets='.*'),
+        lambda: peftjax.c3a(block_size=16, targets='.*'),
         lambda i, o: T * (18 * i + 18 * i * o / 256 + 36 * o + 3 * i + 5 * o),
         lambda i, o: T * (2 * (21 * i + 41 * o) + 3 * 18 * i * o / 256),
     ),
     'oft': Cost(
-        peftjax.oft(block_size=16, targets='.*'),
+        lambda: peftjax.oft(block_size=16, targets='.*'),
         lambda i, o: 32 * T * i + 3 * 16 * i,
         lambda i, o: 96 * T * i + 3 * 16 * i + 4 * 16**2 * i,
     ),
     'oft by a series': Cost(
-        peftjax.oft(block_size=16, neumann_terms=5, targets='.*'),
+        lambda: peftjax.oft(block_size=16, neumann_terms=5, targets='.*'),
         lambda i, o: 32 * T * i + 2 * 3 * 16**2 * i,
     ),
     'boft': Cost(
-        peftjax.boft(block_size=16, factors=2, targets='.*'),
+        lambda: peftjax.boft(block_size=16, factors=2, targets='.*'),
         lambda i, o: 64 * T * i + T * o + 2 * 3 * 16 * i,
         lambda i, o: 3 * (64 * T * i + T * o) + 2 * (3 * 16 * i + 4 * 16**2 * i),
     ),
     'randlora': Cost(
-        peftjax.randlora(rank=16, targets='.*'),
+        lambda: peftjax.randlora(rank=16, targets='.*'),
         lambda i, o: 2 * T * 128 * (i + o) + 2 * T * o + 2 * 128 * 128,
         lambda i, o: 4 * T * 128 * (i + o) + 2 * T * 128 * 128 + 6 * T * o,
     ),
     'diff_pruning': Cost(
-        peftjax.diff_pruning(targets='.*'),
+        lambda: peftjax.diff_pruning(targets='.*'),
         lambda i, o: 2 * T * i * o + T * o + 12 * i * o,
     ),
     'select': Cost(
-        peftjax.select('.*'),
+        lambda: peftjax.select('.*'),
         lambda i, o: 0,
         lambda i, o: 2 * T * i * o + T * o,
     ),
     'bottleneck': Cost(
-        peftjax.bottleneck(size=16, targets='.*'),
+        lambda: peftjax.bottleneck(size=16, targets='.*'),
         lambda i, o: 64 * T * o + T * (32 + 3 * o),
     ),
     'compacter': Cost(
-        peftjax.compacter(size=32, terms=4, activation='relu', targets='.*'),
+        lambda: peftjax.compacter(size=32, terms=4, activation='relu', targets='.*'),
         lambda i, o: 8 * T * (2 * o + 32 + 64) + T * (64 + 3 * o),
     ),
     'invertible_adapter': Cost(
-        peftjax.chain(
+        lambda: peftjax.chain(
             *(peftjax.invertible_adapter(size=16, targets=name) for name in ('up', 'down'))
         ),
         # The compiler counts putting the halves together as a sum of both, filled up with zeros.
         lambda i, o: 64 * T * o + T * (64 + 4 * o),
     ),
     'loreft': Cost(
-        peftjax.loreft(rank=8, targets='.*'),
+        lambda: peftjax.loreft(rank=8, targets='.*'),
         lambda i, o: 48 * T * o + T * (2 * o + 16),
     ),
     'noreft': Cost(
-        peftjax.noreft(rank=8, targets='.*'),
+        lambda: peftjax.noreft(rank=8, targets='.*'),
         lambda i, o: 48 * T * o + T * (2 * o + 16),
     ),
     'direft': Cost(
-        peftjax.direft(rank=8, targets='.*'),
+        lambda: peftjax.direft(rank=8, targets='.*'),
         lambda i, o: 32 * T * o + T * (2 * o + 8),
     ),
     'fish_mask': Cost(
-        peftjax.fish_mask({f'{name}/kernel': np.arange(5000) for name in ('up', 'down')}),
+        lambda: peftjax.fish_mask({f'{name}/kernel': np.arange(5000) for name in ('up', 'down')}),
         lambda i, o: 5000,
         lambda i, o: 2 * T * i * o + 2 * 5000,
         scatters=True,
     ),
-    'ia3': Cost(peftjax.ia3(targets='.*'), lambda i, o: (T + 1) * o, lambda i, o: 6 * T * o),
+    'ia3': Cost(
+        lambda: peftjax.ia3(targets='.*'), lambda i, o: (T + 1) * o, lambda i, o: 6 * T * o
+    ),
     'road': Cost(
-        peftjax.road(variant=2, targets='.*'), lambda i, o: 3.5 * T * o, lambda i, o: 17 * T * o
+        lambda: peftjax.road(variant=2, targets='.*'),
+        lambda i, o: 3.5 * T * o,
+        lambda i, o: 17 * T * o,
     ),
     'delora': Cost(
-        peftjax.delora(rank=8, targets='.*'),
+        lambda: peftjax.delora(rank=8, targets='.*'),
         lambda i, o: 16 * T * (i + o) + T * o + 2 * i * o + 4 * 8 * i + 2 * 8 * o,
     ),
     'vblora': Cost(
-        peftjax.vblora(rank=4, num_vectors=64, vector_length=32, targets='.*'),
+        lambda: peftjax.vblora(rank=4, num_vectors=64, vector_length=32, targets='.*'),
         lambda i, o: 8 * T * (i + o) + T * o + 2 * 2 * 4 * (i + o),
     ),
     'psoft': Cost(
-        peftjax.psoft(peftjax.principal_subspaces(MODEL, rank=16, targets='.*')),
+        lambda: peftjax.psoft(peftjax.principal_subspaces(matrices(), rank=16, targets='.*')),
         lambda i, o: 32 * T * (i + o) + T * o + 2 * i * 16**2 + 3 * 16**2,
         lambda i, o: 64 * T * (i + o) + 32 * T * i + 3 * T * o + 4 * i * 16**2,
     ),
     'phm adapter': Cost(
-        peftjax.compacter(
+        lambda: peftjax.compacter(
             size=32, terms=4, rank=None, shared_rule=False, activation='relu', targets='.*'
         ),
         lambda i, o: 2 * T * 32 * (2 * o + 2 * 16) + T * (64 + 3 * o),
     ),
     'shira': Cost(
-        peftjax.shira(rank=8, targets='.*'),
+        lambda: peftjax.shira(rank=8, targets='.*'),
         lambda i, o: 2 * T * 8 * (i + o) + T * o,
         lambda i, o: 7 * T * 8 * (i + o) + T * o,
         scatters=True,
     ),
     'fourierft': Cost(
-        peftjax.fourierft(n_frequency=100, targets='.*'),
+        lambda: peftjax.fourierft(n_frequency=100, targets='.*'),
         lambda i, o: 2 * T * i * o + T * o + _fft(i, o),
         lambda i, o: 6 * T * i * o + 3 * T * o + 2 * _fft(i, o),
     ),
     'intrinsic': Cost(
-        peftjax.intrinsic(dimension=1000),
+        lambda: peftjax.intrinsic(dimension=1000),
         lambda i, o: (4 * 64 + 200) * (i * o + o),
         lambda i, o: 2 * T * i * o + (8 * 64 + 330) * (i * o + o),
     ),
     'gated': Cost(
-        peftjax.gated(peftjax.lora(rank=8, alpha=16, targets='.*')),
+        lambda: peftjax.gated(peftjax.lora(rank=8, alpha=16, targets='.*')),
         lambda i, o: 16 * T * (i + o) + 2 * T * o + 2 * T * i + 3 * T * o,
     ),
 }
@@ -230,33 +239,35 @@ def _total(formula):
 
 
 def _adapted(transform):
-    return peftjax.adapt(MODEL, transform), jax.eval_shape(transform.init, jax.random.key(0), MODEL)
+    return peftjax.adapt(matrices(), transform), jax.eval_shape(
+        transform.init, jax.random.key(0), matrices()
+    )
 
 
 @pytest.mark.parametrize('name', COSTS)
 def test_a_forward_pass_costs_what_its_formula_says(name):
     cost = COSTS[name]
-    predict, adapter = _adapted(cost.transform)
+    predict, adapter = _adapted(cost.make())
     with_adapter = cost.count(
-        lambda adapter, params, x: predict(adapter, params, x=x), adapter, MODEL.params, x=X
+        lambda adapter, params, x: predict(adapter, params, x=x), adapter, matrices().params, x=X
     )
-    found = with_adapter - cost.count(MODEL.apply, MODEL.params, x=X)
+    found = with_adapter - cost.count(matrices().apply, matrices().params, x=X)
     assert found == pytest.approx(_total(cost.forward), rel=0.03)
 
 
 @pytest.mark.parametrize('name', COSTS)
 def test_a_step_costs_what_its_formula_says(name):
     cost = COSTS[name]
-    predict, adapter = _adapted(cost.transform)
+    predict, adapter = _adapted(cost.make())
 
     def plain(x, params):
-        return (MODEL.apply(params, x=x) ** 2).sum()
+        return (matrices().apply(params, x=x) ** 2).sum()
 
     def adapted(adapter, x, params):
         return (predict(adapter, params, x=x) ** 2).sum()
 
-    base = cost.count(jax.grad(plain), X, MODEL.params)
-    found = cost.count(jax.grad(adapted, argnums=(0, 1)), adapter, X, MODEL.params)
+    base = cost.count(jax.grad(plain), X, matrices().params)
+    found = cost.count(jax.grad(adapted, argnums=(0, 1)), adapter, X, matrices().params)
     formula = (lambda i, o: 3 * cost.forward(i, o)) if cost.step is None else cost.step
     # Of the whole step, as a user pays it; what a method adds is held to 8 %.
     assert found == pytest.approx(base + _total(formula), rel=0.03)
@@ -276,7 +287,13 @@ class _Attention(nn.Module):
 
 
 B, LENGTH, HEADS, N = 8, 64, 4, 48
-ATTENTION = peftjax.wrap(_Attention(), _Attention().init(jax.random.key(0), X), {'x': X})
+
+
+@functools.cache
+def attention():
+    return peftjax.wrap(_Attention(), _Attention().init(jax.random.key(0), X), {'x': X})
+
+
 # By example: products with keys and with values, and a softmax over n more places.
 PROMPTS = {
     'prefix_tuning': (
@@ -293,12 +310,12 @@ PROMPTS = {
 @pytest.mark.parametrize('name', PROMPTS)
 def test_a_prompt_in_attention_costs_what_its_formula_says(name):
     transform, formula = PROMPTS[name]
-    predict = peftjax.adapt(ATTENTION, transform)
-    adapter = jax.eval_shape(transform.init, jax.random.key(0), ATTENTION)
-    params = ATTENTION.params
+    predict = peftjax.adapt(attention(), transform)
+    adapter = jax.eval_shape(transform.init, jax.random.key(0), attention())
+    params = attention().params
 
     def plain(x, params):
-        return (ATTENTION.apply(params, x=x) ** 2).sum()
+        return (attention().apply(params, x=x) ** 2).sum()
 
     def adapted(adapter, x, params):
         return (predict(adapter, params, x=x) ** 2).sum()

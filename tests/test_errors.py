@@ -1,12 +1,14 @@
 """Bad input to the core: each mistake raises, and says where, what it found, what to write."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 import peftjax
-from tests.algebra import KEY, MLP, X, assert_close, assert_raises, function
+from tests.algebra import KEY, X, assert_close, assert_raises, function, mlp
 
 LORA = peftjax.lora(rank=2, targets=r'hidden')
 
@@ -44,8 +46,8 @@ BAD_TARGETS = {
 @pytest.mark.parametrize('case', BAD_TARGETS)
 def test_targets(case):
     transform, said = BAD_TARGETS[case]
-    assert_raises(peftjax.TargetError, lambda: transform.init(KEY, MLP), *said)
-    assert_raises(peftjax.TargetError, lambda: peftjax.summary(transform, MLP), *said)
+    assert_raises(peftjax.TargetError, lambda: transform.init(KEY, mlp()), *said)
+    assert_raises(peftjax.TargetError, lambda: peftjax.summary(transform, mlp()), *said)
 
 
 def test_partition_target():
@@ -77,13 +79,13 @@ def test_settings(case):
 def test_rank_above_the_kernel():
     wide = lora(rank=5)
     said = ('rank 5', "'hidden/kernel'", '[4, 8]', '(4, 8) float32', 'rank=4', 'rank_pattern')
-    assert_raises(ValueError, lambda: wide.init(KEY, MLP), *said)
-    assert_raises(ValueError, lambda: jax.eval_shape(wide.init, KEY, MLP), *said)
-    lora(rank=5, rank_pattern={'hidden': 4}).init(KEY, MLP)
+    assert_raises(ValueError, lambda: wide.init(KEY, mlp()), *said)
+    assert_raises(ValueError, lambda: jax.eval_shape(wide.init, KEY, mlp()), *said)
+    lora(rank=5, rank_pattern={'hidden': 4}).init(KEY, mlp())
 
 
 def test_init_on_abstract_params():
-    abstract = MLP.replace(params=jax.eval_shape(lambda: MLP.params))
+    abstract = mlp().replace(params=jax.eval_shape(lambda: mlp().params))
     said = ("'hidden/kernel'", 'ShapeDtypeStruct', 'jax.eval_shape(tx.init, key, model)')
     assert_raises(TypeError, lambda: LORA.init(KEY, abstract), *said)
 
@@ -95,22 +97,24 @@ def normalised(p, x):
     return (x @ (p['w'] / jnp.linalg.norm(p['w']))) @ p['v']
 
 
-REFUSED = function(normalised, X, w=jax.random.normal(KEY, (4, 6)), v=jnp.ones((6, 3)))
+@functools.cache
+def refused():
+    return function(normalised, X, w=jax.random.normal(KEY, (4, 6)), v=jnp.ones((6, 3)))
 
 
 def test_a_refused_leaf():
-    site = REFUSED.sites.weights['w']
-    assert site.layout is None and site.reason in str(REFUSED.sites)
+    site = refused().sites.weights['w']
+    assert site.layout is None and site.reason in str(refused().sites)
     said = ("'w'", '(4, 6) float32', site.reason, 'materialize=True')
-    assert_raises(peftjax.TargetError, lambda: lora(targets='w').init(KEY, REFUSED), *said)
+    assert_raises(peftjax.TargetError, lambda: lora(targets='w').init(KEY, refused()), *said)
 
 
 def test_a_refused_leaf_materialised():
     tx = lora(targets='.', materialize=True)
-    adapter = peftjax.testing.perturb(tx.init(KEY, REFUSED), seed=0, size=1.0)
-    merged = REFUSED.apply(tx.merge(REFUSED.params, adapter), X)
-    assert_close(peftjax.adapt(REFUSED, tx)(adapter, REFUSED.params, X), merged)
-    assert not jnp.allclose(REFUSED.apply(REFUSED.params, X), merged, atol=1e-2)
+    adapter = peftjax.testing.perturb(tx.init(KEY, refused()), seed=0, size=1.0)
+    merged = refused().apply(tx.merge(refused().params, adapter), X)
+    assert_close(peftjax.adapt(refused(), tx)(adapter, refused().params, X), merged)
+    assert not jnp.allclose(refused().apply(refused().params, X), merged, atol=1e-2)
 
 
 def test_a_call_that_contracts_another_axis():
@@ -154,7 +158,7 @@ def test_a_static_argument_that_is_not_hashable():
     said = ("['names']", 'set', 'hashable', 'tuple')
     assert_raises(
         TypeError,
-        lambda: peftjax.adapt(MLP, LORA)(LORA.init(KEY, MLP), MLP.params, X, names={'a'}),
+        lambda: peftjax.adapt(mlp(), LORA)(LORA.init(KEY, mlp()), mlp().params, X, names={'a'}),
         *said,
     )
 
@@ -181,5 +185,5 @@ def test_a_rule_that_changes_a_shape():
         targets=r'hidden',
     )
     said = ('(3, 8)', '(4, 8)', 'keep the shape')
-    adapter = shrink.init(KEY, MLP)
-    assert_raises(ValueError, lambda: shrink.merge(MLP.params, adapter), *said)
+    adapter = shrink.init(KEY, mlp())
+    assert_raises(ValueError, lambda: shrink.merge(mlp().params, adapter), *said)

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import peftjax
-from tests.algebra import KEY, MLP, X, assert_close, function
+from tests.algebra import KEY, X, assert_close, function, mlp
 
 
 def noisy(model, targets=r'.*', rate=0.5):
@@ -21,11 +21,11 @@ def noisy(model, targets=r'.*', rate=0.5):
 
 
 def test_dropout_is_off_without_key_or_rate():
-    assert_close(noisy(MLP, rate=0.0)(X, KEY), noisy(MLP)(X), 0)
+    assert_close(noisy(mlp(), rate=0.0)(X, KEY), noisy(mlp())(X), 0)
 
 
 def test_dropout_follows_its_key():
-    predict = noisy(MLP)
+    predict = noisy(mlp())
     assert_close(predict(X, KEY), predict(X, KEY), 0)
     assert not jnp.allclose(predict(X, KEY), predict(X, jax.random.key(1)))
     assert not jnp.allclose(predict(X, KEY), predict(X))

@@ -1,5 +1,7 @@
 """Virtual tokens and prefixes on the models here: positions, masks, starts, exports, refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,19 @@ def _wrapped(module):
     return peftjax.wrap(module, module.init(KEY, **INPUTS), INPUTS)
 
 
-LLAMA = _wrapped(Llama(LlamaConfig(40, 16, 24, 2, 4, 2, 4)))
-BERT = _wrapped(Bert(BertConfig(40, 16, 2, 4, 24, 32), outputs=3))
+@functools.cache
+def llama():
+    return _wrapped(Llama(LlamaConfig(40, 16, 24, 2, 4, 2, 4)))
+
+
+@functools.cache
+def bert():
+    return _wrapped(Bert(BertConfig(40, 16, 2, 4, 24, 32), outputs=3))
+
+
 MODELS = {
-    'llama': (LLAMA, 'embed_tokens', r'layers/self_attn/core'),
-    'bert': (BERT, 'embeddings/word_embeddings', r'layers/attention/core'),
+    'llama': (llama, 'embed_tokens', r'layers/self_attn/core'),
+    'bert': (bert, 'embeddings/word_embeddings', r'layers/attention/core'),
 }
 METHODS = {
     'prompt': lambda embed, core: peftjax.prompt_tuning(num_virtual_tokens=3, targets=embed),
@@ -48,7 +58,8 @@ def _outputs(result):
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('name', MODELS)
 def test_padding_changes_nothing_of_the_tokens_before_it(name, method):
-    model, embed, core = MODELS[name]
+    build, embed, core = MODELS[name]
+    model = build()
     tx = METHODS[method](embed, core)
     adapter, predict = _moved(tx, model), peftjax.adapt(model, tx)
     padded = _outputs(predict(adapter, model.params, **INPUTS))
@@ -67,10 +78,10 @@ def test_a_prompt_of_embedded_tokens_is_those_tokens():
     tx = peftjax.prompt_tuning(
         num_virtual_tokens=3, init=[5, 9], keep_virtual=True, targets='embed_tokens'
     )
-    found = peftjax.adapt(LLAMA, tx)(tx.init(KEY, LLAMA), LLAMA.params, **INPUTS)
+    found = peftjax.adapt(llama(), tx)(tx.init(KEY, llama()), llama().params, **INPUTS)
     ahead = jnp.broadcast_to(jnp.asarray([5, 9, 5]), (2, 3))
-    expected = LLAMA.apply(
-        LLAMA.params,
+    expected = llama().apply(
+        llama().params,
         input_ids=jnp.concatenate([ahead, IDS], axis=1),
         attention_mask=jnp.concatenate([jnp.ones_like(ahead), MASK], axis=1),
     )
@@ -83,8 +94,8 @@ def test_placed_tokens_stand_where_they_are_said_to():
         num_virtual_tokens=3, init=[5, 9, 7], places=(1, 1, 6), targets='embed_tokens'
     )
     positions = jnp.arange(6)[None]
-    found = peftjax.adapt(LLAMA, tx)(
-        tx.init(KEY, LLAMA), LLAMA.params, input_ids=IDS, position_ids=positions
+    found = peftjax.adapt(llama(), tx)(
+        tx.init(KEY, llama()), llama().params, input_ids=IDS, position_ids=positions
     )
     whole = jnp.concatenate(
         [
@@ -95,7 +106,7 @@ def test_placed_tokens_stand_where_they_are_said_to():
         ],
         axis=1,
     )
-    expected = LLAMA.apply(LLAMA.params, input_ids=whole)
+    expected = llama().apply(llama().params, input_ids=whole)
     np.testing.assert_allclose(found, expected[:, [0, 3, 4, 5, 6, 7]], atol=1e-5)
 
 
@@ -127,23 +138,23 @@ def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
 @pytest.mark.parametrize('encoder', ['mlp', 'lstm'])
 def test_what_is_exported_computes_the_same_without_the_network(encoder):
     tx = peftjax.p_tuning(num_virtual_tokens=3, encoder=encoder, targets='embed_tokens')
-    adapter = _moved(tx, LLAMA)
+    adapter = _moved(tx, llama())
     plain = peftjax.prompt_tuning(num_virtual_tokens=3, targets='embed_tokens')
     exported = peftjax.export_prompt(adapter)
     np.testing.assert_allclose(
-        peftjax.adapt(LLAMA, plain)(exported, LLAMA.params, **INPUTS),
-        peftjax.adapt(LLAMA, tx)(adapter, LLAMA.params, **INPUTS),
+        peftjax.adapt(llama(), plain)(exported, llama().params, **INPUTS),
+        peftjax.adapt(llama(), tx)(adapter, llama().params, **INPUTS),
         atol=1e-5,
     )
     core = r'layers/self_attn/core'
     tx = peftjax.prefix_tuning(num_virtual_tokens=3, projection=5, gate=True, targets=core)
-    adapter = _moved(tx, LLAMA)
+    adapter = _moved(tx, llama())
     plain = peftjax.prefix_tuning(num_virtual_tokens=3, gate=True, targets=core)
     exported = peftjax.export_prefix(adapter)
-    assert jax.tree.structure(exported) == jax.tree.structure(plain.init(KEY, LLAMA))
+    assert jax.tree.structure(exported) == jax.tree.structure(plain.init(KEY, llama()))
     np.testing.assert_allclose(
-        peftjax.adapt(LLAMA, plain)(exported, LLAMA.params, **INPUTS),
-        peftjax.adapt(LLAMA, tx)(adapter, LLAMA.params, **INPUTS),
+        peftjax.adapt(llama(), plain)(exported, llama().params, **INPUTS),
+        peftjax.adapt(llama(), tx)(adapter, llama().params, **INPUTS),
         atol=1e-5,
     )
 
@@ -151,9 +162,9 @@ def test_what_is_exported_computes_the_same_without_the_network(encoder):
 def test_prompts_start_from_the_vocabulary_and_from_draws():
     def start(**options):
         tx = peftjax.prompt_tuning(num_virtual_tokens=8, targets='embed_tokens', **options)
-        return np.asarray(tx.init(KEY, LLAMA)['embed_tokens']['prompt'])
+        return np.asarray(tx.init(KEY, llama())['embed_tokens']['prompt'])
 
-    table = np.asarray(LLAMA.params['embed_tokens']['embedding'])
+    table = np.asarray(llama().params['embed_tokens']['embedding'])
     rows = [int(np.abs(table - row).sum(axis=1).argmin()) for row in start(common=10)]
     assert len(set(rows)) == 8
     assert max(rows) < 10
@@ -163,7 +174,7 @@ def test_prompts_start_from_the_vocabulary_and_from_draws():
 
 
 def _call(tx, **inputs):
-    return peftjax.adapt(LLAMA, tx)(tx.init(KEY, LLAMA), LLAMA.params, **inputs)
+    return peftjax.adapt(llama(), tx)(tx.init(KEY, llama()), llama().params, **inputs)
 
 
 def _prompt(**options):
@@ -178,14 +189,14 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
     [
         (lambda: _prompt(init='words'), ValueError, "init 'words' is unknown"),
         (lambda: _prompt(places=(1, 0)), ValueError, '2 ascending numbers'),
-        (lambda: _prompt(init=[40]).init(KEY, LLAMA), ValueError, 'token ids from 0 to 39'),
+        (lambda: _prompt(init=[40]).init(KEY, llama()), ValueError, 'token ids from 0 to 39'),
         (
-            lambda: _prompt(targets=r'layers.*').init(KEY, LLAMA),
+            lambda: _prompt(targets=r'layers.*').init(KEY, llama()),
             peftjax.TargetError,
             'one embedding',
         ),
         (
-            lambda: _prompt(targets=r'norm').init(KEY, LLAMA),
+            lambda: _prompt(targets=r'norm').init(KEY, llama()),
             peftjax.TargetError,
             'no table of tokens',
         ),
@@ -198,7 +209,7 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
         (lambda: _call(PREFIX, input_ids=IDS, segment_ids=MASK), ValueError, 'give position_ids'),
         (
             lambda: peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'layers/mlp').init(
-                KEY, LLAMA
+                KEY, llama()
             ),
             peftjax.TargetError,
             'is no attention core',
@@ -213,7 +224,7 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
             'lstm',
         ),
         (
-            lambda: peftjax.chain(_prompt(), PREFIX).init(KEY, LLAMA),
+            lambda: peftjax.chain(_prompt(), PREFIX).init(KEY, llama()),
             ValueError,
             'one with the sum of both',
         ),

@@ -1,5 +1,7 @@
 """What OFT, BOFT and RandLoRA promise besides the contract."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,16 @@ import peftjax
 from peftjax.methods import randlora
 from peftjax.methods.rotations import cayley, skew
 
-MLP = peftjax.testing.tiny_mlp()
 WIDE = {'kernel': jnp.asarray(np.random.default_rng(0).normal(size=(16, 5)), jnp.float32)}
-MODEL = peftjax.wrap(lambda params, x: x @ params['kernel'], WIDE, {'x': jnp.ones((2, 16))})
+
+
+@functools.cache
+def wide():
+    return peftjax.wrap(lambda params, x: x @ params['kernel'], WIDE, {'x': jnp.ones((2, 16))})
 
 
 def _moved(tx, size=0.3):
-    return peftjax.testing.perturb(tx.init(jax.random.key(0), MODEL), 0, size)
+    return peftjax.testing.perturb(tx.init(jax.random.key(0), wide()), 0, size)
 
 
 def _gram(tx, adapter):
@@ -35,7 +40,7 @@ def test_each_factor_of_boft_doubles_its_reach():
     reach = []
     for factors in (1, 2, 3):
         tx = peftjax.boft(block_size=4, factors=factors, scale=False, targets='kernel')
-        model = peftjax.wrap(MODEL.apply, {'kernel': jnp.eye(16)}, {'x': jnp.ones((2, 16))})
+        model = peftjax.wrap(wide().apply, {'kernel': jnp.eye(16)}, {'x': jnp.ones((2, 16))})
         adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model), 0, 0.3)
         rotation = tx.merge(model.params, adapter)['kernel']
         reach.append(int((jnp.abs(rotation[0]) > 1e-9).sum()))
@@ -51,7 +56,7 @@ def test_a_bounded_oft_moves_no_further_but_still_learns():
     ]
     # (I - Q)(I + Q)^-1 - I is -2 Q up to squares, and |Q_i| is at most 0.1 / 2 in four blocks.
     assert moves[1] <= 0.11 * jnp.linalg.norm(WIDE['kernel']) < moves[0]
-    predict = peftjax.adapt(MODEL, bound)
+    predict = peftjax.adapt(wide(), bound)
     gradient = jax.grad(lambda a: predict(a, WIDE, x=jnp.ones((2, 16))).sum())(adapter)
     assert jnp.abs(gradient['kernel']['q']).min() > 0
     small = jax.tree.map(lambda leaf: 0.01 * leaf, adapter)
@@ -88,19 +93,19 @@ def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
         (lambda: peftjax.randlora(rank=2, sparsity=0.5, targets='kernel'), 'at least 1'),
         (
             lambda: peftjax.boft(block_size=8, factors=3, targets='kernel').init(
-                jax.random.key(0), MODEL
+                jax.random.key(0), wide()
             ),
             r"32 does not divide the input size 16 of 'kernel' \(16, 5\) float32",
         ),
         (
             lambda: peftjax.adapt(
-                MODEL,
+                wide(),
                 tx := peftjax.randlora(
                     rank=2,
                     bases={'kernel': (np.ones((2, 4)), np.ones((3, 16, 2)))},
                     targets='kernel',
                 ),
-            )(tx.init(jax.random.key(0), MODEL), WIDE, x=jnp.ones((2, 16))),
+            )(tx.init(jax.random.key(0), wide()), WIDE, x=jnp.ones((2, 16))),
             r"of 'kernel' do not fit its matrix \[16, 5\]; they must be \(2, 5\)",
         ),
     ],

@@ -9,11 +9,9 @@ import peftjax
 from peftjax import testing, training
 from peftjax.core import paths
 from peftjax.methods.fastfood import hadamard, project
+from tests.algebra import KEY, mlp
 from tests.compiled import flops
 from tests.contract_models import LAYERS, MODELS
-
-MLP = testing.tiny_mlp()
-KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize('bits', [0, 1, 4, 6, 11])
@@ -63,7 +61,7 @@ def test_layers_have_scales_of_their_own_when_the_subspace_knows_of_structure():
     assert looped.theta.shape == scanned.theta.shape
     assert {scale.size for scale in scanned.scales.values()} == {LAYERS}
     with pytest.raises(ValueError, match='write at least dimension=5'):
-        peftjax.intrinsic(dimension=4, structure_aware=True).init(KEY, MLP)
+        peftjax.intrinsic(dimension=4, structure_aware=True).init(KEY, mlp())
 
 
 @pytest.mark.parametrize('form', ['linen looped', 'linen scanned', 'nnx looped'])
@@ -89,12 +87,12 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
     labels = jnp.arange(6) % 3
 
     def log_likelihood(params, example):
-        return jax.nn.log_softmax(MLP.apply(params, example['x'][None])[0])[example['y']]
+        return jax.nn.log_softmax(mlp().apply(params, example['x'][None])[0])[example['y']]
 
     batches = [{'x': x[:4], 'y': labels[:4]}, {'x': x[4:], 'y': labels[4:]}]
-    found = training.fisher(log_likelihood, MLP.params, batches)
+    found = training.fisher(log_likelihood, mlp().params, batches)
     slopes = [
-        jax.grad(log_likelihood)(MLP.params, {'x': x[i], 'y': labels[i]}) for i in range(len(x))
+        jax.grad(log_likelihood)(mlp().params, {'x': x[i], 'y': labels[i]}) for i in range(len(x))
     ]
     for path, leaf in paths.flatten(found).items():
         expected = np.mean([paths.flatten(slope)[path] ** 2 for slope in slopes], axis=0)
@@ -108,16 +106,16 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
     )
     assert others.max() <= least
     with pytest.raises(ValueError, match='no examples'):
-        training.fisher(log_likelihood, MLP.params, [])
+        training.fisher(log_likelihood, mlp().params, [])
 
 
 def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():
     tx = peftjax.diff_pruning(targets=r'(hidden|out)')
-    adapter = testing.perturb(tx.init(KEY, MLP), 0)
+    adapter = testing.perturb(tx.init(KEY, mlp()), 0)
     positions, sparse = peftjax.keep_entries(adapter, 7)
     assert sum(map(len, positions.values())) == 7
-    masked = paths.flatten(peftjax.fish_mask(positions).merge(MLP.params, sparse))
-    whole, base = paths.flatten(tx.merge(MLP.params, adapter)), paths.flatten(MLP.params)
+    masked = paths.flatten(peftjax.fish_mask(positions).merge(mlp().params, sparse))
+    whole, base = paths.flatten(tx.merge(mlp().params, adapter)), paths.flatten(mlp().params)
     changes = {path: np.abs(whole[path] - base[path]) for path in ('hidden/kernel', 'out/kernel')}
     cut = np.sort(np.concatenate([change.reshape(-1) for change in changes.values()]))[-7]
     for path, change in changes.items():
@@ -127,10 +125,10 @@ def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():
 
 def test_gates_are_drawn_in_training_and_close_under_the_penalty():
     tx = peftjax.diff_pruning(alpha_init=0.0, targets=r'hidden')
-    adapter = testing.perturb(tx.init(KEY, MLP), 0, 0.5)
-    predict, x = peftjax.adapt(MLP, tx), jnp.ones((2, 4))
+    adapter = testing.perturb(tx.init(KEY, mlp()), 0, 0.5)
+    predict, x = peftjax.adapt(mlp(), tx), jnp.ones((2, 4))
     one, two = (
-        predict(adapter, MLP.params, x, adapter_key=jax.random.key(seed)) for seed in (1, 2)
+        predict(adapter, mlp().params, x, adapter_key=jax.random.key(seed)) for seed in (1, 2)
     )
     assert not jnp.allclose(one, two)
     slopes = jax.grad(peftjax.expected_entries)(adapter)['hidden/kernel']
@@ -153,31 +151,31 @@ EMBED = MODELS['linen looped']
             r"beyond the 13 rows of 'embed/embedding' \(13, 8\) float32; write ids below 13",
         ),
         (
-            lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, MLP),
+            lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, mlp()),
             ValueError,
             r'no \[vocabulary, features\]; target the leaf of an embedding',
         ),
         (lambda: peftjax.top_layers(0), ValueError, 'at least 1'),
         (
-            lambda: peftjax.top_layers(1).init(KEY, MLP),
+            lambda: peftjax.top_layers(1).init(KEY, mlp()),
             peftjax.TargetError,
             'none has a number in its path',
         ),
         (lambda: peftjax.fish_mask({}), ValueError, 'positions is empty'),
         (lambda: peftjax.fish_mask({'out/bias': [1, 1]}), ValueError, '1 of them different'),
         (
-            lambda: peftjax.fish_mask({'out/bais': [1]}).init(KEY, MLP),
+            lambda: peftjax.fish_mask({'out/bais': [1]}).init(KEY, mlp()),
             peftjax.TargetError,
             "near names: .'out/bias'",
         ),
         (
-            lambda: peftjax.fish_mask({'out/bias': [3]}).init(KEY, MLP),
+            lambda: peftjax.fish_mask({'out/bias': [3]}).init(KEY, mlp()),
             ValueError,
             r"beyond the 3 entries of 'out/bias' \(3,\) float32",
         ),
         (lambda: peftjax.largest_entries({'a': jnp.ones(2)}, 3), ValueError, 'between 1 and the 2'),
         (
-            lambda: peftjax.intrinsic(dimension=2).merge(MLP.params, {}),
+            lambda: peftjax.intrinsic(dimension=2).merge(mlp().params, {}),
             peftjax.AdapterError,
             'expects a Subspace',
         ),

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import pytest
 
 import peftjax
-from tests.algebra import KEY, MLP, X, assert_raises, function
+from tests.algebra import KEY, X, assert_raises, function, mlp
 
 LORA = peftjax.lora(rank=2, targets=r'hidden')
 BIASES = peftjax.select(r'.*/bias')
 BOTTLENECK = peftjax.bottleneck(size=2, targets=r'hidden')
 
 
-def at_call(transform, adapter, model=MLP, params=None, x=X):
+def at_call(transform, adapter, model=None, params=None, x=X):
     """The adapted model called with an adapter that may not be its own."""
+    model = model or mlp()
     given = model.params if params is None else params
     return peftjax.adapt(model, transform)(adapter, given, x)
 
@@ -34,7 +35,7 @@ def other_mlp(**fields):
 
 @pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
 def test_a_leaf_that_is_not_there(transform):
-    adapter = transform.init(KEY, MLP)
+    adapter = transform.init(KEY, mlp())
     other = other_mlp(hidden='hiddem')
     near = "near names: ['hiddem/" + ('kernel' if transform is LORA else 'bias')
     said = ("'hidden/", near, 'another model')
@@ -44,7 +45,7 @@ def test_a_leaf_that_is_not_there(transform):
 
 @pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
 def test_a_leaf_of_another_shape(transform):
-    adapter = transform.init(KEY, MLP)
+    adapter = transform.init(KEY, mlp())
     other = other_mlp(width=6)
     path, mine, theirs = (
         ("'hidden/kernel'", '(4, 8)', '(4, 6)')
@@ -67,14 +68,14 @@ def test_a_leaf_of_the_same_shape_that_is_used_otherwise():
 
 def test_a_module_that_is_not_there():
     other = other_mlp(hidden='hiddem')
-    adapter = BOTTLENECK.init(KEY, MLP)
+    adapter = BOTTLENECK.init(KEY, mlp())
     said = ("'hidden'", "'hiddem'", 'another model')
     assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
 
 
 def test_a_module_of_another_width():
     other = other_mlp(width=6)
-    adapter = BOTTLENECK.init(KEY, MLP)
+    adapter = BOTTLENECK.init(KEY, mlp())
     said = ("'hidden'", '(8, 2) float32', '(2, 6) float32', 'another model')
     assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
 
@@ -94,18 +95,18 @@ def test_an_adapter_of_another_method(method, foreign):
     if method == foreign:
         return
     transform, expected = METHODS[method]
-    adapter = METHODS[foreign][0].init(KEY, MLP)
+    adapter = METHODS[foreign][0].init(KEY, mlp())
     for act in (
-        lambda: transform.merge(MLP.params, adapter),
+        lambda: transform.merge(mlp().params, adapter),
         lambda: at_call(transform, adapter),
     ):
         assert_raises(peftjax.AdapterError, act, expected, 'found', 'init')
 
 
 def test_an_adapter_that_lost_its_type():
-    adapter = {path: dict(entry) for path, entry in LORA.init(KEY, MLP).items()}
+    adapter = {path: dict(entry) for path, entry in LORA.init(KEY, mlp()).items()}
     said = ("found a dict at 'hidden/kernel'", 'WeightAdapter')
-    assert_raises(peftjax.AdapterError, lambda: LORA.merge(MLP.params, adapter), *said)
+    assert_raises(peftjax.AdapterError, lambda: LORA.merge(mlp().params, adapter), *said)
 
 
 # --- composition --------------------------------------------------------------------------------
@@ -113,22 +114,22 @@ def test_an_adapter_that_lost_its_type():
 
 def test_chain_with_a_part_missing():
     tx = peftjax.chain(LORA, BIASES)
-    adapter = tx.init(KEY, MLP)
+    adapter = tx.init(KEY, mlp())
     for parts in (adapter[:1], (*adapter, adapter[0])):
         said = ('2 transforms', f'{len(parts)} parts')
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(MLP.params, p), *said)
+        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(mlp().params, p), *said)
         assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
 
 
 def test_named_chain_with_a_part_missing():
     tx = peftjax.named_chain({'low': LORA, 'bias': BIASES})
-    adapter = tx.init(KEY, MLP)
+    adapter = tx.init(KEY, mlp())
     for parts, found in (
         ({'low': adapter['low']}, "['low']"),
         ({**adapter, 'more': {}}, "['bias', 'low', 'more']"),
     ):
         said = ("['bias', 'low']", found)
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(MLP.params, p), *said)
+        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(mlp().params, p), *said)
         assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
 
 
@@ -136,20 +137,20 @@ def test_named_chain_with_a_part_missing():
 def test_replacing_what_is_already_adapted(last):
     tx = peftjax.chain(LORA, last)
     said = ("'hidden/kernel'", 'lose the adaptation', 'put select or full', 'first in the chain')
-    assert_raises(ValueError, lambda: tx.init(KEY, MLP), *said)
-    peftjax.chain(last, LORA).init(KEY, MLP)
+    assert_raises(ValueError, lambda: tx.init(KEY, mlp()), *said)
+    peftjax.chain(last, LORA).init(KEY, mlp())
 
 
 def test_merging_what_lives_on_activations():
     for tx in (BOTTLENECK, peftjax.chain(LORA, BOTTLENECK)):
-        adapter = tx.init(KEY, MLP)
+        adapter = tx.init(KEY, mlp())
         said = ("'hidden'", 'cannot merge', 'adapt(model, tx)')
-        assert_raises(peftjax.MergeError, lambda t=tx, a=adapter: t.merge(MLP.params, a), *said)
+        assert_raises(peftjax.MergeError, lambda t=tx, a=adapter: t.merge(mlp().params, a), *said)
 
 
 def test_partition_overlap():
-    biases, rest = peftjax.partition(MLP.params, r'.*/bias')
+    biases, rest = peftjax.partition(mlp().params, r'.*/bias')
     assert_raises(
-        ValueError, lambda: peftjax.combine(biases, MLP.params), "'hidden/bias'", 'partition'
+        ValueError, lambda: peftjax.combine(biases, mlp().params), "'hidden/bias'", 'partition'
     )
     assert_raises(ValueError, lambda: peftjax.combine(biases, {'hidden': rest['hidden']}), 'out')
