@@ -1,5 +1,7 @@
 """One small decoder in every form the contract is checked on."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -116,7 +118,7 @@ def _linen(**fields):
     return peftjax.wrap(module, module.init(jax.random.key(0), IDS), {'ids': IDS})
 
 
-MODELS = {
+_BUILDERS = {
     'linen looped': lambda: _linen(scan=False),
     'linen scanned': lambda: _linen(scan=True),
     'linen scanned, rematerialised': lambda: _linen(scan=True, remat=True),
@@ -126,3 +128,5 @@ MODELS = {
         _NnxStacked(nnx.Rngs(0)), None, {'ids': IDS}
     ),
 }
+# Built when first asked for, and once: no test changes a model.
+MODELS = {form: functools.cache(build) for form, build in _BUILDERS.items()}

@@ -1,7 +1,6 @@
 """Every method keeps the whole contract on every form of model, and composes with every other."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -56,16 +55,11 @@ def _pairs():
 PAIRS = list(_pairs())
 
 
-@functools.cache
-def _model(form):
-    return MODELS[form]()
-
-
 def _case(method, form, roundtrip=None):
     row = METHODS[method]
     low = 'bfloat16' in form
     scanned = 'scanned' in form  # The compiler's count takes the body of a scan once.
-    model = _model(form)
+    model = MODELS[form]()
     return testing.Case(
         make=row.maker(model),
         targets=row.targets,

@@ -76,7 +76,7 @@ def adamw(rate, decay=0.01):
     )
 
 
-MODEL = MODELS['linen scanned']()
+model = MODELS['linen scanned']
 
 
 _DISTINCT = [name for name, row in METHODS.items() if not row.variant]
@@ -93,7 +93,7 @@ def test_runs_of_any_method_share_a_program(name):
     row = METHODS[name]
 
     def solo(seed, rate):
-        return Solo(MODEL, row.maker(MODEL)(row.targets), adamw(rate), seed, data_seed=seed)
+        return Solo(model(), row.maker(model())(row.targets), adamw(rate), seed, data_seed=seed)
 
     solos = [solo(0, 1e-3), solo(1, 3e-3)]
     assert solos[0].key == solos[1].key
@@ -106,7 +106,7 @@ def test_rates_decays_alphas_dropouts_ranks_and_seeds_differ_over_fifty_steps():
             rank=rank, alpha=alpha, dropout=dropout, targets=r'layers.*/(up|down)'
         )
         transform = peftjax.chain(low_rank, peftjax.select(r'layers.*/norm/.*'))
-        return Solo(MODEL, transform, adamw(rate, decay), seed, data_seed=seed)
+        return Solo(model(), transform, adamw(rate, decay), seed, data_seed=seed)
 
     solos = [
         solo(0, 4, 4.0, 0.1, 1e-3, 0.01),
@@ -144,7 +144,7 @@ _TOLD = ('lora', 'dora', 'loha', 'adalora', 'houlsby')
     ],
 )
 def test_ranks_share_a_program_padded_with_zeros(make):
-    solos = [Solo(MODEL, make(size), adamw(1e-3), seed=size) for size in (2, 4)]
+    solos = [Solo(model(), make(size), adamw(1e-3), seed=size) for size in (2, 4)]
     assert solos[0].key == solos[1].key
     assert_same(solos)
     states, _ = together(solos)
@@ -158,7 +158,7 @@ def test_ranks_share_a_program_padded_with_zeros(make):
 
 def test_what_zeros_would_change_is_another_program():
     def keys(make):
-        return {Solo(MODEL, make(size), adamw(1e-3), seed=0).key for size in (2, 4)}
+        return {Solo(model(), make(size), adamw(1e-3), seed=0).key for size in (2, 4)}
 
     assert len(keys(lambda size: peftjax.vera(rank=size, targets=r'layers.*/up'))) == 2
     assert len(keys(lambda size: peftjax.oft(block_size=size, targets=r'layers.*/up'))) == 2
@@ -175,7 +175,7 @@ def test_what_zeros_would_change_is_another_program():
 def test_a_run_that_diverges_hurts_no_other():
     def solo(rate):
         transform = peftjax.lora(rank=2, alpha=4, targets=r'layers.*/(up|down)')
-        return Solo(MODEL, transform, optax.sgd(rate), seed=0)
+        return Solo(model(), transform, optax.sgd(rate), seed=0)
 
     solos = [solo(0.01), solo(1e30), solo(0.02)]
     _, metrics = together(solos)
@@ -188,12 +188,12 @@ def test_a_run_that_diverges_hurts_no_other():
 def test_the_base_is_there_once():
     """Compiled for 8 runs, no array of the program is as large as 8 copies of a stack of layers."""
     transform = peftjax.lora(rank=2, alpha=4, targets=r'layers.*/(up|down)')
-    solos = [Solo(MODEL, transform, adamw(1e-3 * (1 + n)), seed=n) for n in range(8)]
+    solos = [Solo(model(), transform, adamw(1e-3 * (1 + n)), seed=n) for n in range(8)]
     vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, None, None))
     state = training.stack([solo.state for solo in solos])
-    args = vectorized.numbers, state, MODEL.params, IDS
+    args = vectorized.numbers, state, model().params, IDS
     program = text(jax.jit(vectorized.call).lower(*args).compile())
-    kernel = MODEL.params['layers']['up']['kernel']
+    kernel = model().params['layers']['up']['kernel']
     shape = ','.join(map(str, kernel.shape))
     assert f'f32[{shape}]' in program
     assert f'f32[8,{shape}]' not in program
