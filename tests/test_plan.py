@@ -1,5 +1,6 @@
 """What a step is said to take is what it takes: counted, compiled, and on any mesh."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ SIZES: dict[str, Any] = {
 CONFIG = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
 
 
+@functools.cache
 def _llama(**options):
     module = Llama(CONFIG, **options)
     params = jax.eval_shape(module.init, jax.random.key(0), **IDS)['params']

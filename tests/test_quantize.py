@@ -1,5 +1,6 @@
 """Quantised bases: the formats, and models and methods on them."""
 
+import functools
 import math
 
 import gguf
@@ -24,6 +25,7 @@ from tests.compiled import shapes
 from tests.contract_models import IDS, MODELS
 from tests.oracle.cases import stored
 from tests.rows import METHODS
+from tests.structures.entry import normal_like
 
 
 def _matrix(rows=150, columns=192):
@@ -210,7 +212,8 @@ def test_a_checkpoint_is_quantised_as_it_is_read(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def _wide_llama(layers=16):
+@functools.cache
+def _wide_llama(layers):
     """A small Llama whose stacks of layers are larger than anything else in a step."""
     config = LlamaConfig(
         vocab_size=32,
@@ -222,8 +225,14 @@ def _wide_llama(layers=16):
         head_dim=16,
     )
     module, ids = Llama(config), jnp.ones((2, 4), jnp.int32)
-    params = jax.jit(module.init)(jax.random.key(0), input_ids=ids)['params']
+    shapes = jax.eval_shape(module.init, jax.random.key(0), input_ids=ids)['params']
+    params = normal_like(shapes, scale=0.1)
     return peftjax.wrap(module, params, {'input_ids': ids}, config=config)
+
+
+@functools.cache
+def _packed_llama():
+    return peftjax.quantize(_wide_llama(layers=16), 'nf4')
 
 
 @pytest.mark.parametrize(
@@ -239,13 +248,13 @@ def _wide_llama(layers=16):
 )
 def test_no_copy_in_full_precision_lives(tx):
     """No array of the compiled step, forward and backward, is as large as one stack of layers."""
-    model = peftjax.quantize(_wide_llama(), 'nf4')
+    model = _packed_llama()
     predict = peftjax.adapt(model, tx)
 
     def loss(adapter, params, ids):
         return jnp.mean(predict(adapter, params, input_ids=ids) ** 2)
 
-    adapter = tx.init(jax.random.key(0), model)
+    adapter = jax.eval_shape(tx.init, jax.random.key(0), model)
     ids = jnp.ones((2, 4), jnp.int32)
     compiled = jax.jit(jax.grad(loss)).lower(adapter, model.params, ids).compile()
     largest = max(map(math.prod, shapes(compiled, r'f32\[([\d,]+)\]')))
