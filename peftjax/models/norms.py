@@ -6,31 +6,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
-class LayerNorm(nn.Module):
-    """(x - mean(x)) / √(var(x) + ε) · scale + bias over the last axis, in float32 in any dtype.
+class LayerNorm(nn.LayerNorm):
+    """Flax's layer norm with the variance in two passes, since E[x²] - E[x]² cancels.
 
-    The variance is computed in two passes: the fast one, E[x²] - E[x]², cancels, and two passes
-    cost nothing once fused. Flax's own layer takes a float32 mean from a bfloat16 `x`, which strict
-    promotion refuses.
-
-    Source: Ba et al. 2016, https://arxiv.org/abs/1607.06450.
+    Flax subtracts a float32 mean from a bfloat16 `x`: a promotion that strict mode refuses.
     """
 
-    epsilon: float
-    dtype: DTypeLike
-    param_dtype: DTypeLike
+    use_fast_variance: bool = False
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, last = x.shape[-1:], range(x.ndim - 1)
-        scale = self.param('scale', nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
-        scale, bias = (jnp.expand_dims(each.astype(jnp.float32), last) for each in (scale, bias))
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normal = centred * (jax.lax.rsqrt(variance + self.epsilon) * scale)
-        return (normal + bias).astype(self.dtype)
+        with jax.numpy_dtype_promotion('standard'):
+            return super().__call__(x)
 
 
 class RMSNorm(nn.Module):
