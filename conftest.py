@@ -1,7 +1,9 @@
 """Settings of every test: eight fake devices, shapes checked, names for the docstring examples."""
 
+import atexit
 import gc
 import os
+import tempfile
 
 import jaxlib.version
 
@@ -18,7 +20,7 @@ os.environ['XLA_FLAGS'] = (
 if jaxlib.version.__version_info__ < (0, 11):
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
-# Programs of the tests are for the tests: none is left in a reader's cache.
+# Programs of the tests are for the tests: none is left in a reader's cache, or comes from there.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = ''
 
 # Before the library is imported: what it imports then checks the shapes of its arrays.
@@ -31,6 +33,14 @@ import jax.numpy as jnp
 import pytest
 
 import peftjax
+
+# Those of this process are kept while it lasts, as many tests ask for what an earlier one compiled.
+# What tests start is without: a program that is killed may leave half a file.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix='peftjax-tests-')
+atexit.register(_PROGRAMS.cleanup)
+jax.config.update('jax_compilation_cache_dir', f'{_PROGRAMS.name}/own')
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 # Traces make garbage by the million; looking for it as often as Python does took a seventh of the
 # time of a test.
