@@ -20,6 +20,12 @@ os.environ['XLA_FLAGS'] = (
 if jaxlib.version.__version_info__ < (0, 11):
     os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
+# The library must not lean on a promotion that it did not write: at `int32 * bfloat16`, or at
+# `[T, D] + [D]`, a number can silently take another type or go along another axis. Set in the
+# environment, so that the programs that tests start are held to it too.
+os.environ['JAX_NUMPY_DTYPE_PROMOTION'] = 'strict'
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+
 # Programs of the tests are for the tests: none is left in a reader's cache, or comes from there.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = ''
 
