@@ -115,7 +115,8 @@ class _Stack(_Part):
     def __call__(self, x, memory):
         shape = self.shape
         if shape.positions:
-            x = x + nn.Embed(shape.positions, shape.width, name='positions')(jnp.arange(x.shape[1]))
+            table = nn.Embed(shape.positions, shape.width, name='positions')
+            x = x + table(jnp.arange(x.shape[1])[None])
         if shape.embedding_norm:
             x = self.norm('embedding_norm')(x)
         if shape.buckets:

@@ -47,18 +47,17 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith('{'):
                 return json.loads(line)
+        self._process.communicate()
+        args, status = self._process.args, self._process.returncode
         raise RuntimeError(
-            f'{self._process.args} ended with status {self._process.wait()} before it answered; '
-            'its own message is above'
+            f'{args} ended with status {status} before it answered; its own message is above'
         )
 
     def __enter__(self) -> 'Worker':
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # Closes its input, which ends it, and its output.
 
 
 def use_cores(count: int) -> None:

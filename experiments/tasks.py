@@ -107,7 +107,7 @@ def weighted_sums(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Sums
         )
     return {
         'loss': jnp.sum(result.losses * batch['weights']),
-        'correct': jnp.sum(result.correct * batch['weights']),
+        'correct': jnp.sum(jnp.where(result.correct, batch['weights'], 0.0)),
         'weights': jnp.sum(batch['weights']),
     }
 

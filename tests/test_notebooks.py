@@ -38,8 +38,9 @@ SLOW = {'sweep'}
 )
 def test_it_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    # The tests' eight fake devices are not what a reader has; the package under test is.
-    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    # The tests' eight fake devices and strict promotion are not what a reader has; the package is.
+    ours = ('XLA_FLAGS', 'JAX_NUMPY_DTYPE_PROMOTION', 'JAX_NUMPY_RANK_PROMOTION')
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment['PYTHONPATH'] = str(pathlib.Path(peftjax.__file__).parent.parent)
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}

@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Inexact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Layout:
     def outputs(self) -> int:
         return self._size(self.columns)
 
-    def to_matrix(self, leaf: Float[jax.Array, '...']) -> Float[jax.Array, '*stack in out']:
+    def to_matrix(self, leaf: Inexact[jax.Array, '...']) -> Inexact[jax.Array, '*stack in out']:
         """`leaf` as `[*stack, in, out]`."""
         ordered = jnp.transpose(leaf, self.stack + self.rows + self.columns)
         return ordered.reshape(*self.stack_shape, self.inputs, self.outputs)
 
-    def from_matrix(self, matrix: Float[jax.Array, '*stack in out']) -> Float[jax.Array, '...']:
+    def from_matrix(self, matrix: Inexact[jax.Array, '*stack in out']) -> Inexact[jax.Array, '...']:
         """The inverse of `to_matrix`."""
         order = self.stack + self.rows + self.columns
         ordered = matrix.reshape([self.shape[axis] for axis in order])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
@@ -50,7 +51,7 @@ def leafwise(
     def changed(path: str, entry: jax.Array, leaves: dict[str, Any]) -> Float[jax.Array, '...']:
         _check(path, entry, leaves)
         leaf = dense(leaves[path])
-        return change_leaf(entry, leaf, path).astype(leaf.dtype)
+        return jnp.asarray(change_leaf(entry, leaf, path), leaf.dtype)
 
     def merge(params: Any, adapter: dict[str, jax.Array]) -> Any:
         check_made_here(adapter)

@@ -19,11 +19,12 @@ def wider(*arrays: jax.Array) -> jnp.dtype:
 def widened(tree: Any) -> Any:
     """The tree with all its floats in the narrowest dtype that holds each; integers stay.
 
-    >>> jax.tree.map(jnp.dtype, widened((jnp.ones(2, jnp.bfloat16), jnp.ones(3), jnp.arange(4))))
-    (dtype('float32'), dtype('float32'), dtype('int32'))
+    >>> tree = widened((jnp.ones(2, jnp.bfloat16), jnp.ones(3), jnp.arange(4)))
+    >>> [leaf.dtype.name for leaf in tree]
+    ['float32', 'float32', 'int32']
     """
     wide = wider(*filter(_is_float, jax.tree.leaves(tree)))
-    return jax.tree.map(lambda leaf: leaf.astype(wide) if _is_float(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide) if _is_float(leaf) else leaf, tree)
 
 
 def lifted(array: jax.Array, like: jax.Array) -> jax.Array:

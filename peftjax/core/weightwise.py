@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Float, Key, PRNGKeyArray
+from jaxtyping import Inexact, Key, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import (
@@ -28,13 +28,15 @@ Leaves = Any
 
 def weightwise(
     init_weight: Callable[
-        [PRNGKeyArray, Float[jax.Array, 'in out'], WeightSite], Mapping[str, Any]
+        [PRNGKeyArray, Inexact[jax.Array, 'in out'], WeightSite], Mapping[str, Any]
     ],
-    merge_weight: Callable[[Leaves, Float[jax.Array, 'in out'], str], Float[jax.Array, 'in out']],
-    apply_weight: Callable[[Leaves, Use, str], Float[jax.Array, '...']] | None = None,
+    merge_weight: Callable[
+        [Leaves, Inexact[jax.Array, 'in out'], str], Inexact[jax.Array, 'in out']
+    ],
+    apply_weight: Callable[[Leaves, Use, str], Inexact[jax.Array, '...']] | None = None,
     *,
     constants: Callable[[str, Layout], dict[str, Any]] | None = None,
-    prepare: Callable[[Leaves, Float[jax.Array, 'in out'], str], Leaves] | None = None,
+    prepare: Callable[[Leaves, Inexact[jax.Array, 'in out'], str], Leaves] | None = None,
     targets: paths.Targets,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -142,11 +144,11 @@ def _in_the_wider_dtype(
 
 
 def merge_leaf(
-    leaf: Float[jax.Array, '*shape'],
+    leaf: Inexact[jax.Array, '*shape'],
     layout: Layout,
     leaves: Leaves,
-    merged: Callable[[Leaves, Float[jax.Array, 'in out']], Float[jax.Array, 'in out']],
-) -> Float[jax.Array, '*shape']:
+    merged: Callable[[Leaves, Inexact[jax.Array, 'in out']], Inexact[jax.Array, 'in out']],
+) -> Inexact[jax.Array, '*shape']:
     """`leaf` with `merged(leaves, matrix)` in place of each matrix of its stack."""
     matrix = layout.to_matrix(leaf)
     result = over_stack(merged, layout)(dict(leaves), matrix)
@@ -166,9 +168,11 @@ def over_stack(function: Callable[..., Any], layout: Layout) -> Callable[..., An
 
 
 def on_plain_dots(
-    apply_weight: Callable[[Leaves, Use, str], Float[jax.Array, 'T out']],
-    merge_weight: Callable[[Leaves, Float[jax.Array, 'in out'], str], Float[jax.Array, 'in out']],
-) -> Callable[[Leaves, Use, str], Float[jax.Array, '...']]:
+    apply_weight: Callable[[Leaves, Use, str], Inexact[jax.Array, 'T out']],
+    merge_weight: Callable[
+        [Leaves, Inexact[jax.Array, 'in out'], str], Inexact[jax.Array, 'in out']
+    ],
+) -> Callable[[Leaves, Use, str], Inexact[jax.Array, '...']]:
     """`apply_weight` where `[T, in]` meets the matrix; elsewhere the merged matrix is formed.
 
     For methods that act on the input or on blocks of it, which a lookup, a convolution and a tied
@@ -176,7 +180,7 @@ def on_plain_dots(
     """
     merge_weight = _in_the_wider_dtype(merge_weight)
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
+    def apply(leaves: Leaves, use: Use, path: str) -> Inexact[jax.Array, '...']:
         if use.kind == 'dot' and not use.transposed:
             return apply_weight(leaves, use, path)
         return use.product(use.x, merge_weight(leaves, use.weight(), path))
@@ -254,6 +258,6 @@ def _init_site(
 
 
 def _by_merging(
-    merged: Callable[[Leaves, Float[jax.Array, 'in out']], Float[jax.Array, 'in out']],
-) -> Callable[[Leaves, Use], Float[jax.Array, '...']]:
+    merged: Callable[[Leaves, Inexact[jax.Array, 'in out']], Inexact[jax.Array, 'in out']],
+) -> Callable[[Leaves, Use], Inexact[jax.Array, '...']]:
     return lambda leaves, use: use.product(use.x, merged(leaves, use.weight()))

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Inexact
 
 from peftjax.core import paths
 from peftjax.core.base import PeftTransform, Use, described, padded_by
@@ -80,16 +80,16 @@ def lora(
     settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype, start)
 
     def merge(
-        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
+        leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out'], path: str
+    ) -> Inexact[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, path)
 
-    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
+    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Inexact[jax.Array, '...']:
         return use.base(use.x) + settings.added(leaves, use, path)
 
     def remainder(
-        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
+        leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out'], path: str
+    ) -> Inexact[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, path, sign=-1.0)
 
     transform = settings.checked(

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Inexact, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, Use
@@ -18,8 +18,8 @@ from peftjax.methods import lora_init
 
 
 class LowRankLeaves(TypedDict):
-    a: Float[HostArray, 'in rank']
-    b: Float[jax.Array, 'rank out']
+    a: Inexact[HostArray, 'in rank']
+    b: Inexact[jax.Array, 'rank out']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LowRank:
         alpha = paths.first_match(self.alpha_pattern, path, default)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
-    def check_rank(self, matrix: Float[jax.Array, 'in out'], site: WeightSite) -> None:
+    def check_rank(self, matrix: Inexact[jax.Array, 'in out'], site: WeightSite) -> None:
         """Raises `ValueError` where the rank is larger than the smaller side of the matrix."""
         inputs, outputs = matrix.shape
         rank = self.rank_at(site.path)
@@ -72,7 +72,7 @@ class LowRank:
             )
 
     def factors(
-        self, key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+        self, key: PRNGKeyArray, matrix: Inexact[jax.Array, 'in out'], site: WeightSite
     ) -> LowRankLeaves:
         """`A` and `B` as `init` says; where it says `A B = 0`, a lookup has `A = 0`, `B ~ N(0, 1)`.
 
@@ -91,7 +91,7 @@ class LowRank:
         a, b = draw(key, matrix, rank, self.scale_at(site.path))
         return {'a': a.astype(self.dtype), 'b': b.astype(self.dtype)}
 
-    def added(self, leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
+    def added(self, leaves: LowRankLeaves, use: Use, path: str) -> Inexact[jax.Array, '...']:
         """What `s A B` adds to the use, without forming `A B`."""
         branch = use.lowrank(use.dropped(self.dropout), leaves['a'], leaves['b'])
         return self.scale_at(path) * branch
@@ -99,10 +99,10 @@ class LowRank:
     def sum(
         self,
         leaves: LowRankLeaves,
-        matrix: Float[jax.Array, 'in out'],
+        matrix: Inexact[jax.Array, 'in out'],
         path: str,
         sign: float = 1.0,
-    ) -> Float[jax.Array, 'in out']:
+    ) -> Inexact[jax.Array, 'in out']:
         """`W + s A B`, or minus with `sign=-1`."""
         return matrix + sign * self.scale_at(path) * (leaves['a'] @ leaves['b'])
 

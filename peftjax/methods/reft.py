@@ -243,7 +243,9 @@ def _edit(
     return h + source @ projection.T
 
 
-def orthonormal(matrix: Float[jax.Array, 'features rank']) -> Float32[jax.Array, 'features rank']:
+def orthonormal(
+    matrix: Float[jax.Array, '*stack features rank'],
+) -> Float32[jax.Array, '*stack features rank']:
     """The `Q` of the decomposition whose `R` has a positive diagonal: `Q` of `Q` is `Q`."""
     q, r = jnp.linalg.qr(matrix.astype(jnp.float32))
     signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)

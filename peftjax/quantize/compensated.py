@@ -50,7 +50,7 @@ def pack_compensated(
         code = nearest(part[:, j] / step[:, j])
         error = (part[:, j] - value(code) * step[:, j]) / triangle[j, j]
         later = jnp.where(jnp.arange(block) > j, triangle[j], 0.0)
-        part = part - error[:, None] * later
+        part = part - error[:, None] * later[None]
         return part, triangle, step, codes.at[:, j].set(code), errors.at[:, j].set(error)
 
     def columns_of_a_block(

@@ -75,7 +75,7 @@ def unlikelihood_loss(
         authors' code's and in no formula. That code also adds `-log(1 + margin)` for every
         position that is padding or of the right choice; we count the wrong choices' tokens alone.
     """
-    wrong = jnp.arange(mask.shape[1]) != answers[:, None]
+    wrong = jnp.arange(mask.shape[1])[None] != answers[:, None]
     counted = mask.astype(bool) & wrong[:, :, None]
     # Tokens that do not count may have any value, minus infinity too: they enter as p = 0.
     probs = jnp.exp(jnp.where(counted, log_probs.astype(jnp.float32), -jnp.inf))

@@ -127,8 +127,9 @@ def make_train_step(
         if axis_name is not None:
             sums, weight = jax.lax.psum((sums, weight), axis_name)
         grads, metrics = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.adapter)
-        adapter = optax.apply_updates(state.adapter, updates)
+        with jax.numpy_dtype_promotion('standard'):  # optax raises floats to a count of steps.
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.adapter)
+            adapter = optax.apply_updates(state.adapter, updates)
         metrics = {**metrics, 'grad_norm': optax.tree.norm(grads)}
         return TrainState(state.step + 1, state.key, adapter, opt_state), metrics
 
