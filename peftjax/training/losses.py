@@ -80,4 +80,4 @@ def unlikelihood_loss(
     # Tokens that do not count may have any value, minus infinity too: they enter as p = 0.
     probs = jnp.exp(jnp.where(counted, log_probs.astype(jnp.float32), -jnp.inf))
     losses = jnp.where(counted, -jnp.log(1.0 - probs + margin), 0.0)
-    return losses.sum() / jnp.maximum(counted.sum(), 1)
+    return losses.sum() / jnp.maximum(counted.sum(dtype=losses.dtype), 1.0)

@@ -135,7 +135,7 @@ def _loss(case: Case, logits: jax.Array, adapter: Any) -> jax.Array:
             logits, labels = logits[:, :-1], labels[:, 1:]
     counted = labels != -100
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, np.where(counted, labels, 0))
-    return jnp.where(counted, losses, 0.0).sum() / counted.sum() + penalty
+    return jnp.where(counted, losses, 0.0).sum() / counted.sum(dtype=np.float32) + penalty
 
 
 def _methods_part(adapter: Any) -> Any:
