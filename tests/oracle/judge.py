@@ -89,7 +89,7 @@ def errors_of(
     if 'loss' in case.outputs:
         errors['loss'] = _error(value, case.outputs['loss'])
     if gradients and 'merged_logits' in case.outputs:
-        params = reading.transform.merge(model.params, adapter)
+        params = jax.jit(reading.transform.merge)(model.params, adapter)
         merged = _apply(model)(params, case.inputs)
         errors['merged'] = _error(*_written(case, merged, _merged(case)))
     if known:
@@ -215,9 +215,12 @@ def _errors_without_head(
     theirs must be what ours is for one such choice, found by least squares.
     """
     predict = peftjax.adapt(model, reading.transform)
-    pooled, back = jax.vjp(
-        lambda adapter: predict(adapter, model.params, **case.inputs).pooler_output, adapter
-    )
+
+    def states(adapter: Any) -> tuple[jax.Array, jax.Array]:
+        pooled = predict(adapter, model.params, **case.inputs).pooler_output
+        return pooled, pooled
+
+    jacobian, pooled = jax.jit(jax.jacrev(states, has_aux=True))(adapter)
     assert case.labels is not None
     classes = case.outputs['logits'].shape[-1]
     missed = jax.nn.softmax(case.outputs['logits']) - np.eye(classes)[case.labels]
@@ -225,14 +228,13 @@ def _errors_without_head(
     errors = {'pooled': _error(by_head, case.gradients['classifier.weight'])}
     if not gradients or not _comparable(case):
         return errors
-    basis = jnp.eye(pooled.size).reshape(pooled.size, *pooled.shape)
-    rows = jax.tree.leaves(jax.vmap(lambda one: back(one)[0])(basis))
-    ours = np.concatenate([np.asarray(r, np.float64).reshape(pooled.size, -1) for r in rows], 1).T
+    rows = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(jacobian)]
+    ours = np.concatenate([leaf.reshape(pooled.size, -1) for leaf in rows], 1).T
     if _rearranges(reading, adapter):
         known = {name: case.gradients[name] for name in reading.values}
         theirs = _flat(reading.read(known))
     else:
-        each = 1 + 3 * pooled.size // len(reading.values)
+        each = 1 + 2 * pooled.size // len(reading.values)
         theirs, slopes, _ = _directions(case, reading, each)
         ours = slopes @ ours
     if len(theirs) < 2 * pooled.size:
