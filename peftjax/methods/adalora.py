@@ -8,6 +8,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described, padded_by
+from peftjax.core.promotion import lifted
 from peftjax.core.sites import WeightSite
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank
@@ -145,4 +146,4 @@ def orthogonality(adapter: Adapter, squared: bool = True) -> Float32[jax.Array, 
 
 def _distance(gram: Float[jax.Array, '*stack rank rank']) -> Float[jax.Array, '*stack']:
     """`|G - I|^2` of each matrix."""
-    return jnp.square(gram - jnp.eye(gram.shape[-1])).sum((-2, -1))
+    return jnp.square(gram - lifted(jnp.eye(gram.shape[-1]), gram)).sum((-2, -1))
