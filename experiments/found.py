@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import peftjax
 from experiments import data
@@ -25,7 +26,8 @@ def eva(config: Config, model: peftjax.Model, task: Task) -> dict[str, jax.Array
     batches = map(task.inputs, islice(_batches(config, task), settings.pop('batches')))
 
     def counted(inputs: Mapping[str, jax.Array]) -> jax.Array:
-        return inputs['attention_mask' if 'attention_mask' in inputs else 'segment_ids'] > 0
+        mask = inputs['attention_mask' if 'attention_mask' in inputs else 'segment_ids']
+        return mask.astype(jnp.int32) > 0
 
     return training.eva(model, batches, counted=counted, **settings).a
 

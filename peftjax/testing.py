@@ -391,8 +391,8 @@ def check_composition(first: Case, second: Case) -> None:
         assert 'chain' in str(refusal), f'the refusal does not say what to do: {refusal}'
         return
     adapter = both.moved()
-    found = np.asarray(both.predict(adapter))
-    assert np.isfinite(found).all(), 'the chain gives non-finite values'
+    found = both.predict(adapter)
+    assert np.isfinite(np.asarray(found)).all(), 'the chain gives non-finite values'
     if both.mergeable:
         merged = both.apply(both.compiled_merged(adapter), **both.inputs)
         _assert_close(found, merged, both.tolerance)

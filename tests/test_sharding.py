@@ -146,7 +146,9 @@ def _on_meshes():
 
 @pytest.mark.parametrize(('family', 'name', 'mesh'), list(_on_meshes()))
 def test_losses_are_those_of_one_device(family, name, mesh):
-    model, mesh = _model(family), peftjax.make_mesh(**MESHES[mesh])
+    axes = MESHES[mesh]
+    model = _model(family)
+    mesh = peftjax.make_mesh(axes.get('data', 1), axes.get('fsdp', 1), axes.get('tensor', 1))
     step, state, params = _on_mesh(model, METHODS[name], mesh)
     gathered = _gathered(step, state, params, mesh)
     expected = _alone(family, name)

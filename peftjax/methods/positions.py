@@ -74,7 +74,7 @@ def _edit_all(
     edited = edit(unit, h)
     if mask is None or mask.shape != h.shape[:-1]:
         return edited
-    return jnp.where(mask[..., None] == 1, edited, h)
+    return jnp.where(mask[..., None].astype(jnp.int32) == 1, edited, h)
 
 
 def _edit_ends(
@@ -87,7 +87,7 @@ def _edit_ends(
     if h.ndim != 3:
         raise ValueError(f'positions need [batch, length, features], found {h.shape} {h.dtype}')
     batch, length = h.shape[:2]
-    tokens = jnp.ones((batch, length), bool) if mask is None else mask == 1
+    tokens = jnp.ones((batch, length), bool) if mask is None else mask.astype(jnp.int32) == 1
     start = jnp.argmax(tokens, axis=1)
     end = length - jnp.argmax(tokens[:, ::-1], axis=1)
     rows = jnp.arange(batch)[:, None]

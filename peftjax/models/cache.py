@@ -66,7 +66,8 @@ def begin(
             'their number and that of the tokens to come'
         )
     wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
-    mask = jnp.ones((batch, length), bool) if attention_mask is None else attention_mask == 1
+    given = jnp.ones((batch, length)) if attention_mask is None else attention_mask
+    mask = given.astype(jnp.int32) == 1
     position = jnp.broadcast_to(position_ids[:, -1] + 1, (batch,)).astype(jnp.int32)
     keys, values = (jnp.pad(each, wider) for each in present)
     return Cache(

@@ -14,9 +14,9 @@ class LayerNorm(nn.LayerNorm):
 
     use_fast_variance: bool = False
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
         with jax.numpy_dtype_promotion('standard'):
-            return super().__call__(x)
+            return super().__call__(x, mask=mask)
 
 
 class RMSNorm(nn.Module):
