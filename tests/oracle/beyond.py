@@ -9,13 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
 import peftjax
-from peftjax.core import paths
-from peftjax.core.layout import Layout
 from peftjax.interop.adapterhub.file import File
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.peft_config import PeftConfig
@@ -23,9 +20,10 @@ from peftjax.interop.peft_found import Found
 from peftjax.interop.peft_names import Names
 from peftjax.interop.peft_prompts import cores, embedding_path
 from peftjax.interop.peft_whole import read_whole
-from tests.oracle.cases import Case, Tensors
+from tests.oracle.cases import Case, Tensors, arrays
 from tests.oracle.reading import Reading, places_in_file
 
+_SUBSPACES = 'subspaces.npz'
 Convert = Callable[[Tensors], Any]
 
 
@@ -38,7 +36,7 @@ def completed(case: Case, model: peftjax.Model) -> Reading | None:
             make = None  # The prefix itself was trained.
         beside = load_file(case.folder / 'encoder.safetensors')
     else:
-        make, beside = _psoft if case.config.get('peft_type') == 'PSOFT' else None, {}
+        make, beside = (_psoft if (case.folder / _SUBSPACES).is_file() else None), {}
     if make is not None:
         return _with_copies(case, model, *make(case, model), beside)
     if case.hub and case.config['config'].get('orthogonality') is False:
@@ -154,29 +152,12 @@ def _psoft(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTransform, Con
         found = _found(case, model, tensors)
         return found.entries(found.take(endings))
 
-    found = _found(case, model, case.tensors)
-    leaves = {found.place(name).slot.path: name for name in found.take(endings)}
-    subspaces = {path: _subspace(case, model, path, name) for path, name in leaves.items()}
+    beside, found = arrays(case.folder / _SUBSPACES), _found(case, model, case.tensors)
+    subspaces = {
+        found.place(name).slot.path: (beside[f'{name}.p'], beside[f'{name}.q'])
+        for name in found.take(endings)
+    }
     return peftjax.psoft(subspaces), convert
-
-
-def _subspace(
-    case: Case, model: peftjax.Model, path: str, module: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The singular vectors that it trained with, or those that are found anew, as it does itself.
-
-    Then the signs can be those of another LAPACK, and the case is wrong.
-    """
-    beside = case.folder / 'subspaces.npz'
-    if beside.is_file():
-        with np.load(beside) as file:
-            return file[f'{module}.p'], file[f'{module}.q']
-    layout = model.sites.weights[path].layout
-    assert isinstance(layout, Layout)
-    matrix = layout.to_matrix(paths.flatten(model.params)[path])
-    u, s, vt = map(np.asarray, jnp.linalg.svd(matrix.T, full_matrices=False))
-    rank = case.config['r']
-    return vt[:rank].T, (u[:, :rank] * s[:rank]).T
 
 
 _REFT = [

@@ -21,7 +21,7 @@ from tests.oracle.beyond import completed
 from tests.oracle.cases import Case, Tensors
 from tests.oracle.reading import Reading, file_reading
 
-# Both sides compute in float32: 1.7e-5 were seen (RandLoRA), and of gradients 7e-5 (DeLoRA).
+# Both sides compute in float32: 1.7e-5 were seen (RandLoRA), and of gradients 7e-5.
 TOLERANCE = 3e-5
 _LOOSER = 3
 
@@ -151,7 +151,12 @@ def _gradient_error(case: Case, reading: Reading, adapter: Any, gradient: Any) -
         theirs, slopes, sizes = _directions(case, reading, 1)
         return float(np.max(np.abs(slopes @ _flat(gradient) - theirs) / np.maximum(sizes, 1e-3)))
     theirs = reading.read(case.gradients)
-    errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(_error_beside_norm, gradient, theirs))
+    # Rounding is in proportion to all that flows back: in float64 as the judge, torch is off by 1 %
+    # of the gradients behind a saturated attention, which are 2e-4 of the largest (RandLoRA).
+    least = max(0.05 * float(np.abs(_flat(theirs)).max()), 1e-3)
+    errors = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda *pair: _error(*pair, least=least), gradient, theirs)
+    )
     wrong = _WRONG_GRADIENTS if case.config.get('peft_type') == 'C3A' else None
     return max(
         error for path, error in errors if wrong is None or wrong not in jax.tree_util.keystr(path)
@@ -243,15 +248,9 @@ def _errors_without_head(
     return {**errors, 'gradients, whatever the head': _error(ours @ solution, theirs)}
 
 
-def _error(mine: Any, theirs: Any) -> float:
+def _error(mine: Any, theirs: Any, least: float = 1e-12) -> float:
+    """Relative to the largest of theirs, or to `least` if that is larger."""
     mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
     if mine.shape != theirs.shape:
         raise ValueError(f'shape {mine.shape}, theirs {theirs.shape}')
-    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-12))
-
-
-def _error_beside_norm(mine: Any, theirs: Any) -> float:
-    # A gradient that is zero but for rounding (a key's bias has no effect) has no relative error.
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
-    size = np.abs(theirs).max()
-    return float(np.abs(mine - theirs).max() / (max(size, 1e-3) if size > 1e-6 else 1.0))
+    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), least))
