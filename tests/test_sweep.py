@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 from types import ModuleType
 
@@ -24,12 +25,54 @@ from tests.whole_runs import ROOT, bits, final_states, run_config, without_rates
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-    return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
+    config = tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
+    config.eval_every, config.save_every = '2 steps', '4 steps'
+    return config
 
 
 @pytest.fixture
 def config(base):
     return base.copy_and_resolve_references()
+
+
+@pytest.fixture(scope='module')
+def shelf():
+    return groups._Shelf()
+
+
+@pytest.fixture(scope='module')
+def traced():
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _rows_are_traced_once(shelf, traced, monkeypatch):
+    """Tests with rows alike share what `prepare` makes of them, which is never changed."""
+    trace = groups._ready
+
+    def ready(row, run):
+        text = row.config.to_json()
+        if text not in traced:
+            traced[text] = trace(row, run)
+        return traced[text]._replace(row=row)
+
+    monkeypatch.setattr(groups, '_Shelf', lambda: shelf)
+    monkeypatch.setattr(groups, '_ready', ready)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """The folder of a row's run by itself, which tests with the same row share."""
+    folders = {}
+
+    def folder_of(config):
+        text = config.to_json()
+        if text not in folders:
+            folders[text] = tmp_path_factory.mktemp('alone')
+            run_config(config, folders[text])
+        return folders[text]
+
+    return folder_of
 
 
 def rows_of(config, *changes):
@@ -41,7 +84,7 @@ def rows_of(config, *changes):
 def run(rows, folder, prune=nobody, **options):
     sweep = Sweep(SweepFolder(folder), Console(quiet=True), **options)
     sweep.run(rows, prune)
-    return sweep.finish(rows)
+    return sweep.folder.results()
 
 
 FOUR = (
@@ -52,15 +95,15 @@ FOUR = (
 )
 
 
-def assert_as_alone(config_of_row, folder, solo):
+def assert_as_alone(row, sweep, alone):
     """The row's folder holds what a run by itself writes, in the same numbers up to rounding."""
-    run_config(config_of_row, solo)
-    mine, alone = without_rates(folder), without_rates(solo)
-    assert [sorted(line) for line in mine] == [sorted(line) for line in alone]
-    for one, other in zip(mine, alone, strict=True):
+    folder, solo = sweep / 'rows' / row.name, alone(row.config)
+    mine, theirs = without_rates(folder), without_rates(solo)
+    assert [sorted(line) for line in mine] == [sorted(line) for line in theirs]
+    for one, other in zip(mine, theirs, strict=True):
         for name in one:
             assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), (name, one['step'])
-    states = final_states(config_of_row, folder, solo)
+    states = final_states(row.config, folder, solo)
     for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
         np.testing.assert_allclose(bits(one), bits(other), rtol=1e-4, atol=1e-6)
     result, own = (json.loads((where / 'result.json').read_text()) for where in (folder, solo))
@@ -68,16 +111,28 @@ def assert_as_alone(config_of_row, folder, solo):
     assert (result['trainable'], result['base']) == (own['trainable'], own['base'])
 
 
-def test_rows_are_what_they_would_be_alone(config, tmp_path):
+@pytest.mark.slow
+def test_rows_are_what_they_would_be_alone(config, alone, tmp_path):
     """Other seeds, rates, ranks, alphas, dropout and lengths of run, in one program."""
     rows = rows_of(config, *FOUR)
     assert len(group(prepare(rows), 2**33, 32)) == 1
     run(rows, tmp_path / 'sweep')
     for row in rows[1:3]:
-        assert_as_alone(row.config, tmp_path / 'sweep/rows' / row.name, tmp_path / row.name)
+        assert_as_alone(row, tmp_path / 'sweep', alone)
 
 
-TWO = ({'seed': 0, 'lr': 1e-3}, {'seed': 1, 'lr': 1e-2, 'lora.rank': 2})
+TWO = FOUR[:2]
+
+
+@pytest.fixture(scope='module')
+def whole(base, tmp_path_factory):
+    """The folder of a sweep of two rows that nothing stopped."""
+    folder = tmp_path_factory.mktemp('whole') / 'sweep'
+    run(rows_of(base.copy_and_resolve_references(), *TWO), folder)
+    return folder
+
+
+RATES = tuple({'lr': rate} for rate in (3e-3, 1e-2, 1e-5, 3e-2))
 
 
 def after_the_first_result():
@@ -92,11 +147,9 @@ def after_the_first_result():
     return write_and_stop
 
 
-def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
+def test_a_stopped_sweep_goes_on_with_the_same_bits(config, whole, tmp_path, monkeypatch):
     """Stopped in the middle, and again between two results, far from the last checkpoint."""
-    config.save_every = '4 steps'
     rows = rows_of(config, *TWO)
-    run(rows, tmp_path / 'whole')
     step, taken = program.Together.step, []
 
     def until_the_sixth(self, *args):
@@ -116,9 +169,10 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
     lines = run(rows, tmp_path / 'broken')
     assert [line['status'] for line in lines] == ['done', 'done']
     for row in rows:
-        whole, broken = (tmp_path / name / 'rows' / row.name for name in ('whole', 'broken'))
-        assert without_rates(whole) == without_rates(broken)
-        states = final_states(row.config, whole, broken)
+        folders = [folder / 'rows' / row.name for folder in (whole, tmp_path / 'broken')]
+        mine, theirs = map(without_rates, folders)
+        assert mine == theirs
+        states = final_states(row.config, *folders)
         for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
             np.testing.assert_array_equal(bits(one), bits(other))
     # What is done is not done again.
@@ -126,20 +180,20 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, tmp_path, monkeypatc
     assert run(rows, tmp_path / 'broken') == lines
 
 
-def test_rows_that_diverge_leave_and_hurt_no_other(config, tmp_path):
-    """The three widest of four leave; the program is compiled anew for the last, at its rank."""
-    rates = {'seed': 0, 'lr': 1e-3, 'lora.rank': 2}, {'lr': 1e30}, {'lr': 3e30}, {'lr': 9e30}
-    rows = rows_of(config, *rates)
+def test_rows_that_diverge_leave_and_hurt_no_other(config, alone, tmp_path):
+    """Two of four leave, then the shorter of the rest; the last is compiled anew, at its rank."""
+    rows = rows_of(config, *FOUR[1:3], {'lr': 1e30}, {'lr': 3e30})
     lines = run(rows, tmp_path / 'sweep')
-    assert [line['status'] for line in lines] == ['done', 'diverged', 'diverged', 'diverged']
-    assert all(0 < line['diverged_at'] <= 8 for line in lines[1:])
-    assert_as_alone(rows[0].config, tmp_path / 'sweep/rows/000', tmp_path / 'alone')
+    assert [line['status'] for line in lines] == ['done', 'done', 'diverged', 'diverged']
+    assert all(0 < line['diverged_at'] <= 8 for line in lines[2:])
+    for row in rows[:2]:
+        assert_as_alone(row, tmp_path / 'sweep', alone)
     for line in csv.DictReader((tmp_path / 'sweep/results.csv').open(encoding='utf-8')):
         assert line['status'] == lines[int(line['row'])]['status']
     table = pq.read_table(tmp_path / 'sweep/results.parquet')
-    assert table['config.lr'].to_pylist() == [1e-3, 1e30, 3e30, 9e30]
+    assert table['config.lr'].to_pylist() == [1e-2, 3e-3, 1e30, 3e30]
     assert table['test/accuracy'].to_pylist()[0] == lines[0]['test/accuracy']
-    assert json.loads(table['config'].to_pylist()[1])['lr'] == 1e30
+    assert json.loads(table['config'].to_pylist()[2])['lr'] == 1e30
 
 
 def test_groups_are_rows_of_one_program_that_fit(config):
@@ -161,27 +215,29 @@ def test_groups_are_rows_of_one_program_that_fit(config):
 
 
 @pytest.mark.slow
-def test_masks_of_dropout_are_those_of_the_row_alone(config, tmp_path):
+def test_masks_of_dropout_are_those_of_the_row_alone(config, alone, tmp_path):
     """With several lengths, rows of one order of the data are side by side, and no others."""
     config.data.lengths = (4, 6, 8)
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'sweep')
-    assert_as_alone(rows[1].config, tmp_path / 'sweep/rows/001', tmp_path / 'alone')
+    assert_as_alone(rows[1], tmp_path / 'sweep', alone)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('busy', [1, 2**20], ids=['one after another', 'side by side'])
-def test_rows_of_several_lengths_are_what_they_would_be_alone(config, tmp_path, monkeypatch, busy):
+def test_rows_of_several_lengths_are_what_they_would_be_alone(
+    config, alone, tmp_path, monkeypatch, busy
+):
     monkeypatch.setattr(groups, 'BUSY', busy)
     config.data.lengths, config.lora.dropout = (4, 6, 8), 0.0
     rows = rows_of(config, *TWO)
     run(rows, tmp_path / 'sweep')
-    assert_as_alone(rows[1].config, tmp_path / 'sweep/rows/001', tmp_path / 'alone')
+    assert_as_alone(rows[1], tmp_path / 'sweep', alone)
 
 
-def test_rows_that_divide_evenly_are_split_over_devices(config, tmp_path, monkeypatch):
+def test_rows_that_divide_evenly_are_split_over_devices(config, alone, tmp_path, monkeypatch):
     """Eight rows on the eight devices of the tests, each with one; seven with none of it."""
-    config.duration, spread = '4 steps', []
+    spread = []
     take = program.Together._take
 
     def noted(self, tree, axes, part):
@@ -190,10 +246,12 @@ def test_rows_that_divide_evenly_are_split_over_devices(config, tmp_path, monkey
         return taken
 
     monkeypatch.setattr(program.Together, '_take', noted)
-    rows = rows_of(config, *({'seed': n, 'lr': 1e-3 * (1 + n)} for n in range(8)))
+    rows = rows_of(config, *FOUR, *RATES)
+    assert len(group(prepare(rows), 2**33, 32)) == 1
     run(rows, tmp_path / 'sweep')
     assert spread[:2] == [{8}, {8}]
-    assert_as_alone(rows[5].config, tmp_path / 'sweep/rows/005', tmp_path / 'alone')
+    for row in rows[1:3]:
+        assert_as_alone(row, tmp_path / 'sweep', alone)
 
 
 @pytest.mark.parametrize(
@@ -248,25 +306,23 @@ def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path)
         run(rows, tmp_path / 'a', memory=mine.memory - 1)
 
 
-def test_rows_that_are_added_are_run_and_no_others(config, tmp_path, monkeypatch):
-    config.duration, trained = '2 steps', []
-    train_group = work.train_group
+def test_rows_that_are_added_are_run_and_no_others(config, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / 'a')
+    trained, train_group = [], work.train_group
 
     def noted(each, *others):
         trained.append(each.names)
         train_group(each, *others)
 
     monkeypatch.setattr(work, 'train_group', noted)
-    run(rows_of(config, *TWO), tmp_path / 'a')
-    lines = run(rows_of(config, *TWO, {'seed': 7}), tmp_path / 'a')
-    assert trained == [['000', '001'], ['002']]
+    lines = run(rows_of(config, *TWO, RATES[0]), tmp_path / 'a')
+    assert trained == [['002']]
     assert [line['status'] for line in lines] == ['done'] * 3
 
 
-def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkeypatch):
-    """Rungs after 1 and 2 scores; 4, 2 and 1 rows; stopped and started again it does the same."""
-    config.eval_every = config.save_every = '2 steps'
-    rows = rows_of(config, *({'lr': rate} for rate in (3e-3, 1e-2, 1e-5, 3e-2)))
+def test_halving_stops_the_worst_and_compacts_the_group(config, alone, tmp_path, monkeypatch):
+    """Rungs after 1 and 2 scores; 4, 2 and 1 rows; killed between the results of the first."""
+    rows = rows_of(config, *RATES)
     halving, sizes = Halving(2, 'validation/loss'), []
     together = program.Together.__init__
 
@@ -275,11 +331,15 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkey
         together(self, members, *others)
 
     monkeypatch.setattr(program.Together, '__init__', noted)
-    lines = run(rows, tmp_path / 'whole', halving)
-    assert sizes == [4, 2, 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'write_whole', after_the_first_result())
+        with pytest.raises(KeyboardInterrupt):
+            run(rows, tmp_path, halving)
+    lines = run(rows, tmp_path, halving)
+    assert sizes == [4, 4, 2, 1]
     steps = sorted((line['steps'], line['status']) for line in lines)
     assert steps == [(2, 'pruned'), (2, 'pruned'), (4, 'pruned'), (8, 'done')]
-    logs = [without_rates(tmp_path / 'whole/rows' / row.name) for row in rows]
+    logs = [without_rates(tmp_path / 'rows' / row.name) for row in rows]
     for number, keep in ((2, 2), (4, 1)):
         scores = {
             name: next(
@@ -291,20 +351,7 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, tmp_path, monkey
         best = sorted(scores, key=scores.__getitem__)[:keep]
         assert {name for name, log in enumerate(logs) if log[-1]['step'] > number} == set(best)
     survivor = next(line['row'] for line in lines if line['status'] == 'done')
-    assert_as_alone(
-        rows[int(survivor)].config, tmp_path / 'whole/rows' / survivor, tmp_path / 'solo'
-    )
-    # Killed between the results of one rung: the rest of it stops when the sweep goes on.
-    with monkeypatch.context() as patch:
-        patch.setattr(train, 'write_whole', after_the_first_result())
-        with pytest.raises(KeyboardInterrupt):
-            run(rows, tmp_path / 'broken', halving)
-    again = run(rows, tmp_path / 'broken', halving)
-    for one, other in zip(lines, again, strict=True):
-        assert (one['status'], one['steps']) == (other['status'], other['steps'])
-        folders = (tmp_path / name / 'rows' / one['row'] for name in ('whole', 'broken'))
-        mine, theirs = map(without_rates, folders)
-        assert mine == theirs
+    assert_as_alone(rows[int(survivor)], tmp_path, alone)
 
 
 def test_the_jobs_of_an_array_run_the_command():
