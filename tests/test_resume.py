@@ -40,9 +40,27 @@ def config(reviews) -> Config:
     return reviews.copy_and_resolve_references()
 
 
-def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, monkeypatch):
-    run_config(config, tmp_path / 'whole')
+@pytest.fixture(scope='module')
+def whole(reviews, tmp_path_factory) -> Path:
+    """The work folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp('whole') / 'run'
+    run_config(reviews.copy_and_resolve_references(), folder)
+    return folder
 
+
+@pytest.fixture
+def steady(reviews) -> Config:
+    return _without_dropout(reviews)
+
+
+@pytest.fixture(scope='module')
+def whole_steady(reviews, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('whole_steady') / 'run'
+    run_config(_without_dropout(reviews), folder)
+    return folder
+
+
+def test_a_resumed_run_ends_with_the_same_bits(config, whole, tmp_path, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
@@ -51,17 +69,15 @@ def test_a_resumed_run_ends_with_the_same_bits(config, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run_config(config, tmp_path / 'broken')
     run_config(config, tmp_path / 'broken')
-    whole, broken = final_states(config, tmp_path / 'whole', tmp_path / 'broken')
-    _assert_same_bits(whole, broken)
-    assert without_rates(tmp_path / 'whole') == without_rates(tmp_path / 'broken')
+    _assert_same_bits(*final_states(config, whole, tmp_path / 'broken'))
+    assert without_rates(whole) == without_rates(tmp_path / 'broken')
 
 
-def test_a_work_folder_of_another_config_is_refused(config, tmp_path):
-    config.duration = '2 steps'
-    run_config(config, tmp_path)
+def test_a_work_folder_of_another_config_is_refused(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'run')
     config.lr = 0.5
     with pytest.raises(ValueError, match=r'another config \(lr: 0.001 -> 0.5\)'):
-        run_config(config, tmp_path)
+        run_config(config, tmp_path / 'run')
 
 
 def test_a_work_folder_of_another_base_is_refused(config, tmp_path):
@@ -73,8 +89,7 @@ def test_a_work_folder_of_another_base_is_refused(config, tmp_path):
         run_config(config, tmp_path / 'run')
 
 
-def test_sigterm_saves_and_the_run_goes_on_with_the_same_bits(config, tmp_path, monkeypatch):
-    run_config(config, tmp_path / 'whole')
+def test_sigterm_saves_and_the_run_goes_on_with_the_same_bits(config, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(StepWindow, 'add', _in_step(5, _terminate))
         with pytest.raises(Interrupted, match='step 5 of 8'):
@@ -82,13 +97,12 @@ def test_sigterm_saves_and_the_run_goes_on_with_the_same_bits(config, tmp_path, 
     [stopped] = final_states(config, tmp_path / 'stopped')
     assert int(stopped.state.step) == 5
     run_config(config, tmp_path / 'stopped')
-    _assert_same_bits(*final_states(config, tmp_path / 'whole', tmp_path / 'stopped'))
+    _assert_same_bits(*final_states(config, whole, tmp_path / 'stopped'))
 
 
 @pytest.mark.parametrize('how', ['cut', 'changed', 'lost'])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(config, tmp_path, how):
-    run_config(config, tmp_path / 'whole')
-    shutil.copytree(tmp_path / 'whole', tmp_path / 'torn')
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(config, whole, tmp_path, how):
+    shutil.copytree(whole, tmp_path / 'torn')
     files = sorted(
         (path for path in (tmp_path / 'torn/checkpoints/8/state').rglob('*') if path.is_file()),
         key=lambda path: path.stat().st_size,
@@ -102,21 +116,21 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(config, tmp_path, 
         largest.write_bytes(content[: len(content) // 2] if how == 'cut' else content)
     run_config(config, tmp_path / 'torn')
     assert (tmp_path / 'torn/damaged/8').is_dir()
-    _assert_same_bits(*final_states(config, tmp_path / 'whole', tmp_path / 'torn'))
-    assert without_rates(tmp_path / 'whole') == without_rates(tmp_path / 'torn')
+    _assert_same_bits(*final_states(config, whole, tmp_path / 'torn'))
+    assert without_rates(whole) == without_rates(tmp_path / 'torn')
 
 
-def test_no_whole_checkpoint_is_an_error_and_not_a_new_run(config, tmp_path):
-    config.duration = '2 steps'
-    run_config(config, tmp_path)
-    shutil.rmtree(tmp_path / 'checkpoints/2/state')
-    with pytest.raises(CheckpointsError, match=r'is whole \(step 2: '):
-        run_config(config, tmp_path)
+def test_no_whole_checkpoint_is_an_error_and_not_a_new_run(config, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'run')
+    for state in (tmp_path / 'run/checkpoints').glob('*/state'):
+        shutil.rmtree(state)
+    with pytest.raises(CheckpointsError, match=r'is whole \(step 8: '):
+        run_config(config, tmp_path / 'run')
 
 
-def test_a_full_disk_stops_the_run_and_the_last_whole_checkpoint_goes_on(config, tmp_path):
-    del config.lora['dropout']  # which the config file does not have
-    run_config(config, tmp_path / 'whole')
+def test_a_full_disk_stops_the_run_and_the_last_whole_checkpoint_goes_on(
+    steady, whole_steady, tmp_path
+):
     code = (
         'import resource, signal, sys, runpy; from experiments import checkpoints\n'
         'save = checkpoints.Checkpoints.save\n'
@@ -130,22 +144,30 @@ def test_a_full_disk_stops_the_run_and_the_last_whole_checkpoint_goes_on(config,
         'runpy.run_module("experiments.main", run_name="__main__", alter_sys=True)\n'
     )
     done = run_command(
-        [sys.executable, '-c', code, *_flags(config), '--workdir', tmp_path / 'full']
+        [sys.executable, '-c', code, *_flags(steady), '--workdir', tmp_path / 'full']
     )
     assert done.returncode == 1
     # Not the last line for certain: threads of the storage library may complain while Python ends.
     assert 'stopped: a checkpoint could not be written to ' in done.stderr
     assert 'The newest whole one is of step 2' in done.stderr
-    run_config(config, tmp_path / 'full')
-    _assert_same_bits(*final_states(config, tmp_path / 'whole', tmp_path / 'full'))
+    run_config(steady, tmp_path / 'full')
+    _assert_same_bits(*final_states(steady, whole_steady, tmp_path / 'full'))
 
 
-def test_killed_runs_end_with_the_same_bits(tmp_path):
-    # Thirty of them: python -m benchmarks.faults --kills 30.
-    arguments = faults.flags(tmp_path)
-    length = faults.undisturbed(tmp_path, arguments)
-    trials = [faults.trial(tmp_path, arguments, (0.0, length), seed) for seed in (1, 2)]
-    assert all(trial.survived and trial.identical for trial in trials), trials
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> tuple[Path, list[str], float]:
+    """The folder of a run left alone, its flags, and its seconds from the first step on."""
+    folder = tmp_path_factory.mktemp('kills')
+    arguments = faults.flags(folder)
+    return folder, arguments, faults.undisturbed(folder, arguments)
+
+
+# Thirty of them: python -m benchmarks.faults --kills 30.
+@pytest.mark.parametrize('seed', [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+def test_a_killed_run_ends_with_the_same_bits(undisturbed, seed):
+    folder, arguments, length = undisturbed
+    trial = faults.trial(folder, arguments, (0.0, length), seed)
+    assert trial.survived and trial.identical, trial
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(config, tmp_path):
@@ -167,38 +189,34 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(config, tmp_path):
     assert result['best_step'] == 2
 
 
-def test_a_run_goes_on_on_another_mesh(config, tmp_path, monkeypatch):
-    config.lora.dropout = 0.0
-    run_config(config, tmp_path / 'alone')
+def test_a_run_goes_on_on_another_mesh(steady, whole_steady, tmp_path, monkeypatch):
     monkeypatch.setattr(StepWindow, 'add', _in_step(5, _terminate))
     with pytest.raises(Interrupted):
-        run_config(config, tmp_path / 'moved')
+        run_config(steady, tmp_path)
     monkeypatch.undo()
-    config.mesh.fsdp, config.mesh.tensor = 4, 2
-    run_config(config, tmp_path / 'moved')
-    (alone, _, _), (moved, _, _) = final_states(config, tmp_path / 'alone', tmp_path / 'moved')
+    steady.mesh.fsdp, steady.mesh.tensor = 4, 2
+    run_config(steady, tmp_path)
+    (alone, _, _), (moved, _, _) = final_states(steady, whole_steady, tmp_path)
     for one, other in zip(
         jax.tree.leaves(alone.adapter), jax.tree.leaves(moved.adapter), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
     losses = [
         [row['validation/loss'] for row in read_metrics(folder) if 'validation/loss' in row]
-        for folder in (tmp_path / 'alone', tmp_path / 'moved')
+        for folder in (whole_steady, tmp_path)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_two_processes_train_and_resume_as_one_does(config, tmp_path):
-    del config.lora['dropout']
-    alone = run_config(config, tmp_path / 'alone')
+def test_two_processes_train_and_resume_as_one_does(steady, whole_steady, tmp_path):
+    alone = json.loads((whole_steady / 'result.json').read_text())
     folder = tmp_path / 'two'
     for _ in range(2):
-        outputs = _two_processes([*_flags(config), f'--workdir={folder}'])
+        outputs = _two_processes([*_flags(steady), f'--workdir={folder}'])
         assert ['accuracy, test' in each for each in outputs] == [True, False]
         result = json.loads((folder / 'result.json').read_text())
         assert result['test/loss'] == pytest.approx(alone['test/loss'], rel=1e-5)
-        one, two = (_losses(tmp_path / name) for name in ('alone', 'two'))
-        np.testing.assert_allclose(one, two, rtol=1e-5)
+        np.testing.assert_allclose(_losses(whole_steady), _losses(folder), rtol=1e-5)
         shutil.rmtree(folder / 'checkpoints/8')  # the second start goes on from step 6
 
 
@@ -207,7 +225,9 @@ def _two_processes(arguments: Sequence[str]) -> list[str]:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{free.getsockname()[1]}'
-    environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    # Of a flag that is given twice, the second counts.
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
+    environment = {**os.environ, 'XLA_FLAGS': flags}
     processes = [
         subprocess.Popen(
             [
@@ -231,6 +251,13 @@ def _two_processes(arguments: Sequence[str]) -> list[str]:
 def _losses(workdir: Path) -> list[float]:
     rows = read_metrics(workdir)
     return [v for row in rows for k, v in row.items() if k in ('train/loss', 'validation/loss')]
+
+
+def _without_dropout(reviews: Config) -> Config:
+    """A copy that has no dropout, as the config file has none; meshes draw masks of their own."""
+    config = reviews.copy_and_resolve_references()
+    del config.lora['dropout']
+    return config
 
 
 def _flags(config: Config) -> list[str]:
