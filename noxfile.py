@@ -21,10 +21,12 @@ nox.options.sessions = ('pinned', 'oldest', 'newest', 'wheel')
 # What stands on JAX itself: how models are traced and run, and what is done to the programs.
 LIBRARY_TESTS = tuple(
     f'tests/test_{name}.py'
-    for name in 'binding views core contract quantize vectorize generation sharding'.split()
+    for name in 'jaxprs binding views core contract quantize vectorize generation sharding'.split()
 )
 # The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
-OLDEST_TESTS = tuple(f'tests/test_{name}.py' for name in 'binding views gguf peft_files'.split())
+OLDEST_TESTS = tuple(
+    f'tests/test_{name}.py' for name in 'jaxprs binding views gguf peft_files'.split()
+)
 # Where JAX's documentation says that nightly wheels are.
 NIGHTLY = 'https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/'
 PYTEST = ('python', '-m', 'pytest', '--numprocesses', 'auto', '--dist', 'worksteal')

@@ -36,7 +36,10 @@ WORKFLOWS = {path.stem: _workflow(path) for path in (ROOT / '.github' / 'workflo
 
 def _commands(workflow: dict) -> list[str]:
     return [
-        step['run'] for job in workflow['jobs'].values() for step in job['steps'] if 'run' in step
+        step['run']
+        for job in workflow['jobs'].values()
+        for step in job.get('steps', [])
+        if 'run' in step
     ]
 
 

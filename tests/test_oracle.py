@@ -1,5 +1,6 @@
 """Adapters of other libraries: our logits, loss, merged logits and gradients are theirs."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,9 +11,9 @@ import pytest
 from tests.checkpoint_files import GOLDEN
 from tests.oracle.__main__ import main
 from tests.oracle.cases import find
-from tests.oracle.judge import TOLERANCE, judge
+from tests.oracle.judge import TOLERANCE, applied, judge, written
 
-CASES, OTHERS = find(GOLDEN)
+CASES, OTHERS, UNREADABLE = find(GOLDEN)
 # What a file does not say, by the words of the refusal; what stands beside it is judged.
 REFUSED = {
     'llama/psoft': 'signs of singular vectors',
@@ -57,7 +58,7 @@ def test_reference_adapter(case, scan):
 
 
 def test_every_adapter_is_a_case():
-    assert not OTHERS
+    assert not OTHERS and not UNREADABLE
 
 
 def _changed(tmp_path, method, change):
@@ -79,20 +80,40 @@ def _wrong_output(name):
 
 @pytest.mark.parametrize('name', ['logits', 'loss', 'merged_logits'])
 def test_a_wrong_number_is_seen(name, tmp_path):
-    (case,), _ = find(_changed(tmp_path, 'lora', _wrong_output(name)))
+    (case,), *_ = find(_changed(tmp_path, 'lora', _wrong_output(name)))
     assert judge(case).wrong
 
 
+@pytest.mark.parametrize(('place', 'factor'), [(0, 1.01), (-1, np.nan)])
 @pytest.mark.parametrize('name', ['llama/lora', 'adapters/llama/loreft_pos'])
-def test_a_wrong_gradient_is_seen(name):
+def test_a_wrong_gradient_is_seen(name, place, factor):
     case = next(case for case in CASES if case.name == name)
-    tensor = sorted(case.gradients)[0]
-    case.gradients[tensor] *= 1.01
-    try:
-        verdict = judge(case)
-    finally:
-        case.gradients[tensor] /= 1.01
-    assert verdict.errors['gradients'] > 10 * TOLERANCE and verdict.wrong
+    tensor = sorted(case.gradients)[place]
+    gradients = {**case.gradients, tensor: case.gradients[tensor] * np.float32(factor)}
+    verdict = judge(dataclasses.replace(case, gradients=gradients))
+    assert not verdict.errors['gradients'] <= 10 * TOLERANCE
+    assert verdict.wrong
+
+
+@pytest.mark.parametrize('case', [c for c in CASES if not c.headless], ids=lambda case: case.name)
+def test_the_adapter_of_a_case_changes_what_the_model_gives(case):
+    model = case.model(False)
+    theirs = case.outputs.get('logits', case.outputs.get('last_hidden_state'))
+    plain = np.asarray(applied(model)(model.params, case.inputs))
+    if plain.shape == theirs.shape:  # Virtual tokens make it longer.
+        plain, theirs = written(case, plain, theirs)
+        assert np.abs(plain - theirs).max() > 1e-3 * np.abs(theirs).max()
+
+
+def test_a_torn_case_leaves_the_others_judged(tmp_path, capfd):
+    root = _changed(tmp_path, 'lora', lambda folder: None)
+    torn = root / 'llama' / 'torn'
+    shutil.copytree(root / 'llama' / 'lora', torn)
+    (torn / 'adapter_model.safetensors').write_bytes(b'')
+    assert main([str(root)]) == 1
+    first, second, last = capfd.readouterr().out.splitlines()
+    assert re.match('llama/lora +equal', first) and re.match('llama/torn +wrong', second)
+    assert last.startswith('2 cases: 1 equal, 1 wrong')
 
 
 def _unknown_method(folder):

@@ -29,7 +29,7 @@ from tests.structures.entry import normal_like
 
 
 def _matrix(rows=150, columns=192):
-    """The matrix of tests/golden/make.py: normal, with rows of very different sizes."""
+    """The matrix of tests/golden/make/nf4.py: normal, with rows of very different sizes."""
     matrix = np.random.RandomState(0).standard_normal((rows, columns)).astype(np.float32)
     return matrix * np.exp(np.random.RandomState(1).standard_normal((rows, 1))).astype(np.float32)
 

@@ -177,11 +177,12 @@ def read(eqn: Any) -> Operation | None:
         return None
     try:
         return reader(eqn.params)
-    except (KeyError, AttributeError) as error:
+    except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise JaxVersionError(
             f'jax {jax.__version__} writes the primitive {eqn.primitive.name!r} with the '
-            f'parameters {sorted(eqn.params)}, and peftjax looks for {error}. This peftjax is '
-            f'tested with jax {TESTED[0]} to {TESTED[1]}: install one of these, or a newer peftjax'
+            f'parameters {sorted(eqn.params)}, which peftjax cannot read '
+            f'({type(error).__name__}: {error}). This peftjax is tested with jax {TESTED[0]} to '
+            f'{TESTED[1]}: install one of these, or a newer peftjax'
         ) from error
 
 

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
         print('usage: python -m tests.oracle FOLDER', file=sys.stderr)
         return 2
     try:
-        cases, others = find(Path(arguments[0]))
+        cases, others, unreadable = find(Path(arguments[0]))
     except MalformedError as error:
         print(error, file=sys.stderr)
         return 2
@@ -27,10 +27,14 @@ def main(arguments: list[str]) -> int:
         word, detail = _line(case)
         count[word] += 1
         print(f'{case.name:40} {word:8} {detail}'[:400], flush=True)
+    for name, reason in unreadable.items():
+        count['wrong'] += 1
+        print(f'{name:40} wrong    {reason}')
     for name, reason in others.items():
         print(f'{name:40} no case  {reason}')
+    total = len(cases) + len(unreadable)
     print(
-        f'{len(cases)} cases: {count["equal"]} equal, {count["wrong"]} wrong, '
+        f'{total} cases: {count["equal"]} equal, {count["wrong"]} wrong, '
         f'{count["refused"]} refused; {len(others)} other adapters'
     )
     return 1 if count['wrong'] else 0

@@ -21,7 +21,7 @@ import functools
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -101,15 +101,29 @@ def load_base(folder: Path, task: str | None, scan: bool) -> peftjax.Model:
     return peftjax.load(folder, task=task, scan=scan)
 
 
-def find(root: Path) -> tuple[list[Case], dict[str, str]]:
-    """The cases below a folder, and its other adapters with the reason why they are no cases.
+class Found(NamedTuple):
+    """What is below a folder: cases, and other adapters by name, with the reason.
+
+    Attributes:
+        cases: those that can be judged.
+        others: adapters without a base or stored outputs.
+        unreadable: cases with a file that cannot be read.
+    """
+
+    cases: list[Case]
+    others: dict[str, str]
+    unreadable: dict[str, str]
+
+
+def find(root: Path) -> Found:
+    """The cases below a folder.
 
     Raises:
-        MalformedError: no folder, no case, or a file that cannot be read.
+        MalformedError: no folder, or no case that can be read.
     """
     if not root.is_dir():
         raise MalformedError(f'{root} is no folder')
-    cases, others = [], {}
+    cases, others, unreadable = [], {}, {}
     for folder in sorted(path.parent for path in root.rglob(CONFIG)):
         name = folder.relative_to(root).as_posix()
         base = _base_of(folder, root)
@@ -118,10 +132,14 @@ def find(root: Path) -> tuple[list[Case], dict[str, str]]:
         elif not (folder / 'logits.npz').is_file():
             others[name] = 'it has no logits.npz'
         else:
-            cases.append(read(folder, base, name))
+            try:
+                cases.append(read(folder, base, name))
+            except MalformedError as error:
+                unreadable[name] = str(error)
     if not cases:
-        raise MalformedError(f'{root} holds no <base>/<case>/{CONFIG} with logits.npz')
-    return cases, others
+        said = '; '.join(f'{name}: {why}' for name, why in {**others, **unreadable}.items())
+        raise MalformedError(f'{root} holds no <base>/<case>/{CONFIG} with logits.npz. {said}')
+    return Found(cases, others, unreadable)
 
 
 def stored(name: str) -> Case:
@@ -144,7 +162,7 @@ def read(folder: Path, base: Path, name: str) -> Case:
     own = folder / 'inputs.npz'
     try:
         config = json.loads((folder / CONFIG).read_text())
-        kinds = json.loads((base / 'config.json').read_text())['architectures']
+        kinds = json.loads((base / 'config.json').read_text()).get('architectures') or ['']
         weights = folder / (WEIGHTS if 'peft_type' in config else HUB_WEIGHTS)
         gradients = folder / 'grads.safetensors'
         inputs = arrays(own if own.is_file() else base / 'inputs.npz')

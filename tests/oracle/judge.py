@@ -85,20 +85,20 @@ def errors_of(
     run = jax.value_and_grad(loss, has_aux=True) if known else lambda a: (loss(a), None)
     (value, logits), gradient = jax.jit(run)(adapter)
     theirs = case.outputs.get('logits', case.outputs.get('last_hidden_state'))
-    errors = {'logits': _error(*_written(case, logits, theirs))}
+    errors = {'logits': _error(*written(case, logits, theirs))}
     if 'loss' in case.outputs:
         errors['loss'] = _error(value, case.outputs['loss'])
     if gradients and 'merged_logits' in case.outputs:
         params = jax.jit(reading.transform.merge)(model.params, adapter)
-        merged = _apply(model)(params, case.inputs)
-        errors['merged'] = _error(*_written(case, merged, _merged(case)))
+        merged = applied(model)(params, case.inputs)
+        errors['merged'] = _error(*written(case, merged, _merged(case)))
     if known:
         errors['gradients'] = _gradient_error(case, reading, adapter, gradient)
     return errors
 
 
 @functools.cache
-def _apply(model: peftjax.Model) -> Callable[[Any, Tensors], jax.Array]:
+def applied(model: peftjax.Model) -> Callable[[Any, Tensors], jax.Array]:
     return jax.jit(lambda params, inputs: model.apply(params, **inputs))
 
 
@@ -108,7 +108,7 @@ def _merged(case: Case) -> np.ndarray:
     return merged if np.abs(merged - plain).max() < 0.1 * np.abs(plain).max() else plain
 
 
-def _written(case: Case, ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
+def written(case: Case, ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both where a token is written, and not where padding is."""
     mask = case.inputs.get('decoder_attention_mask', case.inputs.get('attention_mask'))
     if mask is None or theirs.ndim == 2:
@@ -158,9 +158,8 @@ def _gradient_error(case: Case, reading: Reading, adapter: Any, gradient: Any) -
         jax.tree.map(lambda *pair: _error(*pair, least=least), gradient, theirs)
     )
     wrong = _WRONG_GRADIENTS if case.config.get('peft_type') == 'C3A' else None
-    return max(
-        error for path, error in errors if wrong is None or wrong not in jax.tree_util.keystr(path)
-    )
+    counted = [e for path, e in errors if not (wrong and wrong in jax.tree_util.keystr(path))]
+    return float(np.max(counted))  # Python's max would lose a NaN that is not the first.
 
 
 # C3A's backward pass in peft transforms the kernel the wrong way round for the gradient of its
