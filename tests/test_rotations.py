@@ -122,7 +122,7 @@ def test_the_rotation_and_its_slope_are_those_of_the_inverse(size):
     skewed = skew(triangle, size)
 
     def by_solving(skewed):
-        eye = jnp.eye(size)
+        eye = jnp.eye(size)[None]
         return jnp.linalg.solve(eye + skewed, eye - skewed)
 
     direction = jnp.asarray(random.normal(size=skewed.shape), jnp.float32)

@@ -188,7 +188,9 @@ def test_rows_that_diverge_leave_and_hurt_no_other(config, alone, tmp_path):
     assert all(0 < line['diverged_at'] <= 8 for line in lines[2:])
     for row in rows[:2]:
         assert_as_alone(row, tmp_path / 'sweep', alone)
-    for line in csv.DictReader((tmp_path / 'sweep/results.csv').open(encoding='utf-8')):
+    for line in csv.DictReader(
+        (tmp_path / 'sweep/results.csv').read_text(encoding='utf-8').splitlines()
+    ):
         assert line['status'] == lines[int(line['row'])]['status']
     table = pq.read_table(tmp_path / 'sweep/results.parquet')
     assert table['config.lr'].to_pylist() == [1e-2, 3e-3, 1e30, 3e30]

@@ -204,9 +204,9 @@ def test_eva_finds_the_directions_of_the_inputs(scan):
                 x, _ = Block(name=f'layers_{i}')(x)
             return x
 
+    scales = jnp.arange(1.0, 7.0)[None, None]
     batches = [
-        {'x': 2.0 + jax.random.normal(jax.random.key(i), (4, 9, width)) * jnp.arange(1.0, 7.0)}
-        for i in range(3)
+        {'x': 2.0 + jax.random.normal(jax.random.key(i), (4, 9, width)) * scales} for i in range(3)
     ]
     model = peftjax.wrap(Blocks(), Blocks().init(jax.random.key(7), batches[0]['x']), batches[0])
 

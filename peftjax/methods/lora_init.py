@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Inexact, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.base import Model, PeftTransform, WeightAdapter
@@ -15,7 +15,7 @@ Factors = tuple[Float[jax.Array, 'in {rank}'], Float[jax.Array, '{rank} out']]
 
 
 def kaiming(
-    key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], rank: int, scale: float
+    key: PRNGKeyArray, matrix: Inexact[jax.Array, 'in out'], rank: int, scale: float
 ) -> Factors:
     """`A ~ U(-1/sqrt(in), 1/sqrt(in))`, `B = 0`: the authors' code."""
     del scale
@@ -26,7 +26,7 @@ def kaiming(
 
 
 def gaussian(
-    key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], rank: int, scale: float
+    key: PRNGKeyArray, matrix: Inexact[jax.Array, 'in out'], rank: int, scale: float
 ) -> Factors:
     """`A ~ N(0, 1/r^2)`, `B = 0`."""
     del scale

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Float32, Integer, Shaped
 
+from peftjax.core.shapes import HostArray
+
 
 def length_normalised_loss(
     log_probs: Float[jax.Array, 'B C L'],
-    mask: Shaped[jax.Array, 'B C L'],
-    answers: Integer[jax.Array, ' B'],
+    mask: Shaped[HostArray, 'B C L'],
+    answers: Integer[HostArray, ' B'],
     exponent: float = 1.0,
 ) -> Float32[jax.Array, '']:
     r"""Cross-entropy over choices scored by the mean log-probability of their tokens.
@@ -50,8 +52,8 @@ def length_normalised_loss(
 
 def unlikelihood_loss(
     log_probs: Float[jax.Array, 'B C L'],
-    mask: Shaped[jax.Array, 'B C L'],
-    answers: Integer[jax.Array, ' B'],
+    mask: Shaped[HostArray, 'B C L'],
+    answers: Integer[HostArray, ' B'],
     margin: float = 1e-2,
 ) -> Float32[jax.Array, '']:
     r"""Pushes the tokens of wrong choices down: mean of `-log(1 - p + margin)` over them.
