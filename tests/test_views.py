@@ -29,7 +29,7 @@ def layouts(draw):
 @given(layouts())
 @settings(max_examples=30)
 def test_layout_forms_are_inverse(layout):
-    leaf = np.arange(math.prod(layout.shape), dtype=np.float32).reshape(layout.shape)
+    leaf = jnp.arange(float(math.prod(layout.shape))).reshape(layout.shape)
     matrix = layout.to_matrix(leaf)
     assert matrix.shape == (*layout.stack_shape, layout.inputs, layout.outputs)
     np.testing.assert_array_equal(layout.from_matrix(matrix), leaf)

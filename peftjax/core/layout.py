@@ -3,10 +3,9 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Inexact
-
-from peftjax.core.shapes import HostArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +52,12 @@ class Layout:
     def outputs(self) -> int:
         return self._size(self.columns)
 
-    def to_matrix(self, leaf: Inexact[HostArray, '...']) -> Inexact[HostArray, '*stack in out']:
+    def to_matrix(self, leaf: Inexact[jax.Array, '...']) -> Inexact[jax.Array, '*stack in out']:
         """`leaf` as `[*stack, in, out]`."""
         ordered = jnp.transpose(leaf, self.stack + self.rows + self.columns)
         return ordered.reshape(*self.stack_shape, self.inputs, self.outputs)
 
-    def from_matrix(self, matrix: Inexact[HostArray, '*stack in out']) -> Inexact[HostArray, '...']:
+    def from_matrix(self, matrix: Inexact[jax.Array, '*stack in out']) -> Inexact[jax.Array, '...']:
         """The inverse of `to_matrix`."""
         order = self.stack + self.rows + self.columns
         ordered = matrix.reshape([self.shape[axis] for axis in order])
