@@ -5,29 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 from peftjax.binding.adapt import adapt
 from peftjax.binding.jaxprs import JaxVersionError
-from peftjax.core.base import (
-    ROOT,
-    Adapter,
-    AdapterError,
-    CallRule,
-    MergeError,
-    Model,
-    ModelCall,
-    ModuleRule,
-    ModuleUse,
-    PeftTransform,
-    Use,
-    WeightAdapter,
-    WeightRule,
-)
 from peftjax.core.combine import chain, named_chain
+from peftjax.core.entries import Adapter, Entry
+from peftjax.core.errors import AdapterError, MergeError
+from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
-from peftjax.core.partition import Hole, combine, partition
+from peftjax.core.model import Model
+from peftjax.core.partition import combine, partition
 from peftjax.core.paths import TargetError
 from peftjax.core.quantized import QuantizedArray, Scheme, dequantize
-from peftjax.core.sharding import batch_sharding, make_mesh, shardings, state_shardings
+from peftjax.core.rules import ROOT, CallRule, LeafRule, MatrixRule, ModuleRule
+from peftjax.core.sharding import (
+    batch_sharding,
+    frozen_shardings,
+    make_mesh,
+    shardings,
+    state_shardings,
+)
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
+from peftjax.core.transform import Frozen, PeftTransform
+from peftjax.core.use import ModelCall, ModuleUse, Use
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.methods.adalora import adalora, orthogonality
@@ -177,8 +175,8 @@ __all__ = [
     'TokenScores',
     'Tokenizer',
     'Use',
-    'WeightAdapter',
-    'WeightRule',
+    'Entry',
+    'MatrixRule',
     'WeightSite',
     'adalora',
     'adapt',

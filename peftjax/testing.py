@@ -20,9 +20,13 @@ from peftjax.binding import jaxprs
 from peftjax.binding.adapt import adapt
 from peftjax.binding.wrap import wrap
 from peftjax.core import paths
-from peftjax.core.base import Adapter, MergeError, Model, PeftTransform
 from peftjax.core.combine import chain
+from peftjax.core.entries import Adapter, Entry
+from peftjax.core.errors import AdapterError, MergeError
+from peftjax.core.model import Model
+from peftjax.core.quantized import is_quantized
 from peftjax.core.summary import summary
+from peftjax.core.transform import Frozen, PeftTransform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +69,9 @@ class Case:
 
     @functools.cached_property
     def call(self) -> Callable[..., jax.Array]:
-        """`call(adapter, params, **inputs)`: the adapted model's first float output."""
+        """`call(adapter, frozen, **inputs)`: the adapted model's first float output."""
         predict = adapt(self.model, self.transform)
-        return lambda adapter, params, **inputs: _output(predict(adapter, params, **inputs))
+        return lambda adapter, frozen, **inputs: _output(predict(adapter, frozen, **inputs))
 
     @functools.cached_property
     def apply(self) -> Callable[..., jax.Array]:
@@ -75,7 +79,7 @@ class Case:
         return _jitted(self.model.apply)
 
     @functools.cached_property
-    def _fresh(self) -> dict[int, Adapter]:
+    def _fresh(self) -> dict[int, tuple[Adapter, Frozen]]:
         return {}
 
     @functools.cached_property
@@ -83,11 +87,11 @@ class Case:
         """How often a program of this case was traced."""
         return collections.Counter()
 
-    def _step(self, adapter: Adapter, params: Any, inputs: Any) -> 'Step':
+    def _step(self, adapter: Adapter, frozen: Frozen, inputs: Any) -> 'Step':
         self._traces['step'] += 1
 
         def loss(adapter: Adapter) -> tuple[jax.Array, jax.Array]:
-            output = self.call(adapter, params, **inputs)
+            output = self.call(adapter, frozen, **inputs)
             return _loss(output), output
 
         gradient, output = jax.grad(loss, has_aux=True)(adapter)
@@ -98,17 +102,17 @@ class Case:
     def _compiled_step(self) -> Callable[..., 'Step']:
         return jax.jit(self._step)
 
-    def step(self, adapter: Adapter, params: Any = None) -> 'Step':
+    def step(self, adapter: Adapter, frozen: Frozen | None = None) -> 'Step':
         """One step of training on the case's inputs: one program for all laws."""
-        params = self.model.params if params is None else params
-        return self._compiled_step(adapter, params, self.inputs)
+        frozen = self.frozen() if frozen is None else frozen
+        return self._compiled_step(adapter, frozen, self.inputs)
 
     def predict(self, adapter: Adapter) -> jax.Array:
-        """`call` on the model's own parameters and the case's inputs."""
-        return self.call(adapter, self.model.params, **self.inputs)
+        """`call` beside `frozen()`, on the case's inputs."""
+        return self.call(adapter, self.frozen(), **self.inputs)
 
-    def fresh(self, seed: int = 0) -> Adapter:
-        """An adapter as `init` gives it.
+    def init(self, seed: int = 0) -> tuple[Adapter, Frozen]:
+        """What the transform's `init` gives.
 
         Not in a program of its own: its draws and decompositions, compiled alone, are those of
         every case whose leaves have these shapes.
@@ -117,13 +121,29 @@ class Case:
             self._fresh[seed] = self.transform.init(jax.random.key(seed), self.model)
         return self._fresh[seed]
 
+    def fresh(self, seed: int = 0) -> Adapter:
+        """An adapter as `init` gives it."""
+        return self.init(seed)[0]
+
+    def frozen(self, seed: int = 0) -> Frozen:
+        """What does not train beside `fresh(seed)`."""
+        return self.init(seed)[1]
+
+    def frozen_axes(self) -> Frozen:
+        """Axes for `jax.vmap` over keys: which leaves of `frozen` depend on the key."""
+        both = (paths.flatten(self.frozen(seed)) for seed in (0, 1))
+        pairs = zip(*(each.values() for each in both), strict=True)
+        axes = [None if np.array_equal(one, other) else 0 for one, other in pairs]
+        structure = jax.tree.structure(self.frozen(), is_leaf=is_quantized)
+        return jax.tree.unflatten(structure, axes)
+
     def moved(self, seed: int = 0) -> Adapter:
         """An adapter away from its initial values, where nothing is zero by construction."""
         return perturb(self.fresh(seed), seed)
 
     def merged(self, adapter: Adapter) -> Any:
         """The model's parameters with the adapter merged."""
-        return self.transform.merge(self.model.params, adapter)
+        return self.transform.merge(adapter, self.frozen())
 
     @functools.cached_property
     def compiled_merged(self) -> Callable[[Adapter], Any]:
@@ -205,8 +225,7 @@ def identity_at_init(case: Case) -> None:
         return
     plain = case.apply(case.model.params, **case.inputs)
     adapter = case.fresh()
-    frozen = case.transform.base(case.model.params, adapter)
-    _assert_close(case.step(adapter, frozen).output, plain, case.identity + case.tolerance)
+    _assert_close(case.step(adapter).output, plain, case.identity + case.tolerance)
 
 
 def merge_keeps_structure(case: Case) -> None:
@@ -214,9 +233,10 @@ def merge_keeps_structure(case: Case) -> None:
     params = case.model.params
     if not case.mergeable:
         try:
-            case.transform.merge(params, case.fresh())
+            case.transform.merge(*case.init())
         except MergeError as error:
-            site = next(iter(case.transform.rules(case.fresh())))
+            adapter, frozen = case.init()
+            site = next(iter(case.transform.rules(adapter, frozen.own)))
             assert site in str(error), f'{site!r} is not named in {error}'
             return
         raise AssertionError('merge did not raise MergeError')
@@ -249,7 +269,7 @@ def gradients_agree(case: Case) -> None:
 
 def init_is_abstract(case: Case) -> None:
     """`init` runs under `eval_shape`, on abstract parameters too, with the same result."""
-    expected = _shapes(case.fresh())
+    expected = _shapes(case.init())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), case.model.params
     )
@@ -262,10 +282,13 @@ def init_is_abstract(case: Case) -> None:
 def vmaps_over_keys(case: Case) -> None:
     """K adapters from K keys run on one base in one program, each as it does alone."""
     keys = jax.random.split(jax.random.key(3), 2)
-    many = jax.jit(jax.vmap(case.transform.init, in_axes=(0, None)))(keys, case.model)
-    together = jax.device_get(jax.jit(jax.vmap(case.predict))(many))
+    each = case.frozen_axes()
+    many = jax.jit(jax.vmap(case.transform.init, in_axes=(0, None), out_axes=(0, each)))
+    adapters, frozen = many(keys, case.model)
+    call = jax.vmap(lambda *both: case.call(*both, **case.inputs), in_axes=(0, each))
+    together = jax.device_get(jax.jit(call)(adapters, frozen))
     for i, key in enumerate(keys):
-        alone = case.step(case.transform.init(key, case.model)).output
+        alone = case.step(*case.transform.init(key, case.model)).output
         _assert_close(together[i], alone, case.tolerance)
 
 
@@ -274,7 +297,7 @@ def second_step_compiles_nothing(case: Case) -> None:
     moved = case.step(case.fresh()).moved
     before = case._traces['step']
     case.step(moved)
-    case.step(case.fresh(seed=7))
+    case.step(*case.init(seed=7))
     again = case._traces['step'] - before
     assert not again, f'steps on adapters of one shape were traced {again} times more'
 
@@ -284,16 +307,18 @@ def sharding_keeps_numbers(case: Case) -> None:
     second one, on the adapter that the first returned, compiles nothing."""
     mesh = Mesh(np.array(jax.devices()), ('data',))
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = jax.tree.map(lambda leaf: _shard(leaf, mesh), case.model.params)
+    own = case.frozen()
+    params = jax.tree.map(lambda leaf: _shard(leaf, mesh), own.params)
+    frozen = Frozen(params, jax.device_put(own.own, replicated))
     inputs = {name: _shard(value, mesh, axis=0) for name, value in case.inputs.items()}
     adapter = case.moved()
     alone = paths.flatten(case.step(adapter).moved)
     before = case._traces['step']
     on_mesh = jax.jit(case._step, out_shardings=replicated)
-    spread = on_mesh(jax.device_put(adapter, replicated), params, inputs).moved
+    spread = on_mesh(jax.device_put(adapter, replicated), frozen, inputs).moved
     for path, leaf in paths.flatten(spread).items():
         _assert_close(leaf, alone[path], case.tolerance, path)
-    on_mesh(spread, params, inputs)
+    on_mesh(spread, frozen, inputs)
     assert case._traces['step'] == before + 1, 'a second step on the mesh was traced again'
 
 
@@ -301,7 +326,7 @@ def keys_are_stable(case: Case) -> None:
     """Adding a target changes no other initial value."""
     if case.fewer_targets is None:
         return
-    fewer = case.make(case.fewer_targets).init(jax.random.key(0), case.model)
+    fewer, _ = case.make(case.fewer_targets).init(jax.random.key(0), case.model)
     few, all_ = paths.flatten(fewer), paths.flatten(case.fresh())
     assert set(few) < set(all_), 'fewer_targets must match some of the sites only'
     for path, leaf in few.items():
@@ -337,7 +362,8 @@ def dense_only_if_said(case: Case) -> None:
     kernels are passed over, since other arrays may have their shape.
     """
     adapter = case.moved()
-    sites = (case.model.sites.weights.get(path) for path in case.transform.rules(adapter))
+    rules = case.transform.rules(adapter, case.frozen().own)
+    sites = (case.model.sites.weights.get(path) for path in rules)
     layouts = [site.layout for site in sites if site is not None and site.layout is not None]
     kernels = {(i, o) for layout in layouts if (i := layout.inputs) != (o := layout.outputs)}
     kernels |= {(o, i) for i, o in kernels}
@@ -355,7 +381,7 @@ def forward_cost_matches(case: Case) -> None:
         return
     params = case.model.params
     plain = _flops(case.apply, params, **case.inputs)
-    adapted = _flops(case.call, case.fresh(), params, **case.inputs)
+    adapted = _flops(case.call, *case.init(), **case.inputs)
     added = adapted - plain
     assert added <= 1.03 * case.forward_flops, (
         f'a forward pass adds {added:.4g} FLOPs, the formula allows {case.forward_flops:.4g}'
@@ -373,6 +399,29 @@ def saving_is_exact(case: Case) -> None:
         paths.flatten(adapter).items(), jax.tree.leaves(loaded), strict=True
     ):
         assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes(), f'{path} differs'
+
+
+def other_methods_are_refused(case: Case) -> None:
+    """An adapter that says it is of another method raises, in a call and in `merge`."""
+    other = jax.tree.map(_of_another_method, case.fresh(), is_leaf=_is_entry)
+    if jax.tree.structure(other) == jax.tree.structure(case.fresh()):
+        return
+    frozen = case.frozen()
+    for use in (case.call, case.transform.merge):
+        inputs = case.inputs if use is case.call else {}
+        try:
+            use(other, frozen, **inputs)
+        except AdapterError:
+            continue
+        raise AssertionError('an adapter of another method was taken')
+
+
+def _is_entry(node: Any) -> bool:
+    return isinstance(node, Entry)
+
+
+def _of_another_method(node: Any) -> Any:
+    return Entry('another', node, node.layout) if isinstance(node, Entry) else node
 
 
 def check_composition(first: Case, second: Case) -> None:
@@ -416,6 +465,7 @@ LAWS: dict[str, Callable[[Case], None]] = {
         dense_only_if_said,
         forward_cost_matches,
         saving_is_exact,
+        other_methods_are_refused,
     )
 }
 """Every law by name."""

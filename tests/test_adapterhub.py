@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from peftjax.core.base import ModuleRule
+from peftjax.core.rules import ModuleRule
 from peftjax.interop.errors import CheckpointError
 from tests.checkpoint_files import golden, write_folder
 from tests.oracle.cases import GOLDEN, load_base, stored

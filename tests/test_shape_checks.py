@@ -8,7 +8,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import peftjax
-from peftjax.core.base import WeightRule
+from peftjax.core.rules import MatrixRule
 from peftjax.methods.rotations import turn
 from peftjax.quantize.int8 import Int8
 from tests.shape_checks import PACKAGES
@@ -21,7 +21,7 @@ def _merged(leaves, matrix):
     tx = peftjax.lora(rank=2, targets=r'hidden')
     adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
     rule = tx.rules(adapter)['hidden/kernel']
-    assert isinstance(rule, WeightRule) and rule.merged is not None
+    assert isinstance(rule, MatrixRule) and rule.merged is not None
     return rule.merged(leaves, matrix)
 
 

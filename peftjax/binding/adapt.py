@@ -14,33 +14,28 @@ from peftjax.binding.jaxprs import Body
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core import paths
-from peftjax.core.base import (
-    ROOT,
-    Adapter,
-    AdapterError,
-    CallRule,
-    Model,
-    ModelCall,
-    ModuleRule,
-    ModuleUse,
-    PeftTransform,
-    Rule,
-    WeightRule,
-)
+from peftjax.core.entries import Adapter
+from peftjax.core.errors import AdapterError
+from peftjax.core.holes import is_hole
+from peftjax.core.merge import check_leaf, over_stack, replaced
+from peftjax.core.model import Model
 from peftjax.core.quantized import dense, is_quantized, like_dense
+from peftjax.core.rules import ROOT, CallRule, MatrixRule, ModuleRule, Rule, leaf_rule
 from peftjax.core.sites import Sites
-from peftjax.core.weightwise import over_stack
+from peftjax.core.transform import Frozen, PeftTransform, check_frozen
+from peftjax.core.use import ModelCall, ModuleUse
 
 
 def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
-    """`predict(adapter, params, *args, adapter_key=None, **kwargs)`: the adapted model.
+    """`predict(adapter, frozen, *args, adapter_key=None, **kwargs)`: the adapted model.
 
-    Equal to `model.apply(transform.merge(params, adapter), *args, **kwargs)` where the method
+    Equal to `model.apply(transform.merge(adapter, frozen), *args, **kwargs)` where the method
     can merge, but computed from the factors: differentiate it with respect to its first argument
-    and no gradient of a frozen weight is formed. Compiled once for each shape of the arguments.
+    and no gradient of a frozen weight is formed. Compiled once for each shape of the arguments;
+    every number in `adapter` and `frozen` is an argument of the program.
 
     Args:
-      model: the model; only its functions and sites are used, `params` are passed at each call.
+      model: the model; only its functions and sites are used, not its `params`.
       transform: the method, or a chain of methods.
 
     Returns:
@@ -49,33 +44,40 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
       adapter's own dropout.
 
     Raises:
-      AdapterError: at a call, if the adapter does not belong to this model, or if this call
-        uses an adapted weight in a way that the example inputs of `wrap` did not show.
+      TypeError: swapped arguments; at a call, if `frozen` is not what `init` gave.
+      AdapterError: at a call, if the adapter does not belong to this model or transform, or if
+        this call uses an adapted weight in a way that the example inputs of `wrap` did not show.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
-    >>> adapter = tx.init(jax.random.key(0), mlp)
+    >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
     >>> predict = peftjax.adapt(mlp, tx)
-    >>> predict(adapter, mlp.params, jax.numpy.ones((5, 4))).shape
+    >>> predict(adapter, frozen, jax.numpy.ones((5, 4))).shape
     (5, 3)
     """
+    if not (isinstance(model, Model) and isinstance(transform, PeftTransform)):
+        raise TypeError(
+            f'adapt takes a model and a transform, found a {type(model).__name__} and a '
+            f'{type(transform).__name__}; write peftjax.adapt(model, tx)'
+        )
 
     @functools.partial(jax.jit, static_argnums=4)
     def compiled(
-        adapter: Adapter, params: Any, key: Any, arrays: Any, structure: calls.Structure
+        adapter: Adapter, frozen: Frozen, key: Any, arrays: Any, structure: calls.Structure
     ) -> Any:
-        rules = transform.rules(adapter)
-        return evaluate(model, rules, params, key, calls.Call(arrays, structure))
+        rules = transform.rules(adapter, frozen.own)
+        return evaluate(model, rules, frozen.params, key, calls.Call(arrays, structure))
 
     def predict(
         adapter: Adapter,
-        params: Any,
+        frozen: Frozen,
         *args: Any,
         adapter_key: jax.Array | None = None,
         **kwargs: Any,
     ) -> Any:
+        check_frozen(adapter, frozen)
         call = calls.split(args, kwargs)
-        return compiled(adapter, params, adapter_key, call.arrays, call.structure)
+        return compiled(adapter, frozen, adapter_key, call.arrays, call.structure)
 
     return predict
 
@@ -84,31 +86,41 @@ def evaluate(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
     """The model's outputs with `rules` in force."""
-    return evaluate_settled(model, *settle(model, rules, params), key, call)
+    return evaluate_precomputed(model, *precompute(model, rules, params), key, call)
 
 
-def settle(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[dict[str, Rule], Any]:
+def precompute(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[dict[str, Rule], Any]:
     """`rules` and `params` with all done that depends on weights alone, before the first call.
 
     Leaves that a rule replaces are replaced, and what rules prepare is prepared: of many calls, as
     in decoding, each then does only what its tokens need.
     """
-    leaves = paths.flatten(params)
+    leaves = paths.slots(params)
     _check(rules, leaves, model.sites)
-    settled = dict(rules)
+    found = dict(rules)
     for path, rule in rules.items():
-        if isinstance(rule, WeightRule) and rule.base is not None:
-            leaves[path] = rule.base(dense(leaves[path]))
-            settled[path] = dataclasses.replace(rule, base=None)
-    for path, rule in settled.items():
-        if isinstance(rule, CallRule) or rule.prepare is None:
+        before = leaf_rule(rule)
+        if before is None:
             continue
-        if isinstance(rule, ModuleRule):
-            prepared = rule.prepare(rule.leaves, _Dense(leaves))
+        leaves[path] = replaced(before, dense(leaves[path]))
+        if isinstance(rule, MatrixRule):
+            found[path] = dataclasses.replace(rule, before=None)
         else:
-            prepared = _prepared(rule, leaves[path])
-        settled[path] = dataclasses.replace(rule, leaves=prepared, prepare=None)
-    return settled, paths.replace(params, leaves)
+            del found[path]
+    if left := [path for path, leaf in leaves.items() if is_hole(leaf)]:
+        raise AdapterError(
+            f'frozen.params has {leaves[left[0]]!r} at {left[0]!r}, and this adapter does not hold '
+            'the leaf; pass the frozen that init gave beside this adapter'
+        )
+    for path, rule in found.items():
+        if isinstance(rule, MatrixRule) and rule.prepare is not None:
+            leaves_of_rule = _prepared(rule, leaves[path])
+        elif isinstance(rule, ModuleRule) and rule.prepare is not None:
+            leaves_of_rule = rule.prepare(rule.leaves, _Dense(leaves))
+        else:
+            continue
+        found[path] = dataclasses.replace(rule, leaves=leaves_of_rule, prepare=None)
+    return found, paths.replace(params, leaves)
 
 
 class _Dense(Mapping[str, Any]):
@@ -127,10 +139,10 @@ class _Dense(Mapping[str, Any]):
         return len(self._leaves)
 
 
-def _prepared(rule: WeightRule, leaf: Any) -> Any:
+def _prepared(rule: MatrixRule, leaf: Any) -> Any:
     """What a rule sees of its leaves; of a quantised weight one matrix is read at a time."""
     layout, prepare = rule.layout, rule.prepare
-    assert layout is not None and prepare is not None
+    assert prepare is not None
     if not is_quantized(leaf):
         return over_stack(prepare, layout)(rule.leaves, layout.to_matrix(leaf))
 
@@ -144,10 +156,10 @@ def _prepared(rule: WeightRule, leaf: Any) -> Any:
     return one((rule.leaves, leaf))
 
 
-def evaluate_settled(
+def evaluate_precomputed(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
-    """The model's outputs with what `settle` gave."""
+    """The model's outputs with what `precompute` gave."""
 
     def inside(*args: Any, **keywords: Any) -> Any:
         return _evaluate_sites(model, rules, params, key, calls.split(args, keywords))
@@ -157,21 +169,21 @@ def evaluate_settled(
     if not isinstance(rule, CallRule):
         return inside(*args, **keywords)
     whole = ModelCall(args, keywords, _key(key, ROOT), inside, model.takes)
-    return rule.forward(rule.leaves, whole)
+    return rule.apply(rule.leaves, whole)
 
 
 def _evaluate_sites(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
-    weight_rules = {path: rule for path, rule in rules.items() if isinstance(rule, WeightRule)}
+    matrix_rules = {path: rule for path, rule in rules.items() if isinstance(rule, MatrixRule)}
     module_rules = {path: rule for path, rule in rules.items() if isinstance(rule, ModuleRule)}
     frame = Frame(
-        _Binder(weight_rules, module_rules, call.arguments()[1]),
+        _Binder(matrix_rules, module_rules, call.arguments()[1]),
         modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
         layered={path: model.sites.modules[path].scans for path in module_rules},
     )
     values = [
-        _enter(path, leaf, weight_rules.get(path), key)
+        _enter(path, leaf, matrix_rules.get(path), key)
         for path, leaf in paths.flatten(params).items()
     ]
     function = model.traceable if module_rules else model.apply
@@ -207,9 +219,9 @@ def _key(key: Any, path: str) -> Any:
     return None if key is None else paths.fold_in(key, path)
 
 
-def _enter(path: str, leaf: jax.Array, rule: WeightRule | None, key: Any) -> Any:
+def _enter(path: str, leaf: jax.Array, rule: MatrixRule | None, key: Any) -> Any:
     """A leaf as the program receives it: a view if a rule waits for its uses, or it is packed."""
-    if rule is None or rule.layout is None:
+    if rule is None:
         return views.start(path, leaf) if is_quantized(leaf) else leaf
     view = views.start(path, leaf)
     followed = Leaf(path, leaf.shape, stack=rule.layout.stack, state=(rule.leaves, _key(key, path)))
@@ -220,27 +232,21 @@ def _check(rules: Mapping[str, Rule], leaves: dict[str, Any], sites: Sites) -> N
     for path, rule in rules.items():
         if isinstance(rule, CallRule):
             continue
-        known = leaves if isinstance(rule, WeightRule) else sites.modules
-        if path not in known:
+        if not isinstance(rule, ModuleRule):
+            check_leaf(path, rule, leaves)
+        elif path not in sites.modules:
             raise AdapterError(
                 f'the adapter acts on {path!r}, which this model lacks; near '
-                f'names: {paths.near_names(path, known)}. Was it made for another '
+                f'names: {paths.near_names(path, sites.modules)}. Was it made for another '
                 'model?'
             )
-        if isinstance(rule, WeightRule) and rule.layout is not None:
-            if rule.layout.shape != leaves[path].shape:
-                raise AdapterError(
-                    f'the adapter was made for {path!r} of shape {rule.layout.shape}, this model '
-                    f'has {leaves[path].shape} {leaves[path].dtype}. Was it made for another '
-                    'model?'
-                )
-            if rule.layout != sites.weights[path].layout:
-                raise AdapterError(
-                    f'the adapter was made for a model that uses {path!r} as '
-                    f'{rule.layout}; this one uses it as '
-                    f'{sites.weights[path].layout}. Was it made for another model, or one '
-                    'wrapped with other example inputs?'
-                )
+        if isinstance(rule, MatrixRule) and rule.layout != sites.weights[path].layout:
+            raise AdapterError(
+                f'the adapter was made for a model that uses {path!r} as '
+                f'{rule.layout}; this one uses it as '
+                f'{sites.weights[path].layout}. Was it made for another model, or one '
+                'wrapped with other example inputs?'
+            )
 
 
 class _Binder:
@@ -248,7 +254,7 @@ class _Binder:
 
     def __init__(
         self,
-        weights: dict[str, WeightRule],
+        weights: dict[str, MatrixRule],
         modules: dict[str, ModuleRule],
         keywords: dict[str, Any],
     ):
@@ -264,7 +270,7 @@ class _Binder:
 
     def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
         rule = self._weights.get(leaf.path)
-        if rule is None or rule.layout is None:
+        if rule is None:
             return plain()
         facts, layout = contraction.facts(), rule.layout
         forward = (facts.rows, facts.columns) == (layout.rows, layout.columns)
@@ -275,7 +281,7 @@ class _Binder:
                 f'the example inputs {layout.rows} with {layout.stack}'
             )
         return contraction.run(
-            self._split(leaf.path, leaf.state), rule.forward, transposed=not forward
+            self._split(leaf.path, leaf.state), rule.apply, transposed=not forward
         )
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
@@ -300,7 +306,7 @@ class _Binder:
         if rule is None:
             return output
         leaves, key = self._split(tag.path, frame.modules[tag.path])
-        result = rule.forward(leaves, ModuleUse(inputs, output, key, self._keywords, around))
+        result = rule.apply(leaves, ModuleUse(inputs, output, key, self._keywords, around))
         if result.shape != output.shape:
             raise ValueError(
                 f'the rule for module {tag.path!r} returned shape {result.shape} for '

@@ -18,7 +18,7 @@ from peftjax.binding.uses import (
     size_of,
 )
 from peftjax.binding.views import Refused, View, rearrange
-from peftjax.core.base import Use
+from peftjax.core.use import Use
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Finds the sites of a model by evaluating its program once, abstractly."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,9 +37,8 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
             plain(result, 'the output of the model', frame)
 
     jax.eval_shape(evaluate, params, call.arrays)
-    weights = {
-        path: recorder.weight_site(path, leaf) for path, leaf in paths.flatten(params).items()
-    }
+    leaves = paths.flatten(params)
+    weights = {path: recorder.weight_site(path, leaf, leaves) for path, leaf in leaves.items()}
     return Sites(weights, recorder.modules)
 
 
@@ -106,13 +105,15 @@ class _Recorder:
     def opaque(self, tag: tags.Tag, reason: str) -> None:
         self.modules[tag.path] = ModuleSite(tag.path, tag.kind, (), (), None, reason=reason)
 
-    def weight_site(self, path: str, leaf: Any) -> WeightSite:
+    def weight_site(self, path: str, leaf: Any, leaves: Mapping[str, Any]) -> WeightSite:
         layout, reason = self._layout(path, leaf)
         used = path in self.order
         vector = path not in self.matrices if used else len(leaf.shape) < 2
         scanned = self.scanned.get(path, ())
+        bias = f'{paths.parent(path)}/bias'.removeprefix('/')
+        beside = bias if bias in leaves and bias != path else ''
         return WeightSite(
-            path, leaf.shape, leaf.dtype, self._uses(path), layout, reason, scanned, vector
+            path, leaf.shape, leaf.dtype, self._uses(path), layout, reason, scanned, vector, beside
         )
 
     def _layout(self, path: str, leaf: Any) -> tuple[Layout | None, str]:

@@ -20,7 +20,7 @@ from peftjax.binding.uses import (
     size_of,
 )
 from peftjax.binding.views import View, rearrange
-from peftjax.core.base import Use
+from peftjax.core.use import Use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _dot_use(
             transposed,
             key,
             dtype,
-            base=lambda x: dot(x, matrix),
+            forward=lambda x: dot(x, matrix),
             weight=lambda: matrix,
             product=product,
             lowrank=lowrank,

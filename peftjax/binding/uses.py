@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from peftjax.binding.views import Atom, Refused, View
-from peftjax.core.base import Use
 from peftjax.core.promotion import lifted
+from peftjax.core.use import Use
 
 Forward = Callable[[Any, Use], jax.Array]
 

@@ -11,7 +11,7 @@ from peftjax.binding import calls, linen
 from peftjax.binding import nnx as nnx_binding
 from peftjax.binding.adapt import reads_quantized
 from peftjax.binding.discover import discover
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 
 
 def wrap(

@@ -5,20 +5,8 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-
-
-@jax.tree_util.register_static
-class Hole:
-    """Stands where the other half of a partition has a leaf: a pytree without leaves."""
-
-    def __repr__(self) -> str:
-        return '.'
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hole)
-
-    def __hash__(self) -> int:
-        return hash(Hole)
+from peftjax.core.holes import Hole, is_hole
+from peftjax.core.quantized import is_quantized
 
 
 def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
@@ -36,7 +24,7 @@ def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
 
     >>> biases, rest = peftjax.partition({'kernel': 1, 'bias': 2}, r'bias')
     >>> biases, rest
-    ({'bias': 2, 'kernel': .}, {'bias': ., 'kernel': 1})
+    ({'bias': 2, 'kernel': Hole()}, {'bias': Hole(), 'kernel': 1})
     >>> jax.tree.leaves(biases)
     [2]
     """
@@ -53,7 +41,9 @@ def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
 
     def half(inside: bool) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if (paths.join(path) in chosen) == inside else Hole(), tree
+            lambda path, leaf: leaf if (paths.join(path) in chosen) == inside else Hole.of(leaf),
+            tree,
+            is_leaf=is_quantized,
         )
 
     return half(True), half(False)
@@ -68,9 +58,6 @@ def combine(first: Any, second: Any) -> Any:
     >>> peftjax.combine(*peftjax.partition({'kernel': 1, 'bias': 2}, r'bias'))
     {'bias': 2, 'kernel': 1}
     """
-
-    def is_hole(node: Any) -> bool:
-        return isinstance(node, Hole)
 
     def pick(path: Any, mine: Any, theirs: Any) -> Any:
         if is_hole(mine):

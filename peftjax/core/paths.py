@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from peftjax.core.holes import is_hole
 from peftjax.core.quantized import is_quantized
 
 Targets = str | tuple[str, ...]
@@ -28,13 +29,28 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {join(path): leaf for path, leaf in leaves}
 
 
+def slots(tree: Any) -> dict[str, Any]:
+    """Leaves of `tree` by path, and the holes among them.
+
+    >>> from peftjax.core.holes import Hole
+    >>> slots({'kernel': 1, 'bias': Hole()})
+    {'bias': Hole(), 'kernel': 1}
+    """
+    found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_slot)
+    return {join(path): leaf for path, leaf in found}
+
+
+def _is_slot(node: Any) -> bool:
+    return is_quantized(node) or is_hole(node)
+
+
 def join(path: tuple[Any, ...]) -> str:
     """One key path of `jax.tree_util` as a `/`-joined string."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
-    """`tree` with the leaves at the given paths replaced; the structure stays.
+    """`tree` with the leaves (or holes) at the given paths replaced.
 
     Raises:
       KeyError: for a path that `tree` does not have.
@@ -42,11 +58,11 @@ def replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
     >>> replace({'a': 1, 'b': {'c': 2}}, {'b/c': 3})
     {'a': 1, 'b': {'c': 3}}
     """
-    unknown = set(leaves) - set(flatten(tree))
+    unknown = set(leaves) - set(slots(tree))
     if unknown:
         raise KeyError(f'no such leaf in the tree: {sorted(unknown)}')
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaves.get(join(path), leaf), tree, is_leaf=is_quantized
+        lambda path, leaf: leaves.get(join(path), leaf), tree, is_leaf=_is_slot
     )
 
 
@@ -75,6 +91,11 @@ def patterns_of(targets: Targets) -> tuple[re.Pattern[str], ...]:
     if not compiled:
         raise TargetError("targets is empty; write for example targets=r'.*/(query|value)'")
     return tuple(compiled)
+
+
+def matches(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
+    """Whether any of the patterns fully matches `path` or its module."""
+    return any(p.fullmatch(path) or p.fullmatch(parent(path)) for p in patterns)
 
 
 def first_match(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
+from peftjax.core.holes import is_hole
 from peftjax.core.layout import Layout
 
 Arrays = Mapping[str, Any]
@@ -145,9 +146,11 @@ def dequantize(params: Any) -> Any:
 
 
 def like_dense(params: Any) -> Any:
-    """Shape and dtype of every leaf as a model takes it."""
+    """Shape and dtype of every leaf as a model takes it, of those that moved away too."""
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params, is_leaf=is_quantized
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        params,
+        is_leaf=lambda node: is_quantized(node) or is_hole(node),
     )
 
 

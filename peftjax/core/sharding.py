@@ -7,9 +7,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray
 from peftjax.core.sites import Sites, WeightSite
+from peftjax.core.transform import Frozen
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 _ENDS = 'Branch'  # the module that our models put at the end of a sublayer
@@ -92,7 +93,7 @@ def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
       model, mesh: as for `shardings`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
-    >>> adapter = peftjax.lora(rank=2, targets='hidden').init(jax.random.key(0), mlp)
+    >>> adapter, frozen = peftjax.lora(rank=2, targets='hidden').init(jax.random.key(0), mlp)
     >>> placed = state_shardings(adapter, mlp, make_mesh(fsdp=4, tensor=2))
     >>> tuple(placed['hidden/kernel']['a'].spec)
     ('fsdp', None)
@@ -108,6 +109,25 @@ def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
         return NamedSharding(mesh, _inherited(leaf.shape, sites[-1], spec, mesh))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def frozen_shardings(frozen: Frozen, model: Model, mesh: Mesh | AbstractMesh) -> Frozen:
+    """Where each leaf of what `init` gave beside the adapter lies.
+
+    Parameters lie as `shardings` says, a method's own numbers as `state_shardings` says.
+
+    Args:
+      frozen: of arrays or `ShapeDtypeStruct`.
+      model, mesh: as for `shardings`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> adapter, frozen = peftjax.lora(rank=2, targets='hidden').init(jax.random.key(0), mlp)
+    >>> placed = frozen_shardings(frozen, mlp, make_mesh(fsdp=4, tensor=2))
+    >>> tuple(placed.params['hidden']['kernel'].spec)
+    ('fsdp', 'tensor')
+    """
+    params = shardings(model.replace(params=frozen.params), mesh)
+    return Frozen(params, state_shardings(frozen.own, model, mesh))
 
 
 def _last_of_branches(sites: Sites) -> frozenset[str]:

@@ -26,6 +26,7 @@ class WeightSite:
       scanned: axes taken away by scans or indices before the first operation of note.
       vector: it is only ever spread over activations (a bias, a scale, whatever its rank), or
         has at most one axis besides those of the stack.
+      bias: path of the bias that stands beside a matrix in its module; empty if none does.
     """
 
     path: str
@@ -36,6 +37,7 @@ class WeightSite:
     reason: str = ''
     scanned: tuple[int, ...] = ()
     vector: bool = False
+    bias: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

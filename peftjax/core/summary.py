@@ -7,8 +7,11 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, WeightAdapter
+from peftjax.core.entries import Entry
+from peftjax.core.model import Model
+from peftjax.core.rules import leaf_rule
 from peftjax.core.sites import table
+from peftjax.core.transform import PeftTransform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,22 +75,17 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
     >>> peftjax.summary(peftjax.select(r'.*/bias'), mlp).trainable
     11
     """
-    adapter = jax.eval_shape(transform.init, jax.random.key(0), model)
+    adapter, frozen = jax.eval_shape(transform.init, jax.random.key(0), model)
     base = paths.flatten(model.params)
-    replaced = {
-        path
-        for path, rule in transform.rules(adapter).items()
-        if path in base and _replaces_leaf(rule)
-    }
+    rules = transform.rules(adapter, frozen.own)
+    replaced = {path for path, rule in rules.items() if leaf_rule(rule) is not None}
     rows = [
         (path, leaf.shape, leaf.dtype, math.prod(leaf.shape))
         for path, leaf in paths.flatten(adapter).items()
     ]
     # What a weight method keeps for a leaf is added, even where its name is that of a base leaf.
     whole = jax.tree.map(
-        lambda node: () if isinstance(node, WeightAdapter) else node,
-        adapter,
-        is_leaf=lambda node: isinstance(node, WeightAdapter),
+        lambda node: () if _is_of_matrix(node) else node, adapter, is_leaf=_is_of_matrix
     )
     of_base = sum(
         math.prod(leaf.shape)
@@ -103,5 +101,5 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
     )
 
 
-def _replaces_leaf(rule: Any) -> bool:
-    return getattr(rule, 'base', None) is not None
+def _is_of_matrix(node: Any) -> bool:
+    return isinstance(node, Entry) and node.layout is not None

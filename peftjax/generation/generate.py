@@ -12,8 +12,11 @@ from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from peftjax.binding import calls
 from peftjax.binding.adapt import evaluate_settled, settle
-from peftjax.core.base import ROOT, Adapter, CallRule, Model, PeftTransform
 from peftjax.core.combine import chain
+from peftjax.core.entries import Adapter
+from peftjax.core.model import Model
+from peftjax.core.rules import ROOT, CallRule
+from peftjax.core.transform import PeftTransform
 from peftjax.generation.sampling import Sampling
 
 Ids = jax.Array | np.ndarray

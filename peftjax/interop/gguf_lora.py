@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, Model, PeftTransform
+from peftjax.core.entries import Adapter
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform
 from peftjax.interop.gguf_files import LLAMA_GGUF_NAMES, permute
 from peftjax.interop.peft_names import sliced
 from peftjax.models.llama_config import LlamaConfig

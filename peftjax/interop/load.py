@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from peftjax.binding.wrap import wrap
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, Scheme
 from peftjax.core.sharding import shardings
 from peftjax.core.sites import Sites

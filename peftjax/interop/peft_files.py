@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from peftjax.core.base import Adapter, Model, PeftTransform
 from peftjax.core.combine import chain
+from peftjax.core.entries import Adapter
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform
 from peftjax.interop import peft_read, peft_write, sources
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, Model, PeftTransform, WeightAdapter
+from peftjax.core.entries import Adapter, Entry
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_names import ROOT, Names, Place, checked, stacked
@@ -66,14 +68,14 @@ class Found:
         assert place is not None
         return place
 
-    def entries(self, modules: Mapping[str, Arrays]) -> dict[str, WeightAdapter]:
+    def entries(self, modules: Mapping[str, Arrays]) -> dict[str, Entry]:
         """What a weight method keeps for them."""
         found = {}
         for path, arrays in self.by_leaf(modules).items():
             layout = self.model.sites.weights[path].layout
             if layout is None:
                 raise CheckpointError(f'{self.where} adapts {path!r}, which has no matrix form')
-            found[path] = WeightAdapter(layout, arrays)
+            found[path] = Entry(layout, arrays)
         return found
 
     def check_targets(self, modules: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.interop.errors import CheckpointError
 from peftjax.models.names import Slot, slots
 from peftjax.models.registry import family_of_config

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.core.base import Model, WeightAdapter
+from peftjax.core.entries import Entry
+from peftjax.core.model import Model
 from peftjax.interop.errors import CheckpointError
 from peftjax.methods.adaption_prompt import adaption_prompt
 from peftjax.methods.p_tuning import export_prompt
@@ -125,10 +126,10 @@ def read_adaption(found: Any) -> tuple[Any, Any]:
             for role in ('prompt', 'gate')
         }
         layout = sites.weights[kernel.format(paths[0].removesuffix('/core'))].layout
-        adapter = {paths[0]: WeightAdapter(layout, arrays)}
+        adapter = {paths[0]: Entry(layout, arrays)}
     else:
         adapter = {
-            paths[layer]: WeightAdapter(
+            paths[layer]: Entry(
                 sites.weights[kernel.format(paths[layer].removesuffix('/core'))].layout, arrays
             )
             for layer, arrays in taken.items()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Model, WeightAdapter
+from peftjax.core.entries import Entry
+from peftjax.core.model import Model
 from peftjax.core.quantized import dense
 from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.errors import CheckpointError
@@ -153,7 +154,7 @@ def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
         stored = found.tensors.pop(f'{module}.delora_w_norm', None)
         layout = found.model.sites.weights[place.slot.path].layout
         assert layout is not None
-        mine = lengths(found.model, place.slot.path, WeightAdapter(layout, {}))[place.number]
+        mine = lengths(found.model, place.slot.path, Entry(layout, {}))[place.number]
         if stored is None or stored.shape != mine.shape or not np.allclose(stored, mine, rtol=1e-4):
             raise CheckpointError(
                 f'{found.where}: the lengths {module}.delora_w_norm are not those of the rows of '
@@ -352,7 +353,7 @@ def _read_randlora(found: Found) -> Part:
     return transform, entries
 
 
-def lengths(model: Model, path: str, entry: WeightAdapter) -> np.ndarray:
+def lengths(model: Model, path: str, entry: Entry) -> np.ndarray:
     """Of the rows of each matrix of a leaf, float [layers, in]."""
     matrix = np.asarray(entry.layout.to_matrix(dense(paths.flatten(model.params)[path])))
     return np.linalg.norm(matrix.reshape(-1, *matrix.shape[-2:]), axis=2)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_found import Arrays, Found, Part, literal
 from peftjax.interop.peft_names import ROOT, stacked

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, Model, PeftTransform
+from peftjax.core.entries import Adapter
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform
 from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.peft_formats import FORMATS
 from peftjax.interop.peft_found import Arrays, Part

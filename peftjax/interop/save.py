@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
 from peftjax.interop import sources
 from peftjax.interop.errors import CheckpointError

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described, padded_by
+from peftjax.core.entries import Adapter, Entry
 from peftjax.core.promotion import lifted
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank
 
@@ -85,25 +87,28 @@ def adalora(
             'q': 0.02 * jax.random.normal(second, (init_rank, matrix.shape[1]), dtype),
         }
 
-    def scaled(leaves: Leaves) -> Float[jax.Array, 'rank out']:
-        return (scale * leaves['lambda'])[:, None] * leaves['q']
+    def own(site: WeightSite) -> dict[str, float]:
+        return {**settings.own(site), 'scale': scale}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def scaled(leaves: Leaves) -> Float[jax.Array, 'rank out']:
+        return (leaves['scale'] * leaves['lambda'])[:, None] * leaves['q']
+
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         return matrix + leaves['p'] @ scaled(leaves)
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['p'], scaled(leaves))
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + use.lowrank(
+            use.dropped(leaves.get('dropout')), leaves['p'], scaled(leaves)
+        )
 
-    return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)
+    return weightwise(
+        init_weight, merge, apply, own=own, name='adalora', targets=targets, materialize=materialize
+    )
 
 
 def is_triplet(entry: Any) -> bool:
     """Whether this is what `adalora` keeps for one leaf."""
-    return isinstance(entry, WeightAdapter) and set(entry) == {'p', 'lambda', 'q'}
+    return isinstance(entry, Entry) and set(entry) == {'p', 'lambda', 'q'}
 
 
 def orthogonality(adapter: Adapter, squared: bool = True) -> Float32[jax.Array, '']:

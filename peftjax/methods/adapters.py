@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, described, padded_by
+from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.reading import Activation
 

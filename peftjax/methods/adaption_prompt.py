@@ -9,19 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import (
-    Model,
-    ModuleRule,
-    ModuleUse,
-    PeftTransform,
-    WeightAdapter,
-    check_entries,
-    described,
-)
+from peftjax.core.entries import Entry, check_entries
 from peftjax.core.layout import Layout
+from peftjax.core.model import Model
+from peftjax.core.rules import ModuleRule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import ModuleUse
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.reading import refusing
 
 
 class Leaves(TypedDict):
@@ -92,22 +87,24 @@ def adaption_prompt(
     """
     check_positive(num_virtual_tokens=num_virtual_tokens)
 
-    def init(random: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
+    def start(random: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         found = {}
         for site in model.sites.match_modules(targets):
             layout = _layout(site, model, key, value)
             shape = (*site.stack, num_virtual_tokens, layout.inputs)
             prompt = jax.random.normal(paths.fold_in(random, site.path), shape, dtype)
             arrays = {'prompt': prompt, 'gate': jnp.zeros(site.stack, dtype)}
-            found[site.path] = WeightAdapter(layout, arrays)
+            found[site.path] = Entry('adaption_prompt', arrays, layout)
         return found
 
-    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, ModuleRule]:
-        sites_of(adapter)
-        return {
-            path: ModuleRule(dict(entry), _attend, prepare=prepare(path, entry.layout))
-            for path, entry in adapter.items()
-        }
+    def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
+        del own
+        check_entries(adapter, 'adaption_prompt')
+        found = {}
+        for path, entry in adapter.items():
+            assert entry.layout is not None
+            found[path] = ModuleRule(dict(entry), _attend, prepare(path, entry.layout))
+        return found
 
     def prepare(path: str, layout: Layout) -> Callable[[Any, Mapping[str, Any]], Any]:
         beside = paths.parent(path)
@@ -126,18 +123,7 @@ def adaption_prompt(
 
         return projected
 
-    return PeftTransform(init, refusing('adaption_prompt', sites_of), rules)
-
-
-def sites_of(adapter: Any) -> list[str]:
-    """The cores, of an adapter that was made here."""
-    check_entries(
-        adapter,
-        lambda entry: isinstance(entry, WeightAdapter) and set(entry) == {'prompt', 'gate'},
-        'adaption_prompt',
-        "{'prompt', 'gate'}",
-    )
-    return sorted(adapter)
+    return PeftTransform(start, rules)
 
 
 def _attend(leaves: Prepared, use: ModuleUse) -> Float[jax.Array, 'B L *features']:

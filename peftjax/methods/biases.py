@@ -7,16 +7,11 @@ import jax
 from jaxtyping import Float
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Rule, WeightAdapter, WeightRule
-from peftjax.core.sites import Sites
-from peftjax.core.weightwise import check_leaves
+from peftjax.core.entries import Adapter, Entry
+from peftjax.core.rules import LeafRule, Rule
+from peftjax.core.transform import PeftTransform
 
 Act = Callable[[Mapping[str, Any], Float[jax.Array, '*stack out']], Float[jax.Array, '*stack out']]
-
-
-def has_bias(sites: Sites, kernel: str) -> bool:
-    """Whether the module of that kernel adds a bias."""
-    return _bias_of(kernel) in sites.weights
 
 
 def with_biases(kernels: PeftTransform, act: Act, marker: str) -> PeftTransform:
@@ -26,43 +21,22 @@ def with_biases(kernels: PeftTransform, act: Act, marker: str) -> PeftTransform:
     returns. A name, since rules see no model and could not tell a module that has no bias.
     """
 
-    def merge(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
-        merged = kernels.merge(params, adapter)
-        leaves = paths.flatten(params)
-        check_leaves(leaves, adapter)
-        return paths.replace(
-            merged,
-            {path: _acted(act, leaves[path], entry) for path, entry in biased(adapter).items()},
-        )
+    def rules(adapter: Adapter, own: Any) -> dict[str, Rule]:
+        found = dict(kernels.rules(adapter, own))
+        for path, entry in adapter.items():
+            if marker in entry:
+                found[f'{paths.parent(path)}/bias'.removeprefix('/')] = _rule(act, entry)
+        return found
 
-    def rules(adapter: dict[str, WeightAdapter]) -> dict[str, Rule]:
-        return {
-            **kernels.rules(adapter),
-            **{path: _rule(act, entry) for path, entry in biased(adapter).items()},
-        }
-
-    def biased(adapter: Mapping[str, WeightAdapter]) -> dict[str, WeightAdapter]:
-        return {_bias_of(path): entry for path, entry in adapter.items() if marker in entry}
-
-    return kernels._replace(merge=merge, rules=rules)
+    return kernels.replace(rules=rules)
 
 
-def _bias_of(kernel: str) -> str:
-    return f'{paths.parent(kernel)}/bias'.removeprefix('/')
+def _rule(act: Act, entry: Entry) -> LeafRule:
+    layout = entry.layout
+    assert layout is not None
 
+    def replace(bias: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
+        rows = bias.reshape(*layout.stack_shape, layout.outputs)
+        return act(entry, rows).reshape(bias.shape)
 
-def _acted(
-    act: Act, bias: Float[jax.Array, '*shape'], entry: WeightAdapter
-) -> Float[jax.Array, '*shape']:
-    rows = bias.reshape(*entry.layout.stack_shape, entry.layout.outputs)
-    return act(entry, rows).astype(bias.dtype).reshape(bias.shape)
-
-
-def _rule(act: Act, entry: WeightAdapter) -> WeightRule:
-    return WeightRule(
-        (),
-        None,
-        lambda _, use: use.base(use.x),
-        lambda _, matrix: matrix,
-        base=lambda leaf: _acted(act, leaf, entry),
-    )
+    return LeafRule(replace)

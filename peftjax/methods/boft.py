@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 from peftjax.methods.rotations import cayley, skew, turn
@@ -99,26 +100,22 @@ def boft(
         wide = q.astype(jnp.float32)
         return cayley((wide - jnp.swapaxes(wide, 1, 2)) / 2)
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         columns = matrix.T
         for number, q in enumerate(leaves['q']):
             inverse = jnp.swapaxes(rotations(q), 1, 2).astype(matrix.dtype)
             columns = _turn_mixed(columns, inverse, block_size, number)
         return columns.T * leaves['s'][None] if scale else columns.T
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
-        del matrix, path
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
+        del matrix
         return {**leaves, 'r': jnp.stack([rotations(q) for q in leaves['q']])}
 
-    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, 'T out']:
         x, turns = use.x, leaves['r'].astype(use.dtype)
         for number in reversed(range(factors)):
             x = _turn_mixed(x, turns[number], block_size, number)
-        y = use.base(x)
+        y = use.forward(x)
         return y * leaves['s'][None].astype(use.dtype) if scale else y
 
     return weightwise(
@@ -127,6 +124,7 @@ def boft(
         on_plain_dots(apply, merge),
         prepare=prepare,
         targets=targets,
+        name='boft',
         materialize=materialize,
     )
 

@@ -8,24 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import (
-    AdapterError,
-    Model,
-    ModuleRule,
-    ModuleUse,
-    PeftTransform,
-    check_entries,
-    described,
-    padded_by,
-)
+from peftjax.core.entries import Entry, check_entries
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import ModuleRule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import ModuleUse
 from peftjax.methods.reading import (
     Activation,
     Reads,
     activation_of,
     check_reads,
     read,
-    refusing,
     width,
 )
 
@@ -112,9 +107,9 @@ def bottleneck(
         | ({'norm_after', 'norm_after_bias'} if norm_after else set())
     )
 
-    def init_all(key: PRNGKeyArray, model: Model) -> dict[str, dict[str, Float[jax.Array, '...']]]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         return {
-            site.path: init_site(paths.fold_in(key, site.path), site)
+            site.path: Entry('bottleneck', init_site(paths.fold_in(key, site.path), site))
             for site in model.sites.match_modules(targets)
         }
 
@@ -138,35 +133,32 @@ def bottleneck(
         started |= {name: jnp.zeros((*stack, *shape), dtype) for name, shape in zeros.items()}
         return {name: leaf for name, leaf in (drawn | started).items() if name in names}
 
-    def check(adapter: Any) -> None:
-        check_entries(
-            adapter,
-            lambda entry: isinstance(entry, Mapping) and set(entry) == names,
-            'bottleneck',
-            f'{{{", ".join(map(repr, sorted(names)))}}}',
-        )
+    def own(model: Model) -> dict[str, dict[str, jax.Array]]:
+        if learned:
+            return {}
+        numbers = {'factor': jnp.float32(constant)}
+        return {site.path: numbers for site in model.sites.match_modules(targets)}
 
-    def sites_of(adapter: Any) -> list[str]:
-        check(adapter)
-        return sorted(adapter)
+    def rules(adapter: dict[str, Entry], own: Mapping[str, Any]) -> dict[str, ModuleRule]:
+        check_entries(adapter, 'bottleneck', names)
+        return {
+            path: ModuleRule(dict(entry), at(path, own.get(path, {})))
+            for path, entry in adapter.items()
+        }
 
-    def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        check(adapter)
-        return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
-
-    def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(
+    def at(path: str, numbers: Mapping[str, jax.Array]) -> Callable[[Any, ModuleUse], jax.Array]:
+        def apply(
             leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
         ) -> Float[jax.Array, '... features']:
             x = read(use, reads)
             _check_widths(path, leaves, x, use.output)
-            here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
+            here = {name: leaf.astype(x.dtype) for name, leaf in {**leaves, **numbers}.items()}
             change = added(here, x.reshape(-1, x.shape[-1])).reshape(use.output.shape)
             if gate:
                 change = change * gate_of(x, here['gate'], here['gate_bias'])
             return use.output + change
 
-        return forward
+        return apply
 
     def added(
         here: dict[str, Float[jax.Array, '...']], x: Float[jax.Array, 'T width']
@@ -175,10 +167,10 @@ def bottleneck(
             x = _norm(x, here['norm_before'], here['norm_before_bias'])
         inner = function(x @ here['down'] + here['down_bias'][None])
         outer = inner @ here['up'] + here['up_bias'][None]
-        outer = (here['scale'] if learned else constant) * outer
+        outer = here['scale' if learned else 'factor'] * outer
         return _norm(outer, here['norm_after'], here['norm_after_bias']) if norm_after else outer
 
-    return PeftTransform(init_all, refusing('bottleneck', sites_of), rules)
+    return PeftTransform(start, rules, own)
 
 
 def gate_of(

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 
@@ -86,17 +87,13 @@ def c3a(
         bound = 0.0 if init == 'zeros' else math.sqrt(6.0 / (inputs + outputs))
         return {'kernel': jax.random.uniform(key, shape, dtype, -bound, bound)}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         k, j = jnp.arange(block_size)[:, None], jnp.arange(block_size)[None]
         blocks = leaves['kernel'][:, :, (k - j) % block_size]
         dense = jnp.transpose(blocks, (1, 2, 0, 3)).reshape(matrix.shape)
         return matrix + dense / matrix.shape[0]
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         tokens, inputs = use.x.shape
         blocks = use.x.astype(jnp.complex64).reshape(tokens, -1, block_size)
         # A correlation: the kernel's transform is conjugated.
@@ -104,8 +101,13 @@ def c3a(
         product = jnp.einsum('tif,oif->tof', blocks @ to_spectrum, kernel)
         real, imaginary = from_spectrum
         added = (product.real @ real + product.imag @ imaginary).reshape(tokens, -1) / inputs
-        return use.base(use.x) + added.astype(use.dtype)
+        return use.forward(use.x) + added.astype(use.dtype)
 
     return weightwise(
-        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        name='c3a',
+        targets=targets,
+        materialize=materialize,
     )

@@ -8,15 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
+from peftjax.core.entries import Entry, check_entries, found_in
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import ModuleRule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import ModuleUse
 from peftjax.methods.reading import (
     Activation,
     Reads,
     activation_of,
     check_reads,
     read,
-    refusing,
     width,
 )
 
@@ -77,7 +81,8 @@ def compacter(
       TargetError: from `init`, if a pattern matches no module, or one without what it reads.
 
     >>> mlp = peftjax.testing.tiny_mlp()
-    >>> adapter = peftjax.compacter(size=4, terms=2, targets=r'hidden').init(jax.random.key(0), mlp)
+    >>> tx = peftjax.compacter(size=4, terms=2, targets=r'hidden')
+    >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
     >>> adapter['shared']['rule'].shape, adapter['sites']['hidden']['down_left'].shape
     ((2, 2, 2), (2, 4, 1))
 
@@ -100,9 +105,9 @@ def compacter(
     ) -> Float[jax.Array, '*stack terms terms terms']:
         return init_range * jax.random.normal(key, (*stack, terms, terms, terms), dtype)
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         sites = {
-            site.path: init_site(paths.fold_in(key, site.path), site)
+            site.path: Entry('compacter', init_site(paths.fold_in(key, site.path), site))
             for site in model.sites.match_modules(targets)
         }
         if not shared_rule:
@@ -136,27 +141,27 @@ def compacter(
             },
         }
 
-    def sites_of(adapter: Any) -> list[str]:
+    def check(adapter: Any) -> None:
         parts = {'shared', 'sites'} if shared_rule else {'sites'}
-        fits = isinstance(adapter, Mapping) and set(adapter) == parts
-        if fits and all(set(entry) == names for entry in adapter['sites'].values()):
-            return sorted(adapter['sites'])
-        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
-        raise AdapterError(
-            f'compacter expects an adapter of {sorted(parts)} with {sorted(names)} at each module '
-            f'path, as its own init makes it, found {found}. Was it made by another transform or '
-            "with other settings, or is it a part of a chain's adapter?"
-        )
+        if not isinstance(adapter, Mapping) or set(adapter) != parts:
+            raise AdapterError(
+                f'compacter with these settings expects an adapter of {sorted(parts)} as its own '
+                f'init makes it, found {found_in(adapter)}. Was it made by another transform or '
+                "with other settings, or is it a part of a chain's adapter?"
+            )
+        check_entries(adapter['sites'], 'compacter', names)
 
-    def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        sites_of(adapter)
+    def rules(adapter: dict[str, Any], own: Any) -> dict[str, ModuleRule]:
+        del own
+        check(adapter)
         shared = adapter['shared']['rule'] if shared_rule else None
         return {
-            path: ModuleRule(leaves, at(path, shared)) for path, leaves in adapter['sites'].items()
+            path: ModuleRule(dict(entry), at(path, shared))
+            for path, entry in adapter['sites'].items()
         }
 
     def at(path: str, shared: jax.Array | None) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(
+        def apply(
             leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
         ) -> Float[jax.Array, '... features']:
             x = read(use, reads)
@@ -169,9 +174,9 @@ def compacter(
             added = _product(inner, here, 'up') + here['up_bias'][None]
             return use.output + added.reshape(use.output.shape)
 
-        return forward
+        return apply
 
-    return PeftTransform(init, refusing('compacter', sites_of), rules)
+    return PeftTransform(start, rules)
 
 
 def _product(

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.promotion import widened
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank, LowRankLeaves
 
@@ -81,30 +82,37 @@ def delora(
     ) -> Leaves:
         return {**settings.factors(key, matrix, site), 'strength': jnp.asarray(strength, dtype)}
 
+    def own(site: WeightSite) -> dict[str, float]:
+        return {**settings.own(site), 'scale': 1.0 / rank}
+
     def scaled(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in rank']:
         """`A` with all that is in front of and between the factors."""
         a, b, strength = (leaves[name].astype(jnp.float32) for name in ('a', 'b', 'strength'))
         rows = _lengths(jax.lax.stop_gradient(matrix.astype(jnp.float32)), 1, 0.0)
-        between = strength / rank / (_lengths(a, 0) * _lengths(b, 1))
+        between = strength * leaves['scale'] / (_lengths(a, 0) * _lengths(b, 1))
         return rows[:, None] * a * between[None]
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         delta = scaled(leaves, matrix) @ leaves['b'].astype(jnp.float32)
         return jnp.add(*widened((matrix, delta)))
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
-        del path
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
         return {**leaves, 'scaled': scaled(leaves, matrix)}
 
-    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['scaled'], leaves['b'])
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + use.lowrank(
+            use.dropped(leaves.get('dropout')), leaves['scaled'], leaves['b']
+        )
 
     return weightwise(
-        init_weight, merge, apply, prepare=prepare, targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        apply,
+        own=own,
+        prepare=prepare,
+        name='delora',
+        targets=targets,
+        materialize=materialize,
     )
 
 

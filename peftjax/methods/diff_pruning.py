@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Adapter, PeftTransform, Use, WeightAdapter, described
+from peftjax.core.entries import Adapter, Entry
 from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.fish_mask import largest_entries
 
@@ -82,19 +84,17 @@ def diff_pruning(
     ) -> Float32[jax.Array, 'in out']:
         return _gates(leaves['gate'], noise) * leaves['diff'].astype(jnp.float32)
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         return jnp.add(*widened((matrix, changed(leaves, 0.0))))
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
         shape = leaves['gate'].shape
         noise = 0.0 if use.key is None else jax.random.logistic(use.key, shape, jnp.float32)
-        return use.base(use.x) + use.product(use.x, changed(leaves, noise))
+        return use.forward(use.x) + use.product(use.x, changed(leaves, noise))
 
-    return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)
+    return weightwise(
+        init_weight, merge, apply, name='diff_pruning', targets=targets, materialize=materialize
+    )
 
 
 def expected_entries(adapter: Adapter) -> Float32[jax.Array, '']:
@@ -126,7 +126,7 @@ def expected_entries(adapter: Adapter) -> Float32[jax.Array, '']:
 
 
 def keep_entries(
-    adapter: Mapping[str, WeightAdapter], count: int
+    adapter: Mapping[str, Entry], count: int
 ) -> tuple[dict[str, Int32[np.ndarray, ' _']], dict[str, Float[jax.Array, ' _']]]:
     """The `count` largest entries of the gated change, as a sparse mask and its adapter.
 
@@ -170,12 +170,12 @@ def _gates(
     return jnp.clip(open_ * (_HIGH - _LOW) + _LOW, 0.0, 1.0)
 
 
-def _gated(adapter: Adapter) -> list[WeightAdapter]:
+def _gated(adapter: Adapter) -> list[Entry]:
     entries = [each for each in jax.tree.leaves(adapter, is_leaf=_is_gated) if _is_gated(each)]
     if not entries:
         raise ValueError('the adapter holds no diff and gate; those of diff_pruning have them')
     return entries
 
 
-def _is_gated(node: Any) -> TypeGuard[WeightAdapter]:
-    return isinstance(node, WeightAdapter) and set(node) == {'diff', 'gate'}
+def _is_gated(node: Any) -> TypeGuard[Entry]:
+    return isinstance(node, Entry) and set(node) == {'diff', 'gate'}

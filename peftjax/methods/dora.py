@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank, LowRankLeaves
 
@@ -21,6 +22,9 @@ class Leaves(LowRankLeaves):
 
 class Prepared(Leaves):
     gain: Float[jax.Array, ' out']
+
+
+_LEAST = jnp.finfo(jnp.float32).tiny  # Of a squared length: a column of zeros is one, too.
 
 
 @padded_by('rank')
@@ -78,28 +82,34 @@ def dora(
         lengths = jnp.linalg.norm(matrix.astype(jnp.float32), axis=0)
         return {**settings.factors(key, matrix, site), 'magnitude': lengths.astype(dtype)}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        direction = settings.sum(leaves, matrix, path)
-        gain = leaves['magnitude'] / jax.lax.stop_gradient(jnp.linalg.norm(direction, axis=0))
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
+        direction = settings.sum(leaves, matrix)
+        squares = jax.lax.stop_gradient(jnp.square(direction).sum(axis=0))
+        gain = leaves['magnitude'] / jnp.sqrt(jnp.maximum(squares, _LEAST))
         return direction * gain[None]
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
-        lengths = _lengths(matrix, leaves['a'], leaves['b'], settings.scale_at(path))
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
+        lengths = _lengths(matrix, leaves['a'], leaves['b'], leaves['scale'])
         return {**leaves, 'gain': leaves['magnitude'] / jax.lax.stop_gradient(lengths)}
 
-    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, '...']:
         gain = leaves['gain'][None].astype(use.dtype)
         if use.transposed:
             # x W'^T = (x gain) V^T: the columns of V are what x meets.
             use = use.replace(x=use.x * gain)
-            return use.base(use.x) + settings.added(leaves, use, path)
-        return (use.base(use.x) + settings.added(leaves, use, path)) * gain
+            return use.forward(use.x) + settings.added(leaves, use)
+        return (use.forward(use.x) + settings.added(leaves, use)) * gain
 
     return settings.checked(
         weightwise(
-            init_weight, merge, apply, prepare=prepare, targets=targets, materialize=materialize
+            init_weight,
+            merge,
+            apply,
+            own=settings.own,
+            prepare=prepare,
+            name='dora',
+            targets=targets,
+            materialize=materialize,
         )
     )
 
@@ -108,7 +118,7 @@ def _lengths(
     matrix: Float[jax.Array, 'in out'],
     a: Float[HostArray, 'in rank'],
     b: Float[jax.Array, 'rank out'],
-    scale: float,
+    scale: Float32[jax.Array, ''],
 ) -> Float32[jax.Array, ' out']:
     """`[out]`, lengths of the columns of `W + s A B`."""
     matrix, a, b = (
@@ -118,4 +128,4 @@ def _lengths(
     added = (b * ((a.T @ a) @ b)).sum(0)
     squares = jnp.square(matrix).sum(0) + 2 * scale * crossed + scale**2 * added
     # Rounding may leave a sum that cancels a hair below zero.
-    return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+    return jnp.sqrt(jnp.maximum(squares, _LEAST))

@@ -1,5 +1,6 @@
 """FISH Mask: the entries of a model that matter most to the data train, wherever they are."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
+from peftjax.core.model import Model
 from peftjax.core.promotion import wider
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
 
 
 @described
@@ -67,24 +69,28 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
         return [path for path in model.sites.weights if path in places]
 
     def init(leaf: Float[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, ' entries']:
-        if places[site.path].max() >= leaf.size:
+        del leaf
+        return jnp.zeros(len(own(site)), dtype)
+
+    def own(site: WeightSite) -> Int32[np.ndarray, ' entries']:
+        size = math.prod(site.shape)
+        if places[site.path].max() >= size:
             raise ValueError(
-                f'position {places[site.path].max()} is beyond the {leaf.size} entries of '
-                f'{site.path!r} {leaf.shape} {leaf.dtype}'
+                f'position {places[site.path].max()} is beyond the {size} entries of '
+                f'{site.path!r} {site.shape} {site.dtype}'
             )
-        return jnp.zeros(len(places[site.path]), dtype)
+        return places[site.path]
 
     def change(
-        entry: Float[jax.Array, ' entries'], leaf: Float[jax.Array, '*shape'], path: str
+        entry: Float[jax.Array, ' entries'], leaf: Float[jax.Array, '*shape'], own: Any
     ) -> Float[jax.Array, '*shape']:
         wide = leaf.reshape(-1).astype(wider(leaf, entry))
-        return wide.at[places[path]].add(entry, unique_indices=True).reshape(leaf.shape)
+        return wide.at[own].add(entry, unique_indices=True).reshape(leaf.shape)
 
-    def fits(entry: jax.Array, leaf: Any, path: str) -> bool:
-        chosen = places.get(path)
-        return chosen is not None and entry.shape == chosen.shape and chosen.max() < leaf.size
+    def fits(entry: jax.Array, leaf: Any, own: Any) -> bool:
+        return entry.shape == own.shape
 
-    return leafwise('fish_mask', init, change, choose, fits)
+    return leafwise('fish_mask', init, change, choose, fits, own=own)
 
 
 def largest_entries(

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Integer, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.promotion import widened
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import distinct
@@ -98,16 +99,21 @@ def fourierft(
         drawn = jax.random.normal(key, (n_frequency,), dtype)
         return {'spectrum': drawn if init == 'normal' else jnp.zeros_like(drawn)}
 
-    def constants(path: str, layout: Layout) -> dict[str, Any]:
+    def own(site: WeightSite) -> dict[str, Any]:
+        layout = site.layout
+        assert layout is not None
+        return {'positions': places(site.path, layout), 'scale': scaling}
+
+    def places(path: str, layout: Layout) -> Any:
         size = layout.inputs * layout.outputs
         if positions is not None:
-            return {'positions': jnp.asarray(positions[path])}
+            return positions[path]
         if draws == 'torch':
             # It keeps [out, in].
             column, row = np.divmod(permutation(seed, size, n_frequency), layout.inputs)
-            places = (row * layout.outputs + column).astype(np.int32)
-            return {'positions': np.broadcast_to(places, (*layout.stack_shape, n_frequency))}
-        return {'positions': distinct(seed, path, n_frequency, size, layout.stack_shape)}
+            drawn = (row * layout.outputs + column).astype(np.int32)
+            return np.broadcast_to(drawn, (*layout.stack_shape, n_frequency))
+        return distinct(seed, path, n_frequency, size, layout.stack_shape)
 
     def delta(
         leaves: Leaves, shape: tuple[int, ...]
@@ -118,18 +124,20 @@ def fourierft(
         # whose axes a mesh, or a product that follows, has laid out in another order.
         spectrum = jax.lax.optimization_barrier(spectrum).reshape(shape)
         flat = jnp.fft.ifft2(spectrum).real.reshape(-1)
-        return scaling * jax.lax.optimization_barrier(flat).reshape(shape)
+        return leaves['scale'] * jax.lax.optimization_barrier(flat).reshape(shape)
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         return jnp.add(*widened((matrix, delta(leaves, matrix.shape))))
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        return use.base(use.x) + use.product(use.x, delta(leaves, use.weight().shape))
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + use.product(use.x, delta(leaves, use.weight().shape))
 
     return weightwise(
-        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        apply,
+        own=own,
+        name='fourierft',
+        targets=targets,
+        materialize=materialize,
     )

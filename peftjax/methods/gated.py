@@ -8,8 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Use, WeightRule, described
-from peftjax.methods.reading import refusing
+from peftjax.core.entries import Entry, check_entries, found_in
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import MatrixRule
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 
 
 class Gate(TypedDict):
@@ -42,7 +46,8 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.gated(peftjax.lora(rank=2, targets=r'hidden'))
-    >>> tx.init(jax.random.key(0), mlp)['gates']['hidden/kernel']['weight'].shape
+    >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
+    >>> adapter['gates']['hidden/kernel']['weight'].shape
     (4,)
 
     References:
@@ -50,56 +55,53 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
       of LoRA's `alpha / r`: write `alpha=rank` for the same.
     """
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
-        adapter = transform.init(paths.fold_in(key, 'inner'), model)
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+        adapter = transform.start(paths.fold_in(key, 'inner'), model)
         gates = {}
-        for path, rule in transform.rules(adapter).items():
-            layout = rule.layout if isinstance(rule, WeightRule) else None
-            if layout is None or (isinstance(rule, WeightRule) and rule.base is not None):
+        for path, rule in transform.rules(adapter, transform.own(model)).items():
+            if not isinstance(rule, MatrixRule) or rule.before is not None:
                 raise ValueError(
                     f'gated takes a method that acts on the uses of weights alone, and this one '
                     f'acts on {path!r} otherwise; give it to chain beside gated(...)'
                 )
+            layout = rule.layout
             shape = (*layout.stack_shape, layout.inputs)
-            gates[path] = {
+            gate = {
                 'weight': 0.02 * jax.random.normal(paths.fold_in(key, path), shape, dtype),
                 'bias': jnp.zeros(layout.stack_shape, dtype),
             }
+            gates[path] = Entry('gated', gate, layout)
         return {'inner': adapter, 'gates': gates}
 
-    def sites_of(adapter: Any) -> list[str]:
+    def rules(adapter: dict[str, Any], own: Any) -> dict[str, MatrixRule]:
         _check_made_here(adapter)
-        return sorted(adapter['gates'])
-
-    def rules(adapter: dict[str, Any]) -> dict[str, WeightRule]:
-        _check_made_here(adapter)
-        inner = transform.rules(adapter['inner'])
+        inner = transform.rules(adapter['inner'], own)
         return {path: _gated(path, inner[path], gate) for path, gate in adapter['gates'].items()}
 
-    def base(params: Any, adapter: dict[str, Any]) -> Any:
-        return transform.base(params, adapter['inner'])
+    def rest(params: Any, adapter: dict[str, Any], own: Any) -> Any:
+        return transform.remaining(params, adapter['inner'], own)
 
-    return PeftTransform(init, refusing('gated', sites_of), rules, base)
+    return PeftTransform(start, rules, transform.own, rest)
 
 
-def _gated(path: str, rule: Any, gate: Mapping[str, Any]) -> WeightRule:
-    def forward(leaves: Any, use: Use) -> Float[jax.Array, '...']:
-        plain = use.base(use.x)
+def _gated(path: str, rule: Any, gate: Entry) -> MatrixRule:
+    def apply(leaves: Any, use: Use) -> Float[jax.Array, '...']:
+        plain = use.forward(use.x)
         share = _share(path, leaves[1], use)
         # One product for both, so that its gradient is one as well.
-        changed = rule.forward(
-            leaves[0], use.replace(base=lambda x: plain if x is use.x else use.base(x))
+        changed = rule.apply(
+            leaves[0], use.replace(forward=lambda x: plain if x is use.x else use.forward(x))
         )
         return plain + share.astype(plain.dtype) * (changed - plain)
 
     def prepare(leaves: Any, matrix: Float[jax.Array, 'in out']) -> Any:
         return rule.prepare(leaves[0], matrix), leaves[1]
 
-    return WeightRule(
-        (rule.leaves, gate),
+    return MatrixRule(
+        (rule.leaves, dict(gate)),
         rule.layout,
-        forward,
-        merged=None,
+        apply,
+        merge=None,
         prepare=None if rule.prepare is None else prepare,
     )
 
@@ -120,9 +122,10 @@ def _share(path: str, gate: Gate, use: Use) -> Float[jax.Array, 'T 1']:
 
 def _check_made_here(adapter: Any) -> None:
     if isinstance(adapter, Mapping) and set(adapter) == {'inner', 'gates'}:
+        check_entries(adapter['gates'], 'gated')
         return
-    found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
     raise AdapterError(
         "gated expects an adapter {'inner', 'gates'} as its own init makes it, found "
-        f"{found}. Was it made by another transform, or is it a part of a chain's adapter?"
+        f"{found_in(adapter)}. Was it made by another transform, or is it a part of a chain's "
+        'adapter?'
     )

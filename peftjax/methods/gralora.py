@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
+from peftjax.methods.low_rank import rate
 
 
 class Leaves(TypedDict):
@@ -117,27 +119,29 @@ def gralora(
             b.reshape(blocks, blocks, rank // blocks, -1),
         )
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         delta = jnp.einsum('nijr,jnro->nijo', *grid(leaves)).reshape(matrix.shape)
         if hybrid_rank:
             delta = delta + leaves['hybrid_a'] @ leaves['hybrid_b']
-        return matrix + scale * delta
+        return matrix + leaves['scale'] * delta
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         leaves = jax.tree.map(lambda leaf: leaf.astype(use.dtype), leaves)
-        x, (a, b) = use.dropped(dropout), grid(leaves)
+        x, (a, b) = use.dropped(leaves.get('dropout')), grid(leaves)
         hidden = jnp.einsum('tni,nijr->tnjr', x.reshape(len(x), blocks, -1), a)
         added = jnp.einsum('tnjr,jnro->tjo', hidden, b).reshape(len(x), -1)
         if hybrid_rank:
             added = added + (x @ leaves['hybrid_a']) @ leaves['hybrid_b']
-        return use.base(use.x) + scale * added
+        return use.forward(use.x) + leaves['scale'].astype(added.dtype) * added
 
     return weightwise(
-        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        own=lambda site: {'scale': scale, **rate(dropout)},
+        name='gralora',
+        targets=targets,
+        materialize=materialize,
     )
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described, padded_by
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.low_rank import LowRank, LowRankLeaves
 
@@ -59,13 +60,21 @@ def hira(
         return matrix * (leaves['a'] @ leaves['b'])
 
     def merge(
-        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out']
     ) -> Float[jax.Array, 'in out']:
-        del path
         return matrix + delta(leaves, matrix)
 
-    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        return use.base(use.x) + use.product(use.dropped(dropout), delta(leaves, use.weight()))
+    def apply(leaves: LowRankLeaves, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + use.product(
+            use.dropped(leaves.get('dropout')), delta(leaves, use.weight())
+        )
 
-    return weightwise(settings.factors, merge, apply, targets=targets, materialize=materialize)
+    return weightwise(
+        settings.factors,
+        merge,
+        apply,
+        own=settings.own,
+        name='hira',
+        targets=targets,
+        materialize=materialize,
+    )

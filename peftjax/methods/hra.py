@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
 
@@ -80,23 +81,24 @@ def hra(
         drawn = jax.random.uniform(key, (inputs, count), dtype, -bound, bound)
         return {'u': drawn if gram_schmidt else jnp.repeat(drawn, 2, axis=1)}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         for unit in _units(leaves['u'], gram_schmidt).T:
             matrix = matrix - 2 * jnp.outer(unit, unit @ matrix)
         return matrix
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         x, units = use.x, _units(leaves['u'], gram_schmidt).astype(use.dtype)
         for unit in units.T[::-1]:
             x = x - jnp.outer(x @ (2 * unit), unit)
-        return use.base(x)
+        return use.forward(x)
 
     return weightwise(
-        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        name='hra',
+        targets=targets,
+        materialize=materialize,
     )
 
 

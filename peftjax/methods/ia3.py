@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
-from peftjax.methods.biases import has_bias, with_biases
+from peftjax.methods.biases import with_biases
 
 
 class Leaves(TypedDict, total=False):
@@ -56,10 +57,9 @@ def ia3(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.ia3(targets=r'hidden', feedforward=r'out')
-    >>> {path: dict(leaf) for path, leaf in jax.eval_shape(tx.init, jax.random.key(0), mlp).items()}
-    ... # doctest: +NORMALIZE_WHITESPACE
-    {'hidden/kernel': {'output_and_bias': ShapeDtypeStruct(shape=(8,), dtype=float32)},
-     'out/kernel': {'input': ShapeDtypeStruct(shape=(8,), dtype=float32)}}
+    >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
+    >>> {path: jax.tree.map(jnp.shape, dict(entry)) for path, entry in adapter.items()}
+    {'hidden/kernel': {'output_and_bias': (8,)}, 'out/kernel': {'input': (8,)}}
 
     References:
       Liu et al., Few-Shot Parameter-Efficient Fine-Tuning, 2022 (arXiv:2205.05638), section 3.3.
@@ -67,41 +67,32 @@ def ia3(
       that one in `targets` for the same. With grouped-query attention `l` has the width of the
       keys, not of the queries.
     """
-    some = (*paths.patterns_of(targets), *(paths.patterns_of(feedforward) if feedforward else ()))
-    both = tuple(pattern.pattern for pattern in some)
+    outputs = paths.patterns_of(targets)
+    inputs = paths.patterns_of(feedforward) if feedforward else ()
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
-        sites = model.sites
-        outputs = {site.path for site in sites.match_weights(targets, materialize)}
-        inputs = (
-            {site.path for site in sites.match_weights(feedforward, materialize)}
-            if feedforward
-            else set[str]()
-        )
-        if shared := sorted(outputs & inputs):
-            raise ValueError(
-                f'targets and feedforward both match {shared}; a weight has its output scaled or '
-                'its input: take it out of one of the two patterns'
-            )
-
-        def init_weight(
-            key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
-        ) -> dict[str, Float[jax.Array, ' side']]:
-            del key
-            if site.path in inputs:
-                return {'input': jnp.ones(matrix.shape[0], dtype)}
-            name = 'output_and_bias' if has_bias(sites, site.path) else 'output'
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> dict[str, Float[jax.Array, ' side']]:
+        del key
+        if not paths.matches(inputs, site.path):
+            name = 'output_and_bias' if site.bias else 'output'
             return {name: jnp.ones(matrix.shape[1], dtype)}
-
-        return weightwise(init_weight, _merge, _apply, targets=both, materialize=materialize).init(
-            key, model
-        )
+        if paths.matches(outputs, site.path):
+            raise ValueError(
+                f'targets and feedforward both match {site.path!r}; a weight has its output scaled '
+                'or its input: take it out of one of the two patterns'
+            )
+        return {'input': jnp.ones(matrix.shape[0], dtype)}
 
     kernels = weightwise(
-        lambda key, matrix, site: {}, _merge, _apply, targets=both, materialize=materialize
+        init_weight,
+        _merge,
+        _apply,
+        targets=tuple(pattern.pattern for pattern in (*outputs, *inputs)),
+        name='ia3',
+        materialize=materialize,
     )
-
-    return with_biases(kernels._replace(init=init), _scaled, 'output_and_bias')
+    return with_biases(kernels, _scaled, 'output_and_bias')
 
 
 def _scaled(
@@ -115,23 +106,20 @@ def _output_of(leaves: Mapping[str, Any]) -> Float[jax.Array, ' out'] | None:
     return next((leaves[name] for name in ('output', 'output_and_bias') if name in leaves), None)
 
 
-def _merge(
-    leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-) -> Float[jax.Array, 'in out']:
-    del path
+def _merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
     output = _output_of(leaves)
     scale = leaves['input'][:, None] if output is None else output[None]
     return matrix * scale
 
 
-def _apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
+def _apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
     if use.kind != 'dot':
         leaves, matrix = widened((leaves, use.weight()))
-        return use.product(use.x, _merge(leaves, matrix, path))
+        return use.product(use.x, _merge(leaves, matrix))
     output = _output_of(leaves)
     scale = (leaves['input'] if output is None else output)[None]
     scales_operand = (output is None) != use.transposed
     if scales_operand:
-        return use.base(use.x * scale.astype(use.x.dtype))
-    result = use.base(use.x)
+        return use.forward(use.x * scale.astype(use.x.dtype))
+    result = use.forward(use.x)
     return result * scale.astype(result.dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, WeightRule, described
+from peftjax.core.entries import found_in
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import LeafRule
 from peftjax.core.sites import WeightSite
-from peftjax.core.weightwise import refuse_quantized
+from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.fastfood import project
 
@@ -69,7 +73,7 @@ def intrinsic(
       TargetError: from `init`, if a pattern matches no leaf.
 
     >>> tx = peftjax.intrinsic(dimension=10, structure_aware=True)
-    >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
     >>> adapter.theta.shape, len(adapter.scales)
     ((6,), 4)
 
@@ -82,7 +86,7 @@ def intrinsic(
     """
     check_positive(dimension=dimension)
 
-    def init(key: PRNGKeyArray, model: Model) -> Subspace:
+    def start(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
         chosen = tuple(model.sites.match_leaves(targets))
         scales = {}
@@ -97,43 +101,22 @@ def intrinsic(
             )
         return Subspace(jnp.zeros(left, dtype), scales, chosen)
 
-    def moved(
-        adapter: Subspace, path: str, leaf: Float[jax.Array, '*shape']
-    ) -> Float[jax.Array, '*shape']:
-        change = project(adapter.theta, leaf.size, zlib.crc32(f'{seed}/{path}'.encode()))
-        change = change.reshape(leaf.shape)
-        if path in adapter.scales:
-            change = change * adapter.scales[path].astype(jnp.float32)
-        return (leaf.astype(jnp.float32) + change).astype(leaf.dtype)
-
-    def merge(params: Any, adapter: Subspace) -> Any:
+    def rules(adapter: Subspace, own: Any) -> dict[str, LeafRule]:
+        del own
         _check(adapter)
-        leaves = paths.flatten(params)
-        for path in adapter.leaves:
-            if path not in leaves:
-                raise AdapterError(
-                    f'the adapter moves {path!r}, which these params lack; near names: '
-                    f'{paths.near_names(path, leaves)}. Was it made for another model?'
-                )
-        refuse_quantized(leaves, adapter.leaves)
-        return paths.replace(
-            params, {path: moved(adapter, path, leaves[path]) for path in adapter.leaves}
-        )
+        return {path: LeafRule(moved(adapter, path)) for path in adapter.leaves}
 
-    def rules(adapter: Subspace) -> dict[str, WeightRule]:
-        _check(adapter)
-        return {path: rule(adapter, path) for path in adapter.leaves}
+    def moved(adapter: Subspace, path: str) -> Callable[[Any], jax.Array]:
+        def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
+            change = project(adapter.theta, leaf.size, zlib.crc32(f'{seed}/{path}'.encode()))
+            change = change.reshape(leaf.shape)
+            if path in adapter.scales:
+                change = change * adapter.scales[path].astype(jnp.float32)
+            return leaf.astype(jnp.float32) + change
 
-    def rule(adapter: Subspace, path: str) -> WeightRule:
-        return WeightRule(
-            (),
-            None,
-            lambda _, use: use.base(use.x),
-            lambda _, matrix: matrix,
-            lambda leaf: moved(adapter, path, leaf),
-        )
+        return replace
 
-    return PeftTransform(init, merge, rules)
+    return PeftTransform(start, rules)
 
 
 def _one_a_layer(site: WeightSite) -> tuple[int, ...]:
@@ -143,7 +126,7 @@ def _one_a_layer(site: WeightSite) -> tuple[int, ...]:
 def _check(adapter: Any) -> None:
     if not isinstance(adapter, Subspace):
         raise AdapterError(
-            f'intrinsic expects a Subspace as its own init makes it, found a '
-            f'{type(adapter).__name__}. Was it made by another transform, or is it a part of a '
+            f'intrinsic expects a Subspace as its own init makes it, found '
+            f'{found_in(adapter)}. Was it made by another transform, or is it a part of a '
             "chain's adapter?"
         )

@@ -1,6 +1,6 @@
 """Invertible adapters: a reversible map behind the embeddings, undone before the output ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,19 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import (
-    AdapterError,
-    Model,
-    ModuleRule,
-    ModuleUse,
-    PeftTransform,
-    check_entries,
-    described,
-)
+from peftjax.core.entries import Entry, check_entries
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
 from peftjax.core.paths import TargetError
 from peftjax.core.promotion import lifted
+from peftjax.core.rules import ModuleRule
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import ModuleUse
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.reading import Activation, activation_of, refusing
+from peftjax.methods.reading import Activation, activation_of
 
 _LEAVES = frozenset(
     f'{half}_{leaf}' for half in 'fg' for leaf in ('down', 'down_bias', 'up', 'up_bias')
@@ -76,7 +73,7 @@ def invertible_adapter(
     check_positive(size=size)
     function = activation_of(activation)
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, dict[str, Float[jax.Array, '...']]]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         found = model.sites.match_modules(targets)
         if len(found) != 1 or found[0].stack:
             raise TargetError(
@@ -92,27 +89,21 @@ def invertible_adapter(
                     f'inverse {inverse!r} is no module of {site.features} features outside of '
                     f'loops; near names: {near}'
                 )
-        return {site.path: _start(paths.fold_in(key, site.path), site.features, size, dtype)}
+        leaves = _start(paths.fold_in(key, site.path), site.features, size, dtype)
+        return {site.path: Entry('invertible_adapter', leaves)}
 
-    def sites_of(adapter: Any) -> list[str]:
-        check_entries(
-            adapter,
-            lambda entry: isinstance(entry, Mapping) and set(entry) == _LEAVES,
-            'invertible_adapter',
-            f'{{{", ".join(map(repr, sorted(_LEAVES)))}}}',
-        )
-        return sorted(adapter)
-
-    def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        (path,) = sites_of(adapter)
-        leaves = adapter[path]
+    def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
+        del own
+        check_entries(adapter, 'invertible_adapter', _LEAVES)
+        ((path, entry),) = adapter.items()
+        leaves = dict(entry)
         found = {path: ModuleRule(leaves, at(path, forth))}
         return (
             found if inverse is None else {**found, inverse: ModuleRule(leaves, at(inverse, back))}
         )
 
     def at(path: str, way: Callable[..., Any]) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(
+        def apply(
             leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
         ) -> Float[jax.Array, '... features']:
             x, half = use.output, leaves['f_up'].shape[-1]
@@ -125,7 +116,7 @@ def invertible_adapter(
             here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
             return jnp.concatenate(way(here, x[..., :half], x[..., half:]), axis=-1)
 
-        return forward
+        return apply
 
     def forth(
         here: dict[str, Float[jax.Array, '...']],
@@ -149,7 +140,7 @@ def invertible_adapter(
         inner = function(x @ here[f'{name}_down'] + lifted(here[f'{name}_down_bias'], x))
         return inner @ here[f'{name}_up'] + lifted(here[f'{name}_up_bias'], x)
 
-    return PeftTransform(init, refusing('invertible_adapter', sites_of), rules)
+    return PeftTransform(start, rules)
 
 
 def _start(

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, WeightAdapter, described
+from peftjax.core.entries import Entry
 from peftjax.core.layout import Layout
+from peftjax.core.merge import over_stack, refuse_quantized
 from peftjax.core.quantized import QuantizedArray, Scheme, one_matrix
 from peftjax.core.sites import WeightSite
-from peftjax.core.weightwise import check_leaves, over_stack, refuse_quantized, weightwise
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
+from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.low_rank import LowRank, LowRankLeaves
 from peftjax.quantize.model import scheme_of
@@ -53,7 +56,7 @@ def loftq(
       dtype: of the factors; decompositions run in float32.
 
     Returns:
-      A transform whose adapter is `{leaf path: WeightAdapter}` with `a` `[*stack, in, r]` and `b`
+      A transform whose adapter is `{leaf path: Entry}` with `a` `[*stack, in, r]` and `b`
       `[*stack, r, out]`.
 
     Raises:
@@ -102,25 +105,28 @@ def loftq(
         return {'a': a.astype(dtype), 'b': (b / scale).astype(dtype)}
 
     def merge(
-        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out'], path: str
+        leaves: LowRankLeaves, matrix: Float[jax.Array, 'in out']
     ) -> Float[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path)
+        return settings.sum(leaves, matrix)
 
-    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        return use.base(use.x) + settings.added(leaves, use, path)
+    def apply(leaves: LowRankLeaves, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + settings.added(leaves, use)
 
-    def base(params: Any, adapter: dict[str, WeightAdapter]) -> Any:
+    def rest(params: Any, adapter: dict[str, Entry], own: Any) -> Any:
+        del own
         leaves = paths.flatten(params)
-        check_leaves(leaves, adapter)
-        refuse_quantized(leaves, adapter)
+        for path in adapter:
+            refuse_quantized(path, leaves[path])
         return paths.replace(
             params, {path: quantized(leaves[path], path, adapter[path]) for path in adapter}
         )
 
-    def quantized(leaf: Float[jax.Array, '...'], path: str, entry: WeightAdapter) -> QuantizedArray:
+    def quantized(leaf: Float[jax.Array, '...'], path: str, entry: Entry) -> QuantizedArray:
         layout = entry.layout
         one = over_stack(lambda matrix: alternate(matrix, layout, path)[0], layout)
         return one(layout.to_matrix(leaf))
 
-    transform = settings.checked(weightwise(init, merge, apply, targets=targets))
-    return transform._replace(base=base)
+    transform = settings.checked(
+        weightwise(init, merge, apply, own=settings.own, targets=targets, name='loftq')
+    )
+    return transform.replace(rest=rest)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described, padded_by
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 
@@ -79,16 +80,20 @@ def loha(
         }
 
     def delta(leaves: Leaves) -> Float[jax.Array, 'in out']:
-        return scale * (leaves['a1'] @ leaves['b1']) * (leaves['a2'] @ leaves['b2'])
+        return leaves['scale'] * (leaves['a1'] @ leaves['b1']) * (leaves['a2'] @ leaves['b2'])
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         return matrix + delta(leaves)
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        return use.base(use.x) + use.product(use.x, delta(leaves))
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + use.product(use.x, delta(leaves))
 
-    return weightwise(init_weight, merge, apply, targets=targets, materialize=materialize)
+    return weightwise(
+        init_weight,
+        merge,
+        apply,
+        own=lambda site: {'scale': scale},
+        name='loha',
+        targets=targets,
+        materialize=materialize,
+    )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
 
@@ -101,22 +102,24 @@ def lokr(
             leaves['d'] = jnp.zeros((n, k), dtype)
         return leaves
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
-        delta = scale * jnp.kron(_whole(leaves, 'c'), _whole(leaves, 'd'))
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
+        delta = leaves['scale'] * jnp.kron(_whole(leaves, 'c'), _whole(leaves, 'd'))
         return matrix + delta
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         c, d = (_whole(leaves, name).astype(use.dtype) for name in 'cd')
         blocks = use.x.reshape(len(use.x), len(c), len(d))
         added = jnp.einsum('tmk,ml->tlk', blocks @ d, c).reshape(len(use.x), -1)
-        return use.base(use.x) + scale * added
+        return use.forward(use.x) + leaves['scale'].astype(added.dtype) * added
 
     return weightwise(
-        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        own=lambda site: {'scale': scale},
+        name='lokr',
+        targets=targets,
+        materialize=materialize,
     )
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Inexact
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described, padded_by
+from peftjax.core.transform import PeftTransform, described, padded_by
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods import lora_init
 from peftjax.methods.low_rank import LowRank, LowRankLeaves
@@ -80,22 +81,28 @@ def lora(
     settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype, start)
 
     def merge(
-        leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out'], path: str
+        leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out']
     ) -> Inexact[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path)
+        return settings.sum(leaves, matrix)
 
-    def apply(leaves: LowRankLeaves, use: Use, path: str) -> Inexact[jax.Array, '...']:
-        return use.base(use.x) + settings.added(leaves, use, path)
+    def apply(leaves: LowRankLeaves, use: Use) -> Inexact[jax.Array, '...']:
+        return use.forward(use.x) + settings.added(leaves, use)
 
     def remainder(
-        leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out'], path: str
+        leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out']
     ) -> Inexact[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path, sign=-1.0)
+        return settings.sum(leaves, matrix, sign=-1.0)
 
     transform = settings.checked(
-        weightwise(settings.factors, merge, apply, targets=targets, materialize=materialize)
+        weightwise(
+            settings.factors,
+            merge,
+            apply,
+            own=settings.own,
+            remainder=remainder if start in lora_init.FROM_WEIGHT else None,
+            targets=targets,
+            name='lora',
+            materialize=materialize,
+        )
     )
-    if start in lora_init.FROM_WEIGHT:
-        less = weightwise(settings.factors, remainder, targets=targets)
-        return transform._replace(base=less.merge)
     return transform if isinstance(init, str) else lora_init.starting_from(transform, init)

@@ -1,18 +1,18 @@
 """LoRA-FA: LoRA whose first factor is random and frozen."""
 
 import math
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
-from peftjax.core.layout import Layout
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.draws import stream
 from peftjax.methods.low_rank import LowRank
@@ -24,6 +24,8 @@ class Trained(TypedDict):
 
 class Leaves(Trained):
     a: Float[HostArray, 'in rank']
+    scale: Float32[jax.Array, '']
+    dropout: NotRequired[Float32[jax.Array, '']]
 
 
 @described
@@ -77,19 +79,20 @@ def lora_fa(
         settings.factors(key, matrix, site)
         return {'b': jnp.zeros((rank, matrix.shape[1]), dtype)}
 
-    def constants(path: str, layout: Layout) -> dict[str, Any]:
+    def own(site: WeightSite) -> dict[str, Any]:
+        layout = site.layout
+        assert layout is not None
         bound = 1.0 / math.sqrt(layout.inputs)
         shape = (*layout.stack_shape, layout.inputs, rank)
-        return {'a': stream(seed, path).uniform(-bound, bound, shape).astype(np.float32)}
+        a = stream(seed, site.path).uniform(-bound, bound, shape).astype(np.float32)
+        return {'a': a, **settings.own(site)}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        return settings.sum(leaves, matrix, path)
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
+        return settings.sum(leaves, matrix)
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        return use.base(use.x) + settings.added(leaves, use, path)
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + settings.added(leaves, use)
 
     return weightwise(
-        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+        init_weight, merge, apply, own=own, name='lora_fa', targets=targets, materialize=materialize
     )

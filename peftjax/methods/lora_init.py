@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Inexact, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, WeightAdapter
+from peftjax.core.entries import Entry
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform
 
 Factors = tuple[Float[jax.Array, 'in {rank}'], Float[jax.Array, '{rank} out']]
 
@@ -75,8 +77,8 @@ def starting_from(transform: PeftTransform, given: Mapping[str, Any]) -> PeftTra
       ValueError: from `init`, a path that it does not adapt, or an array of another shape.
     """
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
-        adapter = dict(transform.init(key, model))
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
+        adapter = dict(transform.start(key, model))
         for path, a in given.items():
             if path not in adapter:
                 raise ValueError(
@@ -89,9 +91,9 @@ def starting_from(transform: PeftTransform, given: Mapping[str, Any]) -> PeftTra
                     f'init gives A of shape {a.shape} {a.dtype} for {path!r}; this rank needs '
                     f'{entry["a"].shape}; write rank, or a rank_pattern for {path!r}, to fit'
                 )
-            start = {**entry, 'a': jnp.asarray(a, entry['a'].dtype)}
-            start['b'] = jnp.zeros_like(entry['b'])
-            adapter[path] = WeightAdapter(entry.layout, start)
+            adapter[path] = entry.replace(
+                a=jnp.asarray(a, entry['a'].dtype), b=jnp.zeros_like(entry['b'])
+            )
         return adapter
 
-    return transform._replace(init=init)
+    return transform.replace(start=start)

@@ -3,23 +3,32 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Inexact, PRNGKeyArray
+from jaxtyping import Float32, Inexact, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use
+from peftjax.core.model import Model
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform
+from peftjax.core.use import Use
 from peftjax.methods import lora_init
 
 
 class LowRankLeaves(TypedDict):
     a: Inexact[HostArray, 'in rank']
     b: Inexact[jax.Array, 'rank out']
+    scale: NotRequired[Float32[jax.Array, '']]
+    dropout: NotRequired[Float32[jax.Array, '']]
+
+
+def rate(dropout: float) -> dict[str, float]:
+    """`{'dropout': rate}`, or nothing at a rate of zero: then no mask is drawn."""
+    return {'dropout': dropout} if dropout else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,9 @@ class LowRank:
         for each in (self.rank, *(self.rank_pattern or {}).values()):
             if not isinstance(each, (int, np.integer)) or each < 1:
                 raise ValueError(f'rank must be a whole number of at least 1, got {each!r}')
+        for alpha in (self.alpha, *(self.alpha_pattern or {}).values()):
+            if alpha is not None and not alpha > 0:
+                raise ValueError(f'alpha must be above 0, got {alpha}: it multiplies the change')
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f'dropout is a rate in [0, 1), got {self.dropout}')
         if self.init not in lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT:
@@ -59,6 +71,10 @@ class LowRank:
         default = rank if self.alpha is None else self.alpha
         alpha = paths.first_match(self.alpha_pattern, path, default)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def own(self, site: WeightSite) -> dict[str, float]:
+        """What does not train: the scale, and the rate of dropout where there is any."""
+        return {'scale': self.scale_at(site.path), **rate(self.dropout)}
 
     def check_rank(self, matrix: Inexact[jax.Array, 'in out'], site: WeightSite) -> None:
         """Raises `ValueError` where the rank is larger than the smaller side of the matrix."""
@@ -91,29 +107,28 @@ class LowRank:
         a, b = draw(key, matrix, rank, self.scale_at(site.path))
         return {'a': a.astype(self.dtype), 'b': b.astype(self.dtype)}
 
-    def added(self, leaves: LowRankLeaves, use: Use, path: str) -> Inexact[jax.Array, '...']:
+    def added(self, leaves: LowRankLeaves, use: Use) -> Inexact[jax.Array, '...']:
         """What `s A B` adds to the use, without forming `A B`."""
-        branch = use.lowrank(use.dropped(self.dropout), leaves['a'], leaves['b'])
-        return self.scale_at(path) * branch
+        branch = use.lowrank(use.dropped(leaves.get('dropout')), leaves['a'], leaves['b'])
+        return leaves['scale'].astype(branch.dtype) * branch
 
     def sum(
         self,
         leaves: LowRankLeaves,
         matrix: Inexact[jax.Array, 'in out'],
-        path: str,
         sign: float = 1.0,
     ) -> Inexact[jax.Array, 'in out']:
         """`W + s A B`, or minus with `sign=-1`."""
-        return matrix + sign * self.scale_at(path) * (leaves['a'] @ leaves['b'])
+        return matrix + sign * leaves['scale'] * (leaves['a'] @ leaves['b'])
 
     def checked(self, transform: PeftTransform) -> PeftTransform:
         """`transform`, whose init raises where a pattern for rank or alpha matches nothing."""
 
-        def init(key: PRNGKeyArray, model: Model) -> Any:
+        def start(key: PRNGKeyArray, model: Model) -> Any:
             self._check_matching(model.sites.weights)
-            return transform.init(key, model)
+            return transform.start(key, model)
 
-        return transform._replace(init=init)
+        return transform.replace(start=start)
 
     def _check_matching(self, names: Iterable[str]) -> None:
         for pattern in self._exceptions():

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 
@@ -89,32 +90,32 @@ def miss(
     def columns(leaves: Leaves, outputs: int) -> Float[jax.Array, 'rank {outputs}']:
         return jnp.tile(leaves['d'], (1, outputs // leaves['d'].shape[1]))
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         inputs, outputs = matrix.shape
         shards = jnp.tile(columns(leaves, outputs), (-(-inputs // rank), 1))[:inputs]
         return matrix + shards
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
-        y, inputs = use.base(use.x), use.x.shape[1]
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
+        y, inputs = use.forward(use.x), use.x.shape[1]
         padded = jnp.pad(use.x, ((0, 0), (0, -inputs % rank)))
         summed = padded.reshape(len(padded), -1, rank).sum(axis=1)
         return y + summed @ columns(leaves, y.shape[1]).astype(use.dtype)
 
-    def merge_bat(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge_bat(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         d = leaves['d']
         blocks = matrix.reshape(-1, rank, len(d), rank)
         turned = jnp.einsum('isop,osq->iqop', blocks, d) + d.transpose(2, 0, 1)[None]
         return matrix + turned.reshape(matrix.shape)
 
     if bat:
-        return weightwise(init_weight, merge_bat, targets=targets, materialize=materialize)
+        return weightwise(
+            init_weight, merge_bat, name='miss', targets=targets, materialize=materialize
+        )
     return weightwise(
-        init_weight, merge, on_plain_dots(apply, merge), targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        name='miss',
+        targets=targets,
+        materialize=materialize,
     )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_divides, check_positive
 from peftjax.methods.rotations import cayley, skew, turn
@@ -97,20 +98,16 @@ def oft(
         skewed = skew(leaves['q'], block_size)
         return cayley(skewed if eps is None else _shortened(skewed, eps), neumann_terms)
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(matrix.dtype)
         return turn(matrix.T, inverse).T
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
-        del matrix, path
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
+        del matrix
         return {**leaves, 'r': rotations(leaves)}
 
-    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
-        return use.base(turn(use.x, leaves['r'].astype(use.dtype)))
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, 'T out']:
+        return use.forward(turn(use.x, leaves['r'].astype(use.dtype)))
 
     return weightwise(
         init_weight,
@@ -118,6 +115,7 @@ def oft(
         on_plain_dots(apply, merge),
         prepare=prepare,
         targets=targets,
+        name='oft',
         materialize=materialize,
     )
 

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Rule, described, is_abstract
+from peftjax.core.entries import Entry, check_entries, is_abstract
+from peftjax.core.model import Model
+from peftjax.core.rules import Rule
+from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.prompt_tuning import check_prompt
-from peftjax.methods.reading import refusing
+from peftjax.methods.prompt_tuning import prompt_at
 from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
 
 Encoder = Literal['mlp', 'lstm']
@@ -72,7 +74,7 @@ def p_tuning(
         raise ValueError(f"encoder must be 'mlp' or 'lstm', got {encoder!r}")
     order = check_places(places, num_virtual_tokens)
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         site = embedding_of(model, targets)
         table_of(model, site)  # or says that it is no embedding
         first, second, third = jax.random.split(paths.fold_in(key, site.path), 3)
@@ -93,18 +95,19 @@ def p_tuning(
             _init_dense(k, *sides, dtype)
             for k, sides in zip(keys, itertools.pairwise(sizes), strict=True)
         ]
-        return {site.path: leaves}
+        return {site.path: Entry('p_tuning', leaves)}
 
-    def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
-        (path,) = _sites_of(adapter)
-        leaves = adapter[path]
-        prompt = jax.eval_shape(_encode, leaves) if is_abstract(leaves) else _encode(leaves)
+    def rules(adapter: dict[str, Entry], own: Any) -> dict[str, Rule]:
+        del own
+        check_entries(adapter, 'p_tuning')
+        ((path, entry),) = adapter.items()
+        prompt = jax.eval_shape(_encode, entry) if is_abstract(entry) else _encode(entry)
         return rules_of(path, prompt, order, keep_virtual)
 
-    return PeftTransform(init, refusing('p_tuning', _sites_of), rules)
+    return PeftTransform(start, rules)
 
 
-def export_prompt(adapter: Mapping[str, Any]) -> dict[str, Any]:
+def export_prompt(adapter: Mapping[str, Entry]) -> dict[str, Entry]:
     """The adapter of `prompt_tuning` that computes the same, without the network.
 
     Args:
@@ -113,19 +116,16 @@ def export_prompt(adapter: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
       An adapter for `prompt_tuning` with the same number of virtual tokens, targets and places.
 
-    >>> leaves = {'embedding': jnp.ones((2, 3)), 'layers': []}
-    >>> peftjax.export_prompt({'embed': leaves})['embed']['prompt'].shape
+    >>> entry = peftjax.Entry('p_tuning', {'embedding': jnp.ones((2, 3)), 'layers': []})
+    >>> peftjax.export_prompt({'embed': entry})['embed']['prompt'].shape
     (2, 3)
 
     References:
       Liu et al., GPT Understands, Too, 2021 (arXiv:2103.10385), section 3.3.
     """
-    _sites_of(adapter)
-    return {path: {'prompt': _encode(leaves)} for path, leaves in adapter.items()}
-
-
-def _sites_of(adapter: Any) -> list[str]:
-    return check_prompt(adapter, 'p_tuning', 'embedding')
+    check_entries(adapter, 'p_tuning')
+    ((path, entry),) = adapter.items()
+    return prompt_at(path, _encode(entry))
 
 
 def _encode(leaves: Mapping[str, Any]) -> Float[jax.Array, 'n features']:

@@ -8,22 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import (
-    ROOT,
-    AdapterError,
-    CallRule,
-    Model,
-    ModelCall,
-    ModuleRule,
-    ModuleUse,
-    PeftTransform,
-    Rule,
-    described,
-    is_abstract,
-)
+from peftjax.core.entries import Entry, check_entries, found_in, is_abstract
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import ModelCall, ModuleUse
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.reading import refusing
 from peftjax.methods.virtual_tokens import moved_positions, tokens_of
 
 
@@ -99,7 +91,7 @@ def prefix_tuning(
         if size is not None:
             check_positive(**{name: size})
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         sites = model.sites.match_modules(targets)
         rows = num_virtual_tokens if projection is None else projection
         entries = {s.path: _init_site(paths.fold_in(key, s.path), s, rows, dtype) for s in sites}
@@ -112,8 +104,9 @@ def prefix_tuning(
                 }
             if gate:
                 entries[site.path] |= _init_gate(paths.fold_in(key, site.path), site, dtype)
+        sites_ = {path: Entry('prefix_tuning', leaves) for path, leaves in entries.items()}
         if projection is None:
-            return {'sites': entries}
+            return {'sites': sites_}
         width = embedding or sites[0].inputs[0][-2] * sites[0].inputs[0][-1]
         first, second = jax.random.split(key)
         network = {
@@ -121,15 +114,16 @@ def prefix_tuning(
             'kernel': jax.nn.initializers.lecun_normal()(second, (width, projection), dtype),
             'bias': jnp.zeros(projection, dtype),
         }
-        return {'sites': entries, 'network': network}
+        return {'sites': sites_, 'network': network}
 
-    def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
-        sites = _check(adapter)
+    def rules(adapter: dict[str, Any], own: Any) -> dict[str, Rule]:
+        del own
+        _check(adapter)
         direct = jax.eval_shape(_direct, adapter) if is_abstract(adapter) else _direct(adapter)
         found: dict[str, Rule] = {
-            path: ModuleRule(leaves, _attend(path)) for path, leaves in direct.items()
+            path: ModuleRule(dict(entry), _attend(path)) for path, entry in direct.items()
         }
-        return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if sites else found
+        return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if found else found
 
     def shifted(_: Any, call: ModelCall) -> Any:
         if not shift_positions or 'position_ids' not in call.takes or call.follows:
@@ -140,7 +134,7 @@ def prefix_tuning(
         moved = moved_positions(call, length, jnp.full(length, num_virtual_tokens))
         return call.run(*call.args, **{**call.keywords, 'position_ids': moved})
 
-    return PeftTransform(init, refusing('prefix_tuning', _check), rules)
+    return PeftTransform(start, rules)
 
 
 def export_prefix(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,17 +168,20 @@ def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
         return rows + leaves[f'{name}_bias'][..., None, :, :]
 
     return {
-        path: {
-            **{name: leaf for name, leaf in leaves.items() if name.startswith('gate')},
-            'key': made(leaves, 'key'),
-            'value': made(leaves, 'value'),
-        }
+        path: Entry(
+            'prefix_tuning',
+            {
+                **{name: leaf for name, leaf in leaves.items() if name.startswith('gate')},
+                'key': made(leaves, 'key'),
+                'value': made(leaves, 'value'),
+            },
+        )
         for path, leaves in adapter['sites'].items()
     }
 
 
 def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
-    def forward(
+    def apply(
         leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
     ) -> Float[jax.Array, 'B L query_heads H']:
         query, key, value, *rest = use.inputs
@@ -213,7 +210,7 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
         with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
             return jax.nn.dot_product_attention(query, key, value, bias, mask)
 
-    return forward
+    return apply
 
 
 def _longer_mask(
@@ -268,12 +265,11 @@ def _init_gate(
     }
 
 
-def _check(adapter: Any) -> list[str]:
+def _check(adapter: Any) -> None:
     if not isinstance(adapter, Mapping) or set(adapter) - {'network'} != {'sites'}:
-        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
         raise AdapterError(
             "prefix_tuning expects an adapter {'sites'} or {'sites', 'network'} as its own init "
-            f'makes it, found {found}. Was it made by another transform, or is it a part of a '
-            "chain's adapter?"
+            f'makes it, found {found_in(adapter)}. Was it made by another transform, or is it a '
+            "part of a chain's adapter?"
         )
-    return sorted(adapter['sites'])
+    check_entries(adapter['sites'], 'prefix_tuning')

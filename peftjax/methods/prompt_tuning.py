@@ -1,6 +1,6 @@
 """Prompt tuning: trained embeddings of a few virtual tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Float, Integer, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, described
+from peftjax.core.entries import Entry, check_entries
+from peftjax.core.model import Model
 from peftjax.core.quantized import dense
+from peftjax.core.rules import Rule
+from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.reading import refusing
 from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
 
 
@@ -79,27 +81,31 @@ def prompt_tuning(
             f'init {init!r} is unknown: write {", ".join(map(repr, _DRAWS))}, or token ids'
         )
 
-    def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         site = embedding_of(model, targets)
         key = paths.fold_in(key, site.path)
         drawn = _DRAWS.get(init) if isinstance(init, str) else None
         # Behind a module that has numbered the tokens there need be no table.
         table = table_of(model, site) if shift_positions or drawn is None else ''
         if drawn is not None:
-            return {site.path: {'prompt': drawn(key, (num_virtual_tokens, site.features), dtype)}}
+            return prompt_at(site.path, drawn(key, (num_virtual_tokens, site.features), dtype))
         vocabulary = model.sites.weights[table].shape[0]
         rows = _rows(init, key, num_virtual_tokens, min(common, vocabulary), vocabulary)
         found = jnp.take(dense(paths.flatten(model.params)[table]), rows, axis=0)
-        return {site.path: {'prompt': found.astype(dtype)}}
+        return prompt_at(site.path, found.astype(dtype))
 
-    def rules(adapter: dict[str, Any]) -> dict[str, Rule]:
-        (path,) = sites_of(adapter)
-        return rules_of(path, adapter[path]['prompt'], order, keep_virtual, shift_positions)
+    def rules(adapter: dict[str, Entry], own: Any) -> dict[str, Rule]:
+        del own
+        check_entries(adapter, 'prompt_tuning', {'prompt'})
+        ((path, entry),) = adapter.items()
+        return rules_of(path, entry['prompt'], order, keep_virtual, shift_positions)
 
-    def sites_of(adapter: Any) -> list[str]:
-        return check_prompt(adapter, 'prompt_tuning', 'prompt')
+    return PeftTransform(start, rules)
 
-    return PeftTransform(start, refusing('prompt_tuning', sites_of), rules)
+
+def prompt_at(path: str, prompt: Float[jax.Array, 'n features']) -> dict[str, Entry]:
+    """The adapter of `prompt_tuning` with that prompt at an embedding."""
+    return {path: Entry('prompt_tuning', {'prompt': prompt})}
 
 
 def _rows(
@@ -114,26 +120,6 @@ def _rows(
             "model's tokenizer"
         )
     return jnp.asarray(np.resize(ids, count))
-
-
-def check_prompt(adapter: Any, method: str, entry: str) -> list[str]:
-    """The paths of the adapter.
-
-    Raises:
-      AdapterError: it is not `{one module path: {entry, ...}}`.
-    """
-    if (
-        not isinstance(adapter, Mapping)
-        or len(adapter) != 1
-        or any(not isinstance(each, Mapping) or entry not in each for each in adapter.values())
-    ):
-        found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
-        raise AdapterError(
-            f'{method} expects an adapter {{module path: {{{entry!r}, ...}}}} as its own init '
-            f'makes it, found {found}. Was it made by another transform, or is it a part of a '
-            "chain's adapter?"
-        )
-    return list(adapter)
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Float[jax.Array, '...']:

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use, described
-from peftjax.core.layout import Layout
+from peftjax.core.model import Model
 from peftjax.core.promotion import widened
 from peftjax.core.quantized import dense
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import over_stack, weightwise
 from peftjax.methods.blocks import check_positive
+from peftjax.methods.low_rank import rate
 from peftjax.methods.rotations import cayley, skew
 
 
@@ -102,9 +104,9 @@ def psoft(
         k, ones = jnp.zeros(rank * (rank - 1) // 2, dtype), jnp.ones(rank, dtype)
         return {'k': k, 'a': ones, 'b': ones} if scale else {'k': k}
 
-    def constants(path: str, layout: Layout) -> dict[str, Any]:
-        del layout
-        return dict(zip(('frozen_p', 'frozen_q'), subspaces[path], strict=True))
+    def own(site: WeightSite) -> dict[str, Any]:
+        p, q = subspaces[site.path]
+        return {'frozen_p': p, 'frozen_q': q, **rate(dropout)}
 
     def moved(leaves: Leaves) -> Float32[jax.Array, 'in rank']:
         """`P (diag(a) R diag(b) - I)`."""
@@ -115,27 +117,24 @@ def psoft(
             inner = a[:, None] * inner * b[None]
         return p @ (inner - jnp.eye(p.shape[1]))
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         q = leaves['frozen_q'].astype(jnp.float32)
         return jnp.add(*widened((matrix, moved(leaves) @ q)))
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
-        del matrix, path
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
+        del matrix
         return {**leaves, 'moved': moved(leaves)}
 
-    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        x = use.dropped(dropout)
-        return use.base(use.x) + use.lowrank(x, leaves['moved'], leaves['frozen_q'])
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, '...']:
+        x = use.dropped(leaves.get('dropout'))
+        return use.forward(use.x) + use.lowrank(x, leaves['moved'], leaves['frozen_q'])
 
     return weightwise(
         init_weight,
         merge,
         apply,
-        constants=constants,
+        own=own,
+        name='psoft',
         prepare=prepare,
         targets=tuple(map(re.escape, subspaces)),
         materialize=materialize,

@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
-from peftjax.core.layout import Layout
 from peftjax.core.promotion import widened
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
+from peftjax.methods.low_rank import rate
 
 
 class Trained(TypedDict):
@@ -100,7 +101,9 @@ def randlora(
             'g': jnp.full((count, short), 1.0 / short, dtype),
         }
 
-    def constants(path: str, layout: Layout) -> dict[str, Any]:
+    def own(site: WeightSite) -> dict[str, Any]:
+        path, layout = site.path, site.layout
+        assert layout is not None
         short, long = sorted((layout.inputs, layout.outputs))
         shapes = (rank, short), (-(-short // rank), long, rank)
         a, b = _drawn(seed, *shapes, sparsity) if bases is None else bases[path]
@@ -109,26 +112,28 @@ def randlora(
                 f'bases {a.shape} and {b.shape} of {path!r} do not fit its matrix '
                 f'[{layout.inputs}, {layout.outputs}]; they must be {shapes[0]} and {shapes[1]}'
             )
-        return {
-            name: jnp.broadcast_to(jnp.asarray(value), (*layout.stack_shape, *value.shape))
-            for name, value in (('frozen_a', a), ('frozen_b', b))
-        }
+        # Once for all layers.
+        ones = (None,) * len(layout.stack)
+        arrays = {'frozen_a': jnp.asarray(a)[ones], 'frozen_b': jnp.asarray(b)[ones]}
+        return {**arrays, 'scale': scale, **rate(dropout)}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])
-        return matrix + scale * (a @ b)
+        return matrix + leaves['scale'] * (a @ b)
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
         rows, columns = use.weight().shape
-        change = use.lowrank(use.dropped(dropout), *_factors(leaves, rows > columns))
-        return use.base(use.x) + scale * change
+        change = use.lowrank(use.dropped(leaves.get('dropout')), *_factors(leaves, rows > columns))
+        return use.forward(use.x) + leaves['scale'].astype(change.dtype) * change
 
     return weightwise(
-        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+        init_weight,
+        merge,
+        apply,
+        own=own,
+        name='randlora',
+        targets=targets,
+        materialize=materialize,
     )
 
 

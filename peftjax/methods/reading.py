@@ -1,14 +1,14 @@
 """What an adapter on a module reads: the module's output, its input, or the sum behind it."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from jaxtyping import Float
 
-from peftjax.core.base import Adapter, MergeError, MergeFn, ModuleUse
 from peftjax.core.paths import TargetError
 from peftjax.core.sites import ModuleSite
+from peftjax.core.use import ModuleUse
 
 Reads = Literal['output', 'input', 'after']
 Activation = str | Callable[[jax.Array], jax.Array]
@@ -66,16 +66,3 @@ def activation_of(activation: Activation) -> Callable[[jax.Array], jax.Array]:
             f'{", ".join(_ACTIVATIONS)}'
         )
     return _ACTIVATIONS[activation]
-
-
-def refusing(method: str, sites: Callable[[Adapter], list[str]]) -> MergeFn:
-    """The `merge` of a method that acts on activations: it names its sites and raises."""
-
-    def merge(params: Any, adapter: Adapter, /) -> Any:
-        del params
-        raise MergeError(
-            f'{method} is not linear in the weights and cannot merge: {sites(adapter)}; keep the '
-            'adapter and use adapt(model, tx)'
-        )
-
-    return merge

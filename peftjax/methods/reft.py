@@ -1,7 +1,7 @@
 """ReFT: low-rank edits of hidden states at a few positions."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, ModuleRule, ModuleUse, PeftTransform, described
+from peftjax.core.entries import Entry, check_entries
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
 from peftjax.core.promotion import lifted
+from peftjax.core.rules import ModuleRule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import ModuleUse
 from peftjax.methods.positions import edit_at, parse
-from peftjax.methods.reading import refusing
 
 
 class Unit(TypedDict):
@@ -174,11 +178,15 @@ def _reft(
     places = parse(positions, tied)
     units = places.units
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         return {
-            site.path: {
-                unit: init_unit(paths.fold_in(key, f'{site.path}/{unit}'), site) for unit in units
-            }
+            site.path: Entry(
+                kind.name,
+                {
+                    unit: init_unit(paths.fold_in(key, f'{site.path}/{unit}'), site)
+                    for unit in units
+                },
+            )
             for site in model.sites.match_modules(targets)
         }
 
@@ -199,33 +207,22 @@ def _reft(
         bias = jax.random.uniform(keys[2], (*site.stack, rank), dtype, -bound, bound)
         return {'weight': draw, 'bias': bias, 'projection': projection}
 
-    def check(adapter: Any) -> list[str]:
-        if not isinstance(adapter, Mapping) or any(
-            not isinstance(entry, Mapping) or set(entry) != set(units) for entry in adapter.values()
-        ):
-            found = type(adapter).__name__
-            raise AdapterError(
-                f'{kind.name} with positions={positions!r} expects an adapter {{module path: '
-                f'{{{", ".join(units)}}}}} as its own init makes it, found another {found}. Was it '
-                "made by another transform, or is it a part of a chain's adapter?"
-            )
-        return sorted(adapter)
-
-    def rules(adapter: dict[str, Any]) -> dict[str, ModuleRule]:
-        check(adapter)
-        return {path: ModuleRule(leaves, at(path)) for path, leaves in adapter.items()}
+    def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
+        del own
+        check_entries(adapter, kind.name, units)
+        return {path: ModuleRule(dict(entry), at(path)) for path, entry in adapter.items()}
 
     def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
-        def forward(leaves: dict[str, Any], use: ModuleUse) -> Float[jax.Array, '... features']:
+        def apply(leaves: dict[str, Any], use: ModuleUse) -> Float[jax.Array, '... features']:
             _check_width(path, leaves[units[0]]['weight'], use.output)
             if use.follows and places.first is not None:
                 return use.output  # The ends are those of the first call's tokens.
             mask = use.keywords.get('attention_mask') if skip_padding else None
             return edit_at(places, functools.partial(_edit, kind), leaves, use.output, mask)
 
-        return forward
+        return apply
 
-    return PeftTransform(init, refusing(kind.name, check), rules)
+    return PeftTransform(start, rules)
 
 
 def _edit(

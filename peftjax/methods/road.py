@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use, WeightAdapter, described
 from peftjax.core.promotion import lifted
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
-from peftjax.methods.biases import has_bias, with_biases
+from peftjax.methods.biases import with_biases
 from peftjax.methods.blocks import check_divides
 
 _SIZES = {1: 0.5, 2: 1, 4: 2}
@@ -65,19 +66,14 @@ def road(
     if group_size < 2 or group_size % 2:
         raise ValueError(f'group_size must be even and at least 2, got {group_size}')
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, WeightAdapter]:
-        def init_weight(
-            key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
-        ) -> dict[str, Float[jax.Array, ' angles']]:
-            del key
-            check_divides(site, 'group_size', group_size, 'output', matrix.shape[1])
-            size = int(_SIZES[variant] * matrix.shape[1])
-            name = 'alpha_and_bias' if has_bias(model.sites, site.path) else 'alpha'
-            return {'theta': jnp.zeros(size, dtype), name: jnp.ones(size, dtype)}
-
-        return weightwise(init_weight, merge, targets=targets, materialize=materialize).init(
-            key, model
-        )
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> dict[str, Float[jax.Array, ' angles']]:
+        del key
+        check_divides(site, 'group_size', group_size, 'output', matrix.shape[1])
+        size = int(_SIZES[variant] * matrix.shape[1])
+        name = 'alpha_and_bias' if site.bias else 'alpha'
+        return {'theta': jnp.zeros(size, dtype), name: jnp.ones(size, dtype)}
 
     def coefficients(
         leaves: Mapping[str, Any],
@@ -109,20 +105,19 @@ def road(
         return y * first + partner * second
 
     def merge(
-        leaves: Mapping[str, Any], matrix: Float[jax.Array, 'in out'], path: str
+        leaves: Mapping[str, Any], matrix: Float[jax.Array, 'in out']
     ) -> Float[jax.Array, 'in out']:
-        del path
         return turned(leaves, matrix)
 
-    def apply(leaves: Mapping[str, Any], use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
-        return turned(leaves, use.base(use.x))
+    def apply(leaves: Mapping[str, Any], use: Use) -> Float[jax.Array, 'T out']:
+        return turned(leaves, use.forward(use.x))
 
     kernels = weightwise(
-        lambda key, matrix, site: {},
+        init_weight,
         merge,
         on_plain_dots(apply, merge),
         targets=targets,
+        name='road',
         materialize=materialize,
     )
-    return with_biases(kernels._replace(init=init), turned, 'alpha_and_bias')
+    return with_biases(kernels, turned, 'alpha_and_bias')

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Float, Integer, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
-from peftjax.core.layout import Layout
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import distinct
@@ -83,35 +83,35 @@ def shira(
             )
         return {'values': jnp.zeros(count, dtype)}
 
-    def constants(path: str, layout: Layout) -> dict[str, Any]:
+    def own(site: WeightSite) -> dict[str, Any]:
+        path, layout = site.path, site.layout
+        assert layout is not None
         inputs, outputs = layout.inputs, layout.outputs
         if positions is not None:
-            return {'positions': jnp.asarray(positions[path])}
+            return {'positions': jnp.asarray(positions[path]), 'scale': scaling}
         count = rank * (inputs + outputs)
-        return {'positions': distinct(seed, path, count, inputs * outputs, layout.stack_shape)}
+        places = distinct(seed, path, count, inputs * outputs, layout.stack_shape)
+        return {'positions': places, 'scale': scaling}
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         rows, columns = jnp.divmod(leaves['positions'], matrix.shape[1])
-        return matrix.at[rows, columns].add(scaling * leaves['values'])
+        return matrix.at[rows, columns].add(leaves['scale'] * leaves['values'])
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, 'T out']:
-        del path
-        y = use.base(use.x)
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
+        y = use.forward(use.x)
         rows, columns = jnp.divmod(leaves['positions'], y.shape[1])
-        values = (scaling * leaves['values']).astype(use.dtype)
+        scale, values = (leaves[name].astype(use.dtype) for name in ('scale', 'values'))
         # Features in front: a place moves a contiguous row of T numbers.
         added = jnp.zeros(y.shape[::-1], y.dtype)
-        added = added.at[columns].add((use.x.T[rows] * values[:, None]).astype(y.dtype))
+        added = added.at[columns].add((use.x.T[rows] * (scale * values)[:, None]).astype(y.dtype))
         return y + added.T
 
     return weightwise(
         init_weight,
         merge,
         on_plain_dots(apply, merge),
-        constants=constants,
+        own=own,
+        name='shira',
         targets=targets,
         materialize=materialize,
     )

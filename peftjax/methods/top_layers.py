@@ -4,18 +4,23 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
+from peftjax.core.model import Model
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.methods.select import trained_copy
 
 _NUMBER = re.compile(r'(?P<before>(?:.*?[/_])?)(?P<number>\d+)(?=/)')
 
 
 @described
-def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
+def top_layers(
+    count: int, *, targets: paths.Targets = r'.*', dtype: Any = jnp.float32
+) -> PeftTransform:
     r"""Trains all leaves of the last `count` layers; what is below and outside stays frozen.
 
     A layer is told by the axis along which a `scan` slices the leaf, of which the last entries
@@ -26,6 +31,7 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
     Args:
       count: how many layers.
       targets: regular expressions, full match on leaf paths: which leaves of those layers.
+      dtype: of what trains, see `select`.
 
     Returns:
       A transform whose adapter is `{leaf path: leaf}`, of a scanned leaf `[count, ...]`.
@@ -69,28 +75,29 @@ def top_layers(count: int, *, targets: paths.Targets = r'.*') -> PeftTransform:
 
     def init(leaf: Float[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, '...']:
         if not site.scanned:
-            return leaf + 0
+            return trained_copy(leaf, dtype)
         axis = site.scanned[0]
-        return jax.lax.slice_in_dim(leaf, leaf.shape[axis] - count, None, axis=axis)
+        top = jax.lax.slice_in_dim(leaf, leaf.shape[axis] - count, None, axis=axis)
+        return trained_copy(top, dtype)
 
     def change(
-        entry: Float[jax.Array, '...'], leaf: Float[jax.Array, '*shape'], path: str
+        entry: Float[jax.Array, '...'], leaf: Float[jax.Array, '*shape'], own: Any
     ) -> Float[jax.Array, '*shape']:
-        del path
+        del own
         return jax.lax.dynamic_update_slice(
             leaf,
             entry.astype(leaf.dtype),
             [all_ - few for few, all_ in zip(entry.shape, leaf.shape, strict=True)],
         )
 
-    def fits(entry: jax.Array, leaf: Any, path: str) -> bool:
-        del path
+    def fits(entry: jax.Array, leaf: Any, own: Any) -> bool:
+        del own
         return entry.ndim == leaf.ndim and all(
             few == all_ or few == count <= all_
             for few, all_ in zip(entry.shape, leaf.shape, strict=True)
         )
 
-    return leafwise('top_layers', init, change, choose, fits, replaces=True)
+    return leafwise('top_layers', init, change, choose, fits, keeps='part')
 
 
 def _place(site: WeightSite) -> list[tuple[str, int]]:

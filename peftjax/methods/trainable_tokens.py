@@ -9,12 +9,16 @@ import numpy as np
 from jaxtyping import Float
 
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, described
 from peftjax.core.leafwise import leafwise
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform, described
+from peftjax.methods.select import trained_copy
 
 
 @described
-def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTransform:
+def trainable_tokens(
+    ids: Sequence[int], *, targets: paths.Targets, dtype: Any = jnp.float32
+) -> PeftTransform:
     r"""Trains the rows `ids` of an embedding `E: [vocabulary, features]`; all others stay frozen.
 
     The adapter holds the rows themselves: `E'[ids] = rows`. A head tied to the embedding reads them
@@ -25,6 +29,7 @@ def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTrans
     Args:
       ids: the tokens, each once; new ones of an embedding that was enlarged, or special ones.
       targets: regular expressions, full match on leaf paths of embeddings.
+      dtype: of what trains, see `select`.
 
     Returns:
       A transform whose adapter is `{leaf path: [len(ids), features]}`.
@@ -69,20 +74,19 @@ def trainable_tokens(ids: Sequence[int], *, targets: paths.Targets) -> PeftTrans
         return chosen
 
     def change(
-        entry: Float[jax.Array, 'ids features'], leaf: Float[jax.Array, 'V features'], path: str
+        entry: Float[jax.Array, 'ids features'], leaf: Float[jax.Array, 'V features'], own: Any
     ) -> Float[jax.Array, 'V features']:
-        del path
-        return leaf.at[rows].set(entry.astype(leaf.dtype), unique_indices=True)
+        return leaf.at[own].set(entry.astype(leaf.dtype), unique_indices=True)
 
-    def fits(entry: jax.Array, leaf: Any, path: str) -> bool:
-        del path
-        return leaf.ndim == 2 and entry.shape == (len(rows), leaf.shape[1])
+    def fits(entry: jax.Array, leaf: Any, own: Any) -> bool:
+        return leaf.ndim == 2 and entry.shape == (len(own), leaf.shape[1])
 
     return leafwise(
         'trainable_tokens',
-        lambda leaf, site: jnp.take(leaf, rows, axis=0),
+        lambda leaf, site: trained_copy(jnp.take(leaf, rows, axis=0), dtype),
         change,
         choose,
         fits,
-        replaces=True,
+        own=lambda site: rows,
+        keeps='part',
     )

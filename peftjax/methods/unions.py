@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, described
 from peftjax.core.combine import chain
+from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.adapters import parallel_adapter
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.gated import gated

@@ -1,6 +1,6 @@
 """VB-LoRA: low-rank factors composed of vectors from one bank."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -8,11 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import AdapterError, Model, PeftTransform, Rule, Use, described
-from peftjax.core.layout import Layout
+from peftjax.core.entries import found_in
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import Rule
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_divides, check_positive
+from peftjax.methods.low_rank import rate
 
 
 class Trained(TypedDict):
@@ -104,38 +109,39 @@ def vblora(
         pieces = jnp.einsum('rpk,rpkb->rpb', jax.nn.softmax(values), leaves['bank'][places])
         return pieces.reshape(rank, -1)
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         return matrix + composed(leaves, 'a').T @ composed(leaves, 'b')
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str) -> Prepared:
-        del matrix, path
-        return {**leaves, 'a': composed(leaves, 'a').T, 'b': composed(leaves, 'b')}
-
-    def apply(leaves: Prepared, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        return use.base(use.x) + use.lowrank(use.dropped(dropout), leaves['a'], leaves['b'])
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, '...']:
+        return use.forward(use.x) + use.lowrank(
+            use.dropped(leaves.get('dropout')), leaves['a'], leaves['b']
+        )
 
     def of(bank: Any) -> PeftTransform:
-        """The method with the bank as it is now beside the leaves of each site."""
+        """The method at its sites, with the bank as it is now."""
 
-        def constants(path: str, layout: Layout) -> dict[str, Any]:
-            del path
-            return {'bank': jnp.broadcast_to(bank, (*layout.stack_shape, *bank.shape))}
+        def with_bank(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda leaves, value: function(
+                {**leaves, 'bank': bank.astype(leaves['logits_a'].dtype)}, value
+            )
+
+        def prepared(leaves: Trained, matrix: Float[jax.Array, 'in out']) -> Any:
+            del matrix
+            whole = {**leaves, 'bank': bank}
+            return {**leaves, 'a': composed(whole, 'a').T, 'b': composed(whole, 'b')}
 
         return weightwise(
             init_weight,
-            merge,
+            with_bank(merge),
             apply,
-            constants=constants,
-            prepare=prepare,
+            own=lambda site: rate(dropout),
+            prepare=prepared,
             targets=targets,
+            name='vblora',
             materialize=materialize,
         )
 
-    def init(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+    def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         bank = jax.random.uniform(
             paths.fold_in(key, 'bank'),
             (num_vectors, vector_length),
@@ -143,24 +149,23 @@ def vblora(
             -bank_bound,
             bank_bound,
         )
-        return {'bank': bank, 'sites': of(bank).init(key, model)}
+        return {'bank': bank, 'sites': of(bank).start(key, model)}
 
-    def merge_all(params: Any, adapter: Any) -> Any:
+    def own_of(model: Model) -> Any:
+        return of(None).own(model)
+
+    def rules(adapter: Any, own: Any) -> Mapping[str, Rule]:
         _check_made_here(adapter)
-        return of(adapter['bank']).merge(params, adapter['sites'])
+        return of(adapter['bank']).rules(adapter['sites'], own)
 
-    def rules(adapter: Any) -> Mapping[str, Rule]:
-        _check_made_here(adapter)
-        return of(adapter['bank']).rules(adapter['sites'])
-
-    return PeftTransform(init, merge_all, rules)
+    return PeftTransform(start, rules, own_of)
 
 
 def _check_made_here(adapter: Any) -> None:
     if isinstance(adapter, Mapping) and set(adapter) == {'bank', 'sites'}:
         return
-    found = sorted(adapter) if isinstance(adapter, Mapping) else type(adapter).__name__
     raise AdapterError(
         "vblora expects an adapter {'bank', 'sites'} as its own init makes it, found "
-        f"{found}. Was it made by another transform, or is it a part of a chain's adapter?"
+        f"{found_in(adapter)}. Was it made by another transform, or is it a part of a chain's "
+        'adapter?'
     )

@@ -9,13 +9,15 @@ import numpy as np
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.base import PeftTransform, Use, described
 from peftjax.core.layout import Layout
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
+from peftjax.methods.low_rank import rate
 
 
 class Trained(TypedDict):
@@ -84,7 +86,9 @@ def vera(
         del key, site
         return {'d': jnp.full(rank, d_initial, dtype), 'b': jnp.zeros(matrix.shape[1], dtype)}
 
-    def constants(path: str, layout: Layout) -> dict[str, Any]:
+    def own(site: WeightSite) -> dict[str, Any]:
+        path, layout = site.path, site.layout
+        assert layout is not None
         a, b = drawn_projections(seed, rank, layout) if projections is None else projections
         if a.shape[0] < layout.inputs or b.shape[1] < layout.outputs or a.shape[1] != b.shape[0]:
             raise ValueError(
@@ -92,29 +96,29 @@ def vera(
                 f'[{layout.inputs}, {layout.outputs}] with rank {rank}'
             )
         shared = {'frozen_a': a[: layout.inputs], 'frozen_b': b[:, : layout.outputs]}
+        # Once for all layers.
         return {
-            name: jnp.broadcast_to(jnp.asarray(value), (*layout.stack_shape, *value.shape))
-            for name, value in shared.items()
+            **{
+                name: jnp.asarray(value)[(None,) * len(layout.stack)]
+                for name, value in shared.items()
+            },
+            **rate(dropout),
         }
 
-    def merge(
-        leaves: Leaves, matrix: Float[jax.Array, 'in out'], path: str
-    ) -> Float[jax.Array, 'in out']:
-        del path
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         a = leaves['frozen_a'] * leaves['d'][None]
         delta = a @ leaves['frozen_b'] * leaves['b'][None]
         return matrix + delta
 
-    def apply(leaves: Leaves, use: Use, path: str) -> Float[jax.Array, '...']:
-        del path
-        x, gain = use.dropped(dropout), leaves['b'][None].astype(use.dtype)
+    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+        x, gain = use.dropped(leaves.get('dropout')), leaves['b'][None].astype(use.dtype)
         factors = leaves['frozen_a'], leaves['frozen_b'], leaves['d']
         if use.transposed:
-            return use.base(use.x) + use.lowrank(x * gain, *factors)
-        return use.base(use.x) + use.lowrank(x, *factors) * gain
+            return use.forward(use.x) + use.lowrank(x * gain, *factors)
+        return use.forward(use.x) + use.lowrank(x, *factors) * gain
 
     return weightwise(
-        init_weight, merge, apply, constants=constants, targets=targets, materialize=materialize
+        init_weight, merge, apply, own=own, name='vera', targets=targets, materialize=materialize
     )
 
 

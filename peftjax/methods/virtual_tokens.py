@@ -8,18 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
-from peftjax.core.base import (
-    ROOT,
-    AdapterError,
-    CallRule,
-    Model,
-    ModelCall,
-    ModuleRule,
-    ModuleUse,
-    Rule,
-)
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
 from peftjax.core.paths import TargetError, Targets
+from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.use import ModelCall, ModuleUse
 
 Places = tuple[int, ...]
 """For each virtual token, ascending, before which token of the sequence it stands."""
@@ -133,7 +127,7 @@ def _order(
 
 
 def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, ModelCall], Any]:
-    def forward(_: Any, call: ModelCall) -> Any:
+    def apply(_: Any, call: ModelCall) -> Any:
         if call.follows:
             return call.run(*call.args, **call.keywords)
         if 'decoder_input_ids' in call.takes:
@@ -177,7 +171,7 @@ def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, Mode
         rank = 2 if call.keywords.get('targets') is not None else 3
         return jax.tree.map(lambda leaf: _shorter(leaf, real, len(virtual), rank), result)
 
-    return forward
+    return apply
 
 
 def _shorter(leaf: Any, real: np.ndarray, count: int, rank: int) -> Any:
@@ -188,7 +182,7 @@ def _shorter(leaf: Any, real: np.ndarray, count: int, rank: int) -> Any:
 
 
 def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
-    def forward(
+    def apply(
         leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
     ) -> Float[jax.Array, 'B L features']:
         prompt, output = leaves['prompt'], use.output
@@ -202,4 +196,4 @@ def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
         virtual, _ = _order(places, output.shape[1] - len(places))
         return output.at[:, virtual].set(prompt.astype(output.dtype))
 
-    return forward
+    return apply

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, Scheme, is_quantized
 from peftjax.core.sites import Sites, WeightSite
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from peftjax.core import paths
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.training.moments import Moments, moments
 
 

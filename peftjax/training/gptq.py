@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from peftjax.core import paths
-from peftjax.core.base import Model
 from peftjax.core.layout import Layout
+from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, is_quantized, one_matrix
 from peftjax.quantize.compensated import pack_compensated
 from peftjax.quantize.model import quantizable

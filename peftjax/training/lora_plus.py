@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from peftjax.core.base import WeightAdapter
+from peftjax.core.entries import Entry
 
 
 def lora_plus_labels(adapter: Any) -> Any:
@@ -25,14 +25,12 @@ def lora_plus_labels(adapter: Any) -> Any:
     """
 
     def labels(entry: Any) -> Any:
-        if not isinstance(entry, WeightAdapter):
+        if not isinstance(entry, Entry):
             return 'slow'
         fast = {'b'} if 'a' in entry else set()
-        return WeightAdapter(
-            entry.layout, {name: 'fast' if name in fast else 'slow' for name in entry}
-        )
+        return Entry(entry.layout, {name: 'fast' if name in fast else 'slow' for name in entry})
 
-    return jax.tree.map(labels, adapter, is_leaf=lambda entry: isinstance(entry, WeightAdapter))
+    return jax.tree.map(labels, adapter, is_leaf=lambda entry: isinstance(entry, Entry))
 
 
 def lora_plus(

@@ -9,8 +9,10 @@ from jaxtyping import Float, Float32, PRNGKeyArray, Shaped
 
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, Use
+from peftjax.core.model import Model
 from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform
+from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 
 
@@ -66,7 +68,7 @@ def moments(
         return dict(zip(Moments._fields, zeros, strict=True))
 
     def transform(weights: Shaped[jax.Array, '...'] | None) -> PeftTransform:
-        def apply(leaves: Any, use: Use, path: str) -> Float[jax.Array, 'T out']:
+        def apply(leaves: Any, use: Use) -> Float[jax.Array, 'T out']:
             if use.kind != 'dot' or use.transposed:
                 raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
             if weights is not None and weights.shape != use.tokens:
@@ -75,7 +77,7 @@ def moments(
                 )
             each = jnp.ones(use.x.shape[0]) if weights is None else weights.reshape(-1)
             x = jax.lax.stop_gradient(use.x)
-            return _tap(use.base(use.x), x, each.astype(jnp.float32), dict(leaves))
+            return _tap(use.forward(use.x), x, each.astype(jnp.float32), dict(leaves))
 
         return weightwise(init_weight, lambda leaves, matrix, path: matrix, apply, targets=targets)
 

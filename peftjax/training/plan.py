@@ -13,8 +13,10 @@ from jax.sharding import AbstractMesh, Mesh
 
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
-from peftjax.core.base import Model, PeftTransform, WeightRule
+from peftjax.core.model import Model
+from peftjax.core.rules import MatrixRule
 from peftjax.core.sharding import DATA, FSDP, batch_sharding, shardings, state_shardings
+from peftjax.core.transform import PeftTransform
 from peftjax.training.counting import activation_bytes, flops, width
 from peftjax.training.machines import Machine
 from peftjax.training.step import init_state, make_train_step
@@ -271,7 +273,7 @@ def _read(transform: PeftTransform, adapter: Any, params: Any) -> list[Any]:
     """The leaves of params that a step has a use for: those without a copy that trains."""
     rules = transform.rules(adapter)
     copied = {
-        path for path, rule in rules.items() if isinstance(rule, WeightRule) and rule.replaces
+        path for path, rule in rules.items() if isinstance(rule, MatrixRule) and rule.replaces
     }
     return [leaf for path, leaf in paths.flatten(params).items() if path not in copied]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.base import About, PeftTransform
+from peftjax.core.transform import About, PeftTransform
 from peftjax.training.programs import Program, vary
 
 

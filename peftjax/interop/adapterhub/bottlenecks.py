@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.core.base import About
+from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Table, Written, give, left_out
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError

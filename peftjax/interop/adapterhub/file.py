@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.core.base import Adapter, PeftTransform
+from peftjax.core.entries import Adapter
+from peftjax.core.transform import PeftTransform
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_config import PeftConfig

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.core.base import About, Adapter, Model, PeftTransform
+from peftjax.core.entries import Adapter
+from peftjax.core.model import Model
+from peftjax.core.transform import About, PeftTransform
 from peftjax.interop.adapterhub import bottlenecks, matrices, prefixes, reft
 from peftjax.interop.adapterhub.file import File, Part, Written
 from peftjax.interop.adapterhub.names import Hub

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.base import About, Model, WeightAdapter
 from peftjax.core.combine import chain
+from peftjax.core.entries import Entry
+from peftjax.core.model import Model
 from peftjax.core.quantized import dense
+from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, left_out
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
@@ -134,14 +136,14 @@ def _read_dora(
         if alpha != rank:
             after = _lengths(file.hub.model, path, entry, alpha / rank)
             scaled = {**entry, 'magnitude': magnitude * after / before}
-            entries[path] = WeightAdapter(entry.layout, scaled)
+            entries[path] = Entry(entry.layout, scaled)
     transform = dora(rank=rank, alpha=alpha, targets=literal(entries))
     if not biases:
         return transform, entries
     return chain(select(literal(biases)), transform), (biases, entries)
 
 
-def _lengths(model: Model, path: str, entry: WeightAdapter, scale: float) -> np.ndarray:
+def _lengths(model: Model, path: str, entry: Entry, scale: float) -> np.ndarray:
     """Of the columns of `W + s A B`, `[*stack, out]`."""
     leaf = paths.flatten(model.params)[path]
     if any(isinstance(each, jax.ShapeDtypeStruct) for each in jax.tree.leaves(leaf)):
@@ -227,7 +229,7 @@ def write_dora(hub: Hub, about: About, adapter: Any, name: str) -> Written:
                 _lengths(hub.model, path, entry, s) for s in (1, inner['alpha'] / inner['r'])
             ]
             magnitude = magnitude * factors[0] / factors[1]
-        scaled[path] = WeightAdapter(entry.layout, {'m': magnitude})
+        scaled[path] = Entry(entry.layout, {'m': magnitude})
     for module, arrays in _matrices(hub, scaled):
         tensors[f'{module}.loras.{name}.m.weight'] = arrays['m'][:, None]
     return tensors, inner | {'use_dora': True}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from peftjax.core.base import Model
+from peftjax.core.model import Model
 from peftjax.interop.peft_names import Names
 from peftjax.models.names import Slot
 from peftjax.models.registry import family_of_config

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.core.base import About
+from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError

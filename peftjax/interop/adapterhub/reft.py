@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.base import About
+from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, give
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError

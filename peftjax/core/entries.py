@@ -1,0 +1,102 @@
+"""Entries: the arrays of an adapter by name, with the method that they belong to."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from peftjax.core.errors import AdapterError
+from peftjax.core.layout import Layout
+
+Adapter = Any
+"""A pytree of arrays that trains: of one method, or a tuple or dict of them of a chain."""
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Entry(Mapping[str, Any]):
+    """What a method trains at one site, or of a whole model: arrays by name.
+
+    Reads like a dict: `adapter['dense/kernel']['a']`. A pytree; the method and the layout are its
+    static part, so that an adapter cannot be taken for that of another method.
+
+    Attributes:
+      method: the name of the method that made it.
+      layout: of the leaf that it is about, if it is about one. Each array then carries the axes of
+        `layout.stack` in front.
+    """
+
+    def __init__(self, method: str, arrays: Mapping[str, Any], layout: Layout | None = None):
+        self.method = method
+        self.layout = layout
+        self._arrays = dict(arrays)
+
+    def replace(self, **arrays: Any) -> 'Entry':
+        """The entry with some arrays in the place of its own, or beside them."""
+        return Entry(self.method, {**self._arrays, **arrays}, self.layout)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f'{self.method}({self._arrays!r})'
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self._arrays))
+        children = [(jax.tree_util.DictKey(name), self._arrays[name]) for name in names]
+        return children, (self.method, self.layout, names)
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> 'Entry':
+        method, layout, names = static
+        return cls(method, dict(zip(names, children, strict=True)), layout)
+
+
+def check_entries(adapter: Any, method: str, names: Collection[str] | None = None) -> None:
+    """Raises `AdapterError` unless `adapter` is `{site path: Entry}`, each entry of `method`.
+
+    names: of the arrays in each entry, where the method's settings decide them.
+    """
+    if not isinstance(adapter, Mapping) or isinstance(adapter, Entry):
+        raise AdapterError(_other(method, '{site path: entry}', found_in(adapter)))
+    for path, entry in adapter.items():
+        check_entry(entry, method, f' at {path!r}')
+        if names is not None and set(entry) != set(names):
+            raise AdapterError(
+                f'{method} with these settings expects the arrays {sorted(names)} at {path!r}, '
+                f'found {sorted(entry)}. Was the adapter made with other settings?'
+            )
+
+
+def check_entry(entry: Any, method: str, where: str = '') -> None:
+    """Raises `AdapterError` unless `entry` is an `Entry` of `method`."""
+    if not isinstance(entry, Entry) or entry.method != method:
+        raise AdapterError(_other(method, 'entry', found_in(entry) + where))
+
+
+def _other(method: str, expected: str, found: str) -> str:
+    return (
+        f'{method} expects an adapter ({expected}) as its own init makes it, found {found}. Was it '
+        "made by another transform, or is it a part of a chain's adapter?"
+    )
+
+
+def found_in(adapter: Any) -> str:
+    """What an object that should be an adapter is, for messages."""
+    if isinstance(adapter, Entry):
+        return f'an entry of {adapter.method}'
+    if isinstance(adapter, jax.Array):
+        return 'an array'
+    if isinstance(adapter, Mapping):
+        return f'a dict with {sorted(map(str, adapter))[:5]}'
+    return f'a {type(adapter).__name__}'
+
+
+def is_abstract(adapter: Adapter) -> bool:
+    """Whether an adapter is of shapes alone (`jax.ShapeDtypeStruct`), to be looked at only."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(adapter))

@@ -1,0 +1,68 @@
+"""A model as a value."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from peftjax.core.sites import Sites
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model as a value: a pure function, its parameters, and the sites it offers.
+
+    A pytree whose leaves are `params`, so that it passes through `jit`, `vmap` and `eval_shape`.
+
+    Attributes:
+      apply: `apply(params, *args, **kwargs)`, pure.
+      params: nested dict of arrays, or of `jax.ShapeDtypeStruct` for planning.
+      sites: where methods can act.
+      traceable: `apply` with every module output tagged for the binding; the same numbers.
+      config, tokenizer: what the checkpoint came with, where known.
+      takes: names of the arguments that the model's own signature spells out.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    sites: Sites
+    traceable: Callable[..., Any]
+    config: Any = None
+    tokenizer: Any = None
+    takes: tuple[str, ...] = ()
+
+    def replace(self, **changes: Any) -> 'Model':
+        """A copy with some fields changed, for example other `params`."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _SameObjects:
+    """The static part of a `Model`: equal when its fields are the same objects."""
+
+    fields: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SameObjects) and all(
+            mine is theirs for mine, theirs in zip(self.fields, other.fields, strict=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.fields)))
+
+
+def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
+    static = (
+        *(model.apply, model.sites, model.traceable, model.config, model.tokenizer),
+        model.takes,
+    )
+    return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
+
+
+def _unflatten_model(static: _SameObjects, children: Any) -> Model:
+    apply, sites, traceable, config, tokenizer, takes = static.fields
+    return Model(apply, children[0], sites, traceable, config, tokenizer, takes)
+
+
+jax.tree_util.register_pytree_with_keys(Model, _flatten_model, _unflatten_model)

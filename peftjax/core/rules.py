@@ -1,0 +1,94 @@
+"""Rules: what a method does at one site, one kind of rule for each kind of site."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+
+from peftjax.core.layout import Layout
+from peftjax.core.use import ModelCall, ModuleUse, Use
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRule:
+    """Puts another array in the place of a leaf, before anything uses it.
+
+    Attributes:
+      replace: `replace(leaf)` gives an array of the leaf's shape; the dtype is brought back.
+      keeps: what of the leaf is left in the result. With `'all'` the result is a change of the
+        leaf, with `'part'` some entries are the leaf's own, with `'nothing'` the leaf is not
+        looked at: it has moved into the adapter, and `replace` is given a `Hole`.
+    """
+
+    replace: Callable[[Any], jax.Array]
+    keeps: Literal['all', 'part', 'nothing'] = 'all'
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixRule:
+    """Acts at every use of a leaf that reads as a stack of matrices.
+
+    Attributes:
+      leaves: its arrays, stack axes in front.
+      layout: of the leaf.
+      apply: `apply(leaves, use)` gives the result of the use.
+      merge: `merge(leaves, matrix)` gives the matrix in force; None where no matrix stands for
+        what the rule does, so that no other weight method can follow it in a chain.
+      prepare: `prepare(leaves, matrix)` gives the leaves that `apply` sees, once for each call
+        of the model and outside of its loops: for what depends on the weights alone. `merge`
+        must take them as well. None for `leaves` as they are.
+      before: what replaces the leaf first.
+    """
+
+    leaves: Any
+    layout: Layout
+    apply: Callable[[Any, Use], jax.Array]
+    merge: Callable[[Any, jax.Array], jax.Array] | None
+    prepare: Callable[[Any, jax.Array], Any] | None = None
+    before: LeafRule | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleRule:
+    """Acts at every call of one module.
+
+    Attributes:
+      leaves: its arrays, stack axes in front.
+      apply: `apply(leaves, use)` gives the output in force.
+      prepare: `prepare(leaves, params)` gives the leaves that `apply` sees, from the model's own
+        `{leaf path: array}`, once for each call of the model and outside of its loops; or None.
+    """
+
+    leaves: Any
+    apply: Callable[[Any, ModuleUse], jax.Array]
+    prepare: Callable[[Any, Mapping[str, Any]], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CallRule:
+    """Acts at every call of the whole model; its path is `ROOT`.
+
+    Attributes:
+      leaves: its arrays.
+      apply: `apply(leaves, call)` gives the result in force.
+      virtual_tokens: how many positions it adds to the sequence; one method of a chain may.
+    """
+
+    leaves: Any
+    apply: Callable[[Any, ModelCall], Any]
+    virtual_tokens: int = 0
+
+
+ROOT = ''
+"""The path of the whole model among the paths of rules."""
+
+Rule = LeafRule | MatrixRule | ModuleRule | CallRule
+Rules = Mapping[str, Rule]
+
+
+def leaf_rule(rule: Rule | None) -> LeafRule | None:
+    """What replaces the leaf at the path of `rule`, if anything does."""
+    if isinstance(rule, MatrixRule):
+        return rule.before
+    return rule if isinstance(rule, LeafRule) else None

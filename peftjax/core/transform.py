@@ -1,0 +1,246 @@
+"""A PEFT method as a value: what trains, what does not, and what it does to the model."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, Protocol
+
+import jax
+
+from peftjax.core import paths
+from peftjax.core.entries import Adapter, found_in
+from peftjax.core.holes import Hole
+from peftjax.core.merge import merged
+from peftjax.core.model import Model
+from peftjax.core.rules import LeafRule, Rule
+
+_P = ParamSpec('_P')
+
+
+class Frozen(NamedTuple):
+    """Everything that does not train, as `init` gives it beside the adapter. A pytree.
+
+    Attributes:
+      params: the model's parameters, with a `Hole` where a leaf moved into the adapter, and what
+        is left of a leaf where a method starts from a part of it (PiSSA, LoftQ).
+      own: the method's own numbers: scales, rates of dropout, random projections, positions.
+    """
+
+    params: Any
+    own: Any
+
+
+class StartFn(Protocol):
+    def __call__(self, key: jax.Array, model: Model, /) -> Adapter: ...
+
+
+class OwnFn(Protocol):
+    def __call__(self, model: Model, /) -> Any: ...
+
+
+class RulesFn(Protocol):
+    def __call__(self, adapter: Adapter, own: Any, /) -> Mapping[str, Rule]: ...
+
+
+class RestFn(Protocol):
+    def __call__(self, params: Any, adapter: Adapter, own: Any, /) -> Any: ...
+
+
+def _nothing(model: Model, /) -> Any:
+    del model
+    return ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class About:
+    """What made a transform: the name of the function, and its arguments by name.
+
+    floats: those of the arguments that are numbers and no counts, by their annotation.
+    padded_by: the argument that `padded_by` names, if any.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    floats: frozenset[str] = frozenset()
+    padded_by: str | None = None
+
+    def __repr__(self) -> str:
+        arguments = ', '.join(f'{name}={value!r}' for name, value in self.arguments.items())
+        return f'{self.name}({arguments})'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PeftTransform:
+    """A PEFT method: a value made of pure functions.
+
+    It splits the parameters of a model into what trains and what does not: see `init`. The fields
+    are what a method is made of; `init`, `merge` and `adapt` are how it is used.
+
+    Attributes:
+      start: `start(key, model) -> adapter`, the tree that trains.
+      rules: `rules(adapter, own) -> {site path: rule}`: how the adapter changes what is computed
+        at each site, without forming a merged weight. It also takes trees of shapes alone.
+      own: `own(model)`: the method's own numbers that do not train, a pytree. `()` if there are
+        none.
+      rest: `rest(params, adapter, own) -> params`: what is left of the parameters beside a fresh
+        adapter, for methods that start from a part of them; None where leaves move as a whole or
+        stay.
+      about: how it was made, for files that tell others; None of a transform that is not of this
+        library.
+    """
+
+    start: StartFn
+    rules: RulesFn
+    own: OwnFn = _nothing
+    rest: RestFn | None = None
+    about: About | None = None
+
+    def replace(self, **changes: Any) -> 'PeftTransform':
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def init(self, key: jax.Array, model: Model) -> tuple[Adapter, Frozen]:
+        """Splits a model into `(adapter, frozen)`: what trains, and everything that does not.
+
+        Pure. Abstract parameters give abstract results under `jax.eval_shape`. `jax.vmap` over
+        keys gives K adapters: `jax.vmap(lambda key: tx.init(key, model)[0])(keys)`.
+
+        Args:
+          key: for the initial values.
+          model: the model to adapt.
+
+        Returns:
+          The adapter, a pytree to differentiate, and `Frozen`, a pytree to pass along.
+
+        Raises:
+          TypeError: `key` or `model` is something else.
+          TargetError: a target matches nothing, or something that the method cannot act on.
+          ValueError: a setting that does not fit the model, with the path.
+
+        >>> mlp = peftjax.testing.tiny_mlp()
+        >>> adapter, frozen = peftjax.select(r'out/bias').init(jax.random.key(0), mlp)
+        >>> adapter['out/bias'].shape, frozen.params['out']['bias']
+        ((3,), Hole((3,) float32))
+        """
+        _check_init(key, model)
+        adapter = self.start(key, model)
+        return adapter, self.freeze(model, adapter)
+
+    def freeze(self, model: Model, adapter: Adapter) -> Frozen:
+        """What does not train beside `adapter`, an adapter that `init` or a file gave."""
+        own = self.own(model)
+        return Frozen(self.remaining(model.params, adapter, own), own)
+
+    def remaining(self, params: Any, adapter: Adapter, own: Any) -> Any:
+        """What is left of `params` beside `adapter`: `rest`, or holes where leaves moved."""
+        if self.rest is not None:
+            return self.rest(params, adapter, own)
+        leaves = paths.slots(params)
+        gone = {
+            path: Hole.of(leaves[path])
+            for path, rule in self.rules(adapter, own).items()
+            if isinstance(rule, LeafRule) and rule.keeps == 'nothing' and path in leaves
+        }
+        return paths.replace(params, gone) if gone else params
+
+    def merge(self, adapter: Adapter, frozen: Frozen, dtype: Any = None) -> Any:
+        """The parameters with which the plain model computes what the adapted one does.
+
+        Args:
+          adapter, frozen: as `init` gave them, the adapter trained since.
+          dtype: of all float leaves of the result, and of the sums that make them; the model's
+            own by default. A sum in bfloat16 loses small changes: see `peftjax.merge_loss`.
+
+        Returns:
+          A tree like the model's parameters, of the same shapes.
+
+        Raises:
+          MergeError: the method has no merged weight, or a leaf is quantised, by name.
+          AdapterError: the adapter is of another transform or for another model.
+
+        >>> mlp = peftjax.testing.tiny_mlp()
+        >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+        >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
+        >>> tx.merge(adapter, frozen)['hidden']['kernel'].shape
+        (4, 8)
+        """
+        check_frozen(adapter, frozen)
+        return merged(frozen.params, self.rules(adapter, frozen.own), dtype)
+
+    def __repr__(self) -> str:
+        return 'PeftTransform of functions' if self.about is None else repr(self.about)
+
+
+def _check_init(key: Any, model: Any) -> None:
+    if isinstance(model, Model) and not isinstance(key, Model | int):
+        return
+    if isinstance(key, Model):
+        raise TypeError('the arguments are swapped: write tx.init(key, model), the key first')
+    if isinstance(key, int):
+        raise TypeError(f'key is the number {key}; write tx.init(jax.random.key({key}), model)')
+    raise TypeError(
+        f'model is a {type(model).__name__}; write tx.init(key, model) with a model of '
+        'peftjax.load or peftjax.wrap'
+    )
+
+
+def check_frozen(adapter: Any, frozen: Any) -> None:
+    """Raises `TypeError` unless `frozen` is what `init` gives beside an adapter."""
+    if isinstance(frozen, Frozen) and not isinstance(adapter, Frozen):
+        return
+    if isinstance(adapter, Frozen):
+        raise TypeError('the arguments are swapped: the adapter comes first, then frozen')
+    if isinstance(frozen, Model):
+        given = 'the model'
+    elif isinstance(frozen, Mapping):
+        given = 'a tree of parameters'
+    else:
+        given = found_in(frozen)
+    raise TypeError(
+        f'frozen is {given}; write adapter, frozen = tx.init(key, model) and pass both, or '
+        'frozen = tx.freeze(model, adapter) for an adapter that you have'
+    )
+
+
+def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
+    """`make`, whose transforms say in `about` how they were made."""
+    signature = inspect.signature(make)
+    floats = frozenset(
+        name for name, each in signature.parameters.items() if 'float' in str(each.annotation)
+    )
+
+    @functools.wraps(make)
+    def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
+        transform = make(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        about = About(make.__name__, dict(bound.arguments), floats)
+        return transform.replace(about=about)
+
+    return made
+
+
+def padded_by(
+    argument: str,
+) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
+    """Says of a `described` method that zeros beyond its own `argument` change nothing.
+
+    An adapter of a lesser rank (or size), padded with zeros to the shapes of a greater one,
+    computes the same with the same scale, and a step leaves the zeros as they are. So runs of
+    several ranks may share one program, see `peftjax.training.vectorize`.
+
+    >>> peftjax.lora(rank=2, targets=r'hidden').about.padded_by
+    'rank'
+    """
+
+    def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
+        @functools.wraps(make)
+        def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
+            transform = make(*args, **kwargs)
+            assert transform.about is not None, 'padded_by stands above described'
+            return transform.replace(about=dataclasses.replace(transform.about, padded_by=argument))
+
+        return made
+
+    return wrap
