@@ -24,7 +24,7 @@ from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter, Entry
 from peftjax.core.errors import AdapterError, MergeError
 from peftjax.core.model import Model
-from peftjax.core.quantized import is_quantized
+from peftjax.core.quantized import dequantize, is_quantized
 from peftjax.core.summary import summary
 from peftjax.core.transform import Frozen, PeftTransform
 
@@ -143,7 +143,9 @@ class Case:
 
     def merged(self, adapter: Adapter) -> Any:
         """The model's parameters with the adapter merged."""
-        return self.transform.merge(adapter, self.frozen())
+        frozen = self.frozen()
+        dense = frozen._replace(params=dequantize(frozen.params))
+        return self.transform.merge(adapter, dense)
 
     @functools.cached_property
     def compiled_merged(self) -> Callable[[Adapter], Any]:

@@ -30,7 +30,7 @@ def mlp() -> peftjax.Model:
 
 def moved(transform: peftjax.PeftTransform, model: peftjax.Model, seed: int = 0) -> Any:
     """An adapter in which nothing is zero."""
-    return peftjax.testing.perturb(transform.init(KEY, model), seed, 0.5)
+    return peftjax.testing.perturb(transform.init(KEY, model)[0], seed, 0.5)
 
 
 def function(f: Callable[..., Any], *inputs: jax.Array, **params: jax.Array) -> peftjax.Model:

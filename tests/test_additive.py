@@ -48,7 +48,7 @@ def test_reft_edits_first_and_last_tokens_and_no_padding():
 
 def test_ia3_scales_the_bias_with_the_output():
     tx = peftjax.ia3(targets=r'hidden')
-    adapter = jax.tree.map(lambda leaf: 2.0 * leaf, tx.init(jax.random.key(0), mlp()))
+    adapter = jax.tree.map(lambda leaf: 2.0 * leaf, tx.init(jax.random.key(0), mlp())[0])
     params = jax.tree.map(lambda leaf: leaf + 1.0, mlp().params)
     merged = tx.merge(params, adapter)
     np.testing.assert_allclose(merged['hidden']['bias'], 2 * params['hidden']['bias'])
@@ -60,7 +60,9 @@ def test_ia3_scales_the_bias_with_the_output():
 def test_a_weight_method_cannot_follow_a_gated_one():
     gate = peftjax.gated(peftjax.lora(rank=1, targets=r'hidden'))
     with pytest.raises(ValueError, match='last in the chain'):
-        peftjax.chain(gate, peftjax.lora(rank=1, targets=r'hidden')).init(jax.random.key(0), mlp())
+        peftjax.chain(gate, peftjax.lora(rank=1, targets=r'hidden')).init(jax.random.key(0), mlp())[
+            0
+        ]
 
 
 @pytest.mark.parametrize(
@@ -89,4 +91,4 @@ def test_a_weight_method_cannot_follow_a_gated_one():
 )
 def test_refusals_say_what_to_write(make, words):
     with pytest.raises(ValueError, match=words):
-        make().init(jax.random.key(0), mlp())
+        make().init(jax.random.key(0), mlp())[0]

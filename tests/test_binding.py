@@ -50,7 +50,7 @@ def plain(row: Structure):
 def adapted(row: Structure):
     """(transform, fresh adapter, adapter of random values) on every adaptable leaf of a row."""
     tx = peftjax.lora(rank=2, alpha=3.0, targets=row.targets)
-    fresh = tx.init(KEY, built(row)[4])
+    fresh = tx.init(KEY, built(row)[4])[0]
     return tx, fresh, normal_like(fresh)
 
 
@@ -95,10 +95,10 @@ def routes(row: Structure):
     predict = peftjax.adapt(model, tx)
 
     def by_rules(adapter):
-        return predict(adapter, model.params, *args, **kwargs)
+        return predict(adapter, frozen, *args, **kwargs)
 
     def by_merging(adapter):
-        return model.apply(tx.merge(model.params, adapter), *args, **kwargs)
+        return model.apply(tx.merge(adapter, tx.freeze(model, adapter)), *args, **kwargs)
 
     return with_slope(by_rules, row), with_slope(by_merging, row)
 
@@ -147,7 +147,7 @@ def refused_leaf_raises_with_path_and_reason(row: Structure):
     for path in row.refused:
         tx = peftjax.lora(rank=1, targets=re.escape(path))
         with pytest.raises(peftjax.TargetError) as raised:
-            tx.init(KEY, model)
+            tx.init(KEY, model)[0]
         assert path in str(raised.value)
         assert model.sites.weights[path].reason in str(raised.value)
 
@@ -156,9 +156,9 @@ def materialized_equals_merged(row: Structure):
     _, _, args, kwargs, model = built(row)
     targets = tuple(map(re.escape, row.refused.keys() - row.vectors))
     tx = peftjax.lora(rank=1, targets=targets, materialize=True)
-    adapter = normal_like(tx.init(KEY, model))
+    adapter = normal_like(tx.init(KEY, model)[0])
     predict = peftjax.adapt(model, tx)
-    outputs = jax.jit(lambda adapter: predict(adapter, model.params, *args, **kwargs))(adapter)
+    outputs = jax.jit(lambda adapter: predict(adapter, frozen, *args, **kwargs))(adapter)
     merged = jax.jit(tx.merge)(model.params, adapter)
     expected = jax.jit(lambda params: model.apply(params, *args, **kwargs))(merged)
     assert_close(outputs, expected, row.tolerance)
@@ -168,7 +168,7 @@ def vectors_are_not_materialized(row: Structure):
     for path in row.vectors:
         tx = peftjax.lora(rank=1, targets=re.escape(path), materialize=True)
         with pytest.raises(peftjax.TargetError, match=re.escape(path)):
-            tx.init(KEY, built(row)[4])
+            tx.init(KEY, built(row)[4])[0]
 
 
 LAWS = {

@@ -98,8 +98,8 @@ def test_the_laws_catch_a_wrong_method():
     good = METHODS['lora']
     wrong_route = peftjax.weightwise(
         lambda key, matrix, site: {'scale': jnp.ones(matrix.shape[1])},
-        lambda leaves, matrix, path: matrix * leaves['scale'][None],
-        lambda leaves, use, path: use.base(use.x) * leaves['scale'][None] ** 2,
+        lambda leaves, matrix: matrix * leaves['scale'][None],
+        lambda leaves, use: use.forward(use.x) * leaves['scale'][None] ** 2,
         targets=good.targets,
     )
     case = dataclasses.replace(_case('lora', 'linen looped'), make=lambda _: wrong_route)
@@ -111,7 +111,7 @@ def test_the_laws_catch_a_wrong_method():
         testing.counts_match(dataclasses.replace(_case('lora', 'linen looped'), parameters=7))
     merging = peftjax.weightwise(
         lambda key, matrix, site: {'scale': jnp.ones(matrix.shape[1])},
-        lambda leaves, matrix, path: matrix * leaves['scale'][None],
+        lambda leaves, matrix: matrix * leaves['scale'][None],
         targets=good.targets,
     )
     with pytest.raises(AssertionError, match='shape of a kernel'):

@@ -56,7 +56,7 @@ def scale(targets=r'hidden'):
     """A method that does not commute with LoRA: columns times `1 + s`."""
     return peftjax.weightwise(
         init_weight=lambda key, matrix, site: {'s': jnp.zeros(matrix.shape[1])},
-        merge_weight=lambda leaves, matrix, path: matrix * (1 + leaves['s'])[None],
+        merge_weight=lambda leaves, matrix: matrix * (1 + leaves['s'])[None],
         targets=targets,
     )
 
@@ -70,12 +70,10 @@ def test_chain_is_associative():
         (peftjax.chain(peftjax.chain(a, b), c), ((x, y), z)),
         (peftjax.named_chain({'z': a, 'm': b, 'a': c}), {'z': x, 'm': y, 'a': z}),
     ]
-    merged = c.merge(b.merge(a.merge(mlp().params, x), y), z)
+    merged = c.merge(b.merge(a.merge(x, a.freeze(mlp(), x)), y), z)
     for tx, adapter in forms:
-        assert_close(tx.merge(mlp().params, adapter), merged, 0)
-        assert_close(
-            peftjax.adapt(mlp(), tx)(adapter, mlp().params, X), jax.jit(mlp().apply)(merged, X)
-        )
+        assert_close(tx.merge(adapter, tx.freeze(mlp(), adapter)), merged, 0)
+        assert_close(peftjax.adapt(mlp(), tx)(adapter, frozen, X), jax.jit(mlp().apply)(merged, X))
 
 
 def test_order_of_a_chain_matters():
@@ -90,13 +88,13 @@ def test_a_chain_on_a_replaced_leaf():
     """What `select` trains is the base of what comes after it."""
     tx = peftjax.chain(peftjax.full(), peftjax.lora(rank=2, targets=r'hidden'), scale(r'.*'))
     adapter = moved(tx, mlp())
-    merged = jax.jit(mlp().apply)(tx.merge(mlp().params, adapter), X)
-    assert_close(peftjax.adapt(mlp(), tx)(adapter, mlp().params, X), merged)
+    merged = jax.jit(mlp().apply)(tx.merge(adapter, tx.freeze(mlp(), adapter)), X)
+    assert_close(peftjax.adapt(mlp(), tx)(adapter, frozen, X), merged)
 
 
 def test_an_empty_chain_is_the_model():
     tx = peftjax.chain()
-    assert tx.init(KEY, mlp()) == ()
+    assert tx.init(KEY, mlp())[0] == ()
     assert_close(tx.merge(mlp().params, ()), mlp().params, 0)
     assert_close(
         peftjax.adapt(mlp(), tx)((), mlp().params, X), jax.jit(mlp().apply)(mlp().params, X)
@@ -105,8 +103,8 @@ def test_an_empty_chain_is_the_model():
 
 def test_init_does_not_depend_on_the_order_of_targets():
     targets = (r'hidden', r'out/kernel')
-    one = peftjax.lora(rank=2, targets=targets).init(KEY, mlp())
-    other = peftjax.lora(rank=2, targets=targets[::-1]).init(KEY, mlp())
+    one = peftjax.lora(rank=2, targets=targets).init(KEY, mlp())[0]
+    other = peftjax.lora(rank=2, targets=targets[::-1]).init(KEY, mlp())[0]
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert_close(one, other, 0)
     assert_close(
@@ -135,7 +133,7 @@ def test_weight_adapter_reads_like_a_dict():
 
 
 def test_weight_adapter_is_a_pytree():
-    adapter = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())
+    adapter = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())[0]
     assert list(paths.flatten(adapter)) == ['hidden/kernel/a', 'hidden/kernel/b']
     doubled = jax.tree.map(lambda leaf: 2 * leaf, adapter)
     again = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf / 2, tree))(doubled)
@@ -200,13 +198,13 @@ def test_summary_draws_no_constants():
 
     tx = peftjax.weightwise(
         lambda key, matrix, site: {'s': jnp.ones(3)},
-        lambda leaves, matrix, path: matrix,
+        lambda leaves, matrix: matrix,
         constants=constants,
         targets='hidden/kernel',
     )
     assert peftjax.summary(tx, mlp()).added == 3
     with pytest.raises(AssertionError, match='drew the constants of hidden/kernel'):
-        tx.merge(mlp().params, tx.init(jax.random.key(0), mlp()))
+        tx.merge(mlp().params, tx.init(jax.random.key(0), mlp())[0])
 
 
 def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
@@ -221,10 +219,10 @@ def test_bfloat16_adapters_on_a_float32_base():
     tx = peftjax.lora(rank=2, targets=r'.*', dtype=jnp.bfloat16)
     adapter = moved(tx, mlp())
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.bfloat16)}
-    merged = tx.merge(mlp().params, adapter)
+    merged = tx.merge(adapter, tx.freeze(mlp(), adapter))
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.float32)}
     # Stored in bfloat16, computed in float32: the two routes agree as float32 does.
-    adapted = peftjax.adapt(mlp(), tx)(adapter, mlp().params, X)
+    adapted = peftjax.adapt(mlp(), tx)(adapter, frozen, X)
     assert adapted.dtype == jnp.float32
     assert_close(adapted, jax.jit(mlp().apply)(merged, X))
 
@@ -246,7 +244,7 @@ def test_bfloat16_adapters_on_a_float32_base():
 )
 def test_products_of_bfloat16_leaves_are_not_rounded_to_it(method):
     tx = method()
-    fresh = peftjax.testing.perturb(tx.init(jax.random.key(0), mlp()), 0)
+    fresh = peftjax.testing.perturb(tx.init(jax.random.key(0), mlp())[0], 0)
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), fresh)
     same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
-    assert_close(tx.merge(mlp().params, low), tx.merge(mlp().params, same), 1e-6)
+    assert_close(tx.merge(low, tx.freeze(mlp(), low)), tx.merge(same, tx.freeze(mlp(), same)), 1e-6)

@@ -81,7 +81,7 @@ def test_a_prefix_that_would_slide_out_of_sight_is_refused(variant, tmp_path):
     with pytest.raises(CheckpointError, match='see a window of tokens alone'):
         peftjax.load_adapter(folder, model)
     transform = peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*core')
-    adapter = transform.init(jax.random.key(0), model)
+    adapter = transform.init(jax.random.key(0), model)[0]
     with pytest.raises(ValueError, match='see a window of tokens alone'):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
 
@@ -91,7 +91,7 @@ def test_half_a_head_is_not_written(tmp_path):
     transform = peftjax.chain(
         peftjax.select(r'classifier/out_proj/.*'), peftjax.lora(rank=2, targets=r'.*/query')
     )
-    adapter = transform.init(jax.random.key(0), model)
+    adapter = transform.init(jax.random.key(0), model)[0]
     with pytest.raises(ValueError, match='trains a head as one module'):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
 
@@ -111,7 +111,7 @@ def test_layers_that_differ_write_the_same_with_a_cache(variant, transform, tmp_
     prompts = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [5, 6, 7]]
     adapter, predict = (), lambda adapter, params, **inputs: model.apply(params, **inputs)
     if transform is not None:
-        adapter = transform.init(jax.random.key(0), model)
+        adapter = transform.init(jax.random.key(0), model)[0]
         adapter = peftjax.testing.perturb(adapter, seed=1, size=0.5)
         predict = peftjax.adapt(model, transform)
     generate = peftjax.generator(model, transform)

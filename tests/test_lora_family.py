@@ -17,7 +17,7 @@ def _mlp():
 
 def _start(mlp, **settings):
     tx = peftjax.lora(targets=r'hidden', **settings)
-    adapter = tx.init(jax.random.key(1), mlp)
+    adapter = tx.init(jax.random.key(1), mlp)[0]
     base = tx.base(mlp.params, adapter)['hidden']['kernel']
     return adapter[KERNEL], np.asarray(mlp.params['hidden']['kernel']), np.asarray(base)
 
@@ -87,7 +87,7 @@ def test_wrong_starts_raise(mlp, settings, words):
 
 def test_adalora_rank_too_large_raises(mlp):
     with pytest.raises(ValueError, match='rank 5.*hidden/kernel.*write at most rank=4'):
-        peftjax.adalora(init_rank=5, targets=r'hidden').init(jax.random.key(0), mlp)
+        peftjax.adalora(init_rank=5, targets=r'hidden').init(jax.random.key(0), mlp)[0]
 
 
 def test_orthogonality_of_known_factors(mlp):

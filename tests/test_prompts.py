@@ -48,7 +48,7 @@ METHODS = {
 
 
 def _moved(tx, model):
-    return testing.perturb(tx.init(KEY, model), 0, 0.5)
+    return testing.perturb(tx.init(KEY, model)[0], 0, 0.5)
 
 
 def _outputs(result):
@@ -62,9 +62,9 @@ def test_padding_changes_nothing_of_the_tokens_before_it(name, method):
     model = build()
     tx = METHODS[method](embed, core)
     adapter, predict = _moved(tx, model), peftjax.adapt(model, tx)
-    padded = _outputs(predict(adapter, model.params, **INPUTS))
+    padded = _outputs(predict(adapter, frozen, **INPUTS))
     short = {key: value[:, :4] for key, value in INPUTS.items()}
-    cut = _outputs(predict(adapter, model.params, **short))
+    cut = _outputs(predict(adapter, frozen, **short))
     if name == 'llama':
         assert padded.shape == (2, 6, 40)
         np.testing.assert_allclose(padded[1, :4], cut[1], atol=1e-5)
@@ -123,15 +123,15 @@ def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
         for name in ('key', 'value')
     }
     adapter = {'sites': {'layers/self_attn/core': cache}}
-    assert jax.tree.map(jnp.shape, adapter) == jax.tree.map(jnp.shape, tx.init(KEY, model))
-    found = peftjax.adapt(model, tx)(adapter, model.params, input_ids=IDS)
+    assert jax.tree.map(jnp.shape, adapter) == jax.tree.map(jnp.shape, tx.init(KEY, model)[0])
+    found = peftjax.adapt(model, tx)(adapter, frozen, input_ids=IDS)
     ids = jnp.concatenate([jnp.full((2, 1), 7), IDS], axis=1)
     expected = model.apply(model.params, input_ids=ids)[:, 1:]
     np.testing.assert_allclose(found, expected, atol=2e-4)
     still = peftjax.prefix_tuning(
         num_virtual_tokens=1, shift_positions=False, targets=r'layers/self_attn/core'
     )
-    there = peftjax.adapt(model, still)(adapter, model.params, input_ids=IDS)
+    there = peftjax.adapt(model, still)(adapter, frozen, input_ids=IDS)
     assert jnp.abs(there - expected).max() > 1e-3
 
 
@@ -142,8 +142,8 @@ def test_what_is_exported_computes_the_same_without_the_network(encoder):
     plain = peftjax.prompt_tuning(num_virtual_tokens=3, targets='embed_tokens')
     exported = peftjax.export_prompt(adapter)
     np.testing.assert_allclose(
-        peftjax.adapt(llama(), plain)(exported, llama().params, **INPUTS),
-        peftjax.adapt(llama(), tx)(adapter, llama().params, **INPUTS),
+        peftjax.adapt(llama(), plain)(exported, frozen, **INPUTS),
+        peftjax.adapt(llama(), tx)(adapter, frozen, **INPUTS),
         atol=1e-5,
     )
     core = r'layers/self_attn/core'
@@ -153,8 +153,8 @@ def test_what_is_exported_computes_the_same_without_the_network(encoder):
     exported = peftjax.export_prefix(adapter)
     assert jax.tree.structure(exported) == jax.tree.structure(plain.init(KEY, llama()))
     np.testing.assert_allclose(
-        peftjax.adapt(llama(), plain)(exported, llama().params, **INPUTS),
-        peftjax.adapt(llama(), tx)(adapter, llama().params, **INPUTS),
+        peftjax.adapt(llama(), plain)(exported, frozen, **INPUTS),
+        peftjax.adapt(llama(), tx)(adapter, frozen, **INPUTS),
         atol=1e-5,
     )
 

@@ -57,13 +57,13 @@ def test_scores_are_those_of_the_logits(variant, tmp_path, short_chunks):
 def test_gradients_are_those_through_the_logits(variant, tx, tmp_path, short_chunks):
     model, inputs, targets = _case(variant, tmp_path)
     predict = peftjax.adapt(model, tx)
-    adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model), seed=1)
+    adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model)[0], seed=1)
 
     def by_scores(adapter):
-        return predict(adapter, model.params, **inputs, targets=targets).losses.mean()
+        return predict(adapter, frozen, **inputs, targets=targets).losses.mean()
 
     def by_logits(adapter):
-        logits = predict(adapter, model.params, **inputs)
+        logits = predict(adapter, frozen, **inputs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
     found, expected = (jax.value_and_grad(loss)(adapter) for loss in (by_scores, by_logits))
@@ -80,7 +80,7 @@ def test_all_logits_are_never_there(tmp_path):
     """The compiled gradient of 512 positions holds the logits of 128 at the most."""
     model, _, _ = _case('llama', tmp_path)
     tx = peftjax.lora(rank=2, targets=r'layers/.*_proj')
-    adapter, predict = tx.init(jax.random.key(0), model), peftjax.adapt(model, tx)
+    adapter, predict = tx.init(jax.random.key(0), model)[0], peftjax.adapt(model, tx)
     ids = jnp.ones((2, 512), jnp.int32)
 
     def loss(adapter, params, given):

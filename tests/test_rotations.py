@@ -20,7 +20,7 @@ def wide():
 
 
 def _moved(tx, size=0.3):
-    return peftjax.testing.perturb(tx.init(jax.random.key(0), wide()), 0, size)
+    return peftjax.testing.perturb(tx.init(jax.random.key(0), wide())[0], 0, size)
 
 
 def _gram(tx, adapter):
@@ -41,8 +41,8 @@ def test_each_factor_of_boft_doubles_its_reach():
     for factors in (1, 2, 3):
         tx = peftjax.boft(block_size=4, factors=factors, scale=False, targets='kernel')
         model = peftjax.wrap(wide().apply, {'kernel': jnp.eye(16)}, {'x': jnp.ones((2, 16))})
-        adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model), 0, 0.3)
-        rotation = tx.merge(model.params, adapter)['kernel']
+        adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model)[0], 0, 0.3)
+        rotation = tx.merge(adapter, tx.freeze(model, adapter))['kernel']
         reach.append(int((jnp.abs(rotation[0]) > 1e-9).sum()))
     assert reach == [4, 8, 16]
 
@@ -94,7 +94,7 @@ def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
         (
             lambda: peftjax.boft(block_size=8, factors=3, targets='kernel').init(
                 jax.random.key(0), wide()
-            ),
+            )[0],
             r"32 does not divide the input size 16 of 'kernel' \(16, 5\) float32",
         ),
         (
@@ -105,7 +105,7 @@ def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
                     bases={'kernel': (np.ones((2, 4)), np.ones((3, 16, 2)))},
                     targets='kernel',
                 ),
-            )(tx.init(jax.random.key(0), wide()), WIDE, x=jnp.ones((2, 16))),
+            )(tx.init(jax.random.key(0), wide())[0], WIDE, x=jnp.ones((2, 16))),
             r"of 'kernel' do not fit its matrix \[16, 5\]; they must be \(2, 5\)",
         ),
     ],

@@ -55,13 +55,13 @@ def test_layers_have_scales_of_their_own_when_the_subspace_knows_of_structure():
     looped, scanned = (
         peftjax.intrinsic(dimension=40, structure_aware=True, targets=r'layers.*').init(
             KEY, MODELS[form]()
-        )
+        )[0]
         for form in ('linen looped', 'linen scanned')
     )
     assert looped.theta.shape == scanned.theta.shape
     assert {scale.size for scale in scanned.scales.values()} == {LAYERS}
     with pytest.raises(ValueError, match='write at least dimension=5'):
-        peftjax.intrinsic(dimension=4, structure_aware=True).init(KEY, mlp())
+        peftjax.intrinsic(dimension=4, structure_aware=True).init(KEY, mlp())[0]
 
 
 @pytest.mark.parametrize('form', ['linen looped', 'linen scanned', 'nnx looped'])
@@ -69,7 +69,7 @@ def test_top_layers_are_the_last_ones(form):
     model = MODELS[form]()
     tx = peftjax.top_layers(1, targets=r'layers.*/up/kernel')
     merged = paths.flatten(
-        tx.merge(model.params, jax.tree.map(lambda leaf: leaf + 1, tx.init(KEY, model)))
+        tx.merge(model.params, jax.tree.map(lambda leaf: leaf + 1, tx.init(KEY, model)[0]))
     )
     moved = {
         path: jnp.abs(leaf - merged[path]).reshape(-1, 8 * 16).max(axis=1)
@@ -79,7 +79,7 @@ def test_top_layers_are_the_last_ones(form):
     found = np.concatenate([moved[path] for path in sorted(moved)])
     np.testing.assert_allclose(found, [0, 1])
     with pytest.raises(ValueError, match='write at most the least'):
-        peftjax.top_layers(3).init(KEY, model)
+        peftjax.top_layers(3).init(KEY, model)[0]
 
 
 def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
@@ -111,11 +111,14 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
 
 def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():
     tx = peftjax.diff_pruning(targets=r'(hidden|out)')
-    adapter = testing.perturb(tx.init(KEY, mlp()), 0)
+    adapter = testing.perturb(tx.init(KEY, mlp())[0], 0)
     positions, sparse = peftjax.keep_entries(adapter, 7)
     assert sum(map(len, positions.values())) == 7
     masked = paths.flatten(peftjax.fish_mask(positions).merge(mlp().params, sparse))
-    whole, base = paths.flatten(tx.merge(mlp().params, adapter)), paths.flatten(mlp().params)
+    whole, base = (
+        paths.flatten(tx.merge(adapter, tx.freeze(mlp(), adapter))),
+        paths.flatten(mlp().params),
+    )
     changes = {path: np.abs(whole[path] - base[path]) for path in ('hidden/kernel', 'out/kernel')}
     cut = np.sort(np.concatenate([change.reshape(-1) for change in changes.values()]))[-7]
     for path, change in changes.items():
@@ -125,11 +128,9 @@ def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():
 
 def test_gates_are_drawn_in_training_and_close_under_the_penalty():
     tx = peftjax.diff_pruning(alpha_init=0.0, targets=r'hidden')
-    adapter = testing.perturb(tx.init(KEY, mlp()), 0, 0.5)
+    adapter = testing.perturb(tx.init(KEY, mlp())[0], 0, 0.5)
     predict, x = peftjax.adapt(mlp(), tx), jnp.ones((2, 4))
-    one, two = (
-        predict(adapter, mlp().params, x, adapter_key=jax.random.key(seed)) for seed in (1, 2)
-    )
+    one, two = (predict(adapter, frozen, x, adapter_key=jax.random.key(seed)) for seed in (1, 2))
     assert not jnp.allclose(one, two)
     slopes = jax.grad(peftjax.expected_entries)(adapter)['hidden/kernel']
     assert (slopes['gate'] > 0).all()
@@ -146,30 +147,30 @@ EMBED = MODELS['linen looped']
     [
         (lambda: peftjax.trainable_tokens([1, 1], targets='.*'), ValueError, 'different whole'),
         (
-            lambda: peftjax.trainable_tokens([13], targets='embed/embedding').init(KEY, EMBED()),
+            lambda: peftjax.trainable_tokens([13], targets='embed/embedding').init(KEY, EMBED())[0],
             ValueError,
             r"beyond the 13 rows of 'embed/embedding' \(13, 8\) float32; write ids below 13",
         ),
         (
-            lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, mlp()),
+            lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, mlp())[0],
             ValueError,
             r'no \[vocabulary, features\]; target the leaf of an embedding',
         ),
         (lambda: peftjax.top_layers(0), ValueError, 'at least 1'),
         (
-            lambda: peftjax.top_layers(1).init(KEY, mlp()),
+            lambda: peftjax.top_layers(1).init(KEY, mlp())[0],
             peftjax.TargetError,
             'none has a number in its path',
         ),
         (lambda: peftjax.fish_mask({}), ValueError, 'positions is empty'),
         (lambda: peftjax.fish_mask({'out/bias': [1, 1]}), ValueError, '1 of them different'),
         (
-            lambda: peftjax.fish_mask({'out/bais': [1]}).init(KEY, mlp()),
+            lambda: peftjax.fish_mask({'out/bais': [1]}).init(KEY, mlp())[0],
             peftjax.TargetError,
             "near names: .'out/bias'",
         ),
         (
-            lambda: peftjax.fish_mask({'out/bias': [3]}).init(KEY, mlp()),
+            lambda: peftjax.fish_mask({'out/bias': [3]}).init(KEY, mlp())[0],
             ValueError,
             r"beyond the 3 entries of 'out/bias' \(3,\) float32",
         ),

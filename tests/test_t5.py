@@ -179,21 +179,21 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_methods_train_an_encoder_and_a_decoder(name):
     model, transform = _model(), METHODS[name]
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1)
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model)[0], seed=1)
     predict = peftjax.adapt(model, transform)
 
     def loss(adapter):
-        return (predict(adapter, model.params, **INPUTS) ** 2).mean()
+        return (predict(adapter, frozen, **INPUTS) ** 2).mean()
 
     gradient = jax.jit(jax.grad(loss))(adapter)
     for path, leaf in paths.flatten(gradient).items():
         assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
     try:
-        merged = transform.merge(model.params, adapter)
+        merged = transform.merge(adapter, transform.freeze(model, adapter))
     except peftjax.MergeError:
         return
     np.testing.assert_allclose(
-        predict(adapter, model.params, **INPUTS),
+        predict(adapter, frozen, **INPUTS),
         model.apply(merged, **INPUTS),
         atol=2e-5,
     )
@@ -213,9 +213,9 @@ def test_the_core_adds_a_bias_to_its_scores():
 def test_prompts_before_two_stacks_are_refused():
     model = _model()
     transform = peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed')
-    adapter = transform.init(jax.random.key(0), model)
+    adapter = transform.init(jax.random.key(0), model)[0]
     with pytest.raises(ValueError, match='write prefix_tuning for this model'):
-        peftjax.adapt(model, transform)(adapter, model.params, **INPUTS)
+        peftjax.adapt(model, transform)(adapter, frozen, **INPUTS)
 
 
 def _without_a_cache(predict, count=6):
@@ -244,10 +244,10 @@ def test_a_cache_changes_nothing(scan):
 @pytest.mark.parametrize('name', ['lora', 'ia3', 'houlsby', 'prefix'])
 def test_an_adapted_model_writes_the_same_with_a_cache(name):
     model, transform = _model(), METHODS[name]
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1, size=0.5)
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model)[0], seed=1, size=0.5)
     written = peftjax.generator(model, transform)(adapter, model.params, IDS, max_new_tokens=6)
     predict = peftjax.adapt(model, transform)
-    expected = _without_a_cache(lambda inputs: predict(adapter, model.params, **inputs))
+    expected = _without_a_cache(lambda inputs: predict(adapter, frozen, **inputs))
     assert written.tolist() == expected
     plain = peftjax.generator(model)((), model.params, IDS, max_new_tokens=6)
     assert plain.tolist() != expected

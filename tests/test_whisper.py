@@ -95,20 +95,20 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_methods_train_it_and_it_writes_the_same_with_a_cache(name, model):
     transform = METHODS[name]
-    adapter = transform.init(jax.random.key(0), model)
+    adapter = transform.init(jax.random.key(0), model)[0]
     adapter = peftjax.testing.perturb(adapter, seed=1, size=0.5)
     predict = peftjax.adapt(model, transform)
 
     @jax.jit
     def loss(adapter):
-        return (predict(adapter, model.params, **INPUTS) ** 2).mean()
+        return (predict(adapter, frozen, **INPUTS) ** 2).mean()
 
     for path, leaf in paths.flatten(jax.jit(jax.grad(loss))(adapter)).items():
         assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
     generate = peftjax.generator(model, transform)
     written = generate(adapter, model.params, HEARD, max_new_tokens=6, start_token_id=START)
     assert written.tolist() == _without_a_cache(
-        jax.jit(lambda inputs: predict(adapter, model.params, **inputs))
+        jax.jit(lambda inputs: predict(adapter, frozen, **inputs))
     )
 
 
@@ -129,11 +129,11 @@ def test_a_checkpoint_comes_by_its_folder_and_goes_out_again(scan, tmp_path):
     folder = write_folder(tmp_path / 'base', config, weights)
     model = peftjax.load(folder, task='seq2seq_lm', scan=scan)
     transform = peftjax.lora(rank=2, alpha=4, targets=r'.*attn/(q|v)_proj|.*/fc1')
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1)
+    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model)[0], seed=1)
     peftjax.save_adapter(tmp_path / 'adapter', model, transform, adapter)
     again = peftjax.load_adapter(tmp_path / 'adapter', model)
     predict = peftjax.adapt(model, again.transform)
-    merged = transform.merge(model.params, adapter)
+    merged = transform.merge(adapter, transform.freeze(model, adapter))
     found = predict(again.adapter, model.params, **inputs)
     tokens = inputs['decoder_attention_mask'] == 1
     scale = np.abs(expected).max()

@@ -35,17 +35,21 @@ def other_mlp(**fields):
 
 @pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
 def test_a_leaf_that_is_not_there(transform):
-    adapter = transform.init(KEY, mlp())
+    adapter = transform.init(KEY, mlp())[0]
     other = other_mlp(hidden='hiddem')
     near = "near names: ['hiddem/" + ('kernel' if transform is LORA else 'bias')
     said = ("'hidden/", near, 'another model')
-    assert_raises(peftjax.AdapterError, lambda: transform.merge(other.params, adapter), *said)
+    assert_raises(
+        peftjax.AdapterError,
+        lambda: transform.merge(adapter, transform.freeze(other, adapter)),
+        *said,
+    )
     assert_raises(peftjax.AdapterError, lambda: at_call(transform, adapter, other), *said)
 
 
 @pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
 def test_a_leaf_of_another_shape(transform):
-    adapter = transform.init(KEY, mlp())
+    adapter = transform.init(KEY, mlp())[0]
     other = other_mlp(width=6)
     path, mine, theirs = (
         ("'hidden/kernel'", '(4, 8)', '(4, 6)')
@@ -53,7 +57,11 @@ def test_a_leaf_of_another_shape(transform):
         else ("'hidden/bias'", '(8,)', '(6,)')
     )
     said = (path, mine, theirs, 'float32', 'another model')
-    assert_raises(peftjax.AdapterError, lambda: transform.merge(other.params, adapter), *said)
+    assert_raises(
+        peftjax.AdapterError,
+        lambda: transform.merge(adapter, transform.freeze(other, adapter)),
+        *said,
+    )
     assert_raises(peftjax.AdapterError, lambda: at_call(transform, adapter, other), *said)
 
 
@@ -61,21 +69,21 @@ def test_a_leaf_of_the_same_shape_that_is_used_otherwise():
     rows = function(lambda p, x: x @ p['w'], X, w=jnp.ones((4, 4)))
     columns = function(lambda p, x: x @ p['w'].T, X, w=jnp.ones((4, 4)))
     tx = peftjax.lora(rank=2, targets='w')
-    adapter = tx.init(KEY, rows)
+    adapter = tx.init(KEY, rows)[0]
     said = ("'w'", 'rows=(0,)', 'rows=(1,)', 'another model')
     assert_raises(peftjax.AdapterError, lambda: at_call(tx, adapter, columns), *said)
 
 
 def test_a_module_that_is_not_there():
     other = other_mlp(hidden='hiddem')
-    adapter = BOTTLENECK.init(KEY, mlp())
+    adapter = BOTTLENECK.init(KEY, mlp())[0]
     said = ("'hidden'", "'hiddem'", 'another model')
     assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
 
 
 def test_a_module_of_another_width():
     other = other_mlp(width=6)
-    adapter = BOTTLENECK.init(KEY, mlp())
+    adapter = BOTTLENECK.init(KEY, mlp())[0]
     said = ("'hidden'", '(8, 2) float32', '(2, 6) float32', 'another model')
     assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
 
@@ -95,18 +103,20 @@ def test_an_adapter_of_another_method(method, foreign):
     if method == foreign:
         return
     transform, expected = METHODS[method]
-    adapter = METHODS[foreign][0].init(KEY, mlp())
+    adapter = METHODS[foreign][0].init(KEY, mlp())[0]
     for act in (
-        lambda: transform.merge(mlp().params, adapter),
+        lambda: transform.merge(adapter, transform.freeze(mlp(), adapter)),
         lambda: at_call(transform, adapter),
     ):
         assert_raises(peftjax.AdapterError, act, expected, 'found', 'init')
 
 
 def test_an_adapter_that_lost_its_type():
-    adapter = {path: dict(entry) for path, entry in LORA.init(KEY, mlp()).items()}
+    adapter = {path: dict(entry) for path, entry in LORA.init(KEY, mlp())[0].items()}
     said = ("found a dict at 'hidden/kernel'", 'WeightAdapter')
-    assert_raises(peftjax.AdapterError, lambda: LORA.merge(mlp().params, adapter), *said)
+    assert_raises(
+        peftjax.AdapterError, lambda: LORA.merge(adapter, LORA.freeze(mlp(), adapter)), *said
+    )
 
 
 # --- composition --------------------------------------------------------------------------------
@@ -114,22 +124,22 @@ def test_an_adapter_that_lost_its_type():
 
 def test_chain_with_a_part_missing():
     tx = peftjax.chain(LORA, BIASES)
-    adapter = tx.init(KEY, mlp())
+    adapter = tx.init(KEY, mlp())[0]
     for parts in (adapter[:1], (*adapter, adapter[0])):
         said = ('2 transforms', f'{len(parts)} parts')
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(mlp().params, p), *said)
+        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(p, tx.freeze(mlp(), p)), *said)
         assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
 
 
 def test_named_chain_with_a_part_missing():
     tx = peftjax.named_chain({'low': LORA, 'bias': BIASES})
-    adapter = tx.init(KEY, mlp())
+    adapter = tx.init(KEY, mlp())[0]
     for parts, found in (
         ({'low': adapter['low']}, "['low']"),
         ({**adapter, 'more': {}}, "['bias', 'low', 'more']"),
     ):
         said = ("['bias', 'low']", found)
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(mlp().params, p), *said)
+        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(p, tx.freeze(mlp(), p)), *said)
         assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
 
 
@@ -137,15 +147,17 @@ def test_named_chain_with_a_part_missing():
 def test_replacing_what_is_already_adapted(last):
     tx = peftjax.chain(LORA, last)
     said = ("'hidden/kernel'", 'lose the adaptation', 'put select or full', 'first in the chain')
-    assert_raises(ValueError, lambda: tx.init(KEY, mlp()), *said)
-    peftjax.chain(last, LORA).init(KEY, mlp())
+    assert_raises(ValueError, lambda: tx.init(KEY, mlp())[0], *said)
+    peftjax.chain(last, LORA).init(KEY, mlp())[0]
 
 
 def test_merging_what_lives_on_activations():
     for tx in (BOTTLENECK, peftjax.chain(LORA, BOTTLENECK)):
-        adapter = tx.init(KEY, mlp())
+        adapter = tx.init(KEY, mlp())[0]
         said = ("'hidden'", 'cannot merge', 'adapt(model, tx)')
-        assert_raises(peftjax.MergeError, lambda t=tx, a=adapter: t.merge(mlp().params, a), *said)
+        assert_raises(
+            peftjax.MergeError, lambda t=tx, a=adapter: t.merge(a, t.freeze(mlp(), a)), *said
+        )
 
 
 def test_partition_overlap():

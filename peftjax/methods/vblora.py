@@ -29,7 +29,7 @@ class Leaves(Trained):
     bank: Float[jax.Array, 'vectors block']
 
 
-class Prepared(Leaves):
+class Prepared(Trained):
     a: Float[jax.Array, 'in rank']
     b: Float[jax.Array, 'rank out']
 

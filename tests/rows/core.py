@@ -11,7 +11,7 @@ def _scale_outputs(targets):
     """A method of one's own, without a route for training: the merged matrix is formed."""
     return peftjax.weightwise(
         lambda key, matrix, site: {'scale': jnp.ones(matrix.shape[1])},
-        lambda leaves, matrix, path: (matrix * leaves['scale']).astype(matrix.dtype),
+        lambda leaves, matrix: matrix * leaves['scale'][None],
         targets=targets,
     )
 
