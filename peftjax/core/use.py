@@ -46,7 +46,7 @@ class Use:
         return dataclasses.replace(self, **changes)
 
     def dropped(self, rate: jax.Array | float | None) -> jax.Array:
-        """`x` after inverted dropout at `rate`; unchanged without a rate or a key, and for a lookup.
+        """`x` after inverted dropout at `rate`; unchanged without a rate or key, and for a lookup.
 
         The rate may be traced, so that runs of several rates share one program.
         """

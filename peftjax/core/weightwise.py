@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Inexact, Key, PRNGKeyArray
 
 from peftjax.core import paths
@@ -95,8 +96,12 @@ def weightwise(
         if own is None:
             return {}
         sites = model.sites.match_weights(targets, materialize)
+        given = {site.path: own(site) for site in sites}
+        # What several sites share is one array, held once.
+        arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
         return {
-            site.path: {name: _array(value) for name, value in own(site).items()} for site in sites
+            path: {name: arrays[_same(number)] for name, number in numbers.items()}
+            for path, numbers in given.items()
         }
 
     def rules(adapter: dict[str, Entry], numbers: Mapping[str, Numbers]) -> dict[str, Rule]:
@@ -129,6 +134,13 @@ def weightwise(
         return paths.replace(params, less)
 
     return PeftTransform(start, rules, own_of, None if remainder is None else rest)
+
+
+def _same(value: Any) -> Any:
+    """Equal for one object, and for views of the same part of an array on the host."""
+    if not isinstance(value, np.ndarray):
+        return id(value)
+    return value.ctypes.data, value.shape, value.strides, value.dtype.str
 
 
 def _array(value: Any) -> jax.Array:

@@ -176,7 +176,9 @@ def _saved_projections(
                 'scale with the input size: adapt matrices of one input size, or give projections'
             )
         widest = max(layouts, key=lambda layout: layout.outputs)
-        given = drawn_projections(arguments['seed'], arguments['rank'], widest)
+        given = drawn_projections(
+            arguments['seed'], arguments['rank'], widest.inputs, widest.outputs
+        )
     a, b = given
     return {'base_model.vera_A': np.transpose(a), 'base_model.vera_B': np.transpose(b)}
 

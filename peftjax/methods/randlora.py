@@ -1,5 +1,6 @@
 """RandLoRA: a change of full rank from frozen random factors and trained diagonals."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -106,16 +107,22 @@ def randlora(
         assert layout is not None
         short, long = sorted((layout.inputs, layout.outputs))
         shapes = (rank, short), (-(-short // rank), long, rank)
-        a, b = _drawn(seed, *shapes, sparsity) if bases is None else bases[path]
+        a, b = drawn(shapes) if bases is None else bases[path]
         if (a.shape, b.shape) != shapes:
             raise ValueError(
                 f'bases {a.shape} and {b.shape} of {path!r} do not fit its matrix '
                 f'[{layout.inputs}, {layout.outputs}]; they must be {shapes[0]} and {shapes[1]}'
             )
-        # Once for all layers.
-        ones = (None,) * len(layout.stack)
-        arrays = {'frozen_a': jnp.asarray(a)[ones], 'frozen_b': jnp.asarray(b)[ones]}
-        return {**arrays, 'scale': scale, **rate(dropout)}
+        one_for_all = (None,) * len(layout.stack)
+        return {
+            'frozen_a': np.asarray(a)[one_for_all],
+            'frozen_b': np.asarray(b)[one_for_all],
+            'scale': scale,
+            **rate(dropout),
+        }
+
+    # Drawn once for all sites of a shape.
+    drawn = functools.cache(lambda shapes: _drawn(seed, *shapes, sparsity))
 
     def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])

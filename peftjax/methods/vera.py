@@ -1,5 +1,6 @@
 """VeRA: two frozen random matrices for all weights, and two trained vectors for each."""
 
+import functools
 import math
 from typing import Any, TypedDict
 
@@ -9,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.layout import Layout
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
@@ -89,21 +89,22 @@ def vera(
     def own(site: WeightSite) -> dict[str, Any]:
         path, layout = site.path, site.layout
         assert layout is not None
-        a, b = drawn_projections(seed, rank, layout) if projections is None else projections
+        a, b = drawn(layout.inputs, layout.outputs) if given is None else given
         if a.shape[0] < layout.inputs or b.shape[1] < layout.outputs or a.shape[1] != b.shape[0]:
             raise ValueError(
                 f'projections {a.shape} and {b.shape} do not reach over {path!r}, whose matrix is '
                 f'[{layout.inputs}, {layout.outputs}] with rank {rank}'
             )
-        shared = {'frozen_a': a[: layout.inputs], 'frozen_b': b[:, : layout.outputs]}
-        # Once for all layers.
+        one_for_all = (None,) * len(layout.stack)
         return {
-            **{
-                name: jnp.asarray(value)[(None,) * len(layout.stack)]
-                for name, value in shared.items()
-            },
+            'frozen_a': a[: layout.inputs][one_for_all],
+            'frozen_b': b[:, : layout.outputs][one_for_all],
             **rate(dropout),
         }
+
+    # Drawn once for all sites of a shape.
+    drawn = functools.cache(lambda *sides: drawn_projections(seed, rank, *sides))
+    given = None if projections is None else tuple(map(np.asarray, projections))
 
     def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         a = leaves['frozen_a'] * leaves['d'][None]
@@ -123,10 +124,10 @@ def vera(
 
 
 def drawn_projections(
-    seed: int, rank: int, layout: Layout
+    seed: int, rank: int, inputs: int, outputs: int
 ) -> tuple[Float32[np.ndarray, 'in {rank}'], Float32[np.ndarray, '{rank} out']]:
     """Rows of one stream, so that a longer side begins with what a shorter one has."""
-    rows = stream(seed, 'a').uniform(-1.0, 1.0, (layout.inputs, rank))
-    columns = stream(seed, 'b').uniform(-1.0, 1.0, (layout.outputs, rank)).T
-    bounds = math.sqrt(6.0 / layout.inputs), math.sqrt(6.0 / rank)
+    rows = stream(seed, 'a').uniform(-1.0, 1.0, (inputs, rank))
+    columns = stream(seed, 'b').uniform(-1.0, 1.0, (outputs, rank)).T
+    bounds = math.sqrt(6.0 / inputs), math.sqrt(6.0 / rank)
     return (rows * bounds[0]).astype(np.float32), (columns * bounds[1]).astype(np.float32)

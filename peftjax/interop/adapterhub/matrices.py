@@ -243,7 +243,9 @@ def write_vera(hub: Hub, about: About, adapter: Any, name: str) -> Written:
         raise ValueError(
             f'the VeRA of AdapterHub shares two matrices of one shape; here are {sorted(sides)}'
         )
-    shared = arguments['projections'] or drawn_projections(arguments['seed'], rank, layouts[0])
+    shared = arguments['projections'] or drawn_projections(
+        arguments['seed'], rank, layouts[0].inputs, layouts[0].outputs
+    )
     ((inputs, outputs),) = sides
     tensors = {
         f'shared_parameters.{name}.lora_A': np.asarray(shared[0])[:inputs].T,
