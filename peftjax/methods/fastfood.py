@@ -5,6 +5,7 @@
 and normal `g`. All are hashes of a seed, so that nothing is stored.
 """
 
+import functools
 import math
 
 import jax
@@ -13,25 +14,33 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt32
 
 
+@functools.partial(jax.jit, static_argnames='sizes')
 def project(
-    vector: Float[jax.Array, ' dimension'], size: int, seed: int
-) -> Float32[jax.Array, ' {size}']:
-    """`P vector: [size]` in float32; each row of `P` has length 1, up to what padding takes.
+    vector: Float[jax.Array, ' dimension'],
+    sizes: tuple[int, ...],
+    seeds: UInt32[jax.Array, ' projections'],
+) -> list[Float32[jax.Array, ' _']]:
+    """`P_i vector: [size_i]` in float32 for each of several projections, in one computation.
 
-    `size` numbers are held a few times over and `O(size log p)` FLOPs spent, where the matrix would
-    hold and cost `size d`.
+    Each row of `P_i` has length 1, up to what padding takes. The sizes' sum is held a few times
+    over and `O(sum log p)` FLOPs are spent, where the matrices would hold and cost `sum d`.
 
     Args:
       vector: `[d]`.
-      size: of the result.
-      seed: of the projection, uint32.
+      sizes: of the results.
+      seeds: one for each projection.
     """
     width = 1 << max(0, math.ceil(math.log2(len(vector))))
-    count = -(-size // width)
+    counts = [-(-size // width) for size in sizes]
     padded = jnp.pad(vector.astype(jnp.float32), (0, width - len(vector)))
-    # Arithmetic on indices, uint32, which wraps around.
-    index = jax.lax.broadcasted_iota(jnp.uint32, (count, width), 1)
-    block = jax.lax.broadcasted_iota(jnp.uint32, (count, width), 0)
+    # Arithmetic on indices, uint32, which wraps around. Blocks are numbered within a projection.
+    ends = np.cumsum(counts)
+    shape = (int(ends[-1]), width)
+    row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], 1), 0)
+    of = jnp.searchsorted(jnp.asarray(ends, jnp.uint32), row, side='right')
+    block = jnp.broadcast_to(row - jnp.asarray(ends - counts, jnp.uint32)[of], shape)
+    seed = seeds[of]
+    index = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
     place = block * np.uint32(width) + index
     signs = 1.0 - 2.0 * (_hash(place, seed, 1) & 1).astype(jnp.float32)
     mixed = jnp.take_along_axis(
@@ -41,7 +50,10 @@ def project(
     )
     normal = _normal(_hash(place, seed, 2))
     scale = jax.lax.rsqrt(width * (normal**2).sum(axis=1, keepdims=True))
-    return (hadamard(normal * mixed) * scale).reshape(-1)[:size]
+    # A barrier, or the compiler would fuse the whole computation into each of its parts.
+    whole = jax.lax.optimization_barrier(hadamard(normal * mixed) * scale)
+    parts = jnp.split(whole, ends[:-1])
+    return [part.reshape(-1)[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
 def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
@@ -67,10 +79,11 @@ def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'block
 
 
 def _hash(
-    x: UInt32[jax.Array, 'blocks block'], seed: int, stream: int
+    x: UInt32[jax.Array, 'blocks block'], seed: UInt32[jax.Array, 'blocks 1'], stream: int
 ) -> UInt32[jax.Array, 'blocks block']:
     """Well-mixed uint32 of each number: the finaliser of MurmurHash3 over a keyed start."""
-    x = x * np.uint32(0x9E3779B1) + np.uint32((seed * 0x85EBCA6B + stream * 0xC2B2AE35) % 2**32)
+    keyed = seed * np.uint32(0x85EBCA6B) + np.uint32((stream * 0xC2B2AE35) % 2**32)
+    x = x * np.uint32(0x9E3779B1) + keyed
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 0x27D4EB2F), (15, 1)):
         x = (x ^ (x >> shift)) * np.uint32(factor)
     return x
@@ -84,7 +97,7 @@ def _normal(bits: UInt32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'bloc
 def _permuted(
     index: UInt32[jax.Array, 'blocks {width}'],
     block: UInt32[jax.Array, 'blocks {width}'],
-    seed: int,
+    seed: UInt32[jax.Array, 'blocks 1'],
     width: int,
 ) -> UInt32[jax.Array, 'blocks {width}']:
     """A permutation of `0 .. width - 1` for each block: steps on `log2(width)` bits, each of which

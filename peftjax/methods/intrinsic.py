@@ -1,13 +1,16 @@
 """Intrinsic dimension: a whole model moves inside a random subspace of a few dimensions."""
 
 import dataclasses
+import functools
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.entries import found_in
@@ -29,12 +32,12 @@ class Subspace:
       theta: `[d]`, or `[d - layers]` if there are scales.
       scales: by leaf path, of the leaf's rank, the axes of layers whole and the others 1; empty
         unless structure-aware.
-      leaves: paths of what moves (static).
+      leaves: `(path, shape)` of what moves (static).
     """
 
     theta: jax.Array
     scales: dict[str, jax.Array]
-    leaves: tuple[str, ...] = dataclasses.field(metadata={'static': True})
+    leaves: tuple[tuple[str, tuple[int, ...]], ...] = dataclasses.field(metadata={'static': True})
 
 
 @described
@@ -88,10 +91,9 @@ def intrinsic(
 
     def start(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
-        chosen = tuple(model.sites.match_leaves(targets))
+        sites = [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
         scales = {}
         if structure_aware:
-            sites = (model.sites.weights[path] for path in chosen)
             scales = {site.path: jnp.ones(_one_a_layer(site), dtype) for site in sites}
         left = dimension - sum(scale.size for scale in scales.values())
         if left < 1:
@@ -99,24 +101,40 @@ def intrinsic(
                 f'dimension {dimension} leaves nothing beside {dimension - left} scales; write at '
                 f'least dimension={dimension - left + 1}, fewer targets, or structure_aware=False'
             )
+        chosen = tuple((site.path, tuple(site.shape)) for site in sites)
         return Subspace(jnp.zeros(left, dtype), scales, chosen)
 
+    def own(model: Model) -> dict[str, jax.Array]:
+        chosen = model.sites.match_leaves(targets)
+        hashes = [zlib.crc32(f'{seed}/{path}'.encode()) for path in chosen]
+        return {'seeds': jnp.asarray(np.asarray(hashes, np.uint32))}
+
     def rules(adapter: Subspace, own: Any) -> dict[str, LeafRule]:
-        del own
         _check(adapter)
-        return {path: LeafRule(moved(adapter, path)) for path in adapter.leaves}
 
-    def moved(adapter: Subspace, path: str) -> Callable[[Any], jax.Array]:
-        def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
-            change = project(adapter.theta, leaf.size, zlib.crc32(f'{seed}/{path}'.encode()))
-            change = change.reshape(leaf.shape)
-            if path in adapter.scales:
-                change = change * adapter.scales[path].astype(jnp.float32)
-            return leaf.astype(jnp.float32) + change
+        @functools.cache
+        def changes() -> dict[str, Float32[jax.Array, ' _']]:
+            sizes = tuple(math.prod(shape) for _, shape in adapter.leaves)
+            found = project(adapter.theta, sizes, own['seeds'])
+            return {path: each for (path, _), each in zip(adapter.leaves, found, strict=True)}
 
-        return replace
+        def moved(path: str, shape: tuple[int, ...]) -> Callable[[Any], jax.Array]:
+            def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
+                if leaf.shape != shape:
+                    raise AdapterError(
+                        f'the adapter moves {path!r} of shape {shape}, and these params have '
+                        f'{leaf.shape} {leaf.dtype}. Was it made for another model?'
+                    )
+                change = changes()[path].reshape(shape)
+                if path in adapter.scales:
+                    change = change * adapter.scales[path].astype(jnp.float32)
+                return leaf.astype(jnp.float32) + change
 
-    return PeftTransform(start, rules)
+            return replace
+
+        return {path: LeafRule(moved(path, shape)) for path, shape in adapter.leaves}
+
+    return PeftTransform(start, rules, own)
 
 
 def _one_a_layer(site: WeightSite) -> tuple[int, ...]:
