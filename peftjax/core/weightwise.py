@@ -13,6 +13,7 @@ from peftjax.core.entries import Entry, check_entries
 from peftjax.core.layout import Layout
 from peftjax.core.merge import in_the_wider_dtype, merge_leaf, over_stack, refuse_quantized
 from peftjax.core.model import Model
+from peftjax.core.numbers import is_plain
 from peftjax.core.quantized import dense, is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule
 from peftjax.core.sites import WeightSite
@@ -144,7 +145,7 @@ def _same(value: Any) -> Any:
 
 
 def _array(value: Any) -> jax.Array:
-    return jnp.asarray(value, jnp.float32 if isinstance(value, int | float) else None)
+    return jnp.asarray(value, jnp.float32 if is_plain(value) else None)
 
 
 def _with_numbers(

@@ -13,7 +13,7 @@ from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank import LowRank, check_alpha
 
 Leaves = TypedDict(
     'Leaves',
@@ -74,6 +74,7 @@ def adalora(
       deviation 0.02 are the authors' code's; the scale keeps the first rank when triplets go.
     """
     settings = LowRank(init_rank, alpha, dropout=dropout, dtype=dtype)
+    check_alpha(alpha)
     scale = (init_rank if alpha is None else alpha) / (init_rank + 1e-5)
 
     def init_weight(

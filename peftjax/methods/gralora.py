@@ -13,7 +13,7 @@ from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.low_rank import rate
+from peftjax.methods.low_rank import check_alpha, rate
 
 
 class Leaves(TypedDict):
@@ -76,13 +76,12 @@ def gralora(
       torch library, it is added, and shares the scale.
     """
     check_positive(rank=rank, blocks=blocks, hybrid_rank=hybrid_rank or 1)
-    if not 0 <= dropout < 1:
-        raise ValueError(f'dropout must be in [0, 1), got {dropout}')
     if rank % blocks:
         raise ValueError(
             f'rank {rank} is no multiple of blocks {blocks}; write for example '
             f'rank={blocks * max(1, rank // blocks)}'
         )
+    check_alpha(alpha)
     scale = 1.0 if alpha is None else alpha / (rank + hybrid_rank)
 
     def init_weight(

@@ -12,6 +12,7 @@ from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
+from peftjax.methods.low_rank import check_alpha
 
 
 class Leaves(TypedDict):
@@ -64,6 +65,7 @@ def loha(
       `B1 ~ N(0, 0.1^2)`, `B2 ~ N(0, 1)`.
     """
     check_positive(rank=rank)
+    check_alpha(alpha)
     scale = 1.0 if alpha is None else alpha / rank
 
     def init_weight(

@@ -14,6 +14,7 @@ from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import Use
 from peftjax.core.weightwise import on_plain_dots, weightwise
 from peftjax.methods.blocks import check_positive
+from peftjax.methods.low_rank import check_alpha
 
 
 class Leaves(TypedDict, total=False):
@@ -77,6 +78,7 @@ def lokr(
     check_positive(rank=rank)
     if factor != -1:
         check_positive(factor=factor)
+    check_alpha(alpha)
     scale = 1.0 if alpha is None else alpha / rank
 
     def init_weight(

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Inexact, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.model import Model
+from peftjax.core.numbers import is_plain
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform
@@ -27,8 +28,23 @@ class LowRankLeaves(TypedDict):
 
 
 def rate(dropout: float) -> dict[str, float]:
-    """`{'dropout': rate}`, or nothing at a rate of zero: then no mask is drawn."""
-    return {'dropout': dropout} if dropout else {}
+    """`{'dropout': rate}`, or nothing at a rate of zero: then no mask is drawn.
+
+    Raises:
+      ValueError: a rate outside [0, 1).
+    """
+    if is_plain(dropout):
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f'dropout is a rate in [0, 1), got {dropout}')
+        if not dropout:
+            return {}
+    return {'dropout': dropout}
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raises `ValueError` unless `alpha` is above 0: it multiplies the change."""
+    if is_plain(alpha) and not alpha > 0:
+        raise ValueError(f'alpha must be above 0, got {alpha}: it multiplies the change')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +65,8 @@ class LowRank:
             if not isinstance(each, (int, np.integer)) or each < 1:
                 raise ValueError(f'rank must be a whole number of at least 1, got {each!r}')
         for alpha in (self.alpha, *(self.alpha_pattern or {}).values()):
-            if alpha is not None and not alpha > 0:
-                raise ValueError(f'alpha must be above 0, got {alpha}: it multiplies the change')
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f'dropout is a rate in [0, 1), got {self.dropout}')
+            check_alpha(alpha)
+        rate(self.dropout)
         if self.init not in lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT:
             known = sorted(lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT)
             raise ValueError(f'init is {self.init!r}; write one of {known}')

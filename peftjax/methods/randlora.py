@@ -19,7 +19,7 @@ from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.draws import stream
-from peftjax.methods.low_rank import rate
+from peftjax.methods.low_rank import check_alpha, rate
 
 
 class Trained(TypedDict):
@@ -89,6 +89,7 @@ def randlora(
     check_positive(rank=rank)
     if sparsity is not None and sparsity < 1:
         raise ValueError(f'sparsity must be at least 1, got {sparsity}; write None for dense bases')
+    check_alpha(alpha)
     scale = (20 * rank if alpha is None else alpha) / rank
 
     def init_weight(
