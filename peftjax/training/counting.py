@@ -29,16 +29,16 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
     return products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def activation_bytes(loss_fn: LossFunction, adapter: Any, params: Any, inputs: Any) -> int:
+def activation_bytes(loss_fn: LossFunction, adapter: Any, frozen: Any, inputs: Any) -> int:
     """Bytes of what the backward pass needs and is no argument: activations, on all devices.
 
     Arguments are `ShapeDtypeStruct`s. What the program of `jax.vjp` hands on and was not given.
     """
 
-    def pullback(adapter: Any, params: Any, batch: Any, key: jax.Array) -> Any:
-        return jax.vjp(lambda adapter: loss_fn(adapter, params, batch, key)[0], adapter)[1]
+    def pullback(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        return jax.vjp(lambda adapter: loss_fn(adapter, frozen, batch, key)[0], adapter)[1]
 
-    program = jax.make_jaxpr(pullback)(adapter, params, inputs, jax.random.key(0))
+    program = jax.make_jaxpr(pullback)(adapter, frozen, inputs, jax.random.key(0))
     given = set(map(id, program.jaxpr.invars))
     handed = {id(var): var.aval for var in program.jaxpr.outvars if not jaxprs.is_literal(var)}
     arrays: list[Any] = [aval for var, aval in handed.items() if var not in given]

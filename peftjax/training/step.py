@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""`loss(adapter, params, batch, key) -> (scalar, {name: scalar})`.
+from peftjax.core.promotion import wider
 
-A loss that is a mean gives under 'weight' what it was divided by (examples, tokens of answers): of
-several parts of a batch, each then counts as it would in the whole.
+LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""`loss(adapter, frozen, batch, key) -> (scalar, {name: scalar})`.
+
+A loss that is a mean gives under 'weight' the number that it was divided by (examples, tokens of
+answers): of several parts of a batch, each then counts as it would in the whole. A part of weight 0
+counts for nothing, whatever its loss and its gradients are.
 """
 
 
@@ -34,8 +37,8 @@ class TrainState(NamedTuple):
 def init_state(adapter: Any, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step.
 
-    The adapter is copied: `select` and `full` start from leaves of the base, and donating those to
-    a step would delete them from the base as well.
+    The adapter is copied: a step that the state is donated to deletes the copy, and the caller's
+    adapter stays.
 
     Example:
         >>> state = init_state({'a': jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
@@ -53,15 +56,19 @@ def make_train_step(
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    r"""Builds `step(state, params, batch) -> (state, metrics)`.
+    r"""Builds `step(state, frozen, batch) -> (state, metrics)`.
 
-    With adapter :math:`\phi` and frozen base :math:`\theta`, a step takes
+    With adapter :math:`\phi` and everything frozen :math:`\theta`, a step takes
     :math:`g = \sum_i w_i \nabla_\phi L(\phi, \theta, b_i) / \sum_i w_i` over the parts
-    :math:`b_i` of a batch and applies the optimiser to `g`. The base is an argument that is never
-    differentiated, so a norm or a clip of `g` costs the adapter's size only.
+    :math:`b_i` of a batch and applies the optimiser to `g`. `frozen` is an argument that is never
+    differentiated, so a norm or a clip of `g` costs the adapter's size only. The sums are float32,
+    or wider where the adapter is; `g` has the adapter's dtypes.
+
+    A batch whose weights are all 0 changes neither the adapter nor the optimiser's state. It counts
+    as a step, and its metrics are 0.
 
     Args:
-        loss_fn: `loss(adapter, params, batch, key)`, gives the loss, a scalar, and a dict of scalar
+        loss_fn: `loss(adapter, frozen, batch, key)`, gives the loss, a scalar, and a dict of scalar
             metrics. The key is new in every step, and for every part. Its metric 'weight' is
             :math:`w_i`, 1 where there is none.
         optimizer: any optax transformation; clipping belongs into its chain.
@@ -79,8 +86,8 @@ def make_train_step(
         ValueError: accumulate is less than 1; from the step, a batch that cannot be cut so.
 
     Example:
-        >>> def loss_fn(adapter, params, batch, key):
-        ...     return jnp.sum((adapter['a'] + params - batch) ** 2), {}
+        >>> def loss_fn(adapter, frozen, batch, key):
+        ...     return jnp.sum((adapter['a'] + frozen - batch) ** 2), {}
         >>> optimizer = optax.sgd(0.25)
         >>> step = jax.jit(make_train_step(loss_fn, optimizer), donate_argnums=0)
         >>> state = init_state({'a': jnp.zeros(2)}, optimizer, jax.random.key(0))
@@ -93,47 +100,57 @@ def make_train_step(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     whole = accumulate == 1 and axis_name is None
 
-    def weighed(adapter: Any, params: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def weighed(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         """The sums of one part: gradients and metrics times its weight, and the weight."""
-        (loss, metrics), grads = value_and_grad(adapter, params, batch, key)
+        (loss, metrics), grads = value_and_grad(adapter, frozen, batch, key)
         rest = dict(metrics)
         weight = jnp.asarray(rest.pop('weight', 1.0), jnp.float32)
-        weight = jnp.ones_like(weight) if whole else weight
-        sums = jax.tree.map(
-            lambda leaf: leaf * weight.astype(leaf.dtype), (grads, {**rest, 'loss': loss})
-        )
+        if whole:  # The mean over one part is that part: its weight would only round it.
+            weight = (weight != 0).astype(jnp.float32)
+        sums = jax.tree.map(lambda leaf: _times(leaf, weight), (grads, {**rest, 'loss': loss}))
         return sums, weight
 
-    def all_parts(adapter: Any, params: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def all_parts(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         if accumulate == 1:
-            return weighed(adapter, params, batch, key)
+            return weighed(adapter, frozen, batch, key)
 
         def add(total: Any, numbered: Any) -> tuple[Any, None]:
             number, part = numbered
-            more = weighed(adapter, params, part, jax.random.fold_in(key, number))
+            more = weighed(adapter, frozen, part, jax.random.fold_in(key, number))
             return jax.tree.map(jnp.add, total, more), None
 
         parts = jax.tree.map(lambda leaf: _cut(leaf, accumulate), batch)
         first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(weighed, adapter, params, first, key)
+        shapes = jax.eval_shape(weighed, adapter, frozen, first, key)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))[0]
 
-    def step(state: TrainState, params: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        sums, weight = all_parts(state.adapter, params, batch, key)
+        sums, weight = all_parts(state.adapter, frozen, batch, key)
         if axis_name is not None:
             sums, weight = jax.lax.psum((sums, weight), axis_name)
-        grads, metrics = jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), sums)
+        counts = weight != 0
+        divisor = jnp.where(counts, weight, 1.0)
+        means, metrics = jax.tree.map(lambda leaf: leaf / divisor.astype(leaf.dtype), sums)
+        grads = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), means, state.adapter)
+        old = state.adapter, state.opt_state
         with jax.numpy_dtype_promotion('standard'):  # optax raises floats to a count of steps.
             updates, opt_state = optimizer.update(grads, state.opt_state, state.adapter)
-            adapter = optax.apply_updates(state.adapter, updates)
-        metrics = {**metrics, 'grad_norm': optax.tree.norm(grads)}
-        return TrainState(state.step + 1, state.key, adapter, opt_state), metrics
+            new = optax.apply_updates(state.adapter, updates), opt_state
+            new = jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old)
+        metrics = {**metrics, 'grad_norm': optax.tree.norm(means)}
+        return TrainState(state.step + 1, state.key, *new), metrics
 
     return step
+
+
+def _times(leaf: jax.Array, weight: jax.Array) -> jax.Array:
+    """`leaf * weight` in float32 or wider; 0 for a weight of 0, whatever `leaf` is."""
+    wide = leaf.astype(wider(leaf, weight))
+    return jnp.where(weight == 0, jnp.zeros_like(wide), wide * weight.astype(wide.dtype))
 
 
 def _cut(leaf: jax.Array, parts: int) -> jax.Array:
