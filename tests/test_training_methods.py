@@ -18,7 +18,7 @@ from peftjax import training
 def _adalora():
     mlp = peftjax.testing.tiny_mlp()
     tx = peftjax.adalora(init_rank=3, targets=r'.*')
-    return peftjax.testing.perturb(tx.init(jax.random.key(0), mlp), 5, 1.0)
+    return peftjax.testing.perturb(tx.init(jax.random.key(0), mlp)[0], 5, 1.0)
 
 
 def _slopes(adapter, step):
@@ -105,10 +105,42 @@ def test_allocation_refuses_what_it_cannot_do():
         good.update(adapter, good.init(adapter))
 
 
+def _allocating(inner, **options):
+    settings = {'target_rank': 1, 'total_steps': 6, 'initial_steps': 1, 'final_steps': 2}
+    return training.adalora_allocation(inner, **settings, **options)
+
+
+def test_allocation_is_no_part_of_a_chain():
+    allocation = _allocating(optax.scale_by_adam())
+    for parts in ((allocation, optax.scale(-0.1)), (optax.clip(1.0), allocation)):
+        with pytest.raises(ValueError, match=r'adalora_allocation\(optax.chain\(...\)'):
+            optax.chain(*parts)
+    _allocating(optax.chain(optax.clip(1.0), optax.sgd(0.1))).init(_adalora())
+
+
+def _after_six_steps(optimizer, adapter):
+    state, slopes = optimizer.init(adapter), jax.tree.map(jnp.ones_like, adapter)
+    for _ in range(6):
+        with jax.numpy_dtype_promotion('standard'):  # optax raises floats to a count of steps.
+            updates, state = jax.jit(optimizer.update)(slopes, state, adapter)
+        adapter = optax.apply_updates(adapter, updates)
+    return [np.asarray(entry['lambda']) for entry in adapter.values()]
+
+
+def test_an_emptied_triplet_that_comes_back_is_not_passed_over():
+    inner = optax.scale_by_adam()
+    scaled = optax.named_chain(('allocation', _allocating(inner)), ('rate', optax.scale(-0.1)))
+    assert all(np.isnan(each).all() for each in _after_six_steps(scaled, _adalora()))
+    inside = _allocating(optax.chain(inner, optax.scale(-0.1)))
+    for wrapped in (inside, optax.MultiSteps(inside, 1), training.lora_plus(inside)):
+        left = _after_six_steps(wrapped, _adalora())
+        assert np.isfinite(left).all() and np.count_nonzero(left) == 2
+
+
 def test_lora_plus_moves_b_faster_by_the_ratio():
     mlp = peftjax.testing.tiny_mlp()
     tx = peftjax.chain(peftjax.dora(rank=2, targets=r'hidden'), peftjax.select(r'out/.*'))
-    adapter = tx.init(jax.random.key(0), mlp)
+    adapter, _ = tx.init(jax.random.key(0), mlp)
     slopes = jax.tree.map(jnp.ones_like, adapter)
     for rate in (0.25, optax.constant_schedule(0.25)):
         optimizer = training.lora_plus(optax.sgd(rate), ratio=8)
@@ -120,6 +152,8 @@ def test_lora_plus_moves_b_faster_by_the_ratio():
             'magnitude': -0.25,
         }
         np.testing.assert_array_equal(updates[1]['out/kernel'], -0.25)
+    of_a_model = peftjax.Entry('select', {'a': jnp.ones(2), 'b': jnp.ones(2)})
+    assert jax.tree.leaves(training.lora_plus_labels(of_a_model)) == ['slow', 'slow']
     with pytest.raises(ValueError, match='positive'):
         training.lora_plus(optax.sgd(0.1), ratio=0.0)
 
@@ -229,7 +263,7 @@ def test_eva_finds_the_directions_of_the_inputs(scan):
         x = x + np.sin(x @ np.asarray(dense['kernel']) + np.asarray(dense['bias']))
 
     tx = peftjax.lora(rank=4, targets=r'layers.*', init=found.a)
-    start = tx.init(jax.random.key(0), model)
+    start, _ = tx.init(jax.random.key(0), model)
     for path, a in found.a.items():
         np.testing.assert_array_equal(start[path]['a'], a)
     if scan:

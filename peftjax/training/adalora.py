@@ -1,6 +1,6 @@
 """AdaLoRA's allocation of rank: an optimiser that sets the least important triplets to zero."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,17 @@ class AllocationState(NamedTuple):
     inner: optax.OptState
 
 
+class _Outermost(optax.GradientTransformationExtraArgs):
+    """An optimiser that `optax.chain` does not take as a part, since something may follow it."""
+
+    def __iter__(self) -> NoReturn:
+        raise ValueError(
+            'adalora_allocation empties triplets by the update that it returns, which the next '
+            'part of a chain would change; put the chain into it: write '
+            'adalora_allocation(optax.chain(...), ...)'
+        )
+
+
 def adalora_allocation(
     optimizer: optax.GradientTransformation,
     *,
@@ -49,8 +60,13 @@ def adalora_allocation(
     `initial_steps`, then down as `(1 - progress)^3`, constant for the `final_steps`, whose mask is
     that of their first step.
 
+    An emptied `lambda` is zero only if the update is added to the adapter as it is. So
+    `optax.chain` refuses this optimiser as a part. Where anything else changes the update, the next
+    step finds a `lambda` that is not zero where one was emptied, and makes every `lambda` NaN.
+
     Args:
-        optimizer: what turns gradients into updates, for the whole adapter.
+        optimizer: turns gradients into updates of the whole adapter; clipping, the rate and weight
+            decay belong into it.
         target_rank: mean rank of a matrix at the end; a layer of a stack counts as a matrix.
         total_steps, initial_steps, final_steps: of the run, before and after the descent.
         every: steps from one allocation to the next during the descent.
@@ -61,11 +77,12 @@ def adalora_allocation(
 
     Raises:
         ValueError: no steps are left between the initial and the final ones, a number is out of
-            range, or, from `init`, the adapter holds no triplets or fewer than `target_rank` each.
+            range; from `optax.chain`, if it is a part of one; or, from `init`, the adapter holds no
+            triplets or fewer than `target_rank` each.
 
     Example:
         >>> tx = peftjax.adalora(init_rank=4, targets=r'hidden')
-        >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+        >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
         >>> optimizer = adalora_allocation(
         ...     optax.sgd(0.1), target_rank=1, total_steps=3, initial_steps=0, final_steps=1)
         >>> gradient, state = jax.tree.map(jnp.ones_like, adapter), optimizer.init(adapter)
@@ -94,6 +111,14 @@ def adalora_allocation(
             f'{every}, {target_rank}, {beta1}, {beta2}'
         )
     last = total_steps - final_steps
+    inside = optax.with_extra_args_support(optimizer)
+
+    def allocates(step: jax.Array) -> jax.Array:
+        return ((step > initial_steps) & (step < last) & (step % every == 0)) | (step == last)
+
+    def emptied(step: jax.Array, keep: list[jax.Array]) -> list[jax.Array]:
+        """Which `lambda` the update of a step sets to zero."""
+        return [(allocates(step) | (step > last)) & ~each for each in keep]
 
     def init(params: Any) -> AllocationState:
         entries = _triplets(params)
@@ -106,7 +131,7 @@ def adalora_allocation(
         keep = [jnp.ones(entry['lambda'].shape, bool) for entry in entries]
         # Arrays of their own for both means: a step donates its state, each array once.
         means = (_zeros(entries), _zeros(entries))
-        return AllocationState(jnp.zeros((), jnp.int32), *means, keep, optimizer.init(params))
+        return AllocationState(jnp.zeros((), jnp.int32), *means, keep, inside.init(params))
 
     def budget_at(step: jax.Array, entries: list[Any]) -> jax.Array:
         first = sum(entry['lambda'].size for entry in entries)
@@ -116,10 +141,12 @@ def adalora_allocation(
         left = 1 - jnp.clip((step - initial_steps) / (last - initial_steps), 0, 1)
         return jnp.floor((first - final) * left**3 + final).astype(jnp.int32)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AllocationState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, AllocationState]:
         if params is None:
             raise ValueError('the allocation needs the adapter: update(gradients, state, adapter)')
-        changes, inner = optimizer.update(updates, state.inner, params)
+        changes, inner = inside.update(updates, state.inner, params, **extra)
         entries = _triplets(params)
         step = state.step + 1
         now = [
@@ -137,26 +164,33 @@ def adalora_allocation(
         )
         scores = jax.tree.map(jnp.multiply, sensitivity, uncertainty)
         chosen = _highest([_triplet_scores(each) for each in scores], budget_at(step, entries))
-        allocates = (step > initial_steps) & (step <= last) & (step % every == 0)
-        allocates |= step == last
-        keep = jax.tree.map(lambda new, old: jnp.where(allocates, new, old), chosen, state.keep)
-        # Which to set to zero in this step, in the adapter's order.
-        gone = iter([(allocates | (step > last)) & ~each for each in keep])
+        now_allocates = allocates(step)
+        keep = [jnp.where(now_allocates, *each) for each in zip(chosen, state.keep, strict=True)]
+        lost = _any_left(entries, emptied(state.step, state.keep))
+        gone = iter(emptied(step, keep))  # In the adapter's order.
 
-        def emptied(entry: Any, change: Any) -> Any:
+        def change_of(entry: Any, change: Any) -> Any:
             if not is_triplet(entry):
                 return change
             values = jnp.where(next(gone), -entry['lambda'], change['lambda'])
-            return type(change)(change.layout, {**change, 'lambda': values})
+            return change.replace(**{'lambda': jnp.where(lost, jnp.nan, values)})
 
-        changes = jax.tree.map(emptied, params, changes, is_leaf=is_triplet)
+        changes = jax.tree.map(change_of, params, changes, is_leaf=is_triplet)
         return changes, AllocationState(step, sensitivity, uncertainty, keep, inner)
 
-    return optax.GradientTransformation(init, update)
+    return _Outermost(init, update)
 
 
 def _triplets(tree: Any) -> list[Any]:
     return [each for each in jax.tree.leaves(tree, is_leaf=is_triplet) if is_triplet(each)]
+
+
+def _any_left(entries: list[Any], gone: list[jax.Array]) -> Bool[jax.Array, '']:
+    """Whether a `lambda` that was emptied is not zero."""
+    left = [
+        ((entry['lambda'] != 0) & each).any() for entry, each in zip(entries, gone, strict=True)
+    ]
+    return jnp.stack(left).any()
 
 
 def _zeros(entries: list[Any]) -> list[dict[str, jax.Array]]:

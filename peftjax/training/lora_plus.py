@@ -19,18 +19,21 @@ def lora_plus_labels(adapter: Any) -> Any:
 
     Example:
         >>> tx = peftjax.lora(rank=2, targets=r'hidden')
-        >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+        >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
         >>> jax.tree.leaves(lora_plus_labels(adapter))
         ['slow', 'fast']
     """
 
-    def labels(entry: Any) -> Any:
-        if not isinstance(entry, Entry):
-            return 'slow'
-        fast = {'b'} if 'a' in entry else set()
-        return Entry(entry.layout, {name: 'fast' if name in fast else 'slow' for name in entry})
+    def labels(node: Any) -> Any:
+        slow = jax.tree.map(lambda _: 'slow', node)
+        return slow.replace(b='fast') if _is_of_matrix(node) and {'a', 'b'} <= set(node) else slow
 
-    return jax.tree.map(labels, adapter, is_leaf=lambda entry: isinstance(entry, Entry))
+    return jax.tree.map(labels, adapter, is_leaf=_is_of_matrix)
+
+
+def _is_of_matrix(node: Any) -> bool:
+    # The names in other entries may be those of a model's leaves: 'a' and 'b' mean nothing there.
+    return isinstance(node, Entry) and node.layout is not None
 
 
 def lora_plus(
@@ -53,7 +56,7 @@ def lora_plus(
 
     Example:
         >>> tx = peftjax.lora(rank=2, targets=r'hidden')
-        >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+        >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
         >>> optimizer = lora_plus(optax.sgd(0.5), ratio=4.0)
         >>> slopes = jax.tree.map(jax.numpy.ones_like, adapter)
         >>> updates, _ = optimizer.update(slopes, optimizer.init(adapter), adapter)

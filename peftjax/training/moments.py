@@ -1,5 +1,7 @@
 """Moments of what enters the layers of a model, summed over batches."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray, Shaped
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
 from peftjax.core.model import Model
+from peftjax.core.rules import Rule
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform
 from peftjax.core.use import Use
@@ -68,7 +71,7 @@ def moments(
         return dict(zip(Moments._fields, zeros, strict=True))
 
     def transform(weights: Shaped[jax.Array, '...'] | None) -> PeftTransform:
-        def apply(leaves: Any, use: Use) -> Float[jax.Array, 'T out']:
+        def apply(path: str, leaves: Any, use: Use) -> Float[jax.Array, 'T out']:
             if use.kind != 'dot' or use.transposed:
                 raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
             if weights is not None and weights.shape != use.tokens:
@@ -79,16 +82,24 @@ def moments(
             x = jax.lax.stop_gradient(use.x)
             return _tap(use.forward(use.x), x, each.astype(jnp.float32), dict(leaves))
 
-        return weightwise(init_weight, lambda leaves, matrix, path: matrix, apply, targets=targets)
+        found = weightwise(init_weight, lambda leaves, matrix: matrix, targets=targets)
 
-    total = transform(None).init(jax.random.key(0), model)
+        def rules(adapter: Any, own: Any) -> dict[str, Rule]:
+            return {
+                path: dataclasses.replace(rule, apply=functools.partial(apply, path))
+                for path, rule in found.rules(adapter, own).items()
+            }
+
+        return found.replace(rules=rules)
+
+    total, frozen = transform(None).init(jax.random.key(0), model)
 
     @jax.jit
-    def add(total: Any, params: Any, batch: Mapping[str, Any]) -> Any:
+    def add(total: Any, frozen: Any, batch: Mapping[str, Any]) -> Any:
         run = adapt(model, transform(None if counted is None else counted(batch)))
 
         def output(leaves: Any) -> Float32[jax.Array, '']:
-            results = jax.tree.leaves(run(leaves, params, **batch))
+            results = jax.tree.leaves(run(leaves, frozen, **batch))
             floats = [leaf for leaf in results if jnp.issubdtype(leaf.dtype, jnp.floating)]
             return jnp.stack([leaf.astype(jnp.float32).sum() for leaf in floats]).sum()
 
@@ -96,7 +107,7 @@ def moments(
 
     empty = True
     for batch in batches:
-        total, empty = add(total, model.params, batch), False
+        total, empty = add(total, frozen, batch), False
     if empty:
         raise ValueError('there are no batches to take the inputs of layers from')
     return {path: Moments(**dict(entry)) for path, entry in total.items()}
