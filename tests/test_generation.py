@@ -38,6 +38,11 @@ def _model(name):
     return peftjax.wrap(module, params, {'input_ids': IDS, 'attention_mask': MASK})
 
 
+def _plain(model):
+    """Everything frozen of a model that nothing adapts."""
+    return peftjax.chain().freeze(model, ())
+
+
 @functools.cache
 def _generator(name):
     """Of the plain model: one, so that calls of the same shapes are one program."""
@@ -57,7 +62,7 @@ def _without_a_cache(predict, prompt, count=NEW):
 @pytest.mark.parametrize('name', MODULES)
 def test_a_cache_changes_nothing(name):
     model = _model(name)
-    written = _generator(name)((), model.params, IDS, MASK, max_new_tokens=NEW)
+    written = _generator(name)((), _plain(model), IDS, MASK, max_new_tokens=NEW)
     apply = jax.jit(lambda ids: model.apply(model.params, input_ids=ids))
     assert written.tolist() == [_without_a_cache(apply, prompt) for prompt in PROMPTS]
 
@@ -111,8 +116,9 @@ _AT_THE_PROMPT = {'loreft at both ends'}
 _FROM_THE_FRONT = {'prompt inside'}
 
 
-def _adapter(model, transform):
-    return peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1, size=0.5)
+def _moved(model, transform):
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    return peftjax.testing.perturb(adapter, seed=1, size=0.5), frozen
 
 
 @functools.cache
@@ -121,34 +127,34 @@ def _written(name):
     model, transform = _model('llama'), METHODS[name]
     rows = slice(1) if name in _FROM_THE_FRONT else slice(None)
     return peftjax.generator(model, transform)(
-        _adapter(model, transform), model.params, IDS[rows], MASK[rows], max_new_tokens=NEW
+        *_moved(model, transform), IDS[rows], MASK[rows], max_new_tokens=NEW
     ).tolist()
 
 
 @pytest.mark.parametrize('name', [name for name in METHODS if name not in _AT_THE_PROMPT])
 def test_an_adapted_model_writes_the_same_with_a_cache(name):
     model, transform = _model('llama'), METHODS[name]
-    adapter = _adapter(model, transform)
+    adapter, frozen = _moved(model, transform)
     predict = peftjax.adapt(model, transform)
     written = _written(name)
     assert written == [
-        _without_a_cache(lambda ids: predict(adapter, model.params, input_ids=ids), prompt)
+        _without_a_cache(lambda ids: predict(adapter, frozen, input_ids=ids), prompt)
         for prompt in PROMPTS[: len(written)]
     ]
-    plain = _generator('llama')((), model.params, IDS, MASK, max_new_tokens=NEW)
+    plain = _generator('llama')((), _plain(model), IDS, MASK, max_new_tokens=NEW)
     assert written != plain.tolist()[: len(written)]
 
 
 def test_edits_at_the_ends_of_a_prompt_stay_there():
     model, transform = _model('llama'), METHODS['loreft at both ends']
-    adapter = _adapter(model, transform)
+    adapter, frozen = _moved(model, transform)
     predict = peftjax.adapt(model, transform)
     ids = IDS[:1]
-    logits, cache = predict(adapter, model.params, input_ids=ids, cache_length=8)
+    logits, cache = predict(adapter, frozen, input_ids=ids, cache_length=8)
     np.testing.assert_allclose(
-        logits[:, 0], predict(adapter, model.params, input_ids=ids)[:, -1], atol=1e-5
+        logits[:, 0], predict(adapter, frozen, input_ids=ids)[:, -1], atol=1e-5
     )
-    following = predict(adapter, model.params, input_ids=ids[:, :1], cache=cache)[0]
+    following = predict(adapter, frozen, input_ids=ids[:, :1], cache=cache)[0]
     plain = model.apply(model.params, input_ids=ids[:, :1], cache=cache)[0]
     np.testing.assert_allclose(following, plain, atol=1e-5)
 
@@ -156,20 +162,18 @@ def test_edits_at_the_ends_of_a_prompt_stay_there():
 @pytest.mark.parametrize('name', ['lora', 'dora', 'oft', 'vblora', 'ia3'])
 def test_a_merged_model_writes_what_the_adapted_one_does(name):
     model, transform = _model('llama'), METHODS[name]
-    adapter = _adapter(model, transform)
-    merged = transform.merge(model.params, adapter)
-    together = _generator('llama')((), merged, IDS, MASK, max_new_tokens=NEW)
+    adapter, frozen = _moved(model, transform)
+    merged = model.replace(params=transform.merge(adapter, frozen))
+    together = _generator('llama')((), _plain(merged), IDS, MASK, max_new_tokens=NEW)
     assert together.tolist() == _written(name)
 
 
 def test_what_depends_on_weights_alone_is_computed_outside_of_the_loop():
     model, transform = _model('llama'), METHODS['dora']
-    adapter = _adapter(model, transform)
+    adapter, frozen = _moved(model, transform)
     generate = peftjax.generator(model, transform)
     text = str(
-        jax.make_jaxpr(lambda a, p: generate(a, p, IDS, MASK, max_new_tokens=NEW))(
-            adapter, model.params
-        )
+        jax.make_jaxpr(lambda a, f: generate(a, f, IDS, MASK, max_new_tokens=NEW))(adapter, frozen)
     )
     before, _, inside = text.partition(' while[')
     assert 'sqrt' in before and inside
@@ -180,11 +184,17 @@ def test_what_depends_on_weights_alone_is_computed_outside_of_the_loop():
 def test_a_row_ends_where_it_has_written_the_end():
     model = _model('llama')
     generate = _generator('llama')
-    plain = np.asarray(generate((), model.params, IDS, MASK, max_new_tokens=NEW))
+    plain = np.asarray(generate((), _plain(model), IDS, MASK, max_new_tokens=NEW))
     end = int(plain[0, 3])
     ended = np.asarray(
         generate(
-            (), model.params, IDS, MASK, max_new_tokens=NEW, eos_token_id=[end, 49], pad_token_id=48
+            (),
+            _plain(model),
+            IDS,
+            MASK,
+            max_new_tokens=NEW,
+            eos_token_id=[end, 49],
+            pad_token_id=48,
         )
     )
     for before, after in zip(plain, ended, strict=True):
@@ -212,7 +222,7 @@ def test_draws_repeat_with_their_key():
     generate = functools.partial(
         _generator('llama'),
         (),
-        model.params,
+        _plain(model),
         IDS,
         MASK,
         max_new_tokens=NEW,
@@ -235,13 +245,13 @@ def test_wrong_calls_are_refused_by_name(change, message):
     model = _model('llama')
     call = {'input_ids': IDS, 'attention_mask': MASK, 'max_new_tokens': 2} | change
     with pytest.raises(ValueError, match=message):
-        peftjax.generator(model)((), model.params, **call)
+        peftjax.generator(model)((), _plain(model), **call)
 
 
 def test_what_cannot_be_is_refused():
     mlp = peftjax.testing.tiny_mlp()
     with pytest.raises(ValueError, match='and no cache'):
-        peftjax.generator(mlp)((), mlp.params, IDS, max_new_tokens=1)
+        peftjax.generator(mlp)((), _plain(mlp), IDS, max_new_tokens=1)
     with pytest.raises(ValueError, match='at least 0'):
         peftjax.Sampling(temperature=-1.0)
     with pytest.raises(ValueError, match='at least 1, or None'):
@@ -252,7 +262,7 @@ def test_what_cannot_be_is_refused():
         peftjax.pad_left([[1], []])
     model = _model('gpt2')
     with pytest.raises(ValueError, match='45 tokens: this checkpoint has 40'):
-        peftjax.generator(model)((), model.params, IDS, MASK, max_new_tokens=39)
+        peftjax.generator(model)((), _plain(model), IDS, MASK, max_new_tokens=39)
     with pytest.raises(ValueError, match='cache_length 3 is less than the 7 tokens'):
         model.apply(model.params, input_ids=IDS, cache_length=3)
     cache = model.apply(model.params, input_ids=IDS, cache_length=8)[1]
@@ -266,7 +276,7 @@ def test_smollm2_writes_what_transformers_does(tokens):
     expected = pretrained('smollm2_greedy')
     written = peftjax.generator(model)(
         (),
-        model.params,
+        _plain(model),
         expected['input_ids'],
         expected['attention_mask'],
         max_new_tokens=tokens,

@@ -11,19 +11,19 @@ from jax import lax
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from peftjax.binding import calls
-from peftjax.binding.adapt import evaluate_settled, settle
+from peftjax.binding.adapt import evaluate_precomputed, precompute
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
 from peftjax.core.rules import ROOT, CallRule
-from peftjax.core.transform import PeftTransform
+from peftjax.core.transform import Frozen, PeftTransform, check_frozen
 from peftjax.generation.sampling import Sampling
 
 Ids = jax.Array | np.ndarray
 
 
 def generator(model: Model, transform: PeftTransform | None = None) -> Callable[..., jax.Array]:
-    """`generate(adapter, params, input_ids, ...)`: what the adapted model writes.
+    """`generate(adapter, frozen, input_ids, ...)`: the tokens that the adapted model writes.
 
     The prompt is read in one call, which fills a cache of keys and values; each token is then one
     call of one token, in a loop inside of one compiled program. What a method prepares from weights
@@ -34,11 +34,11 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         model: a decoder of `peftjax.load`, or any model that takes `cache_length` and `cache` as
             `peftjax.models.llama.Llama` does; or an encoder and decoder, as `peftjax.models.t5.T5`,
             or `peftjax.models.whisper.Whisper`, whose input_features then stand for input_ids.
-        transform: the method, or a chain of methods; None for the model as it is, with `()` for an
-            adapter.
+        transform: the method, or a chain of methods. None for the model as it is: the adapter is
+            then `()`, and frozen is `peftjax.chain().freeze(model, ())`.
 
     Returns:
-        `generate(adapter, params, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
+        `generate(adapter, frozen, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
         None, pad_token_id=0, start_token_id=0, sampling=Sampling(), key=None) -> int32 [B,
         max_new_tokens]`. Rows are padded on the left, see `pad_left`, but for an encoder, which
         takes them as they are and whose decoder starts with `start_token_id` (one id, or several).
@@ -46,6 +46,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         `pad_token_id`, and the loop ends when all have. Compiled once for each shape and setting.
 
     Raises:
+        TypeError: from the call, if `frozen` is not what `init` gave.
         ValueError: from the call, for a model without a cache, a prompt that is not `[B, T]` or
             whose last column is padding, no new token, or a temperature without a key.
 
@@ -56,7 +57,8 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         >>> ids = jnp.ones((2, 5), jnp.int32)
         >>> params = module.init(jax.random.key(0), input_ids=ids)['params']
         >>> model = peftjax.wrap(module, params, {'input_ids': ids})
-        >>> peftjax.generator(model)((), params, ids, max_new_tokens=3).shape
+        >>> frozen = peftjax.chain().freeze(model, ())
+        >>> peftjax.generator(model)((), frozen, ids, max_new_tokens=3).shape
         (2, 3)
 
     Source: the cache of Pope et al. 2022 (arXiv:2211.05102), section 2.1.
@@ -69,7 +71,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     @functools.partial(jax.jit, static_argnames=('count', 'ends', 'pad', 'start', 'sampling'))
     def compiled(
         adapter: Adapter,
-        params: Any,
+        frozen: Frozen,
         read: dict[str, jax.Array],
         key: PRNGKeyArray,
         *,
@@ -79,12 +81,12 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         start: tuple[int, ...],
         sampling: Sampling,
     ) -> Int32[jax.Array, 'B {count}']:
-        rules, settled = settle(model, method.rules(adapter), params)
+        rules, params = precompute(model, method.rules(adapter, frozen.own), frozen.params)
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
 
         def call(**keywords: Any) -> Any:
-            return evaluate_settled(model, rules, settled, None, calls.split((), keywords))
+            return evaluate_precomputed(model, rules, params, None, calls.split((), keywords))
 
         def choose(
             logits: Float[jax.Array, 'B _ V'], number: Int32[jax.Array, '']
@@ -122,7 +124,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
 
     def generate(
         adapter: Adapter,
-        params: Any,
+        frozen: Frozen,
         input_ids: Ids,
         attention_mask: Ids | None = None,
         *,
@@ -133,6 +135,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         sampling: Sampling | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Int32[jax.Array, 'B {max_new_tokens}']:
+        check_frozen(adapter, frozen)
         sampling = Sampling() if sampling is None else sampling
         _check(model, max_new_tokens, sampling, key)
         if hears:
@@ -149,7 +152,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
         return compiled(
             adapter,
-            params,
+            frozen,
             read,
             jax.random.key(0) if key is None else key,
             count=max_new_tokens,
