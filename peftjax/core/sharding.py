@@ -188,7 +188,7 @@ def _inherited(
         )
         if len(axes) == 1 and len(spec) > axes[0]
     }
-    first = len(layout.stack)
+    first = min(len(layout.stack), len(shape))  # A number is shared by all layers.
     chosen: list[str | None] = [None] * first
     for number in range(first, len(shape)):
         # Of a square weight, only the first of several axes can be about its inputs.
