@@ -53,13 +53,45 @@ def test_what_trains_takes_three_times_its_bytes():
     trainable = 4 * found.trainable
     assert found.adapter == trainable
     assert found.gradients + found.optimizer + found.adapter == pytest.approx(4 * trainable, 0.01)
-    assert found.weights == 4 * found.parameters
+    scales = 2 * 4  # One float32 of each target is frozen too.
+    assert found.weights == 4 * found.parameters + scales
 
 
-def test_a_trained_copy_stands_in_for_the_base():
+def test_a_leaf_that_trains_is_held_once():
     found = _plan(_llama(), peftjax.full())
     assert found.weights == 0
     assert found.trainable == found.parameters
+    some = _plan(_llama(), peftjax.select(r'.*/up_proj/kernel'))
+    assert some.weights == 4 * (some.parameters - some.trainable)
+    assert some.adapter == some.gradients == 4 * some.trainable == 4 * 4 * 128 * 256
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, None], ids=['float32', "the model's"])
+@pytest.mark.parametrize('targets', [r'.*', r'.*/up_proj/kernel'], ids=['full', 'select'])
+def test_trained_copies_of_a_bfloat16_model_are_counted_as_they_are_held(targets, dtype):
+    half = _llama(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    with jax.numpy_dtype_promotion('standard'):  # JAX's own attention widens its scores' gradient.
+        found = _plan(half, peftjax.select(targets, dtype=dtype), compiled=True)
+    width = 2 if dtype is None else 4
+    assert found.weights == 2 * (found.parameters - found.trainable)
+    assert found.adapter == found.gradients == width * found.trainable
+    assert found.optimizer == 2 * found.adapter + 4
+    assert found.compiled is not None
+    arguments = found.weights + found.adapter + found.optimizer
+    assert found.compiled.arguments == pytest.approx(arguments, rel=0.01)
+
+
+def test_numbers_of_a_method_that_do_not_train_are_weights():
+    """RandLoRA's bases are random, and held beside the model, not in the program."""
+    tx = peftjax.randlora(rank=4, targets=r'layers.*/up_proj')
+    found = _plan(_llama(), tx, compiled=True)
+    _, frozen = jax.eval_shape(tx.init, jax.random.key(0), _llama())
+    numbers = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen.own))
+    assert numbers > 4 * 4 * (128 + 256)
+    assert found.weights == 4 * found.parameters + numbers
+    assert found.compiled is not None
+    arguments = found.weights + found.adapter + found.optimizer
+    assert found.compiled.arguments == pytest.approx(arguments, rel=0.01)
 
 
 @pytest.mark.parametrize('remat', [None, 'full'])
@@ -73,19 +105,19 @@ def test_products_are_those_the_compiler_counts(transform, remat):
     assert found.flops <= again.flops <= 1.03 * found.flops
     predict = peftjax.adapt(looped, transform)
 
-    def loss(adapter, params, batch, key):
+    def loss(adapter, frozen, batch, key):
         del key
-        logits = predict(adapter, params, **batch)
+        logits = predict(adapter, frozen, **batch)
         labels = jnp.zeros(logits.shape[:-1], int)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), {}
 
     def start(params):
-        adapter = transform.init(jax.random.key(0), looped.replace(params=params))
-        return init_state(adapter, optax.adamw(1e-3), jax.random.key(0))
+        adapter, frozen = transform.init(jax.random.key(0), looped.replace(params=params))
+        return init_state(adapter, optax.adamw(1e-3), jax.random.key(0)), frozen
 
-    state = jax.eval_shape(start, looped.params)
+    state, frozen = jax.eval_shape(start, looped.params)
     step = jax.jit(make_train_step(loss, optax.adamw(1e-3)))
-    counted = flops(step.lower(state, looped.params, IDS))
+    counted = flops(step.lower(state, frozen, IDS))
     assert found.flops <= counted <= 1.12 * found.flops
 
 

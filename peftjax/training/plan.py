@@ -14,8 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from peftjax.binding.adapt import adapt
 from peftjax.core import paths
 from peftjax.core.model import Model
-from peftjax.core.rules import MatrixRule
-from peftjax.core.sharding import DATA, FSDP, batch_sharding, shardings, state_shardings
+from peftjax.core.sharding import DATA, FSDP, batch_sharding, frozen_shardings, state_shardings
 from peftjax.core.transform import PeftTransform
 from peftjax.training.counting import activation_bytes, flops, width
 from peftjax.training.machines import Machine
@@ -39,10 +38,10 @@ class Plan:
 
     Attributes:
       batch: examples in it. devices: that share it. groups: of them, with examples of their own.
-      parameters, trainable: counts.
-      weights: bytes of the leaves of the base that the step reads: not of those that a trained copy
-        stands in for, which a program that trains need not keep.
-      adapter, gradients, optimizer: bytes of what trains and of its optimiser.
+      parameters, trainable: counts, of the model and of the adapter.
+      weights: bytes of everything frozen: the model's leaves but those that moved into the adapter,
+        and the method's own numbers (scales, projections).
+      adapter, gradients, optimizer: bytes of the adapter, its gradients and the optimiser's state.
       activations: bytes that the forward pass keeps for the backward pass.
       flops: of all devices together, matrix products and convolutions.
       machine: the device, or None.
@@ -94,8 +93,8 @@ class Plan:
     def seconds(self) -> float | None:
         """The roofline: no step is faster, for products and for memory traffic at full rate.
 
-        Traffic counts the base twice, forward and backward, activations written and read, and the
-        optimiser's state read and written.
+        Traffic counts the weights and the adapter twice, forward and backward, activations written
+        and read, and the optimiser's state read and written.
         """
         if self.machine is None:
             return None
@@ -158,35 +157,35 @@ def plan(
     predict, key = adapt(model, transform), jax.random.key(0)
     scalar = _cross_entropy if loss is None else loss
 
-    def loss_fn(adapter: Any, params: Any, batch: Any, key: jax.Array) -> Any:
-        return scalar(predict(adapter, params, **batch, adapter_key=key)), {}
+    def loss_fn(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        return scalar(predict(adapter, frozen, **batch, adapter_key=key)), {}
 
     def start(key: jax.Array, params: Any) -> Any:
-        return init_state(transform.init(key, model.replace(params=params)), optimizer, key)
+        adapter, frozen = transform.init(key, model.replace(params=params))
+        return init_state(adapter, optimizer, key), frozen
 
-    state = jax.eval_shape(start, key, params)
-    params = jax.eval_shape(transform.base, params, state.adapter)
+    state, frozen = jax.eval_shape(start, key, params)
     step = make_train_step(loss_fn, optimizer)
     if mesh is not None:
-        params = _placed(params, shardings(model.replace(params=params), mesh))
+        frozen = _placed(frozen, frozen_shardings(frozen, model, mesh))
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
     adapter = _bytes(state.adapter)
-    activations = activation_bytes(loss_fn, *map(_bare, (state.adapter, params, inputs)))
+    activations = activation_bytes(loss_fn, *map(_bare, (state.adapter, frozen, inputs)))
     return Plan(
         batch=min(batches),
         devices=1 if mesh is None else mesh.size,
         groups=groups,
         parameters=sum(math.prod(leaf.shape) for leaf in paths.flatten(params).values()),
         trainable=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.adapter)),
-        weights=_bytes(_read(transform, state.adapter, params)),
+        weights=_bytes(frozen),
         adapter=adapter,
         gradients=adapter,
         optimizer=_bytes(state.opt_state),
         activations=activations // groups,
-        flops=flops(step, *map(_bare, (state, params, inputs))),
+        flops=flops(step, *map(_bare, (state, frozen, inputs))),
         machine=machine,
-        compiled=_compile(step, state, params, inputs, mesh) if compiled else None,
+        compiled=_compile(step, state, frozen, inputs, mesh) if compiled else None,
     )
 
 
@@ -269,27 +268,18 @@ def _size(leaf: Any) -> int:
     return math.ceil(math.prod(shape) * width(leaf.dtype))
 
 
-def _read(transform: PeftTransform, adapter: Any, params: Any) -> list[Any]:
-    """The leaves of params that a step has a use for: those without a copy that trains."""
-    rules = transform.rules(adapter)
-    copied = {
-        path for path, rule in rules.items() if isinstance(rule, MatrixRule) and rule.replaces
-    }
-    return [leaf for path, leaf in paths.flatten(params).items() if path not in copied]
-
-
-def _compile(step: Any, state: Any, params: Any, inputs: Any, mesh: Any) -> Compiled:
+def _compile(step: Any, state: Any, frozen: Any, inputs: Any, mesh: Any) -> Compiled:
     places = None
     if mesh is not None:
         places = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=places)
     try:
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            memory = compiled.lower(state, params, inputs).compile().memory_analysis()
+            memory = compiled.lower(state, frozen, inputs).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        return Compiled(sum(map(_bytes, (state, params, inputs))), math.inf, math.inf)
+        return Compiled(sum(map(_bytes, (state, frozen, inputs))), math.inf, math.inf)
     if memory is None:
         raise ValueError('this compiler does not say what memory a program takes')
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
