@@ -22,22 +22,21 @@ class Solo:
         self.transform = transform
         predict = peftjax.adapt(model, transform)
 
-        def loss(adapter, params, batch, key):
-            logits = predict(adapter, params, ids=batch, adapter_key=key)
+        def loss(adapter, frozen, batch, key):
+            logits = predict(adapter, frozen, ids=batch, adapter_key=key)
             values = optax.softmax_cross_entropy_with_integer_labels(logits, (batch + 1) % 13)
             return values.mean(), {}
 
-        adapter = transform.init(jax.random.key(seed), model)
-        self.params = transform.base(model.params, adapter)
+        adapter, self.frozen = transform.init(jax.random.key(seed), model)
         self.state = training.init_state(adapter, optimizer, jax.random.key(100 + seed))
         self.step = training.make_train_step(loss, optimizer)
         self.batches = np.random.default_rng(data_seed).integers(0, 13, (STEPS, *IDS.shape))
-        self.program = training.trace(self.step, self.state, self.params, IDS)
+        self.program = training.trace(self.step, self.state, self.frozen, IDS)
         self.key = training.program_key(self.program, transform)
 
     def run(self, steps=STEPS):
         def body(state, batch):
-            return self.step(state, self.params, batch)
+            return self.step(state, self.frozen, batch)
 
         batches = jnp.asarray(self.batches[:steps], jnp.int32)
         return jax.jit(lambda state: jax.lax.scan(body, state, batches))(self.state)
@@ -45,13 +44,13 @@ class Solo:
 
 def together(solos, steps=STEPS):
     """The runs as one program: final states and metrics, the runs in front."""
-    params, axes = training.share([solo.params for solo in solos])
+    frozen, axes = training.share([solo.frozen for solo in solos])
     vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, axes, 0))
     batches = jnp.stack([jnp.asarray(solo.batches[:steps], jnp.int32) for solo in solos], axis=1)
     state = training.stack([solo.state for solo in solos])
 
     def body(state, batch):
-        return vectorized.call(vectorized.numbers, state, params, batch)
+        return vectorized.call(vectorized.numbers, state, frozen, batch)
 
     return jax.jit(lambda state: jax.lax.scan(body, state, batches))(state)
 
@@ -194,7 +193,7 @@ def test_the_base_is_there_once():
     solos = [Solo(model(), transform, adamw(1e-3 * (1 + n)), seed=n) for n in range(8)]
     vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, None, None))
     state = training.stack([solo.state for solo in solos])
-    args = vectorized.numbers, state, model().params, IDS
+    args = vectorized.numbers, state, solos[0].frozen, IDS
     program = text(jax.jit(vectorized.call).lower(*args).compile())
     kernel = model().params['layers']['up']['kernel']
     shape = ','.join(map(str, kernel.shape))

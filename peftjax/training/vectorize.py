@@ -1,9 +1,11 @@
 """Many runs on one base in one program.
 
-Runs that differ in numbers alone (rates, decays, alphas, dropout rates, seeds) trace to one program
-with other constants in it. Those constants become arguments with the runs in front, and the program
-is mapped over them: whatever the method, whatever the optimiser, each run computes what it would
-alone. Ranks are lengths and no numbers; an adapter of a lesser rank is padded with zeros.
+Runs that differ in numbers alone (rates, decays, alphas, dropout rates, seeds) trace to one
+program. The numbers of a method are in `frozen.own`, an argument like the adapter: `share` stacks
+those that differ. The numbers of an optimiser are constants of the program; they become arguments
+with the runs in front, and the program is mapped over them: whatever the method, whatever the
+optimiser, each run computes what it would alone. Ranks are lengths and no numbers; an adapter of a
+lesser rank is padded with zeros.
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -112,7 +114,7 @@ def program_key(program: Program, transform: PeftTransform) -> Hashable:
     """Equal for runs that `vectorize` takes together.
 
     Shapes may differ where each method of the chain says of the argument that makes them that zeros
-    beyond it change nothing (`peftjax.core.base.padded_by`).
+    beyond it change nothing (`peftjax.core.transform.padded_by`).
 
     Example:
         >>> model, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
@@ -121,7 +123,8 @@ def program_key(program: Program, transform: PeftTransform) -> Hashable:
         ...     tx = peftjax.lora(rank=rank, alpha=alpha, targets=r'hidden')
         ...     predict = peftjax.adapt(model, tx)
         ...     x = jnp.ones((1, 4))
-        ...     found = peftjax.training.trace(predict, tx.init(key, model), model.params, x)
+        ...     adapter, frozen = tx.init(key, model)
+        ...     found = peftjax.training.trace(predict, adapter, frozen, x)
         ...     keys.add(program_key(found, tx))
         >>> len(keys)
         1
@@ -156,10 +159,13 @@ def share(trees: Sequence[Any]) -> tuple[Any, Any]:
         The tree, and of the same structure the axes for `vectorize`: None or 0.
 
     Example:
-        >>> base, head = jnp.ones(3), (jnp.zeros(2), jnp.ones(2))
-        >>> tree, axes = share([{'base': base, 'head': each} for each in head])
-        >>> tree['base'].shape, tree['head'].shape, axes
-        ((3,), (2, 2), {'base': None, 'head': 0})
+        >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
+        >>> methods = [peftjax.lora(rank=2, alpha=each, targets=r'hidden') for each in (2, 4)]
+        >>> frozen, axes = share([tx.init(key, mlp)[1] for tx in methods])
+        >>> frozen.own['hidden/kernel']['scale'].tolist(), axes.own['hidden/kernel']['scale']
+        ([1.0, 2.0], 0)
+        >>> frozen.params['hidden']['kernel'].shape, axes.params['hidden']['kernel']
+        ((4, 8), None)
     """
     columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
     alike = [
