@@ -66,8 +66,8 @@ def _model(family):
 def _loss(model, transform):
     predict = peftjax.adapt(model, transform)
 
-    def loss(adapter, params, batch, key):
-        logits = predict(adapter, params, input_ids=batch['ids'])
+    def loss(adapter, frozen, batch, key):
+        logits = predict(adapter, frozen, input_ids=batch['ids'])
         logits = logits if logits.ndim == 3 else logits[:, None]
         logits = logits[:, -batch['ids'].shape[1] :]
         targets = batch['ids'][:, : logits.shape[1]] % logits.shape[-1]
@@ -84,28 +84,28 @@ def _batches():
 
 
 def _start(model, transform):
-    adapter = transform.init(jax.random.key(1), model)
-    return init_state(adapter, optax.adamw(3e-3), jax.random.key(2))
+    adapter, frozen = transform.init(jax.random.key(1), model)
+    return init_state(adapter, optax.adamw(3e-3), jax.random.key(2)), frozen
 
 
 def _on_mesh(model, transform, mesh, **options):
-    """The compiled step, its state and params on a mesh, and where they lie."""
-    state = _start(model, transform)
+    """The compiled step, with its state and everything frozen on a mesh."""
+    state, frozen = _start(model, transform)
     where = peftjax.state_shardings(state, model, mesh)
     step = jax.jit(
         make_train_step(_loss(model, transform), optax.adamw(3e-3), **options),
         donate_argnums=0,
         out_shardings=(where, None),
     )
-    params = jax.device_put(model.params, peftjax.shardings(model, mesh))
-    return step, jax.device_put(state, where), params
+    placed = jax.device_put(frozen, peftjax.frozen_shardings(frozen, model, mesh))
+    return step, jax.device_put(state, where), placed
 
 
 def _on_one_device(model, transform):
     step = jax.jit(make_train_step(_loss(model, transform), optax.adamw(3e-3)))
-    state, losses = _start(model, transform), []
+    (state, frozen), losses = _start(model, transform), []
     for batch in _batches():
-        state, metrics = step(state, model.params, batch)
+        state, metrics = step(state, frozen, batch)
         losses.append(float(metrics['loss']))
     return losses
 
@@ -115,21 +115,21 @@ def _alone(family, name):
     return _on_one_device(_model(family), METHODS[name])
 
 
-def _curve(step, state, params, mesh):
+def _curve(step, state, frozen, mesh):
     losses = []
     with jax.set_mesh(mesh):
         for batch in _batches():
             batch = jax.device_put(batch, peftjax.batch_sharding(mesh))
-            state, metrics = step(state, params, batch)
+            state, metrics = step(state, frozen, batch)
             losses.append(float(metrics['loss']))
     return losses
 
 
-def _gathered(step, state, params, mesh):
+def _gathered(step, state, frozen, mesh):
     """Shapes of what the compiled step gathers from the devices."""
     batch = jax.device_put(_batches()[0], peftjax.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        return shapes(step.lower(state, params, batch).compile(), ALL_GATHER)
+        return shapes(step.lower(state, frozen, batch).compile(), ALL_GATHER)
 
 
 CASES = [('llama', name) for name in METHODS] + [('bert', 'lora'), ('bert', 'bottleneck')]
@@ -149,10 +149,10 @@ def test_losses_are_those_of_one_device(family, name, mesh):
     axes = MESHES[mesh]
     model = _model(family)
     mesh = peftjax.make_mesh(axes.get('data', 1), axes.get('fsdp', 1), axes.get('tensor', 1))
-    step, state, params = _on_mesh(model, METHODS[name], mesh)
-    gathered = _gathered(step, state, params, mesh)
+    step, state, frozen = _on_mesh(model, METHODS[name], mesh)
+    gathered = _gathered(step, state, frozen, mesh)
     expected = _alone(family, name)
-    found = _curve(step, state, params, mesh)
+    found = _curve(step, state, frozen, mesh)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert sum(expected[-2:]) < 0.999 * sum(expected[:2])
     if family == 'llama' and mesh.shape['fsdp'] > 1:
@@ -179,19 +179,19 @@ def _quantized():
 @pytest.mark.parametrize('sizes', MESHES.values(), ids=MESHES)
 def test_a_quantised_base_is_shared_out_in_its_codes(sizes):
     (model, expected), mesh = _quantized(), peftjax.make_mesh(**sizes)
-    step, state, params = _on_mesh(model, METHODS['lora'], mesh)
-    codes = params['layers']['mlp']['up_proj']['kernel'].arrays['codes']
+    step, state, frozen = _on_mesh(model, METHODS['lora'], mesh)
+    codes = frozen.params['layers']['mlp']['up_proj']['kernel'].arrays['codes']
     assert codes.addressable_shards[0].data.size == codes.size // (8 // sizes.get('data', 1))
-    for shape in _gathered(step, state, params, mesh):
+    for shape in _gathered(step, state, frozen, mesh):
         assert math.prod(shape) <= 64 * 32, f'{shape} is more than a layer'
-    np.testing.assert_allclose(_curve(step, state, params, mesh), expected, rtol=1e-5)
+    np.testing.assert_allclose(_curve(step, state, frozen, mesh), expected, rtol=1e-5)
 
 
 def test_parts_of_a_batch_count_as_in_the_whole():
     mesh = peftjax.make_mesh(data=2, fsdp=2, tensor=2)
-    step, state, params = _on_mesh(_model('llama'), METHODS['lora'], mesh, accumulate=4)
+    step, state, frozen = _on_mesh(_model('llama'), METHODS['lora'], mesh, accumulate=4)
     np.testing.assert_allclose(
-        _curve(step, state, params, mesh), _alone('llama', 'lora'), rtol=1e-5
+        _curve(step, state, frozen, mesh), _alone('llama', 'lora'), rtol=1e-5
     )
 
 
@@ -199,7 +199,7 @@ def test_parts_of_a_batch_count_as_in_the_whole():
 def test_the_same_step_runs_with_a_named_axis(way):
     model, transform = _model('llama'), METHODS['lora']
     step = make_train_step(_loss(model, transform), optax.adamw(3e-3), axis_name='data')
-    state, losses = _start(model, transform), []
+    (state, frozen), losses = _start(model, transform), []
     if way == 'pmap':
         run = jax.pmap(step, axis_name='data', in_axes=(None, None, 0), out_axes=None)
     else:
@@ -216,7 +216,7 @@ def test_the_same_step_runs_with_a_named_axis(way):
     for batch in _batches():
         if way == 'pmap':
             batch = jax.tree.map(lambda leaf: leaf.reshape(8, 2, *leaf.shape[1:]), batch)
-        state, metrics = run(state, model.params, batch)
+        state, metrics = run(state, frozen, batch)
         losses.append(float(metrics['loss']))
     np.testing.assert_allclose(losses, _alone('llama', 'lora'), rtol=1e-5)
 
@@ -273,23 +273,25 @@ def test_gradients_of_every_family_are_those_of_one_device(variant, tmp_path):
         if path.endswith('kernel') and site.layout is not None and not site.vector
     )
     transform = peftjax.lora(rank=2, targets=matrices)
-    adapter = normal_like(jax.eval_shape(transform.init, jax.random.key(0), plain), scale=0.1)
+    adapter, _ = jax.eval_shape(transform.init, jax.random.key(0), plain)
+    adapter = normal_like(adapter, scale=0.1)
     inputs = {name: np.concatenate([value] * 4)[:4] for name, value in inputs.items()}
 
     def gradient(model):
         predict = peftjax.adapt(model, transform)
 
-        def loss(adapter, params, inputs):
-            result = jax.tree.leaves(predict(adapter, params, **inputs))[0]
+        def loss(adapter, frozen, inputs):
+            result = jax.tree.leaves(predict(adapter, frozen, **inputs))[0]
             return jnp.mean(result.astype(jnp.float32) ** 2)
 
         return jax.jit(jax.value_and_grad(loss))
 
-    expected = gradient(plain)(adapter, plain.params, inputs)
+    expected = gradient(plain)(adapter, transform.freeze(plain, adapter), inputs)
     where = peftjax.state_shardings(adapter, spread, mesh)
     with jax.set_mesh(mesh):
         placed = jax.device_put(inputs, peftjax.batch_sharding(mesh))
-        found = gradient(spread)(jax.device_put(adapter, where), spread.params, placed)
+        frozen = transform.freeze(spread, adapter)
+        found = gradient(spread)(jax.device_put(adapter, where), frozen, placed)
     jax.tree.map(
         lambda mine, theirs: np.testing.assert_allclose(
             mine, theirs, atol=3e-4 * max(1e-3, np.abs(theirs).max())
@@ -306,7 +308,7 @@ def test_gradients_of_every_family_are_those_of_one_device(variant, tmp_path):
 def test_optimiser_states_lie_like_their_leaves():
     model, mesh = _model('llama'), peftjax.make_mesh(fsdp=4, tensor=2)
     transform = peftjax.chain(METHODS['lora'], peftjax.select(r'layers/.*up_proj/kernel'))
-    state = _start(model, transform)
+    state, frozen = _start(model, transform)
     where = peftjax.state_shardings(state, model, mesh)
     for tree in (where.adapter, where.opt_state[0].mu, where.opt_state[0].nu):
         assert tree[1]['layers/mlp/up_proj/kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor')
@@ -314,6 +316,11 @@ def test_optimiser_states_lie_like_their_leaves():
         assert leaves['a'].spec == PartitionSpec(None, 'fsdp', None)
         assert leaves['b'].spec == PartitionSpec(None, None, 'tensor')
     assert where.step.spec == where.opt_state[0].count.spec == PartitionSpec()
+    placed = peftjax.frozen_shardings(frozen, model, mesh)
+    assert paths.slots(placed.params)['layers/mlp/up_proj/kernel'] == peftjax.Hole(
+        (2, 32, 64), jnp.dtype(jnp.float32)
+    )
+    assert all(each.spec == PartitionSpec() for each in jax.tree.leaves(placed.own))
 
 
 def test_neighbours_meet_once_a_sublayer():
