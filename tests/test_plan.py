@@ -81,6 +81,16 @@ def test_trained_copies_of_a_bfloat16_model_are_counted_as_they_are_held(targets
     assert found.compiled.arguments == pytest.approx(arguments, rel=0.01)
 
 
+def test_projections_that_sites_share_weigh_once_on_one_device():
+    looped = _llama(scan=False)
+    tx = peftjax.vera(rank=4, targets=r'layers.*/(up|gate)_proj')
+    shared = 4 * 4 * (128 + 256)
+    found = _plan(looped, tx)
+    assert found.weights == 4 * found.parameters + shared
+    spread = _plan(looped, tx, mesh=mesh_for(data=8))
+    assert spread.weights == 4 * found.parameters + 2 * 4 * shared
+
+
 def test_numbers_of_a_method_that_do_not_train_are_weights():
     """RandLoRA's bases are random, and held beside the model, not in the program."""
     tx = peftjax.randlora(rank=4, targets=r'layers.*/up_proj')

@@ -13,6 +13,7 @@ from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
 STEPS = 50
+KEY = jax.random.key(0)
 
 
 class Solo:
@@ -156,6 +157,21 @@ def test_ranks_share_a_program_padded_with_zeros(make):
             beyond = np.array(whole[0])
             beyond[tuple(slice(size) for size in own.shape)] = 0
             assert not beyond.any()
+
+
+@pytest.mark.parametrize('seeds', [(0, 0), (0, 1)], ids=['one seed', 'two seeds'])
+def test_projections_that_sites_share_are_held_once_for_all_runs(seeds):
+    looped = MODELS['linen looped']()
+    frozens = [
+        peftjax.vera(rank=2, seed=seed, targets=r'layers.*/up').init(KEY, looped)[1]
+        for seed in seeds
+    ]
+    frozen, axes = training.share(frozens)
+    first, second = (frozen.own[f'layers_{i}/up/kernel'] for i in range(2))
+    assert set(first) == {'frozen_a', 'frozen_b'}
+    for name, leaf in first.items():
+        assert leaf is second[name]
+        assert axes.own['layers_1/up/kernel'][name] == (None if len(set(seeds)) == 1 else 0)
 
 
 def test_what_zeros_would_change_is_another_program():

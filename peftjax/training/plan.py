@@ -40,7 +40,8 @@ class Plan:
       batch: examples in it. devices: that share it. groups: of them, with examples of their own.
       parameters, trainable: counts, of the model and of the adapter.
       weights: bytes of everything frozen: the model's leaves but those that moved into the adapter,
-        and the method's own numbers (scales, projections).
+        and the method's own numbers (scales, projections). On one device, numbers that several
+        sites share count once; on a mesh each site has its own.
       adapter, gradients, optimizer: bytes of the adapter, its gradients and the optimiser's state.
       activations: bytes that the forward pass keeps for the backward pass.
       flops: of all devices together, matrix products and convolutions.
@@ -162,12 +163,14 @@ def plan(
 
     def start(key: jax.Array, params: Any) -> Any:
         adapter, frozen = transform.init(key, model.replace(params=params))
-        return init_state(adapter, optimizer, key), frozen
+        distinct = {id(leaf): leaf for leaf in jax.tree.leaves(frozen.own)}
+        return init_state(adapter, optimizer, key), frozen, tuple(distinct.values())
 
-    state, frozen = jax.eval_shape(start, key, params)
+    state, frozen, own = jax.eval_shape(start, key, params)
     step = make_train_step(loss_fn, optimizer)
     if mesh is not None:
         frozen = _placed(frozen, frozen_shardings(frozen, model, mesh))
+        own = frozen.own  # `jax.device_put` makes an array of each place in a tree.
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
     adapter = _bytes(state.adapter)
@@ -178,7 +181,7 @@ def plan(
         groups=groups,
         parameters=sum(math.prod(leaf.shape) for leaf in paths.flatten(params).values()),
         trainable=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.adapter)),
-        weights=_bytes(frozen),
+        weights=_bytes((frozen.params, own)),
         adapter=adapter,
         gradients=adapter,
         optimizer=_bytes(state.opt_state),

@@ -155,6 +155,8 @@ def stack(runs: Sequence[Any]) -> Any:
 def share(trees: Sequence[Any]) -> tuple[Any, Any]:
     """Trees of several runs, each leaf once where all have the same values, and else stacked.
 
+    Leaves that are one array in each of the trees are one array in the result.
+
     Returns:
         The tree, and of the same structure the axes for `vectorize`: None or 0.
 
@@ -172,11 +174,20 @@ def share(trees: Sequence[Any]) -> tuple[Any, Any]:
         all(each is column[0] or _equal(each, column[0]) for each in column) for column in columns
     ]
     structure = jax.tree.structure(trees[0])
+    stacked = {
+        _ids(column): column for same, column in zip(alike, columns, strict=True) if not same
+    }
+    stacked = {ids: _stack(column) for ids, column in stacked.items()}
     leaves = [
-        column[0] if same else _stack(column) for same, column in zip(alike, columns, strict=True)
+        column[0] if same else stacked[_ids(column)]
+        for same, column in zip(alike, columns, strict=True)
     ]
     axes = [None if same else 0 for same in alike]
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, axes)
+
+
+def _ids(column: Sequence[jax.Array]) -> tuple[int, ...]:
+    return tuple(map(id, column))
 
 
 def _equal(one: jax.Array, other: jax.Array) -> bool:
