@@ -118,7 +118,8 @@ def test_allocation_is_no_part_of_a_chain():
     _allocating(optax.chain(optax.clip(1.0), optax.sgd(0.1))).init(_adalora())
 
 
-def _after_six_steps(optimizer, adapter):
+def _after_six_steps(optimizer, start):
+    adapter: Any = start
     state, slopes = optimizer.init(adapter), jax.tree.map(jnp.ones_like, adapter)
     for _ in range(6):
         with jax.numpy_dtype_promotion('standard'):  # optax raises floats to a count of steps.
