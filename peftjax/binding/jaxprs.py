@@ -4,7 +4,6 @@ JAX renames primitives and their parameters between releases. This module alone 
 describes an equation in names of our own, and the rest of peftjax reads the description.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -372,36 +371,3 @@ def _unrolled_parameter(value: Any, length: int, unroll: int) -> tuple[Any, int]
         same = all(new is old for (new, _), old in zip(pairs, value, strict=True))
         return value if same else tuple(new for new, _ in pairs), sum(n for _, n in pairs)
     return value, 0
-
-
-# Parameters of primitives in which whole numbers are lengths, and not axes or counts of operands.
-_LENGTHS = frozenset(
-    (
-        *('shape', 'new_sizes', 'sizes', 'slice_sizes', 'start_indices', 'limit_indices'),
-        *('padding_config', 'padding', 'window_dimensions', 'length', 'fft_lengths', 'k'),
-        *('feature_group_count', 'batch_group_count', 'jaxprs', 'const_lengths'),
-    )
-)
-
-
-def text(eqn: Any, *, lengths: bool = True) -> str:
-    """What an equation says beside its operands and bodies, without lengths if those do not matter.
-
-    Equal for equations that do the same to their operands.
-    """
-    operation = read(eqn)
-    params: Mapping[str, Any] = eqn.params
-    if isinstance(operation, Control):
-        said = () if isinstance(operation, Call | Derivative | Cond) else operation._fields
-        params = {name: getattr(operation, name) for name in said}
-        params = {name: value for name, value in params.items() if not isinstance(value, Body)}
-    values = {name: _value(params[name]) for name in sorted(params)}
-    if not lengths:
-        values |= {n: re.sub('[0-9]+', '#', values[n]) for n in _LENGTHS.intersection(values)}
-    return ' '.join(f'{name}={value}' for name, value in values.items())
-
-
-def _value(value: Any) -> str:
-    if callable(value) and hasattr(value, '__qualname__'):
-        return f'{value.__module__}.{value.__qualname__}'
-    return re.sub(' at 0x[0-9a-f]+', '', str(value))

@@ -1,13 +1,14 @@
 """OFT: the input turned by trained block-diagonal rotations."""
 
 import math
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths
+from peftjax.core.numbers import is_plain
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import Use
@@ -18,6 +19,7 @@ from peftjax.methods.rotations import cayley, skew, turn
 
 class Leaves(TypedDict):
     q: Float[jax.Array, 'blocks entries']
+    eps: NotRequired[Float32[jax.Array, '']]
 
 
 class Prepared(Leaves):
@@ -81,7 +83,7 @@ def oft(
     check_positive(block_size=block_size)
     if block_size < 2:
         raise ValueError('block_size 1 has no rotation; write at least block_size=2')
-    if eps is not None and eps <= 0:
+    if is_plain(eps) and eps <= 0:
         raise ValueError(f'eps must be positive, got {eps}; write eps=None for no bound')
     if neumann_terms is not None and neumann_terms < 3:
         raise ValueError(f'neumann_terms must be at least 3, got {neumann_terms}; or None')
@@ -96,7 +98,9 @@ def oft(
 
     def rotations(leaves: Leaves) -> Float32[jax.Array, 'blocks block block']:
         skewed = skew(leaves['q'], block_size)
-        return cayley(skewed if eps is None else _shortened(skewed, eps), neumann_terms)
+        return cayley(
+            _shortened(skewed, leaves['eps']) if 'eps' in leaves else skewed, neumann_terms
+        )
 
     def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(matrix.dtype)
@@ -113,6 +117,7 @@ def oft(
         init_weight,
         merge,
         on_plain_dots(apply, merge),
+        own=lambda site: {} if eps is None else {'eps': eps},
         prepare=prepare,
         targets=targets,
         name='oft',
@@ -121,7 +126,7 @@ def oft(
 
 
 def _shortened(
-    skewed: Float32[jax.Array, 'blocks block block'], eps: float
+    skewed: Float32[jax.Array, 'blocks block block'], eps: Float32[jax.Array, '']
 ) -> Float32[jax.Array, 'blocks block block']:
     """Each block at most `eps / sqrt(n)` long; the gradient is that of `skewed` itself."""
     bound = eps / math.sqrt(len(skewed))

@@ -1,7 +1,7 @@
 """What training adds to a method: steps, optimisers, losses and starts from data."""
 
 from peftjax.training.adalora import AllocationState, adalora_allocation
-from peftjax.training.counting import activation_bytes, flops
+from peftjax.training.counting import activation_bytes, draws, flops
 from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
 from peftjax.training.gptq import gptq
@@ -9,9 +9,8 @@ from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
 from peftjax.training.machines import MACHINES, Machine, machine_here, mesh_for
 from peftjax.training.plan import Compiled, Plan, plan, table, textbook
-from peftjax.training.programs import Program, trace
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
-from peftjax.training.vectorize import Vectorized, program_key, row, share, stack, vectorize
+from peftjax.training.vectorize import program_key, row, share, stack
 
 __all__ = [
     'MACHINES',
@@ -21,11 +20,10 @@ __all__ = [
     'LossFunction',
     'Machine',
     'Plan',
-    'Program',
     'TrainState',
-    'Vectorized',
     'activation_bytes',
     'adalora_allocation',
+    'draws',
     'eva',
     'fisher',
     'flops',
@@ -44,7 +42,5 @@ __all__ = [
     'stack',
     'table',
     'textbook',
-    'trace',
     'unlikelihood_loss',
-    'vectorize',
 ]

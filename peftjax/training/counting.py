@@ -29,6 +29,27 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
     return products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def draws(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether a function draws random numbers, read off the traced program.
+
+    Args:
+        function: traceable by JAX.
+        *args: arrays, or `ShapeDtypeStruct`.
+
+    Example:
+        >>> draws(jax.random.normal, jax.random.key(0)), draws(jnp.sin, 1.0)
+        (True, False)
+    """
+    return _draws(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _draws(jaxpr: Any) -> bool:
+    return any(
+        equation.primitive.name == 'random_bits' or any(map(_draws, jaxprs.programs_in(equation)))
+        for equation in jaxpr.eqns
+    )
+
+
 def activation_bytes(loss_fn: LossFunction, adapter: Any, frozen: Any, inputs: Any) -> int:
     """Bytes of what the backward pass needs and is no argument: activations, on all devices.
 

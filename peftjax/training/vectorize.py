@@ -1,145 +1,65 @@
-"""Many runs on one base in one program.
+"""Many runs on one model in one program: trees of several runs as one, for `jax.vmap`.
 
-Runs that differ in numbers alone (rates, decays, alphas, dropout rates, seeds) trace to one
-program. The numbers of a method are in `frozen.own`, an argument like the adapter: `share` stacks
-those that differ. The numbers of an optimiser are constants of the program; they become arguments
-with the runs in front, and the program is mapped over them: whatever the method, whatever the
-optimiser, each run computes what it would alone. Ranks are lengths and no numbers; an adapter of a
-lesser rank is padded with zeros.
+Everything of a run that is a number is an argument of its step: the adapter, the optimiser's state,
+`frozen.own` (scales, rates of dropout, projections), the key, and the rates and decays of the
+optimiser where the step takes them. So K runs are a `jax.vmap` of the step:
+
+    def step(numbers, state, frozen, batch):
+        optimizer = optax.adamw(numbers['rate'], weight_decay=numbers['decay'])
+        return make_train_step(loss, optimizer)(state, frozen, batch)
+
+    frozen, axes = share([frozen for _, frozen in starts])
+    many = jax.jit(jax.vmap(step, in_axes=(0, 0, axes, None)))
+
+Ranks are lengths and no numbers: an adapter of a lesser rank is padded with zeros, and the step is
+that of the largest rank. `program_key` says which transforms may share a step.
 """
 
-from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.transform import About, PeftTransform
-from peftjax.training.programs import Program, vary
+from peftjax.core.transform import PeftTransform
 
 
-class Vectorized(NamedTuple):
-    """Several programs as one.
+def program_key(transform: PeftTransform) -> Hashable:
+    """Equal for transforms whose programs may be one: what differs between them is data.
 
-    Attributes:
-        call: `call(numbers, *args)`, pure and not compiled. Arguments that `in_axes` maps, and all
-            results, carry the runs in front.
-        numbers: what differs between the runs, stacked: a pytree.
-        widest: which of the programs has the largest shapes, and does the work of all.
-    """
-
-    call: Callable[..., Any]
-    numbers: Any
-    widest: int
-
-    def at(self, before: Program, after: Program, in_axes: Sequence[Any]) -> 'Vectorized':
-        """The same for arguments of other shapes, such as shorter rows, from one more trace.
-
-        Args:
-            before, after: the widest program, and the same function traced on the other shapes.
-            in_axes: as for `vectorize`.
-
-        Raises:
-            ValueError: the program is another one there, or a number that differs between the
-                runs depends on the shapes: trace all of them, and `vectorize` those.
-        """
-        if before.loose != after.loose:
-            raise ValueError(f'not one program: {_difference(after.loose, before.loose)}')
-        for index in self.numbers['numbers']:
-            if not np.array_equal(before.numbers[index], after.numbers[index]):
-                raise ValueError('a number that differs between the runs depends on the shapes')
-        call = _mapped(after, self.numbers['limits'], in_axes)
-        return Vectorized(call, self.numbers, self.widest)
-
-
-def vectorize(programs: Sequence[Program], in_axes: Sequence[Any]) -> Vectorized:
-    r"""Runs of one program, each with numbers of its own, as one program over all of them.
-
-    For programs :math:`f(c_k, x)` with constants :math:`c_k`, gives
-    :math:`F(c, x)_k = f(c_k, x_k)`. What lies beyond a run's own shapes is zero in arguments made
-    by `stack`, and set to zero in results.
-
-    Args:
-        programs: of `trace`, one a run, of equal `program_key`.
-        in_axes: as in `jax.vmap`, for each argument: 0 where the runs have their own, None where
-            they share one.
-
-    Raises:
-        ValueError: programs that differ in more than numbers, with the first difference; or in
-            shapes of which none is the largest throughout.
+    Arguments that are real numbers, and arrays, are in the adapter or in `frozen.own`. So is
+    the argument that `padded_by` names, where the method says that zeros beyond it change nothing.
+    A transform of functions has a key of its own, and shares a program with itself alone.
 
     Example:
-        >>> trace = peftjax.training.trace
-        >>> steps = [trace(lambda x, rate=rate: x - rate * x, 1.0) for rate in (0.1, 0.5)]
-        >>> together = vectorize(steps, in_axes=(0,))
-        >>> jax.jit(together.call)(together.numbers, jnp.ones(2)).tolist()
-        [0.8999999761581421, 0.5]
+        >>> lora = peftjax.lora
+        >>> first, second = (program_key(lora(rank=n, alpha=n, targets='hidden')) for n in (1, 2))
+        >>> first == second
+        True
+        >>> first == program_key(lora(rank=1, targets='out'))
+        False
     """
-    place = _widest([each.shapes for each in programs])
-    widest = programs[place]
-    for each in programs:
-        # Only where shapes differ may the text of shapes.
-        mine, theirs = (
-            (each.exact, widest.exact)
-            if each.shapes == widest.shapes
-            else (each.loose, widest.loose)
-        )
-        if mine != theirs:
-            raise ValueError(f'not one program: {_difference(mine, theirs)}')
-    limits = {
-        place: jnp.asarray(shapes, jnp.int32)
-        for place, shapes in enumerate(zip(*(each.results for each in programs), strict=True))
-        if len(set(shapes)) > 1
-    }
-    numbers = {'numbers': vary(programs), 'limits': limits}
-    return Vectorized(_mapped(widest, limits, in_axes), numbers, place)
-
-
-def _mapped(program: Program, limits: Collection[int], in_axes: Sequence[Any]) -> Any:
-    """The program over runs. Which numbers differ is a part of it, what they are is not."""
-
-    def one(own: Any, *args: Any) -> Any:
-        numbers = [own['numbers'].get(i, value) for i, value in enumerate(program.numbers)]
-        leaves, tree = jax.tree.flatten(program(numbers, *args))
-        for place in limits:
-            inside = _within(leaves[place], own['limits'][place])
-            leaves[place] = jnp.where(inside, leaves[place], 0)
-        return jax.tree.unflatten(tree, leaves)
-
-    return jax.vmap(one, in_axes=(0, *in_axes))
-
-
-def program_key(program: Program, transform: PeftTransform) -> Hashable:
-    """Equal for runs that `vectorize` takes together.
-
-    Shapes may differ where each method of the chain says of the argument that makes them that zeros
-    beyond it change nothing (`peftjax.core.transform.padded_by`).
-
-    Example:
-        >>> model, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
-        >>> keys = set()
-        >>> for rank, alpha in ((1, 2.0), (2, 4.0)):
-        ...     tx = peftjax.lora(rank=rank, alpha=alpha, targets=r'hidden')
-        ...     predict = peftjax.adapt(model, tx)
-        ...     x = jnp.ones((1, 4))
-        ...     adapter, frozen = tx.init(key, model)
-        ...     found = peftjax.training.trace(predict, adapter, frozen, x)
-        ...     keys.add(program_key(found, tx))
-        >>> len(keys)
-        1
-    """
-    members = [about for about in _members(transform) if about is not None]
-    told = len(members) == len(_members(transform))
-    if not told or not any(about.padded_by for about in members):
-        return program.exact
-    fixed = tuple(
-        (about.name, name, str(value))
-        for about in members
+    about = transform.about
+    if about is None:
+        return id(transform)
+    return about.name, tuple(
+        (name, _static(value))
         for name, value in sorted(about.arguments.items())
-        if name != about.padded_by and name not in about.floats
+        if name != about.padded_by and (name not in about.floats or isinstance(value, str))
     )
-    return program.loose, fixed
+
+
+def _static(value: Any) -> Hashable:
+    if isinstance(value, PeftTransform):
+        return program_key(value)
+    if isinstance(value, Mapping):
+        return tuple((name, _static(each)) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_static, value))
+    if isinstance(value, jax.Array | np.ndarray):
+        return 'array'
+    return repr(value)
 
 
 def stack(runs: Sequence[Any]) -> Any:
@@ -155,10 +75,11 @@ def stack(runs: Sequence[Any]) -> Any:
 def share(trees: Sequence[Any]) -> tuple[Any, Any]:
     """Trees of several runs, each leaf once where all have the same values, and else stacked.
 
-    Leaves that are one array in each of the trees are one array in the result.
+    Leaves that are one array in each of the trees are one array in the result. A rate of dropout
+    that some runs have and others lack is 0 in those.
 
     Returns:
-        The tree, and of the same structure the axes for `vectorize`: None or 0.
+        The tree, and of the same structure the axes for `jax.vmap`: None or 0.
 
     Example:
         >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
@@ -169,6 +90,7 @@ def share(trees: Sequence[Any]) -> tuple[Any, Any]:
         >>> frozen.params['hidden']['kernel'].shape, axes.params['hidden']['kernel']
         ((4, 8), None)
     """
+    trees = _with_rates(trees)
     columns = list(zip(*map(jax.tree.leaves, trees), strict=True))
     alike = [
         all(each is column[0] or _equal(each, column[0]) for each in column) for column in columns
@@ -184,6 +106,25 @@ def share(trees: Sequence[Any]) -> tuple[Any, Any]:
     ]
     axes = [None if same else 0 for same in alike]
     return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, axes)
+
+
+def _with_rates(trees: Sequence[Any]) -> list[Any]:
+    """The trees, with a rate of dropout of 0 where other runs have one."""
+    first = trees[0]
+    if isinstance(first, dict):
+        rates = [tree['dropout'] for tree in trees if 'dropout' in tree]
+        missing = {'dropout': jnp.zeros_like(rates[0])} if rates else {}
+        trees = [{**missing, **tree} for tree in trees]
+        inside = {name: _with_rates([tree[name] for tree in trees]) for name in trees[0]}
+        return [{name: each[i] for name, each in inside.items()} for i in range(len(trees))]
+    if isinstance(first, tuple):
+        parts = zip(*(_with_rates(part) for part in zip(*trees, strict=True)), strict=True)
+        return [jax.tree.unflatten(_shallow(first), part) for part in parts]
+    return list(trees)
+
+
+def _shallow(node: Any) -> Any:
+    return jax.tree.structure(node, is_leaf=lambda each: each is not node)
 
 
 def _ids(column: Sequence[jax.Array]) -> tuple[int, ...]:
@@ -215,35 +156,3 @@ def _stack(leaves: Sequence[jax.Array]) -> jax.Array:
             for leaf in leaves
         ]
     return jnp.stack(leaves)
-
-
-def _within(leaf: jax.Array, limit: jax.Array) -> jax.Array:
-    inside = jnp.ones((), bool)
-    for axis in range(leaf.ndim):
-        inside = inside & (jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) < limit[axis])
-    return inside
-
-
-def _widest(shapes: Sequence[tuple[tuple[int, ...], ...]]) -> int:
-    if len({tuple(map(len, each)) for each in shapes}) > 1:
-        raise ValueError('not one program: the arguments have other leaves')
-    sizes = [np.concatenate([*each, ()]).astype(int) for each in shapes]
-    most = np.max(sizes, axis=0)
-    for index, each in enumerate(sizes):
-        if np.array_equal(each, most):
-            return index
-    raise ValueError('no run has the largest shape throughout, so that none can hold the others')
-
-
-def _difference(one: str, other: str) -> str:
-    pairs = zip(one.splitlines(), other.splitlines(), strict=False)
-    return next((f'{a!r} here, {b!r} there' for a, b in pairs if a != b), 'one of them goes on')
-
-
-def _members(transform: PeftTransform) -> list[About | None]:
-    about = transform.about
-    if about is None or about.name not in ('chain', 'named_chain'):
-        return [about]
-    members = about.arguments['transforms']
-    parts = members.values() if about.name == 'named_chain' else members
-    return [each for part in parts for each in _members(part)]
