@@ -17,10 +17,9 @@ KEY = jax.random.key(0)
 
 
 class Solo:
-    """A run by itself: its step, its state before, and the losses of its steps."""
+    """A run by itself: its numbers, its state before, and the losses of its steps."""
 
-    def __init__(self, model, transform, optimizer, seed, data_seed=0):
-        self.transform = transform
+    def __init__(self, model, transform, make_optimizer, numbers, seed, data_seed=0):
         predict = peftjax.adapt(model, transform)
 
         def loss(adapter, frozen, batch, key):
@@ -28,30 +27,39 @@ class Solo:
             values = optax.softmax_cross_entropy_with_integer_labels(logits, (batch + 1) % 13)
             return values.mean(), {}
 
+        def step(numbers, state, frozen, batch):
+            return training.make_train_step(loss, make_optimizer(**numbers))(state, frozen, batch)
+
+        self.step, self.numbers = step, numbers
         adapter, self.frozen = transform.init(jax.random.key(seed), model)
+        optimizer = make_optimizer(**numbers)
         self.state = training.init_state(adapter, optimizer, jax.random.key(100 + seed))
-        self.step = training.make_train_step(loss, optimizer)
         self.batches = np.random.default_rng(data_seed).integers(0, 13, (STEPS, *IDS.shape))
-        self.program = training.trace(self.step, self.state, self.frozen, IDS)
-        self.key = training.program_key(self.program, transform)
+        self.key = training.program_key(transform)
 
     def run(self, steps=STEPS):
         def body(state, batch):
-            return self.step(state, self.frozen, batch)
+            return self.step(self.numbers, state, self.frozen, batch)
 
         batches = jnp.asarray(self.batches[:steps], jnp.int32)
         return jax.jit(lambda state: jax.lax.scan(body, state, batches))(self.state)
 
 
+def side_by_side(solos):
+    """The step over runs, which is that of the last one, and its arguments but for the batch."""
+    frozen, axes = training.share([solo.frozen for solo in solos])
+    numbers = training.stack([jax.tree.map(jnp.float32, solo.numbers) for solo in solos])
+    step = jax.vmap(solos[-1].step, in_axes=(0, 0, axes, 0))
+    return step, numbers, training.stack([solo.state for solo in solos]), frozen
+
+
 def together(solos, steps=STEPS):
     """The runs as one program: final states and metrics, the runs in front."""
-    frozen, axes = training.share([solo.frozen for solo in solos])
-    vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, axes, 0))
+    step, numbers, state, frozen = side_by_side(solos)
     batches = jnp.stack([jnp.asarray(solo.batches[:steps], jnp.int32) for solo in solos], axis=1)
-    state = training.stack([solo.state for solo in solos])
 
     def body(state, batch):
-        return vectorized.call(vectorized.numbers, state, frozen, batch)
+        return step(numbers, state, frozen, batch)
 
     return jax.jit(lambda state: jax.lax.scan(body, state, batches))(state)
 
@@ -71,11 +79,16 @@ def assert_same(solos, steps=STEPS, compared=None):
     return states
 
 
-def adamw(rate, decay=0.01):
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 5, STEPS)
+def adamw(rate, decay):
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, 5, STEPS)
     return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, eps=1e-4, weight_decay=decay)
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(lambda step: rate * shape(step), eps=1e-4, weight_decay=decay),
     )
+
+
+def numbers(rate, decay=0.01):
+    return {'rate': rate, 'decay': decay}
 
 
 model = MODELS['linen scanned']
@@ -95,12 +108,13 @@ def test_runs_of_any_method_share_a_program(name):
     row = METHODS[name]
 
     def solo(seed, rate):
-        return Solo(model(), row.maker(model())(row.targets), adamw(rate), seed, data_seed=seed)
+        transform = row.maker(model())(row.targets)
+        return Solo(model(), transform, adamw, numbers(rate), seed, data_seed=seed)
 
     solos = [solo(0, 1e-3), solo(1, 3e-3)]
     assert solos[0].key == solos[1].key
-    # The program is that of the first run: the second is the one whose numbers are put in.
-    assert_same(solos, steps=10, compared=[1])
+    # The program is that of the last run: the first is the one whose numbers are put in.
+    assert_same(solos, steps=10, compared=[0])
 
 
 def test_rates_decays_alphas_dropouts_ranks_and_seeds_differ_over_fifty_steps():
@@ -109,12 +123,12 @@ def test_rates_decays_alphas_dropouts_ranks_and_seeds_differ_over_fifty_steps():
             rank=rank, alpha=alpha, dropout=dropout, targets=r'layers.*/(up|down)'
         )
         transform = peftjax.chain(low_rank, peftjax.select(r'layers.*/norm/.*'))
-        return Solo(model(), transform, adamw(rate, decay), seed, data_seed=seed)
+        return Solo(model(), transform, adamw, numbers(rate, decay), seed, data_seed=seed)
 
     solos = [
-        solo(0, 4, 4.0, 0.1, 1e-3, 0.01),
         solo(1, 2, 8, 0.2, 3e-3, 0.1),
-        solo(2, 1, 2.0, 0.5, 1e-2, 0.3),
+        solo(2, 1, 2.0, 0.0, 1e-2, 0.3),  # No dropout, beside others.
+        solo(0, 4, 4.0, 0.1, 1e-3, 0.01),
     ]
     assert len({solo.key for solo in solos}) == 1
     assert_same(solos)
@@ -147,7 +161,7 @@ _TOLD = ('lora', 'dora', 'loha', 'adalora', 'houlsby')
     ],
 )
 def test_ranks_share_a_program_padded_with_zeros(make):
-    solos = [Solo(model(), make(size), adamw(1e-3), seed=size) for size in (2, 4)]
+    solos = [Solo(model(), make(size), adamw, numbers(1e-3), seed=size) for size in (2, 4)]
     assert solos[0].key == solos[1].key
     # The program is that of the second run, the wider: the first is the one that is padded.
     states = assert_same(solos, compared=[0])
@@ -176,15 +190,15 @@ def test_projections_that_sites_share_are_held_once_for_all_runs(seeds):
 
 def test_what_zeros_would_change_is_another_program():
     def keys(make):
-        return {Solo(model(), make(size), adamw(1e-3), seed=0).key for size in (2, 4)}
+        return {training.program_key(make(size)) for size in (2, 4)}
 
     assert len(keys(lambda size: peftjax.vera(rank=size, targets=r'layers.*/up'))) == 2
     assert len(keys(lambda size: peftjax.oft(block_size=size, targets=r'layers.*/up'))) == 2
     core = r'layers.*core'
     assert len(keys(lambda n: peftjax.prefix_tuning(num_virtual_tokens=n, targets=core))) == 2
-    # No dropout at all is no rate like another, and other targets are another program.
+    # Other targets are another program; another rate of dropout is not, be it 0.
     lora = peftjax.lora
-    assert len(keys(lambda n: lora(rank=2, dropout=0.1 * (n - 2), targets=r'layers.*/up'))) == 2
+    assert len(keys(lambda n: lora(rank=2, dropout=0.1 * (n - 2), targets=r'layers.*/up'))) == 1
     assert (
         len(keys(lambda n: lora(rank=2, targets=(r'layers.*/up',) * (n // 4) + (r'embed',)))) == 2
     )
@@ -193,7 +207,7 @@ def test_what_zeros_would_change_is_another_program():
 def test_a_run_that_diverges_hurts_no_other():
     def solo(rate):
         transform = peftjax.lora(rank=2, alpha=4, targets=r'layers.*/(up|down)')
-        return Solo(model(), transform, optax.sgd(rate), seed=0)
+        return Solo(model(), transform, lambda rate: optax.sgd(rate), {'rate': rate}, seed=0)
 
     solos = [solo(0.01), solo(1e30), solo(0.02)]
     _, metrics = together(solos)
@@ -206,48 +220,70 @@ def test_a_run_that_diverges_hurts_no_other():
 def test_the_base_is_there_once():
     """Compiled for 8 runs, no array of the program is as large as 8 copies of a stack of layers."""
     transform = peftjax.lora(rank=2, alpha=4, targets=r'layers.*/(up|down)')
-    solos = [Solo(model(), transform, adamw(1e-3 * (1 + n)), seed=n) for n in range(8)]
-    vectorized = training.vectorize([solo.program for solo in solos], in_axes=(0, None, None))
-    state = training.stack([solo.state for solo in solos])
-    args = vectorized.numbers, state, solos[0].frozen, IDS
-    program = text(jax.jit(vectorized.call).lower(*args).compile())
+    solos = [Solo(model(), transform, adamw, numbers(1e-3 * n), seed=n) for n in range(1, 9)]
+    step, *arguments = side_by_side(solos)
+    batch = jnp.stack([IDS] * 8)
+    program = text(jax.jit(step).lower(*arguments, batch).compile())
     kernel = model().params['layers']['up']['kernel']
     shape = ','.join(map(str, kernel.shape))
     assert f'f32[{shape}]' in program
     assert f'f32[8,{shape}]' not in program
 
 
-def test_programs_of_other_shape_or_text_are_refused():
-    one = training.trace(lambda x: jnp.sin(x), jnp.ones(2))
-    with pytest.raises(ValueError, match='not one program: .*sin.*cos|not one program: .*cos.*sin'):
-        training.vectorize([one, training.trace(lambda x: jnp.cos(x), jnp.ones(2))], in_axes=(0,))
-    over = [training.trace(lambda x, axis=axis: x.sum(axis), jnp.ones((2, 2))) for axis in (0, 1)]
-    with pytest.raises(ValueError, match=r'not one program: .*axes=\(1,\).*axes=\(0,\)'):
-        training.vectorize(over, in_axes=(0,))
-    crossed = [training.trace(lambda x: x.sum(), jnp.ones(shape)) for shape in ((2, 3), (3, 2))]
-    with pytest.raises(ValueError, match='no run has the largest shape'):
-        training.vectorize(crossed, in_axes=(0,))
-    with pytest.raises(ValueError, match='traced with arguments'):
-        one((), {'a': jnp.ones(2)})
+def _floats_of(transform):
+    """`(function, arguments, name)` of each argument of the methods that is a real number."""
+    about = transform.about
+    if about is None:
+        return
+    for value in about.arguments.values():
+        parts = value if isinstance(value, tuple) else (value,)
+        for part in parts:
+            if isinstance(part, peftjax.PeftTransform):
+                yield from _floats_of(part)
+    for name in sorted(about.floats):
+        if isinstance(about.arguments[name], float | int):
+            yield getattr(peftjax, about.name), about.arguments, name
 
 
-def test_control_flow_keeps_numbers_of_its_own():
-    def program(rate):
-        def function(x):
-            x = jax.lax.fori_loop(0, 3, lambda i, x: x * rate + i, x)
-            x = jax.lax.while_loop(lambda x: x < 50 * rate, lambda x: x + rate, x)
-            x = jax.lax.cond(x > 10 * rate, lambda x: x - rate, lambda x: x + 2 * rate, x)
-            ys = jax.lax.scan(lambda c, y: (c + y * rate, c), x, jnp.arange(3.0))[1]
-            return jax.grad(jax.checkpoint(lambda x: jnp.sin(x * rate) * ys.sum()))(x), ys
+FLOATS = {
+    (made.__name__, name): (made, arguments, name)
+    for row in METHODS.values()
+    for made, arguments, name in _floats_of(row.maker(model())(row.targets))
+}
 
-        return training.trace(function, 1.0)
 
-    programs = [program(rate) for rate in (0.5, 2.0, 3.0)]
-    assert len({each.exact for each in programs}) == 1
-    vectorized = training.vectorize(programs, in_axes=(0,))
-    start = jnp.asarray([1.0, -2.0, 3.0])
-    found = jax.jit(vectorized.call)(vectorized.numbers, start)
-    for index, each in enumerate(programs):
-        own = each(each.numbers, start[index])
-        for a, b in zip(found, own, strict=True):
-            np.testing.assert_allclose(a[index], b, rtol=1e-6)
+@pytest.mark.parametrize('case', sorted(FLOATS), ids='-'.join)
+def test_no_real_number_of_a_method_is_in_its_program(case):
+    """What `program_key` leaves out is data: the programs of two such numbers are the same."""
+    make, arguments, name = FLOATS[case]
+    programs = []
+    for factor in (0.7, 0.9):
+        changed = {**arguments, name: factor * (arguments[name] or 0.5)}
+        transform = make(**changed)
+        adapter, frozen = jax.eval_shape(transform.init, KEY, model())
+        predict = peftjax.adapt(model(), transform)
+
+        def call(adapter, frozen, key, predict=predict):
+            return predict(adapter, frozen, ids=IDS, adapter_key=key)
+
+        programs.append(str(jax.make_jaxpr(call)(adapter, frozen, KEY)))
+    assert programs[0] == programs[1]
+
+
+def test_a_callback_that_closes_over_a_number_is_not_taken_for_another():
+    """Two transforms of functions share no program, whatever their texts say."""
+
+    def scaled(by):
+        def merge(leaves, matrix):
+            factor = jax.pure_callback(
+                lambda: np.float32(by), jax.ShapeDtypeStruct((), jnp.float32)
+            )
+            return matrix * (1 + factor * leaves['s'])[None]
+
+        return peftjax.weightwise(
+            lambda key, matrix, site: {'s': jnp.zeros(matrix.shape[1])},
+            merge,
+            targets=r'layers.*/up',
+        )
+
+    assert len({training.program_key(scaled(by)) for by in (1.0, 2.0)}) == 2

@@ -117,7 +117,7 @@ def _with_rates(trees: Sequence[Any]) -> list[Any]:
         trees = [{**missing, **tree} for tree in trees]
         inside = {name: _with_rates([tree[name] for tree in trees]) for name in trees[0]}
         return [{name: each[i] for name, each in inside.items()} for i in range(len(trees))]
-    if isinstance(first, tuple):
+    if isinstance(first, tuple) and first:
         parts = zip(*(_with_rates(part) for part in zip(*trees, strict=True)), strict=True)
         return [jax.tree.unflatten(_shallow(first), part) for part in parts]
     return list(trees)
