@@ -101,15 +101,16 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_what_is_written_is_read_again(name, tmp_path):
     model, transform = _base('llama'), METHODS[name]
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1)
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1)
     peftjax.save_adapter(tmp_path, model, transform, adapter, form='adapterhub', name='mine')
     again = peftjax.load_adapter(tmp_path, model)
     if 'loreft' not in name:  # whose projection is written as the orthonormal one it stands for
         jax.tree.map(np.testing.assert_array_equal, adapter, again.adapter)
     inputs = stored('adapters/llama/seq_bn').inputs
     np.testing.assert_allclose(
-        peftjax.adapt(model, transform)(adapter, model.params, **inputs),
-        peftjax.adapt(model, again.transform)(again.adapter, model.params, **inputs),
+        peftjax.adapt(model, transform)(adapter, frozen, **inputs),
+        peftjax.adapt(model, again.transform)(again.adapter, again.frozen, **inputs),
         atol=1e-5,
     )
 
@@ -160,7 +161,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
 )
 def test_what_has_no_form_there_is_refused(transform, message, tmp_path):
     model = _base('llama')
-    adapter = transform.init(jax.random.key(0), model)
+    adapter, _ = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match=message):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter, form='adapterhub')
     assert not (tmp_path / 'out').exists()
@@ -168,7 +169,7 @@ def test_what_has_no_form_there_is_refused(transform, message, tmp_path):
 
 def test_dora_beside_a_bias_is_refused(tmp_path):
     transform = peftjax.dora(rank=2, targets=r'.*/query')
-    adapter = transform.init(jax.random.key(0), _base('bert'))
+    adapter, _ = transform.init(jax.random.key(0), _base('bert'))
     with pytest.raises(ValueError, match='have biases, which the DoRA of AdapterHub multiplies'):
         peftjax.save_adapter(tmp_path, _base('bert'), transform, adapter, form='adapterhub')
 
@@ -186,7 +187,6 @@ def test_behind_the_embeddings_tokens_keep_their_positions(place, tmp_path):
         shift_positions=False,
         targets=r'embeddings',
     )
-    adapter = transform.init(jax.random.key(0), model)
     seen = []
 
     def record(leaves, use):
@@ -196,11 +196,10 @@ def test_behind_the_embeddings_tokens_keep_their_positions(place, tmp_path):
 
     watch = peftjax.PeftTransform(
         lambda key, model: (),
-        lambda params, adapter: params,
-        lambda adapter: {'embeddings': ModuleRule((), record)},
+        lambda adapter, own: {'embeddings': ModuleRule((), record)},
     )
-    peftjax.adapt(model, peftjax.chain(watch, transform))(((), adapter), model.params, **inputs)
-    peftjax.adapt(model, watch)((), model.params, **inputs)
+    for tx in (peftjax.chain(watch, transform), watch):
+        peftjax.adapt(model, tx)(*tx.init(jax.random.key(0), model), **inputs)
     jax.effects_barrier()
     longer, plain = seen
     np.testing.assert_array_equal(np.delete(longer, [place, place + 1], axis=1), plain)
@@ -216,7 +215,7 @@ def test_other_families_are_refused(variant, message, tmp_path):
 
 def test_an_unknown_form_is_refused(tmp_path):
     transform = METHODS['lora']
-    adapter = transform.init(jax.random.key(0), _base('llama'))
+    adapter, _ = transform.init(jax.random.key(0), _base('llama'))
     with pytest.raises(ValueError, match="form is 'peft' or 'adapterhub', got 'gguf'"):
         peftjax.save_adapter(tmp_path, _base('llama'), transform, adapter, form='gguf')
 

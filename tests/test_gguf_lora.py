@@ -31,7 +31,8 @@ def test_the_base_with_the_adapter_added_is_the_adapted_model(family, name, scan
     config, weights, inputs, _ = golden(family)
     model = peftjax.load(write_folder(tmp_path / 'base', config, weights), scan=scan)
     transform = METHODS[name](r'layers' if scan else r'layers_\d+')
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=1, size=0.3)
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1, size=0.3)
     peftjax.export_gguf(tmp_path / 'a.gguf', model, transform, adapter, name='mine')
 
     reader = gguf.GGUFReader(tmp_path / 'a.gguf')
@@ -52,7 +53,7 @@ def test_the_base_with_the_adapter_added_is_the_adapted_model(family, name, scan
     assert used == set(arrays) and used
     other = peftjax.load(merged)
     found = jax.jit(other.apply)(other.params, **inputs)
-    expected = peftjax.adapt(model, transform)(adapter, model.params, **inputs)
+    expected = peftjax.adapt(model, transform)(adapter, frozen, **inputs)
     tokens = inputs['attention_mask'] == 1
     np.testing.assert_allclose(found[tokens], expected[tokens], atol=1e-4)
 
@@ -69,7 +70,16 @@ def test_the_base_with_the_adapter_added_is_the_adapted_model(family, name, scan
 def test_what_llama_cpp_does_not_have_is_refused(variant, transform, name, message, tmp_path):
     config, weights, _, _ = golden(variant)
     model = peftjax.load(write_folder(tmp_path / 'base', config, weights))
-    adapter = transform.init(jax.random.key(0), model)
+    adapter, _ = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match=message):
         peftjax.export_gguf(tmp_path / name, model, transform, adapter)
     assert not list(tmp_path.glob('*.gguf*')) and not list(tmp_path.glob('.*'))
+
+
+def test_an_adapter_of_another_method_is_refused(tmp_path):
+    config, weights, _, _ = golden('llama')
+    model = peftjax.load(write_folder(tmp_path / 'base', config, weights))
+    lora, dora = (make(rank=2, targets=r'.*q_proj') for make in (peftjax.lora, peftjax.dora))
+    adapter, _ = dora.init(jax.random.key(0), model)
+    with pytest.raises(peftjax.AdapterError, match='lora expects .* found an entry of dora'):
+        peftjax.export_gguf(tmp_path / 'a.gguf', model, lora, adapter)

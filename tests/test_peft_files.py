@@ -4,6 +4,8 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -41,11 +43,19 @@ def _name(folder):
     return folder.relative_to(GOLDEN).as_posix()
 
 
+def _forms(tree):
+    shapes = [(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+    return jax.tree.structure(tuple(tree)), shapes
+
+
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('folder', READABLE, ids=map(_name, READABLE))
 def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
     model = _base(folder.parent.name, scan)
     loaded = peftjax.load_adapter(folder, model)
+    # What is read is what `init` makes, but for its numbers.
+    fresh = jax.eval_shape(loaded.transform.init, jax.random.key(0), model)
+    assert _forms(fresh) == _forms((loaded.adapter, loaded.frozen))
     if folder.name == 'randlora':
         return
     peftjax.save_adapter(tmp_path, model, loaded.transform, loaded.adapter)
@@ -103,14 +113,15 @@ def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
 )
 def test_what_is_trained_here_computes_the_same_when_read_back(transform, scan, tmp_path):
     model = _base('llama', scan)
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model), seed=3)
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=3)
     ids = np.arange(1, 13, dtype=np.int32).reshape(2, 6)
-    before = peftjax.adapt(model, transform)(adapter, model.params, input_ids=ids)
+    before = peftjax.adapt(model, transform)(adapter, frozen, input_ids=ids)
     peftjax.save_adapter(tmp_path / 'new', model, transform, adapter, base_model='some/base')
     config = json.loads((tmp_path / 'new' / CONFIG).read_text())
     assert config['base_model_name_or_path'] == 'some/base' and config['task_type'] == 'CAUSAL_LM'
     loaded = peftjax.load_adapter(tmp_path / 'new', model)
-    after = peftjax.adapt(model, loaded.transform)(loaded.adapter, model.params, input_ids=ids)
+    after = peftjax.adapt(model, loaded.transform)(loaded.adapter, loaded.frozen, input_ids=ids)
     np.testing.assert_allclose(before, after[:, -6:], atol=2e-5)
     assert {path.name for path in (tmp_path / 'new').iterdir()} == {CONFIG, WEIGHTS}
 
@@ -135,7 +146,7 @@ def test_what_is_trained_here_computes_the_same_when_read_back(transform, scan, 
         ),
         (
             peftjax.weightwise(
-                lambda key, matrix, site: {'s': matrix[0]}, lambda a, m, p: m, targets=r'.*/q_proj'
+                lambda key, matrix, site: {'s': matrix[0]}, lambda a, m: m, targets=r'.*/q_proj'
             ),
             "a method of one's own",
         ),
@@ -143,7 +154,7 @@ def test_what_is_trained_here_computes_the_same_when_read_back(transform, scan, 
 )
 def test_what_peft_does_not_have_is_refused(transform, message, tmp_path):
     model = _base('llama', True)
-    adapter = transform.init(jax.random.key(0), model)
+    adapter, _ = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match=message):
         peftjax.save_adapter(tmp_path / 'new', model, transform, adapter)
     assert not (tmp_path / 'new').exists()
@@ -187,6 +198,14 @@ _A = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
         ({'fields': {'alpha_pattern': {'(q': 2}}}, 'is no regular expression'),
         ({'fields': {'alpha_pattern': {'q_proj': 'a'}}}, "'a', the rank or alpha of .* no number"),
         (
+            {'fields': {'alpha_pattern': {'k_proj': 100}}},
+            "alpha_pattern 'k_proj' matches none of the adapted modules; near names: .*q_proj",
+        ),
+        (
+            {'fields': {'rank_pattern': {r'layers\.7\..*': 2}}},
+            'rank_pattern .* matches none of the adapted modules',
+        ),
+        (
             {
                 'source': 'llama/vblora',
                 'tensors': {'base_model.vblora_vector_bank': np.zeros((), np.float32)},
@@ -210,6 +229,34 @@ def test_files_that_do_not_fit_are_refused_by_name(change, message, tmp_path):
     folder = _changed(tmp_path, **change)
     with pytest.raises(CheckpointError, match=message):
         peftjax.load_adapter(folder, _base('llama', True))
+
+
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize(
+    'source', ['llama/lora', 'llama/vera', 'llama/dora', 'llama/lora_modules_to_save']
+)
+def test_a_file_of_fewer_bits_trains_in_float32(source, dtype, tmp_path):
+    model = _base('llama', True)
+    tensors = {
+        name: value.astype(dtype) for name, value in load_file(GOLDEN / source / WEIGHTS).items()
+    }
+    loaded = peftjax.load_adapter(_changed(tmp_path, source, tensors=tensors), model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.adapter)} == {np.dtype(np.float32)}
+    exact = peftjax.load_adapter(GOLDEN / source, model)
+    for ours, theirs in zip(
+        jax.tree.leaves(loaded.adapter), jax.tree.leaves(exact.adapter), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs.astype(dtype).astype(np.float32))
+
+
+def test_an_adapter_of_another_method_is_not_written(tmp_path):
+    model = _base('llama', True)
+    lora, dora = (make(rank=2, targets=r'.*/q_proj') for make in (peftjax.lora, peftjax.dora))
+    adapter, _ = dora.init(jax.random.key(0), model)
+    for form in ('peft', 'adapterhub'):
+        with pytest.raises(peftjax.AdapterError, match='lora expects .* found an entry of dora'):
+            peftjax.save_adapter(tmp_path / 'new', model, lora, adapter, form=form)
+    assert not (tmp_path / 'new').exists()
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
@@ -248,8 +295,9 @@ def test_layers_that_one_leaf_holds_cannot_be_taken_apart(tmp_path):
 def test_a_tied_table_is_refused_both_ways(tmp_path):
     model = _base('gpt2', True)
     transform = peftjax.lora(rank=2, targets='wte')
+    adapter, _ = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match='peft would change the first alone'):
-        peftjax.save_adapter(tmp_path, model, transform, transform.init(jax.random.key(0), model))
+        peftjax.save_adapter(tmp_path, model, transform, adapter)
 
 
 def test_torchs_draws_are_drawn_again():

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.entries import Adapter
+from peftjax.core.entries import Adapter, check_entries
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.gguf_files import LLAMA_GGUF_NAMES, permute
@@ -43,6 +43,7 @@ def export_gguf(
     Raises:
         ValueError: another method or family, a lookup (llama.cpp transposes those), another
             ending.
+        AdapterError: the adapter is of another transform.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -54,7 +55,8 @@ def export_gguf(
         >>> model = peftjax.wrap(module, params, ids, config=config)
         >>> tx = peftjax.lora(rank=2, targets=r'layers/self_attn/q_proj')
         >>> path = getfixture('tmp_path') / 'adapter.gguf'
-        >>> peftjax.export_gguf(path, model, tx, tx.init(jax.random.key(0), model))
+        >>> adapter, _ = tx.init(jax.random.key(0), model)
+        >>> peftjax.export_gguf(path, model, tx, adapter)
         >>> path.is_file()
         True
     """
@@ -72,6 +74,7 @@ def export_gguf(
             f'{transform!r} is no adapter that llama.cpp has; write plain lora, or merge into a '
             'checkpoint with peftjax.save_checkpoint'
         )
+    check_entries(adapter, 'lora', ('a', 'b'))
     tensors, alpha = _tensors(model, model.config, about.arguments, adapter)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f'.{target.name}.new')

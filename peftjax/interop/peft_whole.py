@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from peftjax.core import paths
+from peftjax.core.entries import Entry
 from peftjax.core.model import Model
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_found import Arrays, Found, Part, literal
@@ -35,7 +36,7 @@ def read_whole(found: Found) -> list[Part]:
         path: stacked(found.names.slots[path], layers, found.where)['w']
         for path, layers in grouped.items()
     }
-    part = select(literal(adapter)), adapter
+    part = select(literal(adapter)), Entry('select', adapter)
     check_shapes(found.model, found.where, part)
     return [part]
 
@@ -80,7 +81,8 @@ def read_tokens(found: Found) -> Part:
     # A tied head's rows stand in the file as well.
     if any(not np.array_equal(value, other) for other in rows.values()):
         raise CheckpointError(f'{found.where}: the rows {sorted(rows)} of one table differ')
-    return trainable_tokens(indices, targets=re.escape(path)), {path: value}
+    transform = trainable_tokens(indices, targets=re.escape(path))
+    return transform, Entry('trainable_tokens', {path: value})
 
 
 def refuse_tied(found: Found, module: str) -> None:
@@ -93,9 +95,10 @@ def refuse_tied(found: Found, module: str) -> None:
 
 def check_shapes(model: Model, where: str, part: Part) -> None:
     transform, adapter = part
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    abstract = model.replace(params=shapes)
     try:
-        expected = jax.eval_shape(transform.init, jax.random.key(0), model.replace(params=abstract))
+        expected, _ = jax.eval_shape(transform.init, jax.random.key(0), abstract)
     except ValueError as error:
         raise CheckpointError(f'{where} does not fit this model: {error}') from error
     mine, theirs = paths.flatten(expected), paths.flatten(adapter)

@@ -358,9 +358,8 @@ def _write_format(model: Model, names: Names, arguments: Any, entries: Any, part
         tensors |= form.drawn.save(arguments, entries, modules)
     if form.method == 'delora':
         for path, entry in entries.items():
-            for module, each in zip(
-                [m for m, _ in _layers(names, path, {})], lengths(model, path, entry), strict=True
-            ):
+            rows = lengths(model, path, entry.layout)
+            for (module, _), each in zip(_layers(names, path, {}), rows, strict=True):
                 tensors[f'{ROOT}{module}.delora_w_norm'] = each
     return tensors, fields
 

@@ -30,7 +30,8 @@ def quantize(model: Model, scheme: str | Scheme, targets: paths.Targets | None =
     values: `adapt` and `apply` dequantise a weight inside of the layer that uses it, and again for
     the backward pass, so that no copy of the base in full precision lives at any time. Every method
     goes on top; a method that trains a copy of a leaf (`select`, `full`) copies its values.
-    `merge` needs `peftjax.dequantize(model.params)`.
+    `merge` raises MergeError for a quantised leaf that an adapter acts on: give it
+    `frozen._replace(params=peftjax.dequantize(frozen.params))`.
 
     One leaf after the other is computed; to load a model whose weights do not fit in full
     precision, use `peftjax.load(..., quantize=scheme)`.

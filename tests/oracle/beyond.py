@@ -13,7 +13,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import peftjax
-from peftjax.interop.adapterhub.file import File
+from peftjax import Entry
+from peftjax.interop.adapterhub.file import File, entries
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.peft_config import PeftConfig
 from peftjax.interop.peft_found import Found
@@ -101,7 +102,7 @@ def _encoded_prompt(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTrans
                 {'forward': way(tensors, f'l{i}'), 'backward': way(tensors, f'l{i}_reverse')}
                 for i in range(config['encoder_num_layers'])
             ]
-        return {path: leaves}
+        return {path: Entry('p_tuning', leaves)}
 
     transform = peftjax.p_tuning(
         num_virtual_tokens=config['num_virtual_tokens'],
@@ -127,10 +128,13 @@ def _encoded_prefix(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTrans
         last = _dense(tensors, 'transform.2')
         kernels, biases = split(last['kernel']), split(last['bias'])
         sites = {
-            path: {
-                **{'key': kernels[2 * layer], 'value': kernels[2 * layer + 1]},
-                **{'key_bias': biases[2 * layer], 'value_bias': biases[2 * layer + 1]},
-            }
+            path: Entry(
+                'prefix_tuning',
+                {
+                    **{'key': kernels[2 * layer], 'value': kernels[2 * layer + 1]},
+                    **{'key_bias': biases[2 * layer], 'value_bias': biases[2 * layer + 1]},
+                },
+            )
             for layer, path in enumerate(found)
         }
         first = _dense(tensors, 'transform.0')
@@ -150,7 +154,7 @@ def _psoft(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTransform, Con
 
     def convert(tensors: Tensors) -> Any:
         found = _found(case, model, tensors)
-        return found.entries(found.take(endings))
+        return found.entries('psoft', found.take(endings))
 
     beside, found = arrays(case.folder / _SUBSPACES), _found(case, model, case.tensors)
     subspaces = {
@@ -183,7 +187,10 @@ def _plain_reft(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTransform
             for unit, n in units.items()
         }
         sites = next(iter(by_unit.values()))
-        return {path: {unit: by_unit[unit][path] for unit in units} for path in sites}
+        return entries(
+            method.__name__,
+            {path: {unit: by_unit[unit][path] for unit in units} for path in sites},
+        )
 
     method = {'noreft': peftjax.noreft, 'direft': peftjax.direft}[case.folder.name]
     transform = method(

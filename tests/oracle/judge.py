@@ -72,12 +72,13 @@ def errors_of(
 ) -> dict[str, float]:
     """Errors of logits and loss, and with `gradients` of them and of merged logits, if there."""
     adapter = jax.tree.map(jnp.asarray, reading.read(reading.values))
+    frozen = reading.transform.freeze(model, adapter)
     if case.headless and 'last_hidden_state' not in case.outputs:
-        return _errors_without_head(case, model, reading, adapter, gradients)
+        return _errors_without_head(case, model, reading, adapter, frozen, gradients)
     predict = peftjax.adapt(model, reading.transform)
 
     def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
-        output = predict(adapter, model.params, **case.inputs)
+        output = predict(adapter, frozen, **case.inputs)
         logits = getattr(output, 'last_hidden_state', output)
         return _loss(case, logits, adapter), logits
 
@@ -89,7 +90,7 @@ def errors_of(
     if 'loss' in case.outputs:
         errors['loss'] = _error(value, case.outputs['loss'])
     if gradients and 'merged_logits' in case.outputs:
-        params = jax.jit(reading.transform.merge)(model.params, adapter)
+        params = jax.jit(reading.transform.merge)(adapter, frozen)
         merged = applied(model)(params, case.inputs)
         errors['merged'] = _error(*written(case, merged, _merged(case)))
     if known:
@@ -210,7 +211,12 @@ def _flat(tree: Any) -> np.ndarray:
 
 
 def _errors_without_head(
-    case: Case, model: peftjax.Model, reading: Reading, adapter: Any, gradients: bool
+    case: Case,
+    model: peftjax.Model,
+    reading: Reading,
+    adapter: Any,
+    frozen: peftjax.Frozen,
+    gradients: bool,
 ) -> dict[str, float]:
     """Errors of the pooled states and of the gradients, where the head's weights are not known.
 
@@ -221,7 +227,7 @@ def _errors_without_head(
     predict = peftjax.adapt(model, reading.transform)
 
     def states(adapter: Any) -> tuple[jax.Array, jax.Array]:
-        pooled = predict(adapter, model.params, **case.inputs).pooler_output
+        pooled = predict(adapter, frozen, **case.inputs).pooler_output
         return pooled, pooled
 
     jacobian, pooled = jax.jit(jax.jacrev(states, has_aux=True))(adapter)

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from peftjax.core.transform import About
-from peftjax.interop.adapterhub.file import Arrays, File, Part, Table, Written, give, left_out
+from peftjax.interop.adapterhub.file import (
+    Arrays,
+    File,
+    Part,
+    Table,
+    Written,
+    entries,
+    give,
+    left_out,
+)
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_found import literal
@@ -111,13 +120,14 @@ def read(file: File) -> list[Part]:
         targets = literal(sites)
         if not phm:
             made = bottleneck(size=size.pop(), targets=targets, **arguments, **settings)
-            return [*inverted, (made, sites)]
+            return [*inverted, (made, entries('bottleneck', sites))]
         if settings != {'scale': 1.0, 'norm_before': False, 'norm_after': False, 'gate': False}:
             raise CheckpointError(f'{file.where}: Compacter with {settings} is not built here')
         rule = file.take(f'shared_parameters.{file.name}.phm_rule')
         terms, rank = config.whole('phm_dim'), config.whole('phm_rank')
         made = compacter(size=size.pop(), targets=targets, terms=terms, rank=rank, **arguments)
-        return [*inverted, (made, {'shared': {'rule': rule}, 'sites': sites})]
+        adapter = {'shared': {'rule': rule}, 'sites': entries('compacter', sites)}
+        return [*inverted, (made, adapter)]
     except (ValueError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -145,7 +155,7 @@ def _read_invertible(file: File, activation: str) -> list[Part]:
         inverse=places.last if file.flexible else None,
         activation=activation,
     )
-    return [(made, {places.embeddings: leaves})]
+    return [(made, entries('invertible_adapter', {places.embeddings: leaves}))]
 
 
 def _width(bias: np.ndarray) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.core.entries import Adapter
+from peftjax.core.entries import Adapter, Entry
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
@@ -113,6 +113,11 @@ class File:
                 value = self.first(value, f'{start}{theirs}')
             found[ours] = value.T if how == 'transposed' else value
         return found
+
+
+def entries(method: str, sites: Mapping[str, Any]) -> dict[str, Entry]:
+    """What a method on modules keeps for them."""
+    return {path: Entry(method, arrays) for path, arrays in sites.items()}
 
 
 def give(

@@ -62,13 +62,13 @@ def read(file: File) -> Part:
     turned = {module: {n: v.T for n, v in each.items()} for module, each in modules.items()}
     if decomposed:
         return _read_dora(file, found, turned, rank, alpha)
-    entries = found.entries(turned)
+    entries = found.entries('lora', turned)
     if not gates:
         return lora(rank=rank, alpha=alpha, targets=literal(entries)), entries
     # The gate stands in place of alpha / r.
     inner = lora(rank=rank, alpha=rank, targets=literal(entries))
     values = _of_each(file, found, turned, {n: f'.gate.{n}' for n in ('weight', 'bias')})
-    return gated(inner), {'inner': entries, 'gates': found.by_leaf(values)}
+    return gated(inner), {'inner': entries, 'gates': found.entries('gated', values)}
 
 
 def _of_each(
@@ -94,10 +94,11 @@ def _read_ia3(file: File, found: Found, gates: bool) -> Part:
         )
     modules = found.take({'l': f'.loras.{file.name}.lora_B'})
     entries = found.entries(
+        'ia3',
         {
             module: bias_named(found, module, {'output': arrays['l'].reshape(-1)}, 'output')
             for module, arrays in modules.items()
-        }
+        },
     )
     return ia3(targets=literal(entries)), entries
 
@@ -116,10 +117,11 @@ def _read_dora(
             f'{file.where} has magnitudes at {len(magnitudes)} of {len(modules)} modules'
         )
     entries = found.entries(
+        'dora',
         {
             module: {**arrays, 'magnitude': magnitudes[module]['m'].reshape(-1)}
             for module, arrays in modules.items()
-        }
+        },
     )
     biases = {}
     for path, entry in list(entries.items()):
@@ -135,12 +137,11 @@ def _read_dora(
             biases[leaf] = (bias.reshape(magnitude.shape) * magnitude / before).reshape(bias.shape)
         if alpha != rank:
             after = _lengths(file.hub.model, path, entry, alpha / rank)
-            scaled = {**entry, 'magnitude': magnitude * after / before}
-            entries[path] = Entry(entry.layout, scaled)
+            entries[path] = entry.replace(magnitude=magnitude * after / before)
     transform = dora(rank=rank, alpha=alpha, targets=literal(entries))
     if not biases:
         return transform, entries
-    return chain(select(literal(biases)), transform), (biases, entries)
+    return chain(select(literal(biases)), transform), (Entry('select', biases), entries)
 
 
 def _lengths(model: Model, path: str, entry: Entry, scale: float) -> np.ndarray:
@@ -151,6 +152,7 @@ def _lengths(model: Model, path: str, entry: Entry, scale: float) -> np.ndarray:
             f'magnitudes of {path!r} are relative to weights that an abstract model does not have; '
             'load the model with its values'
         )
+    assert entry.layout is not None
     matrix = np.asarray(entry.layout.to_matrix(dense(leaf)), np.float32)
     return np.linalg.norm(matrix + scale * (entry['a'] @ entry['b']), axis=-2)
 
@@ -169,8 +171,7 @@ def _read_vera(file: File, found: Found) -> Part:
         raise CheckpointError(f'{file.where} holds no VeRA called {file.name!r}')
     for module, arrays in modules.items():
         place = found.place(module)
-        layout = file.hub.model.sites.weights[place.slot.path].layout
-        assert layout is not None
+        layout = found.layout(place.slot.path)
         shapes = [v.shape for v in (a, arrays['d'], b, arrays['b'])]
         needs = [(rank, layout.inputs), (rank, rank)]
         needs += [(layout.outputs, rank), (layout.outputs, layout.outputs)]
@@ -178,17 +179,19 @@ def _read_vera(file: File, found: Found) -> Part:
             raise CheckpointError(f'{file.where}: {module} has {shapes}, needs {needs}')
     if all(_diagonal(value) for arrays in modules.values() for value in arrays.values()):
         entries = found.entries(
+            'vera',
             {
                 module: {'d': np.diag(each['d']) * (alpha / rank), 'b': np.diag(each['b']).copy()}
                 for module, each in modules.items()
-            }
+            },
         )
         return vera(rank=rank, projections=(a.T, b.T), targets=literal(entries)), entries
     entries = found.entries(
+        'lora',
         {
             module: {'a': (each['d'] @ a).T, 'b': (each['b'] @ b).T}
             for module, each in modules.items()
-        }
+        },
     )
     return lora(rank=rank, alpha=alpha, targets=literal(entries)), entries
 
@@ -229,7 +232,7 @@ def write_dora(hub: Hub, about: About, adapter: Any, name: str) -> Written:
                 _lengths(hub.model, path, entry, s) for s in (1, inner['alpha'] / inner['r'])
             ]
             magnitude = magnitude * factors[0] / factors[1]
-        scaled[path] = Entry(entry.layout, {'m': magnitude})
+        scaled[path] = {'m': magnitude}
     for module, arrays in _matrices(hub, scaled):
         tensors[f'{module}.loras.{name}.m.weight'] = arrays['m'][:, None]
     return tensors, inner | {'use_dora': True}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from peftjax.core.transform import About
-from peftjax.interop.adapterhub.file import Arrays, File, Part, Written
+from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_found import literal
@@ -77,7 +77,7 @@ def read(file: File) -> Part:
         shift_positions=False,
         targets=literal(paths),
     )
-    return transform, {'sites': sites, **network}
+    return transform, {'sites': entries('prefix_tuning', sites), **network}
 
 
 def _repeated(file: File, ending: str, *shape: int | None) -> np.ndarray:
@@ -165,7 +165,7 @@ def read_prompt(file: File) -> Part:
         shift_positions=False,
         targets=literal([places.embeddings]),
     )
-    return transform, {places.embeddings: {'prompt': prompt}}
+    return transform, entries('prompt_tuning', {places.embeddings: {'prompt': prompt}})
 
 
 def write_prompt(hub: Hub, about: About, adapter: Any, name: str) -> Written:

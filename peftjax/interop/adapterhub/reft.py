@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.transform import About
-from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, give
+from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries, give
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_found import literal
@@ -65,7 +65,8 @@ def read(file: File) -> Part:
         np.allclose(each.swapaxes(-1, -2) @ each, np.eye(rank), atol=1e-4) for each in projections
     )
     method = loreft if whole else noreft
-    return method(rank=rank, positions=ends, tied=tied, targets=literal(sites)), sites
+    transform = method(rank=rank, positions=ends, tied=tied, targets=literal(sites))
+    return transform, entries(method.__name__, sites)
 
 
 def _nested(leaves: Arrays) -> dict[str, Arrays]:
