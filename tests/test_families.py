@@ -81,7 +81,7 @@ def test_a_prefix_that_would_slide_out_of_sight_is_refused(variant, tmp_path):
     with pytest.raises(CheckpointError, match='see a window of tokens alone'):
         peftjax.load_adapter(folder, model)
     transform = peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*core')
-    adapter = transform.init(jax.random.key(0), model)[0]
+    adapter, _ = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match='see a window of tokens alone'):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
 
@@ -91,7 +91,7 @@ def test_half_a_head_is_not_written(tmp_path):
     transform = peftjax.chain(
         peftjax.select(r'classifier/out_proj/.*'), peftjax.lora(rank=2, targets=r'.*/query')
     )
-    adapter = transform.init(jax.random.key(0), model)[0]
+    adapter, _ = transform.init(jax.random.key(0), model)
     with pytest.raises(ValueError, match='trains a head as one module'):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
 
@@ -109,19 +109,24 @@ def test_half_a_head_is_not_written(tmp_path):
 def test_layers_that_differ_write_the_same_with_a_cache(variant, transform, tmp_path):
     model = _base(variant)
     prompts = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [5, 6, 7]]
-    adapter, predict = (), lambda adapter, params, **inputs: model.apply(params, **inputs)
-    if transform is not None:
-        adapter = transform.init(jax.random.key(0), model)[0]
-        adapter = peftjax.testing.perturb(adapter, seed=1, size=0.5)
-        predict = peftjax.adapt(model, transform)
-    generate = peftjax.generator(model, transform)
-    written = generate(adapter, model.params, *peftjax.pad_left(prompts, 0), max_new_tokens=8)
-    run = jax.jit(predict)
+    tx = peftjax.chain() if transform is None else transform
+    fresh, frozen = tx.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1, size=0.5)
+    predict = peftjax.adapt(model, tx)
+
+    @jax.jit
+    def run(text):
+        if transform is None:
+            return model.apply(model.params, input_ids=text)
+        return predict(adapter, frozen, input_ids=text)
+
+    generate = peftjax.generator(model, tx)
+    written = generate(adapter, frozen, *peftjax.pad_left(prompts, 0), max_new_tokens=8)
     for prompt, row in zip(prompts, written.tolist(), strict=True):
         # Without a cache, one prompt at a time; what stands behind the last token is not seen.
         text = np.zeros((1, 17), np.int32)
         text[0, : len(prompt)] = prompt
         for place in range(len(prompt), len(prompt) + 8):
-            logits = run(adapter, model.params, input_ids=text)
+            logits = run(text)
             text[0, place] = np.argmax(logits[0, place - 1])
         assert row == text[0, len(prompt) : len(prompt) + 8].tolist()

@@ -123,19 +123,23 @@ def test_every_method_trains_on_a_quantised_base(method, form):
     small = peftjax.quantize(model, 'nf4')
     plain = model.replace(params=peftjax.dequantize(small.params))
     tx = row.maker(plain)(row.targets)
-    fresh, expected = (tx.init(jax.random.key(0), each) for each in (small, plain))
-    _assert_close(fresh, expected, 1e-5)
-    adapter = peftjax.testing.perturb(fresh, seed=1)
     if method in _OF_WHOLE:
         with pytest.raises(peftjax.MergeError, match='dequantize'):
-            tx.base(small.params, adapter)
+            tx.init(jax.random.key(0), small)
+        return
+    (fresh, frozen), (expected, whole) = (
+        tx.init(jax.random.key(0), each) for each in (small, plain)
+    )
+    _assert_close(fresh, expected, 1e-5)
+    jax.tree.map(np.testing.assert_array_equal, frozen.own, whole.own)
+    adapter = peftjax.testing.perturb(fresh, seed=1)
     predict = peftjax.adapt(model, tx)
 
-    def loss(adapter, params):
-        return jnp.sum(jnp.sin(jax.tree.leaves(predict(adapter, params, ids=IDS))[0]))
+    def loss(adapter, frozen):
+        return jnp.sum(jnp.sin(jax.tree.leaves(predict(adapter, frozen, ids=IDS))[0]))
 
     slope = jax.jit(jax.value_and_grad(loss))
-    _assert_close(slope(adapter, small.params), slope(adapter, plain.params), 1e-4)
+    _assert_close(slope(adapter, frozen), slope(adapter, whole), 1e-4)
 
 
 def _assert_close(first, second, tolerance):
@@ -251,12 +255,12 @@ def test_no_copy_in_full_precision_lives(tx):
     model = _packed_llama()
     predict = peftjax.adapt(model, tx)
 
-    def loss(adapter, params, ids):
-        return jnp.mean(predict(adapter, params, input_ids=ids) ** 2)
+    def loss(adapter, frozen, ids):
+        return jnp.mean(predict(adapter, frozen, input_ids=ids) ** 2)
 
-    adapter = jax.eval_shape(tx.init, jax.random.key(0), model)
+    adapter, frozen = jax.eval_shape(tx.init, jax.random.key(0), model)
     ids = jnp.ones((2, 4), jnp.int32)
-    compiled = jax.jit(jax.grad(loss)).lower(adapter, model.params, ids).compile()
+    compiled = jax.jit(jax.grad(loss)).lower(adapter, frozen, ids).compile()
     largest = max(map(math.prod, shapes(compiled, r'f32\[([\d,]+)\]')))
     assert 64 * 64 <= largest < 16 * 64 * 64
 
@@ -266,11 +270,17 @@ def test_a_quantised_base_writes_what_its_values_would():
     small = peftjax.quantize(model, 'nf4')
     plain = model.replace(params=peftjax.dequantize(small.params))
     tx = peftjax.lora(rank=2, targets=r'layers/.*_proj')
-    adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), small), seed=0)
+    fresh, _ = tx.init(jax.random.key(0), small)
+    adapter = peftjax.testing.perturb(fresh, seed=0)
     ids, mask = peftjax.pad_left([[1, 2, 3], [4]], 0)
     found, expected = (
         peftjax.generator(each, tx)(
-            adapter, each.params, jnp.asarray(ids), mask, max_new_tokens=6, pad_token_id=0
+            adapter,
+            tx.freeze(each, adapter),
+            jnp.asarray(ids),
+            mask,
+            max_new_tokens=6,
+            pad_token_id=0,
         )
         for each in (small, plain)
     )
@@ -289,12 +299,12 @@ def test_loftq_starts_nearer_than_quantising_does():
     found = [plain]
     for iterations in (1, 5):
         tx = peftjax.loftq(rank=2, alpha=4, iterations=iterations, targets=targets)
-        adapter = tx.init(jax.random.key(0), model)
-        small = tx.base(model.params, adapter)
-        found.append(distance(tx.merge(peftjax.dequantize(small), adapter)))
+        adapter, frozen = tx.init(jax.random.key(0), model)
+        whole = frozen._replace(params=peftjax.dequantize(frozen.params))
+        found.append(distance(tx.merge(adapter, whole)))
     assert found[2] < found[1] < 0.5 * found[0]
     with pytest.raises(peftjax.MergeError, match='dequantize'):
-        tx.merge(small, adapter)
+        tx.merge(adapter, frozen)
 
 
 def test_what_cannot_be_quantised_is_named(tmp_path):
@@ -323,8 +333,9 @@ def test_an_adapter_of_peft_goes_on_a_quantised_base(name):
     plain = whole.replace(params=peftjax.dequantize(small.params))
     found = peftjax.load_adapter(GOLDEN / name, small)
     predict = peftjax.adapt(small, found.transform)
-    mine = predict(found.adapter, small.params, **case.inputs)
-    theirs = predict(found.adapter, plain.params, **case.inputs)
+    frozen = found.transform.freeze(plain, found.adapter)
+    mine = predict(found.adapter, found.frozen, **case.inputs)
+    theirs = predict(found.adapter, frozen, **case.inputs)
     np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())
 
 

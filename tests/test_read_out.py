@@ -57,7 +57,8 @@ def test_scores_are_those_of_the_logits(variant, tmp_path, short_chunks):
 def test_gradients_are_those_through_the_logits(variant, tx, tmp_path, short_chunks):
     model, inputs, targets = _case(variant, tmp_path)
     predict = peftjax.adapt(model, tx)
-    adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model)[0], seed=1)
+    fresh, frozen = tx.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1)
 
     def by_scores(adapter):
         return predict(adapter, frozen, **inputs, targets=targets).losses.mean()
@@ -80,16 +81,17 @@ def test_all_logits_are_never_there(tmp_path):
     """The compiled gradient of 512 positions holds the logits of 128 at the most."""
     model, _, _ = _case('llama', tmp_path)
     tx = peftjax.lora(rank=2, targets=r'layers/.*_proj')
-    adapter, predict = tx.init(jax.random.key(0), model)[0], peftjax.adapt(model, tx)
+    adapter, frozen = tx.init(jax.random.key(0), model)
+    predict = peftjax.adapt(model, tx)
     ids = jnp.ones((2, 512), jnp.int32)
 
-    def loss(adapter, params, given):
-        result = predict(adapter, params, input_ids=ids, **given)
+    def loss(adapter, frozen, given):
+        result = predict(adapter, frozen, input_ids=ids, **given)
         return jax.tree.leaves(result)[0].astype(jnp.float32).mean()
 
     found = {}
     for name, given in (('scores', {'targets': ids}), ('logits', {})):
-        compiled = jax.jit(jax.grad(loss)).lower(adapter, model.params, given).compile()
+        compiled = jax.jit(jax.grad(loss)).lower(adapter, frozen, given).compile()
         of_vocabulary = shapes(compiled, r'f32\[([\d,]+),32\]')  # which comes last
         found[name] = max(map(math.prod, of_vocabulary))
     assert found['logits'] >= 2 * 512 and found['scores'] <= 2 * 128

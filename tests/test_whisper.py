@@ -95,8 +95,8 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_methods_train_it_and_it_writes_the_same_with_a_cache(name, model):
     transform = METHODS[name]
-    adapter = transform.init(jax.random.key(0), model)[0]
-    adapter = peftjax.testing.perturb(adapter, seed=1, size=0.5)
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1, size=0.5)
     predict = peftjax.adapt(model, transform)
 
     @jax.jit
@@ -106,7 +106,7 @@ def test_methods_train_it_and_it_writes_the_same_with_a_cache(name, model):
     for path, leaf in paths.flatten(jax.jit(jax.grad(loss))(adapter)).items():
         assert jnp.isfinite(leaf).all() and jnp.any(leaf != 0), path
     generate = peftjax.generator(model, transform)
-    written = generate(adapter, model.params, HEARD, max_new_tokens=6, start_token_id=START)
+    written = generate(adapter, frozen, HEARD, max_new_tokens=6, start_token_id=START)
     assert written.tolist() == _without_a_cache(
         jax.jit(lambda inputs: predict(adapter, frozen, **inputs))
     )
@@ -129,12 +129,13 @@ def test_a_checkpoint_comes_by_its_folder_and_goes_out_again(scan, tmp_path):
     folder = write_folder(tmp_path / 'base', config, weights)
     model = peftjax.load(folder, task='seq2seq_lm', scan=scan)
     transform = peftjax.lora(rank=2, alpha=4, targets=r'.*attn/(q|v)_proj|.*/fc1')
-    adapter = peftjax.testing.perturb(transform.init(jax.random.key(0), model)[0], seed=1)
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1)
     peftjax.save_adapter(tmp_path / 'adapter', model, transform, adapter)
     again = peftjax.load_adapter(tmp_path / 'adapter', model)
     predict = peftjax.adapt(model, again.transform)
-    merged = transform.merge(adapter, transform.freeze(model, adapter))
-    found = predict(again.adapter, model.params, **inputs)
+    merged = transform.merge(adapter, frozen)
+    found = predict(again.adapter, again.frozen, **inputs)
     tokens = inputs['decoder_attention_mask'] == 1
     scale = np.abs(expected).max()
     np.testing.assert_allclose(
@@ -161,8 +162,9 @@ def test_calls_that_cannot_be_are_refused(call, message, model):
 
 
 def test_speech_has_no_mask(model):
+    frozen = peftjax.chain().freeze(model, ())
     with pytest.raises(ValueError, match='hears all of them'):
-        peftjax.generator(model)((), model.params, HEARD, np.ones((2, 22)), max_new_tokens=2)
+        peftjax.generator(model)((), frozen, HEARD, np.ones((2, 22)), max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
