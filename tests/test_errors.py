@@ -36,9 +36,9 @@ BAD_TARGETS = {
         peftjax.bottleneck(size=2, targets=r'hidde'),
         ("'hidde'", 'no module', "'hidden'", 'print(model.sites)'),
     ),
-    'a rank for no weight': (
-        lora(rank_pattern={'outt': 1}),
-        ("rank_pattern or alpha_pattern 'outt'", "'out/kernel'"),
+    'a rank for no target': (
+        lora(rank_pattern={'out': 1}),
+        ("rank_pattern or alpha_pattern 'out' matches none of the targets", "'hidden/kernel'"),
     ),
 }
 

@@ -61,7 +61,7 @@ def lora(
       ValueError: a rank below 1, a rate outside [0, 1), an unknown `init`, or from `init` a rank
         above the smaller side of a matrix, or a given `A` of another shape, with its path.
       TargetError: from `init`, see `Sites.match_weights`; or a pattern for rank or alpha matches
-        no weight of the model.
+        none of the targets.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')

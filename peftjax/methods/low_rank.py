@@ -136,11 +136,12 @@ class LowRank:
         return matrix + sign * leaves['scale'] * (leaves['a'] @ leaves['b'])
 
     def checked(self, transform: PeftTransform) -> PeftTransform:
-        """`transform`, whose init raises where a pattern for rank or alpha matches nothing."""
+        """`transform`, whose init raises where a pattern for rank or alpha matches no target."""
 
         def start(key: PRNGKeyArray, model: Model) -> Any:
-            self._check_matching(model.sites.weights)
-            return transform.start(key, model)
+            adapter = transform.start(key, model)
+            self._check_matching(adapter)
+            return adapter
 
         return transform.replace(start=start)
 
@@ -148,6 +149,6 @@ class LowRank:
         for pattern in self._exceptions():
             if not any(paths.first_match({pattern: True}, name, False) for name in names):
                 raise paths.TargetError(
-                    f'rank_pattern or alpha_pattern {pattern!r} matches no weight of this '
-                    f'model; near names: {paths.near_names(pattern, names)}'
+                    f'rank_pattern or alpha_pattern {pattern!r} matches none of the '
+                    f'targets; near names: {paths.near_names(pattern, names)}'
                 )

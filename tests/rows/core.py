@@ -44,7 +44,7 @@ ROWS = {
             rank=4,
             rslora=True,
             targets=targets,
-            rank_pattern={r'.*/up': 3},
+            rank_pattern={r'.*/down': 3},
             alpha_pattern={r'.*/down/kernel': 9},
         ),
         targets=r'layers.*/(up|down)',
