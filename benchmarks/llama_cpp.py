@@ -80,11 +80,11 @@ def main() -> None:
         error = np.abs(theirs(base, None, ids) - plain).max()
         print(f'no adapter: {error:.1e} of {np.abs(plain).max():.1f}')
         for name, transform in METHODS.items():
-            adapter = transform.init(jax.random.key(0), model)
+            adapter, frozen = transform.init(jax.random.key(0), model)
             adapter = peftjax.testing.perturb(adapter, seed=1, size=0.05)
             peftjax.export_gguf(root / 'adapter.gguf', model, transform, adapter)
             predict = jax.jit(peftjax.adapt(model, transform))
-            ours = np.asarray(predict(adapter, model.params, **inputs))[0]
+            ours = np.asarray(predict(adapter, frozen, **inputs))[0]
             error = np.abs(theirs(base, root / 'adapter.gguf', ids) - ours).max()
             moved = np.abs(ours - plain).max()
             print(f'{name}: {error:.1e} of {np.abs(ours).max():.1f}; the adapter moves {moved:.1f}')
