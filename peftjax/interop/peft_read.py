@@ -3,7 +3,6 @@
 A reader takes from `found.tensors` what it understands; what is left is an error of the caller.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,18 +16,15 @@ from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft_formats import FORMATS, Format
 from peftjax.interop.peft_found import Arrays, Found, Part, bias_named, literal, meant_by
-from peftjax.interop.peft_names import ROOT, matches_end
+from peftjax.interop.peft_lora import read_adalora, read_lora
+from peftjax.interop.peft_names import ROOT
 from peftjax.interop.peft_whole import (
     check_shapes,
     read_norms,
     read_tokens,
     read_whole,
-    refuse_tied,
 )
-from peftjax.methods.adalora import adalora
-from peftjax.methods.dora import dora
 from peftjax.methods.ia3 import ia3
-from peftjax.methods.lora import lora
 from peftjax.methods.randlora import randlora
 from peftjax.methods.vblora import vblora
 
@@ -45,8 +41,8 @@ def read(found: Found) -> list[Part]:
             name: lambda found, each=form: _read_format(found, each)
             for name, form in FORMATS.items()
         },
-        'LORA': _read_lora,
-        'ADALORA': _read_adalora,
+        'LORA': read_lora,
+        'ADALORA': read_adalora,
         'IA3': _read_ia3,
         'VBLORA': _read_vblora,
         'RANDLORA': _read_randlora,
@@ -158,127 +154,6 @@ def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
                 f'{found.where}: the lengths {module}.delora_w_norm are not those of the rows of '
                 f'{place.slot.path!r}; the adapter was made for another base'
             )
-
-
-def _read_lora(found: Found) -> Part:
-    config = found.config
-    config.must_be('lora_bias', False)
-    config.must_be('bias', 'none', 'all', 'lora_only')
-    for name in ('pissa', 'olora', 'corda', 'loftq', 'lora_ga'):
-        start = config.get('init_lora_weights')
-        if isinstance(start, str) and start.startswith(name):
-            raise CheckpointError(
-                f'{config.where}: init_lora_weights is {start!r}: the adapter goes with a base '
-                'that its start has changed; convert it to plain LoRA where it was trained'
-            )
-    decomposed = bool(config.get('use_dora'))
-    endings = {'a': '.lora_A.weight', 'b': '.lora_B.weight'}
-    if decomposed:
-        endings['magnitude'] = '.lora_magnitude_vector'
-    dense = found.take(endings)
-    tables = found.take({'a': '.lora_embedding_A', 'b': '.lora_embedding_B'})
-    for module in tables:
-        _drop_base_copy(found, module)
-        refuse_tied(found, module)
-    modules = {
-        module: {name: value if name == 'magnitude' else value.T for name, value in arrays.items()}
-        for module, arrays in {**dense, **tables}.items()
-    }
-    if not modules:
-        raise CheckpointError(f'{found.where} holds no LoRA')
-    found.check_targets(modules)
-    ranks, alphas = config.get('rank_pattern') or {}, config.get('alpha_pattern') or {}
-    rank, alpha = config.whole('r'), config.number('lora_alpha')
-    chosen: dict[str, tuple[int, float]] = {}
-    names = [module.removeprefix(ROOT) for module in modules]
-    for field, patterns in (('rank_pattern', ranks), ('alpha_pattern', alphas)):
-        _check_meant(found, field, patterns, names)
-    for module, arrays in modules.items():
-        path, bare = found.place(module).slot.path, module.removeprefix(ROOT)
-        here = _by_end(ranks, bare, rank), _by_end(alphas, bare, alpha)
-        if arrays['a'].shape[-1] != here[0]:
-            raise CheckpointError(
-                f'{found.where}: {bare} has rank {arrays["a"].shape[-1]}, its config says {here[0]}'
-            )
-        if chosen.setdefault(path, here) != here:
-            raise CheckpointError(
-                f'{found.where}: layers of {path!r} have different ranks or alphas; write '
-                'peftjax.load(..., scan=False)'
-            )
-    method = dora if decomposed else lora
-    entries = found.entries(method.__name__, modules)
-    transform = method(
-        rank=rank,
-        alpha=alpha,
-        rslora=bool(config.get('use_rslora')),
-        dropout=config.number('lora_dropout', 0.0),
-        rank_pattern={re.escape(p): r for p, (r, _) in chosen.items() if r != rank} or None,
-        alpha_pattern={re.escape(p): a for p, (_, a) in chosen.items() if a != alpha} or None,
-        targets=literal(entries),
-    )
-    return transform, entries
-
-
-def _check_meant(found: Found, field: str, patterns: Any, modules: list[str]) -> None:
-    """Raises CheckpointError for a key that matches none of the adapted modules."""
-    if not isinstance(patterns, dict):
-        raise CheckpointError(f'{str(patterns)[:80]!r} is no object of patterns')
-    for key in patterns:
-        if not any(matches_end(key, module) for module in modules):
-            raise CheckpointError(
-                f'{found.config.where}: {field} {key!r} matches none of the adapted modules; near '
-                f'names: {paths.near_names(key, modules)}'
-            )
-
-
-def _by_end(patterns: Any, module: str, default: Any) -> Any:
-    found = next((value for key, value in patterns.items() if matches_end(key, module)), default)
-    if type(found) not in (int, float):
-        raise CheckpointError(f'{found!r}, the rank or alpha of {module}, is no number')
-    return found
-
-
-def _drop_base_copy(found: Found, module: str) -> None:
-    """The embedding beside its own factors is the frozen one, written for convenience."""
-    name = f'{module}.base_layer.weight'
-    if name not in found.tensors:
-        return
-    place = found.place(module)
-    mine = np.asarray(dense(paths.flatten(found.model.params)[place.slot.path]))
-    if not np.array_equal(found.tensors.pop(name), mine):
-        raise CheckpointError(
-            f'{found.where}: {name} is not the {place.slot.path!r} of this model; the adapter was '
-            'made for another base, or trains the embedding beside its factors'
-        )
-
-
-def _read_adalora(found: Found) -> Part:
-    config = found.config
-    modules = found.take({'p': '.lora_A', 'q': '.lora_B', 'lambda': '.lora_E'})
-    config.must_be('bias', 'none')
-    config.must_be('use_dora', False)
-    config.must_be('use_rslora', False)
-    if config.get('rank_pattern'):
-        raise CheckpointError(
-            f'{config.where}: rank_pattern holds ranks that training has cut; only adapters of one '
-            'rank are built here'
-        )
-    config.get('r')
-    entries = found.entries(
-        'adalora',
-        {
-            module: {'p': a['p'].T, 'q': a['q'].T, 'lambda': a['lambda'][:, 0]}
-            for module, a in modules.items()
-        },
-    )
-    found.check_targets(modules)
-    transform = adalora(
-        init_rank=config.whole('init_r'),
-        alpha=config.number('lora_alpha'),
-        dropout=config.number('lora_dropout', 0.0),
-        targets=literal(entries),
-    )
-    return transform, entries
 
 
 def _read_ia3(found: Found) -> Part:
