@@ -16,6 +16,10 @@ from peftjax.core.quantized import is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule, leaf_rule
 
 
+_DENSE = 'frozen._replace(params=peftjax.dequantize(frozen.params))'
+DENSE_MODEL = 'model.replace(params=peftjax.dequantize(model.params))'
+
+
 def merged(params: Any, rules: Mapping[str, Rule], dtype: Any = None) -> Any:
     """`params` with `rules` in force; see `PeftTransform.merge`."""
     _refuse_activations(rules)
@@ -67,13 +71,12 @@ def _merged_leaf(path: str, rule: Rule, leaf: Any) -> jax.Array:
     return leaf
 
 
-def refuse_quantized(path: str, leaf: Any) -> None:
+def refuse_quantized(path: str, leaf: Any, instead: str = _DENSE) -> None:
     """Raises `MergeError` if a leaf is quantised."""
     if is_quantized(leaf):
         raise MergeError(
-            f'{path!r} is a {leaf!r}, and nothing can be added to codes; write '
-            'frozen._replace(params=peftjax.dequantize(frozen.params)) for weights in full '
-            'precision, which peftjax.quantize can quantise again'
+            f'{path!r} is a {leaf!r}, and nothing can be added to codes; write {instead} for '
+            'weights in full precision, which peftjax.quantize can quantise again'
         )
 
 

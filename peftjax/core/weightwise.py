@@ -11,7 +11,13 @@ from jaxtyping import Inexact, Key, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.entries import Entry, check_entries
 from peftjax.core.layout import Layout
-from peftjax.core.merge import in_the_wider_dtype, merge_leaf, over_stack, refuse_quantized
+from peftjax.core.merge import (
+    DENSE_MODEL,
+    in_the_wider_dtype,
+    merge_leaf,
+    over_stack,
+    refuse_quantized,
+)
 from peftjax.core.model import Model
 from peftjax.core.numbers import is_plain
 from peftjax.core.quantized import dense, is_quantized
@@ -128,7 +134,7 @@ def weightwise(
         leaves, less = paths.flatten(params), {}
         for path, entry in adapter.items():
             assert entry.layout is not None
-            refuse_quantized(path, leaves[path])
+            refuse_quantized(path, leaves[path], DENSE_MODEL)
             stacked, given = _with_numbers(numbers[path], entry.layout)
             change = given(in_the_wider_dtype(remainder))
             less[path] = merge_leaf(leaves[path], entry.layout, {**entry, **stacked}, change)

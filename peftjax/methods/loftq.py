@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.entries import Entry
 from peftjax.core.layout import Layout
-from peftjax.core.merge import over_stack, refuse_quantized
+from peftjax.core.merge import DENSE_MODEL, over_stack, refuse_quantized
 from peftjax.core.quantized import QuantizedArray, Scheme, one_matrix
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
@@ -116,7 +116,7 @@ def loftq(
         del own
         leaves = paths.flatten(params)
         for path in adapter:
-            refuse_quantized(path, leaves[path])
+            refuse_quantized(path, leaves[path], DENSE_MODEL)
         return paths.replace(
             params, {path: quantized(leaves[path], path, adapter[path]) for path in adapter}
         )
