@@ -15,7 +15,6 @@ from peftjax.core.promotion import widened
 from peftjax.core.quantized import is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule, leaf_rule
 
-
 _DENSE = 'frozen._replace(params=peftjax.dequantize(frozen.params))'
 DENSE_MODEL = 'model.replace(params=peftjax.dequantize(model.params))'
 
