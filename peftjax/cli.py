@@ -207,7 +207,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _merge(arguments: argparse.Namespace) -> None:
     model = _load(arguments, scan=False)
     loaded = peftjax.load_adapter(arguments.adapter, model)
-    merged = loaded.transform.merge(model.params, loaded.adapter)
+    merged = loaded.transform.merge(loaded.adapter, loaded.frozen)
     merged = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), merged)
     peftjax.save_checkpoint(arguments.out, model, merged, arguments.base)
     print(arguments.out)
@@ -242,14 +242,16 @@ def _generate(arguments: argparse.Namespace) -> None:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(f'{arguments.base} has no tokenizer.json to read the prompt with')
-    transform, adapter = None, ()
-    if arguments.adapter is not None:
-        transform, adapter, _ = peftjax.load_adapter(arguments.adapter, model)
+    if arguments.adapter is None:
+        transform = peftjax.chain()
+        adapter, frozen = (), transform.freeze(model, ())
+    else:
+        transform, adapter, frozen, _ = peftjax.load_adapter(arguments.adapter, model)
     pad = 0 if tokenizer.eos_id is None else tokenizer.eos_id
     ids, mask = peftjax.pad_left([tokenizer.encode(text) for text in arguments.prompt], pad)
     written = peftjax.generator(model, transform)(
         adapter,
-        model.params,
+        frozen,
         jnp.asarray(ids),
         mask,
         max_new_tokens=arguments.max_new_tokens,

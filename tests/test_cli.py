@@ -126,7 +126,7 @@ def test_generate_goes_on_with_a_text(capsys):
         (['merge', LLAMA, str(GOLDEN / 'bert' / 'lora'), 'unwritten'], 'no module of this model'),
         (
             ['merge', LLAMA, str(GOLDEN / 'llama' / 'prompt_tuning'), 'unwritten'],
-            'cannot merge',
+            'nothing can be merged',
         ),
         (['merge', LLAMA, str(GOLDEN / 'llama' / 'lora'), LLAMA], 'is the source itself'),
         (['generate', LLAMA, '--prompt', 'a'], 'has no tokenizer.json'),
