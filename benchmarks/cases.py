@@ -196,12 +196,12 @@ def class_loss(logits: jax.Array, batch: Any) -> jax.Array:
 
 
 class Program(NamedTuple):
-    """A step ready for `jax.jit(function, donate_argnums=0)(state, params, batch)`."""
+    """A step ready for `jax.jit(function, donate_argnums=0)(state, frozen, batch)`."""
 
     function: Callable[..., Any]
     optimizer: optax.GradientTransformation
     state: Any
-    params: Any
+    frozen: Any
     batch: Any
 
 
@@ -212,25 +212,23 @@ def program(work: Workload, transform: peftjax.PeftTransform, route: str) -> Pro
     """
     predict = predictor(work.model, transform, route)
 
-    def loss(adapter: Any, params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
         del key
-        return work.loss(predict(adapter, params, **batch['inputs']), batch), {}
+        return work.loss(predict(adapter, frozen, **batch['inputs']), batch), {}
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     key = jax.random.key(0)
-    adapter = jax.eval_shape(transform.init, key, work.model)
+    adapter, frozen = jax.eval_shape(transform.init, key, work.model)
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, key), adapter)
-    return Program(
-        make_train_step(loss, optimizer), optimizer, state, work.model.params, work.batch
-    )
+    return Program(make_train_step(loss, optimizer), optimizer, state, frozen, work.batch)
 
 
 def predictor(
     model: peftjax.Model, transform: peftjax.PeftTransform, route: str
 ) -> Callable[..., Any]:
-    """`predict(adapter, params, **inputs)` by one of the two routes."""
+    """`predict(adapter, frozen, **inputs)` by one of the two routes."""
     if route == 'rules':
         return peftjax.adapt(model, transform)
     if route != 'merged':
         raise ValueError(f"route {route!r} is unknown: use 'rules' or 'merged'")
-    return lambda adapter, params, **inputs: model.apply(transform.merge(params, adapter), **inputs)
+    return lambda adapter, frozen, **inputs: model.apply(transform.merge(adapter, frozen), **inputs)

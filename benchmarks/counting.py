@@ -40,7 +40,7 @@ class Cost(NamedTuple):
         flops: floating-point operations without transcendental functions.
         accessed: bytes read and written by all operations, as if nothing stayed in a cache.
         temporary: bytes of scratch memory at the peak; not affected by how loops are counted.
-        arguments: bytes of state, parameters and batch.
+        arguments: bytes of state, frozen arrays and batch.
         outputs: bytes of the results that do not take the place of a donated argument.
         scans: how many loops over layers were counted in full.
     """
@@ -55,7 +55,7 @@ class Cost(NamedTuple):
 
 def cost(program: Program, layers: int) -> Cost:
     """Compiles the step, twice where it scans over `layers`, and counts."""
-    arguments = (program.state, program.params, program.batch)
+    arguments = (program.state, program.frozen, program.batch)
     traced = jax.jit(program.function, donate_argnums=0).trace(*arguments)
     compiled = traced.lower().compile(COUNT_ONLY)
     counts, memory = _counts(compiled), compiled.memory_analysis()
@@ -93,7 +93,7 @@ def compile_seconds(program: Program) -> tuple[float, float]:
     """Wall seconds to trace and lower the step, and to compile it, with the compiler's defaults."""
     start = time.perf_counter()
     step = jax.jit(program.function, donate_argnums=0)
-    lowered = step.lower(program.state, program.params, program.batch)
+    lowered = step.lower(program.state, program.frozen, program.batch)
     middle = time.perf_counter()
     lowered.compile()
     return middle - start, time.perf_counter() - middle

@@ -39,14 +39,15 @@ def main(task: dict[str, Any]) -> None:
     model = peftjax.wrap(work.module, variables, batch['inputs'])
     made = program(work, transform, task['route'])
     step = jax.jit(made.function, donate_argnums=0)
-    adapter = jax.jit(lambda key: transform.init(key, model))(jax.random.key(1))
+    adapter = jax.jit(lambda key, model: transform.init(key, model)[0])(jax.random.key(1), model)
+    frozen = transform.freeze(model, adapter)
     trainable = sum(leaf.size for leaf in jax.tree.leaves(adapter))
     state = init_state(adapter, made.optimizer, jax.random.key(2))
-    del variables, adapter
+    del variables, adapter, model
 
     def take() -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(step(state, model.params, batch))
+        state, metrics = jax.block_until_ready(step(state, frozen, batch))
         return float(metrics['loss'])
 
     turns.serve(take, trainable, task['warm_up'])

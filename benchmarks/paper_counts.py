@@ -221,14 +221,15 @@ def _compacter(row: Row, places: dict[str, str]) -> PeftTransform:
 def _psoft(row: Row, places: dict[str, str]) -> PeftTransform:
     model = _model(row['model']['arch'], json.dumps(row['model'], sort_keys=True))
     config = row['method_config']
-    return peftjax.psoft(
-        jax.eval_shape(
-            functools.partial(
-                peftjax.principal_subspaces, rank=config['r'], targets=_at(places, config['t'])
-            ),
-            model,
-        )
+    found = jax.eval_shape(
+        functools.partial(
+            peftjax.principal_subspaces, rank=config['r'], targets=_at(places, config['t'])
+        ),
+        model,
     )
+    # Zeros that take no memory.
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found)
+    return peftjax.psoft(zeros)
 
 
 def _vblora(row: Row, places: dict[str, str]) -> PeftTransform:

@@ -78,16 +78,17 @@ def main() -> None:
     print(f'{count:,} parameters; states {found.shape}; largest error {error:.1e} of {largest:.2f}')
 
     tx = peftjax.lora(rank=4, targets=r'layers/attention/(query|value)')
-    adapter = tx.init(jax.random.key(0), model)
+    adapter, frozen = tx.init(jax.random.key(0), model)
     predict = peftjax.adapt(model, tx)
 
     @jax.jit
-    def loss(adapter):
-        return (predict(adapter, model.params, pixel_values=pixels)[:, 0] ** 2).mean()
+    def loss(adapter, frozen):
+        return (predict(adapter, frozen, pixel_values=pixels)[:, 0] ** 2).mean()
 
-    slope = jax.grad(loss)(adapter)
+    slope = jax.grad(loss)(adapter, frozen)
     moved = jax.tree.map(lambda leaf, d: leaf - 0.1 * d, adapter, slope)
-    print(f'LoRA, one step of gradient descent: {loss(adapter):.5f} -> {loss(moved):.5f}')
+    before, after = (loss(each, frozen) for each in (adapter, moved))
+    print(f'LoRA, one step of gradient descent: {before:.5f} -> {after:.5f}')
 
 
 if __name__ == '__main__':

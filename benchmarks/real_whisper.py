@@ -150,23 +150,29 @@ def main() -> None:
     print(f'{count:,} parameters')
     print(f'logits of the first token: largest error {error:.1e} of {np.abs(theirs).max():.2f}')
     written = peftjax.generator(model)(
-        (), model.params, heard, max_new_tokens=TOKENS, eos_token_id=END, start_token_id=START
+        (),
+        peftjax.chain().freeze(model, ()),
+        heard,
+        max_new_tokens=TOKENS,
+        eos_token_id=END,
+        start_token_id=START,
     )
     ours = [token for token in written[0].tolist() if token]
     print(f'tokens of theirs {result.sequences_ids[0]}\ntokens of ours   {ours}')
 
     tx = peftjax.lora(rank=4, targets=r'.*attn/(q|v)_proj')
-    adapter, predict = tx.init(jax.random.key(0), model), peftjax.adapt(model, tx)
+    adapter, frozen = tx.init(jax.random.key(0), model)
+    predict = peftjax.adapt(model, tx)
     words = np.array([[*START, 2425, 11]], np.int32)
 
     @jax.jit
-    def loss(adapter, params, heard):
-        given = predict(adapter, params, input_features=heard, decoder_input_ids=words[:, :-1])
+    def loss(adapter, frozen, heard):
+        given = predict(adapter, frozen, input_features=heard, decoder_input_ids=words[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(given, words[:, 1:])[:, 1:].mean()
 
-    slope = jax.grad(loss)(adapter, model.params, heard)
+    slope = jax.grad(loss)(adapter, frozen, heard)
     moved = jax.tree.map(lambda leaf, d: leaf - 0.1 * d, adapter, slope)
-    before, after = (loss(each, model.params, heard) for each in (adapter, moved))
+    before, after = (loss(each, frozen, heard) for each in (adapter, moved))
     print(f'LoRA, one step of gradient descent: {before:.5f} -> {after:.5f}')
 
 

@@ -37,18 +37,20 @@ def together(at_once: int) -> None:
     model, batches = _model(), _batches()
     runs = [_run(model, rate, rank, seed) for seed, (rate, rank) in enumerate(RUNS)]
     first = {name: rows[0] for name, rows in batches.items()}
-    programs = [training.trace(step, state, model.params, first) for step, state in runs]
-    everyone = training.vectorize(programs, in_axes=(0, None, None))
+    programs = [training.trace(*run, first) for run in runs]
+    everyone = training.vectorize(programs, in_axes=(0, peftjax.Frozen(None, 0), None))
     step = jax.jit(everyone.call, donate_argnums=1)
-    states = training.stack([state for _, state in runs])
+    states = training.stack([state for _, state, _ in runs])
+    frozen, own = runs[0][2], training.stack([frozen.own for _, _, frozen in runs])
     parts = [slice(first, first + at_once) for first in range(0, len(runs), at_once)]
     states = [jax.tree.map(lambda leaf, p=p: leaf[p], states) for p in parts]
+    frozen = [frozen._replace(own=jax.tree.map(lambda leaf, p=p: leaf[p], own)) for p in parts]
     numbers = [jax.tree.map(lambda leaf, p=p: leaf[p], everyone.numbers) for p in parts]
     losses = []
     for i in range(STEPS):
         batch = {name: rows[i] for name, rows in batches.items()}
         for part in range(len(parts)):
-            states[part], metrics = step(numbers[part], states[part], model.params, batch)
+            states[part], metrics = step(numbers[part], states[part], frozen[part], batch)
             losses.append(metrics['loss'])
     jax.block_until_ready(losses)
 
@@ -56,10 +58,10 @@ def together(at_once: int) -> None:
 def solo(number: int) -> None:
     """One run by itself."""
     model, batches = _model(), _batches()
-    pure, state = _run(model, *RUNS[number], number)
+    pure, state, frozen = _run(model, *RUNS[number], number)
     step, losses = jax.jit(pure, donate_argnums=0), []
     for i in range(STEPS):
-        state, metrics = step(state, model.params, {n: rows[i] for n, rows in batches.items()})
+        state, metrics = step(state, frozen, {n: rows[i] for n, rows in batches.items()})
         losses.append(metrics['loss'])
     jax.block_until_ready(losses)
 
@@ -81,15 +83,15 @@ def _run(model, rate: float, rank: int, seed: int):
     )
     predict = peftjax.adapt(model, tx)
 
-    def loss(adapter, params, batch, key):
-        logits = predict(adapter, params, input_ids=batch['input_ids'], adapter_key=key)
+    def loss(adapter, frozen, batch, key):
+        logits = predict(adapter, frozen, input_ids=batch['input_ids'], adapter_key=key)
         values = optax.softmax_cross_entropy_with_integer_labels(logits, batch['labels'])
         return values.mean(), {}
 
     optimizer = optax.adamw(rate, weight_decay=0.01)
-    adapter = tx.init(jax.random.key(seed), model)
+    adapter, frozen = tx.init(jax.random.key(seed), model)
     state = training.init_state(adapter, optimizer, jax.random.key(seed))
-    return training.make_train_step(loss, optimizer), state
+    return training.make_train_step(loss, optimizer), state, frozen
 
 
 _TORCH = """

@@ -79,10 +79,10 @@ def run(case: Case, steps: int = 5) -> tuple[float, float, float]:
     """Loss before and after some steps, and how far merged logits are from the adapter's."""
     model, transform, inputs, logits_of = case
     predict = peftjax.adapt(model, transform)
-    adapter = transform.init(jax.random.key(1), model)
+    adapter, frozen = transform.init(jax.random.key(1), model)
 
     def loss(adapter: Any) -> jax.Array:
-        logits = logits_of(predict(adapter, model.params, **inputs))
+        logits = logits_of(predict(adapter, frozen, **inputs))
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1])).mean()
 
     optimizer = optax.adam(1e-2)
@@ -90,8 +90,8 @@ def run(case: Case, steps: int = 5) -> tuple[float, float, float]:
     for _ in range(steps):
         updates, state = optimizer.update(jax.grad(loss)(adapter), state)
         adapter = optax.apply_updates(adapter, updates)
-    merged = logits_of(model.apply(transform.merge(model.params, adapter), **inputs))
-    apart = logits_of(predict(adapter, model.params, **inputs))
+    merged = logits_of(model.apply(transform.merge(adapter, frozen), **inputs))
+    apart = logits_of(predict(adapter, frozen, **inputs))
     return float(before), float(loss(adapter)), float(jnp.abs(merged - apart).max())
 
 

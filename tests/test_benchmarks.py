@@ -75,8 +75,8 @@ def test_full_counts_at_least_its_matrix_products(llama):
 def test_loops_are_counted_in_full(length):
     matrix = jax.ShapeDtypeStruct((32, 32), jnp.float32)
 
-    def step(state, params, batch):
-        del params, batch
+    def step(state, frozen, batch):
+        del frozen, batch
         return jax.lax.scan(lambda x, _: (x @ x, None), state, length=length)[0]
 
     counted = cost(Program(step, optax.identity(), matrix, None, None), length)
@@ -110,16 +110,16 @@ def test_a_second_step_and_a_new_adapter_compile_nothing(caplog):
     transform = work.methods['LoRA r=8, q v'].transform
     made = program(work, transform, 'rules')
     step = jax.jit(made.function, donate_argnums=0)
-    state, params, batch = zeros((made.state._replace(key=None), made.params, made.batch))
+    state, frozen, batch = zeros((made.state._replace(key=None), made.frozen, made.batch))
     state = state._replace(key=jax.random.key(0))
     other = jax.tree.map(jnp.copy, state)
     other = other._replace(adapter=jax.tree.map(lambda x: x + 0.1, other.adapter))
     with jax.log_compiles():
-        first, _ = step(state, params, batch)
+        first, _ = step(state, frozen, batch)
         assert sum('Compiling' in record.getMessage() for record in caplog.records) > 0
         caplog.clear()
-        step(first, params, batch)
-        step(other, params, batch)
+        step(first, frozen, batch)
+        step(other, frozen, batch)
     assert not [record.getMessage() for record in caplog.records]
 
 
