@@ -15,19 +15,19 @@ from experiments.found import Found, find
 from experiments.optimizers import build_optimizer
 from experiments.placement import Placement
 from experiments.tasks import TASKS, Task
-from peftjax.training import LossFunction
+from peftjax.training import LossFunction, TrainState, init_state
 
 
 class Run(NamedTuple):
     """The parts of a run, built from its config.
 
     Attributes:
-        model: the frozen base.
+        model: the base model.
         transform: the method, which makes the adapter.
         optimizer: for the adapter.
         task: the data and what is counted.
-        loss: `loss(adapter, params, batch, key)`, for the training step.
-        sums: `sums(adapter, params, batch)`, totals for evaluation.
+        loss: `loss(adapter, frozen, batch, key)`, for the training step.
+        sums: `sums(adapter, frozen, batch)`, totals for evaluation.
         steps, steps_per_epoch: how long the run is.
         placement: where its arrays lie.
     """
@@ -62,21 +62,41 @@ def build(config: Config, model: peftjax.Model | None = None, task: Task | None 
     steps = cadence.steps(
         config.duration, steps_per_epoch=steps_per_epoch, batch_size=config.data.batch_size
     )
-    predict = peftjax.adapt(model, transform)
+    predict = peftjax.adapt(without_values(model), transform)
 
-    def loss(adapter: Any, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict]:
-        result = predict(adapter, params, **task.inputs(batch), adapter_key=key)
+    def loss(
+        adapter: Any, frozen: peftjax.Frozen, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        result = predict(adapter, frozen, **task.inputs(batch), adapter_key=key)
         sums = task.sums(result, batch)
         # A part of a batch in which nothing counts has a loss of 0 and no weight.
         weight = jnp.maximum(sums['weights'], 1.0)
         value = sums['loss'] / weight + penalty(adapter)
         return value, {'accuracy': sums['correct'] / weight, 'weight': sums['weights']}
 
-    def sums(adapter: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
-        return task.sums(predict(adapter, params, **task.inputs(batch)), batch)
+    def sums(adapter: Any, frozen: peftjax.Frozen, batch: Batch) -> dict[str, jax.Array]:
+        return task.sums(predict(adapter, frozen, **task.inputs(batch)), batch)
 
     optimizer = build_optimizer(config, steps)
     return Run(model, transform, optimizer, task, loss, sums, steps, steps_per_epoch, placement)
+
+
+def start(config: Config, run: Run) -> tuple[TrainState, peftjax.Frozen]:
+    """The state that a run begins with, and what stays frozen beside its adapter.
+
+    Both follow from the model and `config.seed` alone. A run that goes on from a checkpoint calls
+    this too: `frozen` belongs to the fresh adapter, and no checkpoint holds it.
+    """
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    adapter, frozen = run.transform.init(init_key, run.model)
+    return init_state(adapter, run.optimizer, step_key), frozen
+
+
+def without_values(model: peftjax.Model) -> peftjax.Model:
+    """The model with the shapes of its parameters alone, so that it keeps no array in memory."""
+    return model.replace(
+        params=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    )
 
 
 def build_model(

@@ -99,14 +99,13 @@ class Contestant:
         init_key, step_key = jax.random.split(jax.random.key(seed))
         # Operation by operation, as in training: the decompositions of some starts, many of them in
         # one program, can lock up the two threads of a small CPU (jax 0.10.2).
-        adapter = self.run.transform.init(init_key, self.run.model)
-        params = self.run.transform.base(self.run.model.params, adapter)
+        adapter, frozen = self.run.transform.init(init_key, self.run.model)
         batches = _stack(_training_batches(self._rows('train'), self.protocol, seed))
-        adapter, losses = self._fit(adapter, params, _FACTOR**exponent, step_key, batches)
+        adapter, losses = self._fit(adapter, frozen, _FACTOR**exponent, step_key, batches)
         scores = {'finite': bool(np.isfinite(losses).all())}
         rows = _chosen(self._rows(split), getattr(self.protocol, split), seed=0)
         batched = _batches(rows, self.protocol)
-        found = build.evaluate(lambda batch: self._sums(adapter, params, batch), batched)
+        found = build.evaluate(lambda batch: self._sums(adapter, frozen, batch), batched)
         scores |= {f'{split}/{name}': value for name, value in found.items()}
         return scores | {'seconds': round(time.perf_counter() - began, 2)}
 
@@ -211,10 +210,10 @@ def _load(spec: str) -> Config:
 
 
 def _fit(config: Config, run: build.Run) -> Callable[..., tuple[Any, jax.Array]]:
-    """`fit(adapter, params, rate, key, batches)`: the trained adapter and all losses."""
+    """`fit(adapter, frozen, rate, key, batches)`: the trained adapter and all losses."""
 
     def fit(
-        adapter: Any, params: Any, rate: jax.Array, key: jax.Array, batches: Batch
+        adapter: Any, frozen: peftjax.Frozen, rate: jax.Array, key: jax.Array, batches: Batch
     ) -> tuple[Any, jax.Array]:
         settings = config.copy_and_resolve_references()
         with settings.ignore_type():  # A rate is traced here, so that all share one program.
@@ -222,7 +221,7 @@ def _fit(config: Config, run: build.Run) -> Callable[..., tuple[Any, jax.Array]]
         optimizer = build_optimizer(settings, run.steps)
         step = make_train_step(run.loss, optimizer)
         state, metrics = jax.lax.scan(
-            lambda state, batch: step(state, params, batch),
+            lambda state, batch: step(state, frozen, batch),
             init_state(adapter, optimizer, key),
             batches,
         )

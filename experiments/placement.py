@@ -49,6 +49,12 @@ class Placement:
         placed = jax.tree.map(_put, raw, where)
         return placed._replace(key=jax.random.wrap_key_data(placed.key))
 
+    def frozen(self, frozen: peftjax.Frozen, model: peftjax.Model) -> peftjax.Frozen:
+        """All that does not train, where it belongs; made alike in every process."""
+        if self.mesh is None:
+            return frozen
+        return jax.tree.map(_put, frozen, peftjax.frozen_shardings(frozen, model, self.mesh))
+
     def mine(self, size: int) -> np.ndarray:
         """Which of the `size` rows of a batch this process's devices hold.
 
@@ -104,6 +110,8 @@ class Placement:
 
 
 def _put(leaf: jax.Array, where: Sharding) -> jax.Array:
+    if leaf.sharding.is_equivalent_to(where, leaf.ndim):
+        return leaf
     if not leaf.is_fully_addressable:
         return jax.device_put(leaf, where)
     return jax.make_array_from_callback(leaf.shape, where, np.asarray(leaf).__getitem__)

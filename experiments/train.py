@@ -13,7 +13,7 @@ from rich.console import Console
 
 import peftjax
 from experiments import data, run_report
-from experiments.build import Run, build, evaluate
+from experiments.build import Run, build, evaluate, start, without_values
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
@@ -24,7 +24,7 @@ from experiments.metrics import MetricsWriter, Silence, read_metrics
 from experiments.profile import Trace
 from experiments.progress import StepProgress, step_progress
 from experiments.window import StepWindow
-from peftjax.training import TrainState, flops, init_state, machine_here, make_train_step
+from peftjax.training import TrainState, flops, machine_here, make_train_step
 
 
 def train(
@@ -61,24 +61,16 @@ def train(
     run = build(config)
     summary = peftjax.summary(run.transform, run.model)
     console.print(f'{summary}\n', highlight=False)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    adapter = run.transform.init(init_key, run.model)
-    run = run._replace(
-        model=run.model.replace(params=run.transform.base(run.model.params, adapter))
-    )
-    state = init_state(adapter, run.optimizer, step_key)
+    state, frozen = start(config, run)
     state = run.placement.state(state, run.model)
-    batches = data.train_batches(
-        run.task.splits['train'],
-        batch_size=config.data.batch_size,
-        lengths=config.data.lengths,
-        seed=config.seed,
-        steps=run.steps,
-        mine=run.placement.mine(config.data.batch_size),
-    )
+    frozen = run.placement.frozen(frozen, run.model)
+    batches = _train_batches(config, run)
+    base = fingerprint((run.model.params, frozen))
+    # So that no leaf that moved into the adapter is held beside it.
+    run = run._replace(model=without_values(run.model))
 
     # 2. Where an earlier run of this work folder stopped.
-    checkpoints = Checkpoints(workdir, resolved, fingerprint(run.model.params))
+    checkpoints = Checkpoints(workdir, resolved, base)
     scores: dict[str, float] = {}
     if checkpoints.latest_step is not None:
         state, position, scores = checkpoints.restore(state)
@@ -89,7 +81,7 @@ def train(
         _write_json(workdir / 'config.json', resolved)
 
     # 3. The loop.
-    evaluator = _Evaluator(config, run, scores)
+    evaluator = _Evaluator(config, run, frozen, scores)
     with (
         requests_to_stop() as stopped,
         closing(checkpoints),
@@ -98,7 +90,7 @@ def train(
         with step_progress(console, total=run.steps, done=done) as progress:
             trace = Trace(workdir / 'profile' if profile else None, start=done + 10)
             state = _loop(
-                *(config, run, state, batches, evaluator, checkpoints),
+                *(config, run, state, frozen, batches, evaluator, checkpoints),
                 *(writer, progress, stopped, trace),
             )
             checkpoints.wait()
@@ -108,10 +100,32 @@ def train(
     # 4. The results.
     if not speaks:
         return test
+    return _results(config, workdir, console, {**test, 'steps': run.steps}, summary, checkpoints)
+
+
+def _train_batches(config: Config, run: Run) -> grain.DatasetIterator[Any]:
+    return data.train_batches(
+        run.task.splits['train'],
+        batch_size=config.data.batch_size,
+        lengths=config.data.lengths,
+        seed=config.seed,
+        steps=run.steps,
+        mine=run.placement.mine(config.data.batch_size),
+    )
+
+
+def _results(
+    config: Config,
+    workdir: Path,
+    console: Console,
+    ended: Mapping[str, float],
+    summary: peftjax.Summary,
+    checkpoints: Checkpoints,
+) -> dict[str, float]:
+    """Writes and shows what came of a run; `ended` is its test scores and its steps."""
     rows = read_metrics(workdir)
     result = {
-        **test,
-        'steps': run.steps,
+        **ended,
         'best_step': checkpoints.best_step,
         'steps_per_second': _median(rows, 'train/steps_per_second'),
         'tokens_per_second': _median(rows, 'train/tokens_per_second'),
@@ -130,6 +144,7 @@ def _loop(
     config: Config,
     run: Run,
     state: TrainState,
+    frozen: peftjax.Frozen,
     batches: grain.DatasetIterator[Any],
     evaluator: '_Evaluator',
     checkpoints: Checkpoints,
@@ -149,8 +164,8 @@ def _loop(
     for number, part in enumerate(batches, start=int(state.step) + 1):
         trace.before(number, state)
         batch = run.placement.batch(part.rows, config.data.batch_size)
-        cost = costs(state, run.model.params, batch)
-        state, metrics = step(state, run.model.params, batch)
+        cost = costs(state, frozen, batch)
+        state, metrics = step(state, frozen, batch)
         window.add(number, metrics, part.tokens, cost)
         log, test, save = (
             is_due(number, every=every, last=run.steps)
@@ -201,15 +216,15 @@ class _Evaluator:
         latest: of the validation split, by name.
     """
 
-    def __init__(self, config: Config, run: Run, latest: dict[str, float]):
+    def __init__(self, config: Config, run: Run, frozen: peftjax.Frozen, latest: dict[str, float]):
         self.latest = latest
         self._config = config
-        self._run = run
+        self._run, self._frozen = run, frozen
         self._sums = run.placement.compiled(run.sums)
 
     def __call__(self, adapter: Any, split: str) -> dict[str, float]:
         size = self._config.data.eval_batch_size
-        placement, params = self._run.placement, self._run.model.params
+        placement = self._run.placement
         batches = data.eval_batches(
             self._run.task.splits[split],
             batch_size=size,
@@ -217,7 +232,7 @@ class _Evaluator:
             mine=placement.mine(size),
         )
         placed = (placement.batch(rows, size) for rows in batches)
-        scores = evaluate(lambda batch: self._sums(adapter, params, batch), placed)
+        scores = evaluate(lambda batch: self._sums(adapter, self._frozen, batch), placed)
         named = {f'{split}/{name}': value for name, value in scores.items()}
         if split == 'validation':
             self.latest = named

@@ -145,10 +145,10 @@ def _loss_of_problems(folder: Path, arg: str) -> float:
     config.data.source = str(folder.parent / 'problems.jsonl')
     config.data.lengths, config.lora.rank = (32, 64), 2
     run = build.build(config)
-    adapter = run.transform.init(jax.random.key(0), run.model)
+    adapter, frozen = run.transform.init(jax.random.key(0), run.model)
     sums = jax.jit(run.sums)
     batches = data.eval_batches(run.task.splits['test'], batch_size=2, lengths=config.data.lengths)
-    return build.evaluate(lambda batch: sums(adapter, run.model.params, batch), batches)['loss']
+    return build.evaluate(lambda batch: sums(adapter, frozen, batch), batches)['loss']
 
 
 def test_a_metrics_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from benchmarks import faults
 from configs import lora_sentiment
@@ -61,16 +62,44 @@ def whole_steady(reviews, tmp_path_factory) -> Path:
 
 
 def test_a_resumed_run_ends_with_the_same_bits(config, whole, tmp_path, monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(StepWindow, 'add', _in_step(6, interrupt))
+        patch.setattr(StepWindow, 'add', _in_step(6, _interrupt))
         with pytest.raises(KeyboardInterrupt):
             run_config(config, tmp_path / 'broken')
     run_config(config, tmp_path / 'broken')
     _assert_same_bits(*final_states(config, whole, tmp_path / 'broken'))
     assert without_rates(whole) == without_rates(tmp_path / 'broken')
+
+
+@pytest.mark.parametrize(
+    ('peft', 'settings'),
+    [
+        # What is frozen depends on the fresh adapter, and the checkpoint holds the trained one.
+        ('lora', {'rank': 4, 'init': 'pissa'}),
+        ('lora', {'rank': 4, 'init': 'olora'}),
+        ('loftq', {'rank': 4}),
+        # Every leaf has moved into the adapter.
+        ('full', {}),
+    ],
+)
+def test_a_resumed_run_has_the_frozen_part_of_its_start(
+    config, tmp_path, monkeypatch, peft, settings
+):
+    config.peft, config.lr = (peft,), 1e-2
+    if settings:
+        settings = {**settings, 'targets': config.lora.targets}
+    if peft in config:
+        del config[peft]
+    config[peft] = ConfigDict(settings)
+    whole = run_config(config, tmp_path / 'whole')
+    with monkeypatch.context() as patch:
+        patch.setattr(StepWindow, 'add', _in_step(6, _interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_config(config, tmp_path / 'stopped')
+    resumed = run_config(config, tmp_path / 'stopped')
+    _assert_same_bits(*final_states(config, tmp_path / 'whole', tmp_path / 'stopped'))
+    assert without_rates(tmp_path / 'whole') == without_rates(tmp_path / 'stopped')
+    assert resumed['test/loss'] == whole['test/loss']
 
 
 def test_a_work_folder_of_another_config_is_refused(config, whole, tmp_path):
@@ -289,6 +318,10 @@ def _in_step(step: int, act: Callable[[], None]) -> Any:
             act()
 
     return added
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _terminate() -> None:

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.build import start
 from experiments.sweeps import groups, program, train, work
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.groups import group, prepare
+from experiments.sweeps.member import members_of
 from experiments.sweeps.pruning import Halving, nobody
 from experiments.sweeps.rows import expand
 from experiments.sweeps.run import Sweep
@@ -214,6 +217,17 @@ def test_groups_are_rows_of_one_program_that_fit(config):
     assert [len(each.rows) for each in group(ready[:4], 2**33, 3)] == [2, 2]
     with pytest.raises(ValueError, match='row 000 takes .* MiB, more than .*accumulate'):
         group(ready, first.base + first.each, 32)
+
+
+def test_what_rows_hold_alike_is_held_once(config, tmp_path):
+    config.peft, config.vera = ('vera',), ConfigDict({'rank': 4, 'targets': config.lora.targets})
+    (mine,) = group(prepare(rows_of(config, {'lr': 1e-3}, {'lr': 1e-2})), 2**33, 32)
+    first, second = members_of(mine, tmp_path)
+    _, alone = start(second.config, second.run)
+    trees = first.frozen, second.frozen, alone
+    for one, other, expected in zip(*map(jax.tree.leaves, trees), strict=True):
+        assert one is other
+        np.testing.assert_array_equal(other, expected)
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import Config
 from experiments.fingerprint import fingerprint
 from experiments.metrics import read_metrics
-from peftjax.training import init_state
 
 ROOT = Path(__file__).parents[1]
 RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
@@ -27,10 +26,10 @@ def run_config(config: Config, workdir: Path) -> dict[str, float]:
 
 def final_states(config: Config, *workdirs: Path):
     run = build.build(config)
-    adapter = run.transform.init(jax.random.key(9), run.model)
-    like = init_state(adapter, run.optimizer, jax.random.key(9))
+    like, frozen = build.start(config, run)
     like = run.placement.state(like, run.model)
-    resolved, base = json.loads(config.to_json()), fingerprint(run.model.params)
+    frozen = run.placement.frozen(frozen, run.model)
+    resolved, base = json.loads(config.to_json()), fingerprint((run.model.params, frozen))
     return [Checkpoints(workdir, resolved, base).restore(like) for workdir in workdirs]
 
 

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 import peftjax
-from experiments.build import Run, build, build_model, build_task
+from experiments.build import Run, build, build_model, build_task, start
 from experiments.config import Config
 from experiments.data import collate
 from experiments.placement import Placement
 from experiments.sweeps.rows import Row
 from experiments.tasks import Task
 from peftjax import training
-from peftjax.training import Program, init_state, make_train_step, program_key, trace
+from peftjax.training import Program, TrainState, make_train_step, program_key, trace
 
 BUSY = 512  # positions in a step that keep a CPU busy
 # What decides when something happens, and on what: equal in all rows of a program.
@@ -46,8 +46,9 @@ class Group(NamedTuple):
     Attributes:
         name: of its folder.
         rows: in the order of the sweep.
-        base: bytes of the base. each: of a row's adapter and optimiser. step: of gradients and
-            activations of a row, while it takes a step.
+        base: bytes of the base, and of the method's own numbers.
+        each: of a row's adapter and optimiser.
+        step: of gradients and activations of a row, while it takes a step.
     """
 
     name: str
@@ -116,21 +117,13 @@ def prepare(rows: Sequence[Row]) -> list[Ready]:
 
 
 def _ready(row: Row, run: Run) -> Ready:
-    state, params = jax.eval_shape(lambda: start(row.config, run))
+    state, frozen = jax.eval_shape(lambda: start(row.config, run))
     batch = example_batch(run.task, row.config)
     step = make_train_step(run.loss, run.optimizer, accumulate=row.config.accumulate)
-    program = trace(step, state, params, batch)
+    program = trace(step, state, frozen, batch)
     shared = {name: _plain(row.config[name]) for name in _SHARED}
     key = program_key(program, run.transform), json.dumps(shared, sort_keys=True)
     return Ready(row, run, program, key)
-
-
-def start(config: Config, run: Run) -> tuple[Any, Any]:
-    """The state that a row begins with, and the base beside it."""
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    adapter = run.transform.init(init_key, run.model)
-    params = run.transform.base(run.model.params, adapter)
-    return init_state(adapter, run.optimizer, step_key), params
 
 
 def example_batch(task: Task, config: Config) -> Any:
@@ -186,7 +179,7 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
     """Rows of one program as a group; what a row takes is counted for the widest."""
     widest = max(members, key=lambda each: sum(map(math.prod, each.program.shapes)))
     config, run = widest.row.config, widest.run
-    state, params = jax.eval_shape(lambda: start(config, run))
+    state, frozen, own = jax.eval_shape(lambda: _started(config, run))
     batch = example_batch(run.task, config)
     part = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -194,9 +187,17 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
         ),
         batch,
     )
-    activations = training.activation_bytes(run.loss, state.adapter, params, part)
+    activations = training.activation_bytes(run.loss, state.adapter, frozen, part)
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
-    return Group(name, list(members), _bytes(params), adapter + optimizer, adapter + activations)
+    base = _bytes((run.model.params, own))
+    return Group(name, list(members), base, adapter + optimizer, adapter + activations)
+
+
+def _started(config: Config, run: Run) -> tuple[TrainState, peftjax.Frozen, list[jax.Array]]:
+    """What `start` gives, and the method's own numbers, those that sites share once."""
+    state, frozen = start(config, run)
+    distinct = {id(leaf): leaf for leaf in jax.tree.leaves(frozen.own)}
+    return state, frozen, list(distinct.values())
 
 
 def memory_here() -> float:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import peftjax
 from experiments import data
 from experiments.sweeps.groups import Ready, side_by_side
 from peftjax import training
@@ -23,7 +24,7 @@ class Together:
     def __init__(
         self,
         rows: Sequence[Ready],
-        params: Sequence[Any],
+        frozens: Sequence[peftjax.Frozen],
         likes: Sequence[TrainState],
         states: TrainState,
         seeds: Sequence[int],
@@ -32,14 +33,14 @@ class Together:
 
         Args:
             rows: built and traced.
-            params, likes: the base of each, and a state of each, for its shapes.
+            frozens, likes: what is frozen in each, and a state of each, for its shapes.
             states: of all, stacked.
             seeds: of the batches of a step, in their order.
         """
-        self._rows, self._likes, self._bases = rows, likes, params
+        self._rows, self._likes, self._frozens = rows, likes, frozens
         self._config = rows[0].row.config
         self._seeds = [seeds.index(ready.row.config.seed) for ready in rows]
-        shared, self._axes = training.share(params)
+        shared, self._axes = training.share(frozens)
         self._programs = {'step': [ready.program for ready in rows]}
         self._compiled: dict[Any, Any] = {}
         self._parts = [np.asarray(part) for part in self._cut()]
@@ -49,7 +50,7 @@ class Together:
         self._mesh = Mesh(np.asarray(jax.local_devices()), ('rows',)) if even else None
         everywhere = jax.tree.map(lambda _: 0, states)
         self._states = [self._take(states, everywhere, part) for part in self._parts]
-        self._params = [self._take(shared, self._axes, part) for part in self._parts]
+        self._frozen = [self._take(shared, self._axes, part) for part in self._parts]
 
     def _cut(self) -> list[list[int]]:
         """Places of the rows that go through the program at the same time."""
@@ -68,20 +69,22 @@ class Together:
         ]
 
     def _take(self, tree: Any, axes: Any, part: np.ndarray) -> Any:
-        """The rows of a part, each device with its share where that is even."""
+        """The rows of a part, each device with its share where that is even.
+
+        Leaves that are one array in the tree are one array in the result.
+        """
         flat = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
         leaves, structure = jax.tree.flatten(tree)
-        taken = [
-            leaf if axis is None else leaf[part] for leaf, axis in zip(leaves, flat, strict=True)
-        ]
-        if self._mesh is not None:
-            taken = [
-                jax.device_put(
-                    leaf, NamedSharding(self._mesh, PartitionSpec(None if axis is None else 'rows'))
-                )
-                for leaf, axis in zip(taken, flat, strict=True)
-            ]
-        return jax.tree.unflatten(structure, taken)
+        pairs = {id(leaf): (leaf, axis) for leaf, axis in zip(leaves, flat, strict=True)}
+        taken = {name: self._take_leaf(leaf, axis, part) for name, (leaf, axis) in pairs.items()}
+        return jax.tree.unflatten(structure, [taken[id(leaf)] for leaf in leaves])
+
+    def _take_leaf(self, leaf: jax.Array, axis: int | None, part: np.ndarray) -> jax.Array:
+        rows = leaf if axis is None else leaf[part]
+        if self._mesh is None:
+            return rows
+        spec = PartitionSpec(None if axis is None else 'rows')
+        return jax.device_put(rows, NamedSharding(self._mesh, spec))
 
     def leave(self, places: Sequence[int]) -> None:
         """Rows that need no more steps: a part of such rows alone is not computed."""
@@ -140,7 +143,7 @@ class Together:
             numbers = [jax.tree.map(lambda n, p=p: n[p], vectorized.numbers) for p in self._parts]
             self._compiled[what, shapes] = jax.jit(vectorized.call, donate_argnums=donated), numbers
         call, numbers = self._compiled[what, shapes]
-        return call(numbers[i], first, self._params[i], batch)
+        return call(numbers[i], first, self._frozen[i], batch)
 
     def _vectorize(self, what: str, batch: Mapping[str, np.ndarray]) -> training.Vectorized:
         axes = (0, self._axes, 0 if what == 'step' else None)
@@ -160,9 +163,9 @@ class Together:
             name: jax.ShapeDtypeStruct(rows.shape[1:] if mapped else rows.shape, rows.dtype)
             for name, rows in batch.items()
         }
-        run, like, params = self._rows[place].run, self._likes[place], self._bases[place]
+        run, like, frozen = self._rows[place].run, self._likes[place], self._frozens[place]
         if what == 'sums':
-            return training.trace(run.sums, like.adapter, params, example)
+            return training.trace(run.sums, like.adapter, frozen, example)
         accumulate = self._config.accumulate
         step = make_train_step(run.loss, run.optimizer, accumulate=accumulate)
-        return training.trace(step, like, params, example)
+        return training.trace(step, like, frozen, example)

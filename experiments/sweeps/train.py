@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import peftjax
 from experiments import data, run_report
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
 from experiments.files import write_whole
 from experiments.fingerprint import fingerprint
 from experiments.interrupt import Interrupted, requests_to_stop
-from experiments.metrics import MetricsWriter, read_metrics
-from experiments.sweeps.groups import Group, Ready, start
+from experiments.metrics import read_metrics
+from experiments.sweeps.groups import Group
+from experiments.sweeps.member import Member, members_of
 from experiments.sweeps.program import Together
 from experiments.sweeps.pruning import Prune, Rung
 from experiments.sweeps.window import RowWindow
@@ -59,39 +59,10 @@ def train_group(group: Group, folder: Path, rows_folder: Path, prune: Prune, tel
         trainer.run(stopped)
 
 
-class _Member:
-    """A row, and where it stands."""
-
-    def __init__(self, ready: Ready, folder: Path):
-        self.ready, self.folder = ready, folder
-        self.name, self.config, self.run = ready.row.name, ready.row.config, ready.run
-        self.state, self.params = start(self.config, self.run)
-        self.resolved = json.loads(self.config.to_json())
-        self.summary = peftjax.summary(self.run.transform, self.run.model)
-        self.scores: dict[str, float] = {}
-        self.writer: MetricsWriter | None = None
-
-    def open(self, done: int) -> None:
-        """Its folder, without what was written behind the step the group goes on from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.resolved, indent=2) + '\n'
-        write_whole(self.folder / 'config.json', text)
-        self.writer = MetricsWriter(self.folder, resumed_from=done)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        assert self.writer is not None
-        self.writer.write(step, values)
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-
 class _Trainer:
     def __init__(self, group: Group, folder: Path, rows_folder: Path, prune: Prune, tell: Tell):
         self.prune, self.tell = prune, tell
-        self.members = [_Member(ready, rows_folder / ready.row.name) for ready in group.rows]
+        self.members = members_of(group, rows_folder)
         self.first = self.members[0]
         self.seeds = sorted({member.config.seed for member in self.members})
         self.batches = data.train_batches_of_seeds(
@@ -105,7 +76,7 @@ class _Trainer:
             'model': self.first.resolved['model'],
             'rows': [member.resolved for member in self.members],
         }
-        bases = fingerprint(training.share([member.params for member in self.members])[0])
+        bases = fingerprint(training.share([member.base for member in self.members])[0])
         self.checkpoints = Checkpoints(folder, about, bases)
         # The state of every row, also of those that left.
         self.states = training.stack([member.state for member in self.members])
@@ -187,7 +158,7 @@ class _Trainer:
         own = [training.row(self.states, i, self.members[i].state) for i in self.inside]
         program = Together(
             [member.ready for member in members],
-            [member.params for member in members],
+            [member.frozen for member in members],
             [member.state for member in members],
             training.stack(own),
             self.seeds,
@@ -204,10 +175,10 @@ class _Trainer:
 
         self.states = jax.tree.map(put, self.states, states)
 
-    def _at(self, place: int) -> _Member:
+    def _at(self, place: int) -> Member:
         return self.members[self.inside[place]]
 
-    def _here(self) -> list[tuple[int, _Member]]:
+    def _here(self) -> list[tuple[int, Member]]:
         """The rows that train, by their places in the program."""
         return [
             (place, self.members[row])
@@ -261,7 +232,7 @@ class _Trainer:
             member, test = self._at(place), found[place]
             member.write(number, test)
             own = training.row(self.states, self.inside[place], member.state)
-            base = fingerprint(member.params)
+            base = fingerprint(member.base)
             with closing(Checkpoints(member.folder, member.resolved, base)) as checkpoints:
                 # Where it is in the data no longer matters.
                 checkpoints.save(own, {}, member.scores)
@@ -279,7 +250,7 @@ class _Trainer:
             self._write_result(member, result)
             self.tell(member.name, {'status': 'done', 'step': number, **test})
 
-    def _write_result(self, member: _Member, result: Mapping[str, Any]) -> None:
+    def _write_result(self, member: Member, result: Mapping[str, Any]) -> None:
         member.close()
         counts = {'trainable': member.summary.trainable, 'base': member.summary.base}
         text = json.dumps({**result, **counts, 'together': len(self.members)}, indent=2) + '\n'
@@ -316,7 +287,7 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
     return TrainState(jnp.asarray(number, jnp.int32), jax.random.key(0), raw, ())
 
 
-def _cost(member: _Member, steps: int) -> dict[str, float]:
+def _cost(member: Member, steps: int) -> dict[str, float]:
     return {'steps': steps, 'tflop': member.ready.program.flops * steps / 1e12}
 
 
