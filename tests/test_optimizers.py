@@ -86,7 +86,7 @@ def test_unknown_names_raise(fields, message):
 
 
 def test_penalties_are_summed_with_their_weights_and_unknown_ones_raise():
-    assert build.build_penalty(_config())(None) == 0.0
+    assert build.build_penalty(_config())(None, {}) == 0.0
     with pytest.raises(ValueError, match="config.penalties names 'orthogonal', which peftjax"):
         build.build_penalty(_config(penalties={'orthogonal': 0.1}))
 

@@ -1,9 +1,10 @@
 """Which rows of a sweep run in one program, and how many of them at a time."""
 
+import functools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +14,19 @@ import peftjax
 from experiments.build import Run, build, build_model, build_task, start
 from experiments.config import Config
 from experiments.data import collate
+from experiments.optimizers import build_optimizer, numbers_of
 from experiments.placement import Placement
 from experiments.sweeps.rows import Row
 from experiments.tasks import Task
 from peftjax import training
-from peftjax.training import Program, TrainState, make_train_step, program_key, trace
+from peftjax.training import TrainState, make_train_step, program_key
 
 BUSY = 512  # positions in a step that keep a CPU busy
 # What decides when something happens, and on what: equal in all rows of a program.
 _SHARED = ('model', 'data', 'log_every', 'eval_every', 'save_every', 'accumulate', 'mesh')
+
+
+Step = Callable[[Any, TrainState, peftjax.Frozen, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Ready(NamedTuple):
@@ -30,13 +35,19 @@ class Ready(NamedTuple):
     Attributes:
         row: what it changes.
         run: its parts.
-        program: of a step, at the greatest length.
+        step: `step(numbers, state, frozen, batch)`.
+        numbers: of its optimiser and penalties; none where those cannot be traced.
+        flops: of the matrix products of a step, at the greatest length.
+        size: of its state.
         key: equal for rows that may share a program.
     """
 
     row: Row
     run: Run
-    program: Program
+    step: Step
+    numbers: Any
+    flops: float
+    size: int
     key: Any
 
 
@@ -73,7 +84,7 @@ class Group(NamedTuple):
     @property
     def products(self) -> float:
         """FLOPs of the matrix products of all steps of all rows."""
-        return sum(ready.program.flops * ready.run.steps for ready in self.rows)
+        return sum(ready.flops * ready.run.steps for ready in self.rows)
 
 
 class _Shelf:
@@ -117,13 +128,74 @@ def prepare(rows: Sequence[Row]) -> list[Ready]:
 
 
 def _ready(row: Row, run: Run) -> Ready:
-    state, frozen = jax.eval_shape(lambda: start(row.config, run))
-    batch = example_batch(run.task, row.config)
-    step = make_train_step(run.loss, run.optimizer, accumulate=row.config.accumulate)
-    program = trace(step, state, frozen, batch)
-    shared = {name: _plain(row.config[name]) for name in _SHARED}
-    key = program_key(program, run.transform), json.dumps(shared, sort_keys=True)
-    return Ready(row, run, program, key)
+    config = row.config
+    state, frozen = jax.eval_shape(lambda: start(config, run))
+    batch = example_batch(run.task, config)
+    numbers = numbers_of(config, run.steps)
+    step, abstract = step_of(config, run), jax.tree.map(_as_shape, numbers)
+    try:
+        flops = training.flops(step, abstract, state, frozen, batch)
+        fixed = None
+    except (TypeError, ValueError, jax.errors.JAXTypeError):
+        # An optimiser that looks at its numbers: only rows that have the same share its program.
+        step, fixed = functools.partial(_with_numbers, step, numbers), json.dumps(numbers)
+        flops, numbers = training.flops(step, {}, state, frozen, batch), {}
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+    key = program_key(run.transform), fixed, _static(config, run), _structure(state, frozen)
+    return Ready(row, run, step, numbers, flops, size, key)
+
+
+def step_of(config: Config, run: Run) -> Step:
+    """The training step of a run, as a function of the numbers of its optimiser and penalties."""
+
+    def step(numbers: Any, state: TrainState, frozen: peftjax.Frozen, batch: Any) -> Any:
+        optimizer = build_optimizer(config, run.steps, numbers)
+        loss = functools.partial(run.loss, penalties=numbers['penalties'])
+        one = make_train_step(loss, optimizer, accumulate=config.accumulate)
+        return one(state, frozen, batch)
+
+    return step
+
+
+def _with_numbers(step: Step, numbers: Any, _: Any, *args: Any) -> Any:
+    return step(numbers, *args)
+
+
+def _as_shape(number: float) -> jax.ShapeDtypeStruct:
+    del number
+    return jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def _static(config: Config, run: Run) -> str:
+    """What rows of a program share, beside their methods: all that is no number."""
+    shared = {name: _plain(config[name]) for name in _SHARED}
+    sections = (config.optimizer, *config.around)
+    around = {
+        name: {field: str(v) for field, v in config[name].items() if not isinstance(v, float)}
+        for name in sections
+    }
+    parts = {
+        'optimizer': config.optimizer,
+        'sections': around,
+        'around': list(config.around),
+        'schedule': config.schedule,
+        'clips': bool(config.clip_norm),
+        'rates': sorted(config.rates),
+        'penalties': sorted(config.penalties),
+        # What is around an optimiser may count the steps of the run.
+        'steps': run.steps if config.around else None,
+    }
+    return json.dumps({**shared, **parts}, sort_keys=True)
+
+
+def _structure(state: TrainState, frozen: peftjax.Frozen) -> Any:
+    """Of a row's trees, without rates of dropout; ranks may differ where the method says so."""
+    leaves = tuple((leaf.ndim, str(leaf.dtype)) for leaf in jax.tree.leaves(state))
+    own, _ = jax.tree_util.tree_flatten_with_path(frozen.own)
+    names = frozenset(jax.tree_util.keystr(path) for path, _ in own)
+    numbers = frozenset(name for name in names if not name.endswith("['dropout']"))
+    structures = jax.tree.structure(state.adapter), jax.tree.structure(frozen.params)
+    return structures, leaves, numbers
 
 
 def example_batch(task: Task, config: Config) -> Any:
@@ -177,7 +249,7 @@ def side_by_side(config: Config, rows: int) -> int:
 
 def as_group(name: str, members: Sequence[Ready]) -> Group:
     """Rows of one program as a group; what a row takes is counted for the widest."""
-    widest = max(members, key=lambda each: sum(map(math.prod, each.program.shapes)))
+    widest = widest_of(members)
     config, run = widest.row.config, widest.run
     state, frozen, own = jax.eval_shape(lambda: _started(config, run))
     batch = example_batch(run.task, config)
@@ -191,6 +263,11 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
     base = _bytes((run.model.params, own))
     return Group(name, list(members), base, adapter + optimizer, adapter + activations)
+
+
+def widest_of(members: Sequence[Ready]) -> Ready:
+    """The row whose state the others' fit into, padded with zeros."""
+    return max(members, key=lambda each: each.size)
 
 
 def _started(config: Config, run: Run) -> tuple[TrainState, peftjax.Frozen, list[jax.Array]]:

@@ -1,6 +1,6 @@
 """The one program of a group of rows: its steps and its scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import peftjax
 from experiments import data
-from experiments.sweeps.groups import Ready, side_by_side
+from experiments.sweeps.groups import Ready, example_batch, side_by_side, widest_of
 from peftjax import training
-from peftjax.training import TrainState, make_train_step
+from peftjax.training import TrainState
 
 
 class Together:
@@ -25,7 +25,6 @@ class Together:
         self,
         rows: Sequence[Ready],
         frozens: Sequence[peftjax.Frozen],
-        likes: Sequence[TrainState],
         states: TrainState,
         seeds: Sequence[int],
     ):
@@ -33,17 +32,18 @@ class Together:
 
         Args:
             rows: built and traced.
-            frozens, likes: what is frozen in each, and a state of each, for its shapes.
+            frozens: what is frozen in each.
             states: of all, stacked.
             seeds: of the batches of a step, in their order.
         """
-        self._rows, self._likes, self._frozens = rows, likes, frozens
+        self._rows, self._widest = rows, widest_of(rows)
         self._config = rows[0].row.config
         self._seeds = [seeds.index(ready.row.config.seed) for ready in rows]
         shared, self._axes = training.share(frozens)
-        self._programs = {'step': [ready.program for ready in rows]}
-        self._compiled: dict[Any, Any] = {}
-        self._parts = [np.asarray(part) for part in self._cut()]
+        step = jax.vmap(self._widest.step, in_axes=(0, 0, self._axes, 0))
+        self._step = jax.jit(step, donate_argnums=1)
+        self._sums = jax.jit(jax.vmap(self._widest.run.sums, in_axes=(0, self._axes, None)))
+        self._parts = [np.asarray(part) for part in self._cut(states, frozens)]
         self._gone: set[int] = set()
         count = jax.local_device_count()
         even = count > 1 and len(self._parts) == 1 and len(rows) % count == 0
@@ -51,14 +51,16 @@ class Together:
         everywhere = jax.tree.map(lambda _: 0, states)
         self._states = [self._take(states, everywhere, part) for part in self._parts]
         self._frozen = [self._take(shared, self._axes, part) for part in self._parts]
+        numbers = training.stack([jax.tree.map(jnp.float32, ready.numbers) for ready in rows])
+        each = jax.tree.map(lambda _: 0, numbers)
+        self._numbers = [self._take(numbers, each, part) for part in self._parts]
 
-    def _cut(self) -> list[list[int]]:
+    def _cut(self, states: TrainState, frozens: Sequence[peftjax.Frozen]) -> list[list[int]]:
         """Places of the rows that go through the program at the same time."""
         size = side_by_side(self._config, len(self._rows))
         # Masks of dropout have the shape of a batch: so that they are those of the row alone, rows
         # whose batches may have other lengths are not side by side.
-        noisy = 'random_bits' in self._programs['step'][0].exact
-        apart = noisy and len(self._config.data.lengths) > 1
+        apart = len(self._config.data.lengths) > 1 and self._draws(states, frozens)
         found: dict[int, list[int]] = {}
         for place, seed in sorted(enumerate(self._seeds), key=lambda pair: pair[1]):
             found.setdefault(seed if apart else 0, []).append(place)
@@ -67,6 +69,17 @@ class Together:
             for places in found.values()
             for first in range(0, len(places), size)
         ]
+
+    def _draws(self, states: TrainState, frozens: Sequence[peftjax.Frozen]) -> bool:
+        """Whether any of the rows draws noise in a step."""
+        batch = example_batch(self._widest.run.task, self._config)
+
+        def draws(place: int) -> bool:
+            numbers = jax.tree.map(jnp.float32, self._rows[place].numbers)
+            state = jax.tree.map(lambda leaf: leaf[place], states)
+            return training.draws(self._rows[place].step, numbers, state, frozens[place], batch)
+
+        return any(map(draws, range(len(self._rows))))
 
     def _take(self, tree: Any, axes: Any, part: np.ndarray) -> Any:
         """The rows of a part, each device with its share where that is even.
@@ -111,7 +124,9 @@ class Together:
         for i in self._busy():
             part = self._parts[i]
             batch = data.beside([by_seed[self._seeds[place]] for place in part])
-            self._states[i], metrics = self._call('step', i, self._states[i], batch)
+            self._states[i], metrics = self._step(
+                self._numbers[i], self._states[i], self._frozen[i], batch
+            )
             found.append((part, metrics))
         return found
 
@@ -124,7 +139,9 @@ class Together:
             lengths=self._config.data.lengths,
         ):
             # All parts are under way before one is waited for.
-            parts = {i: self._call('sums', i, self._states[i].adapter, batch) for i in self._busy()}
+            parts = {
+                i: self._sums(self._states[i].adapter, self._frozen[i], batch) for i in self._busy()
+            }
             for i, sums in parts.items():
                 for name, total in totals.items():
                     total[self._parts[i]] += np.asarray(sums[name], np.float64)
@@ -134,38 +151,3 @@ class Together:
             {f'{split}/loss': float(loss), f'{split}/accuracy': float(accuracy)}
             for loss, accuracy in zip(losses, accuracies, strict=True)
         ]
-
-    def _call(self, what: str, i: int, first: Any, batch: Mapping[str, np.ndarray]) -> Any:
-        shapes = tuple((name, rows.shape) for name, rows in sorted(batch.items()))
-        if (what, shapes) not in self._compiled:
-            vectorized = self._vectorize(what, batch)
-            donated = 1 if what == 'step' else ()
-            numbers = [jax.tree.map(lambda n, p=p: n[p], vectorized.numbers) for p in self._parts]
-            self._compiled[what, shapes] = jax.jit(vectorized.call, donate_argnums=donated), numbers
-        call, numbers = self._compiled[what, shapes]
-        return call(numbers[i], first, self._frozen[i], batch)
-
-    def _vectorize(self, what: str, batch: Mapping[str, np.ndarray]) -> training.Vectorized:
-        axes = (0, self._axes, 0 if what == 'step' else None)
-        if what not in self._programs:
-            self._programs[what] = [
-                self._trace(what, place, batch) for place in range(len(self._rows))
-            ]
-        programs = self._programs[what]
-        vectorized = training.vectorize(programs, axes)
-        widest = vectorized.widest
-        here = self._trace(what, widest, batch)
-        return vectorized.at(programs[widest], here, axes)
-
-    def _trace(self, what: str, place: int, batch: Mapping[str, np.ndarray]) -> training.Program:
-        mapped = what == 'step'
-        example = {
-            name: jax.ShapeDtypeStruct(rows.shape[1:] if mapped else rows.shape, rows.dtype)
-            for name, rows in batch.items()
-        }
-        run, like, frozen = self._rows[place].run, self._likes[place], self._frozens[place]
-        if what == 'sums':
-            return training.trace(run.sums, like.adapter, frozen, example)
-        accumulate = self._config.accumulate
-        step = make_train_step(run.loss, run.optimizer, accumulate=accumulate)
-        return training.trace(step, like, frozen, example)

@@ -159,7 +159,6 @@ class _Trainer:
         program = Together(
             [member.ready for member in members],
             [member.frozen for member in members],
-            [member.state for member in members],
             training.stack(own),
             self.seeds,
         )
@@ -288,7 +287,7 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
 
 
 def _cost(member: Member, steps: int) -> dict[str, float]:
-    return {'steps': steps, 'tflop': member.ready.program.flops * steps / 1e12}
+    return {'steps': steps, 'tflop': member.ready.flops * steps / 1e12}
 
 
 def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:
