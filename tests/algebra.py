@@ -28,9 +28,12 @@ def mlp() -> peftjax.Model:
     return peftjax.testing.tiny_mlp()
 
 
-def moved(transform: peftjax.PeftTransform, model: peftjax.Model, seed: int = 0) -> Any:
-    """An adapter in which nothing is zero."""
-    return peftjax.testing.perturb(transform.init(KEY, model)[0], seed, 0.5)
+def moved(
+    transform: peftjax.PeftTransform, model: peftjax.Model, seed: int = 0, size: float = 0.5
+) -> tuple[Any, peftjax.Frozen]:
+    """`init` of a transform, with an adapter in which nothing is zero."""
+    adapter, frozen = transform.init(KEY, model)
+    return peftjax.testing.perturb(adapter, seed, size), frozen
 
 
 def function(f: Callable[..., Any], *inputs: jax.Array, **params: jax.Array) -> peftjax.Model:

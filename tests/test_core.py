@@ -63,55 +63,57 @@ def scale(targets=r'hidden'):
 
 def test_chain_is_associative():
     a, b, c = peftjax.lora(rank=2, targets=r'hidden'), scale(), peftjax.lora(rank=1, targets=r'.*')
-    x, y, z = (moved(tx, mlp(), seed) for seed, tx in enumerate((a, b, c)))
+    x, y, z = (moved(tx, mlp(), seed)[0] for seed, tx in enumerate((a, b, c)))
     forms = [
         (peftjax.chain(a, b, c), (x, y, z)),
         (peftjax.chain(a, peftjax.chain(b, c)), (x, (y, z))),
         (peftjax.chain(peftjax.chain(a, b), c), ((x, y), z)),
         (peftjax.named_chain({'z': a, 'm': b, 'a': c}), {'z': x, 'm': y, 'a': z}),
     ]
-    merged = c.merge(b.merge(a.merge(x, a.freeze(mlp(), x)), y), z)
+    merged = mlp().params
+    for tx, adapter in ((a, x), (b, y), (c, z)):
+        merged = tx.merge(adapter, tx.freeze(mlp().replace(params=merged), adapter))
     for tx, adapter in forms:
-        assert_close(tx.merge(adapter, tx.freeze(mlp(), adapter)), merged, 0)
+        frozen = tx.freeze(mlp(), adapter)
+        assert_close(tx.merge(adapter, frozen), merged, 0)
         assert_close(peftjax.adapt(mlp(), tx)(adapter, frozen, X), jax.jit(mlp().apply)(merged, X))
 
 
 def test_order_of_a_chain_matters():
     a, b = peftjax.lora(rank=2, targets=r'hidden'), scale()
-    x, y = moved(a, mlp()), moved(b, mlp())
-    one = peftjax.adapt(mlp(), peftjax.chain(a, b))((x, y), mlp().params, X)
-    other = peftjax.adapt(mlp(), peftjax.chain(b, a))((y, x), mlp().params, X)
+    x, y = moved(a, mlp())[0], moved(b, mlp())[0]
+    first, second = peftjax.chain(a, b), peftjax.chain(b, a)
+    one = peftjax.adapt(mlp(), first)((x, y), first.freeze(mlp(), (x, y)), X)
+    other = peftjax.adapt(mlp(), second)((y, x), second.freeze(mlp(), (y, x)), X)
     assert float(jnp.abs(one - other).max()) > 1e-2
 
 
 def test_a_chain_on_a_replaced_leaf():
     """What `select` trains is the base of what comes after it."""
     tx = peftjax.chain(peftjax.full(), peftjax.lora(rank=2, targets=r'hidden'), scale(r'.*'))
-    adapter = moved(tx, mlp())
-    merged = jax.jit(mlp().apply)(tx.merge(adapter, tx.freeze(mlp(), adapter)), X)
+    adapter, frozen = moved(tx, mlp())
+    merged = jax.jit(mlp().apply)(tx.merge(adapter, frozen), X)
     assert_close(peftjax.adapt(mlp(), tx)(adapter, frozen, X), merged)
 
 
 def test_an_empty_chain_is_the_model():
     tx = peftjax.chain()
-    assert tx.init(KEY, mlp())[0] == ()
-    assert_close(tx.merge(mlp().params, ()), mlp().params, 0)
-    assert_close(
-        peftjax.adapt(mlp(), tx)((), mlp().params, X), jax.jit(mlp().apply)(mlp().params, X)
-    )
+    adapter, frozen = tx.init(KEY, mlp())
+    assert adapter == ()
+    assert_close(tx.merge(adapter, frozen), mlp().params, 0)
+    expected = jax.jit(mlp().apply)(mlp().params, X)
+    assert_close(peftjax.adapt(mlp(), tx)(adapter, frozen, X), expected)
 
 
 def test_init_does_not_depend_on_the_order_of_targets():
     targets = (r'hidden', r'out/kernel')
-    one = peftjax.lora(rank=2, targets=targets).init(KEY, mlp())[0]
-    other = peftjax.lora(rank=2, targets=targets[::-1]).init(KEY, mlp())[0]
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert_close(one, other, 0)
-    assert_close(
-        peftjax.lora(rank=2, targets=targets[0]).init(KEY, mlp())['hidden/kernel'],
-        one['hidden/kernel'],
-        0,
+    one, turned, alone = (
+        peftjax.lora(rank=2, targets=each).init(KEY, mlp())[0]
+        for each in (targets, targets[::-1], targets[0])
     )
+    assert jax.tree.structure(one) == jax.tree.structure(turned)
+    assert_close(one, turned, 0)
+    assert_close(alone['hidden/kernel'], one['hidden/kernel'], 0)
 
 
 def test_initial_values_are_those_of_the_path_for_ever():
@@ -123,16 +125,16 @@ def test_initial_values_are_those_of_the_path_for_ever():
 # --- values -------------------------------------------------------------------------------------
 
 
-def test_weight_adapter_reads_like_a_dict():
-    entry = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())['hidden/kernel']
+def test_an_entry_reads_like_a_dict():
+    entry = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())[0]['hidden/kernel']
     assert set(entry) == {'a', 'b'} and len(entry) == 2 and 'a' in entry
     assert {name: leaf.shape for name, leaf in entry.items()} == {'a': (4, 2), 'b': (2, 8)}
-    assert entry.layout.shape == (4, 8) and 'WeightAdapter' in repr(entry)
+    assert entry.layout.shape == (4, 8) and repr(entry).startswith("lora({'a': ")
     with pytest.raises(KeyError):
         entry['c']
 
 
-def test_weight_adapter_is_a_pytree():
+def test_an_entry_is_a_pytree():
     adapter = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())[0]
     assert list(paths.flatten(adapter)) == ['hidden/kernel/a', 'hidden/kernel/b']
     doubled = jax.tree.map(lambda leaf: 2 * leaf, adapter)
@@ -140,8 +142,9 @@ def test_weight_adapter_is_a_pytree():
     assert_close(again, adapter, 0)
     many = jax.vmap(lambda size: jax.tree.map(lambda leaf: size * leaf, adapter))(jnp.arange(3.0))
     for tree in (doubled, again, many):
-        assert isinstance(tree['hidden/kernel'], peftjax.WeightAdapter)
-        assert tree['hidden/kernel'].layout == adapter['hidden/kernel'].layout
+        entry, again = adapter['hidden/kernel'], tree['hidden/kernel']
+        assert isinstance(again, peftjax.Entry)
+        assert (again.method, again.layout) == (entry.method, entry.layout)
     assert many['hidden/kernel']['a'].shape == (3, 4, 2)
 
 
@@ -166,11 +169,11 @@ def test_everything_runs_abstractly():
     abstract = jax.eval_shape(lambda: mlp())
     assert isinstance(abstract, peftjax.Model)
     tx = peftjax.chain(peftjax.full(), peftjax.lora(rank=2, targets=r'.*'))
-    adapter = jax.eval_shape(tx.init, KEY, abstract)
-    merged = jax.eval_shape(tx.merge, abstract.params, adapter)
+    adapter, frozen = jax.eval_shape(tx.init, KEY, abstract)
+    merged = jax.eval_shape(tx.merge, adapter, frozen)
     assert merged == jax.eval_shape(lambda: mlp().params)
     predict = peftjax.adapt(abstract, tx)
-    assert jax.eval_shape(predict, adapter, abstract.params, X).shape == (2, 3)
+    assert jax.eval_shape(predict, adapter, frozen, X).shape == (2, 3)
 
 
 def test_summary_counts_and_denominators():
@@ -191,22 +194,6 @@ def test_summary_counts_and_denominators():
     ]
 
 
-def test_summary_draws_no_constants():
-    # Of a large model they are as many as its parameters, and no count needs them.
-    def constants(path, layout):
-        raise AssertionError(f'drew the constants of {path} {layout.shape}')
-
-    tx = peftjax.weightwise(
-        lambda key, matrix, site: {'s': jnp.ones(3)},
-        lambda leaves, matrix: matrix,
-        constants=constants,
-        targets='hidden/kernel',
-    )
-    assert peftjax.summary(tx, mlp()).added == 3
-    with pytest.raises(AssertionError, match='drew the constants of hidden/kernel'):
-        tx.merge(mlp().params, tx.init(jax.random.key(0), mlp())[0])
-
-
 def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
     """LoRA's own arrays are called `a` and `b`; so may be leaves of the base."""
     model = function(lambda p, x: x @ p['w'] + p['b'][None], X, w=jnp.ones((4, 3)), b=jnp.ones(3))
@@ -217,9 +204,9 @@ def test_summary_tells_a_base_leaf_from_an_added_one_of_its_name():
 
 def test_bfloat16_adapters_on_a_float32_base():
     tx = peftjax.lora(rank=2, targets=r'.*', dtype=jnp.bfloat16)
-    adapter = moved(tx, mlp())
+    adapter, frozen = moved(tx, mlp())
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.bfloat16)}
-    merged = tx.merge(adapter, tx.freeze(mlp(), adapter))
+    merged = tx.merge(adapter, frozen)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.float32)}
     # Stored in bfloat16, computed in float32: the two routes agree as float32 does.
     adapted = peftjax.adapt(mlp(), tx)(adapter, frozen, X)
@@ -244,7 +231,7 @@ def test_bfloat16_adapters_on_a_float32_base():
 )
 def test_products_of_bfloat16_leaves_are_not_rounded_to_it(method):
     tx = method()
-    fresh = peftjax.testing.perturb(tx.init(jax.random.key(0), mlp())[0], 0)
-    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), fresh)
+    adapter, frozen = moved(tx, mlp())
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), adapter)
     same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
-    assert_close(tx.merge(low, tx.freeze(mlp(), low)), tx.merge(same, tx.freeze(mlp(), same)), 1e-6)
+    assert_close(tx.merge(low, frozen), tx.merge(same, frozen), 1e-6)
