@@ -48,21 +48,20 @@ def test_reft_edits_first_and_last_tokens_and_no_padding():
 
 def test_ia3_scales_the_bias_with_the_output():
     tx = peftjax.ia3(targets=r'hidden')
-    adapter = jax.tree.map(lambda leaf: 2.0 * leaf, tx.init(jax.random.key(0), mlp())[0])
     params = jax.tree.map(lambda leaf: leaf + 1.0, mlp().params)
-    merged = tx.merge(params, adapter)
+    ones, frozen = tx.init(jax.random.key(0), mlp().replace(params=params))
+    adapter = jax.tree.map(lambda leaf: 2.0 * leaf, ones)
+    merged = tx.merge(adapter, frozen)
     np.testing.assert_allclose(merged['hidden']['bias'], 2 * params['hidden']['bias'])
     x = _random(5, 4)
-    found = peftjax.adapt(mlp(), tx)(adapter, params, x)
+    found = peftjax.adapt(mlp(), tx)(adapter, frozen, x)
     np.testing.assert_allclose(found, mlp().apply(merged, x), rtol=1e-5)
 
 
 def test_a_weight_method_cannot_follow_a_gated_one():
     gate = peftjax.gated(peftjax.lora(rank=1, targets=r'hidden'))
     with pytest.raises(ValueError, match='last in the chain'):
-        peftjax.chain(gate, peftjax.lora(rank=1, targets=r'hidden')).init(jax.random.key(0), mlp())[
-            0
-        ]
+        peftjax.chain(gate, peftjax.lora(rank=1, targets=r'hidden')).init(jax.random.key(0), mlp())
 
 
 @pytest.mark.parametrize(
@@ -91,4 +90,4 @@ def test_a_weight_method_cannot_follow_a_gated_one():
 )
 def test_refusals_say_what_to_write(make, words):
     with pytest.raises(ValueError, match=words):
-        make().init(jax.random.key(0), mlp())[0]
+        make().init(jax.random.key(0), mlp())

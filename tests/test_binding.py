@@ -48,10 +48,10 @@ def plain(row: Structure):
 
 @functools.cache
 def adapted(row: Structure):
-    """(transform, fresh adapter, adapter of random values) on every adaptable leaf of a row."""
+    """(transform, fresh adapter, one of random values, frozen) on every leaf that it may adapt."""
     tx = peftjax.lora(rank=2, alpha=3.0, targets=row.targets)
-    fresh = tx.init(KEY, built(row)[4])[0]
-    return tx, fresh, normal_like(fresh)
+    fresh, frozen = tx.init(KEY, built(row)[4])
+    return tx, fresh, normal_like(fresh), frozen
 
 
 def scalar(outputs) -> jax.Array:
@@ -91,14 +91,14 @@ def with_slope(route, row: Structure):
 def routes(row: Structure):
     """Outputs and slopes by the rules and by the merged weights."""
     _, _, args, kwargs, model = built(row)
-    tx = adapted(row)[0]
+    tx, _, _, frozen = adapted(row)
     predict = peftjax.adapt(model, tx)
 
     def by_rules(adapter):
         return predict(adapter, frozen, *args, **kwargs)
 
     def by_merging(adapter):
-        return model.apply(tx.merge(adapter, tx.freeze(model, adapter)), *args, **kwargs)
+        return model.apply(tx.merge(adapter, frozen), *args, **kwargs)
 
     return with_slope(by_rules, row), with_slope(by_merging, row)
 
@@ -133,7 +133,7 @@ def fresh_adapter_changes_nothing(row: Structure):
 
 def adapted_equals_merged(row: Structure):
     by_rules, by_merging = routes(row)
-    _, fresh, drawn = adapted(row)
+    _, fresh, drawn, _ = adapted(row)
     outputs, slope = by_rules(drawn)
     expected, expected_slope = by_merging(drawn)
     assert_close(outputs, expected, row.tolerance)
@@ -147,7 +147,7 @@ def refused_leaf_raises_with_path_and_reason(row: Structure):
     for path in row.refused:
         tx = peftjax.lora(rank=1, targets=re.escape(path))
         with pytest.raises(peftjax.TargetError) as raised:
-            tx.init(KEY, model)[0]
+            tx.init(KEY, model)
         assert path in str(raised.value)
         assert model.sites.weights[path].reason in str(raised.value)
 
@@ -156,10 +156,11 @@ def materialized_equals_merged(row: Structure):
     _, _, args, kwargs, model = built(row)
     targets = tuple(map(re.escape, row.refused.keys() - row.vectors))
     tx = peftjax.lora(rank=1, targets=targets, materialize=True)
-    adapter = normal_like(tx.init(KEY, model)[0])
+    fresh, frozen = tx.init(KEY, model)
+    adapter = normal_like(fresh)
     predict = peftjax.adapt(model, tx)
     outputs = jax.jit(lambda adapter: predict(adapter, frozen, *args, **kwargs))(adapter)
-    merged = jax.jit(tx.merge)(model.params, adapter)
+    merged = jax.jit(tx.merge)(adapter, frozen)
     expected = jax.jit(lambda params: model.apply(params, *args, **kwargs))(merged)
     assert_close(outputs, expected, row.tolerance)
 
@@ -168,7 +169,7 @@ def vectors_are_not_materialized(row: Structure):
     for path in row.vectors:
         tx = peftjax.lora(rank=1, targets=re.escape(path), materialize=True)
         with pytest.raises(peftjax.TargetError, match=re.escape(path)):
-            tx.init(KEY, built(row)[4])[0]
+            tx.init(KEY, built(row)[4])
 
 
 LAWS = {

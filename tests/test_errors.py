@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import peftjax
-from tests.algebra import KEY, X, assert_close, assert_raises, function, mlp
+from tests.algebra import KEY, X, assert_close, assert_raises, function, mlp, moved
 
 LORA = peftjax.lora(rank=2, targets=r'hidden')
 
@@ -46,7 +46,7 @@ BAD_TARGETS = {
 @pytest.mark.parametrize('case', BAD_TARGETS)
 def test_targets(case):
     transform, said = BAD_TARGETS[case]
-    assert_raises(peftjax.TargetError, lambda: transform.init(KEY, mlp())[0], *said)
+    assert_raises(peftjax.TargetError, lambda: transform.init(KEY, mlp()), *said)
     assert_raises(peftjax.TargetError, lambda: peftjax.summary(transform, mlp()), *said)
 
 
@@ -79,9 +79,9 @@ def test_settings(case):
 def test_rank_above_the_kernel():
     wide = lora(rank=5)
     said = ('rank 5', "'hidden/kernel'", '[4, 8]', '(4, 8) float32', 'rank=4', 'rank_pattern')
-    assert_raises(ValueError, lambda: wide.init(KEY, mlp())[0], *said)
+    assert_raises(ValueError, lambda: wide.init(KEY, mlp()), *said)
     assert_raises(ValueError, lambda: jax.eval_shape(wide.init, KEY, mlp()), *said)
-    lora(rank=5, rank_pattern={'hidden': 4}).init(KEY, mlp())[0]
+    lora(rank=5, rank_pattern={'hidden': 4}).init(KEY, mlp())
 
 
 def test_init_on_abstract_params():
@@ -106,13 +106,13 @@ def test_a_refused_leaf():
     site = refused().sites.weights['w']
     assert site.layout is None and site.reason in str(refused().sites)
     said = ("'w'", '(4, 6) float32', site.reason, 'materialize=True')
-    assert_raises(peftjax.TargetError, lambda: lora(targets='w').init(KEY, refused())[0], *said)
+    assert_raises(peftjax.TargetError, lambda: lora(targets='w').init(KEY, refused()), *said)
 
 
 def test_a_refused_leaf_materialised():
     tx = lora(targets='.', materialize=True)
-    adapter = peftjax.testing.perturb(tx.init(KEY, refused())[0], seed=0, size=1.0)
-    merged = refused().apply(tx.merge(adapter, tx.freeze(refused(), adapter)), X)
+    adapter, frozen = moved(tx, refused(), size=1.0)
+    merged = refused().apply(tx.merge(adapter, frozen), X)
     assert_close(peftjax.adapt(refused(), tx)(adapter, frozen, X), merged)
     assert not jnp.allclose(refused().apply(refused().params, X), merged, atol=1e-2)
 
@@ -123,7 +123,7 @@ def test_a_call_that_contracts_another_axis():
 
     model = peftjax.wrap(either, {'w': jnp.ones((4, 4))}, {'x': X, 'turned': False})
     tx = lora(targets='w')
-    adapter = tx.init(KEY, model)[0]
+    adapter, frozen = tx.init(KEY, model)
     predict = peftjax.adapt(model, tx)
     assert predict(adapter, frozen, x=X, turned=True).shape == (2, 4)  # The tied use.
 
@@ -131,7 +131,7 @@ def test_a_call_that_contracts_another_axis():
         return jnp.einsum('eb,eio->ebo' if batched else 'eb,ebo->eo', x, p['w'])
 
     model = peftjax.wrap(stacked, {'w': jnp.ones((4, 2, 2))}, {'x': X.T, 'batched': False})
-    adapter = tx.init(KEY, model)[0]
+    adapter, frozen = tx.init(KEY, model)
     said = ("'w'", '(4, 2, 2)', 'example inputs', 'Leave it out')
     assert_raises(
         peftjax.AdapterError,
@@ -149,7 +149,7 @@ def test_a_call_that_cannot_be_followed():
     said = ("'w'", '(4, 6)', 'Leave it out of the targets', 'example inputs')
     assert_raises(
         peftjax.AdapterError,
-        lambda: peftjax.adapt(model, tx)(tx.init(KEY, model)[0], model.params, x=X, normalise=True),
+        lambda: peftjax.adapt(model, tx)(*tx.init(KEY, model), x=X, normalise=True),
         *said,
     )
 
@@ -158,7 +158,7 @@ def test_a_static_argument_that_is_not_hashable():
     said = ("['names']", 'set', 'hashable', 'tuple')
     assert_raises(
         TypeError,
-        lambda: peftjax.adapt(mlp(), LORA)(LORA.init(KEY, mlp())[0], mlp().params, X, names={'a'}),
+        lambda: peftjax.adapt(mlp(), LORA)(*LORA.init(KEY, mlp()), X, names={'a'}),
         *said,
     )
 
@@ -185,5 +185,4 @@ def test_a_rule_that_changes_a_shape():
         targets=r'hidden',
     )
     said = ('(3, 8)', '(4, 8)', 'keep the shape')
-    adapter = shrink.init(KEY, mlp())[0]
-    assert_raises(ValueError, lambda: shrink.merge(adapter, shrink.freeze(mlp(), adapter)), *said)
+    assert_raises(ValueError, lambda: shrink.merge(*shrink.init(KEY, mlp())), *said)

@@ -6,38 +6,34 @@ import numpy as np
 import pytest
 
 import peftjax
+from tests.algebra import mlp, moved
 
 
-def _change(transform, adapter, model):
-    merged = transform.merge(adapter, transform.freeze(model, adapter))
-    return merged['hidden']['kernel'] - model.params['hidden']['kernel']
+def _change(transform, adapter):
+    merged = transform.merge(adapter, transform.freeze(mlp(), adapter))
+    return merged['hidden']['kernel'] - mlp().params['hidden']['kernel']
 
 
 def test_gralora_of_one_block_is_lora():
-    mlp = peftjax.testing.tiny_mlp()
     granular = peftjax.gralora(rank=2, blocks=1, alpha=6, targets='hidden')
     plain = peftjax.lora(rank=2, alpha=6, targets='hidden')
-    one = peftjax.testing.perturb(granular.init(jax.random.key(0), mlp)[0], 1)
+    one, _ = moved(granular, mlp(), 1)
     arrays = {name: leaf[0] for name, leaf in one['hidden/kernel'].items()}
-    same = {'hidden/kernel': peftjax.WeightAdapter(one['hidden/kernel'].layout, arrays)}
-    np.testing.assert_allclose(
-        _change(granular, one, mlp), _change(plain, same, mlp), rtol=1e-5, atol=1e-6
-    )
+    same = {'hidden/kernel': peftjax.Entry('lora', arrays, one['hidden/kernel'].layout)}
+    np.testing.assert_allclose(_change(granular, one), _change(plain, same), rtol=1e-5, atol=1e-6)
 
 
 def test_gralora_has_a_higher_rank_than_lora():
-    mlp = peftjax.testing.tiny_mlp()
     tx = peftjax.gralora(rank=2, blocks=2, targets='hidden')
-    adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), mlp)[0], 1, size=1.0)
-    assert np.linalg.matrix_rank(_change(tx, adapter, mlp), tol=1e-4) == 4
+    adapter, _ = moved(tx, mlp(), 1, size=1.0)
+    assert np.linalg.matrix_rank(_change(tx, adapter), tol=1e-4) == 4
 
 
 def test_block_affine_miss_turns_and_shifts_every_block():
-    mlp = peftjax.testing.tiny_mlp()
     tx = peftjax.miss(rank=2, bat=True, targets='hidden')
-    adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), mlp)[0], 1)
-    d, kernel = adapter['hidden/kernel']['d'], mlp.params['hidden']['kernel']
-    change = _change(tx, adapter, mlp)
+    adapter, _ = moved(tx, mlp(), 1)
+    d, kernel = adapter['hidden/kernel']['d'], mlp().params['hidden']['kernel']
+    change = _change(tx, adapter)
     for i in range(2):
         for o in range(4):
             block = (slice(2 * i, 2 * i + 2), slice(2 * o, 2 * o + 2))
@@ -71,4 +67,4 @@ def test_settings_that_do_not_fit_raise(make, message):
 )
 def test_sizes_that_do_not_divide_raise(make, message):
     with pytest.raises(ValueError, match=message):
-        make().init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]
+        make().init(jax.random.key(0), mlp())

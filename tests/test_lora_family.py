@@ -17,9 +17,9 @@ def _mlp():
 
 def _start(mlp, **settings):
     tx = peftjax.lora(targets=r'hidden', **settings)
-    adapter = tx.init(jax.random.key(1), mlp)[0]
-    base = tx.base(mlp.params, adapter)['hidden']['kernel']
-    return adapter[KERNEL], np.asarray(mlp.params['hidden']['kernel']), np.asarray(base)
+    adapter, frozen = tx.init(jax.random.key(1), mlp)
+    kernel, left = (params['hidden']['kernel'] for params in (mlp.params, frozen.params))
+    return adapter[KERNEL], np.asarray(kernel), np.asarray(left)
 
 
 def test_pissa_is_the_best_approximation(mlp):
@@ -51,7 +51,7 @@ def test_olora_has_orthonormal_rows_and_takes_its_part(mlp):
 def test_gaussian_has_its_deviation():
     mlp = peftjax.testing.tiny_mlp()
     draws = jax.vmap(
-        lambda key: peftjax.lora(rank=4, init='gaussian', targets=r'hidden').init(key, mlp)[KERNEL]
+        lambda key: peftjax.lora(rank=4, init='gaussian', targets=r'hidden').start(key, mlp)[KERNEL]
     )(jax.random.split(jax.random.key(0), 500))
     assert abs(float(draws['a'].std()) - 0.25) < 0.01
     assert not draws['b'].any()
@@ -87,22 +87,23 @@ def test_wrong_starts_raise(mlp, settings, words):
 
 def test_adalora_rank_too_large_raises(mlp):
     with pytest.raises(ValueError, match='rank 5.*hidden/kernel.*write at most rank=4'):
-        peftjax.adalora(init_rank=5, targets=r'hidden').init(jax.random.key(0), mlp)[0]
+        peftjax.adalora(init_rank=5, targets=r'hidden').init(jax.random.key(0), mlp)
 
 
 def test_orthogonality_of_known_factors(mlp):
     tx = peftjax.adalora(init_rank=2, targets=r'hidden')
-    entry = tx.init(jax.random.key(0), mlp)[KERNEL]
+    entry = tx.init(jax.random.key(0), mlp)[0][KERNEL]
     p = np.array([[3, 0], [0, 1], [0, 0], [0, 0]], np.float32)
     q = np.eye(2, 8, dtype=np.float32)
 
     def adapter(p, q):
-        return {KERNEL: peftjax.WeightAdapter(entry.layout, {**entry, 'p': p, 'q': q})}
+        return {KERNEL: entry.replace(p=p, q=q)}
 
     assert float(peftjax.orthogonality(adapter(p, q))) == 64.0
     assert float(peftjax.orthogonality(adapter(p, q), squared=False)) == 4.0
     # In a chain, and where the factors are orthogonal: no value, and no slope that is not finite.
-    exact = (adapter(np.eye(4, 2, dtype=np.float32), q), {'out/bias': jnp.zeros(3)})
+    biases = peftjax.Entry('select', {'out/bias': jnp.zeros(3)})
+    exact = (adapter(np.eye(4, 2, dtype=np.float32), q), biases)
     for squared in (True, False):
         value, slopes = jax.value_and_grad(
             lambda a, squared=squared: peftjax.orthogonality(a, squared)
@@ -110,4 +111,4 @@ def test_orthogonality_of_known_factors(mlp):
         assert float(value) < 1e-15
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
     with pytest.raises(ValueError, match='no triplets'):
-        peftjax.orthogonality({'out/bias': jnp.zeros(3)})
+        peftjax.orthogonality(biases)

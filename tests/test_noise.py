@@ -15,7 +15,8 @@ from tests.algebra import KEY, X, assert_close, function, mlp
 def noisy(model, targets=r'.*', rate=0.5):
     """`predict(adapter_key)` of LoRA with dropout, whose arrays are ones."""
     tx = peftjax.lora(rank=1, targets=targets, dropout=rate)
-    adapter = jax.tree.map(jnp.ones_like, tx.init(KEY, model)[0])
+    adapter, frozen = tx.init(KEY, model)
+    adapter = jax.tree.map(jnp.ones_like, adapter)
     predict = peftjax.adapt(model, tx)
     return lambda x, key=None: predict(adapter, frozen, x, adapter_key=key)
 
@@ -81,8 +82,8 @@ def test_each_leaf_and_each_method_has_noise_of_its_own():
     assert not jnp.allclose(*noisy(model)(x, KEY))
     tx = peftjax.lora(rank=1, targets='w', dropout=0.5)
     twice = peftjax.chain(tx, tx)
-    adapter = jax.tree.map(jnp.ones_like, twice.init(KEY, model)[0])
-    call = functools.partial(peftjax.adapt(model, twice), params=model.params)
-    added = call(adapter, x=x, adapter_key=KEY)[1] - model.apply(model.params, x)[1]
+    adapter, frozen = twice.init(KEY, model)
+    adapter = jax.tree.map(jnp.ones_like, adapter)
+    added = peftjax.adapt(model, twice)(adapter, frozen, x, adapter_key=KEY)[1] - model.apply(model.params, x)[1]
     # One mask for both would give even multiples of what one kept entry adds, 2.
     assert jnp.any(added % 4 != 0)

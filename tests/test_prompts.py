@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax import testing
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
+from tests.algebra import KEY, moved
 
-KEY = jax.random.key(0)
 IDS = jnp.asarray(np.random.default_rng(0).integers(1, 40, (2, 6)), jnp.int32)
 MASK = jnp.asarray([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], jnp.int32)
 INPUTS = {'input_ids': IDS, 'attention_mask': MASK}
@@ -47,10 +46,6 @@ METHODS = {
 }
 
 
-def _moved(tx, model):
-    return testing.perturb(tx.init(KEY, model)[0], 0, 0.5)
-
-
 def _outputs(result):
     return np.asarray(jax.tree.leaves(result)[0])
 
@@ -61,7 +56,8 @@ def test_padding_changes_nothing_of_the_tokens_before_it(name, method):
     build, embed, core = MODELS[name]
     model = build()
     tx = METHODS[method](embed, core)
-    adapter, predict = _moved(tx, model), peftjax.adapt(model, tx)
+    adapter, frozen = moved(tx, model)
+    predict = peftjax.adapt(model, tx)
     padded = _outputs(predict(adapter, frozen, **INPUTS))
     short = {key: value[:, :4] for key, value in INPUTS.items()}
     cut = _outputs(predict(adapter, frozen, **short))
@@ -78,7 +74,7 @@ def test_a_prompt_of_embedded_tokens_is_those_tokens():
     tx = peftjax.prompt_tuning(
         num_virtual_tokens=3, init=[5, 9], keep_virtual=True, targets='embed_tokens'
     )
-    found = peftjax.adapt(llama(), tx)(tx.init(KEY, llama()), llama().params, **INPUTS)
+    found = peftjax.adapt(llama(), tx)(*tx.init(KEY, llama()), **INPUTS)
     ahead = jnp.broadcast_to(jnp.asarray([5, 9, 5]), (2, 3))
     expected = llama().apply(
         llama().params,
@@ -95,7 +91,7 @@ def test_placed_tokens_stand_where_they_are_said_to():
     )
     positions = jnp.arange(6)[None]
     found = peftjax.adapt(llama(), tx)(
-        tx.init(KEY, llama()), llama().params, input_ids=IDS, position_ids=positions
+        *tx.init(KEY, llama()), input_ids=IDS, position_ids=positions
     )
     whole = jnp.concatenate(
         [
@@ -122,8 +118,9 @@ def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
         name: (x @ layer['self_attn'][f'{name[0]}_proj']['kernel']).reshape(1, 1, 2, 4)
         for name in ('key', 'value')
     }
-    adapter = {'sites': {'layers/self_attn/core': cache}}
-    assert jax.tree.map(jnp.shape, adapter) == jax.tree.map(jnp.shape, tx.init(KEY, model)[0])
+    fresh, frozen = tx.init(KEY, model)
+    adapter = {'sites': {'layers/self_attn/core': peftjax.Entry('prefix_tuning', cache)}}
+    assert jax.tree.map(jnp.shape, adapter) == jax.tree.map(jnp.shape, fresh)
     found = peftjax.adapt(model, tx)(adapter, frozen, input_ids=IDS)
     ids = jnp.concatenate([jnp.full((2, 1), 7), IDS], axis=1)
     expected = model.apply(model.params, input_ids=ids)[:, 1:]
@@ -131,6 +128,7 @@ def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
     still = peftjax.prefix_tuning(
         num_virtual_tokens=1, shift_positions=False, targets=r'layers/self_attn/core'
     )
+    frozen = still.freeze(model, adapter)
     there = peftjax.adapt(model, still)(adapter, frozen, input_ids=IDS)
     assert jnp.abs(there - expected).max() > 1e-3
 
@@ -138,22 +136,22 @@ def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
 @pytest.mark.parametrize('encoder', ['mlp', 'lstm'])
 def test_what_is_exported_computes_the_same_without_the_network(encoder):
     tx = peftjax.p_tuning(num_virtual_tokens=3, encoder=encoder, targets='embed_tokens')
-    adapter = _moved(tx, llama())
+    adapter, frozen = moved(tx, llama())
     plain = peftjax.prompt_tuning(num_virtual_tokens=3, targets='embed_tokens')
     exported = peftjax.export_prompt(adapter)
     np.testing.assert_allclose(
-        peftjax.adapt(llama(), plain)(exported, frozen, **INPUTS),
+        peftjax.adapt(llama(), plain)(exported, plain.freeze(llama(), exported), **INPUTS),
         peftjax.adapt(llama(), tx)(adapter, frozen, **INPUTS),
         atol=1e-5,
     )
     core = r'layers/self_attn/core'
     tx = peftjax.prefix_tuning(num_virtual_tokens=3, projection=5, gate=True, targets=core)
-    adapter = _moved(tx, llama())
+    adapter, frozen = moved(tx, llama())
     plain = peftjax.prefix_tuning(num_virtual_tokens=3, gate=True, targets=core)
     exported = peftjax.export_prefix(adapter)
-    assert jax.tree.structure(exported) == jax.tree.structure(plain.init(KEY, llama()))
+    assert jax.tree.structure(exported) == jax.tree.structure(plain.init(KEY, llama())[0])
     np.testing.assert_allclose(
-        peftjax.adapt(llama(), plain)(exported, frozen, **INPUTS),
+        peftjax.adapt(llama(), plain)(exported, plain.freeze(llama(), exported), **INPUTS),
         peftjax.adapt(llama(), tx)(adapter, frozen, **INPUTS),
         atol=1e-5,
     )
@@ -162,7 +160,7 @@ def test_what_is_exported_computes_the_same_without_the_network(encoder):
 def test_prompts_start_from_the_vocabulary_and_from_draws():
     def start(**options):
         tx = peftjax.prompt_tuning(num_virtual_tokens=8, targets='embed_tokens', **options)
-        return np.asarray(tx.init(KEY, llama())['embed_tokens']['prompt'])
+        return np.asarray(tx.init(KEY, llama())[0]['embed_tokens']['prompt'])
 
     table = np.asarray(llama().params['embed_tokens']['embedding'])
     rows = [int(np.abs(table - row).sum(axis=1).argmin()) for row in start(common=10)]
@@ -174,7 +172,7 @@ def test_prompts_start_from_the_vocabulary_and_from_draws():
 
 
 def _call(tx, **inputs):
-    return peftjax.adapt(llama(), tx)(tx.init(KEY, llama()), llama().params, **inputs)
+    return peftjax.adapt(llama(), tx)(*tx.init(KEY, llama()), **inputs)
 
 
 def _prompt(**options):

@@ -10,6 +10,7 @@ import pytest
 import peftjax
 from peftjax.methods import randlora
 from peftjax.methods.rotations import cayley, skew
+from tests.algebra import moved
 
 WIDE = {'kernel': jnp.asarray(np.random.default_rng(0).normal(size=(16, 5)), jnp.float32)}
 
@@ -19,20 +20,16 @@ def wide():
     return peftjax.wrap(lambda params, x: x @ params['kernel'], WIDE, {'x': jnp.ones((2, 16))})
 
 
-def _moved(tx, size=0.3):
-    return peftjax.testing.perturb(tx.init(jax.random.key(0), wide())[0], 0, size)
-
-
-def _gram(tx, adapter):
-    merged = tx.merge(WIDE, adapter)['kernel']
-    return merged.T @ merged
+def _merged(tx):
+    """The kernel under an adapter that has moved."""
+    return tx.merge(*moved(tx, wide(), size=0.3))['kernel']
 
 
 @pytest.mark.parametrize('factors', [1, 2, 3])
 def test_boft_keeps_lengths_and_angles_between_columns(factors):
     tx = peftjax.boft(block_size=4, factors=factors, scale=False, targets='kernel')
-    found = _gram(tx, _moved(tx))
-    np.testing.assert_allclose(found, WIDE['kernel'].T @ WIDE['kernel'], rtol=2e-4, atol=2e-4)
+    merged = _merged(tx)
+    np.testing.assert_allclose(merged.T @ merged, WIDE['kernel'].T @ WIDE['kernel'], rtol=2e-4, atol=2e-4)
 
 
 def test_each_factor_of_boft_doubles_its_reach():
@@ -41,8 +38,7 @@ def test_each_factor_of_boft_doubles_its_reach():
     for factors in (1, 2, 3):
         tx = peftjax.boft(block_size=4, factors=factors, scale=False, targets='kernel')
         model = peftjax.wrap(wide().apply, {'kernel': jnp.eye(16)}, {'x': jnp.ones((2, 16))})
-        adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), model)[0], 0, 0.3)
-        rotation = tx.merge(adapter, tx.freeze(model, adapter))['kernel']
+        rotation = tx.merge(*moved(tx, model, size=0.3))['kernel']
         reach.append(int((jnp.abs(rotation[0]) > 1e-9).sum()))
     assert reach == [4, 8, 16]
 
@@ -50,18 +46,20 @@ def test_each_factor_of_boft_doubles_its_reach():
 def test_a_bounded_oft_moves_no_further_but_still_learns():
     free = peftjax.oft(block_size=4, targets='kernel')
     bound = peftjax.oft(block_size=4, eps=0.1, targets='kernel')
-    adapter = _moved(free)
+    adapter, _ = moved(free, wide(), size=0.3)
+    of = {tx: tx.freeze(wide(), adapter) for tx in (free, bound)}
     moves = [
-        jnp.linalg.norm(tx.merge(WIDE, adapter)['kernel'] - WIDE['kernel']) for tx in (free, bound)
+        jnp.linalg.norm(tx.merge(adapter, frozen)['kernel'] - WIDE['kernel'])
+        for tx, frozen in of.items()
     ]
     # (I - Q)(I + Q)^-1 - I is -2 Q up to squares, and |Q_i| is at most 0.1 / 2 in four blocks.
     assert moves[1] <= 0.11 * jnp.linalg.norm(WIDE['kernel']) < moves[0]
     predict = peftjax.adapt(wide(), bound)
-    gradient = jax.grad(lambda a: predict(a, WIDE, x=jnp.ones((2, 16))).sum())(adapter)
+    gradient = jax.grad(lambda a: predict(a, of[bound], x=jnp.ones((2, 16))).sum())(adapter)
     assert jnp.abs(gradient['kernel']['q']).min() > 0
     small = jax.tree.map(lambda leaf: 0.01 * leaf, adapter)
     np.testing.assert_array_equal(
-        bound.merge(WIDE, small)['kernel'], free.merge(WIDE, small)['kernel']
+        *(tx.merge(small, frozen)['kernel'] for tx, frozen in of.items())
     )
 
 
@@ -73,8 +71,7 @@ def test_the_series_nears_the_inverse_from_term_to_term():
 
 def test_randloras_change_has_full_rank():
     tx = peftjax.randlora(rank=2, targets='kernel')
-    change = tx.merge(WIDE, _moved(tx))['kernel'] - WIDE['kernel']
-    assert np.linalg.matrix_rank(change) == 5
+    assert np.linalg.matrix_rank(_merged(tx) - WIDE['kernel']) == 5
 
 
 def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
@@ -94,18 +91,15 @@ def test_randloras_bases_have_variance_one_and_as_many_zeros_as_asked_for():
         (
             lambda: peftjax.boft(block_size=8, factors=3, targets='kernel').init(
                 jax.random.key(0), wide()
-            )[0],
+            ),
             r"32 does not divide the input size 16 of 'kernel' \(16, 5\) float32",
         ),
         (
-            lambda: peftjax.adapt(
-                wide(),
-                tx := peftjax.randlora(
-                    rank=2,
-                    bases={'kernel': (np.ones((2, 4)), np.ones((3, 16, 2)))},
-                    targets='kernel',
-                ),
-            )(tx.init(jax.random.key(0), wide())[0], WIDE, x=jnp.ones((2, 16))),
+            lambda: peftjax.randlora(
+                rank=2,
+                bases={'kernel': (np.ones((2, 4)), np.ones((3, 16, 2)))},
+                targets='kernel',
+            ).init(jax.random.key(0), wide()),
             r"of 'kernel' do not fit its matrix \[16, 5\]; they must be \(2, 5\)",
         ),
     ],

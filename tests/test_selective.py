@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax import testing, training
+from peftjax import training
 from peftjax.core import paths
 from peftjax.methods.fastfood import hadamard, project
-from tests.algebra import KEY, mlp
+from tests.algebra import KEY, mlp, moved
 from tests.compiled import flops
 from tests.contract_models import LAYERS, MODELS
 
@@ -61,25 +61,24 @@ def test_layers_have_scales_of_their_own_when_the_subspace_knows_of_structure():
     assert looped.theta.shape == scanned.theta.shape
     assert {scale.size for scale in scanned.scales.values()} == {LAYERS}
     with pytest.raises(ValueError, match='write at least dimension=5'):
-        peftjax.intrinsic(dimension=4, structure_aware=True).init(KEY, mlp())[0]
+        peftjax.intrinsic(dimension=4, structure_aware=True).init(KEY, mlp())
 
 
 @pytest.mark.parametrize('form', ['linen looped', 'linen scanned', 'nnx looped'])
 def test_top_layers_are_the_last_ones(form):
     model = MODELS[form]()
     tx = peftjax.top_layers(1, targets=r'layers.*/up/kernel')
-    merged = paths.flatten(
-        tx.merge(model.params, jax.tree.map(lambda leaf: leaf + 1, tx.init(KEY, model)[0]))
-    )
-    moved = {
+    adapter, frozen = tx.init(KEY, model)
+    merged = paths.flatten(tx.merge(jax.tree.map(lambda leaf: leaf + 1, adapter), frozen))
+    by = {
         path: jnp.abs(leaf - merged[path]).reshape(-1, 8 * 16).max(axis=1)
         for path, leaf in paths.flatten(model.params).items()
         if path.endswith('up/kernel')
     }
-    found = np.concatenate([moved[path] for path in sorted(moved)])
+    found = np.concatenate([by[path] for path in sorted(by)])
     np.testing.assert_allclose(found, [0, 1])
     with pytest.raises(ValueError, match='write at most the least'):
-        peftjax.top_layers(3).init(KEY, model)[0]
+        peftjax.top_layers(3).init(KEY, model)
 
 
 def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
@@ -111,14 +110,12 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
 
 def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():
     tx = peftjax.diff_pruning(targets=r'(hidden|out)')
-    adapter = testing.perturb(tx.init(KEY, mlp())[0], 0)
+    adapter, frozen = moved(tx, mlp(), size=0.05)
     positions, sparse = peftjax.keep_entries(adapter, 7)
     assert sum(map(len, positions.values())) == 7
-    masked = paths.flatten(peftjax.fish_mask(positions).merge(mlp().params, sparse))
-    whole, base = (
-        paths.flatten(tx.merge(adapter, tx.freeze(mlp(), adapter))),
-        paths.flatten(mlp().params),
-    )
+    mask = peftjax.fish_mask(positions)
+    masked = paths.flatten(mask.merge(sparse, mask.freeze(mlp(), sparse)))
+    whole, base = paths.flatten(tx.merge(adapter, frozen)), paths.flatten(mlp().params)
     changes = {path: np.abs(whole[path] - base[path]) for path in ('hidden/kernel', 'out/kernel')}
     cut = np.sort(np.concatenate([change.reshape(-1) for change in changes.values()]))[-7]
     for path, change in changes.items():
@@ -128,7 +125,7 @@ def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():
 
 def test_gates_are_drawn_in_training_and_close_under_the_penalty():
     tx = peftjax.diff_pruning(alpha_init=0.0, targets=r'hidden')
-    adapter = testing.perturb(tx.init(KEY, mlp())[0], 0, 0.5)
+    adapter, frozen = moved(tx, mlp())
     predict, x = peftjax.adapt(mlp(), tx), jnp.ones((2, 4))
     one, two = (predict(adapter, frozen, x, adapter_key=jax.random.key(seed)) for seed in (1, 2))
     assert not jnp.allclose(one, two)
@@ -147,36 +144,36 @@ EMBED = MODELS['linen looped']
     [
         (lambda: peftjax.trainable_tokens([1, 1], targets='.*'), ValueError, 'different whole'),
         (
-            lambda: peftjax.trainable_tokens([13], targets='embed/embedding').init(KEY, EMBED())[0],
+            lambda: peftjax.trainable_tokens([13], targets='embed/embedding').init(KEY, EMBED()),
             ValueError,
             r"beyond the 13 rows of 'embed/embedding' \(13, 8\) float32; write ids below 13",
         ),
         (
-            lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, mlp())[0],
+            lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, mlp()),
             ValueError,
             r'no \[vocabulary, features\]; target the leaf of an embedding',
         ),
         (lambda: peftjax.top_layers(0), ValueError, 'at least 1'),
         (
-            lambda: peftjax.top_layers(1).init(KEY, mlp())[0],
+            lambda: peftjax.top_layers(1).init(KEY, mlp()),
             peftjax.TargetError,
             'none has a number in its path',
         ),
         (lambda: peftjax.fish_mask({}), ValueError, 'positions is empty'),
         (lambda: peftjax.fish_mask({'out/bias': [1, 1]}), ValueError, '1 of them different'),
         (
-            lambda: peftjax.fish_mask({'out/bais': [1]}).init(KEY, mlp())[0],
+            lambda: peftjax.fish_mask({'out/bais': [1]}).init(KEY, mlp()),
             peftjax.TargetError,
             "near names: .'out/bias'",
         ),
         (
-            lambda: peftjax.fish_mask({'out/bias': [3]}).init(KEY, mlp())[0],
+            lambda: peftjax.fish_mask({'out/bias': [3]}).init(KEY, mlp()),
             ValueError,
             r"beyond the 3 entries of 'out/bias' \(3,\) float32",
         ),
         (lambda: peftjax.largest_entries({'a': jnp.ones(2)}, 3), ValueError, 'between 1 and the 2'),
         (
-            lambda: peftjax.intrinsic(dimension=2).merge(mlp().params, {}),
+            lambda: peftjax.intrinsic(dimension=2).freeze(mlp(), {}),
             peftjax.AdapterError,
             'expects a Subspace',
         ),

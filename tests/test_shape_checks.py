@@ -19,10 +19,10 @@ LEAVES = {'a': jnp.ones((4, 2)), 'b': jnp.ones((2, 8))}
 def _merged(leaves, matrix):
     """What LoRA makes of one matrix `[4, 8]`."""
     tx = peftjax.lora(rank=2, targets=r'hidden')
-    adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]
-    rule = tx.rules(adapter)['hidden/kernel']
-    assert isinstance(rule, MatrixRule) and rule.merged is not None
-    return rule.merged(leaves, matrix)
+    adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    rule = tx.rules(adapter, frozen.own)['hidden/kernel']
+    assert isinstance(rule, MatrixRule) and rule.merge is not None
+    return rule.merge({**frozen.own['hidden/kernel'], **leaves}, matrix)
 
 
 def test_a_matrix_and_its_leaves_pass():
