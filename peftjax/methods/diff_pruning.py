@@ -60,7 +60,7 @@ def diff_pruning(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.diff_pruning(targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['gate'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['gate'].shape
     (4, 8)
 
     References:
@@ -113,7 +113,8 @@ def expected_entries(adapter: Adapter) -> Float32[jax.Array, '']:
       ValueError: the adapter holds no gates.
 
     >>> tx = peftjax.diff_pruning(alpha_init=0.0, targets=r'hidden')
-    >>> float(peftjax.expected_entries(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())))
+    >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> float(peftjax.expected_entries(adapter))
     16.0
 
     References:
@@ -127,7 +128,7 @@ def expected_entries(adapter: Adapter) -> Float32[jax.Array, '']:
 
 def keep_entries(
     adapter: Mapping[str, Entry], count: int
-) -> tuple[dict[str, Int32[np.ndarray, ' _']], dict[str, Float[jax.Array, ' _']]]:
+) -> tuple[dict[str, Int32[np.ndarray, ' _']], Entry]:
     """The `count` largest entries of the gated change, as a sparse mask and its adapter.
 
     What is left out is pruned. `fish_mask(positions)` with the adapter computes the pruned model,
@@ -144,8 +145,8 @@ def keep_entries(
       ValueError: there are not so many entries, or the adapter holds no gates.
 
     >>> tx = peftjax.diff_pruning(targets=r'hidden')
-    >>> adapter = peftjax.testing.perturb(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp()), 0)
-    >>> positions, sparse = peftjax.keep_entries(adapter, 3)
+    >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> positions, sparse = peftjax.keep_entries(peftjax.testing.perturb(adapter, 0), 3)
     >>> sparse['hidden/kernel'].shape
     (3,)
 
@@ -160,7 +161,8 @@ def keep_entries(
         for path, entry in adapter.items()
     }
     positions = largest_entries({path: np.abs(leaf) for path, leaf in changes.items()}, count)
-    return positions, {path: jnp.asarray(changes[path][each]) for path, each in positions.items()}
+    kept = {path: jnp.asarray(changes[path][each]) for path, each in positions.items()}
+    return positions, Entry('fish_mask', kept)
 
 
 def _gates(
