@@ -65,7 +65,7 @@ def adalora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.adalora(init_rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['lambda'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['lambda'].shape
     (2,)
 
     References:
@@ -129,7 +129,7 @@ def orthogonality(adapter: Adapter, squared: bool = True) -> Float32[jax.Array, 
       ValueError: the adapter holds no triplets.
 
     >>> tx = peftjax.adalora(init_rank=2, targets=r'hidden')
-    >>> adapter = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
     >>> bool(peftjax.orthogonality(adapter) > 3.9)  # Two identities [2, 2], and near-zero factors.
     True
 

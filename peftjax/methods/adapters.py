@@ -35,7 +35,7 @@ def houlsby(
       ValueError, TargetError: see `bottleneck`.
 
     >>> tx = peftjax.houlsby(size=2, targets=r'hidden')
-    >>> sorted(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())['hidden'])
+    >>> sorted(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]['hidden'])
     ['down', 'down_bias', 'up', 'up_bias']
 
     References:
@@ -72,7 +72,7 @@ def pfeiffer(
       ValueError, TargetError: see `bottleneck`.
 
     >>> tx = peftjax.pfeiffer(size=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())  # doctest: +ELLIPSIS
+    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     peftjax.core.paths.TargetError: reads='after' takes array argument 2 of module 'hidden', ...
 
@@ -113,7 +113,7 @@ def parallel_adapter(
       ValueError, TargetError: see `bottleneck`.
 
     >>> tx = peftjax.parallel_adapter(size=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())['hidden']['down'].shape
+    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]['hidden']['down'].shape
     (4, 2)
 
     References:

@@ -78,7 +78,7 @@ def adaption_prompt(
     >>> x = jnp.ones((1, 3, 8))
     >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), x), x)
     >>> tx = peftjax.adaption_prompt(num_virtual_tokens=5, targets=r'core')
-    >>> tx.init(jax.random.key(0), model)['core']['prompt'].shape
+    >>> tx.init(jax.random.key(0), model)[0]['core']['prompt'].shape
     (5, 8)
 
     References:

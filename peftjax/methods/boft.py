@@ -66,7 +66,7 @@ def boft(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.boft(block_size=2, factors=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['q'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['q'].shape
     (2, 2, 1)
 
     References:

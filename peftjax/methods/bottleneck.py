@@ -81,7 +81,7 @@ def bottleneck(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.bottleneck(size=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden']['down'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden']['down'].shape
     (8, 2)
 
     References:

@@ -57,7 +57,7 @@ def c3a(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.c3a(block_size=4, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['kernel'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['kernel'].shape
     (2, 1, 4)
 
     References:

@@ -66,7 +66,7 @@ def delora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.delora(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['a'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['a'].shape
     (4, 2)
 
     References:

@@ -66,7 +66,7 @@ def dora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.dora(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['magnitude'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['magnitude'].shape
     (8,)
 
     References:

@@ -74,7 +74,7 @@ def fourierft(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.fourierft(n_frequency=5, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['spectrum'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['spectrum'].shape
     (5,)
 
     References:

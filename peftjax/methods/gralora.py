@@ -67,7 +67,7 @@ def gralora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.gralora(rank=2, blocks=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['b'].shape
     (2, 2, 4)
 
     References:

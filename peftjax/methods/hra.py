@@ -52,7 +52,7 @@ def hra(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.hra(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['u'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['u'].shape
     (4, 2)
 
     References:

@@ -62,7 +62,7 @@ def invertible_adapter(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.invertible_adapter(size=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden']['f_down'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden']['f_down'].shape
     (4, 2)
 
     References:

@@ -38,13 +38,13 @@ def loftq(
 
     `T` times in turn, from `A B = 0`: `Q = quantise(W - s A B)`, then `s A B` is the best
     approximation of `W - Q` of its rank, with its singular values shared evenly. So `init` wants a
-    base in full precision, and `base` is where `Q` takes the place of its weights:
+    model in full precision. It gives `frozen.params` with `Q` in the place of its weights:
 
-        adapter = tx.init(key, model)
-        small = model.replace(params=tx.base(model.params, adapter))
+        adapter, frozen = tx.init(key, model)
+        merged = tx.merge(adapter, frozen._replace(params=peftjax.dequantize(frozen.params)))
 
-    A product is LoRA's, `x Q + s (x A) B`, with `Q` read inside of it. It merges into
-    `peftjax.dequantize(small.params)`.
+    A product is LoRA's, `x Q + s (x A) B`, with `Q` read inside of it. Nothing can be
+    added to codes: it merges, as above, into `Q` in full precision.
 
     Args:
       rank: `r`. alpha: `s = alpha / r`; `s = 1` unless given.
@@ -61,13 +61,13 @@ def loftq(
 
     Raises:
       ValueError: a rank, dropout or number of iterations out of range, or an unknown scheme.
-      MergeError: from `base`, weights that are quantised already.
+      MergeError: from `init`, weights that are quantised already.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.loftq(rank=2, targets=r'hidden')
-    >>> adapter = tx.init(jax.random.key(0), mlp)
-    >>> tx.base(mlp.params, adapter)['hidden']['kernel']
+    >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
+    >>> frozen.params['hidden']['kernel']
     QuantizedArray(nf4, (4, 8) float32, 272 bytes)
 
     References:

@@ -56,7 +56,7 @@ def loha(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.loha(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b2'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['b2'].shape
     (2, 8)
 
     References:

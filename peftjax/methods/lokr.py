@@ -66,7 +66,7 @@ def lokr(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lokr(rank=1, factor=2, targets=r'hidden')
-    >>> entry = tx.init(jax.random.key(0), mlp)['hidden/kernel']
+    >>> entry = tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']
     >>> {name: leaf.shape for name, leaf in entry.items()}
     {'c': (2, 2), 'd_a': (2, 1), 'd_b': (1, 4)}
 

@@ -48,9 +48,9 @@ def lora(
         on the leaf's or module's path counts.
       init: where `A` and `B` start. `'kaiming'`: as above. `'gaussian'`: `A ~ N(0, 1/r^2)`.
         `'pissa'`: `s A B` is the closest matrix to `W` of rank `r`; `'olora'`: the first `r` terms
-        of the QR decomposition of `W^T`. These two take a part of `W` along, so train and serve
-        beside `tx.base(params, adapter)` of the fresh adapter, which is `W - s A B`. Or
-        `{leaf path: A}`, with `B = 0`, as `eva` makes it.
+        of the QR decomposition of `W^T`. These two take a part of `W` along: `frozen.params`
+        has what is left of it, `W - s A B` of the fresh adapter. Or `{leaf path: A}`, with `B = 0`,
+        as `eva` makes it.
       dtype: of `A` and `B`; the computation runs in the model's own.
       materialize: see `weightwise`.
 
@@ -65,7 +65,7 @@ def lora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
-    >>> adapter = tx.init(jax.random.key(0), mlp)
+    >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
     >>> adapter['hidden/kernel']['a'].shape, adapter['hidden/kernel']['b'].shape
     ((4, 2), (2, 8))
 

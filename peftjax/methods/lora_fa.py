@@ -63,7 +63,7 @@ def lora_fa(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora_fa(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['b'].shape
     (2, 8)
 
     References:

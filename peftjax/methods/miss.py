@@ -57,7 +57,7 @@ def miss(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.miss(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['d'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['d'].shape
     (2, 8)
 
     References:

@@ -70,7 +70,7 @@ def oft(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.oft(block_size=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['q'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['q'].shape
     (2, 1)
 
     References:

@@ -58,8 +58,8 @@ def p_tuning(
     >>> import flax.linen as nn
     >>> embed, ids = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]), jnp.zeros((1, 2), int)
     >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), ids), ids)
-    >>> adapter = peftjax.p_tuning(num_virtual_tokens=4, targets=r'layers_0').init(
-    ...     jax.random.key(0), model)
+    >>> tx = peftjax.p_tuning(num_virtual_tokens=4, targets=r'layers_0')
+    >>> adapter, frozen = tx.init(jax.random.key(0), model)
     >>> peftjax.export_prompt(adapter)['layers_0']['prompt'].shape
     (4, 3)
 

@@ -77,7 +77,7 @@ def prefix_tuning(
     >>> x = jnp.ones((1, 3, 8))
     >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), x), x)
     >>> tx = peftjax.prefix_tuning(num_virtual_tokens=5, targets=r'core')
-    >>> tx.init(jax.random.key(0), model)['sites']['core']['key'].shape
+    >>> tx.init(jax.random.key(0), model)[0]['sites']['core']['key'].shape
     (5, 2, 4)
 
     References:

@@ -67,7 +67,7 @@ def prompt_tuning(
     >>> embed, ids = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]), jnp.zeros((1, 2), int)
     >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), ids), ids)
     >>> tx = peftjax.prompt_tuning(num_virtual_tokens=4, targets=r'layers_0')
-    >>> tx.init(jax.random.key(0), model)['layers_0']['prompt'].shape
+    >>> tx.init(jax.random.key(0), model)[0]['layers_0']['prompt'].shape
     (4, 3)
 
     References:

@@ -78,7 +78,7 @@ def psoft(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.psoft(peftjax.principal_subspaces(mlp, rank=3, targets=r'hidden'))
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['k'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['k'].shape
     (3,)
 
     References:

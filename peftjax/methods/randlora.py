@@ -77,7 +77,7 @@ def randlora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.randlora(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['g'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['g'].shape
     (2, 4)
 
     References:

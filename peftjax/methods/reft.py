@@ -67,7 +67,7 @@ def loreft(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.loreft(rank=2, positions='f1+l1', targets=r'hidden')
-    >>> sorted(tx.init(jax.random.key(0), mlp)['hidden'])
+    >>> sorted(tx.init(jax.random.key(0), mlp)[0]['hidden'])
     ['first', 'last']
 
     References:
@@ -105,7 +105,7 @@ def noreft(
       ValueError, TargetError: see `loreft`.
 
     >>> tx = peftjax.noreft(rank=2, targets=r'hidden')
-    >>> sorted(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())['hidden']['all'])
+    >>> sorted(tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]['hidden']['all'])
     ['bias', 'projection', 'weight']
 
     References:
@@ -140,7 +140,7 @@ def direft(
       ValueError, TargetError: see `loreft`.
 
     >>> tx = peftjax.direft(rank=2, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())['hidden']['all']['bias'].shape
+    >>> tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())[0]['hidden']['all']['bias'].shape
     (2,)
 
     References:

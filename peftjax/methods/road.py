@@ -54,7 +54,7 @@ def road(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.road(group_size=4, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['theta'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['theta'].shape
     (4,)
 
     References:

@@ -61,7 +61,7 @@ def shira(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.shira(rank=1, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['values'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['values'].shape
     (12,)
 
     References:

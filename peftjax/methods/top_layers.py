@@ -43,7 +43,7 @@ def top_layers(
     >>> import flax.linen as nn
     >>> deep, x = nn.Sequential([nn.Dense(3), nn.Dense(3), nn.Dense(2)]), jnp.ones((1, 3))
     >>> model = peftjax.wrap(deep, deep.init(jax.random.key(0), x), x)
-    >>> sorted(peftjax.top_layers(1).init(jax.random.key(0), model))
+    >>> sorted(peftjax.top_layers(1).init(jax.random.key(0), model)[0])
     ['layers_2/bias', 'layers_2/kernel']
 
     References:

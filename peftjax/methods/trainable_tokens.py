@@ -43,7 +43,7 @@ def trainable_tokens(
     >>> embed, tokens = nn.Embed(7, 3), jnp.zeros((1, 2), int)
     >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), tokens), tokens)
     >>> tx = peftjax.trainable_tokens([5, 6], targets=r'embedding')
-    >>> tx.init(jax.random.key(0), model)['embedding'].shape
+    >>> tx.init(jax.random.key(0), model)[0]['embedding'].shape
     (2, 3)
 
     References:

@@ -81,7 +81,7 @@ def vblora(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.vblora(rank=2, num_vectors=6, vector_length=4, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['sites']['hidden/kernel']['logits_b'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['sites']['hidden/kernel']['logits_b'].shape
     (2, 2, 6)
 
     References:

@@ -70,7 +70,7 @@ def vera(
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.vera(rank=4, targets=r'hidden')
-    >>> tx.init(jax.random.key(0), mlp)['hidden/kernel']['b'].shape
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['b'].shape
     (8,)
 
     References:
