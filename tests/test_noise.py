@@ -84,6 +84,9 @@ def test_each_leaf_and_each_method_has_noise_of_its_own():
     twice = peftjax.chain(tx, tx)
     adapter, frozen = twice.init(KEY, model)
     adapter = jax.tree.map(jnp.ones_like, adapter)
-    added = peftjax.adapt(model, twice)(adapter, frozen, x, adapter_key=KEY)[1] - model.apply(model.params, x)[1]
+    added = (
+        peftjax.adapt(model, twice)(adapter, frozen, x, adapter_key=KEY)[1]
+        - model.apply(model.params, x)[1]
+    )
     # One mask for both would give even multiples of what one kept entry adds, 2.
     assert jnp.any(added % 4 != 0)

@@ -226,7 +226,11 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
             ValueError,
             'one with the sum of both',
         ),
-        (lambda: peftjax.export_prefix({'a': 1}), peftjax.AdapterError, "found \\['a'\\]"),
+        (
+            lambda: peftjax.export_prefix({'a': 1}),
+            peftjax.AdapterError,
+            "found a dict with \\['a'\\]",
+        ),
     ],
 )
 def test_what_cannot_be_says_what_to_write(make, error, message):

@@ -29,7 +29,9 @@ def _merged(tx):
 def test_boft_keeps_lengths_and_angles_between_columns(factors):
     tx = peftjax.boft(block_size=4, factors=factors, scale=False, targets='kernel')
     merged = _merged(tx)
-    np.testing.assert_allclose(merged.T @ merged, WIDE['kernel'].T @ WIDE['kernel'], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        merged.T @ merged, WIDE['kernel'].T @ WIDE['kernel'], rtol=2e-4, atol=2e-4
+    )
 
 
 def test_each_factor_of_boft_doubles_its_reach():
@@ -58,9 +60,7 @@ def test_a_bounded_oft_moves_no_further_but_still_learns():
     gradient = jax.grad(lambda a: predict(a, of[bound], x=jnp.ones((2, 16))).sum())(adapter)
     assert jnp.abs(gradient['kernel']['q']).min() > 0
     small = jax.tree.map(lambda leaf: 0.01 * leaf, adapter)
-    np.testing.assert_array_equal(
-        *(tx.merge(small, frozen)['kernel'] for tx, frozen in of.items())
-    )
+    np.testing.assert_array_equal(*(tx.merge(small, frozen)['kernel'] for tx, frozen in of.items()))
 
 
 def test_the_series_nears_the_inverse_from_term_to_term():

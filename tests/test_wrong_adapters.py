@@ -1,5 +1,7 @@
 """Adapters that do not belong to the model, the method or the chain they are used with."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
@@ -7,16 +9,22 @@ import pytest
 import peftjax
 from tests.algebra import KEY, X, assert_raises, function, mlp
 
-LORA = peftjax.lora(rank=2, targets=r'hidden')
+LORA = peftjax.lora(rank=2, targets=r'hid.*')
 BIASES = peftjax.select(r'.*/bias')
-BOTTLENECK = peftjax.bottleneck(size=2, targets=r'hidden')
+BOTTLENECK = peftjax.bottleneck(size=2, targets=r'hid.*')
 
 
-def at_call(transform, adapter, model=None, params=None, x=X):
-    """The adapted model called with an adapter that may not be its own."""
-    model = model or mlp()
-    given = model.params if params is None else params
-    return peftjax.adapt(model, transform)(adapter, given, x)
+def check_refused(transform, adapter, model, *said):
+    """Neither `merge` nor a call takes `adapter` beside what the transform freezes of `model`."""
+    _, frozen = transform.init(KEY, model)
+    assert_raises(peftjax.AdapterError, lambda: transform.merge(adapter, frozen), *said)
+    check_refused_at_a_call(transform, adapter, model, *said)
+
+
+def check_refused_at_a_call(transform, adapter, model, *said):
+    _, frozen = transform.init(KEY, model)
+    predict = peftjax.adapt(model, transform)
+    assert_raises(peftjax.AdapterError, lambda: predict(adapter, frozen, X), *said)
 
 
 class Other(nn.Module):
@@ -35,63 +43,49 @@ def other_mlp(**fields):
 
 @pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
 def test_a_leaf_that_is_not_there(transform):
-    adapter = transform.init(KEY, mlp())[0]
-    other = other_mlp(hidden='hiddem')
+    adapter, _ = transform.init(KEY, mlp())
     near = "near names: ['hiddem/" + ('kernel' if transform is LORA else 'bias')
     said = ("'hidden/", near, 'another model')
-    assert_raises(
-        peftjax.AdapterError,
-        lambda: transform.merge(adapter, transform.freeze(other, adapter)),
-        *said,
-    )
-    assert_raises(peftjax.AdapterError, lambda: at_call(transform, adapter, other), *said)
+    check_refused(transform, adapter, other_mlp(hidden='hiddem'), *said)
 
 
 @pytest.mark.parametrize('transform', [LORA, BIASES], ids=['lora', 'select'])
 def test_a_leaf_of_another_shape(transform):
-    adapter = transform.init(KEY, mlp())[0]
-    other = other_mlp(width=6)
+    adapter, _ = transform.init(KEY, mlp())
     path, mine, theirs = (
         ("'hidden/kernel'", '(4, 8)', '(4, 6)')
         if transform is LORA
         else ("'hidden/bias'", '(8,)', '(6,)')
     )
     said = (path, mine, theirs, 'float32', 'another model')
-    assert_raises(
-        peftjax.AdapterError,
-        lambda: transform.merge(adapter, transform.freeze(other, adapter)),
-        *said,
-    )
-    assert_raises(peftjax.AdapterError, lambda: at_call(transform, adapter, other), *said)
+    check_refused(transform, adapter, other_mlp(width=6), *said)
 
 
 def test_a_leaf_of_the_same_shape_that_is_used_otherwise():
     rows = function(lambda p, x: x @ p['w'], X, w=jnp.ones((4, 4)))
     columns = function(lambda p, x: x @ p['w'].T, X, w=jnp.ones((4, 4)))
     tx = peftjax.lora(rank=2, targets='w')
-    adapter = tx.init(KEY, rows)[0]
+    adapter, _ = tx.init(KEY, rows)
     said = ("'w'", 'rows=(0,)', 'rows=(1,)', 'another model')
-    assert_raises(peftjax.AdapterError, lambda: at_call(tx, adapter, columns), *said)
+    check_refused_at_a_call(tx, adapter, columns, *said)
 
 
 def test_a_module_that_is_not_there():
-    other = other_mlp(hidden='hiddem')
-    adapter = BOTTLENECK.init(KEY, mlp())[0]
+    adapter, _ = BOTTLENECK.init(KEY, mlp())
     said = ("'hidden'", "'hiddem'", 'another model')
-    assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
+    check_refused_at_a_call(BOTTLENECK, adapter, other_mlp(hidden='hiddem'), *said)
 
 
 def test_a_module_of_another_width():
-    other = other_mlp(width=6)
-    adapter = BOTTLENECK.init(KEY, mlp())[0]
+    adapter, _ = BOTTLENECK.init(KEY, mlp())
     said = ("'hidden'", '(8, 2) float32', '(2, 6) float32', 'another model')
-    assert_raises(peftjax.AdapterError, lambda: at_call(BOTTLENECK, adapter, other), *said)
+    check_refused_at_a_call(BOTTLENECK, adapter, other_mlp(width=6), *said)
 
 
 METHODS = {
-    'lora': (LORA, 'WeightAdapter'),
-    'select': (BIASES, 'array'),
-    'bottleneck': (BOTTLENECK, "'down'"),
+    'lora': (LORA, 'entries of lora'),
+    'select': (BIASES, 'an entry of select'),
+    'bottleneck': (BOTTLENECK, 'entries of bottleneck'),
     'chain': (peftjax.chain(LORA, BIASES), 'tuple'),
     'named chain': (peftjax.named_chain({'low': LORA, 'bias': BIASES}), "['bias', 'low']"),
 }
@@ -103,20 +97,86 @@ def test_an_adapter_of_another_method(method, foreign):
     if method == foreign:
         return
     transform, expected = METHODS[method]
-    adapter = METHODS[foreign][0].init(KEY, mlp())[0]
-    for act in (
-        lambda: transform.merge(adapter, transform.freeze(mlp(), adapter)),
-        lambda: at_call(transform, adapter),
-    ):
-        assert_raises(peftjax.AdapterError, act, expected, 'found', 'init')
+    adapter, _ = METHODS[foreign][0].init(KEY, mlp())
+    check_refused(transform, adapter, mlp(), expected, 'found', 'init')
+    assert_raises(
+        peftjax.AdapterError, lambda: transform.freeze(mlp(), adapter), expected, 'found', 'init'
+    )
+
+
+# All that act on one site, by name. Several write arrays of the same names and shapes.
+EACH = {
+    'adalora': peftjax.adalora(init_rank=2, targets=r'hidden'),
+    'boft': peftjax.boft(block_size=2, factors=1, targets=r'hidden'),
+    'bottleneck': BOTTLENECK,
+    'c3a': peftjax.c3a(block_size=2, targets=r'hidden'),
+    'compacter': peftjax.compacter(size=2, terms=2, targets=r'hidden'),
+    'delora': peftjax.delora(rank=2, targets=r'hidden'),
+    'diff_pruning': peftjax.diff_pruning(targets=r'hidden'),
+    'direft': peftjax.direft(rank=2, targets=r'hidden'),
+    'dora': peftjax.dora(rank=2, targets=r'hidden'),
+    'fish_mask': peftjax.fish_mask({'hidden/kernel': [0, 9]}),
+    'fourierft': peftjax.fourierft(n_frequency=4, targets=r'hidden'),
+    'gated': peftjax.gated(LORA),
+    'gralora': peftjax.gralora(rank=2, targets=r'hidden'),
+    'hira': peftjax.hira(rank=2, targets=r'hidden'),
+    'hra': peftjax.hra(rank=2, targets=r'hidden'),
+    'ia3': peftjax.ia3(targets=r'hidden'),
+    'intrinsic': peftjax.intrinsic(dimension=3),
+    'invertible_adapter': peftjax.invertible_adapter(size=2, targets=r'hidden'),
+    'loftq': peftjax.loftq(rank=2, targets=r'hidden'),
+    'loha': peftjax.loha(rank=2, targets=r'hidden'),
+    'lokr': peftjax.lokr(rank=1, factor=2, targets=r'hidden'),
+    'lora': LORA,
+    'lora_fa': peftjax.lora_fa(rank=2, targets=r'hidden'),
+    'loreft': peftjax.loreft(rank=2, targets=r'hidden'),
+    'miss': peftjax.miss(rank=2, targets=r'hidden'),
+    'noreft': peftjax.noreft(rank=2, targets=r'hidden'),
+    'oft': peftjax.oft(block_size=2, targets=r'hidden'),
+    'psoft': peftjax.psoft(peftjax.principal_subspaces(mlp(), rank=2, targets=r'hidden')),
+    'randlora': peftjax.randlora(rank=2, targets=r'hidden'),
+    'road': peftjax.road(group_size=2, targets=r'hidden'),
+    'select': BIASES,
+    'shira': peftjax.shira(rank=1, targets=r'hidden'),
+    'vblora': peftjax.vblora(rank=2, num_vectors=8, vector_length=2, targets=r'hidden'),
+    'vera': peftjax.vera(rank=2, targets=r'hidden'),
+}
+
+
+@functools.cache
+def started(name):
+    return EACH[name].init(KEY, mlp())
+
+
+@pytest.mark.parametrize('name', EACH)
+def test_each_method_takes_its_own_adapters_and_no_others(name):
+    transform = EACH[name]
+    predict = peftjax.adapt(mlp(), transform)
+    adapter, frozen = started(name)
+    assert predict(adapter, frozen, X).shape == (2, 3)
+    for foreign in set(EACH) - {name}:
+        other = started(foreign)[0]
+        for act in (
+            lambda other=other: predict(other, frozen, X),
+            lambda other=other: transform.merge(other, frozen),
+            lambda other=other: transform.freeze(mlp(), other),
+        ):
+            assert_raises(peftjax.AdapterError, act, name, 'found', 'init')
+
+
+@pytest.mark.parametrize('transform', [LORA, BIASES, BOTTLENECK], ids=['lora', 'select', 'module'])
+@pytest.mark.parametrize('of', [peftjax.oft(block_size=2, targets=r'hidden'), peftjax.chain()])
+def test_what_another_transform_froze(transform, of):
+    adapter, _ = transform.init(KEY, mlp())
+    frozen = of.init(KEY, mlp())[1]
+    predict = peftjax.adapt(mlp(), transform)
+    said = ('frozen.own has no numbers of', 'by another transform')
+    assert_raises(peftjax.AdapterError, lambda: predict(adapter, frozen, X), *said)
 
 
 def test_an_adapter_that_lost_its_type():
     adapter = {path: dict(entry) for path, entry in LORA.init(KEY, mlp())[0].items()}
-    said = ("found a dict at 'hidden/kernel'", 'WeightAdapter')
-    assert_raises(
-        peftjax.AdapterError, lambda: LORA.merge(adapter, LORA.freeze(mlp(), adapter)), *said
-    )
+    check_refused(LORA, adapter, mlp(), "found a dict with ['a', 'b'] at 'hidden/kernel'", 'entry')
 
 
 # --- composition --------------------------------------------------------------------------------
@@ -124,40 +184,34 @@ def test_an_adapter_that_lost_its_type():
 
 def test_chain_with_a_part_missing():
     tx = peftjax.chain(LORA, BIASES)
-    adapter = tx.init(KEY, mlp())[0]
+    adapter, _ = tx.init(KEY, mlp())
     for parts in (adapter[:1], (*adapter, adapter[0])):
-        said = ('2 transforms', f'{len(parts)} parts')
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(p, tx.freeze(mlp(), p)), *said)
-        assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
+        check_refused(tx, parts, mlp(), '2 transforms', f'{len(parts)} parts')
 
 
 def test_named_chain_with_a_part_missing():
     tx = peftjax.named_chain({'low': LORA, 'bias': BIASES})
-    adapter = tx.init(KEY, mlp())[0]
+    adapter, _ = tx.init(KEY, mlp())
     for parts, found in (
         ({'low': adapter['low']}, "['low']"),
         ({**adapter, 'more': {}}, "['bias', 'low', 'more']"),
     ):
-        said = ("['bias', 'low']", found)
-        assert_raises(peftjax.AdapterError, lambda p=parts: tx.merge(p, tx.freeze(mlp(), p)), *said)
-        assert_raises(peftjax.AdapterError, lambda p=parts: at_call(tx, p), *said)
+        check_refused(tx, parts, mlp(), "['bias', 'low']", found)
 
 
 @pytest.mark.parametrize('last', [peftjax.full(), peftjax.select(r'hidden/kernel')])
 def test_replacing_what_is_already_adapted(last):
     tx = peftjax.chain(LORA, last)
     said = ("'hidden/kernel'", 'lose the adaptation', 'put select or full', 'first in the chain')
-    assert_raises(ValueError, lambda: tx.init(KEY, mlp())[0], *said)
-    peftjax.chain(last, LORA).init(KEY, mlp())[0]
+    assert_raises(ValueError, lambda: tx.init(KEY, mlp()), *said)
+    peftjax.chain(last, LORA).init(KEY, mlp())
 
 
 def test_merging_what_lives_on_activations():
     for tx in (BOTTLENECK, peftjax.chain(LORA, BOTTLENECK)):
-        adapter = tx.init(KEY, mlp())[0]
-        said = ("'hidden'", 'cannot merge', 'adapt(model, tx)')
-        assert_raises(
-            peftjax.MergeError, lambda t=tx, a=adapter: t.merge(a, t.freeze(mlp(), a)), *said
-        )
+        given = tx.init(KEY, mlp())
+        said = ("nothing can be merged at ['hidden']", 'adapt(model, tx)')
+        assert_raises(peftjax.MergeError, lambda t=tx, g=given: t.merge(*g), *said)
 
 
 def test_partition_overlap():

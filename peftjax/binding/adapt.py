@@ -55,6 +55,10 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
     >>> predict(adapter, frozen, jax.numpy.ones((5, 4))).shape
     (5, 3)
     """
+    if isinstance(model, PeftTransform) and isinstance(transform, Model):
+        raise TypeError(
+            'the arguments are swapped: write peftjax.adapt(model, tx), the model first'
+        )
     if not (isinstance(model, Model) and isinstance(transform, PeftTransform)):
         raise TypeError(
             f'adapt takes a model and a transform, found a {type(model).__name__} and a '

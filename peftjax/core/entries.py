@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from peftjax.core import paths
 from peftjax.core.errors import AdapterError
 from peftjax.core.layout import Layout
 
@@ -63,7 +64,7 @@ def check_entries(adapter: Any, method: str, names: Collection[str] | None = Non
     names: of the arrays in each entry, where the method's settings decide them.
     """
     if not isinstance(adapter, Mapping) or isinstance(adapter, Entry):
-        raise AdapterError(_other(method, '{site path: entry}', found_in(adapter)))
+        raise AdapterError(_other(method, f'a dict of entries of {method}', found_in(adapter)))
     for path, entry in adapter.items():
         check_entry(entry, method, f' at {path!r}')
         if names is not None and set(entry) != set(names):
@@ -76,13 +77,24 @@ def check_entries(adapter: Any, method: str, names: Collection[str] | None = Non
 def check_entry(entry: Any, method: str, where: str = '') -> None:
     """Raises `AdapterError` unless `entry` is an `Entry` of `method`."""
     if not isinstance(entry, Entry) or entry.method != method:
-        raise AdapterError(_other(method, 'entry', found_in(entry) + where))
+        raise AdapterError(_other(method, f'an entry of {method}', found_in(entry) + where))
+
+
+def check_own(own: Any, adapter: Collection[str], method: str) -> None:
+    """Raises `AdapterError` unless `own` has the method's numbers for each site of `adapter`."""
+    numbers = own if isinstance(own, Mapping) else {}
+    if unknown := sorted(set(adapter) - set(numbers)):
+        raise AdapterError(
+            f'the adapter of {method} has {unknown[0]!r}, for which frozen.own has no numbers of '
+            f'{method}; near names: {paths.near_names(unknown[0], numbers)}. Was one of the two '
+            'made for another model, or by another transform?'
+        )
 
 
 def _other(method: str, expected: str, found: str) -> str:
     return (
-        f'{method} expects an adapter ({expected}) as its own init makes it, found {found}. Was it '
-        "made by another transform, or is it a part of a chain's adapter?"
+        f'{method} expects {expected} as its own init makes it, found {found}. Was it made by '
+        "another transform, or is it a part of a chain's adapter?"
     )
 
 
@@ -93,8 +105,16 @@ def found_in(adapter: Any) -> str:
     if isinstance(adapter, jax.Array):
         return 'an array'
     if isinstance(adapter, Mapping):
-        return f'a dict with {sorted(map(str, adapter))[:5]}'
+        of = sorted({each.method for each in adapter.values() if isinstance(each, Entry)})
+        what = f'a dict of entries of {", ".join(of)}' if of else 'a dict'
+        return f'{what} with {sorted(map(str, adapter))[:5]}'
     return f'a {type(adapter).__name__}'
+
+
+def holds_entries(tree: Any) -> bool:
+    """Whether a tree is an adapter, or has one among its nodes."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Entry))
+    return any(isinstance(node, Entry) for node in nodes)
 
 
 def is_abstract(adapter: Adapter) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.entries import Entry, check_entry
+from peftjax.core.entries import Entry, check_entry, check_own
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.quantized import dense
@@ -60,11 +60,7 @@ def leafwise(
 
     def rules(adapter: Entry, numbers: Mapping[str, Any]) -> dict[str, LeafRule]:
         check_entry(adapter, name)
-        if unknown := sorted(set(adapter) - set(numbers)):
-            raise AdapterError(
-                f'the adapter of {name} has {unknown[0]!r}, which this frozen lacks; near names: '
-                f'{paths.near_names(unknown[0], numbers)}. Was it made for another model?'
-            )
+        check_own(numbers, adapter, name)
         return {path: rule(path, entry, numbers[path]) for path, entry in adapter.items()}
 
     def rule(path: str, entry: jax.Array, numbers: Any) -> LeafRule:

@@ -79,6 +79,16 @@ def refuse_quantized(path: str, leaf: Any, instead: str = _DENSE) -> None:
         )
 
 
+def check_whole(path: str, leaf: Any, method: str) -> None:
+    """Raises unless a method can start from a part of a leaf: it is there, and not quantised."""
+    if is_hole(leaf):
+        raise ValueError(
+            f'{method} starts from a part of {path!r}, which an earlier transform of the chain '
+            'trains as a whole; leave that leaf out of the targets of one of them'
+        )
+    refuse_quantized(path, leaf)
+
+
 def replaced(rule: LeafRule, leaf: Any) -> jax.Array:
     """What a rule puts in the place of a leaf, in the leaf's dtype."""
     result = rule.replace(leaf)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol
 import jax
 
 from peftjax.core import paths
-from peftjax.core.entries import Adapter, found_in
+from peftjax.core.entries import Adapter, found_in, holds_entries
 from peftjax.core.holes import Hole
 from peftjax.core.merge import merged
 from peftjax.core.model import Model
@@ -193,7 +193,7 @@ def check_frozen(adapter: Any, frozen: Any) -> None:
         raise TypeError('the arguments are swapped: the adapter comes first, then frozen')
     if isinstance(frozen, Model):
         given = 'the model'
-    elif isinstance(frozen, Mapping):
+    elif isinstance(frozen, Mapping) and not holds_entries(frozen):
         given = 'a tree of parameters'
     else:
         given = found_in(frozen)

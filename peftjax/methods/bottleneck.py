@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.entries import Entry, check_entries
+from peftjax.core.entries import Entry, check_entries, check_own
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.rules import ModuleRule
@@ -141,6 +141,8 @@ def bottleneck(
 
     def rules(adapter: dict[str, Entry], own: Mapping[str, Any]) -> dict[str, ModuleRule]:
         check_entries(adapter, 'bottleneck', names)
+        if not learned:
+            check_own(own, adapter, 'bottleneck')
         return {
             path: ModuleRule(dict(entry), at(path, own.get(path, {})))
             for path, entry in adapter.items()

@@ -1,0 +1,338 @@
+"""`init` splits a model into what trains and what does not: nothing is held twice or forgotten."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peftjax
+from peftjax.core import paths
+from tests.algebra import KEY, X, assert_close, assert_raises, function, mlp, moved
+from tests.contract_models import IDS, MODELS
+
+MATRICES = r'layers.*'
+
+
+class Pair(NamedTuple):
+    """A method with two sets of settings that differ in numbers alone."""
+
+    make: Any
+    one: dict[str, Any]
+    other: dict[str, Any]
+
+
+def _pair(method, one, other, targets=MATRICES, **settings):
+    return Pair(functools.partial(method, targets=targets, **settings), one, other)
+
+
+ALPHA = ({'alpha': 2}, {'alpha': 32})
+RATE = ({'dropout': 0.1}, {'dropout': 0.6})
+SEED = ({'seed': 0}, {'seed': 1})
+PAIRS = {
+    'lora, alpha': _pair(peftjax.lora, *ALPHA, rank=2),
+    'lora, rank-stabilised': _pair(peftjax.lora, {'rslora': False}, {'rslora': True}, rank=2),
+    'lora, alpha by pattern': _pair(
+        peftjax.lora, {'alpha_pattern': {'.*up': 1}}, {'alpha_pattern': {'.*down': 9}}, rank=2
+    ),
+    'lora, dropout': _pair(peftjax.lora, *RATE, rank=2),
+    'dora, alpha': _pair(peftjax.dora, *ALPHA, rank=2),
+    'dora, dropout': _pair(peftjax.dora, *RATE, rank=2),
+    'lora_fa, alpha': _pair(peftjax.lora_fa, *ALPHA, rank=2),
+    'lora_fa, dropout': _pair(peftjax.lora_fa, *RATE, rank=2),
+    'lora_fa, seed': _pair(peftjax.lora_fa, *SEED, rank=2),
+    'randlora, alpha': _pair(peftjax.randlora, *ALPHA, rank=2),
+    'randlora, dropout': _pair(peftjax.randlora, *RATE, rank=2),
+    'randlora, seed': _pair(peftjax.randlora, *SEED, rank=2),
+    'randlora, sparsity': _pair(peftjax.randlora, {'sparsity': 2.0}, {'sparsity': 5.0}, rank=2),
+    'vera, dropout': _pair(peftjax.vera, *RATE, rank=4),
+    'vera, seed': _pair(peftjax.vera, *SEED, rank=4),
+    'loha, alpha': _pair(peftjax.loha, *ALPHA, rank=2),
+    'lokr, alpha': _pair(peftjax.lokr, *ALPHA, rank=1, factor=4),
+    'hira, dropout': _pair(peftjax.hira, *RATE, rank=2),
+    'gralora, alpha': _pair(peftjax.gralora, *ALPHA, rank=2),
+    'gralora, dropout': _pair(peftjax.gralora, *RATE, rank=2),
+    'adalora, alpha': _pair(peftjax.adalora, *ALPHA, init_rank=2),
+    'adalora, dropout': _pair(peftjax.adalora, *RATE, init_rank=2),
+    'delora, dropout': _pair(peftjax.delora, *RATE, rank=2),
+    'vblora, dropout': _pair(
+        peftjax.vblora, *RATE, rank=2, num_vectors=8, vector_length=4, logits_std=1.0
+    ),
+    'shira, scaling': _pair(peftjax.shira, {'scaling': 1.0}, {'scaling': 9.0}, rank=1),
+    'shira, seed': _pair(peftjax.shira, *SEED, rank=1),
+    'fourierft, scaling': _pair(
+        peftjax.fourierft, {'scaling': 30.0}, {'scaling': 300.0}, n_frequency=6
+    ),
+    'fourierft, seed': _pair(peftjax.fourierft, *SEED, n_frequency=6),
+    'oft, eps': _pair(peftjax.oft, {'eps': 0.01}, {'eps': 0.4}, block_size=4),
+    'bottleneck, scale': _pair(
+        peftjax.bottleneck, {'scale': 1.0}, {'scale': 7.0}, r'layers.*/(up|down)', size=2
+    ),
+    'loftq, alpha': _pair(peftjax.loftq, *ALPHA, r'layers.*/(up|down)', rank=2, iterations=1),
+    'loftq, dropout': _pair(peftjax.loftq, *RATE, r'layers.*/(up|down)', rank=2, iterations=1),
+}
+
+
+def _counting(model):
+    """The model, and a list that grows whenever a program is made of it."""
+    traces = []
+
+    def counted(apply):
+        def run(*args, **kwargs):
+            traces.append(1)
+            return apply(*args, **kwargs)
+
+        return run
+
+    return model.replace(apply=counted(model.apply), traceable=counted(model.traceable)), traces
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_other_numbers_are_other_arguments_of_the_same_program(name):
+    make, *settings = PAIRS[name]
+    model, traces = _counting(MODELS['linen scanned']())
+    one, other = (make(**each) for each in settings)
+    mine, theirs = moved(one, model), moved(other, model)
+    predict = peftjax.adapt(model, one)
+    before = predict(*mine, ids=IDS, adapter_key=KEY)
+    programs = len(traces)
+    found = predict(*theirs, ids=IDS, adapter_key=KEY)
+    assert programs and len(traces) == programs
+    expected = peftjax.adapt(model, other)(*theirs, ids=IDS, adapter_key=KEY)
+    assert_close(found, expected, 1e-6)
+    assert not jnp.allclose(found, before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('init', ['pissa', 'olora'])
+@pytest.mark.parametrize('form', ['linen looped', 'linen scanned'])
+def test_a_start_from_the_weight_leaves_the_rest_frozen(init, form):
+    model = MODELS[form]()
+    tx = peftjax.lora(rank=2, alpha=6, init=init, targets=r'layers.*/up')
+    adapter, frozen = tx.init(KEY, model)
+    plain = model.apply(model.params, ids=IDS)
+    assert_close(peftjax.adapt(model, tx)(adapter, frozen, ids=IDS), plain)
+    assert_close(tx.merge(adapter, frozen), model.params)
+    whole, rest = paths.flatten(model.params), paths.flatten(frozen.params)
+    for path, entry in adapter.items():
+        taken = 3 * entry['a'] @ entry['b']
+        assert_close(rest[path], whole[path] - taken)
+        assert float(jnp.abs(taken).max()) > 0.1
+    same = set(whole) - set(adapter)
+    assert same and all(rest[path] is whole[path] for path in same)
+
+
+def _in_bfloat16():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), mlp().params)
+    return mlp().replace(params=params)
+
+
+@pytest.mark.parametrize(
+    'tx',
+    [peftjax.select(r'hidden/.*'), peftjax.full()],
+    ids=['select', 'full'],
+)
+def test_a_trained_copy_of_bfloat16_takes_small_steps(tx):
+    model, x = _in_bfloat16(), X.astype(jnp.bfloat16)
+    adapter, frozen = tx.init(KEY, model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(jnp.float32)}
+    predict = peftjax.adapt(model, tx)
+    plain = model.apply(model.params, x)
+    assert plain.dtype == jnp.bfloat16
+    assert_close(predict(adapter, frozen, x), plain, 0)
+    # A step of 1e-5 of each value: bfloat16 has three significant digits.
+    stepped = jax.tree.map(lambda leaf: leaf * (1 + 1e-5) + 1e-5, adapter)
+    for before, after in zip(*map(jax.tree.leaves, (adapter, stepped)), strict=True):
+        assert (before != after).all()
+    slope = jax.grad(lambda adapter: predict(adapter, frozen, x).astype(jnp.float32).sum())(adapter)
+    assert {leaf.dtype for leaf in jax.tree.leaves(slope)} == {jnp.dtype(jnp.float32)}
+    merged = tx.merge(stepped, frozen)
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
+    wide = tx.merge(stepped, frozen, dtype=jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype(jnp.float32)}
+    assert_close(paths.flatten(wide)['hidden/kernel'], stepped['hidden/kernel'], 0)
+
+
+@pytest.mark.parametrize(
+    ('tx', 'trained'),
+    [
+        (peftjax.select(r'.*/bias'), {'hidden/bias', 'out/bias'}),
+        (peftjax.full(), {'hidden/bias', 'hidden/kernel', 'out/bias', 'out/kernel'}),
+        (
+            peftjax.chain(peftjax.select(r'.*/bias'), peftjax.lora(rank=1, targets=r'.*')),
+            {'hidden/bias', 'out/bias'},
+        ),
+    ],
+    ids=['select', 'full', 'chain'],
+)
+def test_each_leaf_is_held_once(tx, trained):
+    adapter, frozen = tx.init(KEY, mlp())
+    copies = adapter[0] if isinstance(adapter, tuple) else adapter
+    assert set(copies) == trained
+    whole = paths.flatten(mlp().params)
+    slots = paths.slots(frozen.params)
+    assert set(slots) == set(whole)
+    for path, leaf in whole.items():
+        if path in trained:
+            assert slots[path] == peftjax.Hole(leaf.shape, leaf.dtype)
+        else:
+            assert slots[path] is leaf
+    assert len(jax.tree.leaves(frozen.params)) == len(whole) - len(trained)
+
+
+def test_a_dtype_of_a_copy_can_be_chosen():
+    model = _in_bfloat16()
+    for dtype, expected in ((None, jnp.bfloat16), (jnp.float16, jnp.float16)):
+        adapter, _ = peftjax.select(r'.*/bias', dtype=dtype).init(KEY, model)
+        assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype(expected)}
+
+
+def test_what_lacks_a_leaf_is_refused():
+    """A hole is filled by the adapter that it was made for, and by no other."""
+    _, of_biases = peftjax.select(r'.*/bias').init(KEY, mlp())
+    lora = peftjax.lora(rank=2, targets=r'.*')
+    adapter, _ = lora.init(KEY, mlp())
+    predict = peftjax.adapt(mlp(), lora)
+    frozen = peftjax.Frozen(of_biases.params, lora.freeze(mlp(), adapter).own)
+    said = ("'hidden/bias'", 'Hole((8,) float32)', 'the frozen that init gave')
+    for act in (lambda: predict(adapter, frozen, X), lambda: lora.merge(adapter, frozen)):
+        assert_raises(peftjax.AdapterError, act, *said)
+    _, of_all = peftjax.full().init(KEY, mlp())
+    frozen = peftjax.Frozen(of_all.params, frozen.own)
+    said = ("'hidden/kernel'", 'Hole((4, 8) float32)', 'needs the leaf')
+    for act in (lambda: predict(adapter, frozen, X), lambda: lora.merge(adapter, frozen)):
+        assert_raises(peftjax.AdapterError, act, *said)
+
+
+# --- weights with a column or a row of zeros ----------------------------------------------------
+
+ZERO_COLUMN = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32).at[:, 3].set(0)
+ZEROS = {
+    'column': ZERO_COLUMN,
+    'row': ZERO_COLUMN.T,
+    'all': jnp.zeros((8, 8)),
+}
+
+
+@functools.cache
+def _beside_zeros(kind):
+    return function(lambda p, x: x @ p['w'], INPUTS, w=ZEROS[kind])
+
+
+INPUTS = jnp.asarray(np.random.default_rng(1).normal(size=(5, 8)), jnp.float32)
+
+BY_A_NORM = {
+    'dora': lambda model: peftjax.dora(rank=2, targets='w'),
+    'delora': lambda model: peftjax.delora(rank=2, targets='w'),
+    'oft': lambda model: peftjax.oft(block_size=4, targets='w'),
+    'oft, bounded': lambda model: peftjax.oft(block_size=4, eps=0.1, targets='w'),
+    'oft, by a series': lambda model: peftjax.oft(block_size=4, neumann_terms=5, targets='w'),
+    'boft': lambda model: peftjax.boft(block_size=2, factors=2, targets='w'),
+    'hra': lambda model: peftjax.hra(rank=2, targets='w'),
+    'hra, gram-schmidt': lambda model: peftjax.hra(rank=2, gram_schmidt=True, targets='w'),
+    'psoft': lambda model: peftjax.psoft(peftjax.principal_subspaces(model, rank=3, targets='w')),
+    'hira': lambda model: peftjax.hira(rank=2, targets='w'),
+    'road': lambda model: peftjax.road(group_size=8, targets='w'),
+    'pissa': lambda model: peftjax.lora(rank=2, init='pissa', targets='w'),
+    'olora': lambda model: peftjax.lora(rank=2, init='olora', targets='w'),
+    'loftq': lambda model: peftjax.loftq(rank=2, targets='w'),
+}
+
+
+@pytest.mark.parametrize('kind', ZEROS)
+@pytest.mark.parametrize('name', BY_A_NORM)
+def test_beside_zeros_what_is_merged_is_what_is_computed(name, kind):
+    model = _beside_zeros(kind)
+    tx = BY_A_NORM[name](model)
+    fresh, frozen = tx.init(KEY, model)
+    whole = frozen._replace(params=peftjax.dequantize(frozen.params))
+    predict = peftjax.adapt(model, tx)
+    slope = jax.grad(lambda adapter: (predict(adapter, frozen, INPUTS) ** 2).sum())
+    for adapter in (fresh, peftjax.testing.perturb(fresh, 0, 0.3)):
+        computed = predict(adapter, frozen, INPUTS)
+        merged = tx.merge(adapter, whole)
+        assert jnp.isfinite(computed).all()
+        np.testing.assert_allclose(INPUTS @ merged['w'], computed, rtol=1e-4, atol=1e-4)
+        for leaf in jax.tree.leaves(slope(adapter)):
+            assert jnp.isfinite(leaf).all()
+    if name not in ('hra, gram-schmidt', 'loftq'):  # The two that do not start as the model.
+        np.testing.assert_allclose(
+            predict(fresh, frozen, INPUTS), INPUTS @ ZEROS[kind], rtol=1e-4, atol=1e-5
+        )
+
+
+# --- arguments that are swapped -----------------------------------------------------------------
+
+LORA = peftjax.lora(rank=2, targets=r'hidden')
+
+
+@pytest.mark.parametrize(
+    ('act', 'said'),
+    [
+        (lambda: LORA.init(mlp(), KEY), ('swapped', 'tx.init(key, model)')),
+        (lambda: LORA.init(0, mlp()), ('tx.init(jax.random.key(0), model)',)),
+        (lambda: LORA.init(KEY, mlp().params), ('dict', 'peftjax.wrap')),
+        (lambda: peftjax.adapt(LORA, mlp()), ('swapped', 'peftjax.adapt(model, tx)')),
+        (lambda: peftjax.adapt(mlp(), [LORA]), ('list', 'peftjax.adapt(model, tx)')),
+        (lambda: peftjax.summary(mlp(), LORA), ('swapped', 'peftjax.summary(tx, model)')),
+        (lambda: peftjax.summary(LORA, mlp().params), ('dict', 'peftjax.wrap')),
+        (lambda: peftjax.chain([LORA, LORA]), ('a list', 'chain(first, second)')),
+        (lambda: peftjax.chain((LORA,)), ('a tuple', 'chain(first, second)')),
+        (lambda: peftjax.chain(LORA, mlp()), ('argument 1', 'Model', 'no transform')),
+        (lambda: peftjax.chain(peftjax.lora), ('function', 'no transform', 'peftjax.lora(...)')),
+        (lambda: peftjax.named_chain([LORA]), ('dict', 'list', 'chain(first, second)')),
+        (lambda: peftjax.named_chain({'a': 3}), ('int', 'no transform')),
+    ],
+)
+def test_swapped_arguments_say_what_to_write(act, said):
+    assert_raises(TypeError, act, *said)
+
+
+def test_what_is_no_frozen_says_what_to_write():
+    adapter, frozen = LORA.init(KEY, mlp())
+    predict = peftjax.adapt(mlp(), LORA)
+    line = ('adapter, frozen = tx.init(key, model)', 'tx.freeze(model, adapter)')
+    for given, said in (
+        (mlp().params, ('a tree of parameters', *line)),
+        (mlp(), ('the model', *line)),
+        (adapter, ('entries of lora', *line)),
+        (X, ('an array', *line)),
+        ((adapter, frozen), ('a tuple', *line)),
+    ):
+        for act in (
+            lambda given=given: predict(adapter, given, X),
+            lambda given=given: LORA.merge(adapter, given),
+        ):
+            assert_raises(TypeError, act, *said)
+    for act in (lambda: predict(frozen, adapter, X), lambda: LORA.merge(frozen, adapter)):
+        assert_raises(TypeError, act, 'swapped', 'the adapter comes first')
+
+
+# --- a method that starts from a part of a leaf -------------------------------------------------
+
+PARTS = {
+    'pissa': peftjax.lora(rank=2, init='pissa', targets=r'hidden'),
+    'olora': peftjax.lora(rank=2, init='olora', targets=r'hidden'),
+    'loftq': peftjax.loftq(rank=2, targets=r'hidden'),
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
+    part = PARTS[name]
+    for before, said in (
+        (LORA, 'put it first in the chain'),
+        (peftjax.select(r'hidden/kernel'), 'leave that leaf out'),
+        (peftjax.full(), 'leave that leaf out'),
+    ):
+        tx = peftjax.chain(before, part)
+        assert_raises(ValueError, lambda t=tx: t.init(KEY, mlp()), "'hidden/kernel'", said)
+    elsewhere = peftjax.lora(rank=2, targets=r'out')
+    for tx in (peftjax.chain(part, LORA), peftjax.chain(elsewhere, part)):
+        adapter, frozen = tx.init(KEY, mlp())
+        plain = mlp().apply(mlp().params, X)
+        adapted = peftjax.adapt(mlp(), tx)(adapter, frozen, X)
+        assert_close(adapted, plain, 0.2 if name == 'loftq' else 1e-5)
+        whole = frozen._replace(params=peftjax.dequantize(frozen.params))
+        assert_close(adapted, mlp().apply(tx.merge(adapter, whole), X))
