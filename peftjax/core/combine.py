@@ -142,16 +142,17 @@ def _combined(
         return nested
 
     def rest(params: Any, adapter: Adapter, own: Any) -> Any:
-        rules(adapter, own)  # A chain that cannot be nested is refused here, before it trains.
         acted_on: set[str] = set()
         for transform, entry, numbers in parts(adapter, own):
             left = transform.remaining(params, entry, numbers)
             _check_taken_first(acted_on, params, left)
             acted_on |= set(transform.rules(entry, numbers))
             params = left
+        rules(adapter, own)  # A chain that cannot be nested is refused here, before it trains.
         return params
 
-    return PeftTransform(start, rules, own_of, rest)
+    of_parts = any(transform.rest is not None for _, transform in members)
+    return PeftTransform(start, rules, own_of, rest if of_parts else None)
 
 
 def _check_taken_first(acted_on: set[str], params: Any, left: Any) -> None:

@@ -13,7 +13,7 @@ from peftjax.core.entries import Adapter, found_in, holds_entries
 from peftjax.core.holes import Hole
 from peftjax.core.merge import merged
 from peftjax.core.model import Model
-from peftjax.core.rules import LeafRule, Rule
+from peftjax.core.rules import Rule, leaf_rule
 
 _P = ParamSpec('_P')
 
@@ -84,8 +84,8 @@ class PeftTransform:
       own: `own(model)`: the method's own numbers that do not train, a pytree. `()` if there are
         none.
       rest: `rest(params, adapter, own) -> params`: what is left of the parameters beside a fresh
-        adapter, for methods that start from a part of them; None where leaves move as a whole or
-        stay.
+        adapter, for methods that start from a part of them, the same part for every key; None
+        where leaves move as a whole or stay.
       about: how it was made, for files that tell others; None of a transform that is not of this
         library.
     """
@@ -124,24 +124,48 @@ class PeftTransform:
         ((3,), Hole((3,) float32))
         """
         _check_init(key, model)
-        adapter = self.start(key, model)
-        return adapter, self.freeze(model, adapter)
+        adapter, own = self.start(key, model), self.own(model)
+        return adapter, Frozen(self.remaining(model.params, adapter, own), own)
 
     def freeze(self, model: Model, adapter: Adapter) -> Frozen:
-        """What does not train beside `adapter`, an adapter that `init` or a file gave."""
+        """What does not train beside `adapter`, which `init` gave, trained since or from a file.
+
+        Args:
+          model: the model that `init` was given.
+          adapter: of this transform.
+
+        Returns:
+          The same as `init` gave beside the adapter. PiSSA and its like decompose the weights
+          anew.
+
+        Raises:
+          AdapterError: the adapter is of another transform.
+
+        >>> mlp = peftjax.testing.tiny_mlp()
+        >>> tx = peftjax.select(r'out/bias')
+        >>> adapter, _ = tx.init(jax.random.key(0), mlp)
+        >>> tx.freeze(mlp, adapter).params['out']['bias']
+        Hole((3,) float32)
+        """
         own = self.own(model)
-        return Frozen(self.remaining(model.params, adapter, own), own)
+        if self.rest is None:
+            return Frozen(self.remaining(model.params, adapter, own), own)
+        self.rules(adapter, own)  # An adapter of another transform is refused.
+        # What has trained no longer says which part of the weights it started from.
+        fresh = self.start(jax.random.key(0), model)
+        return Frozen(self.remaining(model.params, fresh, own), own)
 
     def remaining(self, params: Any, adapter: Adapter, own: Any) -> Any:
-        """What is left of `params` beside `adapter`: `rest`, or holes where leaves moved."""
+        """What is left of `params` beside a fresh `adapter`: `rest`, or holes for moved leaves."""
         if self.rest is not None:
             return self.rest(params, adapter, own)
         leaves = paths.slots(params)
-        gone = {
-            path: Hole.of(leaves[path])
+        moved = (
+            path
             for path, rule in self.rules(adapter, own).items()
-            if isinstance(rule, LeafRule) and rule.keeps == 'nothing' and path in leaves
-        }
+            if (before := leaf_rule(rule)) is not None and before.keeps == 'nothing'
+        )
+        gone = {path: Hole.of(leaves[path]) for path in moved if path in leaves}
         return paths.replace(params, gone) if gone else params
 
     def merge(self, adapter: Adapter, frozen: Frozen, dtype: Any = None) -> Any:

@@ -81,7 +81,7 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
     def rest(params: Any, adapter: dict[str, Any], own: Any) -> Any:
         return transform.remaining(params, adapter['inner'], own)
 
-    return PeftTransform(start, rules, transform.own, rest)
+    return PeftTransform(start, rules, transform.own, None if transform.rest is None else rest)
 
 
 def _gated(path: str, rule: Any, gate: Entry) -> MatrixRule:
