@@ -205,6 +205,32 @@ def test_what_lacks_a_leaf_is_refused():
         assert_raises(peftjax.AdapterError, act, *said)
 
 
+@pytest.mark.parametrize(
+    'tx',
+    [
+        peftjax.lora(rank=2, init='pissa', targets=r'hidden'),
+        peftjax.lora(rank=2, init='olora', targets=r'hidden'),
+        peftjax.loftq(rank=2, targets=r'hidden'),
+        peftjax.chain(
+            peftjax.lora(rank=2, init='pissa', targets=r'hidden'), peftjax.select(r'.*/bias')
+        ),
+        peftjax.chain(
+            peftjax.full(), peftjax.lora(rank=1, targets=r'.*'), peftjax.dora(rank=1, targets=r'.*')
+        ),
+        peftjax.top_layers(1, targets=r'layers.*/up/.*'),
+        peftjax.randlora(rank=2, targets=r'hidden'),
+    ],
+    ids=lambda tx: tx.about.name,
+)
+def test_what_is_frozen_beside_a_trained_adapter_is_what_init_froze(tx):
+    """An adapter that comes back from a file finds the base that it was trained on."""
+    model = MODELS['linen looped']() if tx.about.name == 'top_layers' else mlp()
+    trained, frozen = moved(tx, model)
+    again = tx.freeze(model, trained)
+    assert jax.tree.structure(again) == jax.tree.structure(frozen)
+    assert_close(again, frozen, 1e-6)
+
+
 # --- weights with a column or a row of zeros ----------------------------------------------------
 
 ZERO_COLUMN = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32).at[:, 3].set(0)

@@ -83,9 +83,9 @@ def test_a_module_of_another_width():
 
 
 METHODS = {
-    'lora': (LORA, 'entries of lora'),
+    'lora': (LORA, 'of lora as its own'),
     'select': (BIASES, 'an entry of select'),
-    'bottleneck': (BOTTLENECK, 'entries of bottleneck'),
+    'bottleneck': (BOTTLENECK, 'of bottleneck as its own'),
     'chain': (peftjax.chain(LORA, BIASES), 'tuple'),
     'named chain': (peftjax.named_chain({'low': LORA, 'bias': BIASES}), "['bias', 'low']"),
 }
@@ -153,11 +153,11 @@ def test_each_method_takes_its_own_adapters_and_no_others(name):
     transform = EACH[name]
     predict = peftjax.adapt(mlp(), transform)
     adapter, frozen = started(name)
-    assert predict(adapter, frozen, X).shape == (2, 3)
+    assert predict(adapter, frozen, X[None]).shape == (1, 2, 3)
     for foreign in set(EACH) - {name}:
         other = started(foreign)[0]
         for act in (
-            lambda other=other: predict(other, frozen, X),
+            lambda other=other: predict(other, frozen, X[None]),
             lambda other=other: transform.merge(other, frozen),
             lambda other=other: transform.freeze(mlp(), other),
         ):
@@ -165,7 +165,7 @@ def test_each_method_takes_its_own_adapters_and_no_others(name):
 
 
 @pytest.mark.parametrize('transform', [LORA, BIASES, BOTTLENECK], ids=['lora', 'select', 'module'])
-@pytest.mark.parametrize('of', [peftjax.oft(block_size=2, targets=r'hidden'), peftjax.chain()])
+@pytest.mark.parametrize('of', [peftjax.oft(block_size=2, targets=r'out'), peftjax.chain()])
 def test_what_another_transform_froze(transform, of):
     adapter, _ = transform.init(KEY, mlp())
     frozen = of.init(KEY, mlp())[1]
