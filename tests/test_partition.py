@@ -66,6 +66,7 @@ PAIRS = {
         peftjax.fourierft, {'scaling': 30.0}, {'scaling': 300.0}, n_frequency=6
     ),
     'fourierft, seed': _pair(peftjax.fourierft, *SEED, n_frequency=6),
+    'intrinsic, seed': _pair(peftjax.intrinsic, *SEED, dimension=9),
     'oft, eps': _pair(peftjax.oft, {'eps': 0.01}, {'eps': 0.4}, block_size=4),
     'bottleneck, scale': _pair(
         peftjax.bottleneck, {'scale': 1.0}, {'scale': 7.0}, r'layers.*/(up|down)', size=2
