@@ -69,12 +69,15 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
       A `Summary`.
 
     Raises:
+      TypeError: the arguments are swapped, or something else.
       TargetError: as `transform.init`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> peftjax.summary(peftjax.select(r'.*/bias'), mlp).trainable
     11
     """
+    if isinstance(transform, Model):
+        raise TypeError('the arguments are swapped: write peftjax.summary(tx, model)')
     adapter, frozen = jax.eval_shape(transform.init, jax.random.key(0), model)
     base = paths.flatten(model.params)
     rules = transform.rules(adapter, frozen.own)
