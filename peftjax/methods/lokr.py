@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
+from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import Use
@@ -109,10 +110,12 @@ def lokr(
         return matrix + delta
 
     def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
-        c, d = (_whole(leaves, name).astype(use.dtype) for name in 'cd')
+        # The scale goes into the lesser factor: at the output it would cost T out more.
+        c = _whole(leaves, 'c').astype(use.dtype)
+        d = jnp.multiply(*widened((leaves['scale'], _whole(leaves, 'd')))).astype(use.dtype)
         blocks = use.x.reshape(len(use.x), len(c), len(d))
         added = jnp.einsum('tmk,ml->tlk', blocks @ d, c).reshape(len(use.x), -1)
-        return use.forward(use.x) + leaves['scale'].astype(added.dtype) * added
+        return use.forward(use.x) + added
 
     return weightwise(
         init_weight,
