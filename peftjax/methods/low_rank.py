@@ -23,7 +23,7 @@ from peftjax.methods import lora_init
 class LowRankLeaves(TypedDict):
     a: Inexact[HostArray, 'in rank']
     b: Inexact[jax.Array, 'rank out']
-    scale: NotRequired[Float32[jax.Array, '']]
+    scale: NotRequired[Inexact[jax.Array, '']]  # In the wider dtype, like the factors.
     dropout: NotRequired[Float32[jax.Array, '']]
 
 
