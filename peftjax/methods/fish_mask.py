@@ -85,7 +85,9 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
         entry: Float[jax.Array, ' entries'], leaf: Float[jax.Array, '*shape'], own: Any
     ) -> Float[jax.Array, '*shape']:
         wide = leaf.reshape(-1).astype(wider(leaf, entry))
-        return wide.at[own].add(entry, unique_indices=True).reshape(leaf.shape)
+        # No place is negative: `fish_mask` refuses that.
+        added = wide.at[own].add(entry, unique_indices=True, wrap_negative_indices=False)
+        return added.reshape(leaf.shape)
 
     def fits(entry: jax.Array, leaf: Any, own: Any) -> bool:
         return entry.shape == own.shape
