@@ -16,7 +16,7 @@ from peftjax.core.quantized import is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule, leaf_rule
 
 _DENSE = 'frozen._replace(params=peftjax.dequantize(frozen.params))'
-DENSE_MODEL = 'model.replace(params=peftjax.dequantize(model.params))'
+_DENSE_MODEL = 'model.replace(params=peftjax.dequantize(model.params))'
 
 
 def merged(params: Any, rules: Mapping[str, Rule], dtype: Any = None) -> Any:
@@ -86,7 +86,7 @@ def check_whole(path: str, leaf: Any, method: str) -> None:
             f'{method} starts from a part of {path!r}, which an earlier transform of the chain '
             'trains as a whole; leave that leaf out of the targets of one of them'
         )
-    refuse_quantized(path, leaf)
+    refuse_quantized(path, leaf, _DENSE_MODEL)
 
 
 def replaced(rule: LeafRule, leaf: Any) -> jax.Array:

@@ -9,15 +9,9 @@ import numpy as np
 from jaxtyping import Inexact, Key, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.entries import Entry, check_entries
+from peftjax.core.entries import Entry, check_entries, check_own
 from peftjax.core.layout import Layout
-from peftjax.core.merge import (
-    DENSE_MODEL,
-    in_the_wider_dtype,
-    merge_leaf,
-    over_stack,
-    refuse_quantized,
-)
+from peftjax.core.merge import check_whole, in_the_wider_dtype, merge_leaf, over_stack
 from peftjax.core.model import Model
 from peftjax.core.numbers import is_plain
 from peftjax.core.quantized import dense, is_quantized
@@ -66,7 +60,7 @@ def weightwise(
         layers share it. Draw it from a seed, so that a file need not hold it.
       prepare: `(leaves, matrix) -> leaves`, see `MatrixRule`.
       remainder: `(leaves, matrix) -> matrix`, what of the matrix stays frozen beside fresh leaves,
-        for a method that starts from a part of it.
+        for a method that starts from a part of it, the same part for every key.
       materialize: also accept leaves whose uses cannot be followed; their merged weight is
         computed as a whole in every step.
 
@@ -113,7 +107,10 @@ def weightwise(
 
     def rules(adapter: dict[str, Entry], numbers: Mapping[str, Numbers]) -> dict[str, Rule]:
         check_entries(adapter, name)
-        return {path: rule(entry, numbers.get(path, {})) for path, entry in adapter.items()}
+        if own is None:
+            return {path: rule(entry, {}) for path, entry in adapter.items()}
+        check_own(numbers, adapter, name)
+        return {path: rule(entry, numbers[path]) for path, entry in adapter.items()}
 
     def rule(entry: Entry, numbers: Numbers) -> Rule:
         layout = entry.layout
@@ -131,10 +128,10 @@ def weightwise(
 
     def rest(params: Any, adapter: dict[str, Entry], numbers: Mapping[str, Numbers]) -> Any:
         assert remainder is not None
-        leaves, less = paths.flatten(params), {}
+        leaves, less = paths.slots(params), {}
         for path, entry in adapter.items():
             assert entry.layout is not None
-            refuse_quantized(path, leaves[path], DENSE_MODEL)
+            check_whole(path, leaves[path], name)
             stacked, given = _with_numbers(numbers[path], entry.layout)
             change = given(in_the_wider_dtype(remainder))
             less[path] = merge_leaf(leaves[path], entry.layout, {**entry, **stacked}, change)

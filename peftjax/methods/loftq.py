@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.entries import Entry
 from peftjax.core.layout import Layout
-from peftjax.core.merge import DENSE_MODEL, over_stack, refuse_quantized
+from peftjax.core.merge import check_whole, over_stack
 from peftjax.core.quantized import QuantizedArray, Scheme, one_matrix
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
@@ -114,9 +114,9 @@ def loftq(
 
     def rest(params: Any, adapter: dict[str, Entry], own: Any) -> Any:
         del own
-        leaves = paths.flatten(params)
+        leaves = paths.slots(params)
         for path in adapter:
-            refuse_quantized(path, leaves[path], DENSE_MODEL)
+            check_whole(path, leaves[path], 'loftq')
         return paths.replace(
             params, {path: quantized(leaves[path], path, adapter[path]) for path in adapter}
         )
