@@ -6,10 +6,15 @@ import re
 import tomllib
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 import yaml
 
 import peftjax
+from peftjax import testing, training
 from tests.test_imports import LIBRARY, ROOT, imported_roots
 
 PAGES = [*ROOT.glob('*.md'), *ROOT.glob('*/*.md')]
@@ -73,6 +78,51 @@ def test_extras_name_only_what_the_wheel_uses():
     for extra, requirements in config['options.extras_require'].items():
         for line in requirements.split('\n')[1:]:
             assert re.split(r'[>=<\[]', line)[0] in used, f'{extra} installs {line}'
+
+
+def _python(page: str) -> list[str]:
+    return re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_method_that_contributors_are_shown_keeps_the_contract():
+    names: dict = {}
+    exec(_python('CONTRIBUTING.md')[0], names)
+
+    def make(targets):
+        return names['scaled'](targets=targets, strength=2.0)
+
+    inputs = {'x': jnp.linspace(0.0, 1.0, 64).reshape(16, 4)}
+    case = testing.Case(make, r'.*', testing.tiny_mlp(), inputs, r'hidden', parameters=8 + 3)
+    testing.check(case)
+
+
+def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
+    mlp = testing.tiny_mlp()
+    methods = [
+        peftjax.lora(rank=1 + run, alpha=2.0 - run, dropout=0.1 * run, targets='hidden')
+        for run in range(2)
+    ]
+    predict = peftjax.adapt(mlp, methods[-1])
+
+    def loss(adapter, frozen, batch, key):
+        return (predict(adapter, frozen, batch, adapter_key=key) ** 2).mean(), {}
+
+    starts = []
+    for method in methods:
+        adapter, frozen = method.init(jax.random.key(0), mlp)
+        state = training.init_state(adapter, optax.adamw(1e-2), jax.random.key(1))
+        starts.append((state, frozen))
+    numbers = {'rate': jnp.array([1e-2, 1e-1]), 'decay': jnp.array([0.0, 0.1])}
+    batch = jnp.ones((4, 4))
+    names = {'starts': starts, 'loss': loss, 'optax': optax, 'jax': jax}
+    names |= {'numbers': numbers, 'batch': batch}
+    (shown,) = [block for block in _python('docs/sweeps.md') if 'training.stack' in block]
+    exec(shown.replace('2, like=starts[2]', '1, like=starts[1]'), names)
+    alone, _ = names['step']({'rate': 1e-1, 'decay': 0.1}, *starts[1], batch)
+    for found, expected in zip(
+        jax.tree.leaves(names['mine'].adapter), jax.tree.leaves(alone.adapter), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/sweeps.md', 'experiments/optional.py'])
