@@ -15,7 +15,7 @@ from experiments.found import Found, find
 from experiments.optimizers import build_optimizer
 from experiments.placement import Placement
 from experiments.tasks import TASKS, Task
-from peftjax.training import LossFunction, TrainState, init_state
+from peftjax.training import TrainState, init_state
 
 
 class Run(NamedTuple):
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     transform: peftjax.PeftTransform
     optimizer: optax.GradientTransformation
     task: Task
-    loss: LossFunction
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     sums: Callable[[Any, Any, Batch], dict[str, jax.Array]]
     steps: int
     steps_per_epoch: int

@@ -1,11 +1,11 @@
 """Numbers that a method is given: plain ones are checked, traced ones are data."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> TypeGuard[float]:
     """Whether `value` is a number of Python or NumPy, which can be looked at now.
 
     An array may be traced: several runs in one program have their numbers as arguments.

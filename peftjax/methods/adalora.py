@@ -1,6 +1,6 @@
 """AdaLoRA: a low-rank change as singular triplets, of which training keeps the important ones."""
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ Leaves = TypedDict(
         'p': Float[jax.Array, 'in rank'],
         'lambda': Float[jax.Array, ' rank'],
         'q': Float[jax.Array, 'rank out'],
+        'scale': NotRequired[Float[jax.Array, '']],
+        'dropout': NotRequired[Float[jax.Array, '']],
     },
 )
 

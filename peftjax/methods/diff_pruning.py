@@ -154,15 +154,17 @@ def keep_entries(
       Guo et al., 2020 (arXiv:2012.07463), section 3.3.
     """
     _gated(adapter)
-    changes = {
-        path: np.asarray(
-            entry.layout.from_matrix(_gates(entry['gate'], 0.0) * entry['diff'])
-        ).reshape(-1)
-        for path, entry in adapter.items()
-    }
+    changes = {path: _change(entry).reshape(-1) for path, entry in adapter.items()}
     positions = largest_entries({path: np.abs(leaf) for path, leaf in changes.items()}, count)
     kept = {path: jnp.asarray(changes[path][each]) for path, each in positions.items()}
     return positions, Entry('fish_mask', kept)
+
+
+def _change(entry: Entry) -> Float32[np.ndarray, '*shape']:
+    """What is added to the leaf, with closed gates."""
+    assert entry.layout is not None
+    change = _gates(entry['gate'], 0.0) * entry['diff'].astype(jnp.float32)
+    return np.asarray(entry.layout.from_matrix(change))
 
 
 def _gates(

@@ -1,7 +1,7 @@
 """FourierFT: some trained entries of the change's two-dimensional spectrum."""
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class Trained(TypedDict):
 
 class Leaves(Trained):
     positions: Integer[HostArray, ' entries']
+    scale: NotRequired[Float[jax.Array, '']]
 
 
 @described

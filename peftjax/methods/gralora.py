@@ -21,6 +21,8 @@ class Leaves(TypedDict):
     b: Float[jax.Array, 'blocks rank block_out']
     hybrid_a: NotRequired[Float[jax.Array, 'in hybrid']]
     hybrid_b: NotRequired[Float[jax.Array, 'hybrid out']]
+    scale: NotRequired[Float[jax.Array, '']]
+    dropout: NotRequired[Float[jax.Array, '']]
 
 
 @described

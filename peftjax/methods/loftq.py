@@ -123,6 +123,7 @@ def loftq(
 
     def quantized(leaf: Float[jax.Array, '...'], path: str, entry: Entry) -> QuantizedArray:
         layout = entry.layout
+        assert layout is not None
         one = over_stack(lambda matrix: alternate(matrix, layout, path)[0], layout)
         return one(layout.to_matrix(leaf))
 

@@ -1,6 +1,6 @@
 """LoHa: the product, entry by entry, of two low-rank matrices."""
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ class Leaves(TypedDict):
     a2: Float[jax.Array, 'in rank']
     b1: Float[jax.Array, 'rank out']
     b2: Float[jax.Array, 'rank out']
+    scale: NotRequired[Float[jax.Array, '']]
 
 
 @padded_by('rank')

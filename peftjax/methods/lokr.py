@@ -25,6 +25,7 @@ class Leaves(TypedDict, total=False):
     d: Float[jax.Array, 'inner_in inner_out']
     d_a: Float[jax.Array, 'inner_in rank']
     d_b: Float[jax.Array, 'rank inner_out']
+    scale: Float[jax.Array, '']
 
 
 @described

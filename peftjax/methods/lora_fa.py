@@ -6,7 +6,7 @@ from typing import Any, NotRequired, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, PRNGKeyArray
+from jaxtyping import Float, Float32, Inexact, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.shapes import HostArray
@@ -24,7 +24,7 @@ class Trained(TypedDict):
 
 class Leaves(Trained):
     a: Float[HostArray, 'in rank']
-    scale: Float32[jax.Array, '']
+    scale: NotRequired[Inexact[jax.Array, '']]
     dropout: NotRequired[Float32[jax.Array, '']]
 
 

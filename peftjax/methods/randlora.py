@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class Trained(TypedDict):
 class Leaves(Trained):
     frozen_a: Float[HostArray, 'rank short']
     frozen_b: Float[HostArray, 'bases long rank']
+    scale: NotRequired[Float[jax.Array, '']]
+    dropout: NotRequired[Float[jax.Array, '']]
 
 
 @described
@@ -123,7 +125,7 @@ def randlora(
         }
 
     # Drawn once for all sites of a shape.
-    drawn = functools.cache(lambda shapes: _drawn(seed, *shapes, sparsity))
+    drawn = functools.cache(lambda shapes: _drawn(seed, shapes[0], shapes[1], sparsity))
 
     def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])

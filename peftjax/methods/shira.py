@@ -1,7 +1,7 @@
 """SHiRA: a few trained entries of each matrix, at places drawn once."""
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ class Trained(TypedDict):
 
 class Leaves(Trained):
     positions: Integer[HostArray, ' entries']
+    scale: NotRequired[Float[jax.Array, '']]
 
 
 @described
