@@ -12,7 +12,7 @@ from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
 from peftjax.core.model import Model
 from peftjax.core.partition import combine, partition
-from peftjax.core.paths import TargetError
+from peftjax.core.paths import TargetError, targets
 from peftjax.core.quantized import QuantizedArray, Scheme, dequantize
 from peftjax.core.rules import ROOT, CallRule, LeafRule, MatrixRule, ModuleRule
 from peftjax.core.sharding import (
@@ -231,6 +231,7 @@ __all__ = [
     'select',
     'shira',
     'summary',
+    'targets',
     'testing',
     'training',
     'top_layers',

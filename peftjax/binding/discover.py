@@ -1,5 +1,6 @@
 """Finds the sites of a model by evaluating its program once, abstractly."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf
 from peftjax.core import paths
 from peftjax.core.layout import Layout
+from peftjax.core.linear import linear_leaves
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 
 
@@ -39,6 +41,8 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
     jax.eval_shape(evaluate, params, call.arrays)
     leaves = paths.flatten(params)
     weights = {path: recorder.weight_site(path, leaf, leaves) for path, leaf in leaves.items()}
+    for path in linear_leaves(weights, recorder.modules, recorder.last_matrix):
+        weights[path] = dataclasses.replace(weights[path], linear=True)
     return Sites(weights, recorder.modules)
 
 
@@ -53,6 +57,7 @@ class _Recorder:
         self.matrices: set[str] = set()
         self.modules: dict[str, ModuleSite] = {}
         self.last = ''
+        self.last_matrix = ''
 
     def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
         facts = contraction.facts()
@@ -60,7 +65,7 @@ class _Recorder:
         self.order.setdefault(leaf.path, []).append(facts)
         self.scanned.setdefault(leaf.path, leaf.picked)
         self.matrices.add(leaf.path)
-        self.last = leaf.path
+        self.last = self.last_matrix = leaf.path
         return plain()
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
@@ -69,6 +74,7 @@ class _Recorder:
         self.scanned.setdefault(leaf.path, leaf.picked)
         if not spread and len(leaf.shape) - len(leaf.picked) > 1:
             self.matrices.add(leaf.path)
+            self.last_matrix = leaf.path
 
     def module(
         self,

@@ -14,7 +14,7 @@ def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
 
     Args:
       tree: any pytree.
-      targets: regular expressions, full match on `/`-joined leaf paths.
+      targets: which leaves, by `/`-joined path, as `peftjax.targets` says.
 
     Returns:
       Two trees of the structure of `tree`, each with a `Hole` where the other has the leaf.
@@ -28,16 +28,7 @@ def partition(tree: Any, targets: paths.Targets) -> tuple[Any, Any]:
     >>> jax.tree.leaves(biases)
     [2]
     """
-    names = list(paths.flatten(tree))
-    chosen: set[str] = set()
-    for pattern in paths.patterns_of(targets):
-        matched = {name for name in names if pattern.fullmatch(name)}
-        if not matched:
-            raise paths.TargetError(
-                f'target {pattern.pattern!r} matches no leaf; near names: '
-                f'{paths.near_names(pattern.pattern, names)}'
-            )
-        chosen |= matched
+    chosen = set(paths.choose_names(targets, paths.flatten(tree), 'leaf'))
 
     def half(inside: bool) -> Any:
         return jax.tree_util.tree_map_with_path(

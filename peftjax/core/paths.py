@@ -1,18 +1,22 @@
-"""Paths into parameter trees, and the regular expressions that select among them."""
+"""Paths into parameter trees, and the patterns that select among them."""
 
+import dataclasses
 import difflib
 import re
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Union
 
 import jax
 
 from peftjax.core.holes import is_hole
 from peftjax.core.quantized import is_quantized
 
-Targets = str | tuple[str, ...]
-"""One regular expression, or several of which any may match; always a full match of a path."""
+Targets = Union[str, Sequence[Union[str, 'Selection']], 'Selection']
+"""What a method acts on: see `targets`."""
+
+ALL_LINEAR = 'all-linear'
+"""The target that means every matrix of a model but embeddings and the head."""
 
 
 class TargetError(ValueError):
@@ -71,31 +75,195 @@ def parent(path: str) -> str:
     return path.rpartition('/')[0]
 
 
-def patterns_of(targets: Targets) -> tuple[re.Pattern[str], ...]:
-    """Compiled patterns, with an error that shows the pattern where one does not compile."""
-    compiled = []
-    given = (targets,) if isinstance(targets, str) else targets
-    if not isinstance(given, (tuple, list)) or not all(isinstance(each, str) for each in given):
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Targets with exceptions; `targets` makes it and says what the fields mean."""
+
+    patterns: Targets
+    exclude: Targets = ()
+    expect: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('patterns', 'exclude'):
+            value = getattr(self, name)
+            if isinstance(value, list):  # A frozen value is hashable.
+                object.__setattr__(self, name, tuple(value))
+        entries_of(self.patterns)
+        if self.exclude != ():
+            entries_of(self.exclude)
+        if self.expect is not None and (not isinstance(self.expect, int) or self.expect < 1):
+            raise TargetError(
+                f'expect is {self.expect!r}; write how many leaves (or modules) must match, '
+                'a whole number of at least 1'
+            )
+
+    def __repr__(self) -> str:
+        exclude = '' if self.exclude == () else f', exclude={self.exclude!r}'
+        expect = '' if self.expect is None else f', expect={self.expect}'
+        return f'targets({self.patterns!r}{exclude}{expect})'
+
+
+def targets(patterns: Targets, *, exclude: Targets = (), expect: int | None = None) -> Selection:
+    """Targets with exceptions, and with a check of how many there are.
+
+    The result stands wherever a method takes `targets`.
+
+    Args:
+      patterns: One string is a regular expression that must match a whole path, of a leaf or of
+        its module: `r'.*/(query|value)'`. In a list or tuple, each entry is such a regular
+        expression, and an entry of letters, digits and underscores alone is the last part of a
+        path: `['q_proj', 'v_proj']` means `r'(.*/)?(q_proj|v_proj)'`. `'all-linear'`, alone or in
+        a list, means every matrix that the model multiplies by, without embeddings and without
+        the head; see `peftjax.core.linear`.
+      exclude: what to leave out, written in the same way.
+      expect: how many leaves must remain (of methods on modules: how many modules). The stacked
+        layers of a scanned model are one leaf.
+
+    Returns:
+      A value to pass as `targets`.
+
+    Raises:
+      TargetError: here, if a pattern is not a regular expression. From `init`, if an entry of
+        `patterns` or `exclude` matches nothing in the model, if nothing remains, or if another
+        number remains than expected.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.lora(rank=2, targets=peftjax.targets(r'.*', exclude=['out'], expect=1))
+    >>> tx.about.arguments['targets']
+    targets('.*', exclude=('out',), expect=1)
+    >>> list(tx.init(jax.random.key(0), mlp)[0])
+    ['hidden/kernel']
+    """
+    return Selection(patterns, exclude, expect)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """One entry of targets.
+
+    Attributes:
+      text: the entry as it was written.
+      regex: what it means.
+    """
+
+    text: str
+    regex: re.Pattern[str]
+
+    def matches(self, path: str) -> bool:
+        """Whether it fully matches `path`."""
+        return self.regex.fullmatch(path) is not None
+
+
+def entries_of(targets: Targets) -> tuple[Pattern | Selection, ...]:
+    """The entries of targets, with an error that shows the entry where one does not compile."""
+    if isinstance(targets, Selection):
+        return (targets,)
+    if isinstance(targets, str):
+        return (_pattern(targets, False),)
+    if not isinstance(targets, (tuple, list)) or not all(
+        isinstance(each, (str, Selection)) for each in targets
+    ):
         raise TargetError(
             f'targets is {targets!r}; write a regular expression or a tuple of them, for example '
-            "targets=r'.*/(query|value)'"
+            "targets=r'.*/(query|value)', or names of modules, targets=['query', 'value']"
         )
-    for pattern in given:
-        try:
-            compiled.append(re.compile(pattern))
-        except re.error as error:
-            raise TargetError(
-                f'target {pattern!r} is not a regular expression: {error}; '
-                "write for example r'.*/(query|value)'"
-            ) from error
-    if not compiled:
+    if not targets:
         raise TargetError("targets is empty; write for example targets=r'.*/(query|value)'")
-    return tuple(compiled)
+    return tuple(each if isinstance(each, Selection) else _pattern(each, True) for each in targets)
 
 
-def matches(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
-    """Whether any of the patterns fully matches `path` or its module."""
-    return any(p.fullmatch(path) or p.fullmatch(parent(path)) for p in patterns)
+def _pattern(text: str, listed: bool) -> Pattern:
+    plain = listed and re.fullmatch(r'[A-Za-z0-9_]+', text)
+    try:
+        return Pattern(text, re.compile(f'(?:.*/)?{text}' if plain else text))
+    except re.error as error:
+        raise TargetError(
+            f'target {text!r} is not a regular expression: {error}; '
+            "write for example r'.*/(query|value)'"
+        ) from error
+
+
+def exactly(names: Iterable[str]) -> tuple[str, ...]:
+    """Targets that mean these paths and no others.
+
+    >>> exactly(['hidden/kernel', 'w'])
+    ('hidden/kernel', '(?:w)')
+    """
+    # The brackets keep a path of one part from being the last part of others.
+    return tuple(re.escape(name) if '/' in name else f'(?:{re.escape(name)})' for name in names)
+
+
+def choose(
+    targets: Targets,
+    names: Iterable[str],
+    hits: Callable[[Pattern, str], bool],
+    nothing: Callable[[Pattern], TargetError],
+    known: Callable[[Pattern, str], bool] | None = None,
+) -> dict[str, str]:
+    """The names that `targets` mean, in the order of `names`, each with the entry that hit it.
+
+    Args:
+      targets: what is wanted.
+      names: all there are.
+      hits: whether an entry means a name.
+      nothing: the error for an entry that hits no name.
+      known: whether an entry to exclude has to do with a name; `hits` unless given.
+
+    Raises:
+      TargetError: an entry hits nothing, or the number is not the expected one.
+    """
+    names, chosen = list(names), {}
+    for entry in entries_of(targets):
+        if isinstance(entry, Selection):
+            chosen |= _selected(entry, names, hits, nothing, known or hits)
+            continue
+        matched = [name for name in names if hits(entry, name)]
+        if not matched:
+            raise nothing(entry)
+        chosen |= dict.fromkeys(matched, entry.text)
+    return {name: chosen[name] for name in names if name in chosen}
+
+
+def _selected(
+    selection: Selection,
+    names: list[str],
+    hits: Callable[[Pattern, str], bool],
+    nothing: Callable[[Pattern], TargetError],
+    known: Callable[[Pattern, str], bool],
+) -> dict[str, str]:
+    found = choose(selection.patterns, names, hits, nothing, known)
+    without = choose(selection.exclude, names, known, nothing) if selection.exclude != () else {}
+    left = {name: text for name, text in found.items() if name not in without}
+    if not left:
+        raise TargetError(f'{selection!r} leaves nothing: exclude takes all of {_some(found)} away')
+    if selection.expect not in (None, len(left)):
+        raise TargetError(
+            f'{selection!r} matches {len(left)} and not {selection.expect}: {_some(left)}'
+        )
+    return left
+
+
+def _some(names: Iterable[str], most: int = 40) -> str:
+    names = list(names)
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return f'{names[:most]}{more}'
+
+
+def choose_names(targets: Targets, names: Iterable[str], what: str) -> list[str]:
+    """The names that `targets` mean, where nothing but the names is known.
+
+    Raises:
+      TargetError: an entry matches no `what`.
+    """
+    names = list(names)
+
+    def nothing(pattern: Pattern) -> TargetError:
+        return TargetError(
+            f'target {pattern.text!r} matches no {what}; near names: '
+            f'{near_names(pattern.text, names)}'
+        )
+
+    return list(choose(targets, names, Pattern.matches, nothing))
 
 
 def first_match(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

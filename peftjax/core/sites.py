@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ class WeightSite:
       vector: it is only ever spread over activations (a bias, a scale, whatever its rank), or
         has at most one axis besides those of the stack.
       bias: path of the bias that stands beside a matrix in its module; empty if none does.
+      linear: the target `'all-linear'` means it, see `peftjax.core.linear`.
     """
 
     path: str
@@ -38,6 +38,23 @@ class WeightSite:
     scanned: tuple[int, ...] = ()
     vector: bool = False
     bias: str = ''
+    linear: bool = False
+
+    def is_meant_by(self, targets: paths.Targets) -> bool:
+        """Whether `targets` mean this leaf, by its path, by its module's path, or as linear."""
+        return any(
+            self.is_meant_by(entry.patterns)
+            and not (entry.exclude != () and self.is_meant_by(entry.exclude))
+            if isinstance(entry, paths.Selection)
+            else self.is_hit_by(entry)
+            for entry in paths.entries_of(targets)
+        )
+
+    def is_hit_by(self, pattern: paths.Pattern) -> bool:
+        """Whether one entry of targets means this leaf."""
+        if pattern.text == paths.ALL_LINEAR:
+            return self.linear
+        return pattern.matches(self.path) or pattern.matches(paths.parent(self.path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,83 +99,94 @@ class Sites:
     modules: Mapping[str, ModuleSite]
 
     def match_weights(self, targets: paths.Targets, materialize: bool = False) -> list[WeightSite]:
-        """Sites that `targets` names, in the model's order.
+        """Sites that `targets` name, in the model's order.
 
         A pattern matches a leaf by its own path or by its module's, so that `r'.*/query'` and
-        `r'.*/query/kernel'` mean the same. Vectors (biases, scales) beside a matched matrix stay
-        frozen; every matched matrix must be adaptable.
+        `r'.*/query/kernel'` mean the same, as `['query']` does; see `peftjax.targets`. Vectors
+        (biases, scales) beside a matched matrix stay frozen; every matched matrix must be
+        adaptable.
 
         Raises:
           TargetError: a pattern matches no matrix, or one that cannot be adapted.
         """
-        chosen: dict[str, WeightSite] = {}
-        for pattern in paths.patterns_of(targets):
-            matched = [
-                site
-                for path, site in self.weights.items()
-                if not site.vector
-                and (pattern.fullmatch(path) or pattern.fullmatch(paths.parent(path)))
-            ]
-            if not matched:
-                raise self._nothing_matches(pattern.pattern)
-            for site in matched:
-                chosen[site.path] = _usable(site, pattern.pattern, materialize)
-        return [chosen[path] for path in self.weights if path in chosen]
+        chosen = paths.choose(
+            targets,
+            self.weights,
+            lambda pattern, path: not self.weights[path].vector and self._hit(pattern, path),
+            self._no_matrix,
+            self._hit,
+        )
+        return [_usable(self.weights[path], text, materialize) for path, text in chosen.items()]
 
     def match_modules(self, targets: paths.Targets) -> list[ModuleSite]:
-        """Module sites that `targets` names.
+        """Module sites that `targets` name by their path.
 
         Raises:
           TargetError: a pattern matches nothing, or a module that cannot be adapted.
         """
-        chosen: dict[str, ModuleSite] = {}
-        for pattern in paths.patterns_of(targets):
-            matched = [site for path, site in self.modules.items() if pattern.fullmatch(path)]
-            if not matched:
-                near = paths.near_names(pattern.pattern, self.modules)
+
+        def nothing(pattern: paths.Pattern) -> paths.TargetError:
+            near = paths.near_names(pattern.text, self.modules)
+            stacks = {path: site.stack for path, site in self.modules.items()}
+            return paths.TargetError(
+                f'target {pattern.text!r} matches no module of this model; near names: {near}. '
+                f'{_of_a_stack(pattern, stacks)}print(model.sites) lists them all'
+            )
+
+        chosen = paths.choose(targets, self.modules, paths.Pattern.matches, nothing)
+        for path, text in chosen.items():
+            site = self.modules[path]
+            if site.reason:
                 raise paths.TargetError(
-                    f'target {pattern.pattern!r} matches no module of this model; near names: '
-                    f'{near}. print(model.sites) lists them all'
+                    f'target {text!r} matches module {path!r} {site.shape}, which cannot be '
+                    f'adapted: {site.reason}'
                 )
-            for site in matched:
-                if site.reason:
-                    raise paths.TargetError(
-                        f'target {pattern.pattern!r} matches module {site.path!r} '
-                        f'{site.shape}, which cannot be adapted: {site.reason}'
-                    )
-                chosen[site.path] = site
-        return [chosen[path] for path in self.modules if path in chosen]
+        return [self.modules[path] for path in chosen]
 
     def match_leaves(self, targets: paths.Targets) -> list[str]:
-        """Paths of the leaves that `targets` names by their own path.
+        """Paths of the leaves that `targets` name by their own path.
 
         Raises:
           TargetError: a pattern matches nothing.
         """
-        chosen: set[str] = set()
-        for pattern in paths.patterns_of(targets):
-            matched = {path for path in self.weights if pattern.fullmatch(path)}
-            if not matched:
-                near = paths.near_names(pattern.pattern, self.weights)
-                raise paths.TargetError(
-                    f'target {pattern.pattern!r} matches no parameter leaf; near names: {near}. '
-                    "A leaf is named in full, for example r'.*/bias'"
-                )
-            chosen |= matched
-        return [path for path in self.weights if path in chosen]
 
-    def _nothing_matches(self, pattern: str) -> paths.TargetError:
+        def nothing(pattern: paths.Pattern) -> paths.TargetError:
+            near = paths.near_names(pattern.text, self.weights)
+            return paths.TargetError(
+                f'target {pattern.text!r} matches no parameter leaf; near names: {near}. '
+                f'{_of_a_stack(pattern, self._stacks())}A leaf is named in full, for example '
+                "r'.*/bias'"
+            )
+
+        def hits(pattern: paths.Pattern, path: str) -> bool:
+            linear = pattern.text == paths.ALL_LINEAR and self.weights[path].linear
+            return linear or pattern.matches(path)
+
+        return list(paths.choose(targets, self.weights, hits, nothing))
+
+    def _hit(self, pattern: paths.Pattern, path: str) -> bool:
+        return self.weights[path].is_hit_by(pattern)
+
+    def _stacks(self) -> dict[str, tuple[int, ...]]:
+        """The lengths of the stacks of layers that the leaves are in, by path."""
+        return {
+            path: tuple(site.shape[axis] for axis in site.scanned)
+            for path, site in self.weights.items()
+        }
+
+    def _no_matrix(self, pattern: paths.Pattern) -> paths.TargetError:
         adaptable = [path for path, site in self.weights.items() if site.layout is not None]
         vectors = [
             f'{site.path} {site.shape} ({site.reason})'
             for site in self.weights.values()
-            if re.fullmatch(pattern, site.path) or re.fullmatch(pattern, paths.parent(site.path))
+            if site.is_hit_by(pattern)
         ]
         why = f', only {vectors}, which select(...) can train whole' if vectors else ''
         modules = dict.fromkeys(paths.parent(path) for path in adaptable)
-        near = paths.near_names(pattern, list(modules) + adaptable)
+        near = paths.near_names(pattern.text, list(modules) + adaptable)
         return paths.TargetError(
-            f'target {pattern!r} matches no weight matrix{why}; near names: {near}. '
+            f'target {pattern.text!r} matches no weight matrix{why}; near names: {near}. '
+            f'{_of_a_stack(pattern, self._stacks())}'
             'Patterns match a whole path; print(model.sites) lists them all'
         )
 
@@ -205,6 +233,29 @@ def _signature(site: WeightSite) -> str:
     if site.layout is None:
         return f'no: {site.reason}'
     return f'{site.layout.stack_shape}, {site.layout.inputs} -> {site.layout.outputs}'
+
+
+def _of_a_stack(pattern: paths.Pattern, stacks: Mapping[str, tuple[int, ...]]) -> str:
+    """What to write where a pattern would match one of several layers that are stacked."""
+    for path, stack in stacks.items():
+        for name in _unstacked(path, stack[0]) if stack else ():
+            if pattern.matches(name) or pattern.matches(paths.parent(name)):
+                return (
+                    f'It would match {name!r}, and this model keeps its {stack[0]} layers stacked: '
+                    f'{path!r} is that of all layers. To adapt some layers alone, build the model '
+                    'with its layers apart: peftjax.load(..., scan=False), or without the scan '
+                    'in a module of your own. '
+                )
+    return ''
+
+
+def _unstacked(path: str, layers: int) -> Iterable[str]:
+    """The names that a leaf of stacked layers has where the layers stand apart."""
+    parts = path.split('/')
+    for depth in range(len(parts)):
+        for layer in range(layers):
+            for number in (f'_{layer}', f'/{layer}'):
+                yield '/'.join([*parts[:depth], parts[depth] + number, *parts[depth + 1 :]])
 
 
 def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:

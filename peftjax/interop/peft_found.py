@@ -142,4 +142,4 @@ def bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
 
 
 def literal(leaves: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(re.escape, leaves))
+    return paths.exactly(leaves)

@@ -7,6 +7,7 @@ import numpy as np
 
 from peftjax.core.entries import Entry
 from peftjax.core.model import Model
+from peftjax.core.paths import exactly
 from peftjax.interop.errors import CheckpointError
 from peftjax.methods.adaption_prompt import adaption_prompt
 from peftjax.methods.p_tuning import export_prompt
@@ -89,7 +90,7 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
         path: Entry('prefix_tuning', {'key': key, 'value': value})
         for path, (key, value) in made.items()
     }
-    transform = prefix_tuning(num_virtual_tokens=len(rows), targets=tuple(map(re.escape, paths)))
+    transform = prefix_tuning(num_virtual_tokens=len(rows), targets=exactly(paths))
     return transform, {'sites': adapter}
 
 
@@ -137,7 +138,7 @@ def read_adaption(found: Any) -> tuple[Any, Any]:
         )
         for path, arrays in made.items()
     }
-    transform = adaption_prompt(num_virtual_tokens=length, targets=tuple(map(re.escape, adapter)))
+    transform = adaption_prompt(num_virtual_tokens=length, targets=exactly(adapter))
     return transform, adapter
 
 

@@ -103,13 +103,14 @@ def largest_entries(
     Args:
       scores: a tree of arrays, as `peftjax.training.fisher` gives it.
       count: how many, over all leaves.
-      targets: regular expressions, full match on leaf paths.
+      targets: which leaves, by path, see `peftjax.targets`.
 
     Returns:
       `{leaf path: int32 [k], ascending}` for the leaves that hold any, as `fish_mask` takes them.
 
     Raises:
       ValueError: there are not so many entries.
+      TargetError: a pattern matches no leaf.
 
     >>> peftjax.largest_entries({'a': jnp.asarray([3.0, 1.0]), 'b': jnp.asarray([2.0])}, 2)
     {'a': array([0], dtype=int32), 'b': array([0], dtype=int32)}
@@ -117,11 +118,10 @@ def largest_entries(
     References:
       Sung et al., 2021 (arXiv:2111.09839), section 3.2.
     """
-    patterns = paths.patterns_of(targets)
+    leaves = paths.flatten(scores)
     chosen = {
-        path: np.asarray(leaf).reshape(-1)
-        for path, leaf in paths.flatten(scores).items()
-        if any(pattern.fullmatch(path) for pattern in patterns)
+        path: np.asarray(leaves[path]).reshape(-1)
+        for path in paths.choose_names(targets, leaves, 'leaf of the scores')
     }
     values = np.concatenate([np.zeros(0, np.float32), *chosen.values()])
     if not 0 < count <= len(values):

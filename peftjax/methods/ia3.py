@@ -67,17 +67,17 @@ def ia3(
       that one in `targets` for the same. With grouped-query attention `l` has the width of the
       keys, not of the queries.
     """
-    outputs = paths.patterns_of(targets)
-    inputs = paths.patterns_of(feedforward) if feedforward else ()
+    outputs = paths.Selection(targets)
+    inputs = paths.Selection(feedforward) if feedforward else None
 
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
     ) -> dict[str, Float[jax.Array, ' side']]:
         del key
-        if not paths.matches(inputs, site.path):
+        if inputs is None or not site.is_meant_by(inputs):
             name = 'output_and_bias' if site.bias else 'output'
             return {name: jnp.ones(matrix.shape[1], dtype)}
-        if paths.matches(outputs, site.path):
+        if site.is_meant_by(outputs):
             raise ValueError(
                 f'targets and feedforward both match {site.path!r}; a weight has its output scaled '
                 'or its input: take it out of one of the two patterns'
@@ -88,7 +88,7 @@ def ia3(
         init_weight,
         _merge,
         _apply,
-        targets=tuple(pattern.pattern for pattern in (*outputs, *inputs)),
+        targets=(outputs,) if inputs is None else (outputs, inputs),
         name='ia3',
         materialize=materialize,
     )

@@ -71,7 +71,7 @@ class LowRank:
             known = sorted(lora_init.FROM_NOTHING | lora_init.FROM_WEIGHT)
             raise ValueError(f'init is {self.init!r}; write one of {known}')
         if self._exceptions():
-            paths.patterns_of(self._exceptions())
+            paths.entries_of(self._exceptions())
 
     def _exceptions(self) -> tuple[str, ...]:
         return (*(self.rank_pattern or {}), *(self.alpha_pattern or {}))

@@ -1,6 +1,5 @@
 """PSOFT: a rotation inside of the principal subspace of each matrix."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -136,7 +135,7 @@ def psoft(
         own=own,
         name='psoft',
         prepare=prepare,
-        targets=tuple(map(re.escape, subspaces)),
+        targets=paths.exactly(subspaces),
         materialize=materialize,
     )
 

@@ -1,7 +1,6 @@
 """GPTQ: a base in four bits whose rounding knows what enters its layers."""
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -77,7 +76,7 @@ def gptq(
     chosen = [path for path in quantizable(model.sites, targets) if not is_quantized(leaves[path])]
     if not chosen:
         return model
-    found = moments(model, batches, targets=tuple(map(re.escape, chosen)), counted=counted)
+    found = moments(model, batches, targets=paths.exactly(chosen), counted=counted)
     packed = {}
     for path in chosen:
         layout = model.sites.weights[path].layout
