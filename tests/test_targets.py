@@ -376,3 +376,30 @@ def test_single_layers_of_a_scanned_model_by_module_and_leaf(match, right, wrong
     with pytest.raises(peftjax.TargetError) as caught:
         getattr(sites, match)(wrong)
     assert 'scan=False' not in str(caught.value)
+
+
+# --- arguments by their names elsewhere ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('make', 'said'),
+    [
+        (lambda: peftjax.lora(r=8, targets='a'), ['lora: write rank=... in place of r=...']),
+        (
+            lambda: peftjax.lora(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=['q']),
+            ['rank=...', 'alpha=... in place of lora_alpha', 'dropout=...', 'targets=... in place'],
+        ),
+        (lambda: peftjax.adalora(r=8, targets='a'), ['init_rank=... in place of r=...']),
+        (lambda: peftjax.ia3(target_modules='a'), ['targets=... in place of target_modules=...']),
+        (lambda: peftjax.ia3(targets='a', r=8), ["'feedforward'", 'and no r=...']),
+        (
+            lambda: peftjax.lora(rank=2, targets='a', modules_to_save=['classifier']),
+            ['peftjax.chain(lora(...), peftjax.select(...))', 'in place of modules_to_save=...'],
+        ),
+        (lambda: peftjax.dora(rank=2, exclude_modules='a'), ['peftjax.targets(..., exclude=...)']),
+        (lambda: peftjax.lora(rank=2, targets='a', use_dora=True), ['peftjax.dora(...)']),
+        (lambda: peftjax.lora(rank=2, targets='a', target='b'), ["unexpected keyword argument 'target'"]),
+    ],
+)
+def test_names_of_arguments_elsewhere(make, said):
+    assert_raises(TypeError, make, *said)
