@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from peftjax.core import paths
+from peftjax.core import paths, readable
 from peftjax.core.errors import AdapterError
 from peftjax.core.layout import Layout
 
@@ -45,7 +45,11 @@ class Entry(Mapping[str, Any]):
         return len(self._arrays)
 
     def __repr__(self) -> str:
-        return f'{self.method}({self._arrays!r})'
+        arrays = {name: readable.told(array) for name, array in self._arrays.items()}
+        line = f'{self.method}({", ".join(f"{name} {text}" for name, text in arrays.items())})'
+        if len(line) <= readable.WIDTH:
+            return line
+        return readable.under(self.method, readable.outline(self._arrays))
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         names = tuple(sorted(self._arrays))

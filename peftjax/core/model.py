@@ -1,11 +1,13 @@
 """A model as a value."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from peftjax.core import paths, readable
 from peftjax.core.sites import Sites
 
 
@@ -22,6 +24,8 @@ class Model:
       traceable: `apply` with every module output tagged for the binding; the same numbers.
       config, tokenizer: what the checkpoint came with, where known.
       takes: names of the arguments that the model's own signature spells out.
+      fresh: paths of leaves that no checkpoint held, and that start at random (a new head). Write
+        `model.replace(params=..., fresh=())` once they are trained.
     """
 
     apply: Callable[..., Any]
@@ -31,10 +35,18 @@ class Model:
     config: Any = None
     tokenizer: Any = None
     takes: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
     def replace(self, **changes: Any) -> 'Model':
         """A copy with some fields changed, for example other `params`."""
         return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        leaves = [leaf for leaf in paths.flatten(self.params).values() if hasattr(leaf, 'shape')]
+        count = sum(math.prod(leaf.shape) for leaf in leaves)
+        config = '' if self.config is None else f' ({type(self.config).__name__})'
+        heading = f'Model{config}: {count:,} parameters in {len(leaves)} leaves'
+        return readable.under(heading, readable.outline(self.params, readable.MOST_LINES - 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,14 +67,14 @@ class _SameObjects:
 def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
     static = (
         *(model.apply, model.sites, model.traceable, model.config, model.tokenizer),
-        model.takes,
+        *(model.takes, model.fresh),
     )
     return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
 
 
 def _unflatten_model(static: _SameObjects, children: Any) -> Model:
-    apply, sites, traceable, config, tokenizer, takes = static.fields
-    return Model(apply, children[0], sites, traceable, config, tokenizer, takes)
+    apply, *rest = static.fields
+    return Model(apply, children[0], *rest)
 
 
 jax.tree_util.register_pytree_with_keys(Model, _flatten_model, _unflatten_model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from peftjax.core import paths
+from peftjax.core import paths, readable
 from peftjax.core.layout import Layout
 
 
@@ -191,48 +191,52 @@ class Sites:
         )
 
     def __str__(self) -> str:
-        rows = [('weight', 'shape', 'dtype', 'stack, in -> out', 'uses')]
-        for site in self.weights.values():
-            rows.append(
-                (
-                    site.path,
-                    str(site.shape),
-                    str(site.dtype),
-                    _signature(site),
-                    ', '.join(dict.fromkeys(site.uses)),
-                )
+        """A table of the weights and one of the modules; layers that are alike share a line."""
+        weights = readable.fold(
+            (
+                site.path,
+                str(site.shape),
+                str(site.dtype),
+                _signature(site),
+                _with_reason(', '.join(dict.fromkeys(site.uses)), site.reason),
             )
-        module_rows = [('module', 'output', 'dtype', 'stack', 'class')]
-        for module in self.modules.values():
-            module_rows.append(
-                (
-                    module.path,
-                    str(module.shape),
-                    str(module.dtype),
-                    module.reason and f'no: {module.reason}' or str(module.stack),
-                    module.kind,
-                )
+            for site in self.weights.values()
+        )
+        modules = readable.fold(
+            (
+                site.path,
+                str(site.shape),
+                str(site.dtype),
+                'no' if site.reason else str(site.stack),
+                _with_reason(site.kind, site.reason),
             )
-        return f'{table(rows)}\n\n{table(module_rows)}'
+            for site in self.modules.values()
+        )
+        heads = (
+            ('weight', 'shape', 'dtype', 'stack, in -> out', 'uses'),
+            ('module', 'output', 'dtype', 'stack', 'class'),
+        )
+        return '\n\n'.join(
+            readable.table(
+                [
+                    head,
+                    *((path, readable.times(n, shape), *rest) for n, (path, shape, *rest) in rows),
+                ]
+            )
+            for head, rows in zip(heads, (weights, modules), strict=True)
+        )
 
     __repr__ = __str__
 
 
-def table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows of text in columns of equal width, the first one underlined."""
-    rows = list(rows)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
-
-
 def _signature(site: WeightSite) -> str:
     if site.layout is None:
-        return f'no: {site.reason}'
+        return 'no'
     return f'{site.layout.stack_shape}, {site.layout.inputs} -> {site.layout.outputs}'
+
+
+def _with_reason(text: str, reason: str) -> str:
+    return f'{text}: {reason}' if reason and text not in reason else reason or text
 
 
 def _of_a_stack(pattern: paths.Pattern, stacks: Mapping[str, tuple[int, ...]]) -> str:

@@ -9,8 +9,8 @@ import jax
 from peftjax.core import paths
 from peftjax.core.entries import Entry
 from peftjax.core.model import Model
+from peftjax.core.readable import fold, table, times
 from peftjax.core.rules import leaf_rule
-from peftjax.core.sites import table
 from peftjax.core.transform import PeftTransform
 
 
@@ -23,12 +23,15 @@ class Summary:
       trainable: parameters that train.
       added: those of them that the base does not have.
       base: parameters of the base.
+      untrained: paths of leaves that the model starts at random (a new head, see `Model.fresh`)
+        and that nothing trains.
     """
 
     leaves: tuple[tuple[str, tuple[int, ...], Any, int], ...]
     trainable: int
     added: int
     base: int
+    untrained: tuple[str, ...] = ()
 
     @property
     def percent_of_base(self) -> float:
@@ -36,22 +39,34 @@ class Summary:
         return 100.0 * self.trainable / self.base
 
     def __str__(self) -> str:
-        rows = [('trains', 'shape', 'dtype', 'parameters')]
-        rows += [
+        rows = fold(
             (path, str(shape), str(dtype), f'{count:,}')
             for path, shape, dtype, count in self.leaves
-        ]
-        total = self.base + self.added
-        return '\n'.join(
-            [
-                table(rows),
-                '',
-                f'trainable {self.trainable:,} (added {self.added:,}, '
-                f'of the base itself {self.trainable - self.added:,})',
-                f'= {self.percent_of_base:.4g} % of the base ({self.base:,})',
-                f'= {100.0 * self.trainable / total:.4g} % of base + added ({total:,})',
-            ]
         )
+        total = self.base + self.added
+        lines = [
+            table(
+                [
+                    ('trains', 'shape', 'dtype', 'parameters'),
+                    *(
+                        (path, times(n, shape), dtype, times(n, count))
+                        for n, (path, shape, dtype, count) in rows
+                    ),
+                ]
+            ),
+            '',
+            f'trainable {self.trainable:,} (added {self.added:,}, '
+            f'of the base itself {self.trainable - self.added:,})',
+            f'= {self.percent_of_base:.4g} % of the base ({self.base:,})',
+            f'= {100.0 * self.trainable / total:.4g} % of base + added ({total:,})',
+        ]
+        if self.untrained:
+            modules = dict.fromkeys(path.partition('/')[0] for path in self.untrained)
+            lines += [
+                f'warning: {", ".join(self.untrained)} start at random and stay so: nothing trains '
+                f"them. Chain peftjax.select(r'({'|'.join(modules)})/.*') with this transform"
+            ]
+        return '\n'.join(lines)
 
     __repr__ = __str__
 
@@ -101,6 +116,7 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
         trainable,
         trainable - of_base,
         sum(math.prod(leaf.shape) for leaf in base.values()),
+        tuple(path for path in model.fresh if path not in rules),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol
 
 import jax
 
-from peftjax.core import paths
+from peftjax.core import paths, readable
 from peftjax.core.entries import Adapter, found_in, holds_entries
 from peftjax.core.holes import Hole
 from peftjax.core.merge import merged
@@ -29,6 +29,13 @@ class Frozen(NamedTuple):
 
     params: Any
     own: Any
+
+    def __repr__(self) -> str:
+        half = readable.MOST_LINES // 2 - 2
+        lines = []
+        for name in self._fields:
+            lines += [name, *(f'  {line}' for line in readable.outline(getattr(self, name), half))]
+        return readable.under('Frozen', lines)
 
 
 class StartFn(Protocol):
@@ -66,8 +73,10 @@ class About:
     padded_by: str | None = None
 
     def __repr__(self) -> str:
-        arguments = ', '.join(f'{name}={value!r}' for name, value in self.arguments.items())
-        return f'{self.name}({arguments})'
+        arguments = (
+            f'{name}={readable.told_argument(value)}' for name, value in self.arguments.items()
+        )
+        return f'{self.name}({", ".join(arguments)})'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

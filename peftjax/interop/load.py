@@ -126,7 +126,8 @@ def load(
         tokenizer=checkpoint.tokenizer,
     )
     packed = {} if quantize is None else leaves.packed(model.sites, quantize)
-    model = model.replace(params=paths.replace(model.params, packed))
+    params = paths.replace(model.params, packed)
+    model = model.replace(params=params, fresh=tuple(sorted(leaves.new)))
     if abstract:
         return model
     where = {} if mesh is None else paths.flatten(shardings(model, mesh))
@@ -199,6 +200,8 @@ class _Leaves:
 
     Attributes:
         abstract: shape and dtype of each, by path.
+        new: paths of those that the checkpoint lacks, the leaves of a new head; of a config alone
+            it is not known which they are, and there are none.
     """
 
     def __init__(
@@ -211,7 +214,7 @@ class _Leaves:
         family, tensors = checkpoint.family, checkpoint.tensors
         self._module, self._example = module, example
         self._tensors, self._held, self._stored = tensors, [], False
-        self._new: frozenset[str] = frozenset()
+        self.new: frozenset[str] = frozenset()
         if tensors is None:
             self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
             return
@@ -223,8 +226,8 @@ class _Leaves:
             )
         self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
         table = slots(checkpoint.names, self.abstract)
-        self._new = assemble.new_leaves(table, headers, family.head)
-        self._held = [slot for slot in table if slot.path not in self._new]
+        self.new = assemble.new_leaves(table, headers, family.head)
+        self._held = [slot for slot in table if slot.path not in self.new]
         surplus = family.surplus(module) + checkpoint.surplus + ignore
         assemble.check(self._held, tensors, surplus)
 
@@ -236,7 +239,7 @@ class _Leaves:
     def fresh(self, key: jax.Array) -> dict[str, jax.Array]:
         """The leaves of a new head, by path."""
         # Compiled, so that the initial values of everything but the head are never computed.
-        return jax.jit(self._initial, static_argnums=1)(key, self._new) if self._new else {}
+        return jax.jit(self._initial, static_argnums=1)(key, self.new) if self.new else {}
 
     def packed(self, sites: Sites, quantize: str | Scheme) -> dict[str, QuantizedArray]:
         """The leaves to be quantised, of shapes alone."""

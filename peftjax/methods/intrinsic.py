@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, PRNGKeyArray
 
-from peftjax.core import paths
+from peftjax.core import paths, readable
 from peftjax.core.entries import found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
@@ -38,6 +38,10 @@ class Subspace:
     theta: jax.Array
     scales: dict[str, jax.Array]
     leaves: tuple[tuple[str, tuple[int, ...]], ...] = dataclasses.field(metadata={'static': True})
+
+    def __repr__(self) -> str:
+        theta = readable.told(self.theta)
+        return f'Subspace(theta {theta}, {len(self.scales)} scales, {len(self.leaves)} leaves)'
 
 
 @described
