@@ -7,11 +7,14 @@ from typing import Any
 import flax.linen
 from flax import nnx
 
-from peftjax.binding import calls, linen
+from peftjax.binding import calls, linen, serialization
 from peftjax.binding import nnx as nnx_binding
 from peftjax.binding.adapt import reads_quantized
 from peftjax.binding.discover import discover
 from peftjax.core.model import Model
+
+# Here, since `import peftjax` does not bring Flax.
+serialization.register()
 
 
 def wrap(

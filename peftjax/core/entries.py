@@ -7,7 +7,9 @@ import jax
 
 from peftjax.core import paths, readable
 from peftjax.core.errors import AdapterError
+from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
+from peftjax.core.quantized import QuantizedArray
 
 Adapter = Any
 """A pytree of arrays that trains: of one method, or a tuple or dict of them of a chain."""
@@ -60,6 +62,10 @@ class Entry(Mapping[str, Any]):
     def tree_unflatten(cls, static: Any, children: Any) -> 'Entry':
         method, layout, names = static
         return cls(method, dict(zip(names, children, strict=True)), layout)
+
+
+NODES: list[type] = [Entry, Hole, QuantizedArray]
+"""The classes of pytree nodes in adapters and frozen parts; `flax.serialization` learns them."""
 
 
 def check_entries(adapter: Any, method: str, names: Collection[str] | None = None) -> None:

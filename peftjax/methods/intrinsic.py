@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths, readable
-from peftjax.core.entries import found_in
+from peftjax.core.entries import NODES, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.rules import LeafRule
@@ -42,6 +42,9 @@ class Subspace:
     def __repr__(self) -> str:
         theta = readable.told(self.theta)
         return f'Subspace(theta {theta}, {len(self.scales)} scales, {len(self.leaves)} leaves)'
+
+
+NODES.append(Subspace)
 
 
 @described

@@ -1,0 +1,56 @@
+"""Makes the nodes of adapters known to `flax.serialization`, which otherwise refuses them."""
+
+from typing import Any
+
+import jax
+from flax import serialization
+
+from peftjax.core import paths
+from peftjax.core.entries import NODES, Entry
+from peftjax.core.errors import AdapterError
+
+
+def register() -> None:
+    """Lets `flax.serialization` write and read adapters, and what is frozen beside them."""
+    for node in NODES:
+        serialization.register_serialization_state(node, _state_of, _restored, override=True)
+
+
+def _state_of(node: Any) -> dict[str, Any]:
+    """The state of a node: what it holds by name, of an entry below the name of its method."""
+    state = {name: serialization.to_state_dict(child) for name, child in _children(node).items()}
+    return {node.method: state} if isinstance(node, Entry) else state
+
+
+def _restored(node: Any, state: Any) -> Any:
+    where = f'at {serialization.current_path()!r}'
+    if isinstance(node, Entry):
+        if list(state) != [node.method]:
+            raise AdapterError(
+                f'the state {where} is of {sorted(state)}, and this is an adapter of '
+                f'{node.method}; restore into an adapter that the same transform gave'
+            )
+        state = state[node.method]
+    held = _children(node)
+    if set(state) != set(held):
+        raise AdapterError(
+            f'the state {where} holds {sorted(state)}, and this adapter {sorted(held)}; restore '
+            'into an adapter that the same transform gave'
+        )
+    found = {}
+    for name, child in held.items():
+        found[name] = serialization.from_state_dict(child, state[name], name)
+        theirs, ours = (getattr(each, 'shape', None) for each in (found[name], child))
+        if theirs != ours:
+            raise AdapterError(
+                f'the state {where} holds {name} of {theirs}, and this adapter of {ours}; restore '
+                'into an adapter that the same transform gave'
+            )
+    structure = jax.tree.structure(node, is_leaf=lambda each: each is not node)
+    return jax.tree.unflatten(structure, list(found.values()))
+
+
+def _children(node: Any) -> dict[str, Any]:
+    """What a pytree node holds, one level down."""
+    found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda each: each is not node)
+    return {paths.join(path): child for path, child in found}
