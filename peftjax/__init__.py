@@ -10,6 +10,7 @@ from peftjax.core.entries import Adapter, Entry
 from peftjax.core.errors import AdapterError, MergeError
 from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
+from peftjax.core.merge_loss import merge_loss
 from peftjax.core.model import Model
 from peftjax.core.partition import combine, partition
 from peftjax.core.paths import TargetError, targets
@@ -216,6 +217,7 @@ __all__ = [
     'lora_fa',
     'loreft',
     'mam',
+    'merge_loss',
     'miss',
     'named_chain',
     'noreft',
