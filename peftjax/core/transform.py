@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol
 import jax
 
 from peftjax.core import paths, readable
+from peftjax.core.arguments import check_names
 from peftjax.core.entries import Adapter, found_in, holds_entries
 from peftjax.core.holes import Hole
 from peftjax.core.merge import merged
@@ -236,40 +237,6 @@ def check_frozen(adapter: Any, frozen: Any) -> None:
     )
 
 
-# What other libraries call an argument: the names here, of which a method has one at most, or else
-# what to write in its place.
-_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
-    'r': ('rank', 'init_rank', 'block_size'),
-    'lora_alpha': ('alpha',),
-    'lora_dropout': ('dropout',),
-    'target_modules': ('targets',),
-    'use_rslora': ('rslora',),
-    'init_lora_weights': ('init',),
-}
-_IN_PLACE_OF: Mapping[str, str] = {
-    'modules_to_save': 'peftjax.chain({name}(...), peftjax.select(...)) with the leaves to train',
-    'exclude_modules': 'targets=peftjax.targets(..., exclude=...)',
-    'use_dora': 'peftjax.dora(...)',
-}
-
-
-def _check_names(name: str, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-    """Raises `TypeError` for an argument that goes by another name here, naming ours."""
-    told = []
-    for theirs in given:
-        if theirs in signature.parameters:
-            continue
-        ours = [each for each in _ELSEWHERE.get(theirs, ()) if each in signature.parameters]
-        if ours:
-            told.append(f'{ours[0]}=... in place of {theirs}=...')
-        elif theirs in _IN_PLACE_OF:
-            told.append(f'{_IN_PLACE_OF[theirs].format(name=name)} in place of {theirs}=...')
-        elif theirs in _ELSEWHERE:
-            told.append(f'arguments among {list(signature.parameters)}, and no {theirs}=...')
-    if told:
-        raise TypeError(f'{name}: write ' + '; '.join(told))
-
-
 def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
     """`make`, whose transforms say in `about` how they were made."""
     signature = inspect.signature(make)
@@ -279,7 +246,7 @@ def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
 
     @functools.wraps(make)
     def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
-        _check_names(make.__name__, signature, kwargs)
+        check_names(make.__name__, signature, kwargs)
         transform = make(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
