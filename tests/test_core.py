@@ -127,7 +127,7 @@ def test_an_entry_reads_like_a_dict():
     entry = peftjax.lora(rank=2, targets=r'hidden').init(KEY, mlp())[0]['hidden/kernel']
     assert set(entry) == {'a', 'b'} and len(entry) == 2 and 'a' in entry
     assert {name: leaf.shape for name, leaf in entry.items()} == {'a': (4, 2), 'b': (2, 8)}
-    assert entry.layout.shape == (4, 8) and repr(entry).startswith("lora({'a': ")
+    assert entry.layout.shape == (4, 8) and repr(entry).startswith('lora(a (4, 2) ')
     with pytest.raises(KeyError):
         entry['c']
 
