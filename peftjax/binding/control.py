@@ -1,6 +1,6 @@
 """Control flow: rebuilds JAX's loops, branches and remat around the evaluation of their bodies.
 
-Every handler is `handler(operation, eqn, inputs, frame, run)`, with `run` the evaluation of a
+Every handler is `handler(operation, eqn, inputs, context, run)`, with `run` the evaluation of a
 program (`peftjax.binding.interpret.run`), and gives the values of the equation's outputs.
 """
 
@@ -13,19 +13,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from peftjax.binding import jaxprs, tags
-from peftjax.binding.frames import Frame, array_of, plain
+from peftjax.binding.context import Context, array_of, plain
 from peftjax.binding.jaxprs import Body
 from peftjax.binding.views import Packed, Refused, View
 
-Run = Callable[[Body, Sequence[Any], Frame], list[Any]]
+Run = Callable[[Body, Sequence[Any], Context], list[Any]]
 
 _NOTHING = ()  # in the place of a result that is a view known outside
 
 
-def _call(operation: jaxprs.Call, eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+def _call(
+    operation: jaxprs.Call, eqn: Any, inputs: list[Any], context: Context, run: Run
+) -> list[Any]:
     """`jit` and its like are evaluated in place; XLA inlines them in any case."""
     del eqn
-    return run(operation.body, inputs, frame)
+    return run(operation.body, inputs, context)
 
 
 def _pack(inputs: Sequence[Any]) -> list[Any]:
@@ -55,13 +57,13 @@ def _passed(results: Sequence[Any], entered: Sequence[Any]) -> dict[int, int]:
 
 
 def _remat(
-    operation: jaxprs.Remat, eqn: Any, inputs: list[Any], frame: Frame, run: Run
+    operation: jaxprs.Remat, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     del eqn
     passed: dict[int, int] = {}
 
     def body(packed: list[Any], modules: Mapping[str, Any]) -> list[Any]:
-        inside = dataclasses.replace(frame, modules=modules)
+        inside = dataclasses.replace(context, modules=modules)
         entered = _unpack(packed, inputs)
         results = run(operation.body, entered, inside)
         passed.update(_passed(results, entered))
@@ -71,15 +73,17 @@ def _remat(
         ]
 
     remat = jax.checkpoint(body, prevent_cse=operation.prevent_cse, policy=operation.policy)
-    outputs = remat(_pack(inputs), frame.modules)
+    outputs = remat(_pack(inputs), context.modules)
     return [inputs[passed[i]] if i in passed else value for i, value in enumerate(outputs)]
 
 
-def _cond(operation: jaxprs.Cond, eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+def _cond(
+    operation: jaxprs.Cond, eqn: Any, inputs: list[Any], context: Context, run: Run
+) -> list[Any]:
     del eqn
 
     def branch(body: Body) -> Any:
-        return lambda: [plain(result, 'cond', frame) for result in run(body, inputs[1:], frame)]
+        return lambda: [plain(result, 'cond', context) for result in run(body, inputs[1:], context)]
 
     return lax.switch(array_of(inputs[0]), [branch(body) for body in operation.bodies])
 
@@ -98,26 +102,26 @@ def _merge_carry(fixed: Sequence[bool], carry: Sequence[Any], moving: Sequence[A
 
 
 def _while(
-    operation: jaxprs.While, eqn: Any, inputs: list[Any], frame: Frame, run: Run
+    operation: jaxprs.While, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     del eqn
     cond_consts, body_consts, carry = operation.split(inputs)
     fixed = _invariant(operation.body, operation.n_body, carry)
     moving = [
-        plain(value, 'the state of a while loop', frame)
+        plain(value, 'the state of a while loop', context)
         for keep, value in zip(fixed, carry, strict=True)
         if not keep
     ]
 
     def predicate(state: list[Any]) -> Any:
         values = [*cond_consts, *_merge_carry(fixed, carry, state)]
-        return run(operation.cond, values, frame)[0]
+        return run(operation.cond, values, context)[0]
 
     def step(state: list[Any]) -> list[Any]:
         values = [*body_consts, *_merge_carry(fixed, carry, state)]
-        results = run(operation.body, values, frame)
+        results = run(operation.body, values, context)
         return [
-            plain(result, 'the state of a while loop', frame)
+            plain(result, 'the state of a while loop', context)
             for keep, result in zip(fixed, results, strict=True)
             if not keep
         ]
@@ -125,25 +129,27 @@ def _while(
     return _merge_carry(fixed, carry, lax.while_loop(predicate, step, moving))
 
 
-def _scan(operation: jaxprs.Scan, eqn: Any, inputs: list[Any], frame: Frame, run: Run) -> list[Any]:
+def _scan(
+    operation: jaxprs.Scan, eqn: Any, inputs: list[Any], context: Context, run: Run
+) -> list[Any]:
     consts, carry, sliceable = operation.split(inputs)
-    slices = [_sliceable(value, frame) for value in sliceable]
+    slices = [_sliceable(value, context) for value in sliceable]
     fixed = _invariant(operation.body, operation.n_consts, carry)
     moving = [
-        plain(value, 'the carry of a scan', frame)
+        plain(value, 'the carry of a scan', context)
         for keep, value in zip(fixed, carry, strict=True)
         if not keep
     ]
     layers = any(isinstance(value, View) for value in slices)
-    depth = len(frame.scans)
-    inner = dataclasses.replace(frame, scans=(*frame.scans, (operation.length, layers)))
+    depth = len(context.scans)
+    inner = dataclasses.replace(context, scans=(*context.scans, (operation.length, layers)))
     called = {tag.path for tag in tags.below(eqn)}
     sliced = {
         path: _slice_state(state, 0, operation.length)
-        for path, state in frame.modules.items()
-        if path in called and _is_layered(frame, path, depth)
+        for path, state in context.modules.items()
+        if path in called and _is_layered(context, path, depth)
     }
-    shared = {path: state for path, state in frame.modules.items() if path not in sliced}
+    shared = {path: state for path, state in context.modules.items() if path not in sliced}
 
     passed: dict[int, int] = {}
 
@@ -171,12 +177,12 @@ def _scan(operation: jaxprs.Scan, eqn: Any, inputs: list[Any], frame: Frame, run
     return [*_merge_carry(fixed, carry, moved), *stacked]
 
 
-def _is_layered(frame: Frame, path: str, depth: int) -> bool:
-    layered = frame.layered.get(path, ())
+def _is_layered(context: Context, path: str, depth: int) -> bool:
+    layered = context.layered.get(path, ())
     return depth < len(layered) and layered[depth]
 
 
-def _sliceable(value: Any, frame: Frame) -> Any:
+def _sliceable(value: Any, context: Context) -> Any:
     """`value` if a scan may slice it: its first axis must be one whole axis of the leaf."""
     if not isinstance(value, View):
         return value
@@ -188,7 +194,7 @@ def _sliceable(value: Any, frame: Frame) -> Any:
             value.leaf.stack_position(axis)
         return value
     except Refused as refusal:
-        frame.visitor.refuse(value.leaf, 'scan', str(refusal))
+        context.visitor.refuse(value.leaf, 'scan', str(refusal))
         return array_of(value)
 
 

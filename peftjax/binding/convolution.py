@@ -11,7 +11,7 @@ from peftjax.binding.uses import (
     Columns,
     Facts,
     Forward,
-    atoms_of,
+    factors_of,
     in_leaf_order,
     read_facts,
     scaled,
@@ -39,12 +39,14 @@ class Conv:
             raise Refused('the convolution groups its batch')
         out, inner = self._kernel_dims()
         dims = self.view.dims
-        return read_facts('conv', self.view, [], atoms_of(dims[i] for i in inner), list(dims[out]))
+        return read_facts(
+            'conv', self.view, [], factors_of(dims[i] for i in inner), list(dims[out])
+        )
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
         out_dim, inner = self._kernel_dims()
         dims, out, numbers = self.view.dims, self.eqn.outvars[0].aval, self.operation.numbers
-        rows = in_leaf_order(atoms_of(dims[i] for i in inner))
+        rows = in_leaf_order(factors_of(dims[i] for i in inner))
         columns = in_leaf_order(list(dims[out_dim]))
         if transposed or columns != list(dims[out_dim]):
             raise Refused('the convolution reads it in another orientation')
@@ -56,7 +58,7 @@ class Conv:
 
         def convolve(x: jax.Array, m: jax.Array) -> jax.Array:
             label = Columns(m.shape[1])
-            order = atoms_of((label,) if i == out_dim else dims[i] for i in range(len(dims)))
+            order = factors_of((label,) if i == out_dim else dims[i] for i in range(len(dims)))
             shape = [
                 m.shape[1] if i == out_dim else size for i, size in enumerate(self.view.value.shape)
             ]

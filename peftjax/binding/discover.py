@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from peftjax.binding import tags, uses, views
 from peftjax.binding.calls import Call
-from peftjax.binding.frames import Frame, plain
+from peftjax.binding.context import Context, plain
 from peftjax.binding.interpret import run
 from peftjax.binding.jaxprs import Body
 from peftjax.binding.uses import Contraction
@@ -34,9 +34,9 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
     def evaluate(params: Any, arrays: Any) -> None:
         closed = jax.make_jaxpr(call.function(traceable))(params, arrays)
         leaves = [views.start(path, leaf) for path, leaf in paths.flatten(params).items()]
-        frame = Frame(recorder)
-        for result in run(Body(closed.jaxpr, closed.consts), [*leaves, *arrays], frame):
-            plain(result, 'the output of the model', frame)
+        context = Context(recorder)
+        for result in run(Body(closed.jaxpr, closed.consts), [*leaves, *arrays], context):
+            plain(result, 'the output of the model', context)
 
     jax.eval_shape(evaluate, params, call.arrays)
     leaves = paths.flatten(params)
@@ -82,10 +82,10 @@ class _Recorder:
         inputs: tuple[jax.Array, ...],
         around: tuple[jax.Array, ...],
         output: jax.Array,
-        frame: Frame,
+        context: Context,
     ) -> jax.Array:
-        scans = tuple(layers for _, layers in frame.scans)
-        stack = tuple(length for length, layers in frame.scans if layers)
+        scans = tuple(layers for _, layers in context.scans)
+        stack = tuple(length for length, layers in context.scans if layers)
         reason = ''
         if output.ndim != tag.rank:
             reason = 'it is called under vmap'

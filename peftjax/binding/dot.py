@@ -13,7 +13,7 @@ from peftjax.binding.uses import (
     Facts,
     Forward,
     Free,
-    atoms_of,
+    factors_of,
     in_leaf_order,
     read_facts,
     scaled,
@@ -50,9 +50,9 @@ class Dot:
         return read_facts(
             'dot',
             self.view,
-            atoms_of(dims[i] for i in batch),
-            atoms_of(dims[i] for i in contract),
-            atoms_of(dims[i] for i in range(len(dims)) if i not in (*contract, *batch)),
+            factors_of(dims[i] for i in batch),
+            factors_of(dims[i] for i in contract),
+            factors_of(dims[i] for i in range(len(dims)) if i not in (*contract, *batch)),
         )
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:
@@ -64,13 +64,13 @@ class Dot:
             *zip(x_batch, batch, strict=False),
         ]:
             x_groups[mine] = dims[theirs]
-        stack = in_leaf_order(atoms_of(dims[i] for i in batch))
-        inner = in_leaf_order(atoms_of(dims[i] for i in contract))
+        stack = in_leaf_order(factors_of(dims[i] for i in batch))
+        inner = in_leaf_order(factors_of(dims[i] for i in contract))
         free = [i for i in range(self.x.ndim) if i not in (*x_contract, *x_batch)]
         tokens = [x_groups[i][0] for i in free]
         kept = [i for i in range(len(dims)) if i not in (*contract, *batch)]
-        outer = in_leaf_order(atoms_of(dims[i] for i in kept))
-        sizes = [atom.size for atom in stack]
+        outer = in_leaf_order(factors_of(dims[i] for i in kept))
+        sizes = [factor.size for factor in stack]
         x = rearrange(
             self.x, x_groups, [*stack, *tokens, *inner], [*sizes, size_of(tokens), size_of(inner)]
         )
@@ -89,7 +89,7 @@ class Dot:
         y = call(x, matrix, (leaves, keys))
         x_free, w_free = [(x_groups[i]) for i in free], [dims[i] for i in kept]
         sides = (w_free, x_free) if self.side == 0 else (x_free, w_free)
-        order = atoms_of([*(dims[i] for i in batch), *sides[0], *sides[1]])
+        order = factors_of([*(dims[i] for i in batch), *sides[0], *sides[1]])
         groups = [(label,) for label in stack] + [tokens, outer]
         return rearrange(y, groups, order, out.shape).astype(out.dtype)
 

@@ -11,16 +11,16 @@ from typing import Any
 import jax
 
 from peftjax.binding import control, jaxprs, tags, views
+from peftjax.binding.context import Context, array_of
 from peftjax.binding.convolution import Conv
 from peftjax.binding.dot import Dot
-from peftjax.binding.frames import Frame, array_of
 from peftjax.binding.jaxprs import Body, Operation, bind
 from peftjax.binding.lookup import Lookup
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Packed, Refused, View
 
 
-def run(body: Body, operands: Sequence[Any], frame: Frame) -> list[Any]:
+def run(body: Body, operands: Sequence[Any], context: Context) -> list[Any]:
     """Values of the outputs; some may be views."""
     calls: dict[str, dict[int, Any]] = {}
 
@@ -28,23 +28,23 @@ def run(body: Body, operands: Sequence[Any], frame: Frame) -> list[Any]:
         operation = jaxprs.read(eqn)
         tag = tags.read(operation)
         if tag:
-            return [_tagged(tag, inputs[0], calls, frame)]
-        return _step(operation, eqn, inputs, frame)
+            return [_tagged(tag, inputs[0], calls, context)]
+        return _step(operation, eqn, inputs, context)
 
     return jaxprs.evaluate(body, operands, step)
 
 
-def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], frame: Frame) -> Any:
+def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], context: Context) -> Any:
     if tag.point == 'in':
         calls.setdefault(tag.path, {})[tag.number] = array_of(value)
         return value
     inputs = calls.pop(tag.path, {})
     if isinstance(value, View):
-        frame.visitor.opaque(tag, 'it returns a weight')
+        context.visitor.opaque(tag, 'it returns a weight')
         return value
     around = max((path for path in calls if tag.path.startswith(f'{path}/')), key=len, default='')
-    return frame.visitor.module(
-        tag, _in_order(inputs), _in_order(calls.get(around, {})), value, frame
+    return context.visitor.module(
+        tag, _in_order(inputs), _in_order(calls.get(around, {})), value, context
     )
 
 
@@ -52,23 +52,23 @@ def _in_order(arguments: Mapping[int, Any]) -> tuple[Any, ...]:
     return tuple(arguments[i] for i in sorted(arguments))
 
 
-def _step(operation: Operation | None, eqn: Any, inputs: list[Any], frame: Frame) -> list[Any]:
+def _step(operation: Operation | None, eqn: Any, inputs: list[Any], context: Context) -> list[Any]:
     followed = [i for i, value in enumerate(inputs) if isinstance(value, View)]
     inside = tags.below(eqn)
     if type(operation) in control.HANDLERS and (followed or inside):
-        return control.HANDLERS[type(operation)](operation, eqn, inputs, frame, run)
+        return control.HANDLERS[type(operation)](operation, eqn, inputs, context, run)
     name = eqn.primitive.name
     for tag in inside:
-        frame.visitor.opaque(tag, f'it is called inside {name}, which cannot be entered')
+        context.visitor.opaque(tag, f'it is called inside {name}, which cannot be entered')
     if not followed:
         return bind(eqn, inputs)
     try:
-        return _follow(operation, eqn, inputs, followed, frame)
+        return _follow(operation, eqn, inputs, followed, context)
     except Refused as refusal:
         shape = eqn.outvars[0].aval.shape
         for i in followed:
             spread = _is_spread(operation, inputs[i], shape)
-            frame.visitor.refuse(inputs[i].leaf, name, str(refusal), spread)
+            context.visitor.refuse(inputs[i].leaf, name, str(refusal), spread)
         return bind(eqn, [array_of(value) for value in inputs])
 
 
@@ -83,7 +83,7 @@ def _is_spread(operation: Operation | None, view: View, shape: tuple[int, ...]) 
 
 
 def _follow(
-    operation: Operation | None, eqn: Any, inputs: list[Any], followed: list[int], frame: Frame
+    operation: Operation | None, eqn: Any, inputs: list[Any], followed: list[int], context: Context
 ) -> list[Any]:
     if len(followed) > 1:
         raise Refused(f'it meets another weight in {eqn.primitive.name}')
@@ -104,7 +104,7 @@ def _follow(
         opened = View(dataclasses.replace(view.leaf, state=state), value, view.dims)
         opened = dataclasses.replace(opened, value=array_of(opened))
         arrays = [*others[:position], opened.value, *others[position:]]
-        return frame.visitor.use(
+        return context.visitor.use(
             opened.leaf,
             _contraction(operation, eqn, opened, position, arrays),
             lambda: bind(eqn, arrays)[0],

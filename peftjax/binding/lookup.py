@@ -11,7 +11,7 @@ from peftjax.binding.uses import (
     Facts,
     Forward,
     Free,
-    atoms_of,
+    factors_of,
     in_leaf_order,
     read_facts,
     scaled,
@@ -69,7 +69,7 @@ class Lookup:
     def facts(self) -> Facts:
         dim = self.dim()
         self.view.whole_axis(dim)
-        others = atoms_of(g for i, g in enumerate(self.view.dims) if i != dim)
+        others = factors_of(g for i, g in enumerate(self.view.dims) if i != dim)
         return read_facts('lookup', self.view, [], list(self.view.dims[dim]), others)
 
     def _labels(self, i: int) -> Any:
@@ -83,7 +83,7 @@ class Lookup:
         kept = [i for i in range(len(self.view.dims)) if i != dim]
         rows, columns = (
             list(self.view.dims[dim]),
-            in_leaf_order(atoms_of(self.view.dims[i] for i in kept)),
+            in_leaf_order(factors_of(self.view.dims[i] for i in kept)),
         )
         tokens = [Free(i, size) for i, size in enumerate(self.indices.shape[:-1])]
         matrix = rearrange(
@@ -118,7 +118,7 @@ class Lookup:
         )
         spec, outside = self.operation.numbers, iter(tokens)
         inside = (i for i in range(len(self.view.dims)) if i not in spec.collapsed_slice_dims)
-        order = atoms_of(
+        order = factors_of(
             self._labels(next(inside)) if i in spec.offset_dims else (next(outside),)
             for i in range(len(out.shape))
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from peftjax.binding.views import Atom, Refused, View
+from peftjax.binding.views import Factor, Refused, View
 from peftjax.core.promotion import lifted
 from peftjax.core.use import Use
 
@@ -42,14 +42,14 @@ class Facts:
 
 
 def read_facts(
-    kind: str, view: View, batch: list[Atom], rows: list[Atom], columns: list[Atom]
+    kind: str, view: View, batch: list[Factor], rows: list[Factor], columns: list[Factor]
 ) -> Facts:
-    axes = [{atom.axis for atom in group} for group in (batch, rows, columns)]
+    axes = [{factor.axis for factor in group} for group in (batch, rows, columns)]
     if axes[0] & axes[1] or axes[0] & axes[2] or axes[1] & axes[2]:
         raise Refused('one axis of it is contracted in part')
     free = set(range(len(view.leaf.shape))) - set(view.leaf.picked) - axes[0] - axes[1]
     stack = sorted({*view.leaf.picked, *axes[0]})
-    # An axis of size one may have lost its atom to a reshape; it is free, hence a column.
+    # An axis of size one may have lost its factor to a reshape; it is free, hence a column.
     return Facts(kind, tuple(stack), tuple(sorted(axes[1])), tuple(sorted(free)))
 
 
@@ -70,13 +70,13 @@ class Contraction(Protocol):
         ...
 
 
-def atoms_of(groups: Any) -> list[Any]:
+def factors_of(groups: Any) -> list[Any]:
     return [label for group in groups for label in group]
 
 
-def in_leaf_order(atoms: list[Atom]) -> list[Atom]:
+def in_leaf_order(factors: list[Factor]) -> list[Factor]:
     """In the leaf's own order, which is the order of its matrix form."""
-    return sorted(atoms, key=lambda atom: (atom.axis, -atom.stride))
+    return sorted(factors, key=lambda factor: (factor.axis, -factor.stride))
 
 
 def size_of(labels: Any) -> int:

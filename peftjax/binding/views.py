@@ -17,7 +17,7 @@ class Refused(Exception):
     """The weight cannot be followed through this operation; the message says why."""
 
 
-class Atom(NamedTuple):
+class Factor(NamedTuple):
     """A factor of one leaf axis: the indices `stride * i`, for `i < size`, of that axis."""
 
     axis: int
@@ -119,13 +119,13 @@ class View:
     Attributes:
       leaf: which.
       value: the array itself, or a quantised leaf that is still to be read.
-      dims: for each axis of `value` the atoms of the leaf it is made of, outermost first; an
+      dims: for each axis of `value` the factors of the leaf it is made of, outermost first; an
         axis of size one has none.
     """
 
     leaf: Leaf
     value: Any
-    dims: tuple[tuple[Atom, ...], ...]
+    dims: tuple[tuple[Factor, ...], ...]
 
     def whole_axis(self, dim: int) -> int:
         """The leaf axis that `dim` is, where it is one whole axis."""
@@ -141,7 +141,7 @@ class View:
 
 def start(path: str, value: Any) -> View:
     """The leaf itself as a view."""
-    dims = tuple((Atom(axis, 1, size),) for axis, size in enumerate(value.shape))
+    dims = tuple((Factor(axis, 1, size),) for axis, size in enumerate(value.shape))
     return View(Leaf(path, value.shape), Packed(value) if is_quantized(value) else value, dims)
 
 
@@ -152,37 +152,37 @@ def _transpose(view: View, value: Any, operation: jaxprs.Transpose) -> View:
 def _reshape(view: View, value: Any, operation: jaxprs.Reshape) -> View:
     if operation.dimensions is not None:
         raise Refused('it is reshaped in permuted order')
-    atoms = list(_joined([atom for group in view.dims for atom in group]))[::-1]
+    factors = list(_joined([factor for group in view.dims for factor in group]))[::-1]
     dims = []
     for size in value.shape:
-        group: list[Atom] = []
-        while math.prod(atom.size for atom in group) < size:
-            needed, rest = divmod(size, math.prod(atom.size for atom in group))
+        group: list[Factor] = []
+        while math.prod(factor.size for factor in group) < size:
+            needed, rest = divmod(size, math.prod(factor.size for factor in group))
             if rest:
                 raise Refused(f'it is reshaped to {value.shape}, across its axes')
-            atom = atoms.pop()
-            if atom.size > needed:
-                if atom.size % needed:
+            factor = factors.pop()
+            if factor.size > needed:
+                if factor.size % needed:
                     raise Refused(f'it is reshaped to {value.shape}, across its axes')
-                inner = atom.size // needed
-                atoms.append(Atom(atom.axis, atom.stride, inner))
-                atom = Atom(atom.axis, atom.stride * inner, needed)
-            group.append(atom)
-        if math.prod(atom.size for atom in group) != size:
+                inner = factor.size // needed
+                factors.append(Factor(factor.axis, factor.stride, inner))
+                factor = Factor(factor.axis, factor.stride * inner, needed)
+            group.append(factor)
+        if math.prod(factor.size for factor in group) != size:
             raise Refused(f'it is reshaped to {value.shape}, across its axes')
         dims.append(_joined(group))
     return View(view.leaf, value, tuple(dims))
 
 
-def _joined(group: Sequence[Atom]) -> tuple[Atom, ...]:
+def _joined(group: Sequence[Factor]) -> tuple[Factor, ...]:
     """Neighbouring factors of one leaf axis as one."""
-    joined: list[Atom] = []
-    for atom in group:
+    joined: list[Factor] = []
+    for factor in group:
         last = joined[-1] if joined else None
-        if last and last.axis == atom.axis and last.stride == atom.stride * atom.size:
-            joined[-1] = Atom(atom.axis, atom.stride, last.size * atom.size)
+        if last and last.axis == factor.axis and last.stride == factor.stride * factor.size:
+            joined[-1] = Factor(factor.axis, factor.stride, last.size * factor.size)
         else:
-            joined.append(atom)
+            joined.append(factor)
     return tuple(joined)
 
 
@@ -192,7 +192,7 @@ def _squeeze(view: View, value: Any, operation: jaxprs.Squeeze) -> View:
 
 
 def _broadcast(view: View, value: Any, operation: jaxprs.Broadcast) -> View:
-    dims: list[tuple[Atom, ...]] = [()] * value.ndim
+    dims: list[tuple[Factor, ...]] = [()] * value.ndim
     for dim, target in enumerate(operation.dimensions):
         dims[target] = view.dims[dim]
     if math.prod(value.shape) != math.prod(view.value.shape):

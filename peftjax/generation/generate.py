@@ -11,7 +11,8 @@ from jax import lax
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from peftjax.binding import calls
-from peftjax.binding.adapt import evaluate_precomputed, precompute
+from peftjax.binding.adapt import evaluate_precomputed
+from peftjax.binding.precompute import precompute
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
@@ -64,6 +65,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     Source: the cache of Pope et al. 2022 (arXiv:2211.05102), section 2.1.
     """
     method = chain() if transform is None else transform
+    model = model.replace(params=None)  # Nothing here keeps the values of a base alive.
     reads = 'decoder_input_ids' in model.takes
     hears = 'input_features' in model.takes
     written_as = 'decoder_input_ids' if reads else 'input_ids'

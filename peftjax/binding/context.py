@@ -1,4 +1,4 @@
-"""Frames: where an evaluation stands, and who is asked at the places of interest."""
+"""Contexts: where an evaluation stands, and who is asked at the places of interest."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Visitor(Protocol):
         inputs: tuple[jax.Array, ...],
         around: tuple[jax.Array, ...],
         output: jax.Array,
-        frame: 'Frame',
+        context: 'Context',
     ) -> jax.Array:
         """The output in force of a module; `around`: arguments of the module that calls it."""
         ...
@@ -39,7 +39,7 @@ class Visitor(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class Context:
     """Where the evaluation stands.
 
     Attributes:
@@ -55,11 +55,11 @@ class Frame:
     layered: Mapping[str, tuple[bool, ...]] = dataclasses.field(default_factory=dict)
 
 
-def plain(value: Any, operation: str, frame: Frame) -> Any:
+def plain(value: Any, operation: str, context: Context) -> Any:
     """`value` as an array; a view is refused."""
     if not isinstance(value, View):
         return value
-    frame.visitor.refuse(value.leaf, operation, f'it enters {operation}')
+    context.visitor.refuse(value.leaf, operation, f'it enters {operation}')
     return array_of(value)
 
 
