@@ -36,7 +36,7 @@ import peftjax
 from experiments import build, comparison
 from experiments.config import Config
 from experiments.data import Batch, collate
-from experiments.optimizers import build_optimizer
+from experiments.optimizers import build_optimizer, numbers_of
 from experiments.packing import Row
 from experiments.progress import terminal
 from peftjax.training import init_state, make_train_step
@@ -215,10 +215,9 @@ def _fit(config: Config, run: build.Run) -> Callable[..., tuple[Any, jax.Array]]
     def fit(
         adapter: Any, frozen: peftjax.Frozen, rate: jax.Array, key: jax.Array, batches: Batch
     ) -> tuple[Any, jax.Array]:
-        settings = config.copy_and_resolve_references()
-        with settings.ignore_type():  # A rate is traced here, so that all share one program.
-            settings.lr = rate
-        optimizer = build_optimizer(settings, run.steps)
+        # The rate is traced, so that all rates share one program.
+        numbers = {**numbers_of(config, run.steps), 'lr': rate}
+        optimizer = build_optimizer(config, run.steps, numbers)
         step = make_train_step(run.loss, optimizer)
         state, metrics = jax.lax.scan(
             lambda state, batch: step(state, frozen, batch),
