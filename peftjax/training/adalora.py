@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Float32, Integer
 
+from peftjax.core.numbers import is_plain
 from peftjax.methods.adalora import is_triplet
 
 
@@ -105,7 +106,8 @@ def adalora_allocation(
             f'{total_steps} steps leave none between {initial_steps} initial and {final_steps} '
             'final ones, of which there must be one; write a larger total_steps'
         )
-    if every < 1 or target_rank < 0 or not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+    betas = [each for each in (beta1, beta2) if is_plain(each)]
+    if every < 1 or target_rank < 0 or not all(0 <= each < 1 for each in betas):
         raise ValueError(
             'every is at least 1, target_rank at least 0, beta1 and beta2 in [0, 1); got '
             f'{every}, {target_rank}, {beta1}, {beta2}'

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from peftjax.core.entries import Entry
+from peftjax.core.numbers import is_plain
 
 
 def lora_plus_labels(adapter: Any) -> Any:
@@ -67,7 +68,7 @@ def lora_plus(
         Hayou et al., LoRA+, 2024 (arXiv:2402.12354), section 4. An embedding's factors are treated
         alike, where the authors' code gives them a rate of their own.
     """
-    if not ratio > 0:
+    if is_plain(ratio) and not ratio > 0:
         raise ValueError(f'ratio is a positive number, got {ratio}')
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
