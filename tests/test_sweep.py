@@ -219,6 +219,33 @@ def test_groups_are_rows_of_one_program_that_fit(config):
         group(ready, first.base + first.each, 32)
 
 
+def test_ranks_share_a_program_only_where_the_optimiser_treats_each_entry_by_itself(config):
+    """A mean over a leaf, as of Adafactor, would be another with zeros beside it."""
+
+    def programs():
+        return len({each.key for each in prepare(rows_of(config, *ranks))})
+
+    ranks = [{'lora.rank': rank} for rank in (1, 2)]
+    assert programs() == 1
+    config.optimizer, config.adafactor = 'adafactor', ConfigDict()
+    assert programs() == 2
+
+
+def test_numbers_of_what_is_around_the_optimiser_share_a_program(config, alone, tmp_path):
+    config.around, config.lora_plus = ('lora_plus',), ConfigDict({'ratio': 4.0})
+    rows = rows_of(config, {'lora_plus.ratio': 2.0}, {'lora_plus.ratio': 16.0})
+    assert len(group(prepare(rows), 2**33, 32)) == 1
+    run(rows, tmp_path / 'sweep')
+    assert_as_alone(rows[0], tmp_path / 'sweep', alone)
+
+
+def test_a_row_without_dropout_is_beside_others_what_it_is_alone(config, alone, tmp_path):
+    rows = rows_of(config, {'lora.dropout': 0.3}, {'lora.dropout': 0.0})
+    assert len(group(prepare(rows), 2**33, 32)) == 1
+    run(rows, tmp_path / 'sweep')
+    assert_as_alone(rows[1], tmp_path / 'sweep', alone)
+
+
 def test_what_rows_hold_alike_is_held_once(config, tmp_path):
     config.peft, config.vera = ('vera',), ConfigDict({'rank': 4, 'targets': config.lora.targets})
     (mine,) = group(prepare(rows_of(config, {'lr': 1e-3}, {'lr': 1e-2})), 2**33, 32)

@@ -16,14 +16,13 @@ from experiments.config import Config
 from experiments.data import collate
 from experiments.optimizers import build_optimizer, numbers_of
 from experiments.placement import Placement
+from experiments.sweeps.alike import program_of
 from experiments.sweeps.rows import Row
 from experiments.tasks import Task
 from peftjax import training
-from peftjax.training import TrainState, make_train_step, program_key
+from peftjax.training import TrainState, make_train_step
 
 BUSY = 512  # positions in a step that keep a CPU busy
-# What decides when something happens, and on what: equal in all rows of a program.
-_SHARED = ('model', 'data', 'log_every', 'eval_every', 'save_every', 'accumulate', 'mesh')
 
 
 Step = Callable[[Any, TrainState, peftjax.Frozen, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -141,7 +140,7 @@ def _ready(row: Row, run: Run) -> Ready:
         step, fixed = functools.partial(_with_numbers, step, numbers), json.dumps(numbers)
         flops, numbers = training.flops(step, {}, state, frozen, batch), {}
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
-    key = program_key(run.transform), fixed, _static(config, run), _structure(state, frozen)
+    key = fixed, program_of(config, run, state, frozen)
     return Ready(row, run, step, numbers, flops, size, key)
 
 
@@ -164,38 +163,6 @@ def _with_numbers(step: Step, numbers: Any, _: Any, *args: Any) -> Any:
 def _as_shape(number: float) -> jax.ShapeDtypeStruct:
     del number
     return jax.ShapeDtypeStruct((), jnp.float32)
-
-
-def _static(config: Config, run: Run) -> str:
-    """What rows of a program share, beside their methods: all that is no number."""
-    shared = {name: _plain(config[name]) for name in _SHARED}
-    sections = (config.optimizer, *config.around)
-    around = {
-        name: {field: str(v) for field, v in config[name].items() if not isinstance(v, float)}
-        for name in sections
-    }
-    parts = {
-        'optimizer': config.optimizer,
-        'sections': around,
-        'around': list(config.around),
-        'schedule': config.schedule,
-        'clips': bool(config.clip_norm),
-        'rates': sorted(config.rates),
-        'penalties': sorted(config.penalties),
-        # What is around an optimiser may count the steps of the run.
-        'steps': run.steps if config.around else None,
-    }
-    return json.dumps({**shared, **parts}, sort_keys=True)
-
-
-def _structure(state: TrainState, frozen: peftjax.Frozen) -> Any:
-    """Of a row's trees, without rates of dropout; ranks may differ where the method says so."""
-    leaves = tuple((leaf.ndim, str(leaf.dtype)) for leaf in jax.tree.leaves(state))
-    own, _ = jax.tree_util.tree_flatten_with_path(frozen.own)
-    names = frozenset(jax.tree_util.keystr(path) for path, _ in own)
-    numbers = frozenset(name for name in names if not name.endswith("['dropout']"))
-    structures = jax.tree.structure(state.adapter), jax.tree.structure(frozen.params)
-    return structures, leaves, numbers
 
 
 def example_batch(task: Task, config: Config) -> Any:
@@ -291,7 +258,3 @@ def _bytes(tree: Any) -> int:
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
     )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(value.to_json()) if hasattr(value, 'to_json') else value

@@ -55,14 +55,20 @@ def members_of(group: Group, rows_folder: Path) -> list[Member]:
     for ready in group.rows:
         member = Member(ready, rows_folder / ready.row.name)
         if members:
-            member.frozen = jax.tree.map(_shared, member.frozen, members[0].frozen)
+            member.frozen = _sharing(member.frozen, members[0].frozen)
         members.append(member)
     return members
 
 
-def _shared(mine: jax.Array, first: jax.Array) -> jax.Array:
-    """The first row's array, where a row's own has the same values."""
-    if mine is first:
-        return first
-    same = mine.shape == first.shape and bool(jnp.array_equal(mine, first))
-    return first if same else mine
+def _sharing(frozen: peftjax.Frozen, first: peftjax.Frozen) -> peftjax.Frozen:
+    """`frozen` with the arrays of the first row where they have the same values."""
+    leaves, _ = jax.tree.flatten_with_path(first)
+    held = dict(leaves)
+
+    def one(path: Any, mine: jax.Array) -> jax.Array:
+        other = held.get(path, mine)  # A rate of dropout may be missing.
+        if mine is other or mine.shape != other.shape:
+            return mine
+        return other if bool(jnp.array_equal(mine, other)) else mine
+
+    return jax.tree.map_with_path(one, frozen)
