@@ -113,7 +113,8 @@ def _with_rates(trees: Sequence[Any]) -> list[Any]:
     first = trees[0]
     if isinstance(first, dict):
         rates = [tree['dropout'] for tree in trees if 'dropout' in tree]
-        missing = {'dropout': jnp.zeros_like(rates[0])} if rates else {}
+        some = 0 < len(rates) < len(trees)
+        missing = {'dropout': jnp.zeros_like(rates[0])} if some else {}
         trees = [{**missing, **tree} for tree in trees]
         inside = {name: _with_rates([tree[name] for tree in trees]) for name in trees[0]}
         return [{name: each[i] for name, each in inside.items()} for i in range(len(trees))]
