@@ -46,7 +46,7 @@ def test_block_affine_miss_turns_and_shifts_every_block():
     [
         (lambda: peftjax.gralora(rank=3, blocks=2, targets='hidden'), 'rank=2'),
         (lambda: peftjax.gralora(rank=0, targets='hidden'), 'rank must be'),
-        (lambda: peftjax.gralora(rank=2, dropout=1.0, targets='hidden'), 'dropout must be'),
+        (lambda: peftjax.gralora(rank=2, dropout=1.0, targets='hidden'), 'dropout is a rate'),
         (lambda: peftjax.miss(rank=2, mini_rank=2, bat=True, targets='hidden'), 'not both'),
     ],
 )

@@ -84,6 +84,7 @@ def gralora(
             f'rank={blocks * max(1, rank // blocks)}'
         )
     check_alpha(alpha)
+    noise = rate(dropout)
     scale = 1.0 if alpha is None else alpha / (rank + hybrid_rank)
 
     def init_weight(
@@ -139,7 +140,7 @@ def gralora(
         init_weight,
         merge,
         on_plain_dots(apply, merge),
-        own=lambda site: {'scale': scale, **rate(dropout)},
+        own=lambda site: {'scale': scale, **noise},
         name='gralora',
         targets=targets,
         materialize=materialize,

@@ -89,6 +89,8 @@ def psoft(
             'subspaces is empty; write peftjax.principal_subspaces(model, rank=64, targets=...)'
         )
 
+    noise = rate(dropout)
+
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
     ) -> Trained:
@@ -105,7 +107,7 @@ def psoft(
 
     def own(site: WeightSite) -> dict[str, Any]:
         p, q = subspaces[site.path]
-        return {'frozen_p': p, 'frozen_q': q, **rate(dropout)}
+        return {'frozen_p': p, 'frozen_q': q, **noise}
 
     def moved(leaves: Leaves) -> Float32[jax.Array, 'in rank']:
         """`P (diag(a) R diag(b) - I)`."""

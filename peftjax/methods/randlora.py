@@ -92,6 +92,7 @@ def randlora(
     if sparsity is not None and sparsity < 1:
         raise ValueError(f'sparsity must be at least 1, got {sparsity}; write None for dense bases')
     check_alpha(alpha)
+    noise = rate(dropout)
     scale = (20 * rank if alpha is None else alpha) / rank
 
     def init_weight(
@@ -121,7 +122,7 @@ def randlora(
             'frozen_a': np.asarray(a)[one_for_all],
             'frozen_b': np.asarray(b)[one_for_all],
             'scale': scale,
-            **rate(dropout),
+            **noise,
         }
 
     # Drawn once for all sites of a shape.

@@ -91,6 +91,7 @@ def vblora(
     check_positive(rank=rank, num_vectors=num_vectors, vector_length=vector_length, topk=topk)
     if topk > num_vectors:
         raise ValueError(f'topk {topk} is more than the {num_vectors} vectors of the bank')
+    noise = rate(dropout)
 
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
@@ -134,7 +135,7 @@ def vblora(
             init_weight,
             with_bank(merge),
             apply,
-            own=lambda site: rate(dropout),
+            own=lambda site: noise,
             prepare=prepared,
             targets=targets,
             name='vblora',

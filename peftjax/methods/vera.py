@@ -79,6 +79,7 @@ def vera(
       of the model for all, so that their matrices depend on what else is targeted.
     """
     check_positive(rank=rank)
+    noise = rate(dropout)
 
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
@@ -99,7 +100,7 @@ def vera(
         return {
             'frozen_a': a[: layout.inputs][one_for_all],
             'frozen_b': b[:, : layout.outputs][one_for_all],
-            **rate(dropout),
+            **noise,
         }
 
     # Drawn once for all sites of a shape.
