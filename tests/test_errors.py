@@ -1,6 +1,7 @@
 """Bad input to the core: each mistake raises, and says where, what it found, what to write."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,18 @@ def test_settings(case):
     assert_raises(ValueError, make, *said)
 
 
+def test_a_rate_of_dropout_that_is_none_is_refused_before_init():
+    for method, settings in (
+        (peftjax.gralora, {'rank': 2, 'targets': 'a'}),
+        (peftjax.vera, {'rank': 2, 'targets': 'a'}),
+        (peftjax.randlora, {'rank': 2, 'targets': 'a'}),
+        (peftjax.vblora, {'rank': 2, 'num_vectors': 8, 'vector_length': 2, 'targets': 'a'}),
+        (peftjax.psoft, {'subspaces': {'a': (jnp.ones((4, 2)), jnp.ones((2, 8)))}}),
+    ):
+        make = functools.partial(method, **settings)
+        assert_raises(ValueError, lambda make=make: make(dropout=1.0), 'dropout', '[0, 1)')
+
+
 def test_rank_above_the_kernel():
     wide = lora(rank=5)
     said = ('rank 5', "'hidden/kernel'", '[4, 8]', '(4, 8) float32', 'rank=4', 'rank_pattern')
@@ -88,6 +101,55 @@ def test_init_on_abstract_params():
     abstract = mlp().replace(params=jax.eval_shape(lambda: mlp().params))
     said = ("'hidden/kernel'", 'ShapeDtypeStruct', 'jax.eval_shape(tx.init, key, model)')
     assert_raises(TypeError, lambda: LORA.init(KEY, abstract), *said)
+
+
+# --- arguments that are swapped -----------------------------------------------------------------
+
+# What a type checker refuses, and a notebook does not.
+_ANY: Any = peftjax
+_ANY_LORA: Any = LORA
+
+
+@pytest.mark.parametrize(
+    ('act', 'said'),
+    [
+        (lambda: _ANY_LORA.init(mlp(), KEY), ('swapped', 'tx.init(key, model)')),
+        (lambda: _ANY_LORA.init(0, mlp()), ('tx.init(jax.random.key(0), model)',)),
+        (lambda: _ANY_LORA.init(KEY, mlp().params), ('dict', 'peftjax.wrap')),
+        (lambda: _ANY.adapt(LORA, mlp()), ('swapped', 'peftjax.adapt(model, tx)')),
+        (lambda: _ANY.adapt(mlp(), [LORA]), ('list', 'peftjax.adapt(model, tx)')),
+        (lambda: _ANY.summary(mlp(), LORA), ('swapped', 'peftjax.summary(tx, model)')),
+        (lambda: _ANY.summary(LORA, mlp().params), ('dict', 'peftjax.wrap')),
+        (lambda: _ANY.chain([LORA, LORA]), ('a list', 'chain(first, second)')),
+        (lambda: _ANY.chain((LORA,)), ('a tuple', 'chain(first, second)')),
+        (lambda: _ANY.chain(LORA, mlp()), ('argument 1', 'Model', 'no transform')),
+        (lambda: _ANY.chain(_ANY.lora), ('function', 'no transform', 'peftjax.lora(...)')),
+        (lambda: _ANY.named_chain([LORA]), ('dict', 'list', 'chain(first, second)')),
+        (lambda: _ANY.named_chain({'a': 3}), ('int', 'no transform')),
+    ],
+)
+def test_swapped_arguments_say_what_to_write(act, said):
+    assert_raises(TypeError, act, *said)
+
+
+def test_what_is_no_frozen_says_what_to_write():
+    adapter, frozen = LORA.init(KEY, mlp())
+    predict = peftjax.adapt(mlp(), LORA)
+    line = ('adapter, frozen = tx.init(key, model)', 'tx.freeze(model, adapter)')
+    for given, said in (
+        (mlp().params, ('a tree of parameters', *line)),
+        (mlp(), ('the model', *line)),
+        (adapter, ('entries of lora', *line)),
+        (X, ('an array', *line)),
+        ((adapter, frozen), ('a tuple', *line)),
+    ):
+        for act in (
+            lambda given=given: predict(adapter, given, X),
+            lambda given=given: _ANY_LORA.merge(adapter, given),
+        ):
+            assert_raises(TypeError, act, *said)
+    for act in (lambda: predict(frozen, adapter, X), lambda: LORA.merge(frozen, adapter)):
+        assert_raises(TypeError, act, 'swapped', 'the adapter comes first')
 
 
 # --- leaves and calls that cannot be followed -----------------------------------------------------

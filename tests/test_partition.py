@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import peftjax
 from peftjax.core import paths
-from tests.algebra import KEY, X, assert_close, assert_raises, function, mlp, moved
+from tests.algebra import KEY, X, assert_close, assert_raises, mlp, moved
 from tests.contract_models import IDS, MODELS
 
 MATRICES = r'layers.*'
@@ -232,116 +231,9 @@ def test_what_is_frozen_beside_a_trained_adapter_is_what_init_froze(tx):
     assert_close(again, frozen, 1e-6)
 
 
-# --- weights with a column or a row of zeros ----------------------------------------------------
-
-ZERO_COLUMN = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), jnp.float32).at[:, 3].set(0)
-ZEROS = {
-    'column': ZERO_COLUMN,
-    'row': ZERO_COLUMN.T,
-    'all': jnp.zeros((8, 8)),
-}
-
-
-@functools.cache
-def _beside_zeros(kind):
-    return function(lambda p, x: x @ p['w'], INPUTS, w=ZEROS[kind])
-
-
-INPUTS = jnp.asarray(np.random.default_rng(1).normal(size=(5, 8)), jnp.float32)
-
-BY_A_NORM = {
-    'dora': lambda model: peftjax.dora(rank=2, targets='w'),
-    'delora': lambda model: peftjax.delora(rank=2, targets='w'),
-    'oft': lambda model: peftjax.oft(block_size=4, targets='w'),
-    'oft, bounded': lambda model: peftjax.oft(block_size=4, eps=0.1, targets='w'),
-    'oft, by a series': lambda model: peftjax.oft(block_size=4, neumann_terms=5, targets='w'),
-    'boft': lambda model: peftjax.boft(block_size=2, factors=2, targets='w'),
-    'hra': lambda model: peftjax.hra(rank=2, targets='w'),
-    'hra, gram-schmidt': lambda model: peftjax.hra(rank=2, gram_schmidt=True, targets='w'),
-    'psoft': lambda model: peftjax.psoft(peftjax.principal_subspaces(model, rank=3, targets='w')),
-    'hira': lambda model: peftjax.hira(rank=2, targets='w'),
-    'road': lambda model: peftjax.road(group_size=8, targets='w'),
-    'pissa': lambda model: peftjax.lora(rank=2, init='pissa', targets='w'),
-    'olora': lambda model: peftjax.lora(rank=2, init='olora', targets='w'),
-    'loftq': lambda model: peftjax.loftq(rank=2, targets='w'),
-}
-
-
-@pytest.mark.parametrize('kind', ZEROS)
-@pytest.mark.parametrize('name', BY_A_NORM)
-def test_beside_zeros_what_is_merged_is_what_is_computed(name, kind):
-    model = _beside_zeros(kind)
-    tx = BY_A_NORM[name](model)
-    fresh, frozen = tx.init(KEY, model)
-    whole = frozen._replace(params=peftjax.dequantize(frozen.params))
-    predict = peftjax.adapt(model, tx)
-    slope = jax.grad(lambda adapter: (predict(adapter, frozen, INPUTS) ** 2).sum())
-    for adapter in (fresh, peftjax.testing.perturb(fresh, 0, 0.3)):
-        computed = predict(adapter, frozen, INPUTS)
-        merged = tx.merge(adapter, whole)
-        assert jnp.isfinite(computed).all()
-        np.testing.assert_allclose(INPUTS @ merged['w'], computed, rtol=1e-4, atol=1e-4)
-        for leaf in jax.tree.leaves(slope(adapter)):
-            assert jnp.isfinite(leaf).all()
-    if name not in ('hra, gram-schmidt', 'loftq'):  # The two that do not start as the model.
-        np.testing.assert_allclose(
-            predict(fresh, frozen, INPUTS), INPUTS @ ZEROS[kind], rtol=1e-4, atol=1e-5
-        )
-
-
-# --- arguments that are swapped -----------------------------------------------------------------
+# --- a method that starts from a part of a leaf -------------------------------------------------
 
 LORA = peftjax.lora(rank=2, targets=r'hidden')
-
-
-# What a type checker refuses, and a notebook does not.
-_ANY: Any = peftjax
-_ANY_LORA: Any = LORA
-
-
-@pytest.mark.parametrize(
-    ('act', 'said'),
-    [
-        (lambda: _ANY_LORA.init(mlp(), KEY), ('swapped', 'tx.init(key, model)')),
-        (lambda: _ANY_LORA.init(0, mlp()), ('tx.init(jax.random.key(0), model)',)),
-        (lambda: _ANY_LORA.init(KEY, mlp().params), ('dict', 'peftjax.wrap')),
-        (lambda: _ANY.adapt(LORA, mlp()), ('swapped', 'peftjax.adapt(model, tx)')),
-        (lambda: _ANY.adapt(mlp(), [LORA]), ('list', 'peftjax.adapt(model, tx)')),
-        (lambda: _ANY.summary(mlp(), LORA), ('swapped', 'peftjax.summary(tx, model)')),
-        (lambda: _ANY.summary(LORA, mlp().params), ('dict', 'peftjax.wrap')),
-        (lambda: _ANY.chain([LORA, LORA]), ('a list', 'chain(first, second)')),
-        (lambda: _ANY.chain((LORA,)), ('a tuple', 'chain(first, second)')),
-        (lambda: _ANY.chain(LORA, mlp()), ('argument 1', 'Model', 'no transform')),
-        (lambda: _ANY.chain(_ANY.lora), ('function', 'no transform', 'peftjax.lora(...)')),
-        (lambda: _ANY.named_chain([LORA]), ('dict', 'list', 'chain(first, second)')),
-        (lambda: _ANY.named_chain({'a': 3}), ('int', 'no transform')),
-    ],
-)
-def test_swapped_arguments_say_what_to_write(act, said):
-    assert_raises(TypeError, act, *said)
-
-
-def test_what_is_no_frozen_says_what_to_write():
-    adapter, frozen = LORA.init(KEY, mlp())
-    predict = peftjax.adapt(mlp(), LORA)
-    line = ('adapter, frozen = tx.init(key, model)', 'tx.freeze(model, adapter)')
-    for given, said in (
-        (mlp().params, ('a tree of parameters', *line)),
-        (mlp(), ('the model', *line)),
-        (adapter, ('entries of lora', *line)),
-        (X, ('an array', *line)),
-        ((adapter, frozen), ('a tuple', *line)),
-    ):
-        for act in (
-            lambda given=given: predict(adapter, given, X),
-            lambda given=given: _ANY_LORA.merge(adapter, given),
-        ):
-            assert_raises(TypeError, act, *said)
-    for act in (lambda: predict(frozen, adapter, X), lambda: LORA.merge(frozen, adapter)):
-        assert_raises(TypeError, act, 'swapped', 'the adapter comes first')
-
-
-# --- a method that starts from a part of a leaf -------------------------------------------------
 
 PARTS = {
     'pissa': peftjax.lora(rank=2, init='pissa', targets=r'hidden'),
