@@ -260,3 +260,20 @@ def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
         assert_close(adapted, plain, 0.2 if name == 'loftq' else 1e-5)
         whole = frozen._replace(params=peftjax.dequantize(frozen.params))
         assert_close(adapted, mlp().apply(tx.merge(adapter, whole), X))
+
+
+@pytest.mark.parametrize('other', ['dora', 'vera', 'select'])
+def test_numbers_of_another_method_are_refused(other):
+    """A DoRA's frozen holds a scale at the same path, which LoRA must not take for its own."""
+    others = {
+        'dora': peftjax.dora(rank=2, alpha=16, targets=r'hidden'),
+        'vera': peftjax.vera(rank=2, targets=r'hidden'),
+        'select': peftjax.select(r'hidden/bias'),
+    }
+    adapter, _ = LORA.init(KEY, mlp())
+    _, frozen = others[other].init(KEY, mlp())
+    for act in (
+        lambda: peftjax.adapt(mlp(), LORA)(adapter, frozen, X),
+        lambda: LORA.merge(adapter, frozen),
+    ):
+        assert_raises(peftjax.AdapterError, act, f'an entry of {other}', 'needs its own numbers')

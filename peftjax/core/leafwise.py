@@ -52,11 +52,10 @@ def leafwise(
         chosen = choose(model)
         return Entry(name, {path: init_leaf(dense(leaves[path]), sites[path]) for path in chosen})
 
-    def own_of(model: Model) -> dict[str, Any]:
-        return {
-            path: jax.tree.map(jnp.asarray, own(model.sites.weights[path]))
-            for path in choose(model)
-        }
+    def own_of(model: Model) -> Entry:
+        sites = model.sites.weights
+        given = {path: own(sites[path]) for path in choose(model)}
+        return Entry(name, jax.tree.map(jnp.asarray, given))
 
     def rules(adapter: Entry, numbers: Mapping[str, Any]) -> dict[str, LeafRule]:
         check_entry(adapter, name)

@@ -93,24 +93,31 @@ def weightwise(
     def started(key: PRNGKeyArray, leaf: Any, site: WeightSite) -> Mapping[str, Any]:
         return _start(paths.fold_in(key, site.path), leaf, site, init_weight)
 
-    def own_of(model: Model) -> dict[str, dict[str, jax.Array]]:
+    def own_of(model: Model) -> Any:
         if own is None:
-            return {}
+            return ()
         sites = model.sites.match_weights(targets, materialize)
         given = {site.path: own(site) for site in sites}
         # What several sites share is one array, held once.
         arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
-        return {
-            path: {name: arrays[_same(number)] for name, number in numbers.items()}
-            for path, numbers in given.items()
-        }
+        return Entry(
+            name,
+            {
+                path: {name: arrays[_same(number)] for name, number in numbers.items()}
+                for path, numbers in given.items()
+            },
+        )
 
-    def rules(adapter: dict[str, Entry], numbers: Mapping[str, Numbers]) -> dict[str, Rule]:
+    def numbers_of(adapter: dict[str, Entry], numbers: Any) -> Mapping[str, Numbers]:
         check_entries(adapter, name)
         if own is None:
-            return {path: rule(entry, {}) for path, entry in adapter.items()}
+            return dict.fromkeys(adapter, {})
         check_own(numbers, adapter, name)
-        return {path: rule(entry, numbers[path]) for path, entry in adapter.items()}
+        return numbers
+
+    def rules(adapter: dict[str, Entry], numbers: Any) -> dict[str, Rule]:
+        known = numbers_of(adapter, numbers)
+        return {path: rule(entry, known[path]) for path, entry in adapter.items()}
 
     def rule(entry: Entry, numbers: Numbers) -> Rule:
         layout = entry.layout
@@ -126,13 +133,14 @@ def weightwise(
         )
         return whole_leaf(found) if layout.opaque else found
 
-    def rest(params: Any, adapter: dict[str, Entry], numbers: Mapping[str, Numbers]) -> Any:
+    def rest(params: Any, adapter: dict[str, Entry], numbers: Any) -> Any:
         assert remainder is not None
+        known = numbers_of(adapter, numbers)
         leaves, less = paths.slots(params), {}
         for path, entry in adapter.items():
             assert entry.layout is not None
             check_whole(path, leaves[path], name)
-            stacked, given = _with_numbers(numbers[path], entry.layout)
+            stacked, given = _with_numbers(known[path], entry.layout)
             change = given(in_the_wider_dtype(remainder))
             less[path] = merge_leaf(leaves[path], entry.layout, {**entry, **stacked}, change)
         return paths.replace(params, less)

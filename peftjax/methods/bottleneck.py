@@ -133,18 +133,19 @@ def bottleneck(
         started |= {name: jnp.zeros((*stack, *shape), dtype) for name, shape in zeros.items()}
         return {name: leaf for name, leaf in (drawn | started).items() if name in names}
 
-    def own(model: Model) -> dict[str, dict[str, jax.Array]]:
+    def own(model: Model) -> Any:
         if learned:
-            return {}
+            return ()
         numbers = {'factor': jnp.float32(constant)}
-        return {site.path: numbers for site in model.sites.match_modules(targets)}
+        paths_ = [site.path for site in model.sites.match_modules(targets)]
+        return Entry('bottleneck', dict.fromkeys(paths_, numbers))
 
-    def rules(adapter: dict[str, Entry], own: Mapping[str, Any]) -> dict[str, ModuleRule]:
+    def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
         check_entries(adapter, 'bottleneck', names)
         if not learned:
             check_own(own, adapter, 'bottleneck')
         return {
-            path: ModuleRule(dict(entry), at(path, own.get(path, {})))
+            path: ModuleRule(dict(entry), at(path, {} if learned else own[path]))
             for path, entry in adapter.items()
         }
 

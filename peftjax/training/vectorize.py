@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax.core.entries import Entry
 from peftjax.core.transform import PeftTransform
 
 
@@ -111,6 +112,9 @@ def share(trees: Sequence[Any]) -> tuple[Any, Any]:
 def _with_rates(trees: Sequence[Any]) -> list[Any]:
     """The trees, with a rate of dropout of 0 where other runs have one."""
     first = trees[0]
+    if isinstance(first, Entry):
+        inside = _with_rates([dict(tree) for tree in trees])
+        return [Entry(first.method, each, first.layout) for each in inside]
     if isinstance(first, dict):
         rates = [tree['dropout'] for tree in trees if 'dropout' in tree]
         some = 0 < len(rates) < len(trees)
