@@ -89,6 +89,9 @@ _LATE = {
     'PeftAdapter': 'peftjax.interop.peft_files',
     'load_adapter': 'peftjax.interop.peft_files',
     'save_adapter': 'peftjax.interop.peft_files',
+    'Restored': 'peftjax.interop.folder.read',
+    'restore': 'peftjax.interop.folder.read',
+    'save': 'peftjax.interop.folder.write',
     'save_checkpoint': 'peftjax.interop.save',
     'package_path': 'peftjax.interop.sources',
     'Tokenizer': 'peftjax.interop.tokenizer',
@@ -102,6 +105,8 @@ if TYPE_CHECKING:
     from peftjax.binding.wrap import wrap
     from peftjax.generation.generate import generator, pad_left
     from peftjax.generation.sampling import Sampling
+    from peftjax.interop.folder.read import Restored, restore
+    from peftjax.interop.folder.write import save
     from peftjax.interop.gguf_lora import export_gguf
     from peftjax.interop.load import abstract_inputs, load
     from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
@@ -139,6 +144,9 @@ __all__ = [
     'make_mesh',
     'shardings',
     'state_shardings',
+    'Restored',
+    'restore',
+    'save',
     'save_checkpoint',
     'package_path',
     'save_adapter',

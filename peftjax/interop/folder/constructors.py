@@ -1,0 +1,119 @@
+"""What a file may name: the functions that make transforms, and the values they take."""
+
+from collections.abc import Callable
+from typing import Any
+
+from peftjax.core.combine import chain, named_chain
+from peftjax.core.holes import Hole
+from peftjax.core.layout import Layout
+from peftjax.core.transform import PeftTransform
+from peftjax.methods.adalora import adalora
+from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
+from peftjax.methods.adaption_prompt import adaption_prompt
+from peftjax.methods.boft import boft
+from peftjax.methods.bottleneck import bottleneck
+from peftjax.methods.c3a import c3a
+from peftjax.methods.compacter import compacter
+from peftjax.methods.delora import delora
+from peftjax.methods.diff_pruning import diff_pruning
+from peftjax.methods.dora import dora
+from peftjax.methods.fish_mask import fish_mask
+from peftjax.methods.fourierft import fourierft
+from peftjax.methods.gated import gated
+from peftjax.methods.gralora import gralora
+from peftjax.methods.hira import hira
+from peftjax.methods.hra import hra
+from peftjax.methods.ia3 import ia3
+from peftjax.methods.intrinsic import intrinsic
+from peftjax.methods.invertible import invertible_adapter
+from peftjax.methods.loftq import loftq
+from peftjax.methods.loha import loha
+from peftjax.methods.lokr import lokr
+from peftjax.methods.lora import lora
+from peftjax.methods.lora_fa import lora_fa
+from peftjax.methods.miss import miss
+from peftjax.methods.oft import oft
+from peftjax.methods.p_tuning import p_tuning
+from peftjax.methods.prefix_tuning import prefix_tuning
+from peftjax.methods.prompt_tuning import prompt_tuning
+from peftjax.methods.psoft import psoft
+from peftjax.methods.randlora import randlora
+from peftjax.methods.reft import direft, loreft, noreft
+from peftjax.methods.road import road
+from peftjax.methods.select import full, select
+from peftjax.methods.shira import shira
+from peftjax.methods.top_layers import top_layers
+from peftjax.methods.trainable_tokens import trainable_tokens
+from peftjax.methods.unions import mam, unipelt
+from peftjax.methods.vblora import vblora
+from peftjax.methods.vera import vera
+from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
+from peftjax.quantize.int8 import Int8
+from peftjax.quantize.nf4 import NF4
+
+METHODS: dict[str, Callable[..., PeftTransform]] = {
+    make.__name__: make
+    for make in (
+        adalora,
+        adaption_prompt,
+        boft,
+        bottleneck,
+        c3a,
+        chain,
+        compacter,
+        delora,
+        diff_pruning,
+        direft,
+        dora,
+        fish_mask,
+        fourierft,
+        full,
+        gated,
+        gralora,
+        hira,
+        houlsby,
+        hra,
+        ia3,
+        intrinsic,
+        invertible_adapter,
+        loftq,
+        loha,
+        lokr,
+        lora,
+        lora_fa,
+        loreft,
+        mam,
+        miss,
+        named_chain,
+        noreft,
+        oft,
+        p_tuning,
+        parallel_adapter,
+        pfeiffer,
+        prefix_tuning,
+        prompt_tuning,
+        psoft,
+        randlora,
+        road,
+        select,
+        shira,
+        top_layers,
+        trainable_tokens,
+        unipelt,
+        vblora,
+        vera,
+    )
+}
+"""Every public function that makes a described transform. A file calls nothing else."""
+
+VALUES: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Hole, Int8, Layout, NF4, Q4_0, Q4_1, Q8_0)
+}
+"""Dataclasses that stand in arguments or in trees of parameters."""
+
+ACTIVATIONS = (
+    *('celu', 'elu', 'gelu', 'hard_sigmoid', 'hard_silu', 'hard_tanh', 'identity', 'leaky_relu'),
+    *('log_sigmoid', 'mish', 'relu', 'relu6', 'selu', 'sigmoid', 'silu', 'soft_sign', 'softplus'),
+    *('sparse_plus', 'sparse_sigmoid', 'squareplus', 'tanh'),
+)
+"""Functions of `jax.nn` that a file may name."""

@@ -1,0 +1,194 @@
+"""`peftjax.save`: any adapter of any model as a folder."""
+
+import importlib
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths
+from peftjax.core.entries import Adapter
+from peftjax.core.errors import AdapterError
+from peftjax.core.holes import is_hole
+from peftjax.core.model import Model
+from peftjax.core.quantized import is_quantized
+from peftjax.core.transform import Frozen, PeftTransform, check_frozen
+from peftjax.interop.folder import arrays as files
+from peftjax.interop.folder import trees
+from peftjax.interop.folder.encode import encode, is_described
+from peftjax.interop.folder.text import text_of
+
+DESCRIPTION, ADAPTER, FROZEN = 'peftjax.json', 'adapter.safetensors', 'frozen.safetensors'
+FORMAT = 1
+SAMPLES = 16  # numbers of a leaf that a method leaves, for `restore` to compare
+
+
+def save(
+    folder: str | os.PathLike[str],
+    model: Model,
+    transform: PeftTransform,
+    adapter: Adapter,
+    frozen: Frozen,
+    *,
+    whole: bool = False,
+) -> None:
+    """Writes an adapter to a folder from which `restore` makes it, and its method, again.
+
+    For any method and any model. The folder holds peftjax.json (how the transform was made, and
+    what identifies the model), adapter.safetensors (every array of the adapter, by its path, in
+    its own dtype) and, where there is need, frozen.safetensors. Other libraries read the files of
+    `save_adapter`, which has fewer methods.
+
+    The model's own parameters are not in it: `restore` takes the same model. The folder identifies
+    the model by the path, shape, dtype and quantisation scheme of every leaf, and by a checksum of
+    at most 4096 numbers of each leaf, spread over it: a leaf up to that size is covered whole, in
+    a greater one a change of a few numbers goes unseen.
+
+    Of `frozen`, only what cannot be made again is written. `frozen.own` follows from the arguments
+    of the transform (a seed draws the same arrays again); an array that was changed since is
+    written. So is every leaf of `frozen.params` that differs from what `transform` leaves of the
+    model. A method that starts from a part of the weights (PiSSA, OLoRA) leaves `W - s A B`: what
+    is written is the fresh `A` and `B`, so that `restore` decomposes nothing, and 16 numbers of
+    each such leaf, which `restore` compares, for another machine may round the product otherwise.
+    Codes of LoftQ are written as they are. What `jax.jit(transform.init)` leaves may differ from
+    `transform.init` in the last bit, and is then written as it is.
+
+    Call it in one process, with arrays that it holds whole.
+
+    Args:
+        folder: is made. Each file is whole before it takes the place of an older one, and
+            peftjax.json, which knows the checksums of the others, comes last.
+        model: the model that `init` was given.
+        transform: what the adapter belongs to. One of functions of your own is not described;
+            `restore` has to be given it.
+        adapter, frozen: as `init` gave them, the adapter trained since.
+        whole: write every leaf of `frozen.params` that is not the model's, whatever its size.
+
+    Raises:
+        AdapterError: the adapter, or `frozen`, is of another transform or another model.
+        ValueError: an argument of the transform that no file holds, such as a function of your
+            own, by name; an array of a dtype that no file holds.
+
+    Example:
+        >>> mlp = peftjax.testing.tiny_mlp()
+        >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+        >>> adapter, frozen = tx.init(jax.random.key(0), mlp)
+        >>> folder = getfixture('tmp_path')
+        >>> peftjax.save(folder, mlp, tx, adapter, frozen)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['adapter.safetensors', 'peftjax.json']
+    """
+    check_is_model(model)
+    check_is_transform(transform)
+    check_frozen(adapter, frozen)
+    own = transform.own(model)
+    transform.rules(adapter, frozen.own)  # Refuses the adapter of another transform.
+    shapes = trees.by_path(jax.eval_shape(transform.start, jax.random.key(0), model))
+    trained = trees.by_path(adapter)
+    trees.check_alike('the adapter', trained, shapes)
+    arrays: dict[str, Any] = {}
+    fields: dict[str, Any] = {
+        'format': FORMAT,
+        'peftjax': importlib.import_module('peftjax').__version__,
+        'transform': encode(transform, arrays, 'transform/') if is_described(transform) else None,
+        'model': trees.fingerprint(model.params),
+        'own': _changed_own(own, frozen.own, arrays),
+        'params': _left(model, transform, adapter, Frozen(frozen.params, own), arrays, whole),
+    }
+    target = pathlib.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written = {ADAPTER: trained, **({FROZEN: arrays} if arrays else {})}
+    new = {name: target / f'.{name}.new' for name in (*written, DESCRIPTION)}
+    try:
+        fields['files'] = {name: files.write(new[name], each) for name, each in written.items()}
+        new[DESCRIPTION].write_text(text_of(fields), encoding='utf-8')
+        for name, path in new.items():
+            os.replace(path, target / name)
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
+    if FROZEN not in written:
+        (target / FROZEN).unlink(missing_ok=True)
+
+
+def check_is_model(model: Any) -> None:
+    """Raises `TypeError` unless `model` is a model."""
+    if not isinstance(model, Model):
+        raise TypeError(f'model is a {type(model).__name__}; give one of peftjax.load or wrap')
+
+
+def check_is_transform(transform: Any) -> None:
+    """Raises `TypeError` unless `transform` is a transform."""
+    if not isinstance(transform, PeftTransform):
+        raise TypeError(f'transform is a {type(transform).__name__}, not such as peftjax.lora(...)')
+
+
+def _changed_own(made: Any, own: Any, arrays: dict[str, Any]) -> list[str]:
+    """Paths of the numbers of `own` that the transform does not make; the arrays go to `arrays`."""
+    expected, found = trees.by_path(made), trees.by_path(own)
+    trees.check_alike('frozen.own', found, expected)
+    changed = [path for path in found if not files.same(found[path], expected[path])]
+    arrays.update({f'own/{path}': found[path] for path in changed})
+    return changed
+
+
+def _left(
+    model: Model,
+    transform: PeftTransform,
+    adapter: Adapter,
+    frozen: Frozen,
+    arrays: dict[str, Any],
+    whole: bool,
+) -> dict[str, Any]:
+    """How `frozen.params` follows from the model, and the leaves that do not.
+
+    frozen: with the numbers of its own that the transform makes.
+    """
+    before, found = paths.slots(model.params), paths.slots(frozen.params)
+    if set(before) != set(found):
+        path = min(set(before) ^ set(found))
+        raise AdapterError(
+            f'frozen.params and the model differ in {path!r}, which one of them lacks; was it made '
+            'for another model?'
+        )
+    for path, leaf in found.items():
+        if getattr(leaf, 'shape', ()) != getattr(before[path], 'shape', ()):
+            raise AdapterError(
+                f'frozen.params has {leaf!r} at {path!r}, the model {before[path]!r}; was it made '
+                'for another model?'
+            )
+    coded = [path for path in found if is_quantized(found[path]) > is_quantized(before[path])]
+    if transform.rest is None:
+        source, params = 'adapter', transform.remaining(model.params, adapter, frozen.own)
+    elif whole or coded:
+        source, params = 'model', model.params
+    else:
+        fresh = transform.start(jax.random.key(0), model)
+        source, params = 'start', transform.remaining(model.params, fresh, frozen.own)
+        arrays.update({f'start/{path}': leaf for path, leaf in trees.by_path(fresh).items()})
+    expected = paths.slots(params)
+    values, samples = {}, {}
+    for path, leaf in found.items():
+        if not files.same(leaf, expected[path]):
+            values[path] = _encoded(path, leaf, arrays)
+        elif source == 'start' and expected[path] is not before[path] and is_real(leaf):
+            numbers = files.sample(leaf, SAMPLES).astype(np.float64).tolist()
+            samples[path] = [each if math.isfinite(each) else None for each in numbers]
+    return {'from': source, 'values': values, 'samples': samples}
+
+
+def _encoded(path: str, leaf: Any, arrays: dict[str, Any]) -> Any:
+    name = f'params/{path}'
+    if is_hole(leaf) or is_quantized(leaf):
+        return encode(leaf, arrays, f'{name}/', path)
+    arrays[name] = leaf
+    return {'array': name}
+
+
+def is_real(leaf: Any) -> bool:
+    """Whether a leaf is an array of real numbers, as it is."""
+    return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
