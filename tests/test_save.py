@@ -538,3 +538,13 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape(saved, tmp_path):
         peftjax.restore(tmp_path, MLP())
     with pytest.raises(peftjax.CheckpointError, match='is it a folder of'):
         peftjax.restore(tmp_path / 'nowhere', MLP())
+
+
+def test_targets_with_exceptions_come_back(tmp_path):
+    chosen = peftjax.targets(['hidden', 'out'], exclude=['out'], expect=1)
+    tx = peftjax.lora(rank=2, targets=chosen)
+    model = peftjax.testing.tiny_mlp()
+    peftjax.save(tmp_path, model, tx, *tx.init(jax.random.key(0), model))
+    restored = peftjax.restore(tmp_path, model)
+    assert restored.transform.about.arguments['targets'] == chosen
+    assert sorted(restored.adapter) == ['hidden/kernel']

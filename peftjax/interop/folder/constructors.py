@@ -6,6 +6,7 @@ from typing import Any
 from peftjax.core.combine import chain, named_chain
 from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
+from peftjax.core.paths import Selection
 from peftjax.core.transform import PeftTransform
 from peftjax.methods.adalora import adalora
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
@@ -107,7 +108,7 @@ METHODS: dict[str, Callable[..., PeftTransform]] = {
 """Every public function that makes a described transform. A file calls nothing else."""
 
 VALUES: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Hole, Int8, Layout, NF4, Q4_0, Q4_1, Q8_0)
+    kind.__name__: kind for kind in (Hole, Int8, Layout, NF4, Q4_0, Q4_1, Q8_0, Selection)
 }
 """Dataclasses that stand in arguments or in trees of parameters."""
 
