@@ -149,7 +149,8 @@ def test_an_own_transform_is_given_back(dtype, tmp_path):
         peftjax.restore(tmp_path, mlp)
     _assert_same(peftjax.restore(tmp_path, mlp, transform=transform), adapter, frozen)
     # Changed by hand: by value, beside a transform that is described too.
-    own = {**frozen.own, 'out/kernel': {'turn': jnp.asarray([2.0j], jnp.complex64)}}
+    turned = {'out/kernel': {'turn': jnp.asarray([2.0j], jnp.complex64)}}
+    own = frozen.own.replace(**turned)
     pair = peftjax.chain(peftjax.lora(rank=1, targets=r'out'), transform)
     whole, both = pair.init(jax.random.key(0), mlp)
     both = both._replace(own=(both.own[0], own))
@@ -163,8 +164,8 @@ def test_a_changed_scale_is_kept_by_value(tmp_path):
     adapter, frozen = transform.init(jax.random.key(0), mlp)
     _round_trip(tmp_path, mlp, transform, adapter, frozen)
     assert not (tmp_path / 'frozen.safetensors').exists()
-    own = {**frozen.own}
-    own['out/kernel'] = {**own['out/kernel'], 'scale': jnp.float32(7.0)}
+    scaled = {**frozen.own['out/kernel'], 'scale': jnp.float32(7.0)}
+    own = frozen.own.replace(**{'out/kernel': scaled})
     _round_trip(tmp_path, mlp, transform, adapter, frozen._replace(own=own))
     assert json.loads((tmp_path / 'peftjax.json').read_text())['own'] == ['out/kernel/scale']
     _round_trip(tmp_path, mlp, transform, adapter, frozen)
