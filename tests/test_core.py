@@ -233,3 +233,58 @@ def test_products_of_bfloat16_leaves_are_not_rounded_to_it(method):
     low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), adapter)
     same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
     assert_close(tx.merge(low, frozen), tx.merge(same, frozen), 1e-6)
+
+
+def test_a_chain_inside_of_a_chain_is_the_flat_one():
+    """What a chain inside replaces is not lost, and is refused where the flat chain refuses it."""
+    low, select = peftjax.lora(rank=2, targets=r'hidden'), peftjax.select(r'hidden/kernel')
+    for tx in (
+        peftjax.chain(low, peftjax.chain(select, low)),
+        peftjax.chain(select, peftjax.chain(select, low)),
+    ):
+        with pytest.raises(ValueError, match='first in the chain'):
+            tx.init(KEY, mlp())
+    mask = peftjax.fish_mask({'hidden/kernel': [0, 9]})
+    moving = peftjax.intrinsic(dimension=3, targets=r'hidden/kernel')
+    flat, nested = peftjax.chain(mask, moving, low), peftjax.chain(mask, peftjax.chain(moving, low))
+    (x, y, z), frozen = moved(flat, mlp())
+    expected = peftjax.adapt(mlp(), flat)((x, y, z), frozen, X)
+    both = (x, (y, z))
+    assert_close(peftjax.adapt(mlp(), nested)(both, nested.freeze(mlp(), both), X), expected)
+
+
+def test_complex_and_wide_leaves_are_copied_as_they_are():
+    kernel = jnp.asarray([[1.0 + 2.0j, 3.0j]], jnp.complex64)
+    model = function(lambda p, x: jnp.abs(x @ p['w']), jnp.ones((1, 1), jnp.complex64), w=kernel)
+    adapter, frozen = peftjax.select('w').init(KEY, model)
+    assert adapter['w'].dtype == jnp.complex64
+    merged = peftjax.select('w').merge(adapter, frozen, dtype=jnp.float32)
+    assert_close(merged['w'], kernel, 0)
+
+
+def test_a_copy_with_other_functions_is_not_described():
+    low = peftjax.lora(rank=2, targets=r'hidden')
+    assert low.replace(rules=lambda adapter, own: {}).about is None
+    assert low.replace(about=low.about).about is low.about
+
+
+def test_what_starts_from_a_part_belongs_beside_the_rest():
+    """PiSSA's factors beside the whole weight, or LoRA's beside PiSSA's rest, are another model."""
+    pissa, low = (
+        peftjax.lora(rank=2, targets=r'hidden', init=init) for init in ('pissa', 'kaiming')
+    )
+    for first, second in ((pissa, low), (low, pissa)):
+        adapter, _ = first.init(KEY, mlp())
+        _, frozen = second.init(KEY, mlp())
+        with pytest.raises(peftjax.AdapterError):
+            peftjax.adapt(mlp(), second)(adapter, frozen, X)
+        with pytest.raises(peftjax.AdapterError):
+            peftjax.adapt(mlp(), first)(adapter, frozen, X)
+
+
+def test_gates_and_the_method_inside_go_together():
+    tx = peftjax.gated(peftjax.lora(rank=1, targets=r'(hidden|out)'))
+    adapter, frozen = tx.init(KEY, mlp())
+    fewer = {**adapter, 'gates': {'out/kernel': adapter['gates']['out/kernel']}}
+    with pytest.raises(peftjax.AdapterError, match='gated has gates at'):
+        peftjax.adapt(mlp(), tx)(fewer, frozen, X)

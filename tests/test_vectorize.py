@@ -287,3 +287,23 @@ def test_a_callback_that_closes_over_a_number_is_not_taken_for_another():
         )
 
     assert len({training.program_key(scaled(by)) for by in (1.0, 2.0)}) == 2
+
+
+def test_arrays_that_stand_in_a_program_are_in_its_key():
+    keys = {
+        training.program_key(
+            peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed', places=np.array(places))
+        )
+        for places in ((0, 1), (1, 2))
+    }
+    assert len(keys) == 2
+    bound, free = (peftjax.oft(block_size=2, eps=eps, targets='up') for eps in (0.1, None))
+    assert training.program_key(bound) != training.program_key(free)
+    # A unit that is padded with zeros must stay at zero behind the activation.
+    moves = peftjax.bottleneck(size=2, activation=jax.nn.sigmoid, targets='up')
+    assert moves.about is not None and moves.about.padded_by is None
+
+
+def test_runs_with_other_numbers_share_nothing():
+    with pytest.raises(ValueError, match='the same numbers'):
+        training.share([{'a': jnp.ones(1)}, {'a': jnp.ones(1), 'b': jnp.ones(1)}])

@@ -218,7 +218,7 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
     """Rows of one program as a group; what a row takes is counted for the widest."""
     widest = widest_of(members)
     config, run = widest.row.config, widest.run
-    state, frozen, own = jax.eval_shape(lambda: _started(config, run))
+    state, frozen, own, parts = jax.eval_shape(lambda: _started(config, run))
     batch = example_batch(run.task, config)
     part = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -229,7 +229,8 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
     activations = training.activation_bytes(run.loss, state.adapter, frozen, part)
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
     base = _bytes((run.model.params, own))
-    return Group(name, list(members), base, adapter + optimizer, adapter + activations)
+    each = adapter + optimizer + _bytes(parts)
+    return Group(name, list(members), base, each, adapter + activations)
 
 
 def widest_of(members: Sequence[Ready]) -> Ready:
@@ -237,11 +238,16 @@ def widest_of(members: Sequence[Ready]) -> Ready:
     return max(members, key=lambda each: each.size)
 
 
-def _started(config: Config, run: Run) -> tuple[TrainState, peftjax.Frozen, list[jax.Array]]:
-    """What `start` gives, and the method's own numbers, those that sites share once."""
+def _started(
+    config: Config, run: Run
+) -> tuple[TrainState, peftjax.Frozen, list[jax.Array], list[jax.Array]]:
+    """What `start` gives, the method's own numbers, those that sites share once, and what it left
+    of leaves that it took a part of, which each row has for itself."""
     state, frozen = start(config, run)
     distinct = {id(leaf): leaf for leaf in jax.tree.leaves(frozen.own)}
-    return state, frozen, list(distinct.values())
+    model = set(map(id, jax.tree.leaves(run.model.params)))
+    parts = [leaf for leaf in jax.tree.leaves(frozen.params) if id(leaf) not in model]
+    return state, frozen, list(distinct.values()), parts
 
 
 def memory_here() -> float:

@@ -46,7 +46,7 @@ class Context:
       visitor: what to do at the places of interest.
       scans: for each scan entered, `(length, whether it runs over layers)`.
       modules: state of the module rules at this slice of their stacks, by path.
-      depths: for each module rule, which of the scans around it run over layers.
+      layered: for each module rule, which of the scans around it run over layers.
     """
 
     visitor: Visitor

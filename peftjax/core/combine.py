@@ -168,6 +168,9 @@ def _check_taken_first(acted_on: set[str], params: Any, left: Any) -> None:
 
 def _nest(path: str, inner: Rule, outer: Rule) -> Rule:
     """The rule that applies `outer` to what `inner` leaves."""
+    if isinstance(outer, MatrixRule) and outer.before is not None:  # of a chain inside of the chain
+        first = _nest(path, inner, outer.before)
+        return _nest(path, first, dataclasses.replace(outer, before=None))
     if isinstance(outer, LeafRule) and isinstance(inner, LeafRule | MatrixRule):
         return _nest_leaf(path, inner, outer)
     if isinstance(inner, LeafRule) and isinstance(outer, MatrixRule):

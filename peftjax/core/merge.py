@@ -37,11 +37,9 @@ def merged(params: Any, rules: Mapping[str, Rule], dtype: Any = None) -> Any:
 
 
 def _as(leaf: Any, dtype: Any) -> Any:
-    if is_hole(leaf):
-        return type(leaf)(leaf.shape, jnp.dtype(dtype))
-    if is_quantized(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if is_quantized(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
-    return leaf.astype(dtype)
+    return type(leaf)(leaf.shape, jnp.dtype(dtype)) if is_hole(leaf) else leaf.astype(dtype)
 
 
 def _refuse_activations(rules: Mapping[str, Rule]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from peftjax.core import paths, readable
 from peftjax.core.arguments import check_names
@@ -107,8 +108,8 @@ class PeftTransform:
     about: About | None = None
 
     def replace(self, **changes: Any) -> 'PeftTransform':
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed; `about` no longer describes it unless it is given."""
+        return dataclasses.replace(self, **{'about': None, **changes})
 
     def init(self, key: jax.Array, model: Model) -> tuple[Adapter, Frozen]:
         """Splits a model into `(adapter, frozen)`: what trains, and everything that does not.
@@ -256,6 +257,14 @@ def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
     return made
 
 
+def _keeps_zeros(activation: Any) -> bool:
+    """Whether what is zero before the activation, a padded unit, is zero behind it."""
+    if not callable(activation):
+        return True  # Those with names do.
+    with jax.ensure_compile_time_eval():
+        return not bool(activation(jnp.zeros(1)).any())
+
+
 def padded_by(
     argument: str,
 ) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
@@ -273,8 +282,11 @@ def padded_by(
         @functools.wraps(make)
         def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
             transform = make(*args, **kwargs)
-            assert transform.about is not None, 'padded_by stands above described'
-            return transform.replace(about=dataclasses.replace(transform.about, padded_by=argument))
+            about = transform.about
+            assert about is not None, 'padded_by stands above described'
+            if not _keeps_zeros(about.arguments.get('activation')):
+                return transform
+            return transform.replace(about=dataclasses.replace(about, padded_by=argument))
 
         return made
 

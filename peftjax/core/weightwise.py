@@ -156,7 +156,12 @@ def _same(value: Any) -> Any:
 
 
 def _array(value: Any) -> jax.Array:
-    return jnp.asarray(value, jnp.float32 if is_plain(value) else None)
+    """In the default float dtype, or wider: a scale in bfloat16 would round the change."""
+    if is_plain(value):
+        return jnp.asarray(float(value))
+    array = jnp.asarray(value)
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and not array.ndim
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if narrow else array
 
 
 def _with_numbers(
@@ -177,7 +182,8 @@ def _with_numbers(
             ones = {name: each.reshape(each.shape[len(stack) :]) for name, each in shared.items()}
             result = function({**leaves, **ones}, value)
             if isinstance(result, Mapping):  # of `prepare`
-                return {name: each for name, each in result.items() if name not in shared}
+                kept = result.items()
+                return {name: each for name, each in kept if each is not ones.get(name)}
             return result
 
         return with_shared

@@ -29,7 +29,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
 
     Args:
       positions: `{leaf path: int [k]}`, flat places in the leaf as it is, its layers included. They
-        are in no adapter: keep them with it.
+        are in `frozen.own`.
       dtype: of the trained arrays.
 
     Returns:

@@ -54,7 +54,7 @@ def fourierft(
     Args:
       n_frequency: `n`.
       scaling: `s`.
-      seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
+      seed: of the places, which are in `frozen.own`. Every matrix has
         places of its own, by its path.
       draws: `'numpy'`, or `'torch'` for the places that Hugging Face's peft draws from the seed,
         the same for all matrices of one shape.

@@ -76,6 +76,11 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
     def rules(adapter: dict[str, Any], own: Any) -> dict[str, MatrixRule]:
         _check_made_here(adapter)
         inner = transform.rules(adapter['inner'], own)
+        if set(inner) != set(adapter['gates']):
+            raise AdapterError(
+                f'gated has gates at {sorted(adapter["gates"])}, and the method inside acts on '
+                f'{sorted(inner)}; init makes one for each'
+            )
         return {path: _gated(path, inner[path], gate) for path, gate in adapter['gates'].items()}
 
     def rest(params: Any, adapter: dict[str, Any], own: Any) -> Any:

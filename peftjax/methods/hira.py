@@ -10,7 +10,7 @@ from peftjax.core import paths
 from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
-from peftjax.methods.low_rank import LowRank, LowRankLeaves
+from peftjax.methods.low_rank import LowRank, LowRankLeaves, rate
 
 
 @padded_by('rank')
@@ -73,7 +73,7 @@ def hira(
         settings.factors,
         merge,
         apply,
-        own=settings.own,
+        own=lambda site: rate(dropout),
         name='hira',
         targets=targets,
         materialize=materialize,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32, PRNGKeyArray
 
 from peftjax.core import paths, readable
-from peftjax.core.entries import NODES, found_in
+from peftjax.core.entries import NODES, Entry, check_own, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.rules import LeafRule
@@ -72,7 +72,7 @@ def intrinsic(
       dimension: `d`, how many numbers train, the scales included.
       targets: regular expressions, full match on leaf paths: what moves.
       structure_aware: SAID, a trained scale for each leaf and layer; else DID, without.
-      seed: of the projections, which are in no adapter: keep it with the adapter.
+      seed: of the projections. `frozen.own` holds what it gives.
       dtype: of the trained arrays; the projection runs in float32.
 
     Returns:
@@ -111,18 +111,22 @@ def intrinsic(
         chosen = tuple((site.path, tuple(site.shape)) for site in sites)
         return Subspace(jnp.zeros(left, dtype), scales, chosen)
 
-    def own(model: Model) -> dict[str, jax.Array]:
-        chosen = model.sites.match_leaves(targets)
-        hashes = [zlib.crc32(f'{seed}/{path}'.encode()) for path in chosen]
-        return {'seeds': jnp.asarray(np.asarray(hashes, np.uint32))}
+    def own(model: Model) -> Entry:
+        seeds = {
+            path: {'seed': jnp.asarray(np.uint32(zlib.crc32(f'{seed}/{path}'.encode())))}
+            for path in model.sites.match_leaves(targets)
+        }
+        return Entry('intrinsic', seeds)
 
     def rules(adapter: Subspace, own: Any) -> dict[str, LeafRule]:
         _check(adapter)
+        check_own(own, dict(adapter.leaves), 'intrinsic')
 
         @functools.cache
         def changes() -> dict[str, Float32[jax.Array, ' _']]:
             sizes = tuple(math.prod(shape) for _, shape in adapter.leaves)
-            found = project(adapter.theta, sizes, own['seeds'])
+            seeds = jnp.stack([own[path]['seed'] for path, _ in adapter.leaves])
+            found = project(adapter.theta, sizes, seeds)
             return {path: each for (path, _), each in zip(adapter.leaves, found, strict=True)}
 
         def moved(path: str, shape: tuple[int, ...]) -> Callable[[Any], jax.Array]:

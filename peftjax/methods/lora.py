@@ -101,7 +101,8 @@ def lora(
             own=settings.own,
             remainder=remainder if start in lora_init.FROM_WEIGHT else None,
             targets=targets,
-            name='lora',
+            # What starts from a part of the weights belongs beside the rest of them.
+            name=start if start in lora_init.FROM_WEIGHT else 'lora',
             materialize=materialize,
         )
     )

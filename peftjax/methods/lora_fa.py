@@ -49,7 +49,7 @@ def lora_fa(
 
     Args:
       rank, alpha, rslora, dropout: as in `lora`.
-      seed: of `A`, which is in no adapter: keep it with the adapter. Every matrix has its own.
+      seed: of `A`, which is in `frozen.own`. Every matrix has its own.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
@@ -75,8 +75,8 @@ def lora_fa(
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
     ) -> Trained:
-        # For the error that a rank too large gets.
-        settings.factors(key, matrix, site)
+        del key
+        settings.check_rank(matrix, site)
         return {'b': jnp.zeros((rank, matrix.shape[1]), dtype)}
 
     def own(site: WeightSite) -> dict[str, Any]:

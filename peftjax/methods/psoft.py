@@ -60,7 +60,7 @@ def psoft(
 
     Args:
       subspaces: `{leaf path: (P, S Q)}`, stack axes in front, as `principal_subspaces` gives them;
-        its leaves are the targets. They follow from the base and are in no adapter.
+        its leaves are the targets. They are in `frozen.own`.
       scale: whether `a` and `b` train; without them angles inside of the subspace stay.
       neumann_terms: see `oft`.
       dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.

@@ -62,7 +62,7 @@ def randlora(
       alpha: of the scale; `20 rank` by default, as the authors set it.
       sparsity: draw entries from `{-1, 0, 1} sqrt(sparsity)`, of which one in `sparsity` is not 0,
         in place of uniform ones. Both have variance 1.
-      seed: of `A` and `B_i`, which are in no adapter: keep it with the adapter.
+      seed: of `A` and `B_i`, which are in `frozen.own`.
       bases: `{leaf path: (A, B)}` to use instead, `[r, d]` and `[n, D, r]`.
       dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.

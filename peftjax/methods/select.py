@@ -52,8 +52,11 @@ def select(targets: paths.Targets, *, dtype: Any = jnp.float32) -> PeftTransform
 
 def trained_copy(leaf: jax.Array, dtype: Any) -> jax.Array:
     """`leaf` in `dtype`, in a buffer of its own: training steps donate it, the base's never."""
-    wide = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return jnp.array(leaf, dtype if wide else leaf.dtype, copy=True)
+    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        dtype = leaf.dtype
+    elif jnp.finfo(dtype).bits < jnp.finfo(leaf.dtype).bits and dtype == jnp.float32:
+        dtype = leaf.dtype  # The default widens; a float64 model is not rounded.
+    return jnp.array(leaf, dtype, copy=True)
 
 
 @described

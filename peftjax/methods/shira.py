@@ -46,7 +46,7 @@ def shira(
     Args:
       rank: `r`, so that a matrix trains as many values as LoRA of this rank.
       scaling: `s`.
-      seed: of the places, which are in no adapter: keep it with the adapter. Every matrix has
+      seed: of the places, which are in `frozen.own`. Every matrix has
         places of its own.
       positions: `{leaf path: [*stack, k]}` places to use instead, `row * out + column`.
       targets: which weights, see `Sites.match_weights`.

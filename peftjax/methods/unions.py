@@ -108,7 +108,7 @@ def unipelt(
       rank 8, a bottleneck of 48.
     """
     return chain(
-        gated(lora(rank=rank, alpha=alpha or rank, targets=kernels, dtype=dtype)),
+        gated(lora(rank=rank, alpha=alpha, targets=kernels, dtype=dtype)),
         prefix_tuning(
             num_virtual_tokens=num_virtual_tokens,
             projection=projection,

@@ -53,7 +53,7 @@ def vera(
     Args:
       rank: `r`.
       d_initial: what `d` starts from.
-      seed: of `A` and `B`, which are in no adapter: keep it with the adapter.
+      seed: of `A` and `B`, which are in `frozen.own`.
       projections: `(A, B)` to use instead, `[at least in, r]` and `[r, at least out]`.
       dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.

@@ -23,15 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.entries import Entry
-from peftjax.core.transform import PeftTransform
+from peftjax.core.numbers import is_plain
+from peftjax.core.transform import About, PeftTransform
 
 
 def program_key(transform: PeftTransform) -> Hashable:
     """Equal for transforms whose programs may be one: what differs between them is data.
 
-    Arguments that are real numbers, and arrays, are in the adapter or in `frozen.own`. So is
-    the argument that `padded_by` names, where the method says that zeros beyond it change nothing.
-    A transform of functions has a key of its own, and shares a program with itself alone.
+    Arguments that are real numbers are in the adapter or in `frozen.own`. So is the argument that
+    `padded_by` names, where the method says that zeros beyond it change nothing. Any other
+    argument must be the same, arrays too. A transform of functions shares a program with itself
+    alone.
 
     Example:
         >>> lora = peftjax.lora
@@ -43,12 +45,17 @@ def program_key(transform: PeftTransform) -> Hashable:
     """
     about = transform.about
     if about is None:
-        return id(transform)
+        return transform  # Hashed by identity, and kept alive by the key.
     return about.name, tuple(
-        (name, _static(value))
+        (name, value is None if _is_number(about, name) else _static(value))
         for name, value in sorted(about.arguments.items())
-        if name != about.padded_by and (name not in about.floats or isinstance(value, str))
+        if name != about.padded_by
     )
+
+
+def _is_number(about: About, name: str) -> bool:
+    value = about.arguments[name]
+    return name in about.floats and (value is None or is_plain(value) or isinstance(value, dict))
 
 
 def _static(value: Any) -> Hashable:
@@ -59,8 +66,9 @@ def _static(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(map(_static, value))
     if isinstance(value, jax.Array | np.ndarray):
-        return 'array'
-    return repr(value)
+        array = np.asarray(value)
+        return array.shape, str(array.dtype), array.tobytes()
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def stack(runs: Sequence[Any]) -> Any:
@@ -116,6 +124,7 @@ def _with_rates(trees: Sequence[Any]) -> list[Any]:
         inside = _with_rates([dict(tree) for tree in trees])
         return [Entry(first.method, each, first.layout) for each in inside]
     if isinstance(first, dict):
+        _check_names(trees)
         rates = [tree['dropout'] for tree in trees if 'dropout' in tree]
         some = 0 < len(rates) < len(trees)
         missing = {'dropout': jnp.zeros_like(rates[0])} if some else {}
@@ -126,6 +135,16 @@ def _with_rates(trees: Sequence[Any]) -> list[Any]:
         parts = zip(*(_with_rates(part) for part in zip(*trees, strict=True)), strict=True)
         return [jax.tree.unflatten(_shallow(first), part) for part in parts]
     return list(trees)
+
+
+def _check_names(trees: Sequence[dict[str, Any]]) -> None:
+    names = [set(tree) - {'dropout'} for tree in trees]
+    for each in names:
+        if each != names[0]:
+            raise ValueError(
+                f'runs of one program have the same numbers, found {sorted(map(str, names[0]))} '
+                f'beside {sorted(map(str, each))}'
+            )
 
 
 def _shallow(node: Any) -> Any:
