@@ -101,6 +101,7 @@ def test_the_laws_catch_a_wrong_method():
         lambda leaves, matrix: matrix * leaves['scale'][None],
         lambda leaves, use: use.forward(use.x) * leaves['scale'][None] ** 2,
         targets=good.targets,
+        name='wrong_route',
     )
     case = dataclasses.replace(_case('lora', 'linen looped'), make=lambda _: wrong_route)
     with pytest.raises(AssertionError, match='differs'):
@@ -113,6 +114,7 @@ def test_the_laws_catch_a_wrong_method():
         lambda key, matrix, site: {'scale': jnp.ones(matrix.shape[1])},
         lambda leaves, matrix: matrix * leaves['scale'][None],
         targets=good.targets,
+        name='merging',
     )
     with pytest.raises(AssertionError, match='shape of a kernel'):
         testing.dense_only_if_said(dataclasses.replace(case, make=lambda _: merging))

@@ -56,6 +56,7 @@ def scale(targets=r'hidden'):
         init_weight=lambda key, matrix, site: {'s': jnp.zeros(matrix.shape[1])},
         merge_weight=lambda leaves, matrix: matrix * (1 + leaves['s'])[None],
         targets=targets,
+        name='scale',
     )
 
 

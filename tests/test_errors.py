@@ -245,6 +245,7 @@ def test_a_rule_that_changes_a_shape():
         init_weight=lambda key, matrix, site: {'s': jnp.ones(())},
         merge_weight=lambda leaves, matrix: matrix[:-1] * leaves['s'],
         targets=r'hidden',
+        name='shrink',
     )
     said = ('(3, 8)', '(4, 8)', 'keep the shape')
     assert_raises(ValueError, lambda: shrink.merge(*shrink.init(KEY, mlp())), *said)

@@ -146,7 +146,10 @@ def test_what_is_trained_here_computes_the_same_when_read_back(transform, scan, 
         ),
         (
             peftjax.weightwise(
-                lambda key, matrix, site: {'s': matrix[0]}, lambda a, m: m, targets=r'.*/q_proj'
+                lambda key, matrix, site: {'s': matrix[0]},
+                lambda a, m: m,
+                targets=r'.*/q_proj',
+                name='own',
             ),
             "a method of one's own",
         ),

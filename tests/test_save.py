@@ -137,6 +137,7 @@ def _own(dtype):
         lambda leaves, matrix: matrix * jnp.real(leaves['phase'] * leaves['turn'])[None],
         targets=r'.*/kernel',
         own=lambda site: {'turn': jnp.asarray([1.0 + 2.0j], jnp.complex64)},
+        name='own',
     )
 
 

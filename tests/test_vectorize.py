@@ -284,6 +284,7 @@ def test_a_callback_that_closes_over_a_number_is_not_taken_for_another():
             lambda key, matrix, site: {'s': jnp.zeros(matrix.shape[1])},
             merge,
             targets=r'layers.*/up',
+            name='scaled',
         )
 
     assert len({training.program_key(scaled(by)) for by in (1.0, 2.0)}) == 2

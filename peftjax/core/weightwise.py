@@ -32,7 +32,7 @@ def weightwise(
     apply_weight: Callable[[Leaves, Use], Inexact[jax.Array, '...']] | None = None,
     *,
     targets: paths.Targets,
-    name: str = 'weightwise',
+    name: str,
     own: Callable[[WeightSite], Numbers] | None = None,
     prepare: Callable[[Leaves, Inexact[jax.Array, 'in out']], Leaves] | None = None,
     remainder: Callable[[Leaves, Inexact[jax.Array, 'in out']], Inexact[jax.Array, 'in out']]
@@ -74,7 +74,7 @@ def weightwise(
     >>> scale = peftjax.weightwise(
     ...     init_weight=lambda key, matrix, site: {'s': jnp.ones(matrix.shape[1])},
     ...     merge_weight=lambda leaves, matrix: matrix * leaves['s'][None],
-    ...     targets=r'kernel')
+    ...     targets=r'kernel', name='scale')
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
     >>> model = peftjax.wrap(dense, dense.init(jax.random.key(0), x), x)
     >>> adapter, frozen = scale.init(jax.random.key(1), model)

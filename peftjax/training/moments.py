@@ -82,7 +82,9 @@ def moments(
             x = jax.lax.stop_gradient(use.x)
             return _tap(use.forward(use.x), x, each.astype(jnp.float32), dict(leaves))
 
-        found = weightwise(init_weight, lambda leaves, matrix: matrix, targets=targets)
+        found = weightwise(
+            init_weight, lambda leaves, matrix: matrix, targets=targets, name='transform'
+        )
 
         def rules(adapter: Any, own: Any) -> dict[str, Rule]:
             return {

@@ -13,6 +13,7 @@ def _scale_outputs(targets):
         lambda key, matrix, site: {'scale': jnp.ones(matrix.shape[1])},
         lambda leaves, matrix: matrix * leaves['scale'][None],
         targets=targets,
+        name='scale_outputs',
     )
 
 
