@@ -548,5 +548,6 @@ def test_targets_with_exceptions_come_back(tmp_path):
     model = peftjax.testing.tiny_mlp()
     peftjax.save(tmp_path, model, tx, *tx.init(jax.random.key(0), model))
     restored = peftjax.restore(tmp_path, model)
-    assert restored.transform.about.arguments['targets'] == chosen
+    about = restored.transform.about
+    assert about is not None and about.arguments['targets'] == chosen
     assert sorted(restored.adapter) == ['hidden/kernel']

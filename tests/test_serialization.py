@@ -79,3 +79,14 @@ def test_importing_peftjax_does_not_import_flax():
     root = Path(peftjax.__file__).parents[1]
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
     assert done.stdout.strip() == 'False', done.stderr
+
+
+def test_a_subspace_of_other_leaves_is_refused():
+    few, all_ = (peftjax.intrinsic(dimension=5, targets=t) for t in (r'out/.*', r'.*'))
+    model = peftjax.testing.tiny_mlp()
+    (mine, _), (theirs, _) = (tx.init(jax.random.key(0), model) for tx in (few, all_))
+    state = serialization.to_bytes(mine)
+    again = jax.tree.structure(serialization.from_bytes(mine, state))
+    assert again == jax.tree.structure(mine)
+    with pytest.raises(peftjax.AdapterError, match='restore into an adapter'):
+        serialization.from_bytes(theirs, state)

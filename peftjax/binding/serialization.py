@@ -6,7 +6,7 @@ import jax
 from flax import serialization
 
 from peftjax.core import paths
-from peftjax.core.entries import NODES, Entry
+from peftjax.core.entries import NODES
 from peftjax.core.errors import AdapterError
 
 
@@ -17,20 +17,22 @@ def register() -> None:
 
 
 def _state_of(node: Any) -> dict[str, Any]:
-    """The state of a node: what it holds by name, of an entry below the name of its method."""
+    """The state of a node: what it holds by name, below its label if it has one."""
     state = {name: serialization.to_state_dict(child) for name, child in _children(node).items()}
-    return {node.method: state} if isinstance(node, Entry) else state
+    label = getattr(node, 'label', None)
+    return state if label is None else {label: state}
 
 
 def _restored(node: Any, state: Any) -> Any:
     where = f'at {serialization.current_path()!r}'
-    if isinstance(node, Entry):
-        if list(state) != [node.method]:
+    label = getattr(node, 'label', None)
+    if label is not None:
+        if list(state) != [label]:
             raise AdapterError(
-                f'the state {where} is of {sorted(state)}, and this is an adapter of '
-                f'{node.method}; restore into an adapter that the same transform gave'
+                f'the state {where} is of {sorted(state)}, and this is an adapter of {label}; '
+                'restore into an adapter that the same transform gave'
             )
-        state = state[node.method]
+        state = state[label]
     held = _children(node)
     if set(state) != set(held):
         raise AdapterError(

@@ -33,6 +33,11 @@ class Entry(Mapping[str, Any]):
         self.layout = layout
         self._arrays = dict(arrays)
 
+    @property
+    def label(self) -> str:
+        """What the entry is of, in files."""
+        return self.method
+
     def replace(self, **arrays: Any) -> 'Entry':
         """The entry with some arrays in the place of its own, or beside them."""
         return Entry(self.method, {**self._arrays, **arrays}, self.layout)

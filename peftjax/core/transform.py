@@ -262,7 +262,7 @@ def _keeps_zeros(activation: Any) -> bool:
     if not callable(activation):
         return True  # Those with names do.
     with jax.ensure_compile_time_eval():
-        return not bool(activation(jnp.zeros(1)).any())
+        return not bool(jnp.any(activation(jnp.zeros(1))))
 
 
 def padded_by(

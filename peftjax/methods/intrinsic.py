@@ -39,6 +39,11 @@ class Subspace:
     scales: dict[str, jax.Array]
     leaves: tuple[tuple[str, tuple[int, ...]], ...] = dataclasses.field(metadata={'static': True})
 
+    @property
+    def label(self) -> str:
+        """What the adapter is of, in files: its leaves are in no array."""
+        return f'intrinsic {zlib.crc32(repr(self.leaves).encode()):08x}'
+
     def __repr__(self) -> str:
         theta = readable.told(self.theta)
         return f'Subspace(theta {theta}, {len(self.scales)} scales, {len(self.leaves)} leaves)'
