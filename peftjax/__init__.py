@@ -8,6 +8,7 @@ from peftjax.binding.jaxprs import JaxVersionError
 from peftjax.core.combine import chain, named_chain
 from peftjax.core.entries import Adapter, Entry
 from peftjax.core.errors import AdapterError, MergeError
+from peftjax.core.frozen import Frozen
 from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
 from peftjax.core.merge_loss import merge_loss
@@ -25,7 +26,7 @@ from peftjax.core.sharding import (
 )
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
-from peftjax.core.transform import Frozen, PeftTransform
+from peftjax.core.transform import PeftTransform
 from peftjax.core.use import ModelCall, ModuleUse, Use
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError

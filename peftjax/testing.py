@@ -23,10 +23,11 @@ from peftjax.core import paths
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter, Entry
 from peftjax.core.errors import AdapterError, MergeError
+from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import dequantize, is_quantized
 from peftjax.core.summary import summary
-from peftjax.core.transform import Frozen, PeftTransform
+from peftjax.core.transform import PeftTransform
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -31,7 +32,11 @@ BAD_TARGETS = {
     'none at all': (lora(targets=()), ('targets is empty', '.*/(query|value)')),
     'not text': (lora(targets=None), ('None', 'regular expression or a tuple', '.*/(query|value)')),
     'numbers': (lora(targets=(3,)), ('(3,)', 'regular expression or a tuple')),
-    'only vectors': (lora(targets=r'.*/bias'), ('hidden/bias (8,)', 'enters add', 'select(')),
+    'only vectors': (
+        lora(targets=r'.*/bias'),
+        ('hidden/bias (8,)', 'enters add', "peftjax.select(r'.*/bias') trains whole"),
+    ),
+    'a last part': (lora(targets=r'kernel'), ("write ['kernel'] or r'.*/kernel'",)),
     'no such leaf': (peftjax.select(r'bias'), ("'bias'", "'hidden/bias'", 'no parameter leaf')),
     'no such module': (
         peftjax.bottleneck(size=2, targets=r'hidde'),
@@ -232,6 +237,19 @@ def test_wrapping_what_is_no_model():
     for thing in (3, 'bert', None, {'w': 1}):
         said = (type(thing).__name__, 'flax.linen.Module', 'flax.nnx.Module', 'f(params, *args)')
         assert_raises(TypeError, lambda t=thing: peftjax.wrap(t, {}, X), *said)
+
+
+def test_wrapping_what_is_swapped_or_missing():
+    dense, linear = nn.Dense(3), nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    variables = dense.init(KEY, X)
+    for act, *said in (
+        (lambda: peftjax.wrap(dense, X, variables), 'wrap(linen_module, variables, inputs)'),
+        (lambda: peftjax.wrap(dense, None, X), 'NoneType', 'wrap(linen_module, variables, inputs)'),
+        (lambda: peftjax.wrap(linear, X), 'example_inputs', 'wrap(nnx_module, None, inputs)'),
+        (lambda: peftjax.wrap(nn.Dense, None, X), 'the class Dense', 'wrap(Dense(...), ...)'),
+        (lambda: peftjax.wrap(nnx.Linear, None, X), 'the class Linear', 'an instance'),
+    ):
+        assert_raises(TypeError, act, *said)
 
 
 def test_wrapping_nnx_with_params():

@@ -1,6 +1,7 @@
 """Targets: names, patterns, `'all-linear'`, exceptions, and what raises."""
 
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -401,8 +402,34 @@ def test_single_layers_of_a_scanned_model_by_module_and_leaf(match, right, wrong
         ),
         ('dora', {'rank': 2, 'exclude_modules': 'a'}, ['peftjax.targets(..., exclude=...)']),
         ('lora', {'rank': 2, 'targets': 'a', 'use_dora': True}, ['peftjax.dora(...)']),
-        ('lora', {'rank': 2, 'targets': 'a', 'target': 'b'}, ["keyword argument 'target'"]),
+        (
+            'lora',
+            {'rank': 2, 'targets': 'a', 'target': 'b'},
+            ["keyword argument 'target'; lora takes rank, targets, alpha"],
+        ),
     ],
 )
 def test_names_of_arguments_elsewhere(name, arguments, said):
     assert_raises(TypeError, lambda: getattr(peftjax, name)(**arguments), *said)
+
+
+def test_arguments_without_names():
+    untyped: Any = peftjax
+    for act, said in (
+        (lambda: untyped.lora(8, 'a'), 'write lora(rank=..., targets=...)'),
+        (lambda: untyped.full(jnp.float32), 'write full(dtype=...)'),
+        (lambda: untyped.fish_mask({'w': [0]}, 1), 'takes 1 positional arguments, found 2'),
+    ):
+        assert_raises(TypeError, act, said)
+
+
+@pytest.mark.parametrize('targets', ['norm', ['norm']])
+def test_the_select_that_is_proposed_selects_the_vectors(targets):
+    params = {'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)}, 'w': jnp.ones((4, 3))}
+    model = peftjax.wrap(
+        lambda p, x: x @ p['w'] * p['norm']['scale'][None] + p['norm']['bias'][None], params, (X,)
+    )
+    with pytest.raises(peftjax.TargetError, match='only') as caught:
+        model.sites.match_weights(targets)
+    (proposed,) = re.findall(r'peftjax[.]select[(]r(.*)[)] trains', str(caught.value))
+    assert model.sites.match_leaves(proposed[1:-1]) == ['norm/bias', 'norm/scale']

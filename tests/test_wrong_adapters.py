@@ -1,6 +1,7 @@
 """Adapters that do not belong to the model, the method or the chain they are used with."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -172,6 +173,53 @@ def test_what_another_transform_froze(transform, of):
     predict = peftjax.adapt(mlp(), transform)
     said = ('frozen.own has no numbers of', 'by another transform')
     assert_raises(peftjax.AdapterError, lambda: predict(adapter, frozen, X), *said)
+
+
+@pytest.mark.parametrize(
+    'of', [peftjax.chain(LORA, BIASES), peftjax.named_chain({'low': LORA, 'bias': BIASES})]
+)
+def test_what_a_chain_froze(of):
+    adapter, _ = LORA.init(KEY, mlp())
+    frozen = of.init(KEY, mlp())[1]
+    predict = peftjax.adapt(mlp(), LORA)
+    act = functools.partial(predict, adapter, frozen, X)
+    assert_raises(peftjax.AdapterError, act, 'no numbers of lora', 'frozen is of a chain of 2')
+
+
+def test_all_that_init_returns_as_an_adapter(tmp_path):
+    both = LORA.init(KEY, mlp())
+    predict = peftjax.adapt(mlp(), LORA)
+    for act in (
+        lambda: predict(both, both[1], X),
+        lambda: predict(both, X),
+        lambda: LORA.merge(both, both[1]),
+        lambda: LORA.freeze(mlp(), both),
+        lambda: peftjax.save_adapter(tmp_path, mlp(), LORA, both),
+    ):
+        assert_raises(TypeError, act, 'all that init returns', 'adapter, frozen = tx.init(key, m')
+
+
+def test_without_frozen():
+    adapter, _ = LORA.init(KEY, mlp())
+    predict = peftjax.adapt(mlp(), LORA)
+    said = 'write adapter, frozen = tx.init(key, model) and pass both'
+    assert_raises(TypeError, lambda: predict(adapter), 'frozen is missing', said)
+    assert_raises(TypeError, lambda: predict(adapter, X), 'frozen is an array', said)
+
+
+def test_swapped_arguments(tmp_path):
+    untyped: Any = peftjax
+    adapter, _ = LORA.init(KEY, mlp())
+    for act, said in (
+        (lambda: LORA.freeze(adapter, mlp()), 'swapped: write tx.freeze(model, adapter)'),
+        (lambda: LORA.freeze(adapter, adapter), 'model is a dict; write tx.freeze(model, adapter'),
+        (
+            lambda: untyped.save_adapter(tmp_path, LORA, mlp(), adapter),
+            'save_adapter(folder, model, tx, adapter)',
+        ),
+        (lambda: untyped.load_adapter(mlp(), tmp_path), 'load_adapter(folder, model)'),
+    ):
+        assert_raises(TypeError, act, said)
 
 
 def test_an_adapter_that_lost_its_type():

@@ -15,10 +15,11 @@ from peftjax.binding.precompute import precompute
 from peftjax.binding.views import Leaf
 from peftjax.core import paths
 from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized, like_dense
 from peftjax.core.rules import ROOT, CallRule, MatrixRule, ModuleRule, Rule
-from peftjax.core.transform import Frozen, PeftTransform, check_frozen
+from peftjax.core.transform import PeftTransform
 from peftjax.core.use import ModelCall
 
 
@@ -72,7 +73,7 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
 
     def predict(
         adapter: Adapter,
-        frozen: Frozen,
+        frozen: Frozen | None = None,  # Its absence is told by check_frozen.
         *args: Any,
         adapter_key: jax.Array | None = None,
         **kwargs: Any,

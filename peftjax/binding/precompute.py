@@ -92,9 +92,8 @@ def _check(rules: Mapping[str, Rule], leaves: dict[str, Any], sites: Sites) -> N
             check_leaf(path, rule, leaves)
         elif path not in sites.modules:
             raise AdapterError(
-                f'the adapter acts on {path!r}, which this model lacks; near '
-                f'names: {paths.near_names(path, sites.modules)}. Was it made for another '
-                'model?'
+                f'the adapter acts on {path!r}, which this model lacks'
+                f'{paths.nearby(path, sites.modules)}. Was it made for another model?'
             )
         if isinstance(rule, MatrixRule) and rule.layout != sites.weights[path].layout:
             raise AdapterError(

@@ -1,7 +1,7 @@
 """Makes a model value of a Flax module or a plain function."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen
@@ -18,7 +18,12 @@ serialization.register()
 
 
 def wrap(
-    module: Any, params: Any, example_inputs: Any, *, config: Any = None, tokenizer: Any = None
+    module: Any,
+    params: Any,
+    example_inputs: Any = None,  # Their absence is told below.
+    *,
+    config: Any = None,
+    tokenizer: Any = None,
 ) -> Model:
     """A `Model` from any Flax Linen module, NNX module or pure function, unchanged.
 
@@ -38,17 +43,35 @@ def wrap(
 
     Returns:
       The model. `apply` passes `rngs`, `mutable` and `method` through; `state` replaces the
-      collections that are not parameters.
+      collections that are not parameters. An NNX module is read in the mode that it is in
+      (`.train()` or `.eval()`) and never changed. Its `rngs` is one key, which reseeds its random
+      streams (Linen's is a dict of keys); without it every call draws the same mask.
 
     Raises:
-      TypeError: `module` is none of these, or an NNX module comes with params.
+      TypeError: `module` is none of these, or a class of them; an NNX module comes with params, a
+        Linen module with none; `example_inputs` are missing.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
     >>> print(peftjax.wrap(dense, dense.init(jax.random.key(0), x), x).sites.weights['kernel'].uses)
     ('dot',)
     """
+    if isinstance(module, type) and issubclass(module, flax.linen.Module | nnx.Module):
+        raise TypeError(
+            f'module is the class {module.__name__}; write wrap({module.__name__}(...), ...) with '
+            'an instance of it'
+        )
+    if isinstance(module, Callable) and example_inputs is None:
+        raise TypeError(
+            'example_inputs are missing: write wrap(linen_module, variables, inputs), '
+            'wrap(nnx_module, None, inputs) or wrap(function, params, inputs)'
+        )
     if isinstance(module, flax.linen.Module):
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f'the variables of a Linen module are a {type(params).__name__} and no dict; '
+                'write wrap(linen_module, variables, inputs)'
+            )
         params, collections = linen.split_variables(params)
         apply = linen.plain_apply(module, collections)
         traceable = linen.tagged_apply(apply)

@@ -1,7 +1,7 @@
 """Arguments of methods by the names that other libraries give them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What other libraries call an argument: the names here, of which a method has one at most, or else
@@ -21,12 +21,14 @@ _IN_PLACE_OF: Mapping[str, str] = {
 }
 
 
-def check_names(name: str, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-    """Raises `TypeError` for an argument that goes by another name here, naming ours."""
+def check_names(
+    name: str, signature: inspect.Signature, args: Sequence[Any], given: Mapping[str, Any]
+) -> None:
+    """Raises `TypeError` for arguments without their names, or with names that are not ours."""
+    _check_positions(name, signature, args)
     told = []
-    for theirs in given:
-        if theirs in signature.parameters:
-            continue
+    unknown = [theirs for theirs in given if theirs not in signature.parameters]
+    for theirs in unknown:
         ours = [each for each in _ELSEWHERE.get(theirs, ()) if each in signature.parameters]
         if ours:
             told.append(f'{ours[0]}=... in place of {theirs}=...')
@@ -36,3 +38,22 @@ def check_names(name: str, signature: inspect.Signature, given: Mapping[str, Any
             told.append(f'arguments among {list(signature.parameters)}, and no {theirs}=...')
     if told:
         raise TypeError(f'{name}: write ' + '; '.join(told))
+    if unknown:
+        raise TypeError(
+            f'{name}() got an unexpected keyword argument {unknown[0]!r}; {name} takes '
+            f'{", ".join(signature.parameters)}'
+        )
+
+
+def _check_positions(name: str, signature: inspect.Signature, args: Sequence[Any]) -> None:
+    parameters = signature.parameters.values()
+    by_name = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return
+    if len(args) > (most := len(parameters) - len(by_name)) and by_name:
+        needed = [each for each in by_name if each.default is each.empty] or by_name[:2]
+        written = ['...'] * most + [f'{each.name}=...' for each in needed]
+        raise TypeError(
+            f'{name}() takes {most} positional arguments, found {len(args)}; write '
+            f'{name}({", ".join(written)})'
+        )

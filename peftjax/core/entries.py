@@ -98,15 +98,17 @@ def check_entry(entry: Any, method: str, where: str = '') -> None:
 def check_own(own: Any, adapter: Collection[str], method: str) -> None:
     """Raises `AdapterError` unless `own` is an `Entry` of the method's numbers for each site."""
     if not isinstance(own, Entry) or own.method != method:
+        parts = isinstance(own, (tuple, list, Mapping)) and not isinstance(own, Entry) and len(own)
+        found = f'frozen is of a chain of {parts}' if parts else f'it is {found_in(own)}'
         raise AdapterError(
-            f'frozen.own is {found_in(own)}, and {method} needs its own numbers there; pass the '
+            f'frozen.own has no numbers of {method}: {found}, made by another transform; pass the '
             'frozen that init gave beside this adapter'
         )
     if unknown := sorted(set(adapter) - set(own)):
         raise AdapterError(
             f'the adapter of {method} has {unknown[0]!r}, for which frozen.own has no numbers of '
-            f'{method}; near names: {paths.near_names(unknown[0], own)}. Was one of the two '
-            'made for another model, or by another transform?'
+            f'{method}{paths.nearby(unknown[0], own)}. Was one of the two made for another model, '
+            'or by another transform?'
         )
 
 

@@ -102,8 +102,8 @@ def check_leaf(path: str, rule: Rule, leaves: Mapping[str, Any]) -> None:
     """Raises `AdapterError` unless the leaf that a rule is about is there, as it was made for."""
     if path not in leaves:
         raise AdapterError(
-            f'the adapter acts on {path!r}, which these params lack; near names: '
-            f'{paths.near_names(path, leaves)}. Was it made for another model?'
+            f'the adapter acts on {path!r}, which these params lack'
+            f'{paths.nearby(path, leaves)}. Was it made for another model?'
         )
     leaf, before = leaves[path], leaf_rule(rule)
     if isinstance(rule, MatrixRule) and rule.layout.shape != leaf.shape:

@@ -8,9 +8,10 @@ from jaxtyping import Float32
 
 from peftjax.core import paths
 from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen
 from peftjax.core.holes import is_hole
 from peftjax.core.quantized import dense
-from peftjax.core.transform import Frozen, PeftTransform
+from peftjax.core.transform import PeftTransform
 
 
 def merge_loss(

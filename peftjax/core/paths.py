@@ -259,8 +259,7 @@ def choose_names(targets: Targets, names: Iterable[str], what: str) -> list[str]
 
     def nothing(pattern: Pattern) -> TargetError:
         return TargetError(
-            f'target {pattern.text!r} matches no {what}; near names: '
-            f'{near_names(pattern.text, names)}'
+            f'target {pattern.text!r} matches no {what}{nearby(pattern.text, names)}'
         )
 
     return list(choose(targets, names, Pattern.matches, nothing))
@@ -286,6 +285,12 @@ def near_names(pattern: str, names: Iterable[str], most: int = 5) -> list[str]:
         for name in names
     }
     return sorted(scored, key=lambda name: (-scored[name], name))[:most]
+
+
+def nearby(pattern: str, names: Iterable[str]) -> str:
+    """The near names as the end of a sentence; empty where there are none at all."""
+    near = near_names(pattern, names)
+    return f'; near names: {near}' if near else ''
 
 
 def fold_in(key: jax.Array, name: str) -> jax.Array:

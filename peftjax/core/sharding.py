@@ -7,10 +7,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from peftjax.core import paths
+from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray
 from peftjax.core.sites import Sites, WeightSite
-from peftjax.core.transform import Frozen
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 _ENDS = 'Branch'  # the module that our models put at the end of a sublayer

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from peftjax.core import paths, readable
+from peftjax.core import hints, paths, readable
 from peftjax.core.layout import Layout
 
 
@@ -126,11 +126,12 @@ class Sites:
         """
 
         def nothing(pattern: paths.Pattern) -> paths.TargetError:
-            near = paths.near_names(pattern.text, self.modules)
+            near = paths.nearby(pattern.text, self.modules)
             stacks = {path: site.stack for path, site in self.modules.items()}
             return paths.TargetError(
-                f'target {pattern.text!r} matches no module of this model; near names: {near}. '
-                f'{_of_a_stack(pattern, stacks)}print(model.sites) lists them all'
+                f'target {pattern.text!r} matches no module of this model{near}. '
+                f'{hints.as_last_part(pattern, self.modules)}'
+                f'{hints.of_a_stack(pattern, stacks)}print(model.sites) lists them all'
             )
 
         chosen = paths.choose(targets, self.modules, paths.Pattern.matches, nothing)
@@ -151,10 +152,11 @@ class Sites:
         """
 
         def nothing(pattern: paths.Pattern) -> paths.TargetError:
-            near = paths.near_names(pattern.text, self.weights)
+            near = paths.nearby(pattern.text, self.weights)
             return paths.TargetError(
-                f'target {pattern.text!r} matches no parameter leaf; near names: {near}. '
-                f'{_of_a_stack(pattern, self._stacks())}A leaf is named in full, for example '
+                f'target {pattern.text!r} matches no parameter leaf{near}. '
+                f'{hints.as_last_part(pattern, self.weights)}'
+                f'{hints.of_a_stack(pattern, self._stacks())}A leaf is named in full, for example '
                 "r'.*/bias'"
             )
 
@@ -181,12 +183,18 @@ class Sites:
             for site in self.weights.values()
             if site.is_hit_by(pattern)
         ]
-        why = f', only {vectors}, which select(...) can train whole' if vectors else ''
+        if vectors:
+            more = f' and {len(vectors) - 3} more' if len(vectors) > 3 else ''
+            return paths.TargetError(
+                f'target {pattern.text!r} matches no weight matrix, only {vectors[:3]}{more}, '
+                f'which {hints.selecting(pattern, self.weights)} trains whole'
+            )
         modules = dict.fromkeys(paths.parent(path) for path in adaptable)
-        near = paths.near_names(pattern.text, list(modules) + adaptable)
+        names = [*modules, *adaptable]
         return paths.TargetError(
-            f'target {pattern.text!r} matches no weight matrix{why}; near names: {near}. '
-            f'{_of_a_stack(pattern, self._stacks())}'
+            f'target {pattern.text!r} matches no weight matrix'
+            f'{paths.nearby(pattern.text, names)}. {hints.as_last_part(pattern, names)}'
+            f'{hints.of_a_stack(pattern, self._stacks())}'
             'Patterns match a whole path; print(model.sites) lists them all'
         )
 
@@ -237,29 +245,6 @@ def _signature(site: WeightSite) -> str:
 
 def _with_reason(text: str, reason: str) -> str:
     return f'{text}: {reason}' if reason and text not in reason else reason or text
-
-
-def _of_a_stack(pattern: paths.Pattern, stacks: Mapping[str, tuple[int, ...]]) -> str:
-    """What to write where a pattern would match one of several layers that are stacked."""
-    for path, stack in stacks.items():
-        for name in _unstacked(path, stack[0]) if stack else ():
-            if pattern.matches(name) or pattern.matches(paths.parent(name)):
-                return (
-                    f'It would match {name!r}, and this model keeps its {stack[0]} layers stacked: '
-                    f'{path!r} is that of all layers. To adapt some layers alone, build the model '
-                    'with its layers apart: peftjax.load(..., scan=False), or without the scan '
-                    'in a module of your own. '
-                )
-    return ''
-
-
-def _unstacked(path: str, layers: int) -> Iterable[str]:
-    """The names that a leaf of stacked layers has where the layers stand apart."""
-    parts = path.split('/')
-    for depth in range(len(parts)):
-        for layer in range(layers):
-            for number in (f'_{layer}', f'/{layer}'):
-                yield '/'.join([*parts[:depth], parts[depth] + number, *parts[depth + 1 :]])
 
 
 def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:

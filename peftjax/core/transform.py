@@ -4,40 +4,21 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths, readable
 from peftjax.core.arguments import check_names
-from peftjax.core.entries import Adapter, found_in, holds_entries
+from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen, check_freeze, check_frozen, check_init
 from peftjax.core.holes import Hole
 from peftjax.core.merge import merged
 from peftjax.core.model import Model
 from peftjax.core.rules import Rule, leaf_rule
 
 _P = ParamSpec('_P')
-
-
-class Frozen(NamedTuple):
-    """Everything that does not train, as `init` gives it beside the adapter. A pytree.
-
-    Attributes:
-      params: the model's parameters, with a `Hole` where a leaf moved into the adapter, and what
-        is left of a leaf where a method starts from a part of it (PiSSA, LoftQ).
-      own: the method's own numbers: scales, rates of dropout, random projections, positions.
-    """
-
-    params: Any
-    own: Any
-
-    def __repr__(self) -> str:
-        half = readable.MOST_LINES // 2 - 2
-        lines = []
-        for name in self._fields:
-            lines += [name, *(f'  {line}' for line in readable.outline(getattr(self, name), half))]
-        return readable.under('Frozen', lines)
 
 
 class StartFn(Protocol):
@@ -134,7 +115,7 @@ class PeftTransform:
         >>> adapter['out/bias'].shape, frozen.params['out']['bias']
         ((3,), Hole((3,) float32))
         """
-        _check_init(key, model)
+        check_init(key, model)
         adapter, own = self.start(key, model), self.own(model)
         return adapter, Frozen(self.remaining(model.params, adapter, own), own)
 
@@ -150,6 +131,7 @@ class PeftTransform:
           anew.
 
         Raises:
+          TypeError: `model` or `adapter` is something else.
           AdapterError: the adapter is of another transform.
 
         >>> mlp = peftjax.testing.tiny_mlp()
@@ -158,6 +140,7 @@ class PeftTransform:
         >>> tx.freeze(mlp, adapter).params['out']['bias']
         Hole((3,) float32)
         """
+        check_freeze(model, adapter)
         own = self.own(model)
         if self.rest is None:
             return Frozen(self.remaining(model.params, adapter, own), own)
@@ -207,37 +190,6 @@ class PeftTransform:
         return 'PeftTransform of functions' if self.about is None else repr(self.about)
 
 
-def _check_init(key: Any, model: Any) -> None:
-    if isinstance(model, Model) and not isinstance(key, Model | int):
-        return
-    if isinstance(key, Model):
-        raise TypeError('the arguments are swapped: write tx.init(key, model), the key first')
-    if isinstance(key, int):
-        raise TypeError(f'key is the number {key}; write tx.init(jax.random.key({key}), model)')
-    raise TypeError(
-        f'model is a {type(model).__name__}; write tx.init(key, model) with a model of '
-        'peftjax.load or peftjax.wrap'
-    )
-
-
-def check_frozen(adapter: Any, frozen: Any) -> None:
-    """Raises `TypeError` unless `frozen` is what `init` gives beside an adapter."""
-    if isinstance(frozen, Frozen) and not isinstance(adapter, Frozen):
-        return
-    if isinstance(adapter, Frozen):
-        raise TypeError('the arguments are swapped: the adapter comes first, then frozen')
-    if isinstance(frozen, Model):
-        given = 'the model'
-    elif isinstance(frozen, Mapping) and not holds_entries(frozen):
-        given = 'a tree of parameters'
-    else:
-        given = found_in(frozen)
-    raise TypeError(
-        f'frozen is {given}; write adapter, frozen = tx.init(key, model) and pass both, or '
-        'frozen = tx.freeze(model, adapter) for an adapter that you have'
-    )
-
-
 def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
     """`make`, whose transforms say in `about` how they were made."""
     signature = inspect.signature(make)
@@ -247,7 +199,7 @@ def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
 
     @functools.wraps(make)
     def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
-        check_names(make.__name__, signature, kwargs)
+        check_names(make.__name__, signature, args, kwargs)
         transform = make(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()

@@ -15,9 +15,10 @@ from peftjax.binding.adapt import evaluate_precomputed
 from peftjax.binding.precompute import precompute
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.model import Model
 from peftjax.core.rules import ROOT, CallRule
-from peftjax.core.transform import Frozen, PeftTransform, check_frozen
+from peftjax.core.transform import PeftTransform
 from peftjax.generation.sampling import Sampling
 
 Ids = jax.Array | np.ndarray
@@ -178,12 +179,15 @@ def pad_left(
 
     Raises:
         ValueError: no prompt, or one without a token.
+        TypeError: text.
 
     Example:
         >>> ids, mask = pad_left([[5, 6, 7], [8]])
         >>> ids.tolist(), mask.tolist()
         ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
     """
+    if isinstance(rows, str) or any(isinstance(row, str) for row in rows):
+        raise TypeError('rows are token ids; write model.tokenizer.encode(text) for each text')
     if not len(rows) or not all(len(row) for row in rows):
         raise ValueError(f'every prompt needs a token, got lengths {[len(row) for row in rows]}')
     length = max(len(row) for row in rows)

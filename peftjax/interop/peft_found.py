@@ -41,10 +41,9 @@ class Found:
             for name in [name for name in self.tensors if name.endswith(ending)]:
                 module = name.removesuffix(ending)
                 if self.names.place_of_module(module) is None:
-                    near = paths.near_names(module.removeprefix(ROOT), self.names.modules())
+                    near = paths.nearby(module.removeprefix(ROOT), self.names.modules())
                     raise CheckpointError(
-                        f'{self.where}: {name} belongs to no module of this model; near names: '
-                        f'{near}'
+                        f'{self.where}: {name} belongs to no module of this model{near}'
                     )
                 found.setdefault(module, {})[ours] = self.tensors.pop(name)
         for module, arrays in found.items():

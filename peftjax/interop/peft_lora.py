@@ -92,8 +92,8 @@ def _check_meant(found: Found, field: str, patterns: Any, modules: list[str]) ->
     for key in patterns:
         if not any(matches_end(key, module) for module in modules):
             raise CheckpointError(
-                f'{found.config.where}: {field} {key!r} matches none of the adapted modules; near '
-                f'names: {paths.near_names(key, modules)}'
+                f'{found.config.where}: {field} {key!r} matches none of the adapted modules'
+                f'{paths.nearby(key, modules)}'
             )
 
 

@@ -67,7 +67,8 @@ def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
     hub = re.fullmatch(_HUB, os.fspath(source))
     if path.exists() or hub is None:
         raise CheckpointError(
-            f"{os.fspath(source)!r} is no folder of an adapter; write one, or a hub id 'org/name'"
+            f'{os.fspath(source)!r} is no folder of an adapter; give a folder '
+            "that save_adapter wrote, or a hub id 'org/name'"
         )
     files = ['adapter_config.json', 'adapter_model.safetensors', 'adapter.safetensors']
     return pathlib.Path(

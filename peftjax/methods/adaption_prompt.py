@@ -149,10 +149,10 @@ def _layout(site: ModuleSite, model: Model, key: str, value: str) -> Layout:
     found = [_modules(paths.parent(site.path), name, weights) for name in (key, value)]
     layouts = [weights[f'{each[0]}/kernel'].layout if len(each) == 1 else None for each in found]
     if layouts[0] is None or layouts[0] != layouts[1] or layouts[0].stack_shape != site.stack:
-        near = paths.near_names(f'{paths.parent(site.path)}/{key}/kernel', weights)
+        near = paths.nearby(f'{paths.parent(site.path)}/{key}/kernel', weights)
         raise paths.TargetError(
             f'key={key!r} and value={value!r} find {found[0]} and {found[1]} beside the core '
-            f'{site.path!r}, and not one projection of one kind each; near names: {near}'
+            f'{site.path!r}, and not one projection of one kind each{near}'
         )
     return layouts[0]
 

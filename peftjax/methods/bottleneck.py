@@ -109,13 +109,17 @@ def bottleneck(
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         return {
-            site.path: Entry('bottleneck', init_site(paths.fold_in(key, site.path), site))
+            site.path: Entry(
+                'bottleneck', init_site(paths.fold_in(key, site.path), site, model.sites.modules)
+            )
             for site in model.sites.match_modules(targets)
         }
 
-    def init_site(key: PRNGKeyArray, site: ModuleSite) -> dict[str, Float[jax.Array, '...']]:
+    def init_site(
+        key: PRNGKeyArray, site: ModuleSite, modules: Mapping[str, ModuleSite]
+    ) -> dict[str, Float[jax.Array, '...']]:
         down_key, up_key, gate_key = (paths.fold_in(key, name) for name in ('down', 'up', 'gate'))
-        inputs, outputs, stack = width(site, reads), site.features, site.stack
+        inputs, outputs, stack = width(site, reads, modules), site.features, site.stack
         ones = {'scale': (), 'norm_before': (inputs,), 'norm_after': (outputs,)}
         zeros = {
             'down_bias': (size,),

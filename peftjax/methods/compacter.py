@@ -107,15 +107,19 @@ def compacter(
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         sites = {
-            site.path: Entry('compacter', init_site(paths.fold_in(key, site.path), site))
+            site.path: Entry(
+                'compacter', init_site(paths.fold_in(key, site.path), site, model.sites.modules)
+            )
             for site in model.sites.match_modules(targets)
         }
         if not shared_rule:
             return {'sites': sites}
         return {'shared': {'rule': draw_rule(paths.fold_in(key, 'shared'))}, 'sites': sites}
 
-    def init_site(key: PRNGKeyArray, site: ModuleSite) -> dict[str, Float[jax.Array, '...']]:
-        inputs, outputs = width(site, reads), site.features
+    def init_site(
+        key: PRNGKeyArray, site: ModuleSite, modules: Mapping[str, ModuleSite]
+    ) -> dict[str, Float[jax.Array, '...']]:
+        inputs, outputs = width(site, reads, modules), site.features
         for wide in (inputs, outputs):
             if wide % terms:
                 raise ValueError(

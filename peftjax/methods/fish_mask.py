@@ -64,8 +64,8 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
     def choose(model: Model) -> list[str]:
         unknown = sorted(set(places) - set(model.sites.weights))
         if unknown:
-            near = paths.near_names(unknown[0], model.sites.weights)
-            raise paths.TargetError(f'{unknown[0]!r} is no leaf of this model; near names: {near}')
+            near = paths.nearby(unknown[0], model.sites.weights)
+            raise paths.TargetError(f'{unknown[0]!r} is no leaf of this model{near}')
         return [path for path in model.sites.weights if path in places]
 
     def init(leaf: Float[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, ' entries']:

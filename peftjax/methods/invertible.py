@@ -84,10 +84,10 @@ def invertible_adapter(
         if inverse is not None:
             other = model.sites.modules.get(inverse)
             if other is None or other.features != site.features or other.stack:
-                near = paths.near_names(inverse, model.sites.modules)
+                near = paths.nearby(inverse, model.sites.modules)
                 raise TargetError(
                     f'inverse {inverse!r} is no module of {site.features} features outside of '
-                    f'loops; near names: {near}'
+                    f'loops{near}'
                 )
         leaves = _start(paths.fold_in(key, site.path), site.features, size, dtype)
         return {site.path: Entry('invertible_adapter', leaves)}

@@ -82,8 +82,8 @@ def starting_from(transform: PeftTransform, given: Mapping[str, Any]) -> PeftTra
         for path, a in given.items():
             if path not in adapter:
                 raise ValueError(
-                    f'init gives A for {path!r}, which the targets do not cover; near names: '
-                    f'{paths.near_names(path, adapter)}'
+                    f'init gives A for {path!r}, which the targets do not cover'
+                    f'{paths.nearby(path, adapter)}'
                 )
             entry = adapter[path]
             if a.shape != entry['a'].shape:

@@ -150,5 +150,5 @@ class LowRank:
             if not any(paths.first_match({pattern: True}, name, False) for name in names):
                 raise paths.TargetError(
                     f'rank_pattern or alpha_pattern {pattern!r} matches none of the '
-                    f'targets; near names: {paths.near_names(pattern, names)}'
+                    f'targets{paths.nearby(pattern, names)}'
                 )

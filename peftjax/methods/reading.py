@@ -1,12 +1,12 @@
 """What an adapter on a module reads: the module's output, its input, or the sum behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
 from jaxtyping import Float
 
-from peftjax.core.paths import TargetError
+from peftjax.core.paths import TargetError, near_names
 from peftjax.core.sites import ModuleSite
 from peftjax.core.use import ModuleUse
 
@@ -29,8 +29,8 @@ def check_reads(reads: str) -> None:
         raise ValueError(f"reads must be 'output', 'input' or 'after', got {reads!r}")
 
 
-def width(site: ModuleSite, reads: str) -> int:
-    """Features of what an adapter at `site` reads.
+def width(site: ModuleSite, reads: str, modules: Mapping[str, ModuleSite]) -> int:
+    """Features of what an adapter at `site` reads, one of the `modules` of a model.
 
     Raises:
       TargetError: the module has no such input.
@@ -39,10 +39,18 @@ def width(site: ModuleSite, reads: str) -> int:
         return site.features
     number = _INPUTS[reads]
     if len(site.inputs) <= number:
+        fits = [
+            path
+            for path, each in modules.items()
+            if path.endswith('branch') and len(each.inputs) > number
+        ]
+        near = near_names(site.path, fits, most=1)
+        meant = f'. Did you mean {near[0]!r}?' if near else '.'
         raise TargetError(
             f'reads={reads!r} takes array argument {number} of module {site.path!r}, which is '
-            f'called with {len(site.inputs)} ({site.inputs}). The branch modules of the models '
-            "here have (stream, output, after); elsewhere write reads='output'"
+            f'called with {len(site.inputs)} ({site.inputs}){meant} The branch modules of the '
+            'models here have (stream, output, after); elsewhere write '
+            "peftjax.bottleneck(reads='output')"
         )
     return site.inputs[number][-1]
 

@@ -126,7 +126,8 @@ def family_of_config(config: Any) -> Family:
             return family
     raise ValueError(
         f'a model with a config of type {type(config).__name__} has no checkpoint names; files of '
-        'adapters go with models of peftjax.load'
+        'adapters go with models of peftjax.load; peftjax.save(folder, model, tx, adapter, frozen) '
+        'keeps any adapter of any model'
     )
 
 

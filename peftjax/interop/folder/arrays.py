@@ -160,8 +160,8 @@ class Stored:
         where = self._file.where
         if name not in self._left:
             raise CheckpointError(
-                f'{where} lacks the tensor {name!r}, or two places ask for it; it has '
-                f'{paths.near_names(name, self._left)}'
+                f'{where} lacks the tensor {name!r}, or two places ask for it'
+                f'{paths.nearby(name, self._left)}'
             )
         found = self._shape(name)
         if shape is not None and found != shape:

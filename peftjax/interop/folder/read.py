@@ -11,10 +11,11 @@ import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen
 from peftjax.core.holes import Hole
 from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray
-from peftjax.core.transform import Frozen, PeftTransform
+from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder import trees

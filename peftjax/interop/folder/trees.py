@@ -69,8 +69,8 @@ def check_model(where: str, stored: Any, params: Any) -> None:
         if path not in leaves or path not in stored:
             which = 'this model has none' if path in stored else 'the saved one had none'
             raise CheckpointError(
-                f'{where} was saved for another model: of {path!r} {which}; near names: '
-                f'{paths.near_names(path, leaves if path in stored else stored)}'
+                f'{where} was saved for another model: of {path!r} {which}'
+                f'{paths.nearby(path, leaves if path in stored else stored)}'
             )
     for path, leaf in leaves.items():
         found, expected = _of_leaf(leaf), stored[path]

@@ -13,10 +13,11 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.entries import Adapter
 from peftjax.core.errors import AdapterError
+from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
-from peftjax.core.transform import Frozen, PeftTransform, check_frozen
+from peftjax.core.transform import PeftTransform
 from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder import trees
 from peftjax.interop.folder.encode import encode, is_described
