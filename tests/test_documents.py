@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import yaml
 
@@ -97,32 +96,19 @@ def test_the_method_that_contributors_are_shown_keeps_the_contract():
 
 
 def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
-    mlp = testing.tiny_mlp()
-    methods = [
-        peftjax.lora(rank=1 + run, alpha=2.0 - run, dropout=0.1 * run, targets='hidden')
-        for run in range(2)
-    ]
-    predict = peftjax.adapt(mlp, methods[-1])
-
-    def loss(adapter, frozen, batch, key):
-        return (predict(adapter, frozen, batch, adapter_key=key) ** 2).mean(), {}
-
-    starts = []
-    for method in methods:
-        adapter, frozen = method.init(jax.random.key(0), mlp)
-        state = training.init_state(adapter, optax.adamw(1e-2), jax.random.key(1))
-        starts.append((state, frozen))
-    numbers = {'rate': jnp.array([1e-2, 1e-1]), 'decay': jnp.array([0.0, 0.1])}
-    batch = jnp.ones((4, 4))
-    names = {'starts': starts, 'loss': loss, 'optax': optax, 'jax': jax}
-    names |= {'numbers': numbers, 'batch': batch}
+    names: dict = {}
     (shown,) = [block for block in _python('docs/sweeps.md') if 'training.stack' in block]
-    exec(shown.replace('2, like=starts[2]', '1, like=starts[1]'), names)
-    alone, _ = names['step']({'rate': 1e-1, 'decay': 0.1}, *starts[1], batch)
-    for found, expected in zip(
-        jax.tree.leaves(names['mine'].adapter), jax.tree.leaves(alone.adapter), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    exec(shown, names)
+    for run, (state, frozen) in enumerate(names['starts']):
+        numbers = jax.tree.map(lambda each, run=run: each[run], names['numbers'])
+        alone, _ = names['step'](numbers, state, frozen, names['batch'])
+        mine = training.row(names['states'], run, like=state)
+        for found, expected in zip(
+            jax.tree.leaves(mine.adapter), jax.tree.leaves(alone.adapter), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    shapes = [jax.tree.map(jnp.shape, each) for each in (names['mine'], names['starts'][2][0])]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/sweeps.md', 'experiments/optional.py'])
