@@ -214,7 +214,8 @@ def _keeps_zeros(activation: Any) -> bool:
     if not callable(activation):
         return True  # Those with names do.
     with jax.ensure_compile_time_eval():
-        return not bool(jnp.any(activation(jnp.zeros(1))))
+        moved: Any = activation(jnp.zeros(1))
+        return not bool(jnp.any(moved))
 
 
 def padded_by(
