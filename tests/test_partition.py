@@ -276,4 +276,4 @@ def test_numbers_of_another_method_are_refused(other):
         lambda: peftjax.adapt(mlp(), LORA)(adapter, frozen, X),
         lambda: LORA.merge(adapter, frozen),
     ):
-        assert_raises(peftjax.AdapterError, act, f'an entry of {other}', 'needs its own numbers')
+        assert_raises(peftjax.AdapterError, act, f'an entry of {other}', 'has no numbers of lora')
