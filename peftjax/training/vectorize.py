@@ -32,8 +32,8 @@ def program_key(transform: PeftTransform) -> Hashable:
 
     Arguments that are real numbers are in the adapter or in `frozen.own`. So is the argument that
     `padded_by` names, where the method says that zeros beyond it change nothing. Any other
-    argument must be the same, arrays too. A transform of functions shares a program with itself
-    alone.
+    argument must be the same, arrays too; `share` refuses runs whose methods have other numbers. A
+    transform of functions shares a program with itself alone.
 
     Example:
         >>> lora = peftjax.lora
@@ -47,9 +47,9 @@ def program_key(transform: PeftTransform) -> Hashable:
     if about is None:
         return transform  # Hashed by identity, and kept alive by the key.
     return about.name, tuple(
-        (name, value is None if _is_number(about, name) else _static(value))
+        (name, _static(value))
         for name, value in sorted(about.arguments.items())
-        if name != about.padded_by
+        if name != about.padded_by and not _is_number(about, name)
     )
 
 
