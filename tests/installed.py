@@ -90,20 +90,23 @@ def check_place() -> None:
 
 
 def check_method(module: Any, params: Any, targets: str) -> None:
-    """init, adapt, gradient and merge of a LoRA."""
+    """init, adapt, gradient, merge and a folder of a LoRA."""
     x = jnp.linspace(-1.0, 1.0, 8).reshape(2, 4)
     model = peftjax.wrap(module, params, (x,))
     transform = peftjax.lora(rank=2, targets=targets)
-    adapter = transform.init(jax.random.key(1), model)
+    adapter, frozen = transform.init(jax.random.key(1), model)
     predict = jax.jit(peftjax.adapt(model, transform))
-    before = predict(adapter, model.params, x)
+    before = predict(adapter, frozen, x)
     np.testing.assert_array_equal(before, jax.jit(model.apply)(model.params, x))
-    grads = jax.grad(lambda a: (predict(a, model.params, x) ** 2).mean())(adapter)
+    grads = jax.grad(lambda a: (predict(a, frozen, x) ** 2).mean())(adapter)
     trained = jax.tree.map(lambda leaf, grad: leaf - 0.5 * grad, adapter, grads)
-    after = predict(trained, model.params, x)
+    after = predict(trained, frozen, x)
     expect((after**2).mean() < (before**2).mean(), 'a step does not lower the loss')
-    merged = transform.merge(model.params, trained)
+    merged = transform.merge(trained, frozen)
     np.testing.assert_allclose(model.apply(merged, x), after, rtol=1e-5, atol=1e-6)
+    peftjax.save('kept', model, transform, trained, frozen)
+    kept = peftjax.restore('kept', model)
+    np.testing.assert_array_equal(predict(kept.adapter, kept.frozen, x), after)
 
 
 def command(*arguments: str) -> str:
