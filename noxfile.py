@@ -9,6 +9,7 @@ are skipped, and the closing lines say so.
 
 import os
 import pathlib
+import shutil
 
 import nox
 
@@ -73,10 +74,11 @@ def slow(session: nox.Session) -> None:
 
 @nox.session(python='3.13')
 def wheel(session: nox.Session) -> None:
-    """Builds sdist and wheel, and uses the wheel in an empty environment outside the checkout."""
+    """Builds sdist and wheel into dist, and uses the wheel in an empty environment elsewhere."""
     session.install('--constraint', 'constraints.txt', '--group', 'package')
-    folder = pathlib.Path(session.create_tmp()).resolve()
-    dist, empty = folder / 'dist', folder / 'empty'
+    folder, dist = pathlib.Path(session.create_tmp()).resolve(), pathlib.Path('dist').resolve()
+    shutil.rmtree(dist, ignore_errors=True)
+    empty = folder / 'empty'
     session.run('python', '-m', 'build', '--installer', 'uv', '--outdir', str(dist))
     built = sorted(dist.iterdir())
     session.run('twine', 'check', '--strict', *map(str, built))
