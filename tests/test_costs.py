@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax.testing import _flops
+from peftjax.testing.measures import flops as compiled_flops
 from tests.compiled import flops
 
 T, SIDES = 512, ((128, 256), (256, 128))
@@ -54,7 +54,7 @@ class Cost:
     def count(self, function, *args, **keywords):
         if self.scatters:
             return flops(jax.jit(function).lower(*args, **keywords))
-        return _flops(function, *args, **keywords)
+        return compiled_flops(function, *args, **keywords)
 
 
 def _fft(i, o):
@@ -319,8 +319,8 @@ def test_a_prompt_in_attention_costs_what_its_formula_says(name):
     def adapted(adapter, x, frozen):
         return (predict(adapter, frozen, x=x) ** 2).sum()
 
-    forward = _flops(adapted, adapter, X, frozen) - _flops(plain, X, params)
+    forward = compiled_flops(adapted, adapter, X, frozen) - compiled_flops(plain, X, params)
     assert forward == pytest.approx(formula, rel=0.03)
-    base = _flops(jax.grad(plain), X, params)
-    step = _flops(jax.grad(adapted, argnums=(0, 1)), adapter, X, frozen)
+    base = compiled_flops(jax.grad(plain), X, params)
+    step = compiled_flops(jax.grad(adapted, argnums=(0, 1)), adapter, X, frozen)
     assert step == pytest.approx(base + 3 * formula, rel=0.03)

@@ -1,0 +1,153 @@
+"""What each command does with its arguments."""
+
+import argparse
+import ast
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import peftjax
+from peftjax import training
+
+
+def _load(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
+    """The base as its adapters mean it: an encoder with a head, if it or they have one."""
+    base, labels = arguments.base, arguments.num_labels
+    if labels is not None:
+        return peftjax.load(base, task='classification', num_labels=labels, **options)
+    try:
+        return peftjax.load(base, task='classification', **options)
+    except ValueError:
+        return peftjax.load(base, **options)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Prints what a checkpoint offers to methods, or what an adapter trains of it."""
+    if arguments.adapter is None:
+        model = _load(arguments, abstract=True)
+        print(model.sites)
+        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        print(f'\n{count:,} parameters')
+        return
+    model = _load(arguments, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    print(repr(loaded.transform))
+    print(peftjax.summary(loaded.transform, model))
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """Writes a checkpoint that computes what base and adapter do together."""
+    model = _load(arguments, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    merged = loaded.transform.merge(loaded.adapter, loaded.frozen)
+    merged = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), merged)
+    peftjax.save_checkpoint(arguments.out, model, merged, arguments.base)
+    print(arguments.out)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Writes an adapter in the files of another library."""
+    model = _load(arguments, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    peftjax.save_adapter(
+        arguments.out,
+        model,
+        loaded.transform,
+        loaded.adapter,
+        base_model=arguments.base,
+        form=arguments.to,
+        name=arguments.name,
+    )
+    print(arguments.out)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes a LoRA as a GGUF adapter."""
+    model = peftjax.load(arguments.base, scan=False)
+    loaded = peftjax.load_adapter(arguments.adapter, model)
+    peftjax.export_gguf(arguments.out, model, loaded.transform, loaded.adapter, name=arguments.name)
+    print(arguments.out)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Prints what a decoder writes behind each prompt."""
+    model = peftjax.load(
+        arguments.base, scan=arguments.adapter is None, quantize=arguments.quantize
+    )
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError(f'{arguments.base} has no tokenizer.json to read the prompt with')
+    if arguments.adapter is None:
+        transform = peftjax.chain()
+        adapter, frozen = (), transform.freeze(model, ())
+    else:
+        transform, adapter, frozen, _ = peftjax.load_adapter(arguments.adapter, model)
+    pad = 0 if tokenizer.eos_id is None else tokenizer.eos_id
+    ids, mask = peftjax.pad_left([tokenizer.encode(text) for text in arguments.prompt], pad)
+    written = peftjax.generator(model, transform)(
+        adapter,
+        frozen,
+        jnp.asarray(ids),
+        mask,
+        max_new_tokens=arguments.max_new_tokens,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=pad,
+        sampling=peftjax.Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        key=jax.random.key(arguments.seed),
+    )
+    for prompt, row in zip(arguments.prompt, written.tolist(), strict=True):
+        print(prompt + tokenizer.decode(row))
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Prints what a training step takes."""
+    size = re.fullmatch(r'(\d+(?:\.\d+)?)([MBT])', arguments.base)
+    if size:
+        parameters = float(size[1]) * {'M': 1e6, 'B': 1e9, 'T': 1e12}[size[2]]
+        for name, number in training.textbook(parameters, arguments.dtype).items():
+            print(f'{name:10} {number / 1e9:10.1f} GB')
+        print('full fine-tuning with Adam, everything in that dtype; activations aside')
+        return
+    axes = {name: getattr(arguments, name) for name in ('data', 'fsdp', 'tensor')}
+    options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
+    options['quantize'] = arguments.quantize
+    model = _load(arguments, **options)
+    inputs = peftjax.abstract_inputs(model, arguments.batch, arguments.length)
+    plans = {
+        call: training.plan(
+            model,
+            _method(call),
+            optax.adamw(1e-4),
+            inputs,
+            mesh=training.mesh_for(arguments.topology, **axes),
+            machine=training.MACHINES[arguments.machine] if arguments.machine else None,
+            compiled=arguments.topology is not None,
+        )
+        for call in arguments.method or ['full()']
+    }
+    print(training.table(plans))
+
+
+def _method(call: str) -> peftjax.PeftTransform:
+    """`lora(rank=8, targets='q')`: a public name, called with plain values."""
+    try:
+        tree = ast.parse(call, mode='eval').body
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+            raise ValueError('no call')
+        values = [ast.literal_eval(each) for each in tree.args]
+        named = {str(each.arg): ast.literal_eval(each.value) for each in tree.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f'{call!r} does not read as a method with plain arguments; write for example '
+            'lora(rank=8, targets=".*/q_proj")'
+        ) from error
+    make: Any = getattr(peftjax, tree.func.id, None) if tree.func.id in peftjax.__all__ else None
+    if not str(getattr(make, '__module__', '')).startswith('peftjax.methods.'):
+        raise ValueError(f'{tree.func.id!r} is no method of peftjax; see docs/methods.md')
+    try:
+        return make(*values, **named)
+    except TypeError as error:
+        raise ValueError(f'{call!r}: {error}') from error
