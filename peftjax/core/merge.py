@@ -147,7 +147,7 @@ def in_the_wider_dtype(merge: Callable[[Any, jax.Array], jax.Array]) -> Any:
 
     def wide(leaves: Any, matrix: jax.Array) -> jax.Array:
         # A product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
-        leaves, matrix_ = widened((leaves, matrix))
-        return merge(leaves, matrix_).astype(matrix.dtype)
+        leaves, full = widened((leaves, matrix))
+        return merge(leaves, full).astype(matrix.dtype)
 
     return wide

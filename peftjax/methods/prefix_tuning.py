@@ -104,9 +104,9 @@ def prefix_tuning(
                 }
             if gate:
                 entries[site.path] |= _init_gate(paths.fold_in(key, site.path), site, dtype)
-        sites_ = {path: Entry('prefix_tuning', leaves) for path, leaves in entries.items()}
+        named = {path: Entry('prefix_tuning', leaves) for path, leaves in entries.items()}
         if projection is None:
-            return {'sites': sites_}
+            return {'sites': named}
         width = embedding or sites[0].inputs[0][-2] * sites[0].inputs[0][-1]
         first, second = jax.random.split(key)
         network = {
@@ -114,7 +114,7 @@ def prefix_tuning(
             'kernel': jax.nn.initializers.lecun_normal()(second, (width, projection), dtype),
             'bias': jnp.zeros(projection, dtype),
         }
-        return {'sites': sites_, 'network': network}
+        return {'sites': named, 'network': network}
 
     def rules(adapter: dict[str, Any], own: Any) -> dict[str, Rule]:
         del own
