@@ -87,9 +87,9 @@ _LATE = {
     'export_gguf': 'peftjax.interop.gguf_lora',
     'abstract_inputs': 'peftjax.interop.load',
     'load': 'peftjax.interop.load',
-    'PeftAdapter': 'peftjax.interop.peft_files',
-    'load_adapter': 'peftjax.interop.peft_files',
-    'save_adapter': 'peftjax.interop.peft_files',
+    'PeftAdapter': 'peftjax.interop.peft.files',
+    'load_adapter': 'peftjax.interop.peft.files',
+    'save_adapter': 'peftjax.interop.peft.files',
     'Restored': 'peftjax.interop.folder.read',
     'restore': 'peftjax.interop.folder.read',
     'save': 'peftjax.interop.folder.write',
@@ -110,7 +110,7 @@ if TYPE_CHECKING:
     from peftjax.interop.folder.write import save
     from peftjax.interop.gguf_lora import export_gguf
     from peftjax.interop.load import abstract_inputs, load
-    from peftjax.interop.peft_files import PeftAdapter, load_adapter, save_adapter
+    from peftjax.interop.peft.files import PeftAdapter, load_adapter, save_adapter
     from peftjax.interop.save import save_checkpoint
     from peftjax.interop.sources import package_path
     from peftjax.interop.tokenizer import Tokenizer

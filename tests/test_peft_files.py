@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_names import matches_end
+from peftjax.interop.peft.names import matches_end
 from peftjax.methods import torch_draws
 from tests.oracle.cases import GOLDEN, load_base
 

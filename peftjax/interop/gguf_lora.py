@@ -14,7 +14,7 @@ from peftjax.core.entries import Adapter, check_entries
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.gguf_files import LLAMA_GGUF_NAMES, permute
-from peftjax.interop.peft_names import sliced
+from peftjax.interop.peft.names import sliced
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.names import slots
 

@@ -14,7 +14,7 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
 from peftjax.interop import sources
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_names import Names, sliced
+from peftjax.interop.peft.names import Names, sliced
 from peftjax.interop.safetensors_files import read_json
 
 _TOKENIZER = (

@@ -16,11 +16,11 @@ import peftjax
 from peftjax import Entry
 from peftjax.interop.adapterhub.file import File, entries
 from peftjax.interop.adapterhub.names import Hub
-from peftjax.interop.peft_config import PeftConfig
-from peftjax.interop.peft_found import Found
-from peftjax.interop.peft_names import Names
-from peftjax.interop.peft_prompts import cores, embedding_path
-from peftjax.interop.peft_whole import read_whole
+from peftjax.interop.peft.config import PeftConfig
+from peftjax.interop.peft.found import Found
+from peftjax.interop.peft.names import Names
+from peftjax.interop.peft.prompts import cores, embedding_path
+from peftjax.interop.peft.whole import read_whole
 from tests.oracle.cases import Case, Tensors, arrays
 from tests.oracle.reading import Reading, places_in_file
 

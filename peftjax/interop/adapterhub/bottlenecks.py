@@ -19,7 +19,7 @@ from peftjax.interop.adapterhub.file import (
 )
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_found import literal
+from peftjax.interop.peft.found import literal
 from peftjax.methods.bottleneck import bottleneck
 from peftjax.methods.compacter import compacter
 from peftjax.methods.invertible import invertible_adapter

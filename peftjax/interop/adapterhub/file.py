@@ -10,8 +10,8 @@ from peftjax.core.entries import Adapter, Entry
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_config import PeftConfig
-from peftjax.interop.peft_names import sliced, stacked
+from peftjax.interop.peft.config import PeftConfig
+from peftjax.interop.peft.names import sliced, stacked
 from peftjax.models.names import Slot
 
 Part = tuple[PeftTransform, Adapter]

@@ -15,7 +15,7 @@ from peftjax.interop.adapterhub import bottlenecks, matrices, prefixes, reft
 from peftjax.interop.adapterhub.file import File, Part, Written
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_config import PeftConfig
+from peftjax.interop.peft.config import PeftConfig
 
 # The end of the names of the library's own classes, whose heads undo an invertible adapter.
 _FLEXIBLE = 'AdapterModel'

@@ -15,8 +15,8 @@ from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, left_out
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_found import Found, bias_named, literal
-from peftjax.interop.peft_names import sliced
+from peftjax.interop.peft.found import Found, bias_named, literal
+from peftjax.interop.peft.names import sliced
 from peftjax.methods.dora import dora
 from peftjax.methods.gated import gated
 from peftjax.methods.ia3 import ia3

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from peftjax.core.model import Model
-from peftjax.interop.peft_names import Names
+from peftjax.interop.peft.names import Names
 from peftjax.models.names import Slot
 from peftjax.models.registry import family_of_config
 

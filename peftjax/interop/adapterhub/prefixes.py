@@ -9,8 +9,8 @@ from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_found import literal
-from peftjax.interop.peft_prompts import cores
+from peftjax.interop.peft.found import literal
+from peftjax.interop.peft.prompts import cores
 from peftjax.methods.prefix_tuning import prefix_tuning
 from peftjax.methods.prompt_tuning import prompt_tuning
 

@@ -9,7 +9,7 @@ from peftjax.core.transform import About
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries, give
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_found import literal
+from peftjax.interop.peft.found import literal
 from peftjax.methods import positions
 from peftjax.methods.reft import loreft, noreft, orthonormal
 

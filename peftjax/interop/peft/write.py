@@ -10,12 +10,12 @@ from peftjax.core import paths
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import peft_formats, peft_prompts
-from peftjax.interop.peft_formats import FORMATS
-from peftjax.interop.peft_found import Arrays, Part
-from peftjax.interop.peft_names import ROOT, Names, sliced
-from peftjax.interop.peft_read import lengths
-from peftjax.interop.peft_whole import ROWS
+from peftjax.interop.peft import prompts
+from peftjax.interop.peft.formats import FORMATS, METHODS
+from peftjax.interop.peft.found import Arrays, Part
+from peftjax.interop.peft.names import ROOT, Names, sliced
+from peftjax.interop.peft.read import lengths
+from peftjax.interop.peft.whole import ROWS
 
 Written = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -334,7 +334,7 @@ def _write_format(model: Model, names: Names, arguments: Any, entries: Any, part
     if not kinds:
         raise ValueError(
             f'{part.about.name} has no form in the files of peft; there are '
-            f'{", ".join(sorted([*_WRITERS, *peft_formats.METHODS]))}'
+            f'{", ".join(sorted([*_WRITERS, *METHODS]))}'
         )
     form = FORMATS[kinds[0]]
     fields = {
@@ -370,8 +370,8 @@ _WRITERS: dict[str, Callable[[Model, Names, Any, Any, Any], Written]] = {
     'adalora': _write_adalora,
     'ia3': _write_ia3,
     'vblora': _write_vblora,
-    'prompt_tuning': peft_prompts.write_prompt,
-    'p_tuning': peft_prompts.write_prompt,
-    'prefix_tuning': peft_prompts.write_prefix,
-    'adaption_prompt': peft_prompts.write_adaption,
+    'prompt_tuning': prompts.write_prompt,
+    'p_tuning': prompts.write_prompt,
+    'prefix_tuning': prompts.write_prefix,
+    'adaption_prompt': prompts.write_adaption,
 }

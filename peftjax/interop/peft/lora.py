@@ -9,9 +9,9 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.quantized import dense
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_found import Arrays, Found, Part, literal
-from peftjax.interop.peft_names import ROOT, matches_end
-from peftjax.interop.peft_whole import refuse_tied
+from peftjax.interop.peft.found import Arrays, Found, Part, literal
+from peftjax.interop.peft.names import ROOT, matches_end
+from peftjax.interop.peft.whole import refuse_tied
 from peftjax.methods.adalora import adalora
 from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora

@@ -15,13 +15,15 @@ from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import peft_read, peft_write, sources
+from peftjax.interop import sources
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_config import PeftConfig
-from peftjax.interop.peft_found import Found
-from peftjax.interop.peft_names import Names
-from peftjax.interop.peft_whole import check_shapes
+from peftjax.interop.peft.config import PeftConfig
+from peftjax.interop.peft.found import Found
+from peftjax.interop.peft.names import Names
+from peftjax.interop.peft.read import read
+from peftjax.interop.peft.whole import check_shapes
+from peftjax.interop.peft.write import write
 from peftjax.interop.safetensors_files import open_file, read_json
 from peftjax.interop.tensors import Header
 
@@ -110,9 +112,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         for part in parts:
             check_shapes(model, file.where, part)
     else:
-        parts = peft_read.read(
-            Found(model, Names.of_file(model, tensors), config, tensors, file.where)
-        )
+        parts = read(Found(model, Names.of_file(model, tensors), config, tensors, file.where))
     left = sorted(tensors)
     if left:
         raise CheckpointError(
@@ -196,7 +196,7 @@ def save_adapter(
         config['model_name'] = base_model
     elif form == 'peft':
         weights, names = WEIGHTS, Names(model)
-        tensors, fields = peft_write.write(model, names, transform, adapter)
+        tensors, fields = write(model, names, transform, adapter)
         config = {
             'auto_mapping': None,
             'base_model_name_or_path': base_model,

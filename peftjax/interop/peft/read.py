@@ -12,13 +12,13 @@ from peftjax.core import paths
 from peftjax.core.layout import Layout
 from peftjax.core.model import Model
 from peftjax.core.quantized import dense
-from peftjax.interop import peft_formats, peft_prompts
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_formats import FORMATS, Format
-from peftjax.interop.peft_found import Arrays, Found, Part, bias_named, literal, meant_by
-from peftjax.interop.peft_lora import read_adalora, read_lora
-from peftjax.interop.peft_names import ROOT
-from peftjax.interop.peft_whole import (
+from peftjax.interop.peft import prompts
+from peftjax.interop.peft.formats import FORMATS, METHODS, Format
+from peftjax.interop.peft.found import Arrays, Found, Part, bias_named, literal, meant_by
+from peftjax.interop.peft.lora import read_adalora, read_lora
+from peftjax.interop.peft.names import ROOT
+from peftjax.interop.peft.whole import (
     check_shapes,
     read_norms,
     read_tokens,
@@ -48,10 +48,10 @@ def read(found: Found) -> list[Part]:
         'RANDLORA': _read_randlora,
         'LN_TUNING': read_norms,
         'TRAINABLE_TOKENS': read_tokens,
-        'PROMPT_TUNING': peft_prompts.read_prompt,
-        'P_TUNING': peft_prompts.read_prompt,
-        'PREFIX_TUNING': peft_prompts.read_prefix,
-        'ADAPTION_PROMPT': peft_prompts.read_adaption,
+        'PROMPT_TUNING': prompts.read_prompt,
+        'P_TUNING': prompts.read_prompt,
+        'PREFIX_TUNING': prompts.read_prefix,
+        'ADAPTION_PROMPT': prompts.read_adaption,
     }
     if kind == 'PSOFT':
         raise CheckpointError(
@@ -122,7 +122,7 @@ def _read_format(found: Found, form: Format) -> Part:
                 f'{found.where} has {places.shape} places for {path!r} and values of '
                 f'{entries[path]["values"].shape}'
             )
-    return peft_formats.METHODS[form.method](**arguments, targets=literal(entries)), entries
+    return METHODS[form.method](**arguments, targets=literal(entries)), entries
 
 
 def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -> Any:

@@ -13,8 +13,8 @@ from peftjax.core.layout import Layout
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_config import PeftConfig
-from peftjax.interop.peft_names import ROOT, Names, Place, checked, stacked
+from peftjax.interop.peft.config import PeftConfig
+from peftjax.interop.peft.names import ROOT, Names, Place, checked, stacked
 
 Part = tuple[PeftTransform, Adapter]
 Arrays = dict[str, np.ndarray]

@@ -9,8 +9,8 @@ from peftjax.core import paths
 from peftjax.core.entries import Entry
 from peftjax.core.model import Model
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft_found import Arrays, Found, Part, literal
-from peftjax.interop.peft_names import ROOT, stacked
+from peftjax.interop.peft.found import Arrays, Found, Part, literal
+from peftjax.interop.peft.names import ROOT, stacked
 from peftjax.methods.select import select
 from peftjax.methods.trainable_tokens import trainable_tokens
 
