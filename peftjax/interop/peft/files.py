@@ -19,10 +19,9 @@ from peftjax.interop import sources
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.config import PeftConfig
-from peftjax.interop.peft.found import Found
+from peftjax.interop.peft.found import Found, check_shapes
 from peftjax.interop.peft.names import Names
 from peftjax.interop.peft.read import read
-from peftjax.interop.peft.whole import check_shapes
 from peftjax.interop.peft.write import write
 from peftjax.interop.safetensors_files import open_file, read_json
 from peftjax.interop.tensors import Header

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from peftjax.core import paths
@@ -142,3 +143,35 @@ def bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
 
 def literal(leaves: Iterable[str]) -> tuple[str, ...]:
     return paths.exactly(leaves)
+
+
+def refuse_tied(found: Found, module: str) -> None:
+    """Raises CheckpointError for a change of one of the two places where a table is used."""
+    if found.names.tied:
+        raise CheckpointError(
+            f'{found.where} changes {module.removeprefix(ROOT)} where it is looked up and not '
+            'where it is the head, although the model ties the two; here an adapter acts on both'
+        )
+
+
+def check_shapes(model: Model, where: str, part: Part) -> None:
+    """Raises CheckpointError unless `init` of the transform would make arrays of these shapes."""
+    transform, adapter = part
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    abstract = model.replace(params=shapes)
+    try:
+        expected, _ = jax.eval_shape(transform.init, jax.random.key(0), abstract)
+    except ValueError as error:
+        raise CheckpointError(f'{where} does not fit this model: {error}') from error
+    mine, theirs = paths.flatten(expected), paths.flatten(adapter)
+    wrong = [
+        f'{path} is {theirs[path].shape if path in theirs else "missing"}, needs {leaf.shape}'
+        for path, leaf in mine.items()
+        if path not in theirs or theirs[path].shape != leaf.shape
+    ]
+    if wrong or set(theirs) - set(mine):
+        extra = sorted(set(theirs) - set(mine))
+        raise CheckpointError(
+            f'{where} does not fit this model and its config: {"; ".join(wrong[:8])}'
+            + (f'; not expected: {extra[:8]}' if extra else '')
+        )

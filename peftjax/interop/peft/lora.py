@@ -1,4 +1,4 @@
-"""LoRA, DoRA and AdaLoRA of Hugging Face's peft as ours."""
+"""LoRA, DoRA and AdaLoRA, in and out."""
 
 import re
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.quantized import dense
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft.found import Arrays, Found, Part, literal
-from peftjax.interop.peft.names import ROOT, matches_end
-from peftjax.interop.peft.whole import refuse_tied
+from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
+from peftjax.interop.peft.names import ROOT, Names, matches_end
+from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
 from peftjax.methods.adalora import adalora
 from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora
@@ -145,3 +145,71 @@ def read_adalora(found: Found) -> Part:
         targets=literal(entries),
     )
     return transform, entries
+
+
+def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
+    del model
+    rank, alpha = arguments['rank'], arguments['alpha']
+    alpha = rank if alpha is None else alpha
+    start = arguments.get('init')
+    if isinstance(start, str) and start in ('pissa', 'olora'):
+        raise ValueError(
+            f'lora with init={start!r} goes with a base of its own: merge it, or write the base as '
+            'well'
+        )
+    tensors, ranks, alphas = {}, {}, {}
+    for path, entry in entries.items():
+        layout = entry.layout
+        default = entry['a'].shape[-1] if arguments['alpha'] is None else alpha
+        here = paths.first_match(arguments['alpha_pattern'], path, default)
+        for module, arrays in layers_of(names, path, entry):
+            if layout.lookup:
+                tensors[f'{ROOT}{module}.lora_embedding_A'] = arrays['a'].T
+                tensors[f'{ROOT}{module}.lora_embedding_B'] = arrays['b'].T
+                if names.tied:
+                    raise ValueError(
+                        f'{path!r} is adapted where it is looked up and as the tied head; peft '
+                        'would change the first alone'
+                    )
+            else:
+                tensors[f'{ROOT}{module}.lora_A.weight'] = arrays['a'].T
+                tensors[f'{ROOT}{module}.lora_B.weight'] = arrays['b'].T
+            if 'magnitude' in arrays:
+                tensors[f'{ROOT}{module}.lora_magnitude_vector'] = arrays['magnitude']
+            if (found := arrays['a'].shape[1]) != rank:
+                ranks[module] = found
+            if here != alpha:
+                alphas[module] = here
+    modules = modules_of(names, entries)
+    return tensors, {
+        **common(names, 'LORA', modules),
+        'r': rank,
+        'lora_alpha': alpha,
+        'lora_dropout': arguments['dropout'],
+        'use_rslora': arguments['rslora'],
+        'use_dora': part.about.name == 'dora',
+        'rank_pattern': ranks,
+        'alpha_pattern': alphas,
+        'bias': 'none',
+        'fan_in_fan_out': conv1d(names, entries),
+        'init_lora_weights': True,
+    }
+
+
+def write_adalora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
+    del model, part
+    tensors = {}
+    for module, arrays in modules_of(names, entries).items():
+        tensors[f'{ROOT}{module}.lora_A'] = arrays['p'].T
+        tensors[f'{ROOT}{module}.lora_B'] = arrays['q'].T
+        tensors[f'{ROOT}{module}.lora_E'] = arrays['lambda'][:, None]
+    rank, alpha = arguments['init_rank'], arguments['alpha']
+    return tensors, {
+        **common(names, 'ADALORA', modules_of(names, entries)),
+        'init_r': rank,
+        'target_r': rank,
+        'lora_alpha': rank if alpha is None else alpha,
+        'lora_dropout': arguments['dropout'],
+        'total_step': 1,
+        'fan_in_fan_out': conv1d(names, entries),
+    }

@@ -1,18 +1,17 @@
-"""What a file of peft trains whole: heads, embeddings, biases, norms, single tokens' rows."""
+"""What a file of peft trains whole, in and out: heads, embeddings, biases, norms."""
 
-import re
+from collections.abc import Mapping
+from typing import Any
 
-import jax
 import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.entries import Entry
-from peftjax.core.model import Model
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft.found import Arrays, Found, Part, literal
-from peftjax.interop.peft.names import ROOT, stacked
+from peftjax.interop.peft.found import Arrays, Found, Part, check_shapes, literal, refuse_tied
+from peftjax.interop.peft.names import ROOT, Names, sliced, stacked
+from peftjax.interop.peft.written import Written, common
 from peftjax.methods.select import select
-from peftjax.methods.trainable_tokens import trainable_tokens
 
 
 def read_whole(found: Found) -> list[Part]:
@@ -56,60 +55,51 @@ def read_norms(found: Found) -> Part:
     return parts[0]
 
 
-ROWS = '.trainable_tokens_delta'
+def write_norms(names: Names, leaves: Mapping[str, Any], norms: set[str]) -> Written:
+    """Layer norms without a method, and beside them the others of the leaves."""
+    tensors = {}
+    kept, modules = copies_of(names, {path: leaves[path] for path in norms})
+    for name, value in kept.items():
+        module, _, kind = name.rpartition('.')
+        tensors[f'{ROOT}{module}.ln_tuning_layers.{kind}'] = value
+    others, saved = copies_of(names, {path: leaves[path] for path in leaves if path not in norms})
+    tensors |= {ROOT + name: value for name, value in others.items()}
+    fields = common(names, 'LN_TUNING', modules)
+    return tensors, {**fields, 'modules_to_save': modules_to_save(names, saved)}
 
 
-def read_tokens(found: Found) -> Part:
-    """Rows of one embedding; the file calls them a change, but they are new rows."""
-    config = found.config
-    indices = config.get('trainable_token_indices') or config.get('token_indices')
-    if isinstance(indices, dict) and len(indices) == 1:
-        (indices,) = indices.values()
-    if not isinstance(indices, list) or not all(type(each) is int for each in indices):
-        raise CheckpointError(f'{config.where}: {indices!r} are not the tokens of one embedding')
-    config.get('target_modules')
-    rows = {name: found.tensors.pop(name) for name in list(found.tensors) if name.endswith(ROWS)}
-    places = {}
-    for name, value in rows.items():
-        module = name.removesuffix(ROWS).removesuffix('.token_adapter')
-        place = found.names.place_of_module(module)
-        if place is not None and place.slot.path.endswith('embedding'):
-            places[place.slot.path] = value
-    if len(places) != 1:
-        raise CheckpointError(f'{found.where} holds rows of {sorted(rows)}, one embedding is meant')
-    (path, value), *_ = places.items()
-    # A tied head's rows stand in the file as well.
-    if any(not np.array_equal(value, other) for other in rows.values()):
-        raise CheckpointError(f'{found.where}: the rows {sorted(rows)} of one table differ')
-    transform = trainable_tokens(indices, targets=re.escape(path))
-    return transform, Entry('trainable_tokens', {path: value})
+def copies_of(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Tensors of modules that are trained whole, and their names."""
+    tensors, modules = {}, set()
+    for path, value in leaves.items():
+        owner = paths.parent(path)
+        absent = [p for p in names.slots if paths.parent(p) == owner and p not in leaves]
+        if absent:
+            raise ValueError(
+                f'{path!r} is trained whole and {absent} not; peft trains whole modules: choose '
+                'all leaves of one'
+            )
+        if path.endswith('embedding') and names.tied:
+            raise ValueError(
+                f'{path!r} is trained where it is looked up and as the tied head; peft would '
+                'change the first alone'
+            )
+        slot = names.slots[path]
+        for index in range(len(slot.names)):
+            one = sliced(slot, value, index)
+            name = names.tensor(path, index)
+            modules.add(name.rpartition('.')[0])
+            tensors[name] = one.T if slot.transposed else one
+    return tensors, modules
 
 
-def refuse_tied(found: Found, module: str) -> None:
-    if found.names.tied:
-        raise CheckpointError(
-            f'{found.where} changes {module.removeprefix(ROOT)} where it is looked up and not '
-            'where it is the head, although the model ties the two; here an adapter acts on both'
+def modules_to_save(names: Names, modules: set[str]) -> list[str] | None:
+    """`modules_to_save` for these; a head of several layers is one module there."""
+    head = {name for name in names.modules() if name.startswith('classifier.')}
+    if head & modules and not head <= modules:
+        raise ValueError(
+            f'{sorted(head & modules)} are trained whole and {sorted(head - modules)} not; peft '
+            'trains a head as one module: choose all its leaves'
         )
-
-
-def check_shapes(model: Model, where: str, part: Part) -> None:
-    transform, adapter = part
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
-    abstract = model.replace(params=shapes)
-    try:
-        expected, _ = jax.eval_shape(transform.init, jax.random.key(0), abstract)
-    except ValueError as error:
-        raise CheckpointError(f'{where} does not fit this model: {error}') from error
-    mine, theirs = paths.flatten(expected), paths.flatten(adapter)
-    wrong = [
-        f'{path} is {theirs[path].shape if path in theirs else "missing"}, needs {leaf.shape}'
-        for path, leaf in mine.items()
-        if path not in theirs or theirs[path].shape != leaf.shape
-    ]
-    if wrong or set(theirs) - set(mine):
-        extra = sorted(set(theirs) - set(mine))
-        raise CheckpointError(
-            f'{where} does not fit this model and its config: {"; ".join(wrong[:8])}'
-            + (f'; not expected: {extra[:8]}' if extra else '')
-        )
+    rest = names.short(modules - head)
+    return ([*rest, 'classifier'] if head & modules else rest) or None

@@ -1,0 +1,39 @@
+"""A file of peft that is being written: its tensors by module, and fields that all methods have."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from peftjax.interop.peft.found import Arrays
+from peftjax.interop.peft.names import Names, sliced
+
+Written = tuple[dict[str, np.ndarray], dict[str, Any]]
+"""Tensors, and fields of adapter_config.json."""
+
+
+def layers_of(names: Names, path: str, arrays: Mapping[str, Any]) -> list[tuple[str, Arrays]]:
+    """Module names, and the arrays of each layer of a leaf."""
+    slot = names.slots[path]
+    return [
+        (
+            names.module(path, index),
+            {name: sliced(slot, value, index) for name, value in arrays.items()},
+        )
+        for index in range(len(slot.names))
+    ]
+
+
+def modules_of(names: Names, entries: Mapping[str, Any]) -> dict[str, Arrays]:
+    """Arrays of all layers of all leaves, by module."""
+    return dict(pair for path, entry in entries.items() for pair in layers_of(names, path, entry))
+
+
+def common(names: Names, kind: str, modules: Iterable[str]) -> dict[str, Any]:
+    """Fields of every method that acts on modules."""
+    return {'peft_type': kind, 'target_modules': names.short(modules), 'modules_to_save': None}
+
+
+def conv1d(names: Names, entries: Iterable[str]) -> bool:
+    """Whether the base's file keeps these matrices as [in, out], which peft asks to be told."""
+    return any(not names.slots[path].transposed and path.endswith('kernel') for path in entries)
