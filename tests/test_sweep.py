@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.build import start
-from experiments.sweeps import groups, program, train, work
+from experiments.sweeps import groups, program, result, work
 from experiments.sweeps.folder import SweepFolder
 from experiments.sweeps.groups import group, prepare
 from experiments.sweeps.member import members_of
@@ -109,9 +109,9 @@ def assert_as_alone(row, sweep, alone):
     states = final_states(row.config, folder, solo)
     for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
         np.testing.assert_allclose(bits(one), bits(other), rtol=1e-4, atol=1e-6)
-    result, own = (json.loads((where / 'result.json').read_text()) for where in (folder, solo))
-    assert set(own) - set(result) <= {'best_step'} and result['status'] == 'done'
-    assert (result['trainable'], result['base']) == (own['trainable'], own['base'])
+    found, own = (json.loads((where / 'result.json').read_text()) for where in (folder, solo))
+    assert set(own) - set(found) <= {'best_step'} and found['status'] == 'done'
+    assert (found['trainable'], found['base']) == (own['trainable'], own['base'])
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ RATES = tuple({'lr': rate} for rate in (3e-3, 1e-2, 1e-5, 3e-2))
 
 def after_the_first_result():
     """In place of `write_whole`: a kill when one row of a group is over."""
-    write = train.write_whole
+    write = result.write_whole
 
     def write_and_stop(path, text):
         write(path, text)
@@ -166,7 +166,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, whole, tmp_path, mon
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken')
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'write_whole', after_the_first_result())
+        patch.setattr(result, 'write_whole', after_the_first_result())
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path / 'broken')
     lines = run(rows, tmp_path / 'broken')
@@ -375,7 +375,7 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, alone, tmp_path,
 
     monkeypatch.setattr(program.Together, '__init__', noted)
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'write_whole', after_the_first_result())
+        patch.setattr(result, 'write_whole', after_the_first_result())
         with pytest.raises(KeyboardInterrupt):
             run(rows, tmp_path, halving)
     lines = run(rows, tmp_path, halving)

@@ -16,8 +16,8 @@ from experiments.checkpoints import differences
 from experiments.files import write_whole
 from experiments.metrics import read_metrics
 from experiments.sweeps.groups import Group
+from experiments.sweeps.result import RESULT
 from experiments.sweeps.rows import Row
-from experiments.sweeps.train import RESULT
 
 _ABOUT = 'sweep.json'
 

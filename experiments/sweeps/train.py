@@ -1,7 +1,5 @@
 """Trains a group of rows in one program, each into a work folder of its own."""
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,25 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, run_report
+from experiments import data
 from experiments.cadence import is_due, steps
 from experiments.checkpoints import Checkpoints
-from experiments.files import write_whole
 from experiments.fingerprint import fingerprint
 from experiments.interrupt import Interrupted, requests_to_stop
-from experiments.metrics import read_metrics
 from experiments.sweeps.groups import Group
 from experiments.sweeps.member import Member, members_of
 from experiments.sweeps.program import Together
 from experiments.sweeps.pruning import Prune, Rung
+from experiments.sweeps.result import finish, steps_taken, write_result
 from experiments.sweeps.window import RowWindow
 from peftjax import training
 from peftjax.training import TrainState
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 """`tell(row, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
-
-RESULT = 'result.json'
 
 
 def train_group(group: Group, folder: Path, rows_folder: Path, prune: Prune, tell: Tell) -> None:
@@ -91,11 +86,11 @@ class _Trainer:
         # A row that was over before the group was stopped stays so, though the group goes on from a
         # step before that. Until then it takes part, so that the others keep their bits.
         for i, member in enumerate(self.members):
-            file = member.folder / RESULT
-            if file.exists():
-                self.left[i] = json.loads(file.read_text(encoding='utf-8'))['steps']
-            else:
+            taken = steps_taken(member.folder)
+            if taken is None:
                 member.open(self.done)
+            else:
+                self.left[i] = taken
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """All steps that are left."""
@@ -212,16 +207,15 @@ class _Trainer:
         pruned = [place for place in places if self._at(place).name in names]
         for place in pruned:
             member = self._at(place)
-            self._write_result(
-                member, {'status': 'pruned', **member.scores, **_cost(member, number)}
-            )
+            known = {'status': 'pruned', **member.scores}
+            write_result(member, number, len(self.members), known)
             self.tell(member.name, {'status': 'pruned', 'step': number})
         return pruned
 
     def _give_up(self, number: int, place: int, at: int) -> None:
         member = self._at(place)
-        result = {'status': 'diverged', 'diverged_at': at, **_cost(member, number)}
-        self._write_result(member, result)
+        known = {'status': 'diverged', 'diverged_at': at}
+        write_result(member, number, len(self.members), known)
         self.tell(member.name, {'status': 'diverged', 'step': at})
 
     def _finish(self, number: int, program: Together, places: Sequence[int]) -> None:
@@ -231,29 +225,8 @@ class _Trainer:
             member, test = self._at(place), found[place]
             member.write(number, test)
             own = training.row(self.states, self.inside[place], member.state)
-            base = fingerprint(member.base)
-            with closing(Checkpoints(member.folder, member.resolved, base)) as checkpoints:
-                # Where it is in the data no longer matters.
-                checkpoints.save(own, {}, member.scores)
-            metrics = read_metrics(member.folder)
-            run_report.learning_curve(metrics, member.folder / 'learning_curve.png')
-            result = {
-                'status': 'done',
-                **test,
-                **member.scores,
-                **_cost(member, number),
-                'steps_per_second': _median(metrics, 'train/steps_per_second'),
-                'tokens_per_second': _median(metrics, 'train/tokens_per_second'),
-                'peak_memory_mib': run_report.peak_memory_mib(),
-            }
-            self._write_result(member, result)
+            finish(member, own, number, len(self.members), test)
             self.tell(member.name, {'status': 'done', 'step': number, **test})
-
-    def _write_result(self, member: Member, result: Mapping[str, Any]) -> None:
-        member.close()
-        counts = {'trainable': member.summary.trainable, 'base': member.summary.base}
-        text = json.dumps({**result, **counts, 'together': len(self.members)}, indent=2) + '\n'
-        write_whole(member.folder / RESULT, text)
 
     def _save(self, number: int) -> None:
         position = {
@@ -284,12 +257,3 @@ def _wrapped(states: TrainState, number: int) -> TrainState:
     """The states of all rows as one state to be saved."""
     raw = states._replace(key=jax.random.key_data(states.key))
     return TrainState(jnp.asarray(number, jnp.int32), jax.random.key(0), raw, ())
-
-
-def _cost(member: Member, steps: int) -> dict[str, float]:
-    return {'steps': steps, 'tflop': member.ready.flops * steps / 1e12}
-
-
-def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:
-    values = [row[name] for row in rows if name in row]
-    return float(np.median(values)) if values else math.nan
