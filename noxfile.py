@@ -69,7 +69,7 @@ def slow(session: nox.Session) -> None:
     """What `make test` leaves out: the slow tests, with Ray's, and those that need a browser."""
     _install(session, '--constraint', 'constraints.txt', '--group', 'test', '--group', 'ray')
     session.run(*PYTEST, '-m', 'slow', *session.posargs)
-    session.run(*PYTEST, 'tests/test_sweep_page.py')
+    session.run(*PYTEST, 'tests/sweeps/test_page.py')
 
 
 @nox.session(python='3.13')

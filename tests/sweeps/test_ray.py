@@ -13,7 +13,7 @@ from experiments.sweeps.on_ray import OnRay
 from experiments.sweeps.pruning import Halving, nobody
 from experiments.sweeps.run import Sweep
 from tests import tiny_runs
-from tests.test_sweep import rows_of
+from tests.tiny_sweeps import rows_of
 from tests.whole_runs import bits, final_states, without_rates
 
 LOCAL = OnRay('local')

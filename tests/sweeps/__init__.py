@@ -1,0 +1,1 @@
+"""Sweeps: many runs in one program, their folders, their page."""

@@ -1,0 +1,97 @@
+"""What a sweep refuses, and what its folder holds: one sweep, each of whose groups has a worker."""
+
+import os
+import shutil
+import subprocess
+from types import ModuleType
+
+import pytest
+
+from experiments.sweeps import work
+from experiments.sweeps.folder import SweepFolder
+from experiments.sweeps.groups import group, prepare
+from experiments.sweeps.rows import expand
+from tests.tiny_sweeps import RATES, TWO, rows_of, run
+from tests.whole_runs import ROOT
+
+pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'lora.rnak': 4}, r"row 000: no field 'lora.rnak'; near names: \['lora.rank'"),
+        ({'lorra.rank': 4}, r"no field 'lorra.rank'; near names: \['lora.rank'"),
+        ({'select.rank': 4}, r"no field 'select.rank'"),
+        ({'lora.rank': 'four'}, r"lora.rank does not take 'four'"),
+    ],
+)
+def test_fields_that_are_not_there_are_named(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        rows_of(config, changes)
+
+
+def test_wrong_sweeps_are_refused_before_anything_runs(config, tmp_path):
+    module = ModuleType('lonely')
+    with pytest.raises(ValueError, match=r"no sweep 'rank' in lonely: write def sweep_rank\(add\)"):
+        expand(module, 'rank', config)
+    with pytest.raises(ValueError, match='adds no row'):
+        rows_of(config)
+    with pytest.raises(ValueError, match='rows 000 and 001 are the same'):
+        rows_of(config, {'seed': 0}, {'seed': 0})
+    with pytest.raises(ValueError, match=r"row 001 \{'lora.rank': 99\}: rank 99 is larger"):
+        run(rows_of(config, {'seed': 0}, {'lora.rank': 99}), tmp_path / 'a')
+    assert not (tmp_path / 'a').exists()
+    with pytest.raises(ValueError, match='leave config.mesh at 1'):
+        run(rows_of(config, {'mesh.data': 2}), tmp_path / 'a')
+
+
+def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path):
+    rows = rows_of(config, *TWO)
+    (mine,) = group(prepare(rows), 2**33, 32)
+    one, other = SweepFolder(tmp_path / 'a'), SweepFolder(tmp_path / 'a')
+    held = one.begin(rows, [mine.names], 'x.py', 'all')
+    # Who comes second takes the groups that there are.
+    assert held == other.begin(rows, [['000'], ['001']], 'x.py', 'all') == {'000': ['000', '001']}
+    with one.claim(mine) as first, other.claim(mine) as second:
+        assert first and not second
+    with other.claim(mine) as second:
+        assert second
+    assert [line['status'] for line in one.write_results()] == ['waiting', 'waiting']
+    changed = rows_of(config, {'seed': 5}, *TWO[1:])
+    with pytest.raises(ValueError, match='holds another sweep .*seed: 0 -> 5'):
+        run(changed, tmp_path / 'a')
+    with pytest.raises(
+        ValueError, match='group 000 of .* holds row 001, which the sweep no longer'
+    ):
+        run(rows[:1], tmp_path / 'a')
+    with pytest.raises(ValueError, match='group 000 of .* takes .* MiB, more than the'):
+        run(rows, tmp_path / 'a', memory=mine.memory - 1)
+
+
+def test_rows_that_are_added_are_run_and_no_others(config, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / 'a')
+    trained, train_group = [], work.train_group
+
+    def noted(each, *others):
+        trained.append(each.names)
+        train_group(each, *others)
+
+    monkeypatch.setattr(work, 'train_group', noted)
+    lines = run(rows_of(config, *TWO, RATES[0]), tmp_path / 'a')
+    assert trained == [['002']]
+    assert [line['status'] for line in lines] == ['done'] * 3
+
+
+def test_the_jobs_of_an_array_run_the_command():
+    """SLURM has the batch script run by bash; it hands its arguments on, and passes signals."""
+    script = ROOT / 'experiments/sweep.sbatch'
+    found = subprocess.run(
+        ['bash', script, '--sweep', 'rank', '--config.lr=1e-3'],
+        env={**os.environ, 'PYTHON': 'echo'},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == '-m experiments.sweep --sweep rank --config.lr=1e-3\n'
+    assert '#SBATCH --signal=B:TERM@120' in script.read_text(encoding='utf-8').splitlines()
