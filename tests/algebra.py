@@ -41,6 +41,11 @@ def function(f: Callable[..., Any], *inputs: jax.Array, **params: jax.Array) -> 
     return peftjax.wrap(f, params, inputs)
 
 
+def unfollowed(p: Any, x: jax.Array) -> jax.Array:
+    """Two leaves, of which the last is normalised before its use and so cannot be followed."""
+    return (x @ p['w']) @ (p['top'] / jnp.linalg.norm(p['top']))
+
+
 def assert_close(mine: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     """Every leaf of `mine` within `tolerance` of the largest value of the leaf of `theirs`."""
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
