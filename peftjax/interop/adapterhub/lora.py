@@ -16,7 +16,7 @@ from peftjax.methods.lora import lora
 def factors(file: File, found: Found) -> tuple[dict[str, Arrays], int, float]:
     """`a` and `b` of each module, as ours stand, rank and alpha."""
     config = file.config
-    rank, alpha, suffix = config.whole('r'), config.number('alpha'), f'.loras.{file.name}.lora_'
+    rank, alpha, suffix = config.whole('r'), config.above_zero('alpha'), f'.loras.{file.name}.lora_'
     wrong = [
         n
         for n, value in file.tensors.items()

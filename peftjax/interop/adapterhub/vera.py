@@ -19,7 +19,7 @@ def read_vera(file: File, found: Found) -> Part:
 
     The library trains matrices in place of the paper's vectors: `D: [r, r]` and `B: [out, out]`.
     """
-    rank, alpha = file.config.whole('r'), file.config.number('alpha')
+    rank, alpha = file.config.whole('r'), file.config.above_zero('alpha')
     shared = f'shared_parameters.{file.name}.lora_'
     a, b = file.take(f'{shared}A', rank, None), file.take(f'{shared}B', None, rank)
     start = f'.loras.{file.name}.vera_'

@@ -67,6 +67,13 @@ class PeftConfig(Mapping[str, Any]):
             raise CheckpointError(f'{self.where}: {name} is {value!r}, no number')
         return value
 
+    def above_zero(self, name: str) -> float:
+        """A finite number above 0."""
+        value = self.number(name)
+        if not value > 0:
+            raise CheckpointError(f'{self.where}: {name} is {value!r}, and not above 0')
+        return value
+
     def plain(self, name: str, load: Callable[[Any], Any]) -> Any:
         """A number, a truth value or a word, as `load` makes it ours."""
         value = self[name]
