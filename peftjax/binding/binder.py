@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from peftjax.binding import tags
-from peftjax.binding.context import Context
+from peftjax.binding.context import Called, Context
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core.errors import AdapterError
@@ -58,14 +58,8 @@ class Binder:
             'targets, or wrap the model with example inputs like this call'
         )
 
-    def module(
-        self,
-        tag: tags.Tag,
-        inputs: tuple[jax.Array, ...],
-        around: tuple[jax.Array, ...],
-        output: jax.Array,
-        context: Context,
-    ) -> jax.Array:
+    def module(self, called: Called, context: Context) -> jax.Array:
+        tag, inputs, around, output = called
         rule = self._modules.get(tag.path)
         if rule is None:
             return output

@@ -2,13 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from peftjax.binding import tags
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Packed, View
+
+
+class Called(NamedTuple):
+    """A call of a module.
+
+    Attributes:
+      tag: the mark at its output.
+      inputs: the array arguments.
+      around: those of the module that calls it.
+      output: what it returned.
+    """
+
+    tag: tags.Tag
+    inputs: tuple[jax.Array, ...]
+    around: tuple[jax.Array, ...]
+    output: jax.Array
 
 
 class Visitor(Protocol):
@@ -22,15 +38,8 @@ class Visitor(Protocol):
         """A leaf enters an operation that cannot be followed; `spread` if that broadcasts it."""
         ...
 
-    def module(
-        self,
-        tag: tags.Tag,
-        inputs: tuple[jax.Array, ...],
-        around: tuple[jax.Array, ...],
-        output: jax.Array,
-        context: 'Context',
-    ) -> jax.Array:
-        """The output in force of a module; `around`: arguments of the module that calls it."""
+    def module(self, called: Called, context: 'Context') -> jax.Array:
+        """The output in force of a module."""
         ...
 
     def opaque(self, tag: tags.Tag, reason: str) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from peftjax.binding import tags, uses, views
 from peftjax.binding.calls import Call
-from peftjax.binding.context import Context, plain
+from peftjax.binding.context import Called, Context, plain
 from peftjax.binding.interpret import run
 from peftjax.binding.jaxprs import Body
 from peftjax.binding.uses import Contraction
@@ -76,14 +76,8 @@ class _Recorder:
             self.matrices.add(leaf.path)
             self.last_matrix = leaf.path
 
-    def module(
-        self,
-        tag: tags.Tag,
-        inputs: tuple[jax.Array, ...],
-        around: tuple[jax.Array, ...],
-        output: jax.Array,
-        context: Context,
-    ) -> jax.Array:
+    def module(self, called: Called, context: Context) -> jax.Array:
+        tag, inputs, around, output = called
         scans = tuple(layers for _, layers in context.scans)
         stack = tuple(length for length, layers in context.scans if layers)
         reason = ''

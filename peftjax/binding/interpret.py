@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from peftjax.binding import control, jaxprs, tags, views
-from peftjax.binding.context import Context, array_of
+from peftjax.binding.context import Called, Context, array_of
 from peftjax.binding.convolution import Conv
 from peftjax.binding.dot import Dot
 from peftjax.binding.jaxprs import Body, Operation, bind
@@ -43,9 +43,8 @@ def _tagged(tag: tags.Tag, value: Any, calls: dict[str, dict[int, Any]], context
         context.visitor.opaque(tag, 'it returns a weight')
         return value
     around = max((path for path in calls if tag.path.startswith(f'{path}/')), key=len, default='')
-    return context.visitor.module(
-        tag, _in_order(inputs), _in_order(calls.get(around, {})), value, context
-    )
+    called = Called(tag, _in_order(inputs), _in_order(calls.get(around, {})), value)
+    return context.visitor.module(called, context)
 
 
 def _in_order(arguments: Mapping[int, Any]) -> tuple[Any, ...]:
