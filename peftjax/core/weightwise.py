@@ -84,29 +84,17 @@ def weightwise(
     merge_weight = in_the_wider_dtype(merge_weight)
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
-        leaves = paths.flatten(model.params)
-        return {
-            site.path: Entry(name, started(key, leaves[site.path], site), site.layout)
-            for site in model.sites.match_weights(targets, materialize)
-        }
-
-    def started(key: PRNGKeyArray, leaf: Any, site: WeightSite) -> Mapping[str, Any]:
-        return _start(paths.fold_in(key, site.path), leaf, site, init_weight)
+        leaves, adapter = paths.flatten(model.params), {}
+        for site in model.sites.match_weights(targets, materialize):
+            arrays = _start(paths.fold_in(key, site.path), leaves[site.path], site, init_weight)
+            adapter[site.path] = Entry(name, arrays, site.layout)
+        return adapter
 
     def own_of(model: Model) -> Any:
         if own is None:
             return ()
         sites = model.sites.match_weights(targets, materialize)
-        given = {site.path: own(site) for site in sites}
-        # What several sites share is one array, held once.
-        arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
-        return Entry(
-            name,
-            {
-                path: {name: arrays[_same(number)] for name, number in numbers.items()}
-                for path, numbers in given.items()
-            },
-        )
+        return Entry(name, _held_once({site.path: own(site) for site in sites}))
 
     def numbers_of(adapter: dict[str, Entry], numbers: Any) -> Mapping[str, Numbers]:
         check_entries(adapter, name)
@@ -117,21 +105,10 @@ def weightwise(
 
     def rules(adapter: dict[str, Entry], numbers: Any) -> dict[str, Rule]:
         known = numbers_of(adapter, numbers)
-        return {path: rule(entry, known[path]) for path, entry in adapter.items()}
-
-    def rule(entry: Entry, numbers: Numbers) -> Rule:
-        layout = entry.layout
-        assert layout is not None
-        stacked, given = _with_numbers(numbers, layout)
-        merge = given(merge_weight)
-        found = MatrixRule(
-            {**entry, **stacked},
-            layout,
-            _by_merging(merge) if apply_weight is None else given(apply_weight),
-            merge,
-            None if prepare is None else given(prepare),
-        )
-        return whole_leaf(found) if layout.opaque else found
+        return {
+            path: _rule(entry, known[path], merge_weight, apply_weight, prepare)
+            for path, entry in adapter.items()
+        }
 
     def rest(params: Any, adapter: dict[str, Entry], numbers: Any) -> Any:
         assert remainder is not None
@@ -146,6 +123,37 @@ def weightwise(
         return paths.replace(params, less)
 
     return PeftTransform(start, rules, own_of, None if remainder is None else rest)
+
+
+def _rule(
+    entry: Entry,
+    numbers: Numbers,
+    merge_weight: Callable[[Leaves, Inexact[jax.Array, 'in out']], Inexact[jax.Array, 'in out']],
+    apply_weight: Callable[[Leaves, Use], Inexact[jax.Array, '...']] | None,
+    prepare: Callable[[Leaves, Inexact[jax.Array, 'in out']], Leaves] | None,
+) -> Rule:
+    """The rule at one leaf, from functions of one matrix."""
+    layout = entry.layout
+    assert layout is not None
+    stacked, given = _with_numbers(numbers, layout)
+    merge = given(merge_weight)
+    rule = MatrixRule(
+        {**entry, **stacked},
+        layout,
+        _by_merging(merge) if apply_weight is None else given(apply_weight),
+        merge,
+        None if prepare is None else given(prepare),
+    )
+    return whole_leaf(rule) if layout.opaque else rule
+
+
+def _held_once(given: Mapping[str, Numbers]) -> dict[str, dict[str, jax.Array]]:
+    """The numbers as arrays; what several sites share is one array."""
+    arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
+    return {
+        path: {name: arrays[_same(number)] for name, number in numbers.items()}
+        for path, numbers in given.items()
+    }
 
 
 def _same(value: Any) -> Any:
