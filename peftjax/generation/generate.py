@@ -1,5 +1,6 @@
 """Writes tokens behind a prompt: one call for the prompt, then one for each token."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,23 @@ from peftjax.core.transform import PeftTransform
 from peftjax.generation.sampling import Sampling
 
 Ids = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a program is compiled for, besides the shapes.
+
+    Attributes:
+        count: how many tokens are written.
+        ends: ids behind which a row is filled up with `pad`.
+        start: ids that the decoder starts with, where there is an encoder.
+    """
+
+    count: int
+    ends: tuple[int, ...]
+    pad: int
+    start: tuple[int, ...]
+    sampling: Sampling
 
 
 def generator(model: Model, transform: PeftTransform | None = None) -> Callable[..., jax.Array]:
@@ -67,23 +85,17 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     """
     method = chain() if transform is None else transform
     model = model.replace(params=None)  # Nothing here keeps the values of a base alive.
-    reads = 'decoder_input_ids' in model.takes
-    hears = 'input_features' in model.takes
-    written_as = 'decoder_input_ids' if reads else 'input_ids'
+    written_as = 'decoder_input_ids' if _has_encoder(model) else 'input_ids'
 
-    @functools.partial(jax.jit, static_argnames=('count', 'ends', 'pad', 'start', 'sampling'))
+    @functools.partial(jax.jit, static_argnames='settings')
     def compiled(
         adapter: Adapter,
         frozen: Frozen,
         read: dict[str, jax.Array],
         key: PRNGKeyArray,
         *,
-        count: int,
-        ends: tuple[int, ...],
-        pad: int,
-        start: tuple[int, ...],
-        sampling: Sampling,
-    ) -> Int32[jax.Array, 'B {count}']:
+        settings: _Settings,
+    ) -> Int32[jax.Array, 'B {settings.count}']:
         rules, params = precompute(model, method.rules(adapter, frozen.own), frozen.params)
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
@@ -91,39 +103,12 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def call(**keywords: Any) -> Any:
             return evaluate_precomputed(model, rules, params, None, calls.split((), keywords))
 
-        def choose(
-            logits: Float[jax.Array, 'B _ V'], number: Int32[jax.Array, '']
-        ) -> Int32[jax.Array, ' B']:
-            return sampling.choose(logits[:, -1], jax.random.fold_in(key, number))
+        def follow(tokens: Int32[jax.Array, ' B'], cache: Any) -> Any:
+            return call(**{written_as: tokens[:, None]}, cache=cache)
 
-        def ended(tokens: Int32[jax.Array, ' B']) -> Bool[jax.Array, ' B']:
-            return jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
-
-        rows = len(next(iter(read.values())))
-        if reads:
-            given = len(start)
-            first_call = {written_as: jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))}
-        else:
-            given = read['input_ids'].shape[1] + virtual
-            seen = jnp.cumsum(read['attention_mask'], axis=1)
-            first_call = {'position_ids': jnp.maximum(seen - 1, 0)}
-        logits, cache = call(**read, **first_call, cache_length=given + count - 1)
-        first = choose(logits, jnp.int32(0))
-        written = jnp.full((rows, count), pad, jnp.int32).at[:, 0].set(first)
-
-        def unfinished(state: Any) -> jax.Array:
-            number, _, _, done, _ = state
-            return (number < count) & ~done.all()
-
-        def step(state: Any) -> Any:
-            number, written, last, done, cache = state
-            logits, cache = call(**{written_as: last[:, None]}, cache=cache)
-            token = jnp.where(done, pad, choose(logits, number))
-            written = written.at[:, number].set(token)
-            return number + 1, written, token, done | ended(token), cache
-
-        state = jnp.int32(1), written, first, ended(first), cache
-        return lax.while_loop(unfinished, step, state)[1]
+        first, given = _first_call(model, read, virtual, settings.start)
+        logits, cache = call(**read, **first, cache_length=given + settings.count - 1)
+        return _write(follow, logits, cache, key, settings)
 
     def generate(
         adapter: Adapter,
@@ -141,29 +126,12 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         check_frozen(adapter, frozen)
         sampling = Sampling() if sampling is None else sampling
         _check(model, max_new_tokens, sampling, key)
-        if hears:
-            if attention_mask is not None:
-                raise ValueError('a model that takes input_features hears all of them: no mask')
-            read = {'input_features': jnp.asarray(input_ids)}
-        else:
-            mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
-            _check_prompts(np.asarray(input_ids), mask, right=reads)
-            read = {
-                'input_ids': jnp.asarray(input_ids, jnp.int32),
-                'attention_mask': jnp.asarray(mask, jnp.int32),
-            }
+        read = _read(model, input_ids, attention_mask)
         ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
-        return compiled(
-            adapter,
-            frozen,
-            read,
-            jax.random.key(0) if key is None else key,
-            count=max_new_tokens,
-            ends=ends,
-            pad=pad_token_id,
-            start=tuple(np.atleast_1d(start_token_id).tolist()),
-            sampling=sampling,
-        )
+        start = tuple(np.atleast_1d(start_token_id).tolist())
+        settings = _Settings(max_new_tokens, ends, pad_token_id, start, sampling)
+        key = jax.random.key(0) if key is None else key
+        return compiled(adapter, frozen, read, key, settings=settings)
 
     return generate
 
@@ -199,9 +167,81 @@ def pad_left(
     return ids, mask
 
 
+def _has_encoder(model: Model) -> bool:
+    """Whether what is read and what is written are two sequences."""
+    return 'decoder_input_ids' in model.takes
+
+
+def _read(model: Model, input_ids: Ids, attention_mask: Ids | None) -> dict[str, jax.Array]:
+    """The prompts as arguments of the model's first call."""
+    if 'input_features' in model.takes:
+        if attention_mask is not None:
+            raise ValueError('a model that takes input_features hears all of them: no mask')
+        return {'input_features': jnp.asarray(input_ids)}
+    mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
+    _check_prompts(np.asarray(input_ids), mask, right=_has_encoder(model))
+    return {
+        'input_ids': jnp.asarray(input_ids, jnp.int32),
+        'attention_mask': jnp.asarray(mask, jnp.int32),
+    }
+
+
+def _first_call(
+    model: Model, read: dict[str, jax.Array], virtual: int, start: tuple[int, ...]
+) -> tuple[dict[str, jax.Array], int]:
+    """What the first call takes beside the prompts, and how many positions it fills of the cache.
+
+    virtual: how many positions a method adds in front.
+    """
+    if _has_encoder(model):
+        rows = len(next(iter(read.values())))
+        tokens = jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))
+        return {'decoder_input_ids': tokens}, len(start)
+    seen = jnp.cumsum(read['attention_mask'], axis=1)
+    return {'position_ids': jnp.maximum(seen - 1, 0)}, read['input_ids'].shape[1] + virtual
+
+
+def _write(
+    follow: Callable[[jax.Array, Any], Any],
+    logits: Float[jax.Array, 'B _ V'],
+    cache: Any,
+    key: PRNGKeyArray,
+    settings: _Settings,
+) -> Int32[jax.Array, 'B {settings.count}']:
+    """All tokens, from the logits and the cache of the first call.
+
+    follow: `follow(tokens [B], cache)` gives the logits behind the tokens, and the next cache.
+    """
+
+    def choose(
+        logits: Float[jax.Array, 'B _ V'], number: Int32[jax.Array, '']
+    ) -> Int32[jax.Array, ' B']:
+        return settings.sampling.choose(logits[:, -1], jax.random.fold_in(key, number))
+
+    def ended(tokens: Int32[jax.Array, ' B']) -> Bool[jax.Array, ' B']:
+        return jnp.isin(tokens, jnp.asarray(settings.ends, jnp.int32))
+
+    def unfinished(state: Any) -> jax.Array:
+        number, _, _, done, _ = state
+        return (number < settings.count) & ~done.all()
+
+    def step(state: Any) -> Any:
+        number, written, last, done, cache = state
+        logits, cache = follow(last, cache)
+        token = jnp.where(done, settings.pad, choose(logits, number))
+        written = written.at[:, number].set(token)
+        return number + 1, written, token, done | ended(token), cache
+
+    first = choose(logits, jnp.int32(0))
+    written = jnp.full((len(logits), settings.count), settings.pad, jnp.int32)
+    written = written.at[:, 0].set(first)
+    state = jnp.int32(1), written, first, ended(first), cache
+    return lax.while_loop(unfinished, step, state)[1]
+
+
 def _check(model: Model, count: int, sampling: Sampling, key: PRNGKeyArray | None) -> None:
-    reads = 'decoder_input_ids' in model.takes
-    if not {'cache_length', 'cache', *(() if reads else ('position_ids',))} <= set(model.takes):
+    positions = () if _has_encoder(model) else ('position_ids',)
+    if not {'cache_length', 'cache', *positions} <= set(model.takes):
         raise ValueError(
             f'this model takes {model.takes}, and no cache: generation needs a decoder that takes '
             'cache_length, cache and position_ids, as those of peftjax.load do'
