@@ -1,5 +1,6 @@
 """Bottleneck adapters: a small trained network beside or behind a module."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ from peftjax.core.entries import Entry, check_entries, check_own
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.rules import ModuleRule
-from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.core.use import ModuleUse
 from peftjax.methods.reading import (
@@ -99,7 +99,6 @@ def bottleneck(
     check_reads(reads)
     function = activation_of(activation)
     learned = isinstance(scale, str)
-    constant = 1.0 if isinstance(scale, str) else scale
     names = _ALWAYS | (
         ({'scale'} if learned else set())
         | ({'gate', 'gate_bias'} if gate else set())
@@ -108,76 +107,94 @@ def bottleneck(
     )
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
-        return {
-            site.path: Entry(
-                'bottleneck', init_site(paths.fold_in(key, site.path), site, model.sites.modules)
-            )
-            for site in model.sites.match_modules(targets)
-        }
-
-    def init_site(
-        key: PRNGKeyArray, site: ModuleSite, modules: Mapping[str, ModuleSite]
-    ) -> dict[str, Float[jax.Array, '...']]:
-        down_key, up_key, gate_key = (paths.fold_in(key, name) for name in ('down', 'up', 'gate'))
-        inputs, outputs, stack = width(site, reads, modules), site.features, site.stack
-        ones = {'scale': (), 'norm_before': (inputs,), 'norm_after': (outputs,)}
-        zeros = {
-            'down_bias': (size,),
-            'up_bias': (outputs,),
-            'gate_bias': (),
-            'norm_before_bias': (inputs,),
-            'norm_after_bias': (outputs,),
-        }
-        drawn = {
-            'down': _draw(init, down_key, (*stack, inputs, size), dtype),
-            'up': _draw(init, up_key, (*stack, size, outputs), dtype, last=True),
-            'gate': 0.02 * jax.random.normal(gate_key, (*stack, inputs), dtype),
-        }
-        started = {name: jnp.ones((*stack, *shape), dtype) for name, shape in ones.items()}
-        started |= {name: jnp.zeros((*stack, *shape), dtype) for name, shape in zeros.items()}
-        return {name: leaf for name, leaf in (drawn | started).items() if name in names}
+        adapter = {}
+        for site in model.sites.match_modules(targets):
+            sizes = width(site, reads, model.sites.modules), size, site.features
+            arrays = _start(paths.fold_in(key, site.path), init, sizes, site.stack, dtype)
+            arrays = {name: array for name, array in arrays.items() if name in names}
+            adapter[site.path] = Entry('bottleneck', arrays)
+        return adapter
 
     def own(model: Model) -> Any:
-        if learned:
+        if isinstance(scale, str):
             return ()
-        numbers = {'factor': jnp.float32(constant)}
-        paths_ = [site.path for site in model.sites.match_modules(targets)]
-        return Entry('bottleneck', dict.fromkeys(paths_, numbers))
+        numbers = {'factor': jnp.float32(scale)}
+        sites = [site.path for site in model.sites.match_modules(targets)]
+        return Entry('bottleneck', dict.fromkeys(sites, numbers))
 
     def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
         check_entries(adapter, 'bottleneck', names)
-        if not learned:
+        if learned:
+            own = dict.fromkeys(adapter, {})
+        else:
             check_own(own, adapter, 'bottleneck')
+        apply = functools.partial(_apply, function, reads)
         return {
-            path: ModuleRule(dict(entry), at(path, {} if learned else own[path]))
+            path: ModuleRule(dict(entry), functools.partial(apply, path, own[path]))
             for path, entry in adapter.items()
         }
 
-    def at(path: str, numbers: Mapping[str, jax.Array]) -> Callable[[Any, ModuleUse], jax.Array]:
-        def apply(
-            leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
-        ) -> Float[jax.Array, '... features']:
-            x = read(use, reads)
-            _check_widths(path, leaves, x, use.output)
-            here = {name: leaf.astype(x.dtype) for name, leaf in {**leaves, **numbers}.items()}
-            change = added(here, x.reshape(-1, x.shape[-1])).reshape(use.output.shape)
-            if gate:
-                change = change * gate_of(x, here['gate'], here['gate_bias'])
-            return use.output + change
-
-        return apply
-
-    def added(
-        here: dict[str, Float[jax.Array, '...']], x: Float[jax.Array, 'T width']
-    ) -> Float[jax.Array, 'T features']:
-        if norm_before:
-            x = _norm(x, here['norm_before'], here['norm_before_bias'])
-        inner = function(x @ here['down'] + here['down_bias'][None])
-        outer = inner @ here['up'] + here['up_bias'][None]
-        outer = here['scale' if learned else 'factor'] * outer
-        return _norm(outer, here['norm_after'], here['norm_after_bias']) if norm_after else outer
-
     return PeftTransform(start, rules, own)
+
+
+def _start(
+    key: PRNGKeyArray, init: str, sizes: tuple[int, int, int], stack: tuple[int, ...], dtype: Any
+) -> dict[str, Float[jax.Array, '...']]:
+    """All arrays that a setting may ask for.
+
+    sizes: the width that is read, `m`, and the features that are added to.
+    """
+    inputs, size, outputs = sizes
+    down_key, up_key, gate_key = (paths.fold_in(key, name) for name in ('down', 'up', 'gate'))
+    ones = {'scale': (), 'norm_before': (inputs,), 'norm_after': (outputs,)}
+    zeros = {
+        'down_bias': (size,),
+        'up_bias': (outputs,),
+        'gate_bias': (),
+        'norm_before_bias': (inputs,),
+        'norm_after_bias': (outputs,),
+    }
+    return {
+        'down': _draw(init, down_key, (*stack, inputs, size), dtype),
+        'up': _draw(init, up_key, (*stack, size, outputs), dtype, last=True),
+        'gate': 0.02 * jax.random.normal(gate_key, (*stack, inputs), dtype),
+        **{name: jnp.ones((*stack, *shape), dtype) for name, shape in ones.items()},
+        **{name: jnp.zeros((*stack, *shape), dtype) for name, shape in zeros.items()},
+    }
+
+
+def _apply(
+    function: Callable[[jax.Array], jax.Array],
+    reads: Reads,
+    path: str,
+    numbers: Mapping[str, jax.Array],
+    leaves: dict[str, Float[jax.Array, '...']],
+    use: ModuleUse,
+) -> Float[jax.Array, '... features']:
+    """`h + g s (f(x D + d) U + u)` at one call of a module, `g` the gate where there is one."""
+    x = read(use, reads)
+    _check_widths(path, leaves, x, use.output)
+    here = {name: leaf.astype(x.dtype) for name, leaf in {**leaves, **numbers}.items()}
+    change = _change(here, function, x.reshape(-1, x.shape[-1])).reshape(use.output.shape)
+    if 'gate' in here:
+        change = change * gate_of(x, here['gate'], here['gate_bias'])
+    return use.output + change
+
+
+def _change(
+    here: dict[str, Float[jax.Array, '...']],
+    function: Callable[[jax.Array], jax.Array],
+    x: Float[jax.Array, 'T width'],
+) -> Float[jax.Array, 'T features']:
+    """`s (f(x D + d) U + u)`, with the norms that `here` has on `x` and on the whole."""
+    if 'norm_before' in here:
+        x = _norm(x, here['norm_before'], here['norm_before_bias'])
+    inner = function(x @ here['down'] + here['down_bias'][None])
+    outer = inner @ here['up'] + here['up_bias'][None]
+    outer = here['scale' if 'scale' in here else 'factor'] * outer
+    if 'norm_after' in here:
+        outer = _norm(outer, here['norm_after'], here['norm_after_bias'])
+    return outer
 
 
 def gate_of(

@@ -1,6 +1,8 @@
 """Compacter: bottleneck adapters whose matrices are sums of Kronecker products."""
 
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -100,87 +102,82 @@ def compacter(
     function = activation_of(activation)
     names = _NAMES.union(() if rank is None else _FACTORS, () if shared_rule else _RULES)
 
-    def draw_rule(
-        key: PRNGKeyArray, stack: tuple[int, ...] = ()
+    def rule(
+        key: PRNGKeyArray, name: str, stack: tuple[int, ...] = ()
     ) -> Float[jax.Array, '*stack terms terms terms']:
-        return init_range * jax.random.normal(key, (*stack, terms, terms, terms), dtype)
+        shape = (*stack, terms, terms, terms)
+        return init_range * jax.random.normal(paths.fold_in(key, name), shape, dtype)
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
-        sites = {
-            site.path: Entry(
-                'compacter', init_site(paths.fold_in(key, site.path), site, model.sites.modules)
-            )
-            for site in model.sites.match_modules(targets)
-        }
+        sites = {}
+        for site in model.sites.match_modules(targets):
+            sizes = width(site, reads, model.sites.modules), size, site.features
+            _check_divides(terms, sizes, site)
+            here = paths.fold_in(key, site.path)
+            arrays = _start(here, sizes, terms, rank, site.stack, dtype)
+            if not shared_rule:
+                arrays |= {name: rule(here, name, site.stack) for name in _RULES}
+            sites[site.path] = Entry('compacter', arrays)
         if not shared_rule:
             return {'sites': sites}
-        return {'shared': {'rule': draw_rule(paths.fold_in(key, 'shared'))}, 'sites': sites}
-
-    def init_site(
-        key: PRNGKeyArray, site: ModuleSite, modules: Mapping[str, ModuleSite]
-    ) -> dict[str, Float[jax.Array, '...']]:
-        inputs, outputs = width(site, reads, modules), site.features
-        for wide in (inputs, outputs):
-            if wide % terms:
-                raise ValueError(
-                    f'terms={terms} does not divide the width {wide} of module {site.path!r} '
-                    f'{site.shape} {site.dtype}; write terms as a divisor of it'
-                )
-        down, up = (inputs // terms, size // terms), (size // terms, outputs // terms)
-        shapes = {'down_left': down, 'up_left': up}
-        if rank is not None:
-            shapes = {
-                **{'down_left': (down[0], rank), 'down_right': (rank, down[1])},
-                **{'up_left': (up[0], rank), 'up_right': (rank, up[1])},
-            }
-        draw = jax.nn.initializers.glorot_normal()
-        rules = () if shared_rule else _RULES
-        return {
-            'down_bias': jnp.zeros((*site.stack, size), dtype),
-            'up_bias': jnp.zeros((*site.stack, outputs), dtype),
-            **{name: draw_rule(paths.fold_in(key, name), site.stack) for name in rules},
-            **{
-                name: draw(paths.fold_in(key, name), (*site.stack, terms, *shape), dtype)
-                for name, shape in shapes.items()
-            },
-        }
-
-    def check(adapter: Any) -> None:
-        parts = {'shared', 'sites'} if shared_rule else {'sites'}
-        if not isinstance(adapter, Mapping) or set(adapter) != parts:
-            raise AdapterError(
-                f'compacter with these settings expects an adapter of {sorted(parts)} as its own '
-                f'init makes it, found {found_in(adapter)}. Was it made by another transform or '
-                "with other settings, or is it a part of a chain's adapter?"
-            )
-        check_entries(adapter['sites'], 'compacter', names)
+        return {'shared': {'rule': rule(key, 'shared')}, 'sites': sites}
 
     def rules(adapter: dict[str, Any], own: Any) -> dict[str, ModuleRule]:
         del own
-        check(adapter)
-        shared = adapter['shared']['rule'] if shared_rule else None
+        _check_adapter(adapter, {'shared', 'sites'} if shared_rule else {'sites'}, names)
+        shared: dict[str, Any] = {}
+        if shared_rule:
+            shared = dict.fromkeys(_RULES, adapter['shared']['rule'])
+        apply = functools.partial(_apply, function, reads)
         return {
-            path: ModuleRule(dict(entry), at(path, shared))
+            path: ModuleRule(dict(entry), functools.partial(apply, path, shared))
             for path, entry in adapter['sites'].items()
         }
 
-    def at(path: str, shared: jax.Array | None) -> Callable[[Any, ModuleUse], jax.Array]:
-        def apply(
-            leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
-        ) -> Float[jax.Array, '... features']:
-            x = read(use, reads)
-            if shared is not None:
-                leaves = {**leaves, 'down_rule': shared, 'up_rule': shared}
-            here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
-            _check_widths(path, here, x, use.output)
-            flat = x.reshape(-1, x.shape[-1])
-            inner = function(_product(flat, here, 'down') + here['down_bias'][None])
-            added = _product(inner, here, 'up') + here['up_bias'][None]
-            return use.output + added.reshape(use.output.shape)
-
-        return apply
-
     return PeftTransform(start, rules)
+
+
+def _start(
+    key: PRNGKeyArray,
+    sizes: tuple[int, int, int],
+    terms: int,
+    rank: int | None,
+    stack: tuple[int, ...],
+    dtype: Any,
+) -> dict[str, Float[jax.Array, '...']]:
+    """What a site trains besides its rules.
+
+    sizes: the width that is read, `m`, and the features that are added to.
+    """
+    arrays, draw = {}, jax.nn.initializers.glorot_normal()
+    for name, (inputs, outputs) in zip(('down', 'up'), itertools.pairwise(sizes), strict=True):
+        rows, columns = inputs // terms, outputs // terms
+        shapes = {'left': (rows, columns)}
+        if rank is not None:
+            shapes = {'left': (rows, rank), 'right': (rank, columns)}
+        for side, shape in shapes.items():
+            leaf = f'{name}_{side}'
+            arrays[leaf] = draw(paths.fold_in(key, leaf), (*stack, terms, *shape), dtype)
+        arrays[f'{name}_bias'] = jnp.zeros((*stack, outputs), dtype)
+    return arrays
+
+
+def _apply(
+    function: Callable[[jax.Array], jax.Array],
+    reads: Reads,
+    path: str,
+    shared: Mapping[str, jax.Array],
+    leaves: dict[str, Float[jax.Array, '...']],
+    use: ModuleUse,
+) -> Float[jax.Array, '... features']:
+    """`h + f(x D + d) U + u` at one call of a module."""
+    x = read(use, reads)
+    here = {name: leaf.astype(x.dtype) for name, leaf in {**leaves, **shared}.items()}
+    _check_widths(path, here, x, use.output)
+    flat = x.reshape(-1, x.shape[-1])
+    inner = function(_product(flat, here, 'down') + here['down_bias'][None])
+    added = _product(inner, here, 'up') + here['up_bias'][None]
+    return use.output + added.reshape(use.output.shape)
 
 
 def _product(
@@ -199,6 +196,25 @@ def _product(
     else:
         product = jnp.einsum('tbip,ipq->tbq', jnp.einsum('tap,iab->tbip', blocks, rule), left)
     return product.reshape(x.shape[0], -1)
+
+
+def _check_divides(terms: int, sizes: tuple[int, int, int], site: ModuleSite) -> None:
+    for wide in sizes:
+        if wide % terms:
+            raise ValueError(
+                f'terms={terms} does not divide the width {wide} of module {site.path!r} '
+                f'{site.shape} {site.dtype}; write terms as a divisor of it'
+            )
+
+
+def _check_adapter(adapter: Any, parts: set[str], names: Collection[str]) -> None:
+    if not isinstance(adapter, Mapping) or set(adapter) != parts:
+        raise AdapterError(
+            f'compacter with these settings expects an adapter of {sorted(parts)} as its own '
+            f'init makes it, found {found_in(adapter)}. Was it made by another transform or '
+            "with other settings, or is it a part of a chain's adapter?"
+        )
+    check_entries(adapter['sites'], 'compacter', names)
 
 
 def _check_widths(path: str, leaves: Any, x: jax.Array, output: jax.Array) -> None:
