@@ -116,29 +116,31 @@ def fourierft(
             return np.broadcast_to(drawn, (*layout.stack_shape, n_frequency))
         return distinct(seed, path, n_frequency, size, layout.stack_shape)
 
-    def delta(
-        leaves: Leaves, shape: tuple[int, ...]
-    ) -> Float32[jax.Array, '{shape[0]} {shape[1]}']:
-        spectrum = jnp.zeros(shape[0] * shape[1], jnp.float32)
-        spectrum = spectrum.at[leaves['positions']].set(leaves['spectrum'].astype(jnp.float32))
-        # Barriers on flat arrays, forward and backward: XLA's FFT on the CPU fails on operands
-        # whose axes a mesh, or a product that follows, has laid out in another order.
-        spectrum = jax.lax.optimization_barrier(spectrum).reshape(shape)
-        flat = jnp.fft.ifft2(spectrum).real.reshape(-1)
-        return leaves['scale'] * jax.lax.optimization_barrier(flat).reshape(shape)
-
-    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
-        return jnp.add(*widened((matrix, delta(leaves, matrix.shape))))
-
-    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
-        return use.forward(use.x) + use.product(use.x, delta(leaves, use.weight().shape))
-
     return weightwise(
         init_weight,
-        merge,
-        apply,
+        _merge,
+        _apply,
         own=own,
         name='fourierft',
         targets=targets,
         materialize=materialize,
     )
+
+
+def _merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
+    return jnp.add(*widened((matrix, _delta(leaves, matrix.shape))))
+
+
+def _apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+    return use.forward(use.x) + use.product(use.x, _delta(leaves, use.weight().shape))
+
+
+def _delta(leaves: Leaves, shape: tuple[int, ...]) -> Float32[jax.Array, '{shape[0]} {shape[1]}']:
+    """`s Re(IDFT2(F))`."""
+    spectrum = jnp.zeros(shape[0] * shape[1], jnp.float32)
+    spectrum = spectrum.at[leaves['positions']].set(leaves['spectrum'].astype(jnp.float32))
+    # Barriers on flat arrays, forward and backward: XLA's FFT on the CPU fails on operands whose
+    # axes a mesh, or a product that follows, has laid out in another order.
+    spectrum = jax.lax.optimization_barrier(spectrum).reshape(shape)
+    flat = jnp.fft.ifft2(spectrum).real.reshape(-1)
+    return leaves['scale'] * jax.lax.optimization_barrier(flat).reshape(shape)

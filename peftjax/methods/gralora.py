@@ -90,13 +90,7 @@ def gralora(
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
     ) -> Leaves:
-        for side, length in zip(('input', 'output'), matrix.shape, strict=True):
-            if length % blocks:
-                best = math.gcd(blocks, *matrix.shape)
-                raise ValueError(
-                    f'blocks {blocks} does not divide the {side} size {length} of {site.path!r} '
-                    f'{site.shape} {site.dtype}; write for example blocks={best}'
-                )
+        _check_blocks(blocks, matrix.shape, site)
         keys = jax.random.split(key)
         inputs, outputs = matrix.shape
         rows, columns = inputs // blocks, outputs // blocks
@@ -109,27 +103,15 @@ def gralora(
             leaves['hybrid_b'] = jnp.zeros((hybrid_rank, outputs), dtype)
         return leaves
 
-    def grid(
-        leaves: Leaves,
-    ) -> tuple[
-        Float[jax.Array, 'blocks block_in blocks run'],
-        Float[jax.Array, 'blocks blocks run block_out'],
-    ]:
-        a, b = leaves['a'], leaves['b']
-        return (
-            a.reshape(blocks, -1, blocks, rank // blocks),
-            b.reshape(blocks, blocks, rank // blocks, -1),
-        )
-
     def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
-        delta = jnp.einsum('nijr,jnro->nijo', *grid(leaves)).reshape(matrix.shape)
+        delta = jnp.einsum('nijr,jnro->nijo', *_grid(leaves)).reshape(matrix.shape)
         if hybrid_rank:
             delta = delta + leaves['hybrid_a'] @ leaves['hybrid_b']
         return matrix + leaves['scale'] * delta
 
     def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         leaves = jax.tree.map(lambda leaf: leaf.astype(use.dtype), leaves)
-        x, (a, b) = use.dropped(leaves.get('dropout')), grid(leaves)
+        x, (a, b) = use.dropped(leaves.get('dropout')), _grid(leaves)
         hidden = jnp.einsum('tni,nijr->tnjr', x.reshape(len(x), blocks, -1), a)
         added = jnp.einsum('tnjr,jnro->tjo', hidden, b).reshape(len(x), -1)
         if hybrid_rank:
@@ -145,6 +127,29 @@ def gralora(
         targets=targets,
         materialize=materialize,
     )
+
+
+def _check_blocks(blocks: int, shape: tuple[int, ...], site: WeightSite) -> None:
+    for side, length in zip(('input', 'output'), shape, strict=True):
+        if length % blocks:
+            best = math.gcd(blocks, *shape)
+            raise ValueError(
+                f'blocks {blocks} does not divide the {side} size {length} of {site.path!r} '
+                f'{site.shape} {site.dtype}; write for example blocks={best}'
+            )
+
+
+def _grid(
+    leaves: Leaves,
+) -> tuple[
+    Float[jax.Array, 'blocks block_in blocks run'],
+    Float[jax.Array, 'blocks blocks run block_out'],
+]:
+    """`A[n, j]` at `[n, :, j]` and `B[n, j]` at `[j, n]`."""
+    a, b = leaves['a'], leaves['b']
+    blocks, rows, rank = a.shape
+    run = rank // blocks
+    return a.reshape(blocks, rows, blocks, run), b.reshape(blocks, blocks, run, -1)
 
 
 def _uniform(

@@ -1,5 +1,6 @@
 """Invertible adapters: a reversible map behind the embeddings, undone before the output ones."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from peftjax.core.model import Model
 from peftjax.core.paths import TargetError
 from peftjax.core.promotion import lifted
 from peftjax.core.rules import ModuleRule
+from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import ModuleUse
 from peftjax.methods.blocks import check_positive
@@ -74,21 +76,7 @@ def invertible_adapter(
     function = activation_of(activation)
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
-        found = model.sites.match_modules(targets)
-        if len(found) != 1 or found[0].stack:
-            raise TargetError(
-                f'target {targets!r} matches {[(s.path, *s.stack) for s in found]}; an invertible '
-                'adapter stands behind one module outside of loops, write its path'
-            )
-        site = found[0]
-        if inverse is not None:
-            other = model.sites.modules.get(inverse)
-            if other is None or other.features != site.features or other.stack:
-                near = paths.nearby(inverse, model.sites.modules)
-                raise TargetError(
-                    f'inverse {inverse!r} is no module of {site.features} features outside of '
-                    f'loops{near}'
-                )
+        site = _site(model, targets, inverse)
         leaves = _start(paths.fold_in(key, site.path), site.features, size, dtype)
         return {site.path: Entry('invertible_adapter', leaves)}
 
@@ -96,51 +84,34 @@ def invertible_adapter(
         del own
         check_entries(adapter, 'invertible_adapter', _LEAVES)
         ((path, entry),) = adapter.items()
+        ways = {path: _forth} if inverse is None else {path: _forth, inverse: _back}
         leaves = dict(entry)
-        found = {path: ModuleRule(leaves, at(path, forth))}
-        return (
-            found if inverse is None else {**found, inverse: ModuleRule(leaves, at(inverse, back))}
-        )
-
-    def at(path: str, way: Callable[..., Any]) -> Callable[[Any, ModuleUse], jax.Array]:
-        def apply(
-            leaves: dict[str, Float[jax.Array, '...']], use: ModuleUse
-        ) -> Float[jax.Array, '... features']:
-            x, half = use.output, leaves['f_up'].shape[-1]
-            if half + leaves['g_up'].shape[-1] != x.shape[-1]:
-                raise AdapterError(
-                    f"the adapter's 'f_up' and 'g_up' for module {path!r} are "
-                    f'{leaves["f_up"].shape} and {leaves["g_up"].shape}, but it returns {x.shape} '
-                    f'{x.dtype}. Was it made for another model?'
-                )
-            here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
-            return jnp.concatenate(way(here, x[..., :half], x[..., half:]), axis=-1)
-
-        return apply
-
-    def forth(
-        here: dict[str, Float[jax.Array, '...']],
-        x1: Float[jax.Array, '*T half'],
-        x2: Float[jax.Array, '*T rest'],
-    ) -> tuple[Float[jax.Array, '*T half'], Float[jax.Array, '*T rest']]:
-        y1 = x1 + subnet(here, 'f', x2)
-        return y1, x2 + subnet(here, 'g', y1)
-
-    def back(
-        here: dict[str, Float[jax.Array, '...']],
-        y1: Float[jax.Array, '*T half'],
-        y2: Float[jax.Array, '*T rest'],
-    ) -> tuple[Float[jax.Array, '*T half'], Float[jax.Array, '*T rest']]:
-        x2 = y2 - subnet(here, 'g', y1)
-        return y1 - subnet(here, 'f', x2), x2
-
-    def subnet(
-        here: dict[str, Float[jax.Array, '...']], name: str, x: Float[jax.Array, '*T _']
-    ) -> Float[jax.Array, '*T _']:
-        inner = function(x @ here[f'{name}_down'] + lifted(here[f'{name}_down_bias'], x))
-        return inner @ here[f'{name}_up'] + lifted(here[f'{name}_up_bias'], x)
+        return {
+            path: ModuleRule(leaves, functools.partial(_apply, path, way, function))
+            for path, way in ways.items()
+        }
 
     return PeftTransform(start, rules)
+
+
+def _site(model: Model, targets: paths.Targets, inverse: str | None) -> ModuleSite:
+    """The module that an adapter stands behind; raises unless it and the inverse's one fit."""
+    found = model.sites.match_modules(targets)
+    if len(found) != 1 or found[0].stack:
+        raise TargetError(
+            f'target {targets!r} matches {[(s.path, *s.stack) for s in found]}; an invertible '
+            'adapter stands behind one module outside of loops, write its path'
+        )
+    site = found[0]
+    if inverse is not None:
+        other = model.sites.modules.get(inverse)
+        if other is None or other.features != site.features or other.stack:
+            near = paths.nearby(inverse, model.sites.modules)
+            raise TargetError(
+                f'inverse {inverse!r} is no module of {site.features} features outside of '
+                f'loops{near}'
+            )
+    return site
 
 
 def _start(
@@ -157,3 +128,51 @@ def _start(
         leaves[f'{name}_up'] = 0.02 * jax.random.normal(up, (size, outputs), dtype)
         leaves[f'{name}_up_bias'] = jnp.zeros(outputs, dtype)
     return leaves
+
+
+def _apply(
+    path: str,
+    way: Callable[..., Any],
+    function: Callable[[jax.Array], jax.Array],
+    leaves: dict[str, Float[jax.Array, '...']],
+    use: ModuleUse,
+) -> Float[jax.Array, '... features']:
+    x, half = use.output, leaves['f_up'].shape[-1]
+    if half + leaves['g_up'].shape[-1] != x.shape[-1]:
+        raise AdapterError(
+            f"the adapter's 'f_up' and 'g_up' for module {path!r} are "
+            f'{leaves["f_up"].shape} and {leaves["g_up"].shape}, but it returns {x.shape} '
+            f'{x.dtype}. Was it made for another model?'
+        )
+    here = {name: leaf.astype(x.dtype) for name, leaf in leaves.items()}
+    net = functools.partial(_net, function, here)
+    return jnp.concatenate(way(net, x[..., :half], x[..., half:]), axis=-1)
+
+
+def _forth(
+    net: Callable[[str, jax.Array], jax.Array],
+    x1: Float[jax.Array, '*T half'],
+    x2: Float[jax.Array, '*T rest'],
+) -> tuple[Float[jax.Array, '*T half'], Float[jax.Array, '*T rest']]:
+    y1 = x1 + net('f', x2)
+    return y1, x2 + net('g', y1)
+
+
+def _back(
+    net: Callable[[str, jax.Array], jax.Array],
+    y1: Float[jax.Array, '*T half'],
+    y2: Float[jax.Array, '*T rest'],
+) -> tuple[Float[jax.Array, '*T half'], Float[jax.Array, '*T rest']]:
+    x2 = y2 - net('g', y1)
+    return y1 - net('f', x2), x2
+
+
+def _net(
+    function: Callable[[jax.Array], jax.Array],
+    here: dict[str, Float[jax.Array, '...']],
+    name: str,
+    x: Float[jax.Array, '*T _'],
+) -> Float[jax.Array, '*T _']:
+    """`F` or `G` of the formula, by the first letter of its arrays."""
+    inner = function(x @ here[f'{name}_down'] + lifted(here[f'{name}_down_bias'], x))
+    return inner @ here[f'{name}_up'] + lifted(here[f'{name}_up_bias'], x)

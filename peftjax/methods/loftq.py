@@ -79,28 +79,14 @@ def loftq(
     settings = LowRank(rank, alpha, False, dropout, rank_pattern, alpha_pattern, dtype)
     chosen = scheme_of(scheme)
 
-    def alternate(
-        matrix: Float[jax.Array, 'in out'], layout: Layout, path: str
-    ) -> tuple[QuantizedArray, Float32[jax.Array, 'in rank'], Float32[jax.Array, 'rank out']]:
-        wide, one, rank = matrix.astype(jnp.float32), one_matrix(layout), settings.rank_at(path)
-        quantized, a, b = None, jnp.zeros((len(matrix), rank)), jnp.zeros((rank, matrix.shape[1]))
-        for _ in range(iterations):
-            rest = one.from_matrix((wide - a @ b).astype(matrix.dtype))
-            quantized = QuantizedArray.of(rest, one, chosen)
-            lost = wide - one.to_matrix(quantized.dequantize()).astype(jnp.float32)
-            left, values, right = jnp.linalg.svd(lost, full_matrices=False)
-            root = jnp.sqrt(values[:rank])
-            a, b = left[:, :rank] * root[None], root[:, None] * right[:rank]
-        assert quantized is not None
-        return quantized, a, b
-
     def init(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
     ) -> LowRankLeaves:
         del key
         settings.check_rank(matrix, site)
         assert site.layout is not None
-        _, a, b = alternate(matrix, site.layout, site.path)
+        rank_here = settings.rank_at(site.path)
+        _, a, b = _alternate(matrix, site.layout, rank_here, iterations, chosen)
         scale = settings.scale_at(site.path)
         return {'a': a.astype(dtype), 'b': (b / scale).astype(dtype)}
 
@@ -122,12 +108,32 @@ def loftq(
         )
 
     def quantized(leaf: Float[jax.Array, '...'], path: str, entry: Entry) -> QuantizedArray:
-        layout = entry.layout
+        layout, rank_here = entry.layout, settings.rank_at(path)
         assert layout is not None
-        one = over_stack(lambda matrix: alternate(matrix, layout, path)[0], layout)
-        return one(layout.to_matrix(leaf))
+
+        def one(matrix: Float[jax.Array, 'in out']) -> QuantizedArray:
+            return _alternate(matrix, layout, rank_here, iterations, chosen)[0]
+
+        return over_stack(one, layout)(layout.to_matrix(leaf))
 
     transform = settings.checked(
         weightwise(init, merge, apply, own=settings.own, targets=targets, name='loftq')
     )
     return transform.replace(rest=rest)
+
+
+def _alternate(
+    matrix: Float[jax.Array, 'in out'], layout: Layout, rank: int, iterations: int, scheme: Scheme
+) -> tuple[QuantizedArray, Float32[jax.Array, 'in rank'], Float32[jax.Array, 'rank out']]:
+    """`Q`, `A` and `B`, of a scale of 1."""
+    wide, one = matrix.astype(jnp.float32), one_matrix(layout)
+    quantized, a, b = None, jnp.zeros((len(matrix), rank)), jnp.zeros((rank, matrix.shape[1]))
+    for _ in range(iterations):
+        rest = one.from_matrix((wide - a @ b).astype(matrix.dtype))
+        quantized = QuantizedArray.of(rest, one, scheme)
+        lost = wide - one.to_matrix(quantized.dequantize()).astype(jnp.float32)
+        left, values, right = jnp.linalg.svd(lost, full_matrices=False)
+        root = jnp.sqrt(values[:rank])
+        a, b = left[:, :rank] * root[None], root[:, None] * right[:rank]
+    assert quantized is not None
+    return quantized, a, b

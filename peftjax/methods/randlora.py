@@ -128,24 +128,26 @@ def randlora(
     # Drawn once for all sites of a shape.
     drawn = functools.cache(lambda shapes: _drawn(seed, shapes[0], shapes[1], sparsity))
 
-    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
-        a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])
-        return matrix + leaves['scale'] * (a @ b)
-
-    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
-        rows, columns = use.weight().shape
-        change = use.lowrank(use.dropped(leaves.get('dropout')), *_factors(leaves, rows > columns))
-        return use.forward(use.x) + leaves['scale'].astype(change.dtype) * change
-
     return weightwise(
         init_weight,
-        merge,
-        apply,
+        _merge,
+        _apply,
         own=own,
         name='randlora',
         targets=targets,
         materialize=materialize,
     )
+
+
+def _merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
+    a, b = _factors(leaves, matrix.shape[0] > matrix.shape[1])
+    return matrix + leaves['scale'] * (a @ b)
+
+
+def _apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
+    rows, columns = use.weight().shape
+    change = use.lowrank(use.dropped(leaves.get('dropout')), *_factors(leaves, rows > columns))
+    return use.forward(use.x) + leaves['scale'].astype(change.dtype) * change
 
 
 def _factors(

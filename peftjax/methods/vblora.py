@@ -1,6 +1,6 @@
 """VB-LoRA: low-rank factors composed of vectors from one bank."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import jax
@@ -23,10 +23,6 @@ from peftjax.methods.low_rank import rate
 class Trained(TypedDict):
     logits_a: Float[jax.Array, 'rank pieces_in vectors']
     logits_b: Float[jax.Array, 'rank pieces_out vectors']
-
-
-class Leaves(Trained):
-    bank: Float[jax.Array, 'vectors block']
 
 
 class Prepared(Trained):
@@ -104,52 +100,34 @@ def vblora(
             arrays[f'logits_{name}'] = logits_std * jax.random.normal(each, shape, dtype)
         return arrays
 
-    def composed(leaves: Mapping[str, Any], name: str) -> Float[jax.Array, 'rank side']:
-        """`[r, side]`."""
-        values, places = jax.lax.top_k(leaves[f'logits_{name}'], topk)
-        pieces = jnp.einsum('rpk,rpkb->rpb', jax.nn.softmax(values), leaves['bank'][places])
-        return pieces.reshape(rank, -1)
-
-    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
-        return matrix + composed(leaves, 'a').T @ composed(leaves, 'b')
-
-    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, '...']:
-        return use.forward(use.x) + use.lowrank(
-            use.dropped(leaves.get('dropout')), leaves['a'], leaves['b']
-        )
-
     def of(bank: Any) -> PeftTransform:
         """The method at its sites, with the bank as it is now."""
 
-        def with_bank(function: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda leaves, value: function(
-                {**leaves, 'bank': bank.astype(leaves['logits_a'].dtype)}, value
-            )
+        def merge(
+            leaves: Trained, matrix: Float[jax.Array, 'in out']
+        ) -> Float[jax.Array, 'in out']:
+            a, b = _factors(leaves, bank.astype(leaves['logits_a'].dtype), topk)
+            return matrix + a @ b
 
-        def prepared(leaves: Trained, matrix: Float[jax.Array, 'in out']) -> Any:
+        def prepare(leaves: Trained, matrix: Float[jax.Array, 'in out']) -> Any:
             del matrix
-            whole = {**leaves, 'bank': bank}
-            return {**leaves, 'a': composed(whole, 'a').T, 'b': composed(whole, 'b')}
+            a, b = _factors(leaves, bank, topk)
+            return {**leaves, 'a': a, 'b': b}
 
         return weightwise(
             init_weight,
-            with_bank(merge),
-            apply,
+            merge,
+            _apply,
             own=lambda site: noise,
-            prepare=prepared,
+            prepare=prepare,
             targets=targets,
             name='vblora',
             materialize=materialize,
         )
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
-        bank = jax.random.uniform(
-            paths.fold_in(key, 'bank'),
-            (num_vectors, vector_length),
-            dtype,
-            -bank_bound,
-            bank_bound,
-        )
+        shape, bank_key = (num_vectors, vector_length), paths.fold_in(key, 'bank')
+        bank = jax.random.uniform(bank_key, shape, dtype, -bank_bound, bank_bound)
         return {'bank': bank, 'sites': of(bank).start(key, model)}
 
     def own_of(model: Model) -> Any:
@@ -160,6 +138,31 @@ def vblora(
         return of(adapter['bank']).rules(adapter['sites'], own)
 
     return PeftTransform(start, rules, own_of)
+
+
+def _factors(
+    leaves: Trained, bank: Float[jax.Array, 'vectors block'], topk: int
+) -> tuple[Float[jax.Array, 'in rank'], Float[jax.Array, 'rank out']]:
+    """`A` and `B`."""
+    a = _composed(leaves['logits_a'], bank, topk).T
+    return a, _composed(leaves['logits_b'], bank, topk)
+
+
+def _composed(
+    logits: Float[jax.Array, 'rank pieces vectors'],
+    bank: Float[jax.Array, 'vectors block'],
+    topk: int,
+) -> Float[jax.Array, 'rank side']:
+    """One side of all pieces, `sum_k softmax(z)_k v_k` each, `k` the largest logits."""
+    values, places = jax.lax.top_k(logits, topk)
+    pieces = jnp.einsum('rpk,rpkb->rpb', jax.nn.softmax(values), bank[places])
+    return pieces.reshape(len(logits), -1)
+
+
+def _apply(leaves: Prepared, use: Use) -> Float[jax.Array, '...']:
+    return use.forward(use.x) + use.lowrank(
+        use.dropped(leaves.get('dropout')), leaves['a'], leaves['b']
+    )
 
 
 def _check_made_here(adapter: Any) -> None:
