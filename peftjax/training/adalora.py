@@ -1,5 +1,6 @@
 """AdaLoRA's allocation of rank: an optimiser that sets the least important triplets to zero."""
 
+import dataclasses
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -112,15 +113,8 @@ def adalora_allocation(
             'every is at least 1, target_rank at least 0, beta1 and beta2 in [0, 1); got '
             f'{every}, {target_rank}, {beta1}, {beta2}'
         )
-    last = total_steps - final_steps
     inside = optax.with_extra_args_support(optimizer)
-
-    def allocates(step: jax.Array) -> jax.Array:
-        return ((step > initial_steps) & (step < last) & (step % every == 0)) | (step == last)
-
-    def emptied(step: jax.Array, keep: list[jax.Array]) -> list[jax.Array]:
-        """Which `lambda` the update of a step sets to zero."""
-        return [(allocates(step) | (step > last)) & ~each for each in keep]
+    schedule = _Schedule(target_rank, initial_steps, total_steps - final_steps, every)
 
     def init(params: Any) -> AllocationState:
         entries = _triplets(params)
@@ -135,14 +129,6 @@ def adalora_allocation(
         means = (_zeros(entries), _zeros(entries))
         return AllocationState(jnp.zeros((), jnp.int32), *means, keep, inside.init(params))
 
-    def budget_at(step: jax.Array, entries: list[Any]) -> jax.Array:
-        first = sum(entry['lambda'].size for entry in entries)
-        final = target_rank * sum(
-            entry['lambda'].size // entry['lambda'].shape[-1] for entry in entries
-        )
-        left = 1 - jnp.clip((step - initial_steps) / (last - initial_steps), 0, 1)
-        return jnp.floor((first - final) * left**3 + final).astype(jnp.int32)
-
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, AllocationState]:
@@ -151,25 +137,13 @@ def adalora_allocation(
         changes, inner = inside.update(updates, state.inner, params, **extra)
         entries = _triplets(params)
         step = state.step + 1
-        now = [
-            jax.tree.map(_sensitivity, dict(entry), dict(slope))
-            for entry, slope in zip(entries, _triplets(updates), strict=True)
-        ]
-        sensitivity = jax.tree.map(
-            lambda mean, value: beta1 * mean + (1 - beta1) * value, state.sensitivity, now
-        )
-        uncertainty = jax.tree.map(
-            lambda mean, value, center: beta2 * mean + (1 - beta2) * jnp.abs(value - center),
-            state.uncertainty,
-            now,
-            sensitivity,
-        )
-        scores = jax.tree.map(jnp.multiply, sensitivity, uncertainty)
-        chosen = _highest([_triplet_scores(each) for each in scores], budget_at(step, entries))
-        now_allocates = allocates(step)
+        means = _means(state, entries, _triplets(updates), beta1, beta2)
+        scores = [_triplet_scores(each) for each in jax.tree.map(jnp.multiply, *means)]
+        chosen = _highest(scores, schedule.budget(step, entries))
+        now_allocates = schedule.allocates(step)
         keep = [jnp.where(now_allocates, *each) for each in zip(chosen, state.keep, strict=True)]
-        lost = _any_left(entries, emptied(state.step, state.keep))
-        gone = iter(emptied(step, keep))  # In the adapter's order.
+        lost = _any_left(entries, schedule.emptied(state.step, state.keep))
+        gone = iter(schedule.emptied(step, keep))  # In the adapter's order.
 
         def change_of(entry: Any, change: Any) -> Any:
             if not is_triplet(entry):
@@ -178,9 +152,63 @@ def adalora_allocation(
             return change.replace(**{'lambda': jnp.where(lost, jnp.nan, values)})
 
         changes = jax.tree.map(change_of, params, changes, is_leaf=is_triplet)
-        return changes, AllocationState(step, sensitivity, uncertainty, keep, inner)
+        return changes, AllocationState(step, *means, keep, inner)
 
     return _Outermost(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Schedule:
+    """When triplets are chosen, and how many.
+
+    Attributes:
+        target_rank: mean rank of a matrix at the end.
+        initial: the last step before the descent.
+        last: the step of the last allocation, whose mask stays.
+        every: steps from one allocation to the next during the descent.
+    """
+
+    target_rank: int
+    initial: int
+    last: int
+    every: int
+
+    def budget(self, step: jax.Array, entries: list[Any]) -> jax.Array:
+        """How many triplets of the whole adapter an allocation at a step keeps."""
+        first = sum(entry['lambda'].size for entry in entries)
+        final = self.target_rank * sum(
+            entry['lambda'].size // entry['lambda'].shape[-1] for entry in entries
+        )
+        left = 1 - jnp.clip((step - self.initial) / (self.last - self.initial), 0, 1)
+        return jnp.floor((first - final) * left**3 + final).astype(jnp.int32)
+
+    def allocates(self, step: jax.Array) -> jax.Array:
+        descends = (step > self.initial) & (step < self.last)
+        return (descends & (step % self.every == 0)) | (step == self.last)
+
+    def emptied(self, step: jax.Array, keep: list[jax.Array]) -> list[jax.Array]:
+        """Which `lambda` the update of a step sets to zero."""
+        return [(self.allocates(step) | (step > self.last)) & ~each for each in keep]
+
+
+def _means(
+    state: AllocationState, entries: list[Any], slopes: list[Any], beta1: float, beta2: float
+) -> tuple[list[dict[str, jax.Array]], list[dict[str, jax.Array]]]:
+    """The running means `M` and `U`, with this step's `I = |w dL/dw|`."""
+    now = [
+        jax.tree.map(_sensitivity, dict(entry), dict(slope))
+        for entry, slope in zip(entries, slopes, strict=True)
+    ]
+    sensitivity = jax.tree.map(
+        lambda mean, value: beta1 * mean + (1 - beta1) * value, state.sensitivity, now
+    )
+    uncertainty = jax.tree.map(
+        lambda mean, value, center: beta2 * mean + (1 - beta2) * jnp.abs(value - center),
+        state.uncertainty,
+        now,
+        sensitivity,
+    )
+    return sensitivity, uncertainty
 
 
 def _triplets(tree: Any) -> list[Any]:
