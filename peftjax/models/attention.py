@@ -119,9 +119,7 @@ def _attention(query, key, value, mask, bias, softcap, drop):
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)
     scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
-    scores = scores * width**-0.5
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
+    scores = softcapped(scores * width**-0.5, softcap)
 
     def by_group(array: jax.Array) -> jax.Array:
         # [B, N, T, S] -> [B, K, G, T, S]; without a head axis, that axis stays at one.
@@ -195,6 +193,11 @@ def check_token_inputs(input_ids: jax.Array, **others: jax.Array | None) -> None
             raise ValueError(
                 f'{name} must be [{batch}, {length}] like input_ids, got {tuple(value.shape)}'
             )
+
+
+def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
+    """`cap · tanh(x / cap)`, which bounds x; x itself where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:

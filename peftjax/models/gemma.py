@@ -17,6 +17,7 @@ from peftjax.models.attention import (
     activation,
     check_token_inputs,
     merge_heads,
+    softcapped,
     split_heads,
 )
 from peftjax.models.gemma_config import GemmaConfig
@@ -151,23 +152,15 @@ class Gemma(nn.Module):
         cache: caches.Cache | None = None,
         targets: jax.Array | None = None,
     ) -> Any:
-        check_token_inputs(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            segment_ids=segment_ids,
-            targets=targets,
-        )
+        given = {
+            'attention_mask': attention_mask,
+            'position_ids': position_ids,
+            'segment_ids': segment_ids,
+        }
+        check_token_inputs(input_ids, **given, targets=targets)
         config = self.config
         (mask, positions), (near, _) = (
-            caches.look(
-                input_ids.shape[1],
-                cache,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                segment_ids=segment_ids,
-                window=window,
-            )
+            caches.look(input_ids.shape[1], cache, **given, window=window)
             for window in (None, config.sliding_window)
         )
         # Once for all layers: outside the scan, so that they are not computed again in each.
@@ -201,13 +194,12 @@ class Gemma(nn.Module):
         if cache_length is not None:
             x = x[:, -1:]
         x = RMSNorm(config.rms_norm_eps, self.dtype, self.param_dtype, 1.0, name='norm')(x)
-        cap = config.final_logit_softcapping
         logits = read_out(
             x,
             embed,
             tied=config.tie_word_embeddings,
             targets=targets,
-            finish=lambda logits: logits if cap is None else jnp.tanh(logits / cap) * cap,
+            finish=lambda logits: softcapped(logits, config.final_logit_softcapping),
         )
         return caches.with_logits(logits, present, cache, cache_length, attention_mask, positions)
 

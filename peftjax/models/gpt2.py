@@ -124,13 +124,12 @@ class GPT2(nn.Module):
         cache: caches.Cache | None = None,
         targets: jax.Array | None = None,
     ) -> Any:
-        check_token_inputs(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            segment_ids=segment_ids,
-            targets=targets,
-        )
+        given = {
+            'attention_mask': attention_mask,
+            'position_ids': position_ids,
+            'segment_ids': segment_ids,
+        }
+        check_token_inputs(input_ids, **given, targets=targets)
         config, length = self.config, input_ids.shape[1]
         longest = cache_length or (length if cache is None else cache.mask.shape[1])
         if max(length, longest) > config.n_positions:
@@ -138,13 +137,7 @@ class GPT2(nn.Module):
                 f'{max(length, longest)} tokens: this checkpoint has {config.n_positions} position '
                 'embeddings'
             )
-        mask, position_ids = caches.look(
-            length,
-            cache,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            segment_ids=segment_ids,
-        )
+        mask, position_ids = caches.look(length, cache, **given, window=None)
         tokens, positions = (
             nn.Embed(size, config.n_embd, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
             for name, size in (('wte', config.vocab_size), ('wpe', config.n_positions))
@@ -170,12 +163,7 @@ class GPT2(nn.Module):
         if cache_length is not None:
             x = x[:, -1:]
         x = LayerNorm(config.layer_norm_epsilon, self.dtype, self.param_dtype, name='ln_f')(x)
-        logits = read_out(
-            x,
-            tokens,
-            tied=config.tie_word_embeddings,
-            targets=targets,
-        )
+        logits = read_out(x, tokens, tied=config.tie_word_embeddings, targets=targets)
         return caches.with_logits(
             logits, present, cache, cache_length, attention_mask, position_ids
         )

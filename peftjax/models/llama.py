@@ -134,22 +134,14 @@ class Llama(nn.Module):
         cache: caches.Cache | None = None,
         targets: jax.Array | None = None,
     ) -> Any:
-        check_token_inputs(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            segment_ids=segment_ids,
-            targets=targets,
-        )
+        given = {
+            'attention_mask': attention_mask,
+            'position_ids': position_ids,
+            'segment_ids': segment_ids,
+        }
+        check_token_inputs(input_ids, **given, targets=targets)
         config, length = self.config, input_ids.shape[1]
-        mask, position_ids = caches.look(
-            length,
-            cache,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            segment_ids=segment_ids,
-            window=config.sliding_window,
-        )
+        mask, position_ids = caches.look(length, cache, **given, window=config.sliding_window)
         embed = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -179,12 +171,7 @@ class Llama(nn.Module):
         if cache_length is not None:
             x = x[:, -1:]
         x = RMSNorm(config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')(x)
-        logits = read_out(
-            x,
-            embed,
-            tied=config.tie_word_embeddings,
-            targets=targets,
-        )
+        logits = read_out(x, embed, tied=config.tie_word_embeddings, targets=targets)
         return caches.with_logits(
             logits, present, cache, cache_length, attention_mask, position_ids
         )
