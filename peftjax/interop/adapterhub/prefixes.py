@@ -58,11 +58,7 @@ def read(file: File) -> Part:
             'bias': _repeated(file, 'control_trans.0.bias', size),
         }
     if gates:
-        for number, leaves in enumerate(made):
-            place = f'{file.hub.places.core.format(layer=number)}.prefix_tuning.prefix_gates'
-            for ours, theirs in (('gate', 'weight'), ('gate_bias', 'bias')):
-                tensor = f'{place}.{file.name}.{theirs}'
-                leaves[ours] = file.first(file.take(tensor), tensor)
+        made = [{**leaves, **_gate(file, number)} for number, leaves in enumerate(made)]
     for leaf in made[0]:
         if len(shapes := {each[leaf].shape for each in made}) > 1:
             raise CheckpointError(f'{file.where}: {leaf} has shapes {sorted(shapes)} by layer')
@@ -78,6 +74,15 @@ def read(file: File) -> Part:
         targets=literal(paths),
     )
     return transform, {'sites': entries('prefix_tuning', sites), **network}
+
+
+def _gate(file: File, layer: int) -> Arrays:
+    place = f'{file.hub.places.core.format(layer=layer)}.prefix_tuning.prefix_gates.{file.name}'
+    leaves: Arrays = {}
+    for ours, theirs in (('gate', 'weight'), ('gate_bias', 'bias')):
+        tensor = f'{place}.{theirs}'
+        leaves[ours] = file.first(file.take(tensor), tensor)
+    return leaves
 
 
 def _repeated(file: File, ending: str, *shape: int | None) -> np.ndarray:
