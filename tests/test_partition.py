@@ -27,51 +27,52 @@ def _pair(method, one, other, targets=MATRICES, **settings):
     return Pair(functools.partial(method, targets=targets, **settings), one, other)
 
 
-ALPHA = ({'alpha': 2}, {'alpha': 32})
-RATE = ({'dropout': 0.1}, {'dropout': 0.6})
-SEED = ({'seed': 0}, {'seed': 1})
+NUMBERS = {
+    'alpha': ({'alpha': 2}, {'alpha': 32}),
+    'dropout': ({'dropout': 0.1}, {'dropout': 0.6}),
+    'seed': ({'seed': 0}, {'seed': 1}),
+}
+
+
+def _pairs(name, *numbers, targets=MATRICES, **settings):
+    """A pair for each of the numbers that the method of this name takes."""
+    method = getattr(peftjax, name)
+    return {
+        f'{name}, {number}': _pair(method, *NUMBERS[number], targets=targets, **settings)
+        for number in numbers
+    }
+
+
 PAIRS = {
-    'lora, alpha': _pair(peftjax.lora, *ALPHA, rank=2),
+    **_pairs('lora', 'alpha', 'dropout', rank=2),
     'lora, rank-stabilised': _pair(peftjax.lora, {'rslora': False}, {'rslora': True}, rank=2),
     'lora, alpha by pattern': _pair(
         peftjax.lora, {'alpha_pattern': {'.*up': 1}}, {'alpha_pattern': {'.*down': 9}}, rank=2
     ),
-    'lora, dropout': _pair(peftjax.lora, *RATE, rank=2),
-    'dora, alpha': _pair(peftjax.dora, *ALPHA, rank=2),
-    'dora, dropout': _pair(peftjax.dora, *RATE, rank=2),
-    'lora_fa, alpha': _pair(peftjax.lora_fa, *ALPHA, rank=2),
-    'lora_fa, dropout': _pair(peftjax.lora_fa, *RATE, rank=2),
-    'lora_fa, seed': _pair(peftjax.lora_fa, *SEED, rank=2),
-    'randlora, alpha': _pair(peftjax.randlora, *ALPHA, rank=2),
-    'randlora, dropout': _pair(peftjax.randlora, *RATE, rank=2),
-    'randlora, seed': _pair(peftjax.randlora, *SEED, rank=2),
+    **_pairs('dora', 'alpha', 'dropout', rank=2),
+    **_pairs('lora_fa', 'alpha', 'dropout', 'seed', rank=2),
+    **_pairs('randlora', 'alpha', 'dropout', 'seed', rank=2),
     'randlora, sparsity': _pair(peftjax.randlora, {'sparsity': 2.0}, {'sparsity': 5.0}, rank=2),
-    'vera, dropout': _pair(peftjax.vera, *RATE, rank=4),
-    'vera, seed': _pair(peftjax.vera, *SEED, rank=4),
-    'loha, alpha': _pair(peftjax.loha, *ALPHA, rank=2),
-    'lokr, alpha': _pair(peftjax.lokr, *ALPHA, rank=1, factor=4),
-    'hira, dropout': _pair(peftjax.hira, *RATE, rank=2),
-    'gralora, alpha': _pair(peftjax.gralora, *ALPHA, rank=2),
-    'gralora, dropout': _pair(peftjax.gralora, *RATE, rank=2),
-    'adalora, alpha': _pair(peftjax.adalora, *ALPHA, init_rank=2),
-    'adalora, dropout': _pair(peftjax.adalora, *RATE, init_rank=2),
-    'delora, dropout': _pair(peftjax.delora, *RATE, rank=2),
-    'vblora, dropout': _pair(
-        peftjax.vblora, *RATE, rank=2, num_vectors=8, vector_length=4, logits_std=1.0
-    ),
+    **_pairs('vera', 'dropout', 'seed', rank=4),
+    **_pairs('loha', 'alpha', rank=2),
+    **_pairs('lokr', 'alpha', rank=1, factor=4),
+    **_pairs('hira', 'dropout', rank=2),
+    **_pairs('gralora', 'alpha', 'dropout', rank=2),
+    **_pairs('adalora', 'alpha', 'dropout', init_rank=2),
+    **_pairs('delora', 'dropout', rank=2),
+    **_pairs('vblora', 'dropout', rank=2, num_vectors=8, vector_length=4, logits_std=1.0),
     'shira, scaling': _pair(peftjax.shira, {'scaling': 1.0}, {'scaling': 9.0}, rank=1),
-    'shira, seed': _pair(peftjax.shira, *SEED, rank=1),
+    **_pairs('shira', 'seed', rank=1),
     'fourierft, scaling': _pair(
         peftjax.fourierft, {'scaling': 30.0}, {'scaling': 300.0}, n_frequency=6
     ),
-    'fourierft, seed': _pair(peftjax.fourierft, *SEED, n_frequency=6),
-    'intrinsic, seed': _pair(peftjax.intrinsic, *SEED, dimension=9),
+    **_pairs('fourierft', 'seed', n_frequency=6),
+    **_pairs('intrinsic', 'seed', dimension=9),
     'oft, eps': _pair(peftjax.oft, {'eps': 0.01}, {'eps': 0.4}, block_size=4),
     'bottleneck, scale': _pair(
         peftjax.bottleneck, {'scale': 1.0}, {'scale': 7.0}, r'layers.*/(up|down)', size=2
     ),
-    'loftq, alpha': _pair(peftjax.loftq, *ALPHA, r'layers.*/(up|down)', rank=2, iterations=1),
-    'loftq, dropout': _pair(peftjax.loftq, *RATE, r'layers.*/(up|down)', rank=2, iterations=1),
+    **_pairs('loftq', 'alpha', 'dropout', targets=r'layers.*/(up|down)', rank=2, iterations=1),
 }
 
 
