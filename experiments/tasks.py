@@ -97,18 +97,22 @@ def weighted_sums(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Sums
     Args:
         result: logits [..., classes], computed with in float32; or what a decoder, given targets,
             makes of them.
-        batch: 'targets' int [...] and 'weights' float [...].
+        batch: 'targets' int [...] and 'weights' float [...]; a target below 0 counts nowhere.
     """
+    counted = batch['targets'] >= 0
     if not isinstance(result, peftjax.TokenScores):
         logits = result.astype(jnp.float32)
+        labels = jnp.where(counted, batch['targets'], 0)
         result = peftjax.TokenScores(
-            optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets']),
+            optax.softmax_cross_entropy_with_integer_labels(logits, labels),
             jnp.argmax(logits, axis=-1) == batch['targets'],
+            counted,
         )
+    weights = jnp.where(counted, batch['weights'], 0.0)
     return {
-        'loss': jnp.sum(result.losses * batch['weights']),
-        'correct': jnp.sum(jnp.where(result.correct, batch['weights'], 0.0)),
-        'weights': jnp.sum(batch['weights']),
+        'loss': jnp.sum(result.losses * weights),
+        'correct': jnp.sum(jnp.where(result.correct, weights, 0.0)),
+        'weights': jnp.sum(weights),
     }
 
 

@@ -15,13 +15,21 @@ CHUNK = 128  # positions of each row whose logits are there at the same time
 class TokenScores(NamedTuple):
     """How well each position predicts the token that it should.
 
+    A target below 0, such as -100, is no token, and its position counts nowhere.
+
     Attributes:
-        losses: cross-entropy in nats, float32 [B, T].
+        losses: cross-entropy in nats, float32 [B, T]; 0 where nothing is counted.
         correct: whether that token has the largest logit, bool [B, T].
+        counted: whether there is a target, bool [B, T].
     """
 
     losses: jax.Array
     correct: jax.Array
+    counted: jax.Array
+
+    def mean(self) -> jax.Array:
+        """The mean loss of the positions that count, float32 []; 0 where none does."""
+        return self.losses.sum() / jnp.maximum(self.counted.sum(dtype=jnp.float32), 1.0)
 
 
 def read_out(
@@ -33,6 +41,8 @@ def read_out(
     finish: Callable[[jax.Array], jax.Array] = lambda logits: logits,
 ) -> jax.Array | TokenScores:
     """Logits [B, T, V] of the states x [B, T, D], or the scores of targets int [B, T].
+
+    A target below 0 counts nowhere.
 
     The head is the embedding if it is `tied`, else a new `lm_head` without bias; call it inside a
     compact method. finish: what comes of the head's logits, such as a bound.
@@ -67,9 +77,11 @@ def read_out(
     def score(head: nn.Module, carry: tuple[()], part: tuple[jax.Array, jax.Array]):
         states, wanted = part
         values = logits(head, states).astype(jnp.float32)
-        chosen = jnp.take_along_axis(values, wanted[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(values, axis=-1) - chosen
-        return carry, TokenScores(losses, jnp.argmax(values, axis=-1) == wanted)
+        counted = wanted >= 0
+        token = jnp.where(counted, wanted, 0)
+        chosen = jnp.take_along_axis(values, token[..., None], axis=-1)[..., 0]
+        losses = jnp.where(counted, jax.nn.logsumexp(values, axis=-1) - chosen, 0.0)
+        return carry, TokenScores(losses, jnp.argmax(values, axis=-1) == wanted, counted)
 
     once = score if x.shape[1] <= CHUNK else nn.remat(score, prevent_cse=False)
     chunked = nn.scan(once, variable_broadcast='params', split_rngs={'params': False})

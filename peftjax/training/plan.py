@@ -240,7 +240,7 @@ def table(plans: Mapping[str, Plan]) -> str:
 
 def _cross_entropy(result: Any) -> jax.Array:
     if hasattr(result, 'losses'):  # a decoder that was given targets
-        return result.losses.mean()
+        return result.mean()
     logits = jax.tree.leaves(result)[0].astype(jnp.float32)
     labels = jnp.zeros(logits.shape[:-1], jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
