@@ -52,7 +52,7 @@ def ia3(
       `'input'`.
 
     Raises:
-      TargetError: from `init`, see `Sites.match_weights`.
+      TargetError: from `init`, see `Sites.match_weights`; a convolution in `feedforward`.
       ValueError: from `init`, if `targets` and `feedforward` share a weight.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -81,6 +81,12 @@ def ia3(
             raise ValueError(
                 f'targets and feedforward both match {site.path!r}; a weight has its output scaled '
                 'or its input: take it out of one of the two patterns'
+            )
+        if 'conv' in site.uses:
+            raise paths.TargetError(
+                f'feedforward matches {site.path!r} {site.shape}, a convolution, whose inputs are '
+                'channels under each tap of the kernel; write it into targets, which scales what '
+                'it returns'
             )
         return {'input': jnp.ones(matrix.shape[0], dtype)}
 
