@@ -11,11 +11,13 @@ from peftjax.core.errors import AdapterError, MergeError
 from peftjax.core.frozen import Frozen
 from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
+from peftjax.core.masks import Mask
 from peftjax.core.merge_loss import merge_loss
 from peftjax.core.model import Model
 from peftjax.core.partition import combine, partition
 from peftjax.core.paths import TargetError, targets
 from peftjax.core.quantized import QuantizedArray, Scheme, dequantize
+from peftjax.core.roles import Roles
 from peftjax.core.rules import ROOT, CallRule, LeafRule, MatrixRule, ModuleRule
 from peftjax.core.sharding import (
     batch_sharding,
@@ -26,8 +28,9 @@ from peftjax.core.sharding import (
 )
 from peftjax.core.sites import ModuleSite, Sites, WeightSite
 from peftjax.core.summary import Summary, summary
+from peftjax.core.tokens import Tokens
 from peftjax.core.transform import PeftTransform
-from peftjax.core.use import ModelCall, ModuleUse, Use
+from peftjax.core.use import AttentionUse, ModelCall, ModuleUse, Use
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
 from peftjax.methods.adalora import adalora, orthogonality
@@ -131,12 +134,15 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    'AttentionUse',
     'Int8',
+    'Mask',
     'NF4',
     'Q4_0',
     'Q4_1',
     'Q8_0',
     'QuantizedArray',
+    'Roles',
     'Scheme',
     'dequantize',
     'quantize',
@@ -184,6 +190,7 @@ __all__ = [
     'TargetError',
     'TokenScores',
     'Tokenizer',
+    'Tokens',
     'Use',
     'Entry',
     'Frozen',

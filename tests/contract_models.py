@@ -12,15 +12,7 @@ import peftjax
 
 WIDTH, HIDDEN, HEADS, LAYERS, VOCABULARY = 8, 16, 2, 2, 13
 IDS = jnp.arange(40, dtype=jnp.int32).reshape(8, 5) % VOCABULARY
-
-
-class _LinenCore(nn.Module):
-    """Attention as a module, so that a method can reach it."""
-
-    @nn.compact
-    def __call__(self, query, key, value, **options):
-        del options
-        return nn.dot_product_attention(query, key, value)
+ROLES = peftjax.Roles(token_ids='ids', embedding=r'embed')
 
 
 class _LinenBlock(nn.Module):
@@ -28,9 +20,7 @@ class _LinenBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, _=None):
-        attention = nn.MultiHeadDotProductAttention(
-            HEADS, dtype=self.dtype, attention_fn=_LinenCore(name='core'), name='attention'
-        )
+        attention = nn.MultiHeadDotProductAttention(HEADS, dtype=self.dtype, name='attention')
         with jax.numpy_dtype_promotion('standard'):  # Flax takes a float32 mean from bfloat16.
             normal = nn.LayerNorm(dtype=self.dtype, name='norm')(x)
         x = x + attention(normal)
@@ -62,17 +52,9 @@ class _Linen(nn.Module):
         return embed.attend(x)
 
 
-class _NnxCore(nnx.Module):
-    def __call__(self, query, key, value, **options):
-        del options
-        return nnx.dot_product_attention(query, key, value)
-
-
 class _NnxBlock(nnx.Module):
     def __init__(self, rngs):
-        self.attention = nnx.MultiHeadAttention(
-            HEADS, WIDTH, decode=False, attention_fn=_NnxCore(), rngs=rngs
-        )
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
         self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
         self.up = nnx.Linear(WIDTH, HIDDEN, rngs=rngs)
         self.down = nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
@@ -115,7 +97,8 @@ class _NnxStacked(nnx.Module):
 
 def _linen(**fields):
     module = _Linen(**fields)
-    return peftjax.wrap(module, module.init(jax.random.key(0), IDS), {'ids': IDS})
+    variables = module.init(jax.random.key(0), IDS)
+    return peftjax.wrap(module, variables, {'ids': IDS}, roles=ROLES)
 
 
 _BUILDERS = {
@@ -123,9 +106,9 @@ _BUILDERS = {
     'linen scanned': lambda: _linen(scan=True),
     'linen scanned, rematerialised': lambda: _linen(scan=True, remat=True),
     'linen scanned, bfloat16': lambda: _linen(scan=True, dtype=jnp.bfloat16),
-    'nnx looped': lambda: peftjax.wrap(_NnxLooped(nnx.Rngs(0)), None, {'ids': IDS}),
+    'nnx looped': lambda: peftjax.wrap(_NnxLooped(nnx.Rngs(0)), None, {'ids': IDS}, roles=ROLES),
     'nnx scanned, rematerialised': lambda: peftjax.wrap(
-        _NnxStacked(nnx.Rngs(0)), None, {'ids': IDS}
+        _NnxStacked(nnx.Rngs(0)), None, {'ids': IDS}, roles=ROLES
     ),
 }
 # Built when first asked for, and once: no test changes a model.

@@ -38,7 +38,8 @@ X = jnp.ones((8, 64, 128))
 
 @functools.cache
 def matrices():
-    return peftjax.wrap(_Two(), _Two().init(jax.random.key(0), X), {'x': X})
+    roles = peftjax.Roles(other=('x',))
+    return peftjax.wrap(_Two(), _Two().init(jax.random.key(0), X), {'x': X}, roles=roles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +291,9 @@ B, LENGTH, HEADS, N = 8, 64, 4, 48
 
 @functools.cache
 def attention():
-    return peftjax.wrap(_Attention(), _Attention().init(jax.random.key(0), X), {'x': X})
+    roles = peftjax.Roles(attention='core', other=('x',))
+    variables = _Attention().init(jax.random.key(0), X)
+    return peftjax.wrap(_Attention(), variables, {'x': X}, roles=roles)
 
 
 # By example: products with keys and with values, and a softmax over n more places.

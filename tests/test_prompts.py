@@ -204,13 +204,12 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
             ValueError,
             'attention_mask in place',
         ),
-        (lambda: _call(PREFIX, input_ids=IDS, segment_ids=MASK), ValueError, 'give position_ids'),
         (
             lambda: peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'layers/mlp').init(
                 KEY, llama()
             ),
             peftjax.TargetError,
-            'is no attention core',
+            'not known as an attention core',
         ),
         (
             lambda: peftjax.p_tuning(

@@ -59,8 +59,7 @@ def test_every_method_comes_back(method, tmp_path):
 def test_every_method_comes_back_on_every_form(method, form, tmp_path):
     model = MODELS[form]()
     outputs = (
-        peftjax.adapt(model, each)(a, f, ids=IDS)
-        for each, a, f in _kept(tmp_path, model, method)
+        peftjax.adapt(model, each)(a, f, ids=IDS) for each, a, f in _kept(tmp_path, model, method)
     )
     assert files.same(*outputs)
 

@@ -19,9 +19,9 @@ def test_exclude():
     leaves = sites.match_leaves(peftjax.targets(r'.*/bias', exclude=r'.*/attention/.*'))
     assert leaves == ['layers/down/bias', 'layers/norm/bias', 'layers/up/bias']
     cores = MODELS['linen looped']().sites.match_modules(
-        peftjax.targets(['core'], exclude=r'layers_0/.*', expect=1)
+        peftjax.targets(['attention_fn'], exclude=r'layers_0/.*', expect=1)
     )
-    assert [site.path for site in cores] == ['layers_1/core']
+    assert [site.path for site in cores] == ['layers_1/attention/attention_fn']
 
 
 def test_what_is_excluded_need_not_be_adaptable():

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from peftjax.binding import calls, views
+from peftjax.binding import calls, described, views
 from peftjax.binding.binder import Binder
 from peftjax.binding.context import Context, plain
 from peftjax.binding.interpret import run
@@ -19,6 +19,7 @@ from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized, like_dense
 from peftjax.core.rules import ROOT, CallRule, MatrixRule, ModuleRule, Rule
+from peftjax.core.tokens import Tokens
 from peftjax.core.transform import PeftTransform
 from peftjax.core.use import ModelCall
 
@@ -97,15 +98,22 @@ def evaluate_precomputed(
 ) -> Any:
     """The model's outputs with what `precompute` gave."""
 
-    def inside(*args: Any, **keywords: Any) -> Any:
-        return _evaluate_sites(model, rules, params, key, calls.split(args, keywords))
-
     args, keywords = call.arguments()
     rule = rules.get(ROOT)
     if not isinstance(rule, CallRule):
-        return inside(*args, **keywords)
-    whole = ModelCall(args, keywords, _key(key, ROOT), inside, model.takes)
-    return rule.apply(rule.leaves, whole)
+        return _evaluate_sites(model, rules, params, key, call)
+    if model.roles is None or keywords.get('method') is not None:
+        raise ValueError(
+            'this method acts on the call of a model, and knows it by the roles of its arguments: '
+            "write peftjax.wrap(..., roles=peftjax.Roles(token_ids='...')), and no method="
+        )
+
+    def run(arguments: Mapping[str, Any]) -> Any:
+        changed = calls.split(*described.by_place(model.signature, arguments))
+        return _evaluate_sites(model, rules, params, key, changed)
+
+    named = described.by_name(model.signature, args, keywords)
+    return rule.apply(rule.leaves, ModelCall(named, model.roles, _key(key, ROOT), run))
 
 
 def _evaluate_sites(
@@ -114,7 +122,7 @@ def _evaluate_sites(
     matrix_rules = {path: rule for path, rule in rules.items() if isinstance(rule, MatrixRule)}
     module_rules = {path: rule for path, rule in rules.items() if isinstance(rule, ModuleRule)}
     context = Context(
-        Binder(matrix_rules, module_rules, call.arguments()[1]),
+        Binder(matrix_rules, module_rules, described.tokens_of(model, *call.arguments())),
         modules={path: (rule.leaves, _key(key, path)) for path, rule in module_rules.items()},
         layered={path: model.sites.modules[path].scans for path in module_rules},
     )
@@ -146,7 +154,7 @@ def reads_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
             return apply(params, *args, **kwargs)
         call = calls.split(args, kwargs)
         values = [_enter(path, leaf, None, None) for path, leaf in leaves.items()]
-        return _followed(apply, params, values, call, Context(Binder({}, {}, {})))
+        return _followed(apply, params, values, call, Context(Binder({}, {}, lambda _: Tokens())))
 
     return reading
 

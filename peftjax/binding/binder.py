@@ -1,16 +1,19 @@
 """A visitor that puts rules in the place of uses."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from peftjax.binding import tags
+from peftjax.binding import attention, tags
 from peftjax.binding.context import Called, Context
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf, Refused
 from peftjax.core.errors import AdapterError
 from peftjax.core.rules import MatrixRule, ModuleRule
-from peftjax.core.use import ModuleUse
+from peftjax.core.tokens import Tokens
+from peftjax.core.use import ModuleUse, Use
 
 
 class Binder:
@@ -20,10 +23,11 @@ class Binder:
         self,
         weights: dict[str, MatrixRule],
         modules: dict[str, ModuleRule],
-        keywords: dict[str, Any],
+        tokens: Callable[[str], Tokens],
     ):
+        """`tokens(path)`: the tokens that a module or a leaf sees in this call."""
         self._weights, self._modules = weights, modules
-        self._keywords = keywords
+        self._tokens = tokens
         self._count: dict[str, int] = {}
 
     def _split(self, path: str, state: Any) -> tuple[Any, Any]:
@@ -44,9 +48,12 @@ class Binder:
                 f'this call contracts its axes {facts.rows} with stack {facts.stack}, '
                 f'the example inputs {layout.rows} with {layout.stack}'
             )
-        return contraction.run(
-            self._split(leaf.path, leaf.state), rule.apply, transposed=not forward
-        )
+        tokens = functools.partial(self._tokens, leaf.path)
+
+        def apply(leaves: Any, use: Use) -> jax.Array:
+            return rule.apply(leaves, use.replace(tokens=tokens))
+
+        return contraction.run(self._split(leaf.path, leaf.state), apply, transposed=not forward)
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
         del spread
@@ -64,7 +71,9 @@ class Binder:
         if rule is None:
             return output
         leaves, key = self._split(tag.path, context.modules[tag.path])
-        result = rule.apply(leaves, ModuleUse(inputs, output, key, self._keywords, around))
+        core = None if tag.core is None else attention.use_of(tag.core, inputs, tag.path)
+        tokens = functools.partial(self._tokens, tag.path)
+        result = rule.apply(leaves, ModuleUse(inputs, output, key, tokens, around, core))
         if result.shape != output.shape:
             raise ValueError(
                 f'the rule for module {tag.path!r} returned shape {result.shape} for '

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.binding import tags, uses, views
+from peftjax.binding import attention, tags, uses, views
 from peftjax.binding.calls import Call
 from peftjax.binding.context import Called, Context, plain
 from peftjax.binding.interpret import run
@@ -78,9 +78,15 @@ class _Recorder:
 
     def module(self, called: Called, context: Context) -> jax.Array:
         tag, inputs, around, output = called
+        reason = ''
+        if tag.core is not None:
+            try:
+                core = attention.use_of(tag.core, inputs, tag.path)
+                inputs = core.query, core.key, core.value
+            except ValueError as error:
+                reason = str(error)
         scans = tuple(layers for _, layers in context.scans)
         stack = tuple(length for length, layers in context.scans if layers)
-        reason = ''
         if output.ndim != tag.rank:
             reason = 'it is called under vmap'
         known = self.modules.get(tag.path)
@@ -99,6 +105,7 @@ class _Recorder:
             reason or (known.reason if known else ''),
             tuple(value.shape for value in around),
             self.last,
+            tag.core is not None,
         )
         return output
 

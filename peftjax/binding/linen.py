@@ -1,11 +1,16 @@
 """Flax Linen modules as pure functions, plain and with every call tagged."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
-from peftjax.binding import tags
+from peftjax.binding import attention, tags
+from peftjax.core.roles import Roles
 
 
 def split_variables(variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -33,11 +38,11 @@ def plain_apply(module: nn.Module, collections: dict[str, Any]) -> Callable[...,
     return apply
 
 
-def tagged_apply(apply: Callable[..., Any]) -> Callable[..., Any]:
+def tagged_apply(apply: Callable[..., Any], roles: Roles | None) -> Callable[..., Any]:
     """`apply` with inputs and outputs of every module call marked."""
 
     def tagged(params: Any, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(_Tagger()):
+        with nn.intercept_methods(_Tagger(roles or Roles())):
             return apply(params, *args, **kwargs)
 
     return tagged
@@ -47,7 +52,8 @@ class _Tagger:
     """An interceptor. A lifted module (`scan`, `remat`) calls a twin of the same path: only the
     innermost of them, which sees one layer, is marked."""
 
-    def __init__(self) -> None:
+    def __init__(self, roles: Roles) -> None:
+        self._roles = roles
         self._marked_within: dict[str, bool] = {}
 
     def __call__(
@@ -57,17 +63,57 @@ class _Tagger:
         kwargs: Any,
         context: nn.module.InterceptorContext,
     ) -> Any:
-        path = '/'.join(context.module.path)
+        module, path = context.module, '/'.join(context.module.path)
         if context.method_name != '__call__' or not path:
             return call(*args, **kwargs)
-        kind = type(context.module).__name__
+        if self._roles.is_('attention', path):
+            return _tagged_core(module, call, args, kwargs, path)
+        kind = type(module).__name__
         before = self._marked_within.get(path)
         self._marked_within[path] = False
         args, kwargs = tags.mark_inputs((args, kwargs), kind, path)
-        output = call(*args, **kwargs)
+        with _exchanged(module, path):
+            output = call(*args, **kwargs)
         if not self._marked_within[path]:
             output = tags.mark_output(output, kind, path)
         self._marked_within[path] = True
         if before is None:
             del self._marked_within[path]
         return output
+
+
+def _tagged_core(module: nn.Module, call: Any, args: Any, kwargs: Any, path: str) -> Any:
+    """The call of a core, marked; its dropout gets a key with which it can be called again."""
+    output = call(*args, **kwargs)
+    # Drawn behind the core's own key, which stays what it is without a method.
+    rng = module.make_rng('dropout') if module.has_rng('dropout') else None
+    signature = attention.without_first(inspect.signature(type(module).__call__))
+    core = _Core(module.clone(parent=None, name=None))
+    kind = type(module).__name__
+    return attention.mark(output, signature, core, args, kwargs, rng=rng, kind=kind, path=path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Core:
+    """A module without parameters, as a function of its arguments."""
+
+    module: nn.Module
+
+    def __call__(self, rng: jax.Array | None, *args: Any, **kwargs: Any) -> jax.Array:
+        rngs = None if rng is None else {'dropout': rng}
+        return self.module.apply({}, *args, **kwargs, rngs=rngs)
+
+
+@contextlib.contextmanager
+def _exchanged(module: nn.Module, path: str) -> Iterator[None]:
+    """Flax's attention module with its attention function marked, as long as it is called."""
+    if not isinstance(module, nn.MultiHeadDotProductAttention):
+        yield
+        return
+    function = module.attention_fn
+    # Fields of a bound module cannot be assigned; this one is put back.
+    object.__setattr__(module, 'attention_fn', attention.marked(function, f'{path}/attention_fn'))
+    try:
+        yield
+    finally:
+        object.__setattr__(module, 'attention_fn', function)

@@ -1,25 +1,32 @@
 """Flax NNX modules as pure functions, plain and with every call tagged."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
-from peftjax.binding import tags
+from peftjax.binding import attention, jaxprs, tags
+from peftjax.core import paths
+from peftjax.core.roles import Roles
 
 # A static attribute of our twins' submodules, so that NNX's own transforms carry it along.
 _PATH = 'peftjax_path'
 
 
-def split_module(module: nnx.Module) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+def split_module(
+    module: nnx.Module, roles: Roles | None
+) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
     """`(params, apply, tagged apply)` of a module, which is read once and never changed.
 
     `apply(params, *args, state=None, rngs=None, mutable=False, method='__call__', **kwargs)`
     rebuilds the module at each call: `state` stands in for what is not a parameter (batch
-    statistics, caches, random streams), `rngs` is a key that reseeds its random streams, and
-    `mutable=True` returns `(output, new state)`.
+    statistics, caches, random streams), `rngs` reseeds its random streams, by one key or a dict of
+    a key for each, and `mutable=True` returns `(output, new state)`. A call that draws from a
+    stream needs one of the two, else every call would draw the same.
     """
     graphdef, params, state = nnx.split(module, nnx.Param, ...)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
@@ -27,7 +34,7 @@ def split_module(module: nnx.Module) -> tuple[Any, Callable[..., Any], Callable[
     return (
         nnx.to_pure_dict(params),
         functools.partial(_apply, parts, nnx.merge),
-        functools.partial(_apply, parts, _merge_tagged),
+        functools.partial(_apply, parts, functools.partial(_merge_tagged, roles or Roles())),
     )
 
 
@@ -37,7 +44,7 @@ def _apply(
     params: Any,
     *args: Any,
     state: Any = None,
-    rngs: jax.Array | None = None,
+    rngs: jax.Array | Mapping[str, jax.Array] | None = None,
     mutable: bool = False,
     method: str = '__call__',
     **kwargs: Any,
@@ -47,15 +54,75 @@ def _apply(
     variables, others = jax.tree.map(lambda leaf: leaf, (shapes, own if state is None else state))
     nnx.replace_by_pure_dict(variables, params)
     twin = merge(graphdef, variables, others)
-    if rngs is not None:
-        nnx.reseed(twin, default=rngs)
+    seeded = _reseed(twin, rngs)
+    before = _counts(twin, seeded)
     output = getattr(twin, method)(*args, **kwargs)
-    if not mutable:
-        return output
-    return output, nnx.split(twin, nnx.Param, ...)[2]
+    if mutable:
+        return output, nnx.split(twin, nnx.Param, ...)[2]
+    drew = any(a is not b for a, b in zip(before, _counts(twin, seeded), strict=True))
+    if drew and _depends_on_streams(parts, merge, params, args, state, kwargs):
+        raise ValueError(
+            'this call draws random numbers, and would draw the same at every call: write '
+            "rngs={'dropout': key} (or one key for all streams), or wrap the module after "
+            'module.eval()'
+        )
+    return output
 
 
-def _merge_tagged(graphdef: Any, params: Any, state: Any) -> nnx.Module:
+def _reseed(module: nnx.Module, rngs: Any) -> set[str]:
+    """The names of the random streams that start anew from `rngs`.
+
+    A module of one stream, `nnx.Rngs(0)`, takes its key by any name.
+
+    Raises:
+      ValueError: a name that no stream has.
+    """
+    if rngs is None:
+        return set()
+    streams = {stream.key.tag for stream in _streams(module)}
+    if not isinstance(rngs, Mapping):
+        keys = {name: rngs if name == 'default' else paths.fold_in(rngs, name) for name in streams}
+    elif streams == {'default'} and len(rngs) == 1:
+        keys = {'default': next(iter(rngs.values()))}
+    else:
+        keys = dict(rngs)
+    if unknown := sorted(set(keys) - streams):
+        raise ValueError(
+            f'rngs has keys for {unknown}, and the random streams of this module are '
+            f'{sorted(streams)}; name these'
+        )
+    nnx.reseed(module, **keys)
+    return set(keys)
+
+
+def _streams(module: nnx.Module) -> list[Any]:
+    return [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream)]
+
+
+def _counts(module: nnx.Module, without: set[str]) -> list[Any]:
+    """How often each random stream was drawn from, but for those of some names."""
+    streams = _streams(module)
+    return [stream.count.get_value() for stream in streams if stream.key.tag not in without]
+
+
+def _depends_on_streams(
+    parts: Any, merge: Any, params: Any, args: Any, state: Any, kwargs: Any
+) -> bool:
+    """Whether the output has to do with what was drawn: a recurrent start of zeros has not."""
+
+    def of_key(rngs: jax.Array) -> Any:
+        return _apply(parts, merge, params, *args, state=state, rngs=rngs, **kwargs)
+
+    closed = jax.make_jaxpr(of_key)(jax.random.key(0))
+    touched = jaxprs.evaluate(
+        jaxprs.Body(closed.jaxpr, (False,) * len(closed.consts)),
+        [True],
+        lambda eqn, inputs: [any(each is True for each in inputs)] * len(eqn.outvars),
+    )
+    return any(each is True for each in touched)
+
+
+def _merge_tagged(roles: Roles, graphdef: Any, params: Any, state: Any) -> nnx.Module:
     """A fresh twin whose submodules are of subclasses that mark their calls.
 
     Python looks `__call__` up on the class, so the class changes; the twin is ours alone and the
@@ -64,16 +131,48 @@ def _merge_tagged(graphdef: Any, params: Any, state: Any) -> nnx.Module:
     twin = nnx.merge(graphdef, params, state)
     for path, node in list(nnx.iter_graph(twin)):
         if isinstance(node, nnx.Module) and path and callable(node):
-            node.__class__ = _tagging_class(type(node))
-            setattr(node, _PATH, '/'.join(map(str, path)))
+            name = '/'.join(map(str, path))
+            node.__class__ = _tagging_class(type(node), roles.is_('attention', name))
+            setattr(node, _PATH, name)
+            if isinstance(node, nnx.MultiHeadAttention):
+                node.attention_fn = attention.marked(node.attention_fn, f'{name}/attention_fn')
     return twin
 
 
 @functools.cache
-def _tagging_class(cls: type) -> type:
+def _tagging_class(cls: type, is_core: bool) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         path = getattr(self, _PATH)
+        if is_core:
+            return _marked_core(cls, self, args, kwargs, path)
         args, kwargs = tags.mark_inputs((args, kwargs), cls.__name__, path)
         return tags.mark_output(cls.__call__(self, *args, **kwargs), cls.__name__, path)
 
     return type(cls)(cls.__name__, (cls,), {'__call__': __call__, '__module__': cls.__module__})
+
+
+def _marked_core(cls: Any, module: Any, args: Any, kwargs: Any, path: str) -> Any:
+    output = cls.__call__(module, *args, **kwargs)
+    signature = attention.without_first(inspect.signature(cls.__call__))
+    graphdef, state = nnx.split(module)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            f'the attention core {path!r} holds {list(nnx.to_flat_state(state))}; a core is a '
+            'module without parameters and random streams of its own'
+        )
+    core = _Core(cls, graphdef)
+    return attention.mark(
+        output, signature, core, args, kwargs, rng=None, kind=cls.__name__, path=path
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Core:
+    """A module without variables, as a function of its arguments."""
+
+    cls: Any
+    graphdef: Any
+
+    def __call__(self, rng: None, *args: Any, **kwargs: Any) -> jax.Array:
+        del rng  # It has no streams.
+        return self.cls.__call__(nnx.merge(self.graphdef, nnx.State({})), *args, **kwargs)

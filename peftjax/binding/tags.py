@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from peftjax.binding import jaxprs
 
-_PATTERN = re.compile(r'peftjax:(in|out):(\d+):(\d+):(\w*):(.*)')
+_PATTERN = re.compile(r'peftjax:(in|out):(\d+):(\d+):(\w*)(?:#(\d+))?:(.*)')
 
 
 class Tag(NamedTuple):
@@ -25,6 +25,7 @@ class Tag(NamedTuple):
       rank: number of axes of the array as the module saw it.
       kind: name of the module's class.
       path: of the module.
+      core: number of the call in `peftjax.binding.attention`, of an attention core's output.
     """
 
     point: str
@@ -32,6 +33,7 @@ class Tag(NamedTuple):
     rank: int
     kind: str
     path: str
+    core: int | None = None
 
 
 def mark_inputs(args: Any, kind: str, path: str) -> Any:
@@ -41,8 +43,9 @@ def mark_inputs(args: Any, kind: str, path: str) -> Any:
     return jax.tree.unflatten(structure, marked)
 
 
-def mark_output(output: Any, kind: str, path: str) -> Any:
-    """`output` with its first array marked as what `path` returned."""
+def mark_output(output: Any, kind: str, path: str, core: int | None = None) -> Any:
+    """`output` with its first array marked as what `path` returned; of which attention `core`."""
+    kind = kind if core is None else f'{kind}#{core}'
     leaves, structure = jax.tree.flatten(output)
     first = next((i for i, leaf in enumerate(leaves) if _is_float(leaf)), None)
     if first is not None:
@@ -55,8 +58,8 @@ def read(operation: jaxprs.Operation | None) -> Tag | None:
     match = _PATTERN.fullmatch(operation.name) if isinstance(operation, jaxprs.Name) else None
     if match is None:
         return None
-    point, index, rank, kind, path = match.groups()
-    return Tag(point, int(index), int(rank), kind, path)
+    point, index, rank, kind, core, path = match.groups()
+    return Tag(point, int(index), int(rank), kind, path, None if core is None else int(core))
 
 
 def below(eqn: Any) -> list[Tag]:
@@ -83,6 +86,6 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _mark(leaf: Any, place: str, kind: str, path: str) -> Any:
-    if not isinstance(leaf, jax.Array) or jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if not isinstance(leaf, jax.Array):
         return leaf
     return checkpoint_name(leaf, f'peftjax:{place}:{leaf.ndim}:{kind}:{path}')

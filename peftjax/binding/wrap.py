@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen
+import jax
 from flax import nnx
 
 from peftjax.binding import calls, linen, serialization
 from peftjax.binding import nnx as nnx_binding
 from peftjax.binding.adapt import reads_quantized
+from peftjax.binding.attention import without_first
 from peftjax.binding.discover import discover
 from peftjax.core.model import Model
+from peftjax.core.roles import Roles, parameters_of
 
 # Here, since `import peftjax` does not bring Flax.
 serialization.register()
@@ -22,6 +25,7 @@ def wrap(
     params: Any,
     example_inputs: Any = None,  # Their absence is told below.
     *,
+    roles: Roles | None = None,
     config: Any = None,
     tokenizer: Any = None,
 ) -> Model:
@@ -39,17 +43,20 @@ def wrap(
       example_inputs: a dict of keyword arguments, a tuple of positional ones, or one array.
         Arrays may be `ShapeDtypeStruct`s; their batch size does not matter later, the path they
         take through the program does.
+      roles: what the arguments and modules of the model are for; unless given, the attribute
+        `peftjax_roles` of `module`, if it has one.
       config, tokenizer: kept in the model.
 
     Returns:
       The model. `apply` passes `rngs`, `mutable` and `method` through; `state` replaces the
       collections that are not parameters. An NNX module is read in the mode that it is in
-      (`.train()` or `.eval()`) and never changed. Its `rngs` is one key, which reseeds its random
-      streams (Linen's is a dict of keys); without it every call draws the same mask.
+      (`.train()` or `.eval()`) and never changed. Its `rngs` reseeds its random streams, by one key
+      or by a dict of a key for each, as Linen's; a call that draws random numbers needs it.
 
     Raises:
       TypeError: `module` is none of these, or a class of them; an NNX module comes with params, a
-        Linen module with none; `example_inputs` are missing.
+        Linen module with none; `example_inputs` are missing; `roles` name an argument that the
+        model does not take.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))
@@ -66,6 +73,8 @@ def wrap(
             'example_inputs are missing: write wrap(linen_module, variables, inputs), '
             'wrap(nnx_module, None, inputs) or wrap(function, params, inputs)'
         )
+    roles = getattr(module, 'peftjax_roles', None) if roles is None else roles
+    call = calls.example(example_inputs)
     if isinstance(module, flax.linen.Module):
         if not isinstance(params, Mapping):
             raise TypeError(
@@ -74,14 +83,14 @@ def wrap(
             )
         params, collections = linen.split_variables(params)
         apply = linen.plain_apply(module, collections)
-        traceable = linen.tagged_apply(apply)
+        traceable = linen.tagged_apply(apply, roles)
     elif isinstance(module, nnx.Module):
         if params is not None:
             raise TypeError(
                 'an NNX module holds its own params: write wrap(module, None, inputs), '
                 'then model.replace(params=...) for others'
             )
-        params, apply, traceable = nnx_binding.split_module(module)
+        params, apply, traceable = nnx_binding.split_module(module, roles)
     elif isinstance(module, Callable):
         apply = traceable = module
     else:
@@ -89,10 +98,25 @@ def wrap(
             f'cannot wrap a {type(module).__name__}: give a flax.linen.Module, a '
             'flax.nnx.Module or a function f(params, *args)'
         )
-    sites = discover(traceable, params, calls.example(example_inputs))
-    takes = tuple(inspect.signature(_call_of(module)).parameters)
-    return Model(reads_quantized(apply), params, sites, traceable, config, tokenizer, takes)
+    signature = without_first(inspect.signature(_call_of(module)))
+    if roles is not None:
+        roles.check(parameters_of(signature))
+    sites = discover(_drawing(module, traceable), params, call)
+    return Model(
+        reads_quantized(apply), params, sites, traceable, config, tokenizer, roles, signature
+    )
 
 
 def _call_of(module: Any) -> Callable[..., Any]:
     return type(module).__call__ if isinstance(module, flax.linen.Module | nnx.Module) else module
+
+
+def _drawing(module: Any, traceable: Callable[..., Any]) -> Callable[..., Any]:
+    """`traceable` with random numbers, which the example inputs may lack."""
+    if not isinstance(module, nnx.Module):
+        return traceable
+
+    def drawing(*args: Any, **kwargs: Any) -> Any:
+        return traceable(*args, **{'rngs': jax.random.key(0), **kwargs})
+
+    return drawing

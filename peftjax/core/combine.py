@@ -236,14 +236,20 @@ def _nest_matrix(path: str, inner: MatrixRule, outer: MatrixRule) -> MatrixRule:
         None if outer_merge is None else merge,
         prepare if prepared else None,
         inner.before,
+        inner.whole or outer.whole,
     )
 
 
 def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
     def apply(leaves: Any, use: ModuleUse) -> jax.Array:
         keys = (None, None) if use.key is None else jax.random.split(use.key)
-        output = inner.apply(leaves[0], dataclasses.replace(use, key=keys[0]))
-        return outer.apply(leaves[1], dataclasses.replace(use, output=output, key=keys[1]))
+        first = dataclasses.replace(use, key=keys[0])
+        second = dataclasses.replace(use, output=inner.apply(leaves[0], first), key=keys[1])
+        if use.attention is not None:
+            attend = _after(inner, leaves[0], first)
+            again = dataclasses.replace(use.attention, attend=attend)
+            second = dataclasses.replace(second, attention=again)
+        return outer.apply(leaves[1], second)
 
     def prepare(leaves: Any, params: Mapping[str, Any]) -> Any:
         return tuple(
@@ -252,7 +258,23 @@ def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
         )
 
     prepared = inner.prepare is not None or outer.prepare is not None
-    return ModuleRule((inner.leaves, outer.leaves), apply, prepare if prepared else None)
+    leaves, whole = (inner.leaves, outer.leaves), inner.whole or outer.whole
+    return ModuleRule(leaves, apply, prepare if prepared else None, whole)
+
+
+def _after(inner: ModuleRule, leaves: Any, use: ModuleUse) -> Callable[..., jax.Array]:
+    """Attention over other arrays, with what `inner` makes of it."""
+
+    def attend(query: Any, key: Any, value: Any, mask: Any, bias: Any) -> jax.Array:
+        attention = use.attention
+        assert attention is not None
+        output = attention.attend(query, key, value, mask, bias)
+        longer = dataclasses.replace(
+            attention, query=query, key=key, value=value, mask=mask, bias=bias
+        )
+        return inner.apply(leaves, dataclasses.replace(use, output=output, attention=longer))
+
+    return attend
 
 
 def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:
@@ -265,9 +287,9 @@ def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:
     def apply(leaves: Any, call: ModelCall) -> Any:
         keys = (None, None) if call.key is None else jax.random.split(call.key)
 
-        def run(*args: Any, **keywords: Any) -> Any:
+        def run(arguments: Mapping[str, Any]) -> Any:
             return inner.apply(
-                leaves[0], dataclasses.replace(call, args=args, keywords=keywords, key=keys[0])
+                leaves[0], dataclasses.replace(call, arguments=arguments, key=keys[0])
             )
 
         return outer.apply(leaves[1], dataclasses.replace(call, key=keys[1], run=run))

@@ -1,6 +1,7 @@
 """A model as a value."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 
 from peftjax.core import paths, readable
+from peftjax.core.roles import Roles, parameters_of
 from peftjax.core.sites import Sites
 
 
@@ -23,7 +25,8 @@ class Model:
       sites: where methods can act.
       traceable: `apply` with every module output tagged for the binding; the same numbers.
       config, tokenizer: what the checkpoint came with, where known.
-      takes: names of the arguments that the model's own signature spells out.
+      roles: what its arguments and modules are for; None where nobody declared it.
+      signature: of a call, without `params`.
       fresh: paths of leaves that no checkpoint held, and that start at random (a new head). Write
         `model.replace(params=..., fresh=())` once they are trained.
     """
@@ -34,8 +37,14 @@ class Model:
     traceable: Callable[..., Any]
     config: Any = None
     tokenizer: Any = None
-    takes: tuple[str, ...] = ()
+    roles: Roles | None = None
+    signature: inspect.Signature = inspect.Signature()
     fresh: tuple[str, ...] = ()
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Names of the arguments that the model's own signature spells out."""
+        return parameters_of(self.signature)
 
     def replace(self, **changes: Any) -> 'Model':
         """A copy with some fields changed, for example other `params`."""
@@ -67,7 +76,7 @@ class _SameObjects:
 def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
     static = (
         *(model.apply, model.sites, model.traceable, model.config, model.tokenizer),
-        *(model.takes, model.fresh),
+        *(model.roles, model.signature, model.fresh),
     )
     return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
 

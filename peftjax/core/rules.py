@@ -39,6 +39,7 @@ class MatrixRule:
         of the model and outside of its loops: for what depends on the weights alone. `merge`
         must take them as well. None for `leaves` as they are.
       before: what replaces the leaf first.
+      whole: it reads whole examples, so that text cannot be generated from a cache.
     """
 
     leaves: Any
@@ -47,6 +48,7 @@ class MatrixRule:
     merge: Callable[[Any, jax.Array], jax.Array] | None
     prepare: Callable[[Any, jax.Array], Any] | None = None
     before: LeafRule | None = None
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +60,13 @@ class ModuleRule:
       apply: `apply(leaves, use)` gives the output in force.
       prepare: `prepare(leaves, params)` gives the leaves that `apply` sees, from the model's own
         `{leaf path: array}`, once for each call of the model and outside of its loops; or None.
+      whole: it reads whole examples, so that text cannot be generated from a cache.
     """
 
     leaves: Any
     apply: Callable[[Any, ModuleUse], jax.Array]
     prepare: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

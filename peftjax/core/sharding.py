@@ -10,10 +10,10 @@ from peftjax.core import paths
 from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray
-from peftjax.core.sites import Sites, WeightSite
+from peftjax.core.roles import Roles
+from peftjax.core.sites import WeightSite
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
-_ENDS = 'Branch'  # the module that our models put at the end of a sublayer
 
 
 def make_mesh(
@@ -72,7 +72,7 @@ def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
     Source: for `tensor`, Shoeybi et al. 2019 (arXiv:1909.08053), section 3; for `fsdp`, Rajbhandari
     et al. 2019 (arXiv:1910.02054), stage 3.
     """
-    last = _last_of_branches(model.sites)
+    last = _last_of_branches(model)
     places = {
         path: _place(leaf, _spec(model.sites.weights[path], path in last, mesh), mesh)
         for path, leaf in paths.flatten(model.params).items()
@@ -98,7 +98,7 @@ def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
     >>> tuple(placed['hidden/kernel']['a'].spec)
     ('fsdp', None)
     """
-    last = _last_of_branches(model.sites)
+    last = _last_of_branches(model)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = [str(getattr(key, 'key', getattr(key, 'name', key))) for key in path]
@@ -130,8 +130,10 @@ def frozen_shardings(frozen: Frozen, model: Model, mesh: Mesh | AbstractMesh) ->
     return Frozen(params, state_shardings(frozen.own, model, mesh))
 
 
-def _last_of_branches(sites: Sites) -> frozenset[str]:
-    return frozenset(site.after for site in sites.modules.values() if site.kind == _ENDS)
+def _last_of_branches(model: Model) -> frozenset[str]:
+    roles = model.roles or Roles()
+    modules = model.sites.modules.items()
+    return frozenset(site.after for path, site in modules if roles.is_('residual_end', path))
 
 
 def _spec(site: WeightSite, ends: bool, mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -72,6 +72,7 @@ class ModuleSite:
       reason: why nothing can be placed here; empty where it can.
       around: shapes of the array arguments of the module that calls it.
       after: path of the weight matrix that was used last before this output; empty if none was.
+      attention: whether it is an attention core, whose first inputs are query, key and value.
     """
 
     path: str
@@ -84,6 +85,7 @@ class ModuleSite:
     reason: str = ''
     around: tuple[tuple[int, ...], ...] = ()
     after: str = ''
+    attention: bool = False
 
     @property
     def features(self) -> int:

@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.core.roles import Roles
+from peftjax.core.tokens import Tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class Use:
@@ -17,8 +20,8 @@ class Use:
     Attributes:
       x: operand: `[T, in]`; `[T, out]` if `transposed`; `[T]` integers for a lookup; images in
         the model's own layout for a convolution.
-      tokens: sizes of the axes that `T` flattens, for example `(batch, length)`; of an image,
-        its batch.
+      axes: sizes of the axes that `T` flattens, for example `(batch, length)`; of an image, its
+        batch.
       kind: `'dot'`, `'lookup'` or `'conv'`.
       transposed: the map runs from `out` to `in` (a tied output head).
       key: a PRNG key for the adapter's own noise, or None when it is off.
@@ -28,10 +31,11 @@ class Use:
       product: `product(x, m)`: the same use of another matrix, `[in, k]` (`[k, in]` transposed).
       lowrank: `lowrank(x, a, b)`: the same use of `a @ b` without forming it; `lowrank(x, a, b,
         middle)` of `a @ diag(middle) @ b`, whose gradient by `middle: [r]` costs no product.
+      tokens: `tokens()`: which of the axes' positions are tokens, as the model's roles tell.
     """
 
     x: jax.Array
-    tokens: tuple[int, ...]
+    axes: tuple[int, ...]
     kind: str
     transposed: bool
     key: jax.Array | None
@@ -40,6 +44,7 @@ class Use:
     weight: Callable[[], jax.Array]
     product: Callable[[jax.Array, jax.Array], jax.Array]
     lowrank: Callable[..., jax.Array]
+    tokens: Callable[[], Tokens] = Tokens
 
     def replace(self, **changes: Any) -> 'Use':
         """A copy with some fields changed."""
@@ -58,6 +63,31 @@ class Use:
 
 
 @dataclasses.dataclass(frozen=True)
+class AttentionUse:
+    """One call of an attention core, as a rule sees it.
+
+    Letters: `T` queries, `S` keys, `N` heads of width `H`, `K` of keys and values.
+
+    Attributes:
+      query: `[B, T, N, H]`.
+      key, value: `[B, S, K, H]`.
+      mask: who sees whom: a `Mask`, or booleans `[B or 1, N or 1, T or 1, S]`; None for all.
+      bias: added to the scores, `[B or 1, N or 1, T or 1, S]`; None for nothing.
+      core: `core(query, key, value, mask, bias)`: the core's own function, with its scale, soft cap
+        and dropout, of other arrays.
+      attend: the same with all rules in force that stand before this one at the core.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    mask: Any
+    bias: jax.Array | None
+    core: Callable[..., jax.Array]
+    attend: Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModuleUse:
     """One call of one module, as a rule sees it.
 
@@ -65,20 +95,17 @@ class ModuleUse:
       inputs: the array arguments of the call, keyword arguments behind positional ones by name.
       output: what the module returned (its first array).
       key: a PRNG key for the adapter's own noise, or None when it is off.
-      keywords: the keyword arguments of the whole model's call, such as `attention_mask`.
+      tokens: `tokens()`: the tokens that the module sees, as the model's roles tell.
       around: the array arguments of the module that calls this one, as far as it has a name.
+      attention: the call of an attention core; None of any other module.
     """
 
     inputs: tuple[jax.Array, ...]
     output: jax.Array
     key: jax.Array | None
-    keywords: Mapping[str, Any]
+    tokens: Callable[[], Tokens] = Tokens
     around: tuple[jax.Array, ...] = ()
-
-    @property
-    def follows(self) -> bool:
-        """See `ModelCall.follows`."""
-        return self.keywords.get('cache') is not None
+    attention: AttentionUse | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +113,22 @@ class ModelCall:
     """One call of the whole model, as a rule sees it.
 
     Attributes:
-      args, keywords: the arguments: arrays, and whatever the model takes besides.
+      arguments: arrays, and whatever the model takes besides, by the names of its signature.
+      roles: what they are for.
       key: a PRNG key for the adapter's own noise, or None when it is off.
-      run: `run(*args, **keywords)`: the model's result with all other rules in force.
-      takes: names of the arguments that the model knows.
+      run: `run(arguments)`: the model's result with all other rules in force.
     """
 
-    args: tuple[Any, ...]
-    keywords: dict[str, Any]
+    arguments: Mapping[str, Any]
+    roles: Roles
     key: jax.Array | None
-    run: Callable[..., Any]
-    takes: tuple[str, ...] = ()
+    run: Callable[[Mapping[str, Any]], Any]
+
+    def given(self, role: str) -> Any:
+        """The argument with a role of arguments, such as `'mask'`; None where it is left out."""
+        return self.arguments.get(getattr(self.roles, role))
 
     @property
     def follows(self) -> bool:
-        """Whether the tokens go on behind those in a `cache`, virtual ones among them."""
-        return self.keywords.get('cache') is not None
+        """Whether the tokens go on behind those in a cache, virtual ones among them."""
+        return self.given('cache') is not None

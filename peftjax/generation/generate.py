@@ -49,6 +49,8 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     call of one token, in a loop inside of one compiled program. What a method prepares from weights
     alone (DoRA's norms, rotations, composed factors) is computed once, before the loop. Virtual
     tokens and prefixes belong to the first call: they are in the cache, or before it in attention.
+    With a method that reads whole examples (gates, ReFT at last positions) there is no cache: each
+    token is a call on the whole row, and what is written is what full calls say.
 
     Args:
         model: a decoder of `peftjax.load`, or any model that takes `cache_length` and `cache` as
@@ -99,6 +101,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         rules, params = precompute(model, method.rules(adapter, frozen.own), frozen.params)
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
+        whole = any(getattr(rule, 'whole', False) for rule in rules.values())
 
         def call(**keywords: Any) -> Any:
             return evaluate_precomputed(model, rules, params, None, calls.split((), keywords))
@@ -106,6 +109,9 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def follow(tokens: Int32[jax.Array, ' B'], cache: Any) -> Any:
             return call(**{written_as: tokens[:, None]}, cache=cache)
 
+        if whole:
+            again, logits, row = _on_whole_rows(model, call, read, settings)
+            return _write(again, logits, row, key, settings)
         first, given = _first_call(model, read, virtual, settings.start)
         logits, cache = call(**read, **first, cache_length=given + settings.count - 1)
         return _write(follow, logits, cache, key, settings)
@@ -201,6 +207,35 @@ def _first_call(
     return {'position_ids': jnp.maximum(seen - 1, 0)}, read['input_ids'].shape[1] + virtual
 
 
+def _on_whole_rows(
+    model: Model, call: Callable[..., Any], read: dict[str, jax.Array], settings: _Settings
+) -> tuple[Callable[[jax.Array, Any], Any], Float[jax.Array, 'B 1 V'], Any]:
+    """What `_write` needs where each call sees the whole row: its tokens and which there are."""
+    rows = len(next(iter(read.values())))
+    if _has_encoder(model):
+        ids = jnp.tile(jnp.asarray(settings.start, jnp.int32), (rows, 1))
+        mask = jnp.ones_like(ids)
+    else:
+        ids, mask = read['input_ids'], read['attention_mask']
+    ids, mask = (jnp.pad(each, ((0, 0), (0, settings.count))) for each in (ids, mask))
+    given = ids.shape[1] - settings.count
+
+    def logits_of(ids: jax.Array, mask: jax.Array, last: Any) -> Float[jax.Array, 'B 1 V']:
+        if _has_encoder(model):
+            logits = call(**read, decoder_input_ids=ids, decoder_attention_mask=mask)
+        else:
+            positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+            logits = call(input_ids=ids, attention_mask=mask, position_ids=positions)
+        return lax.dynamic_slice_in_dim(logits, last, 1, axis=1)
+
+    def again(tokens: Int32[jax.Array, ' B'], row: Any) -> Any:
+        ids, mask, place = row
+        ids, mask = ids.at[:, place].set(tokens), mask.at[:, place].set(1)
+        return logits_of(ids, mask, place), (ids, mask, place + 1)
+
+    return again, logits_of(ids, mask, given - 1), (ids, mask, jnp.int32(given))
+
+
 def _write(
     follow: Callable[[jax.Array, Any], Any],
     logits: Float[jax.Array, 'B _ V'],
@@ -210,7 +245,8 @@ def _write(
 ) -> Int32[jax.Array, 'B {settings.count}']:
     """All tokens, from the logits and the cache of the first call.
 
-    follow: `follow(tokens [B], cache)` gives the logits behind the tokens, and the next cache.
+    follow: `follow(tokens [B], cache)` gives the logits behind the tokens, and the next cache; any
+        tree may stand for the cache.
     """
 
     def choose(

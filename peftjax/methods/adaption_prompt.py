@@ -10,6 +10,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.entries import Entry, check_entries
+from peftjax.core.errors import AdapterError
 from peftjax.core.layout import Layout
 from peftjax.core.model import Model
 from peftjax.core.rules import ModuleRule
@@ -17,6 +18,7 @@ from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import ModuleUse
 from peftjax.methods.blocks import check_positive
+from peftjax.methods.cores import check_core
 
 
 class Leaves(TypedDict):
@@ -76,7 +78,8 @@ def adaption_prompt(
     ...         split = lambda name: nn.DenseGeneral((2, 4), name=name)(x)
     ...         return Core(name='core')(split('q_proj'), split('k_proj'), split('v_proj'))
     >>> x = jnp.ones((1, 3, 8))
-    >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), x), x)
+    >>> variables, roles = Net().init(jax.random.key(0), x), peftjax.Roles(attention='core')
+    >>> model = peftjax.wrap(Net(), variables, x, roles=roles)
     >>> tx = peftjax.adaption_prompt(num_virtual_tokens=5, targets=r'core')
     >>> tx.init(jax.random.key(0), model)[0]['core']['prompt'].shape
     (5, 8)
@@ -127,24 +130,24 @@ def adaption_prompt(
 
 
 def _attend(leaves: Prepared, use: ModuleUse) -> Float[jax.Array, 'B L *features']:
-    query, key = use.inputs[:2]
+    attention = use.attention
+    if attention is None:
+        raise AdapterError(
+            f'adaption_prompt acts on attention cores, and a module that returns '
+            f'{use.output.shape} {use.output.dtype} is none. Was it made for another model?'
+        )
+    query, heads = attention.query, attention.key.shape[2:]
     prompts = (
         jnp.broadcast_to(rows, (len(query), *rows.shape)).astype(query.dtype)
-        for rows in (leaves[name].reshape(-1, *key.shape[2:]) for name in ('key', 'value'))
+        for rows in (leaves[name].reshape(-1, *heads) for name in ('key', 'value'))
     )
-    with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
-        seen = jax.nn.dot_product_attention(query, *prompts)
+    seen = attention.core(query, *prompts, None, None)
     return use.output + leaves['gate'].astype(query.dtype) * seen.reshape(use.output.shape)
 
 
 def _layout(site: ModuleSite, model: Model, key: str, value: str) -> Layout:
     """That of the frozen projections, which must be alike."""
-    if len(site.inputs) < 3 or any(len(shape) != 4 for shape in site.inputs[:3]):
-        raise paths.TargetError(
-            f'module {site.path!r} is called with {site.inputs} and is no attention core, which '
-            'takes query, key and value of [batch, length, heads, width]; print(model.sites) shows '
-            "the modules, write for example targets=r'.*/core'"
-        )
+    check_core(site)
     weights = model.sites.weights
     found = [_modules(paths.parent(site.path), name, weights) for name in (key, value)]
     layouts = [weights[f'{each[0]}/kernel'].layout if len(each) == 1 else None for each in found]

@@ -109,7 +109,7 @@ def bottleneck(
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         adapter = {}
         for site in model.sites.match_modules(targets):
-            sizes = width(site, reads, model.sites.modules), size, site.features
+            sizes = width(site, reads, model), size, site.features
             arrays = _start(paths.fold_in(key, site.path), init, sizes, site.stack, dtype)
             arrays = {name: array for name, array in arrays.items() if name in names}
             adapter[site.path] = Entry('bottleneck', arrays)
@@ -130,7 +130,7 @@ def bottleneck(
             check_own(own, adapter, 'bottleneck')
         apply = functools.partial(_apply, function, reads)
         return {
-            path: ModuleRule(dict(entry), functools.partial(apply, path, own[path]))
+            path: ModuleRule(dict(entry), functools.partial(apply, path, own[path]), whole=gate)
             for path, entry in adapter.items()
         }
 
@@ -177,7 +177,7 @@ def _apply(
     here = {name: leaf.astype(x.dtype) for name, leaf in {**leaves, **numbers}.items()}
     change = _change(here, function, x.reshape(-1, x.shape[-1])).reshape(use.output.shape)
     if 'gate' in here:
-        change = change * gate_of(x, here['gate'], here['gate_bias'])
+        change = change * _gate(x, here, use)
     return use.output + change
 
 
@@ -197,19 +197,14 @@ def _change(
     return outer
 
 
-def gate_of(
-    x: Float[jax.Array, 'B *L width'],
-    weight: Float[jax.Array, ' width'],
-    bias: Float[jax.Array, ''],
-) -> Float[jax.Array, 'B 1 1']:
-    """`[batch, length, width] -> [batch, 1, 1]`: the mean over the sequence of a sigmoid.
-
-    Raises:
-      ValueError: `x` has no axis of a sequence.
-    """
-    if x.ndim != 3:
-        raise ValueError(f'a gate takes [batch, length, features], found {x.shape} {x.dtype}')
-    return jax.nn.sigmoid(x @ weight + bias).mean(axis=1)[:, None, None]
+def _gate(
+    x: Float[jax.Array, '... width'], here: Mapping[str, jax.Array], use: ModuleUse
+) -> Float[jax.Array, 'B _ 1']:
+    """The mean of a sigmoid over the tokens of each example, for each token or each row."""
+    tokens = use.tokens()
+    tokens.check(x.shape, 'a gate')
+    scores = jax.nn.sigmoid(x @ here['gate'] + here['gate_bias'])
+    return tokens.means(scores, 'bottleneck(gate=True)')[..., None]
 
 
 def _norm(

@@ -111,7 +111,7 @@ def compacter(
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
         sites = {}
         for site in model.sites.match_modules(targets):
-            sizes = width(site, reads, model.sites.modules), size, site.features
+            sizes = width(site, reads, model), size, site.features
             _check_divides(terms, sizes, site)
             here = paths.fold_in(key, site.path)
             arrays = _start(here, sizes, terms, rank, site.stack, dtype)

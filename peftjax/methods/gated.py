@@ -11,6 +11,7 @@ from peftjax.core import paths
 from peftjax.core.entries import Entry, check_entries, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
+from peftjax.core.roles import require
 from peftjax.core.rules import MatrixRule
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import Use
@@ -26,11 +27,12 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
     r"""Gates a weight method: `y' = y + g(x) (m(x) - y)`.
 
     `y = x W` is what the model computes at one use of a weight, `m(x)` what `transform` makes of
-    it, and `g(x)` a number for each example: the mean over its sequence of `sigmoid(x v + c)`,
-    with `v: [in]` and `c` trained. It adds `in + 1` numbers a weight, and `2 T in + 3 T out` FLOPs
-    forward to the method's own where that adds to `y`, as LoRA does. `v` starts from a normal of
-    deviation 0.02, `c` from zero: `g` near a half. A gate depends on the example, so that no
-    weight stands for it: `merge` raises, and in a chain it stands after other weight methods.
+    it, and `g(x)` a number for each example: the mean over its tokens of `sigmoid(x v + c)`,
+    padding left out, with `v: [in]` and `c` trained. It adds `in + 1` numbers a weight, and `2 T in
+    + 3 T out` FLOPs forward to the method's own where that adds to `y`, as LoRA does. `v` starts
+    from a normal of deviation 0.02, `c` from zero: `g` near a half. A gate depends on the example,
+    so that no weight stands for it: `merge` raises, and in a chain it stands after other weight
+    methods.
 
     Args:
       transform: a method on weights, such as `lora(...)`; bottleneck adapters have their own gate.
@@ -42,7 +44,9 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
 
     Raises:
       ValueError: from `init`, where `transform` acts on other than uses of weights; at a call,
-        where a use has no axis for the batch besides the sequence.
+        where a use has no axis for the batch besides the sequence, or with a cache, as each of
+        several calls sees a part of the example. `generator` calls the model on whole rows.
+      TargetError: from `init`, if the model has declared no roles.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.gated(peftjax.lora(rank=2, targets=r'hidden'))
@@ -56,6 +60,7 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
     """
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+        require(model.roles, model.takes, 'gated')
         adapter = transform.start(paths.fold_in(key, 'inner'), model)
         gates = {}
         for path, rule in transform.rules(adapter, transform.own(model)).items():
@@ -108,21 +113,23 @@ def _gated(path: str, rule: Any, gate: Entry) -> MatrixRule:
         apply,
         merge=None,
         prepare=None if rule.prepare is None else prepare,
+        whole=True,
     )
 
 
 def _share(path: str, gate: Gate, use: Use) -> Float[jax.Array, 'T 1']:
     """`[T, 1]`: the gate of the example that each token belongs to."""
-    if use.kind != 'dot' or use.transposed or len(use.tokens) != 2:
+    if use.kind != 'dot' or use.transposed or len(use.axes) != 2:
         raise ValueError(
             f'a gate takes [batch, length, in], and {path!r} is used as a {use.kind} '
-            f'{"(transposed) " if use.transposed else ""}of {use.x.shape} over {use.tokens}; leave '
+            f'{"(transposed) " if use.transposed else ""}of {use.x.shape} over {use.axes}; leave '
             'it out of the targets'
         )
-    x = use.x
+    x, tokens = use.x, use.tokens()
+    tokens.check((*use.axes, x.shape[-1]), f'the gate of {path!r}')
     scores = jax.nn.sigmoid(x @ gate['weight'].astype(x.dtype) + gate['bias'].astype(x.dtype))
-    means = scores.reshape(use.tokens).mean(axis=1, keepdims=True)
-    return jnp.broadcast_to(means, use.tokens).reshape(-1, 1)
+    means = tokens.means(scores.reshape(use.axes), 'gated')
+    return jnp.broadcast_to(means, use.axes).reshape(-1, 1)
 
 
 def _check_made_here(adapter: Any) -> None:

@@ -56,11 +56,16 @@ def p_tuning(
       TargetError: from `init`, unless the target is one embedding.
 
     >>> import flax.linen as nn
-    >>> embed, ids = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]), jnp.zeros((1, 2), int)
-    >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), ids), ids)
-    >>> tx = peftjax.p_tuning(num_virtual_tokens=4, targets=r'layers_0')
+    >>> ids = jnp.zeros((1, 2), int)
+    >>> class Net(nn.Module):
+    ...     peftjax_roles = peftjax.Roles(token_ids='ids')
+    ...     @nn.compact
+    ...     def __call__(self, ids):
+    ...         return nn.Dense(2)(nn.Embed(7, 3, name='embed')(ids))
+    >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), ids), ids)
+    >>> tx = peftjax.p_tuning(num_virtual_tokens=4, targets=r'embed')
     >>> adapter, frozen = tx.init(jax.random.key(0), model)
-    >>> peftjax.export_prompt(adapter)['layers_0']['prompt'].shape
+    >>> peftjax.export_prompt(adapter)['embed']['prompt'].shape
     (4, 3)
 
     References:
@@ -75,7 +80,7 @@ def p_tuning(
     order = check_places(places, num_virtual_tokens)
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
-        site = embedding_of(model, targets)
+        site = embedding_of(model, targets, 'p_tuning')
         table_of(model, site)  # or says that it is no embedding
         first, second, third = jax.random.split(paths.fold_in(key, site.path), 3)
         features, width = site.features, hidden or site.features

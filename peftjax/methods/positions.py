@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
+
+from peftjax.core.tokens import Tokens
 
 Edit = Callable[[Any, Float[jax.Array, '*T features']], Float[jax.Array, '*T features']]
 """`edit(leaves, states)`: states `[..., features]` as they shall be."""
@@ -52,55 +54,52 @@ def edit_at(
     positions: Positions,
     edit: Edit,
     leaves: Mapping[str, Any],
-    h: Float[jax.Array, '*T features'],
-    mask: Shaped[jax.Array, '...'] | None,
-) -> Float[jax.Array, '*T features']:
-    """`h: [batch, length, features]` with `edit` at the positions, counted where `mask` is 1.
-
-    Raises:
-      ValueError: `h` has another rank, and not all positions are meant.
-    """
-    if positions.first is None:
-        return _edit_all(edit, leaves['all'], h, mask)
-    return _edit_ends(positions, edit, leaves, h, mask)
-
-
-def _edit_all(
-    edit: Edit,
-    unit: Mapping[str, Any],
-    h: Float[jax.Array, '*T features'],
-    mask: Shaped[jax.Array, '...'] | None,
-) -> Float[jax.Array, '*T features']:
-    edited = edit(unit, h)
-    if mask is None or mask.shape != h.shape[:-1]:
-        return edited
-    return jnp.where(mask[..., None].astype(jnp.int32) == 1, edited, h)
+    h: Float[jax.Array, 'B T features'],
+    tokens: Tokens,
+) -> Float[jax.Array, 'B T features']:
+    """`h` with `edit` at the first and last tokens of each example, as far as it has so many."""
+    if tokens.segments is None:
+        return _edit_rows(positions, edit, leaves, h, tokens)
+    shape = h.shape[:2]
+    from_start, from_end = tokens.ranks(shape)
+    real = jnp.ones(shape, bool) if tokens.real is None else tokens.real
+    edited = h
+    for unit, count, at_end in _ends(positions, leaves):
+        rank = from_end if at_end else from_start
+        edited = jnp.where((real & (rank < count))[..., None], edit(unit, h), edited)
+    return edited
 
 
-def _edit_ends(
-    ends: Positions,
+def _edit_rows(
+    positions: Positions,
     edit: Edit,
     leaves: Mapping[str, Any],
-    h: Float[jax.Array, '*T features'],
-    mask: Shaped[jax.Array, '...'] | None,
-) -> Float[jax.Array, '*T features']:
-    if h.ndim != 3:
-        raise ValueError(f'positions need [batch, length, features], found {h.shape} {h.dtype}')
+    h: Float[jax.Array, 'B T features'],
+    tokens: Tokens,
+) -> Float[jax.Array, 'B T features']:
+    """The same where a row is one example: only the states at its ends are computed with."""
     batch, length = h.shape[:2]
-    tokens = jnp.ones((batch, length), bool) if mask is None else mask.astype(jnp.int32) == 1
-    start = jnp.argmax(tokens, axis=1)
-    end = length - jnp.argmax(tokens[:, ::-1], axis=1)
-    rows = jnp.arange(batch)[:, None]
-    edited = h
-    for name, count, where in (('first', ends.first, start), ('last', ends.last, end)):
-        if not count:
-            continue
-        count = min(count, length)
-        offsets = jnp.arange(count) - (count if name == 'last' else 0)
-        index = where[:, None] + offsets[None]
-        # Positions outside of the tokens go where reading fills in and writing drops.
-        index = jnp.where((index >= start[:, None]) & (index < end[:, None]), index, length)
+    real = jnp.ones((batch, length), bool)
+    real = real if tokens.real is None else jnp.broadcast_to(tokens.real, real.shape)
+    slots = jnp.argsort(~real, axis=1, stable=True)  # Those of the tokens first, in their order.
+    size = real.sum(axis=1, keepdims=True, dtype=jnp.int32)
+    rows, edited = jnp.arange(batch)[:, None], h
+    for unit, count, at_end in _ends(positions, leaves):
+        nth = jnp.arange(min(count, length), dtype=jnp.int32)[None]
+        nth = size - 1 - nth if at_end else nth
+        index = jnp.take_along_axis(slots, jnp.clip(nth, 0, length - 1), axis=1)
+        # What a row is too short for goes where reading fills in and writing drops.
+        index = jnp.where((nth >= 0) & (nth < size), index, length)
         states = h.at[rows, index].get(mode='fill', fill_value=0)
-        unit = leaves[name] if name in leaves else leaves['both']
         edited = edited.at[rows, index].set(edit(unit, states), mode='drop')
     return edited
+
+
+def _ends(positions: Positions, leaves: Mapping[str, Any]) -> list[tuple[Any, int, bool]]:
+    """Leaves, count and whether it is the end, for each end that is edited."""
+    ends = ('first', positions.first, False), ('last', positions.last, True)
+    return [
+        (leaves[name] if name in leaves else leaves['both'], count, at_end)
+        for name, count, at_end in ends
+        if count
+    ]

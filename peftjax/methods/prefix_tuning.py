@@ -5,18 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.entries import Entry, check_entries, found_in, is_abstract
 from peftjax.core.errors import AdapterError
+from peftjax.core.masks import behind
 from peftjax.core.model import Model
+from peftjax.core.roles import require
 from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import ModelCall, ModuleUse
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.virtual_tokens import moved_positions, tokens_of
+from peftjax.methods.cores import check_core
+from peftjax.methods.virtual_tokens import positions_of, token_ids_of
 
 
 @described
@@ -32,9 +35,11 @@ def prefix_tuning(
 ) -> PeftTransform:
     r"""Attention over `[P_k; K]` and `[P_v; V]`: a learned start of the key and value cache.
 
-    Acts on attention cores, modules called with `query: [B, T, N, H]`, `key, value: [B, S, K, H]`
-    and, if there are any, a boolean mask and a float bias `[B or 1, N or 1, T or 1, S]`; every
-    query sees the prefix, with a bias of zero.
+    Acts on attention cores, which are called with `query: [B, T, N, H]`, `key, value: [B, S, K, H]`
+    and, if there are any, a mask and a bias; every query sees the prefix, with a bias of zero. The
+    core itself computes the attention over the longer keys, so that its scale, soft cap, window and
+    dropout stay what they are. Cores are known by the role `attention`, see `peftjax.Roles`; those
+    of Flax's attention modules are recognised, `'.../attention_fn'`.
     Keys go in as they are, behind a rotation by position. Direct (also P-tuning v2): `P_k, P_v: [n,
     K, H]` train for each core, normal of deviation 0.02. With `projection` they are made as in the
     paper, `tanh(E W + b) W_l + b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and
@@ -50,9 +55,9 @@ def prefix_tuning(
       embedding: `e`, the width of the first core, `N H`, unless given.
       gate: multiply the prefix by the mean over an example of `sigmoid(x v + c)`, `x` the first
         argument of the module that calls the core.
-      shift_positions: give tokens the positions from `n` on where the model takes `position_ids`
-        (or `position_shift`, where it counts them in its own way), as a cache would; else they stay
-        where they are.
+      shift_positions: give tokens the positions from `n` on where the model has the role
+        `positions` (or `position_shift`, where it counts them in its own way), as a cache would;
+        else they stay where they are.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
@@ -62,8 +67,9 @@ def prefix_tuning(
       `'gate': [*stack, features]` and `'gate_bias': [*stack]`.
 
     Raises:
-      ValueError: a size below 1, or `segment_ids` without `position_ids` in a call.
-      TargetError: from `init`, if a pattern matches no module, or one that is no attention core.
+      ValueError: a size below 1; in a call a gate over packed rows, or with a cache.
+      TargetError: from `init`, if a pattern matches no module, or one that is no attention core; if
+        the model has declared no roles.
 
     >>> import flax.linen as nn
     >>> class Core(nn.Module):
@@ -75,7 +81,8 @@ def prefix_tuning(
     ...         x = nn.Dense(8)(x).reshape(1, 3, 2, 4)
     ...         return Core(name='core')(x, x, x)
     >>> x = jnp.ones((1, 3, 8))
-    >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), x), x)
+    >>> variables, roles = Net().init(jax.random.key(0), x), peftjax.Roles(attention='core')
+    >>> model = peftjax.wrap(Net(), variables, x, roles=roles)
     >>> tx = peftjax.prefix_tuning(num_virtual_tokens=5, targets=r'core')
     >>> tx.init(jax.random.key(0), model)[0]['sites']['core']['key'].shape
     (5, 2, 4)
@@ -83,8 +90,7 @@ def prefix_tuning(
     References:
       Li and Liang, Prefix-Tuning, 2021 (arXiv:2101.00190), sections 4.2 and 4.3; Liu et al.,
       P-Tuning v2, 2021 (arXiv:2110.07602), section 3; Mao et al., UniPELT, 2021 (arXiv:2110.07577),
-      section 3.2, for the gate, which stands on keys and values as in AdapterHub. The attention is
-      computed anew, without the core's own dropout.
+      section 3.2, for the gate, which stands on keys and values as in AdapterHub.
     """
     check_positive(num_virtual_tokens=num_virtual_tokens)
     for name, size in (('projection', projection), ('embedding', embedding)):
@@ -92,6 +98,7 @@ def prefix_tuning(
             check_positive(**{name: size})
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
+        require(model.roles, model.takes, 'prefix_tuning')
         sites = model.sites.match_modules(targets)
         rows = num_virtual_tokens if projection is None else projection
         entries = {s.path: _init_site(paths.fold_in(key, s.path), s, rows, dtype) for s in sites}
@@ -121,18 +128,22 @@ def prefix_tuning(
         _check(adapter)
         direct = jax.eval_shape(_direct, adapter) if is_abstract(adapter) else _direct(adapter)
         found: dict[str, Rule] = {
-            path: ModuleRule(dict(entry), _attend(path)) for path, entry in direct.items()
+            path: ModuleRule(dict(entry), _attend(path), whole='gate' in entry)
+            for path, entry in direct.items()
         }
         return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if found else found
 
     def shifted(_: Any, call: ModelCall) -> Any:
-        if not shift_positions or 'position_ids' not in call.takes or call.follows:
-            return call.run(*call.args, **call.keywords)
-        if 'position_shift' in call.takes and call.keywords.get('position_ids') is None:
-            return call.run(*call.args, **{**call.keywords, 'position_shift': num_virtual_tokens})
-        length = tokens_of(call).shape[1]
-        moved = moved_positions(call, length, jnp.full(length, num_virtual_tokens))
-        return call.run(*call.args, **{**call.keywords, 'position_ids': moved})
+        roles = call.roles
+        if not shift_positions or call.follows or not roles.positions:
+            return call.run(call.arguments)
+        if call.given('positions') is None and roles.position_shift:
+            shift = call.arguments.get(roles.position_shift, 0)
+            moved = {roles.position_shift: shift + num_virtual_tokens}
+        else:
+            length = token_ids_of(call).shape[1]
+            moved = {roles.positions: positions_of(call, length) + num_virtual_tokens}
+        return call.run({**call.arguments, **moved})
 
     return PeftTransform(start, rules)
 
@@ -184,64 +195,59 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
     def apply(
         leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
     ) -> Float[jax.Array, 'B L query_heads H']:
-        query, key, value, *rest = use.inputs
-        if key.shape[-2:] != leaves['key'].shape[-2:]:
+        attention = use.attention
+        if attention is None or attention.key.shape[-2:] != leaves['key'].shape[-2:]:
+            found = use.output if attention is None else attention.key
             raise AdapterError(
                 f"the adapter's keys for {path!r} are {leaves['key'].shape} "
-                f'{leaves["key"].dtype}, but the module is called with {key.shape} {key.dtype}. '
+                f'{leaves["key"].dtype}, but the module has {found.shape} {found.dtype}. '
                 'Was it made for another model?'
             )
-        share = 1.0
-        if 'gate' in leaves:
-            x = use.around[0]
-            scores = jax.nn.sigmoid(
-                x @ leaves['gate'].astype(x.dtype) + leaves['gate_bias'].astype(x.dtype)
-            )
-            share = scores.mean(axis=1)[:, None, None, None].astype(key.dtype)
+        share = _share(leaves, use) if 'gate' in leaves else None
 
         def longer(
             x: Float[jax.Array, 'B L heads H'], leaf: Float[jax.Array, 'n heads H']
         ) -> Float[jax.Array, 'B n+L heads H']:
-            rows = jnp.broadcast_to(leaf[None].astype(x.dtype) * share, (len(x), *leaf.shape))
+            rows = jnp.broadcast_to(leaf[None].astype(x.dtype), (len(x), *leaf.shape))
+            rows = rows if share is None else rows * share.astype(x.dtype)
             return jnp.concatenate([rows, x], axis=1)
 
-        key, value = longer(key, leaves['key']), longer(value, leaves['value'])
-        mask, bias = _longer_mask(path, rest, len(leaves['key']))
-        with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
-            return jax.nn.dot_product_attention(query, key, value, bias, mask)
+        count = len(leaves['key'])
+        return attention.attend(
+            attention.query,
+            longer(attention.key, leaves['key']),
+            longer(attention.value, leaves['value']),
+            behind(attention.mask, count),
+            None
+            if attention.bias is None
+            else jnp.pad(attention.bias, [(0, 0)] * 3 + [(count, 0)]),
+        )
 
     return apply
 
 
-def _longer_mask(
-    path: str, rest: list[jax.Array], count: int
-) -> tuple[Bool[jax.Array, '_ _ _ _'] | None, Float[jax.Array, '_ _ _ _'] | None]:
-    """The call's mask and bias, with the prefix seen by all and a bias of zero for it."""
-    masks = [x for x in rest if x.dtype == bool]
-    biases = [x for x in rest if jnp.issubdtype(x.dtype, jnp.floating)]
-    if len(masks) > 1 or len(biases) > 1 or len(masks) + len(biases) < len(rest):
+def _share(leaves: Mapping[str, Any], use: ModuleUse) -> Float[jax.Array, 'B 1 1 1']:
+    """The gate of each example, which its prefix is multiplied by.
+
+    Raises:
+      ValueError: several examples in a row, or a part of one.
+    """
+    tokens, x = use.tokens(), use.around[0]
+    if tokens.segments is not None:
         raise ValueError(
-            f'module {path!r} is called with {[(x.shape, str(x.dtype)) for x in rest]} behind '
-            'query, key and value; prefix tuning knows one boolean mask and one float bias there'
+            'a gate on a prefix is one number for a row, and packed rows hold several examples; '
+            'write prefix_tuning(gate=False), or one example a row'
         )
-
-    def longer(arrays: list[jax.Array], value: Any) -> jax.Array | None:
-        if not arrays:
-            return None
-        return jnp.pad(arrays[0], [(0, 0)] * 3 + [(count, 0)], constant_values=value)
-
-    return longer(masks, True), longer(biases, 0)
+    tokens.check(x.shape, "the prefix's gate")
+    weight, bias = leaves['gate'].astype(x.dtype), leaves['gate_bias'].astype(x.dtype)
+    means = tokens.means(jax.nn.sigmoid(x @ weight + bias), 'prefix_tuning(gate=True)')
+    return means[:, :, None, None]
 
 
 def _init_site(
     key: PRNGKeyArray, site: ModuleSite, rows: int, dtype: Any
 ) -> dict[str, Float[jax.Array, '...']]:
-    if len(site.inputs) < 3 or any(len(shape) != 4 for shape in site.inputs[:3]):
-        raise paths.TargetError(
-            f'module {site.path!r} is called with {site.inputs} and is no attention core, which '
-            'takes query, key and value of [batch, length, heads, width]; print(model.sites) shows '
-            "the modules, write for example targets=r'.*/core'"
-        )
+    check_core(site)
     shape = (*site.stack, rows, *site.inputs[1][-2:])
     keys = jax.random.split(key)
     return {

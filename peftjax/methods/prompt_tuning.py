@@ -46,7 +46,8 @@ def prompt_tuning(
         0.5); `'normal'`, deviation 1; or token ids, of class labels or of a text, whose rows are
         taken, again from the first where they are too few.
       common: draw from so many first rows, which some vocabularies sort by frequency.
-      places: before which token each virtual token stands, ascending; None for all in front.
+      places: before which token each virtual token stands, ascending; None for all in front. Tokens
+        are counted without padding, so that a row means the same with padding on either side.
       keep_virtual: leave the virtual positions in the outputs, so that the last of them predicts
         the first token, as in the Hugging Face library.
       shift_positions: tokens are numbered with the virtual ones among them; False leaves them
@@ -64,10 +65,15 @@ def prompt_tuning(
         takes its rows or `shift_positions` is on.
 
     >>> import flax.linen as nn
-    >>> embed, ids = nn.Sequential([nn.Embed(7, 3), nn.Dense(2)]), jnp.zeros((1, 2), int)
-    >>> model = peftjax.wrap(embed, embed.init(jax.random.key(0), ids), ids)
-    >>> tx = peftjax.prompt_tuning(num_virtual_tokens=4, targets=r'layers_0')
-    >>> tx.init(jax.random.key(0), model)[0]['layers_0']['prompt'].shape
+    >>> ids = jnp.zeros((1, 2), int)
+    >>> class Net(nn.Module):
+    ...     peftjax_roles = peftjax.Roles(token_ids='ids')
+    ...     @nn.compact
+    ...     def __call__(self, ids):
+    ...         return nn.Dense(2)(nn.Embed(7, 3, name='embed')(ids))
+    >>> model = peftjax.wrap(Net(), Net().init(jax.random.key(0), ids), ids)
+    >>> tx = peftjax.prompt_tuning(num_virtual_tokens=4, targets=r'embed')
+    >>> tx.init(jax.random.key(0), model)[0]['embed']['prompt'].shape
     (4, 3)
 
     References:
@@ -82,7 +88,7 @@ def prompt_tuning(
         )
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
-        site = embedding_of(model, targets)
+        site = embedding_of(model, targets, 'prompt_tuning')
         key = paths.fold_in(key, site.path)
         drawn = _DRAWS.get(init) if isinstance(init, str) else None
         # Behind a module that has numbered the tokens there need be no table.

@@ -1,12 +1,14 @@
 """What an adapter on a module reads: the module's output, its input, or the sum behind it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 from jaxtyping import Float
 
+from peftjax.core.model import Model
 from peftjax.core.paths import TargetError, near_names
+from peftjax.core.roles import Roles
 from peftjax.core.sites import ModuleSite
 from peftjax.core.use import ModuleUse
 
@@ -29,8 +31,8 @@ def check_reads(reads: str) -> None:
         raise ValueError(f"reads must be 'output', 'input' or 'after', got {reads!r}")
 
 
-def width(site: ModuleSite, reads: str, modules: Mapping[str, ModuleSite]) -> int:
-    """Features of what an adapter at `site` reads, one of the `modules` of a model.
+def width(site: ModuleSite, reads: str, model: Model) -> int:
+    """Features of what an adapter at `site` of `model` reads.
 
     Raises:
       TargetError: the module has no such input.
@@ -39,18 +41,15 @@ def width(site: ModuleSite, reads: str, modules: Mapping[str, ModuleSite]) -> in
         return site.features
     number = _INPUTS[reads]
     if len(site.inputs) <= number:
-        fits = [
-            path
-            for path, each in modules.items()
-            if path.endswith('branch') and len(each.inputs) > number
-        ]
+        roles = model.roles or Roles()
+        fits = [path for path in model.sites.modules if roles.is_('residual_end', path)]
         near = near_names(site.path, fits, most=1)
         meant = f'. Did you mean {near[0]!r}?' if near else '.'
         raise TargetError(
             f'reads={reads!r} takes array argument {number} of module {site.path!r}, which is '
-            f'called with {len(site.inputs)} ({site.inputs}){meant} The branch modules of the '
-            'models here have (stream, output, after); elsewhere write '
-            "peftjax.bottleneck(reads='output')"
+            f'called with {len(site.inputs)} ({site.inputs}){meant} Modules at the end of a '
+            'sublayer (the role residual_end) have (residual, output, after); of a model without '
+            "them write peftjax.bottleneck(reads='output')"
         )
     return site.inputs[number][-1]
 

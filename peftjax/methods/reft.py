@@ -13,6 +13,7 @@ from peftjax.core.entries import Entry, check_entries
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.promotion import lifted
+from peftjax.core.roles import require
 from peftjax.core.rules import ModuleRule
 from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described
@@ -33,7 +34,6 @@ def loreft(
     targets: paths.Targets,
     positions: str = 'all',
     tied: bool = False,
-    skip_padding: bool = True,
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
     r"""LoReFT: `h' = h + (h W + b - h P) P^T` with orthonormal columns in `P`.
@@ -48,11 +48,9 @@ def loreft(
     Args:
       rank: `r`, at most `features`.
       targets: regular expressions, full match on module paths.
-      positions: `'all'`, or the first and last so many: `'f3'`, `'l2'`, `'f3+l2'`.
+      positions: `'all'`, or the first and last so many tokens of each example: `'f3'`, `'l2'`,
+        `'f3+l2'`. Padding and the other examples of a packed row do not count.
       tied: one unit for the first and last positions instead of one for each.
-      skip_padding: count positions among the tokens that the call's `attention_mask` keyword marks
-        by 1, as far as it has one, and leave padding as it is; False counts from the ends of the
-        padded sequence.
       dtype: of the trained arrays; the QR is computed in float32, the rest in the model's own.
 
     Returns:
@@ -62,13 +60,15 @@ def loreft(
       raises.
 
     Raises:
-      ValueError: an unreadable `positions`, a rank below 1, or from `init` above the width.
-      TargetError: from `init`, if a pattern matches no module.
+      ValueError: an unreadable `positions`, a rank below 1, or from `init` above the width; in a
+        call with a cache, the last tokens of an example that later calls go on with.
+      TargetError: from `init`, if a pattern matches no module; positions other than `'all'` on a
+        model that has declared no roles.
 
     >>> mlp = peftjax.testing.tiny_mlp()
-    >>> tx = peftjax.loreft(rank=2, positions='f1+l1', targets=r'hidden')
+    >>> tx = peftjax.loreft(rank=2, targets=r'hidden')
     >>> sorted(tx.init(jax.random.key(0), mlp)[0]['hidden'])
-    ['first', 'last']
+    ['all']
 
     References:
       Wu et al., ReFT, 2024 (arXiv:2404.03592), section 3.2, equation 2; positions as in section 4.
@@ -77,7 +77,7 @@ def loreft(
       manifold without that base; the steps of an optimiser with moments differ.
     """
     kind = _Kind('loreft', orthonormal=True, subtracts=True)
-    return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
+    return _reft(kind, rank, targets, positions, tied, dtype)
 
 
 @described
@@ -87,7 +87,6 @@ def noreft(
     targets: paths.Targets,
     positions: str = 'all',
     tied: bool = False,
-    skip_padding: bool = True,
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
     r"""NoReFT: LoReFT without orthonormality, `h' = h + (h W + b - h P) P^T` for any `P`.
@@ -96,7 +95,7 @@ def noreft(
     start is not the identity.
 
     Args:
-      rank, targets, positions, tied, skip_padding, dtype: see `loreft`.
+      rank, targets, positions, tied, dtype: see `loreft`.
 
     Returns:
       A transform with the adapter of `loreft`; `merge` raises.
@@ -112,7 +111,7 @@ def noreft(
       Wu et al., ReFT, 2024 (arXiv:2404.03592), appendix E; the name is the authors' code's.
     """
     kind = _Kind('noreft', orthonormal=False, subtracts=True)
-    return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
+    return _reft(kind, rank, targets, positions, tied, dtype)
 
 
 @described
@@ -122,7 +121,6 @@ def direft(
     targets: paths.Targets,
     positions: str = 'all',
     tied: bool = False,
-    skip_padding: bool = True,
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
     r"""DiReFT: `h' = h + (h W + b) P^T`, LoRA on hidden states.
@@ -131,7 +129,7 @@ def direft(
     start is not the identity.
 
     Args:
-      rank, targets, positions, tied, skip_padding, dtype: see `loreft`.
+      rank, targets, positions, tied, dtype: see `loreft`.
 
     Returns:
       A transform with the adapter of `loreft`; `merge` raises.
@@ -147,7 +145,7 @@ def direft(
       Wu et al., ReFT, 2024 (arXiv:2404.03592), section 3.2, equation 3.
     """
     kind = _Kind('direft', orthonormal=False, subtracts=False)
-    return _reft(kind, rank, targets, positions, tied, skip_padding, dtype)
+    return _reft(kind, rank, targets, positions, tied, dtype)
 
 
 class _Kind(NamedTuple):
@@ -170,7 +168,6 @@ def _reft(
     targets: paths.Targets,
     positions: str,
     tied: bool,
-    skip_padding: bool,
     dtype: Any,
 ) -> PeftTransform:
     if rank < 1:
@@ -179,6 +176,8 @@ def _reft(
     units = places.units
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
+        if places.first is not None:
+            require(model.roles, model.takes, f'{kind.name}(positions={positions!r})')
         return {
             site.path: Entry(
                 kind.name,
@@ -210,15 +209,28 @@ def _reft(
     def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
         del own
         check_entries(adapter, kind.name, units)
-        return {path: ModuleRule(dict(entry), at(path)) for path, entry in adapter.items()}
+        whole = bool(places.last)
+        return {
+            path: ModuleRule(dict(entry), at(path), whole=whole) for path, entry in adapter.items()
+        }
 
     def at(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
         def apply(leaves: dict[str, Any], use: ModuleUse) -> Float[jax.Array, '... features']:
             _check_width(path, leaves[units[0]]['weight'], use.output)
-            if use.follows and places.first is not None:
-                return use.output  # The ends are those of the first call's tokens.
-            mask = use.keywords.get('attention_mask') if skip_padding else None
-            return edit_at(places, functools.partial(_edit, kind), leaves, use.output, mask)
+            edit = functools.partial(_edit, kind)
+            if places.first is None:
+                return edit(leaves['all'], use.output)
+            tokens = use.tokens()
+            tokens.check(use.output.shape, f'{kind.name} at {path!r}')
+            if places.last and (tokens.begins or tokens.follows):
+                raise ValueError(
+                    f'{kind.name} edits the last tokens of an example, and a call with a cache '
+                    'sees a part of it; call the model on whole rows, or write first positions, '
+                    f"such as positions='f{places.last}'"
+                )
+            if tokens.follows:
+                return use.output  # The first tokens were those of the first call.
+            return edit_at(places, edit, leaves, use.output, tokens)
 
         return apply
 

@@ -1,30 +1,33 @@
 """Virtual tokens: positions that a method adds to a model's sequence and takes from its outputs."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.paths import TargetError, Targets
+from peftjax.core.roles import require
 from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
+from peftjax.core.tokens import Tokens
 from peftjax.core.use import ModelCall, ModuleUse
 
 Places = tuple[int, ...]
 """For each virtual token, ascending, before which token of the sequence it stands."""
 
 
-def embedding_of(model: Model, targets: Targets) -> ModuleSite:
+def embedding_of(model: Model, targets: Targets, method: str) -> ModuleSite:
     """The one embedding module that is meant.
 
     Raises:
-      TargetError: the targets match several modules.
+      TargetError: the targets match several modules; the model has no role `token_ids`.
     """
+    require(model.roles, model.takes, method, 'token_ids')
     sites = model.sites.match_modules(targets)
     if len(sites) != 1:
         raise TargetError(
@@ -84,116 +87,204 @@ def check_places(places: Any, count: int) -> Places:
     return given
 
 
-def moved_positions(
-    call: ModelCall, length: int, moved: Integer[jax.Array, ' {length}'] | Integer[jax.Array, '']
-) -> Integer[jax.Array, '_ {length}']:
-    """`position_ids` of a call, given or `0 .. length - 1`, moved by one or `[length]` numbers.
+class Order(NamedTuple):
+    """Where virtual tokens stand in the longer row, for each row or one for all.
 
-    Raises:
-      ValueError: packed rows whose positions only the model knows.
+    Letters: `T` positions of a row as it was given, `L = T + n` of the longer one.
+
+    Attributes:
+      count: of virtual tokens.
+      start: the first position of the longer row that is no padding.
+      virtual: which virtual token stands at each position of the longer row; -1 for none.
+      before: how many virtual tokens stand before each position of the longer row.
     """
-    given = call.keywords.get('position_ids')
-    if given is not None:
-        return given + moved[None]
-    if call.keywords.get('segment_ids') is not None:
-        raise ValueError(
-            'virtual tokens move positions, and those of packed rows are counted inside the '
-            'model; give position_ids beside segment_ids'
+
+    count: int
+    start: Int[jax.Array, 'B 1']
+    virtual: Int[jax.Array, 'B L']
+    before: Int[jax.Array, 'B L']
+
+    def spread(self, values: Shaped[jax.Array, 'B T'], filled: Any) -> Shaped[jax.Array, 'B L']:
+        """Values of the given row in the longer one, with `filled` at the virtual tokens."""
+        length, longer = values.shape[1], self.virtual.shape[1]
+        rows = max(len(values), len(self.virtual))
+        token = jnp.minimum(jnp.arange(longer)[None] - self.before, length - 1)
+        found = jnp.take_along_axis(
+            jnp.broadcast_to(values, (rows, length)),
+            jnp.broadcast_to(token, (rows, longer)),
+            axis=1,
         )
-    return (jnp.arange(length) + moved)[None]
+        return jnp.where(self.virtual >= 0, jnp.asarray(filled).astype(values.dtype), found)
+
+    def without_virtual(self, values: Shaped[jax.Array, 'B L *rest']) -> jax.Array:
+        """Values of the longer row without those of the virtual tokens."""
+        is_virtual = self.virtual >= 0
+        # Tokens in their order, and the virtual ones behind them, which are then left out.
+        real = jnp.argsort(is_virtual, axis=1, stable=True)[:, : values.shape[1] - self.count]
+        places = real.reshape(*real.shape, *(1,) * (values.ndim - 2))
+        return jnp.take_along_axis(values, places, axis=1)
 
 
-def tokens_of(call: ModelCall) -> Integer[jax.Array, 'B L']:
-    """The token ids of a call: `input_ids`, or its first array.
+def order_of(places: Places, longer: int, real: Bool[jax.Array, 'B L'] | None) -> Order:
+    """The order of a row of `longer` positions, of which `real` are tokens, virtual ones included.
+
+    A place counts tokens and no padding, so that padding on either side changes nothing: virtual
+    tokens of place 0 stand right before the first token, behind padding on the left.
+    """
+    numbers = np.arange(len(places))
+    if real is None:
+        slots = jnp.asarray(places + numbers)[None]
+        start = jnp.zeros((1, 1), jnp.int32)
+    else:
+        start = jnp.argmax(real, axis=1, keepdims=True).astype(jnp.int32)
+        count = real.sum(axis=1, keepdims=True, dtype=jnp.int32) - len(places)
+        slots = start + jnp.minimum(jnp.asarray(places)[None], count) + numbers[None]
+    at = slots[:, :, None] == jnp.arange(longer)[None, None]
+    is_virtual = at.any(axis=1)
+    virtual = jnp.where(is_virtual, jnp.argmax(at, axis=1), -1)
+    before = jnp.cumsum(is_virtual.astype(jnp.int32), axis=1) - is_virtual.astype(jnp.int32)
+    return Order(len(places), start, virtual.astype(jnp.int32), before)
+
+
+def positions_of(call: ModelCall, length: int) -> Integer[jax.Array, '_ {length}']:
+    """The positions of a call's tokens: given, or from 0, anew in each segment."""
+    given = call.given('positions')
+    if given is not None:
+        return given
+    segments = call.given('segments')
+    if segments is None:
+        return jnp.arange(length, dtype=jnp.int32)[None]
+    return Tokens(segments=segments).ranks(segments.shape)[0]
+
+
+def token_ids_of(call: ModelCall) -> Integer[jax.Array, 'B L']:
+    """The token ids of a call.
 
     Raises:
       ValueError: they are not `[batch, length]` integers.
     """
-    arrays = jax.tree.leaves((call.args, call.keywords))
-    ids = call.keywords.get('input_ids', arrays[0] if arrays else None)
-    if not isinstance(ids, jax.Array) or ids.ndim != 2 or ids.dtype.kind not in 'iu':
-        raise ValueError(f'virtual tokens need token ids [batch, length], found {ids!r}')
-    return ids
-
-
-def _order(
-    places: Places, length: int
-) -> tuple[Integer[np.ndarray, ' n'], Integer[np.ndarray, ' {length}']]:
-    """Of the longer sequence: where virtual and where real tokens stand."""
-    if max(places) > length:
-        raise ValueError(f'a virtual token stands before token {max(places)}, of {length} tokens')
-    virtual = np.asarray(places) + np.arange(len(places))
-    return virtual, np.setdiff1d(np.arange(length + len(places)), virtual)
+    ids = call.given('token_ids')
+    if not hasattr(ids, 'shape') or ids.ndim != 2 or ids.dtype.kind not in 'iu':
+        raise ValueError(
+            f'virtual tokens need token ids [batch, length] in the argument '
+            f'{call.roles.token_ids!r}, found {ids!r}'
+        )
+    return jnp.asarray(ids)
 
 
 def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, ModelCall], Any]:
     def apply(_: Any, call: ModelCall) -> Any:
         if call.follows:
-            return call.run(*call.args, **call.keywords)
-        if 'decoder_input_ids' in call.takes:
+            return call.run(call.arguments)
+        _check(call)
+        ids = token_ids_of(call)
+        if max(places) > ids.shape[1]:
             raise ValueError(
-                'encoder and decoder look their tokens up in one embedding, and a prompt would go '
-                'into both; write prefix_tuning for this model'
+                f'a virtual token stands before token {max(places)}, of {ids.shape[1]} tokens'
             )
-        shape = tokens_of(call).shape
-        length = shape[1]
-        virtual, real = _order(places, length)
-
-        def longer(name: str, value: Any) -> Any:
-            if not isinstance(value, jax.Array) or value.shape not in (shape, (1, length)):
-                return value
-            if name == 'segment_ids':
-                raise ValueError(
-                    'a virtual token would belong to one segment of a packed row; give '
-                    'attention_mask in place of segment_ids, and one example a row'
-                )
-            # A place holder that is embedded and replaced, and that attention sees.
-            filled = jnp.full((len(value), len(virtual)), name == 'attention_mask', value.dtype)
-            whole = jnp.zeros((len(value), length + len(virtual)), value.dtype)
-            return whole.at[:, virtual].set(filled).at[:, real].set(value)
-
-        keywords = {name: longer(name, value) for name, value in call.keywords.items()}
-        given = call.keywords.get('position_ids') is not None
-        if not (given or shift) and 'position_shift' in call.takes:
-            shifts = jnp.zeros((1, length + len(virtual)), jnp.int32)
-            keywords['position_shift'] = shifts.at[:, real].set(np.arange(length) - real)
-        elif not (given or shift):
-            keywords['position_ids'] = longer('', moved_positions(call, length, jnp.zeros((), int)))
-        elif shift and given:
-            moved = moved_positions(call, length, jnp.asarray(real - np.arange(length)))
-            whole = jnp.zeros((len(moved), length + len(virtual)), moved.dtype)
-            keywords['position_ids'] = whole.at[:, virtual].set(virtual).at[:, real].set(moved)
-        result = call.run(*(longer('', value) for value in call.args), **keywords)
+        longer = ids.shape[1] + len(places)
+        order = order_of(places, longer, _longer_mask(call, len(places)))
+        result = call.run({**call.arguments, **_longer(call, ids, order, shift)})
         # A first call of several gives the logits of the last token, and a cache that keeps all.
-        if keep or call.keywords.get('cache_length') is not None:
+        if keep or call.given('cache_length') is not None:
             return result
         # Of tokens that were scored there is a number each: [batch, length] and no features.
-        rank = 2 if call.keywords.get('targets') is not None else 3
-        return jax.tree.map(lambda leaf: _shorter(leaf, real, len(virtual), rank), result)
+        rank = 2 if call.given('targets') is not None else 3
+
+        def shorter(leaf: Any) -> Any:
+            has_them = leaf.ndim >= rank and leaf.shape[1] == longer
+            return order.without_virtual(leaf) if has_them else leaf
+
+        return jax.tree.map(shorter, result)
 
     return apply
 
 
-def _shorter(leaf: Any, real: np.ndarray, count: int, rank: int) -> Any:
-    """Without the virtual positions, where `leaf` has them: `[batch, length, ...]` of that rank."""
-    if leaf.ndim >= rank and leaf.shape[1] == len(real) + count:
-        return leaf[:, real]
-    return leaf
+def _longer_mask(call: ModelCall, count: int) -> Bool[jax.Array, 'B L'] | None:
+    """The mask of the longer row: virtual tokens join the tokens, wherever these are."""
+    mask = call.given('mask')
+    if mask is None:
+        return None
+    real = jnp.asarray(mask).astype(jnp.int32) == 1
+    # Padding on the left keeps its length, and so does padding on the right.
+    start = jnp.argmax(real, axis=1, keepdims=True)
+    slot = jnp.arange(real.shape[1] + count)[None]
+    behind = jnp.take_along_axis(real, jnp.clip(slot - count, 0, real.shape[1] - 1), axis=1)
+    return (slot >= start) & ((slot < start + count) | behind)
+
+
+def _check(call: ModelCall) -> None:
+    """Raises `ValueError` for calls into which a virtual token does not fit."""
+    if call.given('decoder_ids') is not None:
+        raise ValueError(
+            'encoder and decoder look their tokens up in one embedding, and a prompt would go '
+            'into both; write prefix_tuning for this model'
+        )
+    if call.given('segments') is not None:
+        raise ValueError(
+            'a virtual token would belong to one segment of a packed row; give '
+            f'{call.roles.mask or "a mask"} in place of {call.roles.segments}, and one example a '
+            'row'
+        )
+    for name, value in call.arguments.items():
+        if name not in call.roles.arguments and getattr(value, 'ndim', 0) > 0:
+            raise ValueError(
+                f'a virtual token makes the sequence longer, and the role of the argument {name!r} '
+                f'{value.dtype}{list(value.shape)} is not declared: write it, for example '
+                f'peftjax.Roles(mask={name!r}), along=({name!r},) or other=({name!r},)'
+            )
+
+
+def _longer(
+    call: ModelCall, ids: Integer[jax.Array, 'B T'], order: Order, shift: bool
+) -> dict[str, Any]:
+    """The arguments that change, of the longer sequence."""
+    roles, length = call.roles, ids.shape[1]
+    # A place holder that is embedded and replaced, and that attention sees.
+    changed = {roles.token_ids: order.spread(ids, 0)}
+    # A virtual token predicts nothing that counts.
+    for name, filled in ((roles.targets, -100), *((name, 0) for name in roles.along)):
+        if call.arguments.get(name) is not None:
+            changed[name] = order.spread(jnp.asarray(call.arguments[name]), filled)
+    if call.given('mask') is not None:
+        changed[roles.mask] = order.spread(jnp.asarray(call.given('mask')), 1)
+    positions = call.given('positions')
+    if positions is not None:
+        changed[roles.positions] = _moved(jnp.asarray(positions), order, shift)
+    elif not shift and roles.position_shift:
+        changed[roles.position_shift] = jnp.where(order.virtual >= 0, 0, -order.before)
+    elif not shift and roles.positions:
+        changed[roles.positions] = order.spread(positions_of(call, length), 0)
+    return changed
+
+
+def _moved(
+    positions: Integer[jax.Array, 'B T'], order: Order, shift: bool
+) -> Integer[jax.Array, 'B L']:
+    """Given positions in the longer row, moved by the virtual tokens before them if `shift`."""
+    spread = order.spread(positions, 0)
+    if not shift:
+        return spread
+    rows = len(spread)
+    start = jnp.broadcast_to(order.start, (rows, 1))
+    first = jnp.take_along_axis(jnp.broadcast_to(positions, (rows, positions.shape[1])), start, 1)
+    own = first + jnp.arange(spread.shape[1], dtype=spread.dtype)[None] - order.start
+    return jnp.where(order.virtual >= 0, own, spread + order.before).astype(spread.dtype)
 
 
 def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
     def apply(
         leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
     ) -> Float[jax.Array, 'B L features']:
-        prompt, output = leaves['prompt'], use.output
-        if use.follows:
+        prompt, output, tokens = leaves['prompt'], use.output, use.tokens()
+        if tokens.follows:
             return output
         if prompt.shape[1:] != output.shape[-1:]:
             raise AdapterError(
                 f"the adapter's prompt for {path!r} is {prompt.shape} {prompt.dtype}, but the "
                 f'module returns {output.shape} {output.dtype}. Was it made for another model?'
             )
-        virtual, _ = _order(places, output.shape[1] - len(places))
-        return output.at[:, virtual].set(prompt.astype(output.dtype))
+        virtual = order_of(places, output.shape[1], tokens.real).virtual[..., None]
+        return jnp.where(virtual >= 0, prompt.astype(output.dtype)[virtual[..., 0]], output)
 
     return apply

@@ -1,12 +1,13 @@
 """The BERT and RoBERTa encoders with a pooler and a head on the sentence or on each token."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
@@ -142,6 +143,17 @@ class Bert(nn.Module):
     Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805; Liu et al. 2019,
     https://arxiv.org/abs/1907.11692.
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        token_ids='input_ids',
+        mask='attention_mask',
+        positions='position_ids',
+        position_shift='position_shift',
+        along=('token_type_ids',),
+        embedding=r'embeddings/word_embeddings',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
 
     config: BertConfig
     outputs: int | None = None

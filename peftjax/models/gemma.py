@@ -1,7 +1,7 @@
 """The Gemma 2 and Gemma 3 decoders: sliding and full attention in turn, norms on both sides."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import cache as caches
 from peftjax.models import names
 from peftjax.models.attention import (
@@ -133,6 +134,19 @@ class Gemma(nn.Module):
     Source: Gemma Team 2024, https://arxiv.org/abs/2408.00118; 2025,
     https://arxiv.org/abs/2503.19786 (its text model).
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        token_ids='input_ids',
+        mask='attention_mask',
+        positions='position_ids',
+        segments='segment_ids',
+        targets='targets',
+        cache='cache',
+        cache_length='cache_length',
+        embedding=r'embed_tokens',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
 
     config: GemmaConfig
     scan: bool = True

@@ -1,12 +1,13 @@
 """The GPT-2 decoder: learned positions, layer norms before the sublayers, a fused q, k and v."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import cache as caches
 from peftjax.models import names
 from peftjax.models.attention import (
@@ -105,6 +106,19 @@ class GPT2(nn.Module):
 
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3.
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        token_ids='input_ids',
+        mask='attention_mask',
+        positions='position_ids',
+        segments='segment_ids',
+        targets='targets',
+        cache='cache',
+        cache_length='cache_length',
+        embedding=r'wte',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
 
     config: GPT2Config
     scan: bool = True

@@ -1,12 +1,13 @@
 """The Llama decoder: grouped-query attention, rotary positions, RMS norm, SwiGLU."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import cache as caches
 from peftjax.models import names
 from peftjax.models.attention import (
@@ -115,6 +116,19 @@ class Llama(nn.Module):
 
     Source: Touvron et al. 2023, https://arxiv.org/abs/2302.13971.
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        token_ids='input_ids',
+        mask='attention_mask',
+        positions='position_ids',
+        segments='segment_ids',
+        targets='targets',
+        cache='cache',
+        cache_length='cache_length',
+        embedding=r'embed_tokens',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
 
     config: LlamaConfig
     scan: bool = True

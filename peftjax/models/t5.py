@@ -1,13 +1,14 @@
 """The T5 encoder and decoder: relative positions, RMS norms in front, no biases, no scale."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
@@ -231,6 +232,21 @@ class T5(nn.Module):
     Source: Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 2.1; Shazeer 2020,
     https://arxiv.org/abs/2002.05202, for the gated feed-forward of v1.1.
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        token_ids='input_ids',
+        mask='attention_mask',
+        decoder_ids='decoder_input_ids',
+        decoder_mask='decoder_attention_mask',
+        targets='targets',
+        cache='cache',
+        cache_length='cache_length',
+        embedding=r'embed',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+        decoder=r'decoder/.*',
+        crossing=r'decoder/.*/cross_attn/[kv]/.*',
+    )
 
     config: T5Config
     scan: bool = True

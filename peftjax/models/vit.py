@@ -1,11 +1,14 @@
 """The ViT and DINOv2 image encoders with a classification or regression head."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import AttentionCore, Branch, activation, merge_heads, split_heads
 from peftjax.models.norms import LayerNorm
@@ -139,6 +142,12 @@ class ViT(nn.Module):
     https://arxiv.org/abs/2304.07193. The pooler that some ViT checkpoints hold for pretraining is
     left out.
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        other=('pixel_values',),
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
 
     config: ViTConfig
     outputs: int | None = None

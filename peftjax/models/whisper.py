@@ -1,12 +1,13 @@
 """The Whisper encoder and decoder: speech in, as a mel spectrogram, and its words out."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
@@ -223,6 +224,20 @@ class Whisper(nn.Module):
 
     Source: Radford et al. 2022, https://arxiv.org/abs/2212.04356, section 2.2.
     """
+
+    peftjax_roles: ClassVar[Roles] = Roles(
+        decoder_ids='decoder_input_ids',
+        decoder_mask='decoder_attention_mask',
+        other=('input_features',),
+        targets='targets',
+        cache='cache',
+        cache_length='cache_length',
+        embedding=r'decoder/embed_tokens',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+        decoder=r'decoder/.*',
+        crossing=r'decoder/.*/cross_attn/[kv]_proj/.*',
+    )
 
     config: WhisperConfig
     scan: bool = True

@@ -8,6 +8,7 @@ import numpy as np
 from peftjax.binding.wrap import wrap
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
+from peftjax.core.roles import Roles
 
 
 class _MLP(nn.Module):
@@ -23,7 +24,8 @@ def tiny_mlp() -> Model:
     (2, 3)
     """
     x = jnp.ones((1, 4))
-    return wrap(_MLP(), _MLP().init(jax.random.key(0), x), {'x': x})
+    roles = Roles(other=('x',))  # There is no padding.
+    return wrap(_MLP(), _MLP().init(jax.random.key(0), x), {'x': x}, roles=roles)
 
 
 def perturb(adapter: Adapter, seed: int, size: float = 0.05) -> Adapter:

@@ -74,9 +74,9 @@ def moments(
         def apply(path: str, leaves: Any, use: Use) -> Float[jax.Array, 'T out']:
             if use.kind != 'dot' or use.transposed:
                 raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
-            if weights is not None and weights.shape != use.tokens:
+            if weights is not None and weights.shape != use.axes:
                 raise ValueError(
-                    f'counted gives {weights.shape}, but {path!r} sees tokens {use.tokens}'
+                    f'counted gives {weights.shape}, but {path!r} sees tokens {use.axes}'
                 )
             each = jnp.ones(use.x.shape[0]) if weights is None else weights.reshape(-1)
             x = jax.lax.stop_gradient(use.x)

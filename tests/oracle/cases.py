@@ -87,6 +87,10 @@ class Case:
         """Of `peftjax.load`."""
         return next((task for end, task in _TASKS.items() if self.kind.endswith(end)), None)
 
+    def config_of_base(self) -> dict[str, Any]:
+        """The base's config.json."""
+        return json.loads((self.base / 'config.json').read_text())
+
     def model(self, scan: bool) -> peftjax.Model:
         """The base that the adapter was made for.
 

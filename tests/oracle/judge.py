@@ -8,6 +8,7 @@ derivatives along random directions of the file's tensors are compared instead.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ def judge(case: Case, *, scan: bool = False, tolerance: float = TOLERANCE) -> Ve
     scanned layers the logits and the loss of the file alone are judged.
     """
     try:
-        model = case.model(scan)
+        model = _averaging(case, case.model(scan))
     except ValueError as error:
         return Verdict(refused=str(error))
     whole, refused, errors = None if scan else completed(case, model), None, {}
@@ -59,12 +60,29 @@ def judge(case: Case, *, scan: bool = False, tolerance: float = TOLERANCE) -> Ve
     except ValueError as error:
         refused = str(error)
     else:
-        own = file_reading(case, model, loaded.transform)
+        own = file_reading(case, model, _with_virtual(loaded.transform))
         errors = errors_of(case, model, own, gradients=whole is None and not scan)
     if whole is not None:
         more = errors_of(case, model, whole)
         errors |= {f'{name}, completed': error for name, error in more.items()}
     return Verdict(errors, refused, tolerance)
+
+
+def _averaging(case: Case, model: peftjax.Model) -> peftjax.Model:
+    """The model whose gates average padding too where the library's do, as AdapterHub's."""
+    if not (case.hub and '"use_gating": true' in json.dumps(case.config)):
+        return model
+    assert model.roles is not None
+    roles = dataclasses.replace(model.roles, mask='', other=(model.roles.mask,))
+    return model.replace(roles=roles)
+
+
+def _with_virtual(transform: peftjax.PeftTransform) -> peftjax.PeftTransform:
+    """A prompt that leaves the virtual positions in the outputs, as peft's do."""
+    about = transform.about
+    if about is None or about.name != 'prompt_tuning':
+        return transform
+    return peftjax.prompt_tuning(**{**about.arguments, 'keep_virtual': True})
 
 
 def errors_of(
@@ -115,7 +133,11 @@ def written(case: Case, ours: Any, theirs: Any) -> tuple[np.ndarray, np.ndarray]
     if mask is None or theirs.ndim == 2:
         return ours, theirs
     virtual = theirs.shape[1] - mask.shape[1]
+    if virtual and case.config_of_base().get('sliding_window'):
+        # Padding on the left pushes peft's prompt out of the window, and ours stands behind it.
+        mask = mask * mask[:, :1]
     tokens = np.pad(mask, ((0, 0), (virtual, 0)), constant_values=1) == 1
+    tokens &= mask.any(axis=1, keepdims=True)
     return np.asarray(ours)[tokens], theirs[tokens]
 
 

@@ -4,7 +4,7 @@ import peftjax
 from tests.contract_models import HIDDEN, LAYERS, WIDTH
 from tests.rows.row import Row
 
-_CORES = r'layers.*(core|attention_fn)'
+_CORES = r'layers.*attention_fn'
 _BLOCKS = r'layers.*/down'
 
 
@@ -44,8 +44,8 @@ ROWS = {
     'adaption prompt': Row(
         make=lambda targets: peftjax.adaption_prompt(
             num_virtual_tokens=3,
-            key=r'(attention/)?key',
-            value=r'(attention/)?value',
+            key='key',
+            value='value',
             targets=targets,
         ),
         targets=_CORES,

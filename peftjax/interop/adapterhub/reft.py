@@ -90,9 +90,9 @@ def _projection(stored: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     arguments = about.arguments
-    if not arguments['skip_padding'] or arguments['positions'] == 'all':
+    if arguments['positions'] == 'all':
         raise ValueError(
-            'AdapterHub edits the first and last tokens: give positions, and leave skip_padding on'
+            "AdapterHub edits the first and last tokens: give positions, such as positions='f1+l1'"
         )
     places = positions.parse(arguments['positions'], arguments['tied'])
     numbers = {'both': 0} if arguments['tied'] else {'first': 0, 'last': 1}

@@ -8,23 +8,23 @@ import numpy as np
 from peftjax.core.entries import Entry
 from peftjax.core.model import Model
 from peftjax.core.paths import exactly
+from peftjax.core.roles import Roles
 from peftjax.interop.errors import CheckpointError
 from peftjax.methods.adaption_prompt import adaption_prompt
 from peftjax.methods.p_tuning import export_prompt
 from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
 from peftjax.methods.prompt_tuning import prompt_tuning
 
-_EMBEDDINGS = ('embeddings/word_embeddings', 'embed_tokens', 'wte')
-
 
 def embedding_path(model: Model) -> str:
     """The word embedding of a model of ours."""
-    return next(path for path in _EMBEDDINGS if path in model.sites.modules)
+    roles = model.roles or Roles()
+    return next(path for path in model.sites.modules if roles.is_('embedding', path))
 
 
 def cores(model: Model) -> list[str]:
     """Its attention cores: one of scanned layers, or one for each, the lowest first."""
-    found = [path for path in model.sites.modules if path.endswith('/core')]
+    found = [path for path, site in model.sites.modules.items() if site.attention]
     return sorted(found, key=lambda path: int((re.search(r'_(\d+)/', path) or [0, 0])[1]))
 
 
@@ -47,7 +47,7 @@ def read_prompt(found: Any) -> tuple[Any, Any]:
     prompt = _prompts(found)
     path = embedding_path(found.model)
     transform = prompt_tuning(
-        num_virtual_tokens=len(prompt), init='normal', keep_virtual=True, targets=re.escape(path)
+        num_virtual_tokens=len(prompt), init='normal', targets=re.escape(path)
     )
     return transform, {path: Entry('prompt_tuning', {'prompt': prompt})}
 
@@ -146,6 +146,11 @@ def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any
     """The prompt, or what an encoder makes of its embedding."""
     if arguments['places'] is not None and any(arguments['places']):
         raise ValueError('peft puts virtual tokens in front of the others only; leave places out')
+    if arguments['keep_virtual']:
+        raise ValueError(
+            'a file of peft does not say that virtual positions stay in the outputs, and what '
+            'load_adapter makes of it leaves them out; write keep_virtual=False'
+        )
     if part.about.name == 'p_tuning':
         adapter = export_prompt(adapter)
     ((path, leaves),) = adapter.items()

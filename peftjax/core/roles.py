@@ -1,0 +1,125 @@
+"""Roles: what the arguments and the modules of a model are for, declared and never guessed."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable
+
+from peftjax.core.paths import TargetError
+
+_ARGUMENTS = (
+    *('token_ids', 'mask', 'positions', 'position_shift', 'segments', 'targets'),
+    *('decoder_ids', 'decoder_mask', 'cache', 'cache_length'),
+)
+_MODULES = ('embedding', 'attention', 'residual_end', 'decoder', 'crossing')
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    r"""What the arguments and the modules of a model are for.
+
+    The families of `peftjax.load` declare theirs; give `wrap(..., roles=Roles(...))` for a model of
+    your own, or set `peftjax_roles` on its class. An empty text says that the model has no such
+    argument or module. A method that needs a role which is not declared refuses in `init`, and a
+    call with an array argument of no role refuses where a method asks for its tokens.
+
+    Letters: `B` examples, `T` tokens of each.
+
+    Attributes:
+      token_ids: name of the argument with integers `[B, T]` that are looked up in `embedding`.
+      mask: of the argument `[B, T]` with 1 for tokens and 0 for padding; left out, all are tokens.
+      positions: of the integers `[B, T]`; left out, the model counts from 0, anew in each segment.
+      position_shift: of a number that is added where the model counts positions in its own way.
+      segments: of the integers `[B, T]` that tell packed examples apart.
+      targets: of the integers `[B, T]` that make the model return one number for each token.
+      decoder_ids, decoder_mask: of a second sequence, which the model writes.
+      cache: of the argument that holds what earlier calls computed.
+      cache_length: of the number that makes a call the first of several.
+      along: names of other arguments `[B, T]`; a virtual token gets a 0 there.
+      other: names of the arrays that say nothing about tokens, such as an image.
+      embedding: regular expression, full match on the path of the module that embeds tokens.
+      attention: of modules without parameters, called with `(query, key, value, mask, bias)` of
+        `[B, T, N, H]`, `[B, S, K, H]` twice, and what is not None of the last two, which are known
+        by these names. Attention modules of Flax are recognised without it.
+      residual_end: of modules called with `(residual, output, after)`, which return `output`: the
+        end of a sublayer, before it joins the residual.
+      decoder: of modules that see the second sequence.
+      crossing: of modules of the decoder that see the first.
+
+    Raises:
+      ValueError: a pattern that is no regular expression.
+
+    >>> peftjax.Roles(token_ids='ids', mask='padding', embedding=r'embed').mask
+    'padding'
+    """
+
+    token_ids: str = ''
+    mask: str = ''
+    positions: str = ''
+    position_shift: str = ''
+    segments: str = ''
+    targets: str = ''
+    decoder_ids: str = ''
+    decoder_mask: str = ''
+    cache: str = ''
+    cache_length: str = ''
+    along: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    embedding: str = ''
+    attention: str = ''
+    residual_end: str = ''
+    decoder: str = ''
+    crossing: str = ''
+
+    def __post_init__(self) -> None:
+        for name in _MODULES:
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ValueError(
+                    f'Roles({name}={getattr(self, name)!r}) is no regular expression: {error}'
+                ) from error
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of all arguments that have a role."""
+        named = (getattr(self, name) for name in _ARGUMENTS)
+        return (*(name for name in named if name), *self.along, *self.other)
+
+    def is_(self, role: str, path: str) -> bool:
+        """Whether the module at `path` has a role of modules, such as `'attention'`."""
+        pattern = getattr(self, role)
+        return bool(pattern) and re.fullmatch(pattern, path) is not None
+
+    def check(self, takes: Iterable[str]) -> None:
+        """Raises `TypeError` if a role names no argument of a model that takes these."""
+        takes = tuple(takes)
+        for name in self.arguments:
+            if name not in takes:
+                raise TypeError(
+                    f'roles name the argument {name!r}, and the model takes {", ".join(takes)}; '
+                    'write the name that stands in its signature'
+                )
+
+
+def parameters_of(call: inspect.Signature) -> tuple[str, ...]:
+    """Names of the parameters that a signature spells out."""
+    starred = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return tuple(name for name, each in call.parameters.items() if each.kind not in starred)
+
+
+def require(roles: Roles | None, takes: tuple[str, ...], method: str, *names: str) -> Roles:
+    """`roles`, if all of these are declared.
+
+    Raises:
+      TargetError: one is not, with the line to write.
+    """
+    missing = [name for name in names if roles is None or not getattr(roles, name)]
+    if roles is not None and not missing:
+        return roles
+    shown = ', '.join(f"{name}='...'" for name in missing or ('token_ids', 'mask'))
+    raise TargetError(
+        f'{method} needs to know the roles of this model, and '
+        f'{"none are" if roles is None else "these are not"} declared: write '
+        f'peftjax.wrap(..., roles=peftjax.Roles({shown})); the model takes {", ".join(takes)}'
+    )

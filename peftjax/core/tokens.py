@@ -1,0 +1,80 @@
+"""Tokens: which positions of a sequence are tokens, and which of them belong together."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Integer
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The tokens that a module or a weight sees in one call of the model.
+
+    Letters: `B` examples of a batch (or 1 for all alike), `T` positions of each.
+
+    Attributes:
+      real: where there are tokens and no padding; None where all are.
+      segments: ids of the examples packed into a row; None where a row is one example.
+      follows: the tokens go on behind those of earlier calls.
+      begins: later calls go on behind these.
+    """
+
+    real: Bool[jax.Array, 'B T'] | None = None
+    segments: Integer[jax.Array, 'B T'] | None = None
+    follows: bool = False
+    begins: bool = False
+
+    def check(self, shape: tuple[int, ...], where: str) -> None:
+        """Raises `ValueError` unless activations of this shape are `[B, T, features]` of them."""
+        if len(shape) != 3:
+            raise ValueError(f'{where} needs [batch, length, features], found {shape}')
+        for given in (self.real, self.segments):
+            if given is not None and given.shape[1] != shape[1]:
+                raise ValueError(
+                    f'{where} sees {shape[1]} positions, and the call has {given.shape[1]} tokens; '
+                    'leave that module out of the targets'
+                )
+
+    def examples(self, shape: tuple[int, int]) -> Int[jax.Array, 'B T']:
+        """For each position the number of its example in its row, from 0."""
+        if self.segments is None:
+            return jnp.zeros(shape, jnp.int32)
+        changes = self.segments[:, 1:] != self.segments[:, :-1]
+        numbers = jnp.cumsum(jnp.pad(changes, ((0, 0), (1, 0))).astype(jnp.int32), axis=1)
+        return jnp.broadcast_to(numbers, shape)
+
+    def sums(self, values: Float[jax.Array, 'B T']) -> Float[jax.Array, 'B _']:
+        """For each position the sum over the tokens of its example; `[B, 1]` of unpacked rows."""
+        if self.real is not None:
+            values = jnp.where(self.real, values, jnp.zeros_like(values))
+        if self.segments is None:
+            return values.sum(axis=1, keepdims=True)
+        numbers, rows = self.examples(values.shape), jnp.arange(len(values))[:, None]
+        return jnp.zeros_like(values).at[rows, numbers].add(values)[rows, numbers]
+
+    def means(self, values: Float[jax.Array, 'B T'], method: str) -> Float[jax.Array, 'B _']:
+        """For each position the mean over the tokens of its example; `[B, 1]` of unpacked rows.
+
+        Raises:
+          ValueError: the call is one of several over the same example, none of which sees it whole.
+        """
+        if self.follows or self.begins:
+            raise ValueError(
+                f'{method} takes the mean over a whole example, and a call with a cache sees a '
+                'part of it; call the model on whole rows, without a cache'
+            )
+        if self.real is None and self.segments is None:
+            return values.mean(axis=1, keepdims=True)
+        count = jnp.maximum(self.sums(jnp.ones_like(values)), 1)
+        return self.sums(values) / count
+
+    def ranks(self, shape: tuple[int, int]) -> tuple[Int[jax.Array, 'B T'], Int[jax.Array, 'B T']]:
+        """How many tokens of its example stand before each position, and how many behind it."""
+        real = jnp.ones(shape, bool) if self.real is None else jnp.broadcast_to(self.real, shape)
+        numbers, rows = self.examples(shape), jnp.arange(shape[0])[:, None]
+        upto = jnp.cumsum(real.astype(jnp.int32), axis=1)
+        counts = jnp.zeros(shape, jnp.int32).at[rows, numbers].add(real.astype(jnp.int32))
+        before = (jnp.cumsum(counts, axis=1) - counts)[rows, numbers]
+        rank = upto - before - 1
+        return rank, counts[rows, numbers] - 1 - rank

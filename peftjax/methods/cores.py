@@ -1,0 +1,20 @@
+"""What methods on attention ask of a core."""
+
+from peftjax.core.paths import TargetError
+from peftjax.core.sites import ModuleSite
+
+
+def check_core(site: ModuleSite) -> None:
+    """Raises `TargetError` unless a module is an attention core of 4 axes."""
+    if not site.attention:
+        raise TargetError(
+            f'module {site.path!r} is not known as an attention core. Attention modules of Flax '
+            "have theirs below them, in '.../attention_fn'; of another model write "
+            'peftjax.wrap(..., roles=peftjax.Roles(attention=...)) with a regular expression for '
+            'modules called with (query, key, value, mask, bias)'
+        )
+    if any(len(shape) != 4 for shape in site.inputs):
+        raise TargetError(
+            f'module {site.path!r} is called with {site.inputs}, and a core takes query, key and '
+            'value of [batch, length, heads, width]'
+        )
