@@ -85,7 +85,7 @@ __version__ = '0.1.0'
 _LATE = {
     'wrap': 'peftjax.binding.wrap',
     'generator': 'peftjax.generation.generate',
-    'pad_left': 'peftjax.generation.generate',
+    'pad_left': 'peftjax.generation.prompts',
     'Sampling': 'peftjax.generation.sampling',
     'export_gguf': 'peftjax.interop.gguf_lora',
     'abstract_inputs': 'peftjax.interop.load',
@@ -107,7 +107,8 @@ _LATE = {
 if TYPE_CHECKING:
     from peftjax import testing, training
     from peftjax.binding.wrap import wrap
-    from peftjax.generation.generate import generator, pad_left
+    from peftjax.generation.generate import generator
+    from peftjax.generation.prompts import pad_left
     from peftjax.generation.sampling import Sampling
     from peftjax.interop.folder.read import Restored, restore
     from peftjax.interop.folder.write import save

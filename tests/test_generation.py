@@ -253,7 +253,7 @@ def test_wrong_calls_are_refused_by_name(change, message):
 
 def test_what_cannot_be_is_refused():
     mlp = peftjax.testing.tiny_mlp()
-    with pytest.raises(ValueError, match='and no cache'):
+    with pytest.raises(ValueError, match='no argument with the roles'):
         peftjax.generator(mlp)((), _plain(mlp), IDS, max_new_tokens=1)
     with pytest.raises(ValueError, match='at least 0'):
         peftjax.Sampling(temperature=-1.0)

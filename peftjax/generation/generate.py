@@ -18,11 +18,11 @@ from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.model import Model
+from peftjax.core.roles import Roles
 from peftjax.core.rules import ROOT, CallRule
 from peftjax.core.transform import PeftTransform
+from peftjax.generation.prompts import Ids, read_prompts
 from peftjax.generation.sampling import Sampling
-
-Ids = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,11 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     token is a call on the whole row, and what is written is what full calls say.
 
     Args:
-        model: a decoder of `peftjax.load`, or any model that takes `cache_length` and `cache` as
-            `peftjax.models.llama.Llama` does; or an encoder and decoder, as `peftjax.models.t5.T5`,
-            or `peftjax.models.whisper.Whisper`, whose input_features then stand for input_ids.
+        model: a decoder of `peftjax.load`, or any model with the roles `token_ids`, `mask`,
+            `positions`, `cache` and `cache_length` that takes them as `peftjax.models.llama.Llama`
+            does; or an encoder and decoder with the roles `decoder_ids` and `decoder_mask` too, as
+            `peftjax.models.t5.T5`. Without `token_ids`, as of `peftjax.models.whisper.Whisper`, the
+            first of the roles `other` stands for them.
         transform: the method, or a chain of methods. None for the model as it is: the adapter is
             then `()`, and frozen is `peftjax.chain().freeze(model, ())`.
 
@@ -87,7 +89,8 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     """
     method = chain() if transform is None else transform
     model = model.replace(params=None)  # Nothing here keeps the values of a base alive.
-    written_as = 'decoder_input_ids' if _has_encoder(model) else 'input_ids'
+    roles = model.roles or Roles()
+    written_as = roles.decoder_ids or roles.token_ids
 
     @functools.partial(jax.jit, static_argnames='settings')
     def compiled(
@@ -107,13 +110,14 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
             return evaluate_precomputed(model, rules, params, None, calls.split((), keywords))
 
         def follow(tokens: Int32[jax.Array, ' B'], cache: Any) -> Any:
-            return call(**{written_as: tokens[:, None]}, cache=cache)
+            return call(**{written_as: tokens[:, None], roles.cache: cache})
 
         if whole:
-            again, logits, row = _on_whole_rows(model, call, read, settings)
+            again, logits, row = _on_whole_rows(roles, call, read, settings)
             return _write(again, logits, row, key, settings)
-        first, given = _first_call(model, read, virtual, settings.start)
-        logits, cache = call(**read, **first, cache_length=given + settings.count - 1)
+        first, given = _first_call(roles, read, virtual, settings.start)
+        length = {roles.cache_length: given + settings.count - 1}
+        logits, cache = call(**read, **first, **length)
         return _write(follow, logits, cache, key, settings)
 
     def generate(
@@ -132,7 +136,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         check_frozen(adapter, frozen)
         sampling = Sampling() if sampling is None else sampling
         _check(model, max_new_tokens, sampling, key)
-        read = _read(model, input_ids, attention_mask)
+        read = read_prompts(roles, input_ids, attention_mask)
         ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
         start = tuple(np.atleast_1d(start_token_id).tolist())
         settings = _Settings(max_new_tokens, ends, pad_token_id, start, sampling)
@@ -142,90 +146,44 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     return generate
 
 
-def pad_left(
-    rows: Sequence[Sequence[int]], pad_token_id: int = 0
-) -> tuple[Int32[np.ndarray, 'B L'], Int32[np.ndarray, 'B L']]:
-    """Prompts of different lengths as `input_ids` and `attention_mask`, int32 [B, longest].
-
-    Args:
-        rows: token ids of each prompt, at least one.
-        pad_token_id: what stands before the shorter ones.
-
-    Raises:
-        ValueError: no prompt, or one without a token.
-        TypeError: text.
-
-    Example:
-        >>> ids, mask = pad_left([[5, 6, 7], [8]])
-        >>> ids.tolist(), mask.tolist()
-        ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-    """
-    if isinstance(rows, str) or any(isinstance(row, str) for row in rows):
-        raise TypeError('rows are token ids; write model.tokenizer.encode(text) for each text')
-    if not len(rows) or not all(len(row) for row in rows):
-        raise ValueError(f'every prompt needs a token, got lengths {[len(row) for row in rows]}')
-    length = max(len(row) for row in rows)
-    ids = np.full((len(rows), length), pad_token_id, np.int32)
-    mask = np.zeros((len(rows), length), np.int32)
-    for number, row in enumerate(rows):
-        ids[number, length - len(row) :] = row
-        mask[number, length - len(row) :] = 1
-    return ids, mask
-
-
-def _has_encoder(model: Model) -> bool:
-    """Whether what is read and what is written are two sequences."""
-    return 'decoder_input_ids' in model.takes
-
-
-def _read(model: Model, input_ids: Ids, attention_mask: Ids | None) -> dict[str, jax.Array]:
-    """The prompts as arguments of the model's first call."""
-    if 'input_features' in model.takes:
-        if attention_mask is not None:
-            raise ValueError('a model that takes input_features hears all of them: no mask')
-        return {'input_features': jnp.asarray(input_ids)}
-    mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
-    _check_prompts(np.asarray(input_ids), mask, right=_has_encoder(model))
-    return {
-        'input_ids': jnp.asarray(input_ids, jnp.int32),
-        'attention_mask': jnp.asarray(mask, jnp.int32),
-    }
-
-
 def _first_call(
-    model: Model, read: dict[str, jax.Array], virtual: int, start: tuple[int, ...]
+    roles: Roles, read: dict[str, jax.Array], virtual: int, start: tuple[int, ...]
 ) -> tuple[dict[str, jax.Array], int]:
     """What the first call takes beside the prompts, and how many positions it fills of the cache.
 
     virtual: how many positions a method adds in front.
     """
-    if _has_encoder(model):
+    if roles.decoder_ids:
         rows = len(next(iter(read.values())))
         tokens = jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))
-        return {'decoder_input_ids': tokens}, len(start)
-    seen = jnp.cumsum(read['attention_mask'], axis=1)
-    return {'position_ids': jnp.maximum(seen - 1, 0)}, read['input_ids'].shape[1] + virtual
+        return {roles.decoder_ids: tokens}, len(start)
+    return _positions(roles, read[roles.mask]), read[roles.token_ids].shape[1] + virtual
+
+
+def _positions(roles: Roles, mask: jax.Array) -> dict[str, jax.Array]:
+    """The positions of tokens that padding on the left does not count for."""
+    return {roles.positions: jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)}
 
 
 def _on_whole_rows(
-    model: Model, call: Callable[..., Any], read: dict[str, jax.Array], settings: _Settings
+    roles: Roles, call: Callable[..., Any], read: dict[str, jax.Array], settings: _Settings
 ) -> tuple[Callable[[jax.Array, Any], Any], Float[jax.Array, 'B 1 V'], Any]:
     """What `_write` needs where each call sees the whole row: its tokens and which there are."""
     rows = len(next(iter(read.values())))
-    if _has_encoder(model):
+    if roles.decoder_ids:
         ids = jnp.tile(jnp.asarray(settings.start, jnp.int32), (rows, 1))
         mask = jnp.ones_like(ids)
     else:
-        ids, mask = read['input_ids'], read['attention_mask']
+        ids, mask = read[roles.token_ids], read[roles.mask]
     ids, mask = (jnp.pad(each, ((0, 0), (0, settings.count))) for each in (ids, mask))
     given = ids.shape[1] - settings.count
 
     def logits_of(ids: jax.Array, mask: jax.Array, last: Any) -> Float[jax.Array, 'B 1 V']:
-        if _has_encoder(model):
-            logits = call(**read, decoder_input_ids=ids, decoder_attention_mask=mask)
+        if roles.decoder_ids:
+            row = {**read, roles.decoder_ids: ids, roles.decoder_mask: mask}
         else:
-            positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-            logits = call(input_ids=ids, attention_mask=mask, position_ids=positions)
+            row = {roles.token_ids: ids, roles.mask: mask, **_positions(roles, mask)}
+        logits = call(**row)
         return lax.dynamic_slice_in_dim(logits, last, 1, axis=1)
 
     def again(tokens: Int32[jax.Array, ' B'], row: Any) -> Any:
@@ -276,30 +234,17 @@ def _write(
 
 
 def _check(model: Model, count: int, sampling: Sampling, key: PRNGKeyArray | None) -> None:
-    positions = () if _has_encoder(model) else ('position_ids',)
-    if not {'cache_length', 'cache', *positions} <= set(model.takes):
+    roles = model.roles or Roles()
+    own = ('decoder_ids', 'decoder_mask') if roles.decoder_ids else ('mask', 'positions')
+    missing = [name for name in ('cache', 'cache_length', *own) if not getattr(roles, name)]
+    if missing:
         raise ValueError(
-            f'this model takes {model.takes}, and no cache: generation needs a decoder that takes '
-            'cache_length, cache and position_ids, as those of peftjax.load do'
+            f'this model takes {model.takes}, and has no argument with the roles {missing}: '
+            'generation needs a decoder that takes them, as those of peftjax.load do'
         )
     if count < 1:
         raise ValueError(f'max_new_tokens must be at least 1, got {count}')
     if sampling.temperature > 0 and key is None:
         raise ValueError(
             f'temperature {sampling.temperature} draws tokens; give key=jax.random.key(0)'
-        )
-
-
-def _check_prompts(ids: np.ndarray, mask: np.ndarray, *, right: bool) -> None:
-    """right: whether rows may be padded on the right."""
-    if ids.ndim != 2 or ids.dtype.kind not in 'iu' or not ids.size or mask.shape != ids.shape:
-        raise ValueError(
-            f'input_ids {ids.dtype}{ids.shape} and attention_mask {mask.dtype}{mask.shape} must be '
-            'integers [batch, length] of one shape; see peftjax.pad_left'
-        )
-    if not right and not mask[:, -1].all():
-        row = int(np.argmin(mask[:, -1]))
-        raise ValueError(
-            f'row {row} of attention_mask ends with padding; pad prompts on the left, as '
-            'peftjax.pad_left does'
         )
