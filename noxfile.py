@@ -72,6 +72,18 @@ def slow(session: nox.Session) -> None:
     session.run(*PYTEST, 'tests/sweeps/test_page.py')
 
 
+@nox.session(python='3.11')
+def own_models(session: nox.Session) -> None:
+    """The page about models of your own, with Equinox, Haiku and the Flax models of transformers."""
+    # Apart from the slow tests: this transformers needs an older hub client than `datasets` does.
+    session.install('--editable', '.', '--group', 'library-tests', '--group', 'own-models')
+    # A test skips a library that is missing; here none is.
+    session.run(
+        'python', '-c', 'import equinox, haiku, transformers.models.bert.modeling_flax_bert'
+    )
+    session.run('python', '-m', 'pytest', '-m', 'slow', 'tests/test_own_models.py')
+
+
 @nox.session(python='3.13')
 def wheel(session: nox.Session) -> None:
     """Builds sdist and wheel into dist, and uses the wheel in an empty environment elsewhere."""

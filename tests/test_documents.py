@@ -129,6 +129,14 @@ def test_a_scheduled_workflow_runs_every_slow_test():
     assert 'google-chrome --version' in _commands(slow)
 
 
+def test_a_scheduled_workflow_runs_the_page_about_models_of_your_own():
+    assert 'nox --session own_models' in _commands(WORKFLOWS['slow'])
+    session = (ROOT / 'noxfile.py').read_text().partition('def own_models(')[2]
+    session = session.partition('\n\n\n')[0]
+    assert "'--group', 'own-models'" in session
+    assert "'-m', 'slow', 'tests/test_own_models.py'" in session
+
+
 def test_workflows_run_sessions_that_there_are():
     sessions = set(
         re.findall(r'^def ([a-z]\w*)\(session', (ROOT / 'noxfile.py').read_text(), re.MULTILINE)
