@@ -74,7 +74,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def own_models(session: nox.Session) -> None:
-    """The page about models of your own, with Equinox, Haiku and the Flax models of transformers."""
+    """The page about models of your own, with Equinox, Haiku and transformers' Flax models."""
     # Apart from the slow tests: this transformers needs an older hub client than `datasets` does.
     session.install('--editable', '.', '--group', 'library-tests', '--group', 'own-models')
     # A test skips a library that is missing; here none is.

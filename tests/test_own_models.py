@@ -1,5 +1,6 @@
 """What the page about models of one's own shows is so: its code runs, its messages are raised."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def _run(section: str, wrong: dict[str, Any] | None = None) -> dict[str, Any]:
 def test_every_example_is_run():
     shown = [section for section in SECTIONS if _blocks(section, 'python')]
     assert shown == ['', 'A check of your roles', *FLAX, *OTHERS]
+
+
+def test_the_section_of_the_table_names_every_role():
+    named = set(re.findall(r'`(\w+)`', SECTIONS['Which method needs which role']))
+    named |= set(re.findall(r'`(\w+)=', SECTIONS['Which method needs which role']))
+    assert {field.name for field in dataclasses.fields(peftjax.Roles)} <= named
 
 
 @pytest.mark.parametrize(
