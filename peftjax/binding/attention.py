@@ -120,29 +120,23 @@ def use_of(number: int, arrays: tuple[Any, ...], path: str) -> AttentionUse:
             'the core out of the targets'
         )
 
+    mask = named.get('mask')
+    if others.get('is_causal'):
+        others['is_causal'] = False
+        causal = jnp.tril(jnp.ones((named['query'].shape[-3], named['key'].shape[-3]), bool))
+        mask = causal[None, None] if mask is None else (mask == 1) & causal[None, None]
+
     def core(query: Any, key: Any, value: Any, mask: Any, bias: Any) -> jax.Array:
         given = dict(others)
-        if given.get('is_causal'):
-            given['is_causal'], causal = False, _causal(named['query'], named['key'], key)
-            mask = causal if mask is None else mask & causal
         for name, each in (('mask', mask), ('bias', bias)):
             if each is not None or name in named:
                 given[name] = each
         return call.core(rng, query, key, value, **given)
 
     return AttentionUse(
-        named['query'], named['key'], named['value'], named.get('mask'), named.get('bias'),
-        core, core,
-    )  # fmt: skip
+        named['query'], named['key'], named['value'], mask, named.get('bias'), core, core
+    )
 
 
 def _is_unknown(name: str, value: Any) -> bool:
     return name != 'dropout_rng' and any(hasattr(leaf, 'shape') for leaf in jax.tree.leaves(value))
-
-
-def _causal(query: jax.Array, key: jax.Array, longer: jax.Array) -> jax.Array:
-    """What `is_causal` means for the core's own keys, behind others that all queries see."""
-    queries, keys = query.shape[-3], key.shape[-3]
-    own = jnp.tril(jnp.ones((queries, keys), bool))
-    more = longer.shape[-3] - keys
-    return jnp.pad(own, ((0, 0), (more, 0)), constant_values=True)[None, None]

@@ -53,11 +53,13 @@ def _tokens(roles: Roles, named: Mapping[str, Any], path: str) -> Tokens:
     _check_all_known(roles, named, path)
     written = roles.is_('decoder', path) and not roles.is_('crossing', path)
     mask = named.get(roles.decoder_mask if written else roles.mask)
+    ids = named.get(roles.decoder_ids if written else roles.token_ids)
     return Tokens(
         None if mask is None else jnp.asarray(mask).astype(jnp.int32) == 1,
         None if written else named.get(roles.segments),
         named.get(roles.cache) is not None,
         named.get(roles.cache_length) is not None,
+        jnp.shape(ids)[:2] if ids is not None else None,
     )
 
 

@@ -93,6 +93,9 @@ class ModuleSite:
         return self.shape[-1]
 
 
+_NO_MODULES = 'A function has no modules for it to act on: give wrap a module of Flax. '
+
+
 @dataclasses.dataclass(frozen=True)
 class Sites:
     """All sites of a model. `print(model.sites)` shows what can be targeted, and what cannot."""
@@ -132,6 +135,7 @@ class Sites:
             stacks = {path: site.stack for path, site in self.modules.items()}
             return paths.TargetError(
                 f'target {pattern.text!r} matches no module of this model{near}. '
+                f'{"" if self.modules else _NO_MODULES}'
                 f'{hints.as_last_part(pattern, self.modules)}'
                 f'{hints.of_a_stack(pattern, stacks)}print(model.sites) lists them all'
             )

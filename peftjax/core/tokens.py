@@ -18,23 +18,24 @@ class Tokens:
       segments: ids of the examples packed into a row; None where a row is one example.
       follows: the tokens go on behind those of earlier calls.
       begins: later calls go on behind these.
+      shape: `(B, T)` of the call; None where no argument tells.
     """
 
     real: Bool[jax.Array, 'B T'] | None = None
     segments: Integer[jax.Array, 'B T'] | None = None
     follows: bool = False
     begins: bool = False
+    shape: tuple[int, int] | None = None
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
         """Raises `ValueError` unless activations of this shape are `[B, T, features]` of them."""
         if len(shape) != 3:
             raise ValueError(f'{where} needs [batch, length, features], found {shape}')
-        for given in (self.real, self.segments):
-            if given is not None and given.shape[1] != shape[1]:
-                raise ValueError(
-                    f'{where} sees {shape[1]} positions, and the call has {given.shape[1]} tokens; '
-                    'leave that module out of the targets'
-                )
+        if self.shape is not None and self.shape != shape[:2]:
+            raise ValueError(
+                f'{where} sees {list(shape)}, and the call has [batch, length] {list(self.shape)}; '
+                'leave that module out of the targets'
+            )
 
     def examples(self, shape: tuple[int, int]) -> Int[jax.Array, 'B T']:
         """For each position the number of its example in its row, from 0."""

@@ -24,7 +24,7 @@ Encoder = Literal['mlp', 'lstm']
 def p_tuning(
     *,
     num_virtual_tokens: int,
-    targets: paths.Targets,
+    targets: paths.Targets | None = None,
     encoder: Encoder = 'mlp',
     hidden: int | None = None,
     num_layers: int = 2,

@@ -98,7 +98,9 @@ def prefix_tuning(
             check_positive(**{name: size})
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
-        require(model.roles, model.takes, 'prefix_tuning')
+        roles = require(model.roles, model.takes, 'prefix_tuning')
+        if shift_positions and roles.positions and not roles.position_shift:
+            require(roles, model.takes, 'prefix_tuning(shift_positions=True)', 'token_ids')
         sites = model.sites.match_modules(targets)
         rows = num_virtual_tokens if projection is None else projection
         entries = {s.path: _init_site(paths.fold_in(key, s.path), s, rows, dtype) for s in sites}

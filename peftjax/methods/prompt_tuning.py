@@ -22,7 +22,7 @@ from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of,
 def prompt_tuning(
     *,
     num_virtual_tokens: int,
-    targets: paths.Targets,
+    targets: paths.Targets | None = None,
     init: str | Sequence[int] = 'vocabulary',
     common: int = 5000,
     places: Sequence[int] | None = None,
@@ -41,7 +41,8 @@ def prompt_tuning(
 
     Args:
       num_virtual_tokens: `n`.
-      targets: regular expression, full match on the path of the word embedding.
+      targets: regular expression, full match on the path of the word embedding; unless given, the
+        role `embedding` of the model.
       init: `'vocabulary'`, rows of the embedding drawn without replacement; `'uniform'` in (-0.5,
         0.5); `'normal'`, deviation 1; or token ids, of class labels or of a text, whose rows are
         taken, again from the first where they are too few.

@@ -21,13 +21,15 @@ Places = tuple[int, ...]
 """For each virtual token, ascending, before which token of the sequence it stands."""
 
 
-def embedding_of(model: Model, targets: Targets, method: str) -> ModuleSite:
-    """The one embedding module that is meant.
+def embedding_of(model: Model, targets: Targets | None, method: str) -> ModuleSite:
+    """The one embedding module that is meant, by the role `embedding` unless `targets` are given.
 
     Raises:
       TargetError: the targets match several modules; the model has no role `token_ids`.
     """
-    require(model.roles, model.takes, method, 'token_ids')
+    needed = ('token_ids',) if targets is not None else ('token_ids', 'embedding')
+    roles = require(model.roles, model.takes, method, *needed)
+    targets = roles.embedding if targets is None else targets
     sites = model.sites.match_modules(targets)
     if len(sites) != 1:
         raise TargetError(
