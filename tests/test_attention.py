@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from peftjax.models import attention
-from peftjax.models.attention import AttentionCore, causal_mask
+from peftjax.core.masks import Mask
+from peftjax.models import plain
+from peftjax.models.attention import AttentionCore
 from tests.compiled import shapes
 from tests.linen import applied
 
 
 def test_a_window_hides_what_is_further_back():
-    mask = np.asarray(causal_mask(5, window=2))[0, 0]
+    mask = np.asarray(Mask(causal=True, window=2).dense(5, 5))[0, 0]
     expected = np.tril(np.ones((5, 5), bool)) & ~np.tril(np.ones((5, 5), bool), -2)
     np.testing.assert_array_equal(mask, expected)
 
@@ -24,7 +25,7 @@ def test_attention_with_dropout_is_attention_on_average():
     query, key, value = (
         jax.random.normal(k, (2, 5, n, 4)) for k, n in zip(keys, (4, 2, 2), strict=True)
     )
-    mask = causal_mask(5)
+    mask = Mask(causal=True)
     exact = applied(AttentionCore(), {}, query, key, value, mask)
 
     def dropped(seed):
@@ -54,7 +55,7 @@ def test_long_rows_attend_in_blocks_as_they_would_at_once(shape, softcap, monkey
     query, key, value = (
         jax.random.normal(k, (2, 11, n, 4)) for k, n in zip(keys, (4, 2, 2), strict=False)
     )
-    mask = jax.random.bernoulli(keys[3], 0.6, shape).at[..., 0].set(True)
+    mask = Mask(array=jax.random.bernoulli(keys[3], 0.6, shape).at[..., 0].set(True))
     bias = jax.random.normal(keys[4], shape)
 
     def attended(query, key, value, bias):
@@ -66,18 +67,18 @@ def test_long_rows_attend_in_blocks_as_they_would_at_once(shape, softcap, monkey
         return attended(*args), jax.grad(loss, (0, 1, 2, 3))(*args)
 
     expected = at_once_and_gradients()
-    monkeypatch.setattr(attention, 'BLOCK', 4)  # of 11 queries the last block is a short one
+    monkeypatch.setattr(plain, 'BLOCK', 4)  # of 11 queries the last block is a short one
     found = at_once_and_gradients()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6, 2e-6), found, expected)
 
 
 def test_all_scores_of_a_long_row_are_never_there():
     """The compiled gradient of 1024 queries holds the scores of 256 at the most."""
-    query, mask = jnp.ones((1, 1024, 2, 4)), causal_mask(1024)
+    query, mask = jnp.ones((1, 1024, 2, 4)), Mask(causal=True)
 
     def loss(query, length):
         core = AttentionCore()
-        return applied(core, {}, query[:, :length], query, query, mask[:, :, :length]).sum()
+        return applied(core, {}, query[:, :length], query, query, mask).sum()
 
     largest = {}
     for length in (256, 1024):
@@ -87,7 +88,7 @@ def test_all_scores_of_a_long_row_are_never_there():
 
 
 def test_each_block_drops_probabilities_of_its_own(monkeypatch):
-    monkeypatch.setattr(attention, 'BLOCK', 4)
+    monkeypatch.setattr(plain, 'BLOCK', 4)
     same = jnp.ones((1, 8, 1, 4))  # every query and key alike: only what is dropped differs
     value = jax.random.normal(jax.random.key(1), (1, 8, 1, 4))
     rngs = {'dropout': jax.random.key(0)}

@@ -1,33 +1,30 @@
-"""The attention core, a module of its own so that methods can reach it, and the masks it takes."""
+"""The attention core, a module of its own so that methods can reach it, and what families share."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from peftjax.core.masks import Mask
 from peftjax.models.along_batch import along_batch
-from peftjax.models.chunks import cut, join
-
-BLOCK = 256  # queries of each row whose scores are there at the same time
+from peftjax.models.attend import attend
 
 
 class AttentionCore(nn.Module):
     """Scaled dot-product attention over projected heads: softmax(q kᵀ / √H) v.
 
     softcap: c of c · tanh(s / c), which bounds the scores s; None for scores as they are.
+    implementation: of `attend`; None to choose the kernel by the call and the backend.
 
     It owns no parameters. It is a module only so that `flax.linen.intercept_methods` sees the call:
-    a prefix is a longer `k`, `v` and `mask`, a scaled head a changed result. Every mask therefore
-    arrives as an argument that spells out all S keys; nothing is implied by the positions of q.
+    a prefix is a longer `k` and `v` and `mask.behind(n)`, a scaled head a changed result. The
+    result depends on the arguments and the fields alone, and on the rng 'dropout'. Another call of
+    it with a longer `k`, `v`, `mask` and `bias` therefore attends with the same kernel, dropout,
+    window and bounds.
 
     Shapes: B batch, T queries, S keys, N heads of width H, K key-value heads (N a multiple of K),
     which are never repeated in memory. The softmax is in float32 whatever the dtype.
-
-    Longer rows attend in blocks of at most 256 queries, one after another, and again in the
-    backward pass: `B x N x 256 x S` scores are held in place of `B x N x T x S` (Rabe and Staats
-    2021, arXiv:2112.05682, section 3, who also cut the keys).
 
     Example:
         >>> core, q = AttentionCore(), jnp.ones((1, 3, 4, 8))
@@ -37,6 +34,7 @@ class AttentionCore(nn.Module):
 
     dropout_rate: float = 0.0
     softcap: float | None = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(
@@ -44,45 +42,26 @@ class AttentionCore(nn.Module):
         query: jax.Array,
         key: jax.Array,
         value: jax.Array,
-        mask: jax.Array | None = None,
+        mask: Mask | None = None,
         deterministic: bool = True,
         bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
 
-        mask: bool, broadcastable to [B, N, T, S] with S spelled out; True where a query may look.
-        A query that may look nowhere gets the mean of all values: finite, and of no consequence.
-        bias: float, likewise, added to the scaled (and bounded) scores.
+        mask: which keys a query sees; None for all. S counts the prefix of the mask.
+        bias: float, broadcastable to [B, N, T, S], added to the scaled (and bounded) scores.
         """
         rate = 0.0 if deterministic else self.dropout_rate
-        drop = None if rate == 0.0 else (rate, self.make_rng('dropout'))
-        length = query.shape[1]
-        if length <= BLOCK:
-            return _attention(query, key, value, mask, bias, self.softcap, drop)
-
-        def attend(part: _Part) -> jax.Array:
-            # Each block has masks of dropout of its own.
-            own = drop and (drop[0], jax.random.fold_in(drop[1], part.number))
-            return _attention(part.query, key, value, part.mask, part.bias, self.softcap, own)
-
-        def rows(array: jax.Array | None, count: int) -> jax.Array | None:
-            if array is None or array.shape[2] == length:
-                return None if array is None else cut(array, BLOCK, axis=2)
-            return jnp.broadcast_to(array, (count, *array.shape))  # the same for every query
-
-        blocks = cut(query, BLOCK)
-        count = blocks.shape[0]
-        parts = _Part(jnp.arange(count), blocks, rows(mask, count), rows(bias, count))
-        return join(jax.lax.map(jax.checkpoint(attend, prevent_cse=False), parts), length)
-
-
-class _Part(NamedTuple):
-    """A block of queries, and what belongs to it."""
-
-    number: jax.Array
-    query: jax.Array
-    mask: jax.Array | None
-    bias: jax.Array | None
+        return attend(
+            query,
+            key,
+            value,
+            mask,
+            bias=bias,
+            softcap=self.softcap,
+            dropout=None if rate == 0.0 else (rate, self.make_rng('dropout')),
+            implementation=self.implementation,
+        )
 
 
 class Branch(nn.Module):
@@ -110,54 +89,6 @@ class Branch(nn.Module):
         return along_batch(output)
 
 
-def _attention(query, key, value, mask, bias, softcap, drop):
-    if softcap is None and drop is None:
-        with jax.numpy_dtype_promotion('standard'):  # JAX's own function widens bfloat16 scores.
-            return jax.nn.dot_product_attention(query, key, value, bias, mask)
-    # The fused function has neither dropout on probabilities, which BERT was trained with, nor
-    # bounded scores.
-    batch, length, heads, width = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], -1, width)
-    scores = jnp.einsum('btkgh,bskh->bkgts', grouped, key, preferred_element_type=jnp.float32)
-    scores = softcapped(scores * width**-0.5, softcap)
-
-    def by_group(array: jax.Array) -> jax.Array:
-        # [B, N, T, S] -> [B, K, G, T, S]; without a head axis, that axis stays at one.
-        groups = (1, 1) if array.shape[1] == 1 else grouped.shape[2:4]
-        return array.reshape(array.shape[0], *groups, *array.shape[2:])
-
-    if bias is not None:
-        scores = scores + by_group(bias).astype(jnp.float32)
-    if mask is not None:
-        scores = jnp.where(by_group(mask), scores, -0.7 * jnp.finfo(jnp.float32).max)
-    probabilities = jax.nn.softmax(scores, axis=-1)
-    if drop is not None:
-        rate, dropout_key = drop
-        kept = jax.random.bernoulli(dropout_key, 1.0 - rate, probabilities.shape)
-        probabilities = jnp.where(kept, probabilities / (1.0 - rate), 0.0)
-    attended = jnp.einsum('bkgts,bskh->btkgh', probabilities.astype(value.dtype), value)
-    return attended.reshape(query.shape)
-
-
-def padding_mask(attention_mask: jax.Array) -> jax.Array:
-    """[B, S] of ones (tokens) and zeros (padding) -> bool [B, 1, 1, S]."""
-    return attention_mask.astype(bool)[:, None, None, :]
-
-
-def causal_mask(length: int, window: int | None = None) -> jax.Array:
-    """bool [1, 1, T, T]: a query sees itself and what came before, at most `window` keys in all."""
-    query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-    mask = key <= query
-    if window is not None:
-        mask = mask & (key > query - window)
-    return mask[None, None]
-
-
-def segment_mask(segment_ids: jax.Array) -> jax.Array:
-    """[B, T] ids of packed sequences -> bool [B, 1, T, T]: attention stays inside a sequence."""
-    return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-
-
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
     """[B, T] ids of packed sequences -> int32 [B, T], counting from 0 at each change of id.
 
@@ -169,6 +100,11 @@ def segment_positions(segment_ids: jax.Array) -> jax.Array:
     first = jnp.ones_like(segment_ids[:, :1], dtype=bool)
     starts = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def is_token(attention_mask: jax.Array | None) -> jax.Array | None:
+    """[B, S] of ones (tokens) and zeros (padding) -> bool, for the `valid` of a mask."""
+    return None if attention_mask is None else attention_mask.astype(bool)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import (
@@ -14,8 +15,8 @@ from peftjax.models.attention import (
     Branch,
     activation,
     check_token_inputs,
+    is_token,
     merge_heads,
-    padding_mask,
     split_heads,
 )
 from peftjax.models.bert_config import BertConfig, RobertaConfig
@@ -204,7 +205,7 @@ class Bert(nn.Module):
             _Layer,
             fields,
             x,
-            None if attention_mask is None else padding_mask(attention_mask),
+            Mask(valid=is_token(attention_mask)),
             count=self.config.num_hidden_layers,
             scan=self.scan,
             remat=self.remat,

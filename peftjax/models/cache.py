@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.models.attention import (
-    causal_mask,
-    padding_mask,
-    segment_mask,
-    segment_positions,
-)
+from peftjax.core.masks import Mask
+from peftjax.models.attention import is_token, segment_positions
 
 
 class Cache(NamedTuple):
@@ -32,14 +28,12 @@ class Cache(NamedTuple):
     position: jax.Array
     length: jax.Array
 
-    def follow(self, tokens: int, window: int | None) -> tuple[jax.Array, jax.Array]:
-        """The mask of `tokens` new ones, bool [B, 1, T, S], and their positions, int32 [B, T]."""
-        query = self.length + jnp.arange(tokens)[None, :, None]
-        slot = jnp.arange(self.mask.shape[1])[None, None]
-        seen = (slot <= query) & (self.mask[:, None] | (slot >= self.length))
-        if window is not None:
-            seen = seen & (slot > query - window)
-        return seen[:, None], self.position[:, None] + jnp.arange(tokens)[None]
+    def follow(self, tokens: int, window: int | None) -> tuple[Mask, jax.Array]:
+        """What `tokens` new ones see of the slots, and their positions, int32 [B, T]."""
+        # Slots of tokens to come are behind every query; those of the new ones hold tokens.
+        valid = self.mask | (jnp.arange(self.mask.shape[1]) >= self.length)[None]
+        mask = Mask(causal=True, window=window, valid=valid, offset=self.length)
+        return mask, self.position[:, None] + jnp.arange(tokens)[None]
 
     def grown(self, present: tuple[jax.Array, jax.Array], tokens: int) -> 'Cache':
         """With keys and values of all layers, into which those of `tokens` were written."""
@@ -101,8 +95,8 @@ def look(
     position_ids: jax.Array | None,
     segment_ids: jax.Array | None,
     window: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """What each of `length` tokens of a decoder sees, bool [B or 1, 1, T, S], and its position.
+) -> tuple[Mask, jax.Array]:
+    """What each of `length` tokens of a decoder sees, and its position, int32 [B or 1, T].
 
     Raises:
         ValueError: attention_mask or segment_ids beside a cache.
@@ -115,11 +109,8 @@ def look(
             )
         mask, following = cache.follow(length, window)
         return mask, following if position_ids is None else position_ids
-    mask = causal_mask(length, window)
-    if attention_mask is not None:
-        mask = mask & padding_mask(attention_mask)
-    if segment_ids is not None:
-        mask = mask & segment_mask(segment_ids)
+    valid = is_token(attention_mask)
+    mask = Mask(causal=True, window=window, valid=valid, segments=segment_ids)
     if position_ids is not None:
         return mask, position_ids
     if segment_ids is not None:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from peftjax.models.attention import causal_mask, padding_mask
+from peftjax.core.masks import Mask
+from peftjax.models.attention import is_token
 
 WRITTEN = 'what is written, behind the token that starts it'
 
@@ -18,7 +19,7 @@ class EncoderDecoderCache(NamedTuple):
     Attributes:
         keys, values: [L, B, S, N, H], of what is written.
         read_keys, read_values: [L, B, R, N, H], of what was read.
-        read_mask: bool [B, 1, 1, R], or None where all was seen.
+        read_mask: of the places read.
         length: int32 [], how many slots are filled.
     """
 
@@ -26,14 +27,14 @@ class EncoderDecoderCache(NamedTuple):
     values: jax.Array
     read_keys: jax.Array
     read_values: jax.Array
-    read_mask: jax.Array | None
+    read_mask: Mask
     length: jax.Array
 
-    def follow(self, tokens: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The mask of new tokens, bool [1, 1, T, S]; their places, [T]; those of all slots, [S]."""
+    def follow(self, tokens: int) -> tuple[Mask, jax.Array, jax.Array]:
+        """The mask of new tokens; their places, [T]; those of all slots, [S]."""
         slots = jnp.arange(self.keys.shape[2])
-        query = self.length + jnp.arange(tokens)
-        return (slots[None] <= query[:, None])[None, None], query, slots
+        mask = Mask(causal=True, offset=self.length)
+        return mask, self.length + jnp.arange(tokens), slots
 
     def grown(self, present: tuple[jax.Array, ...], tokens: int) -> 'EncoderDecoderCache':
         """With keys and values of all layers, into which those of `tokens` were written."""
@@ -42,9 +43,7 @@ class EncoderDecoderCache(NamedTuple):
         return EncoderDecoderCache(keys, values, read_keys, read_values, self.read_mask, length)
 
 
-def begin(
-    present: tuple[jax.Array, ...], read_mask: jax.Array | None, slots: int
-) -> EncoderDecoderCache:
+def begin(present: tuple[jax.Array, ...], read_mask: Mask, slots: int) -> EncoderDecoderCache:
     """A cache of `slots` that holds a first call: the four of `EncoderDecoderCache`, T for S.
 
     Raises:
@@ -58,10 +57,9 @@ def begin(
     return EncoderDecoderCache(keys, values, present[2], present[3], read_mask, jnp.int32(length))
 
 
-def mask_of_written(length: int, attention_mask: jax.Array | None) -> jax.Array:
-    """bool [B or 1, 1, T, T]: a token sees itself and what was written before, padding left out."""
-    mask = causal_mask(length)
-    return mask if attention_mask is None else mask & padding_mask(attention_mask)
+def mask_of_written(attention_mask: jax.Array | None) -> Mask:
+    """A token sees itself and what was written before, padding [B, T] left out."""
+    return Mask(causal=True, valid=is_token(attention_mask))
 
 
 def needed(name: str, value: jax.Array | None, meaning: str) -> jax.Array:

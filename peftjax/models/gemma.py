@@ -1,5 +1,6 @@
 """The Gemma 2 and Gemma 3 decoders: sliding and full attention in turn, norms on both sides."""
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -91,7 +92,9 @@ class _Layer(_Part):
     @nn.compact
     def __call__(self, x, own, looks, length):
         sliding, past = own
-        mask, cos, sin = (jnp.where(sliding, local, whole) for whole, local in looks)
+        mask, *turns = looks
+        mask = dataclasses.replace(mask, windowed=sliding)
+        cos, sin = (jnp.where(sliding, local, whole) for whole, local in turns)
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
         attention = _SelfAttention(*fields, name='self_attn')
         attended, present = attention(self.norm('input_layernorm')(x), mask, cos, sin, past, length)
@@ -173,9 +176,8 @@ class Gemma(nn.Module):
         }
         check_token_inputs(input_ids, **given, targets=targets)
         config = self.config
-        (mask, positions), (near, _) = (
-            caches.look(input_ids.shape[1], cache, **given, window=window)
-            for window in (None, config.sliding_window)
+        mask, positions = caches.look(
+            input_ids.shape[1], cache, **given, window=config.sliding_window
         )
         # Once for all layers: outside the scan, so that they are not computed again in each.
         turns, local_turns = (
@@ -198,7 +200,7 @@ class Gemma(nn.Module):
                 'keeps': cache is not None or cache_length is not None,
             },
             embed(input_ids),
-            ((mask, near), *zip(turns, local_turns, strict=True)),
+            (mask, *zip(turns, local_turns, strict=True)),
             None if cache is None else cache.length,
             count=config.num_hidden_layers,
             scan=self.scan,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import (
@@ -15,8 +16,8 @@ from peftjax.models.attention import (
     Branch,
     activation,
     check_token_inputs,
+    is_token,
     merge_heads,
-    padding_mask,
     split_heads,
 )
 from peftjax.models.cache import extend
@@ -310,9 +311,9 @@ class T5(nn.Module):
             return self._read_out(x, embed, targets), cache.grown(present, length)
         input_ids = needed('input_ids', input_ids, 'what is read')
         check_token_inputs(input_ids, attention_mask=attention_mask)
-        read = None if attention_mask is None else padding_mask(attention_mask)
+        read = Mask(valid=is_token(attention_mask))
         encoded, _ = stack('encoder', config.num_layers)(embed(input_ids), read)
-        written = mask_of_written(length, decoder_attention_mask)
+        written = mask_of_written(decoder_attention_mask)
         x, present = decoder(embed(decoder_input_ids), written, encoded, read, None)
         if cache_length is None:
             return self._read_out(x, embed, targets)

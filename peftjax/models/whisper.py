@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
 from peftjax.models import names
 from peftjax.models.attention import (
@@ -282,10 +283,10 @@ class Whisper(nn.Module):
         input_features = needed('input_features', input_features, 'what is heard')
         _check_features(input_features, self.config)
         encoded = _Encoder(**fields, name='encoder')(input_features)
-        mask = mask_of_written(length, decoder_attention_mask)
+        mask = mask_of_written(decoder_attention_mask)
         places = jnp.arange(length)[None]
         logits, present = decoder(ids, mask, places, encoded, targets=targets)
-        return logits if cache_length is None else (logits, begin(present, None, cache_length))
+        return logits if cache_length is None else (logits, begin(present, Mask(), cache_length))
 
 
 def _check_features(input_features: jax.Array, config: WhisperConfig) -> None:

@@ -1,0 +1,170 @@
+"""Attention as two matrix products and a softmax, with a backward pass written by hand."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.masks import Mask
+from peftjax.models.chunks import cut, join
+
+BLOCK = 256  # queries of each row whose scores are there at the same time
+
+_HIDDEN = -0.7 * jnp.finfo(jnp.float32).max  # finite, so that a row of nothing else is no 0/0
+
+
+def attend_plainly(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    *,
+    bias: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+    dropout: tuple[float, jax.Array] | None,
+) -> jax.Array:
+    """`attend` on every backend, for every argument.
+
+    Scores are held for at most 256 queries of each row at a time. Longer rows attend in blocks, one
+    after another, and each block is computed again in the backward pass: `B x N x 256 x S` scores
+    in place of `B x N x T x S` (Rabe and Staats 2021, arXiv:2112.05682, section 3, who also cut the
+    keys). Of a single block the probabilities are kept.
+    """
+    length, keys = query.shape[1], key.shape[1] - mask.prefix
+    rate, random = dropout or (0.0, None)
+
+    def block(part: _Part) -> jax.Array:
+        seen = mask.rows(part.index, part.segments, part.array, keys)
+        # Each block has masks of dropout of its own.
+        own = None if random is None else jax.random.fold_in(random, part.number)
+        return _products(scale, softcap, rate, part.query, key, value, part.bias, seen, own)
+
+    if length <= BLOCK:
+        seen = mask.dense(length, keys)
+        return _products(scale, softcap, rate, query, key, value, bias, seen, random)
+    queries, index = cut(query, BLOCK), cut(jnp.arange(length)[None], BLOCK)[:, 0]
+    # The last block may be filled up. What its idle queries see is of no consequence.
+    count = len(queries)
+    parts = _Part(
+        jnp.arange(count),
+        index,
+        queries,
+        None if mask.segments is None else cut(mask.segments, BLOCK),
+        _by_rows(mask.array, length, count),
+        _by_rows(bias, length, count),
+    )
+    return join(jax.lax.map(jax.checkpoint(block, prevent_cse=False), parts), length)
+
+
+class _Part(NamedTuple):
+    """A block of queries, and what belongs to it."""
+
+    number: jax.Array
+    index: jax.Array
+    query: jax.Array
+    segments: jax.Array | None
+    array: jax.Array | None
+    bias: jax.Array | None
+
+
+def _by_rows(array: jax.Array | None, length: int, count: int) -> jax.Array | None:
+    if array is None or array.shape[2] == length:
+        return None if array is None else cut(array, BLOCK, axis=2)
+    return jnp.broadcast_to(array, (count, *array.shape))  # the same for every query
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _products(scale, softcap, rate, query, key, value, bias, seen, random):
+    """softmax(c(q kᵀ · scale) + bias) v, dropped at `rate` where there is a key.
+
+    Differentiating the two products and the softmax one by one would go over the scores twice as
+    often; the backward pass below is that of FlashAttention (Dao et al. 2022, arXiv:2205.14135,
+    appendix B.2) with the probabilities kept.
+    """
+    return _forward(scale, softcap, rate, query, key, value, bias, seen, random)[0]
+
+
+def _forward(scale, softcap, rate, query, key, value, bias, seen, random):
+    q, k, v = _by_head(query, key.shape[2]), _by_head(key), _by_head(value)
+    scores = _product('bkgth,bksh->bkgts', q, k) * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + _grouped(bias, scores).astype(jnp.float32)
+    if seen is not None:
+        scores = jnp.where(_grouped(seen, scores), scores, _HIDDEN)
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    dropped = _dropped(probabilities, rate, random)
+    attended = jnp.einsum('bkgts,bksh->bkgth', dropped.astype(value.dtype), v)
+    kept = query, key, value, bias, seen, random, probabilities
+    return jnp.moveaxis(attended, 3, 1).reshape(query.shape), kept
+
+
+def _backward(scale, softcap, rate, kept, slope):
+    query, key, value, bias, seen, random, probabilities = kept
+    heads = key.shape[2]
+    q, k, v, g = _by_head(query, heads), _by_head(key), _by_head(value), _by_head(slope, heads)
+    dropped = _dropped(probabilities, rate, random).astype(value.dtype)
+    d_value = _product('bkgts,bkgth->bksh', dropped, g)
+    d_probabilities = _dropped(_product('bkgth,bksh->bkgts', g, v), rate, random)
+    mean = (probabilities * d_probabilities).sum(axis=-1, keepdims=True)
+    d_scores = probabilities * (d_probabilities - mean)
+    if seen is not None:
+        # In a row that sees nothing the probabilities of hidden keys are not zero.
+        d_scores = jnp.where(_grouped(seen, d_scores), d_scores, 0.0)
+    d_bias = None if bias is None else _summed(d_scores, bias)
+    if softcap is not None:
+        bounded = jnp.tanh(_product('bkgth,bksh->bkgts', q, k) * (scale / softcap))
+        d_scores = d_scores * (1.0 - bounded * bounded)
+    d_scores = (d_scores * scale).astype(query.dtype)
+    d_query = _product('bkgts,bksh->bkgth', d_scores, k)
+    d_key = _product('bkgts,bkgth->bksh', d_scores, q)
+    return (
+        jnp.moveaxis(d_query, 3, 1).reshape(query.shape).astype(query.dtype),
+        jnp.moveaxis(d_key, 2, 1).astype(key.dtype),
+        jnp.moveaxis(d_value, 2, 1).astype(value.dtype),
+        d_bias,
+        None,
+        None,
+    )
+
+
+_products.defvjp(_forward, _backward)
+
+
+def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+
+
+def _by_head(x: jax.Array, groups: int | None = None) -> jax.Array:
+    """[B, S, K, H] -> [B, K, S, H]; with `groups` [B, T, N, H] -> [B, K, N / K, T, H].
+
+    Heads come before positions, as products of matrices are fastest so on CPUs. Key-value heads
+    that several queries share are never repeated.
+    """
+    if groups is None:
+        return jnp.moveaxis(x, 1, 2)
+    batch, length, _, width = x.shape
+    return jnp.moveaxis(x.reshape(batch, length, groups, -1, width), 1, 3)
+
+
+def _grouped(array: jax.Array, scores: jax.Array) -> jax.Array:
+    """[B, N, T, S] -> [B, K, G, T, S]; without a head axis, that axis stays at one."""
+    groups = (1, 1) if array.shape[1] == 1 else scores.shape[1:3]
+    return array.reshape(array.shape[0], *groups, *array.shape[2:])
+
+
+def _summed(d_scores: jax.Array, bias: jax.Array) -> jax.Array:
+    """The gradient of a bias, summed over the axes along which it was repeated."""
+    by_head = d_scores.reshape(d_scores.shape[0], -1, *d_scores.shape[3:])
+    repeated = [axis for axis, size in enumerate(bias.shape) if size != by_head.shape[axis]]
+    return by_head.sum(axis=repeated, keepdims=True).astype(bias.dtype)
+
+
+def _dropped(x: jax.Array, rate: float, random: Any) -> jax.Array:
+    if random is None:
+        return x
+    kept = jax.random.bernoulli(random, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0)
