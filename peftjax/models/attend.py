@@ -1,31 +1,173 @@
-"""Attention by the kernel that fits the call."""
+"""Attention by the kernel that fits the call: cuDNN, splash or plain products."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Float
 
 from peftjax.core.masks import Mask
+from peftjax.models import cudnn, splash
 from peftjax.models.plain import attend_plainly
+
+_PLATFORMS = {'cudnn': 'cuda', 'splash': 'tpu'}
+_KERNELS = {'cudnn': cudnn, 'splash': splash}
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[jax.Array, 'B T N H'],
+    key: Float[jax.Array, 'B S K H'],
+    value: Float[jax.Array, 'B S K H'],
     mask: Mask | None = None,
     *,
-    bias: jax.Array | None = None,
+    bias: Float[jax.Array, '_ _ _ _'] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     dropout: tuple[float, jax.Array] | None = None,
     implementation: str | None = None,
-) -> jax.Array:
-    del implementation
-    return attend_plainly(
+) -> Float[jax.Array, 'B T N H']:
+    r"""softmax(c · tanh(q kᵀ · scale / c) + bias) v over the keys that a query sees.
+
+    The softmax is in float32. A query that sees no key gets a finite result of no meaning.
+
+    Unless `implementation` names one, the kernel follows from the structure of the mask, the dtype
+    and the platform that the program is compiled for, which need not be that of this machine:
+
+    - 'cudnn' on NVIDIA GPUs since Ampere: bfloat16 and float16, heads of at most 128 features; no
+      bias, soft cap or dropout, and no cache. Packed segments, a window behind a prefix, and
+      padding where heads have more than 120 features cost an array [B, 1, T, S].
+    - 'splash' on TPUs: bfloat16 and float32, from 128 queries on; no bias or dropout, no cache,
+      no array in the mask, no prefix before packed segments.
+    - 'plain' for all else: blocks of 256 queries.
+
+    The fused kernels keep nothing for the backward pass but their arguments.
+
+    Args:
+        query, key, value: N is a multiple of K; S counts the prefix of the mask.
+        mask: which keys a query sees; None for all.
+        bias: added to the scores; each axis is that of [B, N, T, S] or one.
+        scale: 1 / √H unless given.
+        softcap: c; None for scores as they are.
+        dropout: a rate, and the key of what is dropped of the probabilities.
+        implementation: 'plain', 'cudnn', 'splash', or None to choose.
+
+    Raises:
+        ValueError: an unknown implementation, or one that cannot attend so, with the reason.
+
+    Example:
+        >>> q = jnp.ones((1, 3, 4, 8))
+        >>> attend(q, q[:, :, :2], q[:, :, :2], Mask(causal=True)).shape
+        (1, 3, 4, 8)
+    """
+    mask = Mask() if mask is None else mask
+    if mask.window is not None and mask.window >= key.shape[1] - mask.prefix:
+        mask = dataclasses.replace(mask, window=None, windowed=None)
+    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    names = _fused(implementation, query, key, mask, bias=bias, softcap=softcap, dropout=dropout)
+    if not names:
+        return attend_plainly(
+            query, key, value, mask, bias=bias, scale=scale, softcap=softcap, dropout=dropout
+        )
+    call = _Call(names, implementation is not None, scale, softcap)
+    if mask.windowed is None:
+        return _by_platform(call, query, key, value, mask)
+    # Layers of one scan differ: each kernel is compiled, and each layer runs one.
+    near = dataclasses.replace(mask, windowed=None)
+    return jax.lax.cond(
+        mask.windowed,
+        lambda *operands: _by_platform(call, *operands, near),
+        lambda *operands: _by_platform(call, *operands, dataclasses.replace(near, window=None)),
         query,
         key,
         value,
-        Mask() if mask is None else mask,
-        bias=bias,
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=softcap,
-        dropout=dropout,
     )
+
+
+def _fused(
+    implementation: str | None, query: jax.Array, key: jax.Array, mask: Mask, **others: Any
+) -> tuple[str, ...]:
+    """Names of the fused kernels that may attend so."""
+    if implementation == 'plain':
+        return ()
+    if implementation not in (None, *_KERNELS):
+        raise ValueError(
+            f'implementation={implementation!r} is unknown: write one of '
+            f'{sorted(("plain", *_KERNELS))}, or None to choose by the call'
+        )
+    if implementation is None:
+        return tuple(
+            name
+            for name, kernel in _KERNELS.items()
+            if kernel.is_there() and kernel.obstacle(query, key, mask, **others) is None
+        )
+    reason = _KERNELS[implementation].obstacle(query, key, mask, **others)
+    if reason is not None:
+        raise ValueError(
+            f'implementation={implementation!r} cannot attend so: {reason}; write '
+            'implementation=None, which takes another kernel where one does not fit'
+        )
+    return (implementation,)
+
+
+class _Call(NamedTuple):
+    """What is static of a call.
+
+    Attributes:
+        names: of the fused kernels to take, each on its platform.
+        forced: take the only one whatever the platform.
+    """
+
+    names: tuple[str, ...]
+    forced: bool
+    scale: float
+    softcap: float | None
+
+    def pick(self, plain: Callable[..., Any], fused: dict[str, Callable[..., Any]]) -> Any:
+        """The function of the platform, chosen when the program is lowered."""
+        if self.forced:
+            return fused[self.names[0]]
+        by_platform = {_PLATFORMS[name]: fused[name] for name in self.names}
+        return lambda *operands: jax.lax.platform_dependent(*operands, default=plain, **by_platform)
+
+    def plain(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
+        return attend_plainly(
+            query, key, value, mask, bias=None, scale=self.scale, softcap=self.softcap, dropout=None
+        )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_platform(
+    call: _Call, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
+) -> jax.Array:
+    """Forward and backward pass choose apart: a program keeps nothing that another kernel needs."""
+    return _forward(call, query, key, value, mask)[0]
+
+
+def _forward(call, query, key, value, mask):
+    fused = {
+        'cudnn': functools.partial(cudnn.forward, scale=call.scale),
+        'splash': functools.partial(splash.forward, scale=call.scale, softcap=call.softcap),
+    }
+    operands = query, key, value, mask
+    return call.pick(call.plain, fused)(*operands), operands
+
+
+def _backward(call, operands, slope):
+    def differentiated(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+        def gradients(query, key, value, mask, slope):
+            return jax.vjp(lambda *qkv: function(*qkv, mask), query, key, value)[1](slope)
+
+        return gradients
+
+    fused = {
+        'cudnn': functools.partial(cudnn.backward, scale=call.scale),
+        'splash': differentiated(
+            functools.partial(splash.forward, scale=call.scale, softcap=call.softcap)
+        ),
+    }
+    return *call.pick(differentiated(call.plain), fused)(*operands, slope), None
+
+
+_by_platform.defvjp(_forward, _backward)

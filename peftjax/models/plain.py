@@ -88,41 +88,40 @@ def _products(scale, softcap, rate, query, key, value, bias, seen, random):
 
 def _forward(scale, softcap, rate, query, key, value, bias, seen, random):
     q, k, v = _by_head(query, key.shape[2]), _by_head(key), _by_head(value)
-    scores = _product('bkgth,bksh->bkgts', q, k) * scale
+    scores = _scores(query, key, q, k) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores = scores + _grouped(bias, scores).astype(jnp.float32)
+        scores = scores + bias.astype(jnp.float32)
     if seen is not None:
-        scores = jnp.where(_grouped(seen, scores), scores, _HIDDEN)
+        scores = jnp.where(seen, scores, _HIDDEN)
     probabilities = jax.nn.softmax(scores, axis=-1)
-    dropped = _dropped(probabilities, rate, random)
-    attended = jnp.einsum('bkgts,bksh->bkgth', dropped.astype(value.dtype), v)
-    kept = query, key, value, bias, seen, random, probabilities
-    return jnp.moveaxis(attended, 3, 1).reshape(query.shape), kept
+    weights = _joined(_dropped(probabilities, rate, random), key).astype(value.dtype)
+    attended = jnp.einsum('bkts,bksh->bkth', weights, v)
+    return _by_position(attended, query), (query, key, value, bias, seen, random, probabilities)
 
 
 def _backward(scale, softcap, rate, kept, slope):
     query, key, value, bias, seen, random, probabilities = kept
     heads = key.shape[2]
     q, k, v, g = _by_head(query, heads), _by_head(key), _by_head(value), _by_head(slope, heads)
-    dropped = _dropped(probabilities, rate, random).astype(value.dtype)
-    d_value = _product('bkgts,bkgth->bksh', dropped, g)
-    d_probabilities = _dropped(_product('bkgth,bksh->bkgts', g, v), rate, random)
+    weights = _joined(_dropped(probabilities, rate, random), key).astype(value.dtype)
+    d_value = _product('bkts,bkth->bksh', weights, g)
+    d_probabilities = _dropped(_scores(query, key, g, v), rate, random)
     mean = (probabilities * d_probabilities).sum(axis=-1, keepdims=True)
     d_scores = probabilities * (d_probabilities - mean)
     if seen is not None:
         # In a row that sees nothing the probabilities of hidden keys are not zero.
-        d_scores = jnp.where(_grouped(seen, d_scores), d_scores, 0.0)
+        d_scores = jnp.where(seen, d_scores, 0.0)
     d_bias = None if bias is None else _summed(d_scores, bias)
     if softcap is not None:
-        bounded = jnp.tanh(_product('bkgth,bksh->bkgts', q, k) * (scale / softcap))
+        bounded = jnp.tanh(_scores(query, key, q, k) * (scale / softcap))
         d_scores = d_scores * (1.0 - bounded * bounded)
-    d_scores = (d_scores * scale).astype(query.dtype)
-    d_query = _product('bkgts,bksh->bkgth', d_scores, k)
-    d_key = _product('bkgts,bkgth->bksh', d_scores, q)
+    d_scores = _joined(d_scores * scale, key).astype(query.dtype)
+    d_query = _product('bkts,bksh->bkth', d_scores, k)
+    d_key = _product('bkts,bkth->bksh', d_scores, q)
     return (
-        jnp.moveaxis(d_query, 3, 1).reshape(query.shape).astype(query.dtype),
+        _by_position(d_query, query).astype(query.dtype),
         jnp.moveaxis(d_key, 2, 1).astype(key.dtype),
         jnp.moveaxis(d_value, 2, 1).astype(value.dtype),
         d_bias,
@@ -139,28 +138,39 @@ def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _by_head(x: jax.Array, groups: int | None = None) -> jax.Array:
-    """[B, S, K, H] -> [B, K, S, H]; with `groups` [B, T, N, H] -> [B, K, N / K, T, H].
+    """[B, S, K, H] -> [B, K, S, H]; with `groups` [B, T, N, H] -> [B, K, N / K * T, H].
 
-    Heads come before positions, as products of matrices are fastest so on CPUs. Key-value heads
-    that several queries share are never repeated.
+    Heads come before positions, as products of matrices are fastest so on CPUs. Queries that share
+    a key-value head are rows of one matrix, so that the head is never repeated.
     """
     if groups is None:
         return jnp.moveaxis(x, 1, 2)
-    batch, length, _, width = x.shape
-    return jnp.moveaxis(x.reshape(batch, length, groups, -1, width), 1, 3)
+    batch, length, heads, width = x.shape
+    grouped = x.reshape(batch, length, groups, heads // groups, width)
+    return jnp.moveaxis(grouped, 1, 3).reshape(batch, groups, -1, width)
 
 
-def _grouped(array: jax.Array, scores: jax.Array) -> jax.Array:
-    """[B, N, T, S] -> [B, K, G, T, S]; without a head axis, that axis stays at one."""
-    groups = (1, 1) if array.shape[1] == 1 else scores.shape[1:3]
-    return array.reshape(array.shape[0], *groups, *array.shape[2:])
+def _by_position(x: jax.Array, query: jax.Array) -> jax.Array:
+    """[B, K, N / K * T, H] -> [B, T, N, H], like `query`."""
+    batch, length, heads, width = query.shape
+    return jnp.moveaxis(x.reshape(batch, heads, length, width), 1, 2)
+
+
+def _scores(query: jax.Array, key: jax.Array, q: jax.Array, k: jax.Array) -> jax.Array:
+    """The products of [B, K, N / K * T, H] and [B, K, S, H]: float32 [B, N, T, S]."""
+    batch, length, heads, _ = query.shape
+    return _product('bkth,bksh->bkts', q, k).reshape(batch, heads, length, key.shape[1])
+
+
+def _joined(scores: jax.Array, key: jax.Array) -> jax.Array:
+    """[B, N, T, S] -> [B, K, N / K * T, S]."""
+    return scores.reshape(scores.shape[0], key.shape[2], -1, scores.shape[3])
 
 
 def _summed(d_scores: jax.Array, bias: jax.Array) -> jax.Array:
     """The gradient of a bias, summed over the axes along which it was repeated."""
-    by_head = d_scores.reshape(d_scores.shape[0], -1, *d_scores.shape[3:])
-    repeated = [axis for axis, size in enumerate(bias.shape) if size != by_head.shape[axis]]
-    return by_head.sum(axis=repeated, keepdims=True).astype(bias.dtype)
+    repeated = [axis for axis, size in enumerate(bias.shape) if size != d_scores.shape[axis]]
+    return d_scores.sum(axis=repeated, keepdims=True).astype(bias.dtype)
 
 
 def _dropped(x: jax.Array, rate: float, random: Any) -> jax.Array:
