@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from peftjax.core.masks import Mask
 from peftjax.models import cudnn, splash
+from peftjax.models.per_device import per_device, splits_evenly
 from peftjax.models.plain import attend_plainly
 
 _PLATFORMS = {'cudnn': 'cuda', 'splash': 'tpu'}
@@ -89,26 +90,25 @@ def _fused(
     implementation: str | None, query: jax.Array, key: jax.Array, mask: Mask, **others: Any
 ) -> tuple[str, ...]:
     """Names of the fused kernels that may attend so."""
-    if implementation == 'plain':
-        return ()
-    if implementation not in (None, *_KERNELS):
+    if implementation not in (None, 'plain', *_KERNELS):
         raise ValueError(
             f'implementation={implementation!r} is unknown: write one of '
             f'{sorted(("plain", *_KERNELS))}, or None to choose by the call'
         )
-    if implementation is None:
-        return tuple(
-            name
-            for name, kernel in _KERNELS.items()
-            if kernel.is_there() and kernel.obstacle(query, key, mask, **others) is None
-        )
-    reason = _KERNELS[implementation].obstacle(query, key, mask, **others)
-    if reason is not None:
+    reasons = {
+        name: kernel.obstacle(query, key, mask, **others)
+        for name, kernel in _KERNELS.items()
+        if name == implementation or (implementation is None and kernel.is_there())
+    }
+    if not splits_evenly(len(query)):
+        uneven = f'the mesh does not divide the {len(query)} examples'
+        reasons = {name: reason or uneven for name, reason in reasons.items()}
+    if implementation in reasons and reasons[implementation] is not None:
         raise ValueError(
-            f'implementation={implementation!r} cannot attend so: {reason}; write '
+            f'implementation={implementation!r} cannot attend so: {reasons[implementation]}; write '
             'implementation=None, which takes another kernel where one does not fit'
         )
-    return (implementation,)
+    return tuple(name for name, reason in reasons.items() if reason is None)
 
 
 class _Call(NamedTuple):
@@ -126,9 +126,10 @@ class _Call(NamedTuple):
 
     def pick(self, plain: Callable[..., Any], fused: dict[str, Callable[..., Any]]) -> Any:
         """The function of the platform, chosen when the program is lowered."""
+        split = {name: functools.partial(per_device, fused[name]) for name in self.names}
         if self.forced:
-            return fused[self.names[0]]
-        by_platform = {_PLATFORMS[name]: fused[name] for name in self.names}
+            return split[self.names[0]]
+        by_platform = {_PLATFORMS[name]: function for name, function in split.items()}
         return lambda *operands: jax.lax.platform_dependent(*operands, default=plain, **by_platform)
 
     def plain(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:

@@ -130,8 +130,16 @@ def _needs_array(query: jax.Array, mask: Mask) -> bool:
 
 @functools.cache
 def _kernel(causal: bool, window: int | None, scale: float) -> Callable[..., jax.Array]:
-    """Attention of query, key and value under an array that may be None."""
-    return _folded(lambda *operands: _attend(causal, window, scale, *operands))
+    """Attention of query, key and value under an array that may be None.
+
+    In the form that is differentiated, so that the compiler finds it again in `_gradients`.
+    """
+
+    def attend(query, key, value, seen):
+        attend = functools.partial(_attend, causal, window, scale, seen=seen)
+        return jax.vjp(attend, query, key, value)[0]
+
+    return _folded(attend)
 
 
 @functools.cache
