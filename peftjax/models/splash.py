@@ -12,7 +12,8 @@ import numpy as np
 from peftjax.core.masks import Mask
 
 _LANES = 128  # of a TPU: blocks of positions are multiples of it
-_BLOCK = 512
+_BLOCK = 512  # of positions that are computed at the same time
+_PADDING = jnp.iinfo(jnp.int32).min  # no id of a segment
 
 
 @functools.cache
@@ -95,20 +96,20 @@ def _by_head(x: jax.Array) -> jax.Array:
 def _segments(mask: Mask, batch: int, length: int, keys: int) -> tuple[jax.Array, jax.Array] | None:
     """Ids of queries and of keys: a query sees keys of its own id. Filled up to whole blocks.
 
-    Among tokens of one row, padding sees padding, so that no query sees nothing at all.
+    The kernel hides keys by a finite score, so that a query which sees nothing gets finite numbers.
     """
     fill = -keys % _LANES
     if mask.segments is not None:
-        ids = mask.segments if mask.valid is None else jnp.where(mask.valid, mask.segments, -1)
-        queries = ids = ids.astype(jnp.int32)
+        queries = mask.segments.astype(jnp.int32)
+        ids = queries if mask.valid is None else jnp.where(mask.valid, queries, _PADDING)
     elif mask.valid is not None or (fill and not mask.causal):
-        own = keys - mask.prefix
-        ids = jnp.ones((1, own), jnp.int32) if mask.valid is None else mask.valid.astype(jnp.int32)
-        queries = ids if length == own else jnp.ones((1, length), jnp.int32)
+        queries = jnp.ones((1, length), jnp.int32)
+        ids = jnp.ones((1, keys - mask.prefix), jnp.int32)
+        ids = ids if mask.valid is None else jnp.where(mask.valid, ids, _PADDING)
     else:
         return None
     ids = jnp.pad(ids, [(0, 0), (mask.prefix, 0)], constant_values=1)
-    ids = jnp.pad(ids, [(0, 0), (0, fill)], constant_values=-2)
+    ids = jnp.pad(ids, [(0, 0), (0, fill)], constant_values=_PADDING)
     queries = jnp.pad(queries, [(0, 0), (0, -length % _LANES)], constant_values=1)
     return tuple(jnp.broadcast_to(x, (batch, x.shape[1])) for x in (queries, ids))
 
