@@ -28,8 +28,7 @@ class Case(NamedTuple):
         shapes = [(self.queries, HEADS), (longer, self.shared), (longer, self.shared)]
         shapes = [(BATCH, length, heads, WIDTH) for length, heads in [*shapes, shapes[0]]]
         query, key, value, slope = (draw(size=shape) for shape in shapes)
-        seeing = seen(self).any(axis=3).all(axis=1)
-        slope = slope * seeing[:, :, None, None]
+        slope = slope * seeing(self)
         return tuple(jnp.asarray(x, dtype) for x in (query, key, value, slope))
 
 
@@ -61,6 +60,11 @@ def seen(case: Case) -> np.ndarray:
     return found
 
 
+def seeing(case: Case) -> np.ndarray:
+    """bool [B, T, 1, 1]: which queries see a key."""
+    return np.any(seen(case), axis=3)[:, 0, :, None, None]
+
+
 def attended(case: Case, query: Any, key: Any, value: Any, bias: Any) -> np.ndarray:
     """The result in float64 for arrays in float64."""
     key, value = (np.repeat(x, HEADS // case.shared, axis=2) for x in (key, value))
@@ -85,36 +89,40 @@ def packed(queries: int) -> np.ndarray:
     return np.array([[3], [1]]) + np.arange(queries)[None] // np.array([[5], [queries // 2]])
 
 
+def _mask(causal: bool = False, window: int | None = None, prefix: int = 0, **arrays: Any) -> Mask:
+    return Mask(causal, window, prefix, **jax.tree.map(jnp.asarray, arrays))
+
+
 def structures(queries: int) -> dict[str, Case]:
     """Every structure of self-attention, of as many queries."""
     right, left, segments = right_padded(queries), left_padded(queries), packed(queries)
     random = np.random.default_rng(1).random((BATCH, 1, queries, queries)) < 0.5
     square = {
-        'all': Mask(),
-        'causal': Mask(causal=True),
-        'window': Mask(causal=True, window=3),
-        'a window that holds': Mask(causal=True, window=3, windowed=np.array(True)),
-        'a window that does not hold': Mask(causal=True, window=3, windowed=np.array(False)),
-        'padded': Mask(valid=right),
-        'causal, padded on the right': Mask(causal=True, valid=right),
-        'causal, padded on the left': Mask(causal=True, valid=left),
-        'all rows padded alike': Mask(causal=True, valid=right[1:]),
-        'packed': Mask(causal=True, segments=segments),
-        'packed and padded': Mask(causal=True, segments=segments, valid=right),
-        'packed with a window': Mask(causal=True, segments=segments, window=3),
-        'prefix': Mask(causal=True, prefix=4),
-        'prefix, padded': Mask(causal=True, prefix=4, valid=left),
-        'prefix, packed': Mask(causal=True, prefix=4, segments=segments),
-        'prefix and window': Mask(causal=True, prefix=4, window=3),
-        'prefix that all see': Mask(prefix=4, valid=right),
-        'array': Mask(array=random | np.eye(queries, dtype=bool)),
-        'causal array': Mask(causal=True, array=random | np.eye(queries, dtype=bool)),
+        'all': _mask(),
+        'causal': _mask(causal=True),
+        'window': _mask(causal=True, window=3),
+        'a window that holds': _mask(causal=True, window=3, windowed=np.array(True)),
+        'a window that does not hold': _mask(causal=True, window=3, windowed=np.array(False)),
+        'padded': _mask(valid=right),
+        'causal, padded on the right': _mask(causal=True, valid=right),
+        'causal, padded on the left': _mask(causal=True, valid=left),
+        'all rows padded alike': _mask(causal=True, valid=right[1:]),
+        'packed': _mask(causal=True, segments=segments),
+        'packed and padded': _mask(causal=True, segments=segments, valid=right),
+        'packed with a window': _mask(causal=True, segments=segments, window=3),
+        'prefix': _mask(causal=True, prefix=4),
+        'prefix, padded': _mask(causal=True, prefix=4, valid=left),
+        'prefix, packed': _mask(causal=True, prefix=4, segments=segments),
+        'prefix and window': _mask(causal=True, prefix=4, window=3),
+        'prefix that all see': _mask(prefix=4, valid=right),
+        'array': _mask(array=random | np.eye(queries, dtype=bool)),
+        'causal array': _mask(causal=True, array=random | np.eye(queries, dtype=bool)),
     }
     cross = {
-        'other keys': Mask(valid=right_padded(7)),
-        'other keys behind a prefix': Mask(valid=left_padded(7), prefix=3),
+        'other keys': _mask(valid=right_padded(7)),
+        'other keys behind a prefix': _mask(valid=left_padded(7), prefix=3),
     }
     return {
-        name: Case(queries, 7 if name in cross else queries, jax.tree.map(jnp.asarray, mask))
+        name: Case(queries, 7 if name in cross else queries, mask)
         for name, mask in {**square, **cross}.items()
     }

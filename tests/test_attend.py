@@ -1,5 +1,7 @@
 """Plain attention, forward and backward, against its definition in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,17 @@ import pytest
 from peftjax.core.masks import Mask
 from peftjax.models import plain
 from peftjax.models.attend import attend
-from tests.attention import BATCH, HEADS, SHARED, Case, attended, right_padded, seen, structures
+from tests.attention import (
+    BATCH,
+    HEADS,
+    SHARED,
+    Case,
+    attended,
+    right_padded,
+    seeing,
+    seen,
+    structures,
+)
 
 QUERIES = 11
 _STRUCTURES = structures(QUERIES)
@@ -56,10 +68,11 @@ def follows_its_definition(case, function, dtype, tolerance):
     weight = np.asarray(slope, np.float64)
 
     def definition(*arrays):
-        return attended(case, *arrays, *([None] if case.bias is None else []))
+        query, key, value, *bias = arrays
+        return attended(case, query, key, value, bias[0] if bias else None)
 
-    seeing = seen(case).any(axis=3).all(axis=1)[:, :, None, None]
-    close(np.asarray(result, np.float64) * seeing, definition(*exact) * seeing, tolerance)
+    sees = seeing(case)
+    close(np.asarray(result, np.float64) * sees, definition(*exact) * sees, tolerance)
     gradients = pull(slope)
     for index, gradient in enumerate(gradients):
         assert (gradient.shape, gradient.dtype) == (operands[index].shape, operands[index].dtype)
@@ -98,15 +111,16 @@ def test_attention_and_its_gradients_follow_their_definition(case, block, monkey
 
 def test_a_row_longer_than_a_block_attends_as_it_should():
     case = Case(300, 300, Mask(causal=True, window=40, valid=jnp.asarray(right_padded(300))))
-    *operands, _ = case.operands()
-    expected = attended(case, *(np.asarray(x, np.float64) for x in operands), None)
-    close(attend(*operands, case.mask)[0], expected[0], 3e-6)
+    query, key, value, _ = case.operands()
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    expected = attended(case, q, k, v, None)
+    close(attend(query, key, value, case.mask)[0], expected[0], 3e-6)
 
 
 def test_a_query_that_sees_nothing_gets_the_mean_and_moves_nothing_but_values():
     case = Case(3, 5, Mask(valid=jnp.zeros((1, 5), bool)))
     query, key, value, _ = case.operands()
-    result, pull = jax.vjp(lambda *operands: attend(*operands, case.mask), query, key, value)
+    result, pull = jax.vjp(functools.partial(attend, mask=case.mask), query, key, value)
     mean = jnp.repeat(value.mean(axis=1, keepdims=True), HEADS // SHARED, axis=2)
     np.testing.assert_allclose(result, jnp.broadcast_to(mean, result.shape), atol=1e-6)
     d_query, d_key, d_value = pull(jnp.ones_like(result))
@@ -122,7 +136,7 @@ def test_dropped_probabilities_are_dropped_in_the_backward_pass_too():
     def by_hand(query, key, value):
         key, value = (jnp.repeat(x, HEADS // SHARED, axis=2) for x in (key, value))
         scores = jnp.einsum('btnh,bsnh->bnts', query, key) / 4
-        scores = jnp.where(_CAUSAL.dense(QUERIES, QUERIES), scores, -1e30)
+        scores = jnp.where(jnp.asarray(seen(case)), scores, -1e30)
         weights = jnp.where(kept, jax.nn.softmax(scores) / 0.7, 0.0)
         return jnp.einsum('bnts,bsnh->btnh', weights, value)
 
@@ -148,10 +162,10 @@ def test_gradients_have_gradients():
     def by_hand(query, key, value):
         key, value = (jnp.repeat(x, HEADS // SHARED, axis=2) for x in (key, value))
         scores = 0.7 * jnp.tanh(jnp.einsum('btnh,bsnh->bnts', query, key) / 4 / 0.7)
-        scores = jnp.where(_CAUSAL.dense(QUERIES, QUERIES), scores, -1e30)
+        scores = jnp.where(jnp.asarray(seen(case)), scores, -1e30)
         return jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(scores), value)
 
-    found = steepness(lambda *operands: attend(*operands, _CAUSAL, softcap=0.7))
+    found = steepness(functools.partial(attend, mask=_CAUSAL, softcap=0.7))
     close(found, steepness(by_hand), 1e-5)
 
 

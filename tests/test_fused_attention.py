@@ -102,20 +102,25 @@ _OWN_MASKS = {
 @pytest.mark.parametrize('mask', _OWN_MASKS.values(), ids=_OWN_MASKS)
 def test_runs_under_vmap_are_those_one_by_one(mask, mapped, stand_in):
     case = Case(12, 12, Mask())
-    pairs = [[x, 0.5 * x + 0.1] for x in case.operands(jnp.float16)]
-    *operands, slope = (jnp.stack([first, second]) for first, second in pairs)
+    query, key, value, slope = case.operands(jnp.float16)
+    operands = [jnp.stack([x, 0.5 * x + 0.1]) for x in (query, key, value)]
 
     def gradients(query, key, value, mask):
         attend_so = functools.partial(attend, mask=mask, implementation='cudnn')
         result, pull = jax.vjp(attend_so, query, key, value)
-        return result, pull(slope[0])
+        return result, pull(slope)
 
     given = [x if axis == 0 else x[0] for x, axis in zip(operands, mapped, strict=True)]
     together = jax.vmap(gradients, (*mapped, 0))(*given, mask)
-    for run in range(2):
-        own = [x[run] if axis == 0 else x for x, axis in zip(given, mapped, strict=True)]
-        alone = gradients(*own, jax.tree.map(lambda x: x[run], mask))  # noqa: B023
-        jax.tree.map(lambda a, b: close(a[run], b, 2e-3), together, alone)  # noqa: B023
+
+    def run(number, x, axis=0):
+        return x[number] if axis == 0 else x
+
+    for number in range(2):
+        query, key, value = (run(number, x, axis) for x, axis in zip(given, mapped, strict=True))
+        alone = gradients(query, key, value, jax.tree.map(functools.partial(run, number), mask))
+        found = jax.tree.map(functools.partial(run, number), together)
+        jax.tree.map(lambda a, b: close(a, b, 2e-3), found, alone)
 
 
 @pytest.mark.parametrize('shared', [4, 1], ids=['heads that split', 'a head for all'])

@@ -65,13 +65,13 @@ def attend(
     mask = Mask() if mask is None else mask
     if mask.window is not None and mask.window >= key.shape[1] - mask.prefix:
         mask = dataclasses.replace(mask, window=None, windowed=None)
-    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    factor = float(query.shape[3] ** -0.5 if scale is None else scale)
     names = _fused(implementation, query, key, mask, bias=bias, softcap=softcap, dropout=dropout)
     if not names:
         return attend_plainly(
-            query, key, value, mask, bias=bias, scale=scale, softcap=softcap, dropout=dropout
+            query, key, value, mask, bias=bias, scale=factor, softcap=softcap, dropout=dropout
         )
-    call = _Call(names, implementation is not None, scale, softcap)
+    call = _Call(names, implementation is not None, factor, softcap)
     if mask.windowed is None:
         return _by_platform(call, query, key, value, mask)
     # Layers of one scan differ: each kernel is compiled, and each layer runs one.
@@ -103,9 +103,10 @@ def _fused(
     if not splits_evenly(len(query)):
         uneven = f'the mesh does not divide the {len(query)} examples'
         reasons = {name: reason or uneven for name, reason in reasons.items()}
-    if implementation in reasons and reasons[implementation] is not None:
+    reason = reasons.get(implementation or '')
+    if reason is not None:
         raise ValueError(
-            f'implementation={implementation!r} cannot attend so: {reasons[implementation]}; write '
+            f'implementation={implementation!r} cannot attend so: {reason}; write '
             'implementation=None, which takes another kernel where one does not fit'
         )
     return tuple(name for name, reason in reasons.items() if reason is None)

@@ -88,8 +88,7 @@ class _Case:
 
     def __init__(self, query: jax.Array, key: jax.Array, mask: Mask, scale: float) -> None:
         length, keys = query.shape[1], key.shape[1] - mask.prefix
-        self.mask, self.width = mask, query.shape[3]
-        self.seen = None
+        self.width, self.seen = query.shape[3], None
         causal, window = mask.causal, mask.window
         if _needs_array(query, mask):
             seen = mask.dense(length, keys)
@@ -97,17 +96,20 @@ class _Case:
             self.seen = jnp.broadcast_to(seen, (len(seen), 1, length, key.shape[1]))
             causal, window = False, None
         self.idle = mask.prefix if causal else 0
-        self.marks = mask.valid is not None and self.seen is None
+        # Of the keys with their prefix, where a feature tells which are tokens.
+        self.valid = None
+        if mask.valid is not None and self.seen is None:
+            before = [(0, 0), (mask.prefix, 0)]
+            self.valid = jnp.pad(mask.valid, before, constant_values=True)
         self.kernel = _kernel(causal, window, scale)
         self.gradients = _gradients(causal, window, scale)
 
     def operands(self, query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
         front = [(0, 0), (self.idle, 0), (0, 0), (0, 0)]
-        if not self.marks:
+        if self.valid is None:
             return jnp.pad(query, front), key, value
         near, away = _AWAY[query.dtype.name]
-        valid = jnp.pad(self.mask.valid, [(0, 0), (self.mask.prefix, 0)], constant_values=True)
-        mark = jnp.where(valid[:, :, None], 0.0, away).astype(key.dtype)
+        mark = jnp.where(self.valid[:, :, None], 0.0, away).astype(key.dtype)
         mark = jnp.broadcast_to(mark[..., None], (*key.shape[:3], 1))
         query, key = (
             jnp.concatenate([x, first, jnp.zeros((*x.shape[:3], _MARGIN - 1), x.dtype)], axis=3)

@@ -36,7 +36,7 @@ def attend_plainly(
     rate, random = dropout or (0.0, None)
 
     def block(part: _Part) -> jax.Array:
-        seen = mask.rows(part.index, part.segments, part.array, keys)
+        seen = mask.rows(part.place, part.segments, part.array, keys)
         # Each block has masks of dropout of its own.
         own = None if random is None else jax.random.fold_in(random, part.number)
         return _products(scale, softcap, rate, part.query, key, value, part.bias, seen, own)
@@ -44,12 +44,12 @@ def attend_plainly(
     if length <= BLOCK:
         seen = mask.dense(length, keys)
         return _products(scale, softcap, rate, query, key, value, bias, seen, random)
-    queries, index = cut(query, BLOCK), cut(jnp.arange(length)[None], BLOCK)[:, 0]
+    queries, places = cut(query, BLOCK), cut(jnp.arange(length)[None], BLOCK)[:, 0]
     # The last block may be filled up. What its idle queries see is of no consequence.
     count = len(queries)
     parts = _Part(
         jnp.arange(count),
-        index,
+        places,
         queries,
         None if mask.segments is None else cut(mask.segments, BLOCK),
         _by_rows(mask.array, length, count),
@@ -62,7 +62,7 @@ class _Part(NamedTuple):
     """A block of queries, and what belongs to it."""
 
     number: jax.Array
-    index: jax.Array
+    place: jax.Array
     query: jax.Array
     segments: jax.Array | None
     array: jax.Array | None

@@ -111,7 +111,8 @@ def _segments(mask: Mask, batch: int, length: int, keys: int) -> tuple[jax.Array
     ids = jnp.pad(ids, [(0, 0), (mask.prefix, 0)], constant_values=1)
     ids = jnp.pad(ids, [(0, 0), (0, fill)], constant_values=_PADDING)
     queries = jnp.pad(queries, [(0, 0), (0, -length % _LANES)], constant_values=1)
-    return tuple(jnp.broadcast_to(x, (batch, x.shape[1])) for x in (queries, ids))
+    whole = lambda x: jnp.broadcast_to(x, (batch, x.shape[1]))  # noqa: E731
+    return whole(queries), whole(ids)
 
 
 def _library() -> Any:
