@@ -65,13 +65,15 @@ def seeing(case: Case) -> np.ndarray:
     return np.any(seen(case), axis=3)[:, 0, :, None, None]
 
 
-def attended(case: Case, query: Any, key: Any, value: Any, bias: Any) -> np.ndarray:
-    """The result in float64 for arrays in float64."""
+def attended(
+    case: Case, sees: np.ndarray, query: Any, key: Any, value: Any, bias: Any
+) -> np.ndarray:
+    """The result in float64 for arrays in float64; `sees` is that of `seen`."""
     key, value = (np.repeat(x, HEADS // case.shared, axis=2) for x in (key, value))
     scores = np.einsum('btnh,bsnh->bnts', query, key) / np.sqrt(WIDTH)
     if case.softcap is not None:
         scores = case.softcap * np.tanh(scores / case.softcap)
-    scores = np.where(seen(case), scores + (0.0 if bias is None else bias), -1e30)
+    scores = np.where(sees, scores + (0.0 if bias is None else bias), -1e30)
     weights = np.exp(scores - scores.max(axis=3, keepdims=True))
     weights /= weights.sum(axis=3, keepdims=True)
     return np.einsum('bnts,bsnh->btnh', weights, value)

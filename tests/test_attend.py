@@ -65,14 +65,14 @@ def follows_its_definition(case, function, dtype, tolerance):
     operands = [*given, *([] if case.bias is None else [jnp.asarray(case.bias)])]
     result, pull = jax.vjp(function, *operands)
     exact = [np.asarray(x, np.float64) for x in operands]
-    weight = np.asarray(slope, np.float64)
+    weight, sees = np.asarray(slope, np.float64), seen(case)
 
     def definition(*arrays):
         query, key, value, *bias = arrays
-        return attended(case, query, key, value, bias[0] if bias else None)
+        return attended(case, sees, query, key, value, bias[0] if bias else None)
 
-    sees = seeing(case)
-    close(np.asarray(result, np.float64) * sees, definition(*exact) * sees, tolerance)
+    rows = seeing(case)
+    close(np.asarray(result, np.float64) * rows, definition(*exact) * rows, tolerance)
     gradients = pull(slope)
     for index, gradient in enumerate(gradients):
         assert (gradient.shape, gradient.dtype) == (operands[index].shape, operands[index].dtype)
@@ -113,7 +113,7 @@ def test_a_row_longer_than_a_block_attends_as_it_should():
     case = Case(300, 300, Mask(causal=True, window=40, valid=jnp.asarray(right_padded(300))))
     query, key, value, _ = case.operands()
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
-    expected = attended(case, q, k, v, None)
+    expected = attended(case, seen(case), q, k, v, None)
     close(attend(query, key, value, case.mask)[0], expected[0], 3e-6)
 
 

@@ -18,7 +18,8 @@ from peftjax.models.attend import attend
 from tests.attention import Case, packed, right_padded, structures
 from tests.test_attend import close, follows_its_definition
 
-_SQUARE = structures(12)
+QUERIES = 64
+_SQUARE = structures(QUERIES)
 _LONG = structures(130)  # more than a block of 128, and no whole number of them
 
 
@@ -87,9 +88,9 @@ def test_splash_bounds_scores():
     follows_its_definition(case, jax.jit(_interpreted(case, 0.7)), jnp.float32, 1e-5)
 
 
-_PADDED = np.stack([right_padded(12), packed(12) % 3 > 0])
-_SEGMENTS = np.stack([packed(12), packed(12)[::-1] // 2])
-_ARRAYS = np.random.default_rng(0).random((2, 1, 1, 12, 12)) < 0.8
+_PADDED = np.stack([right_padded(QUERIES), packed(QUERIES) % 3 > 0])
+_SEGMENTS = np.stack([packed(QUERIES), packed(QUERIES)[::-1] // 2])
+_ARRAYS = np.random.default_rng(0).random((2, 1, 1, QUERIES, QUERIES)) < 0.8
 _OWN_MASKS = {
     'padding of its own': Mask(causal=True, valid=jnp.asarray(_PADDED)),
     'segments of its own': Mask(causal=True, segments=jnp.asarray(_SEGMENTS)),
@@ -101,7 +102,7 @@ _OWN_MASKS = {
 @pytest.mark.parametrize('mapped', [(0, 0, 0), (0, None, None), (None, 0, 0)], ids=str)
 @pytest.mark.parametrize('mask', _OWN_MASKS.values(), ids=_OWN_MASKS)
 def test_runs_under_vmap_are_those_one_by_one(mask, mapped, stand_in):
-    case = Case(12, 12, Mask())
+    case = Case(QUERIES, QUERIES, Mask())
     query, key, value, slope = case.operands(jnp.float16)
     operands = [jnp.stack([x, 0.5 * x + 0.1]) for x in (query, key, value)]
 
@@ -111,7 +112,8 @@ def test_runs_under_vmap_are_those_one_by_one(mask, mapped, stand_in):
         return result, pull(slope)
 
     given = [x if axis == 0 else x[0] for x, axis in zip(operands, mapped, strict=True)]
-    together = jax.vmap(gradients, (*mapped, 0))(*given, mask)
+    query, key, value = given
+    together = jax.vmap(gradients, (*mapped, 0))(query, key, value, mask)
 
     def run(number, x, axis=0):
         return x[number] if axis == 0 else x
@@ -125,7 +127,9 @@ def test_runs_under_vmap_are_those_one_by_one(mask, mapped, stand_in):
 
 @pytest.mark.parametrize('shared', [4, 1], ids=['heads that split', 'a head for all'])
 def test_devices_of_a_mesh_attend_for_their_own(shared, stand_in):
-    case = Case(12, 12, Mask(causal=True, valid=jnp.asarray(right_padded(12))), shared=shared)
+    case = Case(
+        QUERIES, QUERIES, Mask(causal=True, valid=jnp.asarray(right_padded(QUERIES))), shared=shared
+    )
     *operands, slope = case.operands(jnp.float16)
 
     @jax.jit
@@ -157,18 +161,26 @@ def test_the_platform_of_the_program_chooses(name, monkeypatch):
     jax.tree.map(lambda a, b: close(a, np.asarray(b, np.float64), 2e-2), found, expected)
 
 
-_QUERY = jnp.ones((2, 12, 4, 16), jnp.bfloat16)
+_ODD = jnp.ones((2, 65, 4, 16), jnp.bfloat16)
+_QUERY = jnp.ones((2, QUERIES, 4, 16), jnp.bfloat16)
 _REFUSED = {
     'float32': ({'query': _QUERY.astype(jnp.float32)}, 'both must be bfloat16 or float16'),
-    'wide heads': ({'query': jnp.ones((2, 12, 4, 136), jnp.bfloat16)}, 'width of 136'),
-    'a bias': ({'bias': jnp.zeros((1, 1, 12, 12))}, 'bias is given'),
+    'wide heads': ({'query': jnp.ones((2, QUERIES, 4, 136), jnp.bfloat16)}, 'width of 136'),
+    'few queries': ({'query': _QUERY[:, :12]}, '12 queries are less than 64'),
+    'a bias': ({'bias': jnp.zeros((1, 1, QUERIES, QUERIES))}, 'bias is given'),
     'a soft cap': ({'softcap': 2.0}, 'softcap is given'),
     'dropout': ({'dropout': (0.1, jax.random.key(0))}, 'dropout is given'),
     'a cache': ({'mask': Mask(causal=True, offset=jnp.int32(2))}, 'mask.offset is given'),
-    'keys of others': ({'mask': Mask(causal=True, prefix=2)}, '12 queries look back on 10 keys'),
-    'masks by head': ({'mask': Mask(array=jnp.ones((1, 4, 12, 12), bool))}, 'a mask of its own'),
+    'keys of others': ({'mask': Mask(causal=True, prefix=2)}, '64 queries look back on 62 keys'),
+    'masks by head': (
+        {'mask': Mask(array=jnp.ones((1, 4, QUERIES, QUERIES), bool))},
+        'a mask of its own',
+    ),
     'odd lengths': (
-        {'query': _QUERY[:, :11], 'mask': Mask(segments=jnp.ones((2, 11), int))},
+        {
+            'query': jnp.ones((2, 65, 4, 16), jnp.bfloat16),
+            'mask': Mask(segments=jnp.ones((2, 65), int)),
+        },
         'both must be even',
     ),
 }

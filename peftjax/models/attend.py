@@ -36,9 +36,9 @@ def attend(
     Unless `implementation` names one, the kernel follows from the structure of the mask, the dtype
     and the platform that the program is compiled for, which need not be that of this machine:
 
-    - 'cudnn' on NVIDIA GPUs since Ampere: bfloat16 and float16, heads of at most 128 features; no
-      bias, soft cap or dropout, and no cache. Packed segments, a window behind a prefix, and
-      padding where heads have more than 120 features cost an array [B, 1, T, S].
+    - 'cudnn' on NVIDIA GPUs since Ampere: bfloat16 and float16, heads of at most 128 features, from
+      64 queries on; no bias, soft cap or dropout, no cache. Packed segments, a window behind a
+      prefix, and padding where heads have more than 120 features cost an array [B, 1, T, S].
     - 'splash' on TPUs: bfloat16 and float32, from 128 queries on; no bias or dropout, no cache,
       no array in the mask, no prefix before packed segments.
     - 'plain' for all else: blocks of 256 queries.

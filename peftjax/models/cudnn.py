@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from peftjax.core.masks import Mask
 
+_LEAST = 64  # queries: of fewer the scores are small, and not every version has a kernel
 _MARGIN = 8  # features that are added to a head: cuDNN wants widths that 8 divides
 _AWAY = {'bfloat16': (1.0, -(2.0**30)), 'float16': (2.0**7, -(2.0**15))}
 
@@ -16,7 +17,7 @@ _AWAY = {'bfloat16': (1.0, -(2.0**30)), 'float16': (2.0**7, -(2.0**15))}
 @functools.cache
 def is_there() -> bool:
     """Whether this JAX can put cuDNN's kernels into a program."""
-    x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, _LEAST, 1, 64), jnp.bfloat16)
     try:
         jax.eval_shape(_kernel(False, None, 1.0), x, x, x, None)
     except RuntimeError:  # cuDNN is not detected
@@ -40,6 +41,8 @@ def obstacle(
         return f'query is {query.dtype} and key {key.dtype}: both must be bfloat16 or float16'
     if width > 128 or width % 8:
         return f'heads have a width of {width}: at most 128, and a multiple of 8'
+    if length < _LEAST:
+        return f'{length} queries are less than {_LEAST}'
     given = {'bias': bias, 'softcap': softcap, 'dropout': dropout, 'mask.offset': mask.offset}
     for name, value in given.items():
         if value is not None:
