@@ -131,11 +131,6 @@ def check_token_inputs(input_ids: jax.Array, **others: jax.Array | None) -> None
             )
 
 
-def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
-    """`cap · tanh(x / cap)`, which bounds x; x itself where there is no cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The feed-forward nonlinearity that a checkpoint's config.json calls `name`.
 

@@ -19,11 +19,11 @@ from peftjax.models.attention import (
     activation,
     check_token_inputs,
     merge_heads,
-    softcapped,
     split_heads,
 )
 from peftjax.models.gemma_config import GemmaConfig
 from peftjax.models.norms import RMSNorm
+from peftjax.models.plain import softcapped
 from peftjax.models.read_out import read_out
 from peftjax.models.rope import rotate, rotation
 from peftjax.models.stack import apply_stack

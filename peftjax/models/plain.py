@@ -58,6 +58,11 @@ def attend_plainly(
     return join(jax.lax.map(jax.checkpoint(block, prevent_cse=False), parts), length)
 
 
+def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
+    """`cap · tanh(x / cap)`, which bounds x; x itself where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 class _Part(NamedTuple):
     """A block of queries, and what belongs to it."""
 
@@ -88,9 +93,7 @@ def _products(scale, softcap, rate, query, key, value, bias, seen, random):
 
 def _forward(scale, softcap, rate, query, key, value, bias, seen, random):
     q, k, v = _by_head(query, key.shape[2]), _by_head(key), _by_head(value)
-    scores = _scores(query, key, q, k) * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
+    scores = softcapped(_scores(query, key, q, k) * scale, softcap)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32)
     if seen is not None:
