@@ -93,7 +93,10 @@ class _Layer(_Part):
     def __call__(self, x, own, looks, length):
         sliding, past = own
         mask, *turns = looks
-        mask = dataclasses.replace(mask, windowed=sliding)
+        if isinstance(sliding, jax.Array):
+            mask = dataclasses.replace(mask, windowed=sliding)
+        elif not sliding:  # a layer of a loop, not of a scan, is known by itself
+            mask = dataclasses.replace(mask, window=None)
         cos, sin = (jnp.where(sliding, local, whole) for whole, local in turns)
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
         attention = _SelfAttention(*fields, name='self_attn')
