@@ -46,7 +46,7 @@ _MAKERS: dict[str, Callable[[_Places], peftjax.PeftTransform]] = {
     'gated bottleneck': lambda at: peftjax.bottleneck(
         size=3, reads='output', gate=True, targets=at.ends
     ),
-    'compacter': lambda at: peftjax.compacter(size=4, n=2, reads='output', targets=at.ends),
+    'compacter': lambda at: peftjax.compacter(size=4, terms=2, reads='output', targets=at.ends),
     'reft everywhere': lambda at: peftjax.loreft(rank=2, targets=at.ends),
     'reft first': lambda at: peftjax.loreft(rank=2, positions='f2', targets=at.ends),
     'reft ends': lambda at: peftjax.loreft(rank=2, positions='f1+l1', targets=at.ends),
