@@ -99,7 +99,7 @@ def weighted_sums(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Sums
             makes of them.
         batch: 'targets' int [...] and 'weights' float [...]; a target below 0 counts nowhere.
     """
-    counted = batch['targets'] >= 0
+    counted = jnp.asarray(batch['targets']) >= 0
     if not isinstance(result, peftjax.TokenScores):
         logits = result.astype(jnp.float32)
         labels = jnp.where(counted, batch['targets'], 0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import peftjax
+from peftjax.core.tokens import Tokens
 from peftjax.methods.compacter import _product
 from peftjax.methods.positions import edit_at, parse
 from peftjax.methods.reft import orthonormal
@@ -37,11 +38,11 @@ def test_reft_edits_first_and_last_tokens_and_no_padding():
     h = _random(3, 6, 4)
     places, units = parse('f2+l1', tied=False), {end: {'by': 1.0} for end in ('first', 'last')}
     mask = jnp.asarray([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]])
-    edited = edit_at(places, lambda unit, states: states + unit['by'], units, h, mask)
+    edited = edit_at(places, lambda unit, states: states + unit['by'], units, h, Tokens(mask == 1))
     changed = np.asarray(jnp.any(edited != h, axis=-1)).astype(int)
     expected = [[1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(changed, expected)
-    blind = edit_at(places, lambda unit, states: states + unit['by'], units, h, None)
+    blind = edit_at(places, lambda unit, states: states + unit['by'], units, h, Tokens())
     changed = np.asarray(jnp.any(blind != h, axis=-1)).astype(int)
     np.testing.assert_array_equal(changed, [[1, 1, 0, 0, 0, 1]] * 3)
 

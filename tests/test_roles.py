@@ -1,5 +1,7 @@
 """Roles: what is declared is used, by name or place; what is not declared is refused by name."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,10 +23,12 @@ REAL = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], jnp.int32)
 class _Text(nn.Module):
     """Looks at all tokens by Flax's attention; its mask is called `padding`."""
 
+    attend: Callable[..., jax.Array] = nn.dot_product_attention
+
     @nn.compact
     def __call__(self, ids, padding, turned=None):
         x = nn.Embed(20, 8, name='embed')(ids)
-        attention = nn.MultiHeadDotProductAttention(2, name='attention')
+        attention = nn.MultiHeadDotProductAttention(2, attention_fn=self.attend, name='attention')
         x = x + attention(x, mask=(padding == 1)[:, None, None, :])
         x = x if turned is None else x * turned[..., None]
         return nn.Dense(3, name='head')(x)
@@ -92,22 +96,14 @@ def test_a_prefix_on_flax_attention_is_more_keys():
     found = peftjax.adapt(model, PREFIX)(adapter, frozen, IDS, REAL)
     entry = adapter['sites']['attention/attention_fn']
 
-    def longer(query, key, value, mask=None, **options):
+    def longer(query, key, value, mask, **options):
         ahead = (jnp.broadcast_to(entry[n], (2, 2, 2, 4)) for n in ('key', 'value'))
         key, value = (jnp.concatenate(pair, 1) for pair in zip(ahead, (key, value), strict=True))
         mask = jnp.pad(mask, [(0, 0)] * 3 + [(2, 0)], constant_values=True)
         return nn.dot_product_attention(query, key, value, mask=mask, **options)
 
-    class Longer(_Text):
-        @nn.compact
-        def __call__(self, ids, padding):
-            x = nn.Embed(20, 8, name='embed')(ids)
-            attention = nn.MultiHeadDotProductAttention(2, attention_fn=longer, name='attention')
-            x = x + attention(x, mask=(padding == 1)[:, None, None, :])
-            return nn.Dense(3, name='head')(x)
-
-    expected = Longer().apply({'params': model.params}, IDS, REAL)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    expected = _Text(longer).apply({'params': model.params}, IDS, REAL)
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-6)
 
 
 class _Capped(nn.Module):

@@ -72,8 +72,13 @@ def mark(
     if found not in _NUMBERS:
         _NUMBERS[found] = len(_CALLS)
         _CALLS.append(found)
-    tags.mark_inputs(call.arrays, kind, path)
+    # Numbers of NumPy are operands here as well.
+    tags.mark_inputs(tuple(map(_array, call.arrays)), kind, path)
     return tags.mark_output(output, kind, path, _NUMBERS[found])
+
+
+def _array(value: Any) -> jax.Array:
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 def marked(function: Callable[..., Any], path: str) -> Callable[..., Any]:

@@ -101,7 +101,8 @@ class _Core:
 
     def __call__(self, rng: jax.Array | None, *args: Any, **kwargs: Any) -> jax.Array:
         rngs = None if rng is None else {'dropout': rng}
-        return self.module.apply({}, *args, **kwargs, rngs=rngs)
+        output: Any = self.module.apply({}, *args, **kwargs, rngs=rngs)
+        return output
 
 
 @contextlib.contextmanager

@@ -81,7 +81,9 @@ def _reseed(module: nnx.Module, rngs: Any) -> set[str]:
         return set()
     streams = {stream.key.tag for stream in _streams(module)}
     if not isinstance(rngs, Mapping):
-        keys = {name: rngs if name == 'default' else paths.fold_in(rngs, name) for name in streams}
+        keys: dict[str, Any] = {
+            name: rngs if name == 'default' else paths.fold_in(rngs, name) for name in streams
+        }
     elif streams == {'default'} and len(rngs) == 1:
         keys = {'default': next(iter(rngs.values()))}
     else:
@@ -91,7 +93,7 @@ def _reseed(module: nnx.Module, rngs: Any) -> set[str]:
             f'rngs has keys for {unknown}, and the random streams of this module are '
             f'{sorted(streams)}; name these'
         )
-    nnx.reseed(module, **keys)
+    nnx.reseed(module, **keys)  # pyright: ignore[reportArgumentType] (names are streams alone)
     return set(keys)
 
 

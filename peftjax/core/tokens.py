@@ -25,7 +25,7 @@ class Tokens:
     segments: Integer[jax.Array, 'B T'] | None = None
     follows: bool = False
     begins: bool = False
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
         """Raises `ValueError` unless activations of this shape are `[B, T, features]` of them."""
@@ -37,7 +37,7 @@ class Tokens:
                 'leave that module out of the targets'
             )
 
-    def examples(self, shape: tuple[int, int]) -> Int[jax.Array, 'B T']:
+    def examples(self, shape: tuple[int, ...]) -> Int[jax.Array, 'B T']:
         """For each position the number of its example in its row, from 0."""
         if self.segments is None:
             return jnp.zeros(shape, jnp.int32)
@@ -70,7 +70,7 @@ class Tokens:
         count = jnp.maximum(self.sums(jnp.ones_like(values)), 1)
         return self.sums(values) / count
 
-    def ranks(self, shape: tuple[int, int]) -> tuple[Int[jax.Array, 'B T'], Int[jax.Array, 'B T']]:
+    def ranks(self, shape: tuple[int, ...]) -> tuple[Int[jax.Array, 'B T'], Int[jax.Array, 'B T']]:
         """How many tokens of its example stand before each position, and how many behind it."""
         real = jnp.ones(shape, bool) if self.real is None else jnp.broadcast_to(self.real, shape)
         numbers, rows = self.examples(shape), jnp.arange(shape[0])[:, None]

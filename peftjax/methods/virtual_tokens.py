@@ -1,7 +1,8 @@
 """Virtual tokens: positions that a method adds to a model's sequence and takes from its outputs."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,8 @@ def check_places(places: Any, count: int) -> Places:
     return given
 
 
-class Order(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Order:
     """Where virtual tokens stand in the longer row, for each row or one for all.
 
     Letters: `T` positions of a row as it was given, `L = T + n` of the longer one.

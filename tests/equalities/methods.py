@@ -51,7 +51,7 @@ _MAKERS: dict[str, Callable[[_Places], peftjax.PeftTransform]] = {
     'reft first': lambda at: peftjax.loreft(rank=2, positions='f2', targets=at.ends),
     'reft ends': lambda at: peftjax.loreft(rank=2, positions='f1+l1', targets=at.ends),
     'mam': lambda at: peftjax.mam(
-        cores=at.cores, branches=at.ends, num_virtual_tokens=3, projection=4, size=3, reads='output'
+        cores=at.cores, branches=at.ends, num_virtual_tokens=3, projection=4, size=3
     ),
     'unipelt': lambda at: peftjax.unipelt(
         cores=at.cores, kernels='all-linear', branches=at.ends, num_virtual_tokens=3, projection=4,
