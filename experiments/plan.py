@@ -2,6 +2,7 @@
 
     python -m experiments.plan --config configs/lora.py:paper --machine v5e --fsdp 8
     python -m experiments.plan --config configs/lora.py --topology v5e:2x4
+    python -m experiments.plan --config configs/lora.py --topology H100:8
 
 Weights and data are not needed: of the base its config.json is read, a batch has the config's size
 and its greatest length. The row of full fine-tuning stands beside the method's. `peftjax plan` does
@@ -20,9 +21,13 @@ from experiments.config import Config
 from experiments.optimizers import build_optimizer
 from peftjax import training
 
-_MACHINE = flags.DEFINE_enum('machine', None, list(training.MACHINES), 'Each device.')
+_MACHINE = flags.DEFINE_enum(
+    'machine', None, list(training.MACHINES), 'Each device; else that of --topology.'
+)
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', None, "Ask the TPU compiler for such a slice, v5e:2x4; 'here': the device here."
+    'topology',
+    None,
+    "Ask the compiler of a TPU slice, v5e:2x4, or of GPUs, H100:8; 'here': of the device here.",
 )
 
 
@@ -39,6 +44,8 @@ def plans(
             f'data decide arguments of {", ".join(config.found)} in this config, so that it cannot '
             'be planned without them'
         )
+    # Before anything else uses JAX, which else may give the compiler of the topology up.
+    mesh = training.mesh_for(topology, **config.mesh)
     settings = {name: value for name, value in config.model.items() if name != 'key'}
     model = peftjax.load(**settings, abstract=True)
     size = config.data.batch_size // config.accumulate
@@ -50,7 +57,7 @@ def plans(
             transform,
             build_optimizer(config, 1000),
             inputs,
-            mesh=training.mesh_for(topology, **config.mesh),
+            mesh=mesh,
             machine=training.MACHINES[machine] if machine else None,
             compiled=topology is not None,
         )

@@ -1,11 +1,6 @@
 """What a step is said to take is what it takes: counted, compiled, and on any mesh."""
 
 import functools
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,15 +12,12 @@ import peftjax
 from configs import lora_sentiment
 from experiments.config import Config
 from experiments.plan import plans
-from peftjax import cli
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
-from peftjax.training import MACHINES, init_state, make_train_step, mesh_for, plan
+from peftjax.training import MACHINES, init_state, kernels, make_train_step, mesh_for, plan
 from tests import tiny_runs
-from tests.checkpoint_files import golden, write_folder
 from tests.compiled import flops
 
-ROOT = Path(__file__).parents[1]
 LORA = peftjax.lora(rank=4, targets=r'layers.*/(q|v)_proj')
 IDS = {'input_ids': jax.ShapeDtypeStruct((8, 64), jnp.int32)}
 SIZES: dict[str, Any] = {
@@ -174,8 +166,29 @@ def test_the_largest_batch_fits_and_one_group_more_does_not():
 
 
 def test_an_unknown_topology_is_an_error():
-    with pytest.raises(ValueError, match=r"no topology 'v99:1x1', or is not installed"):
+    with pytest.raises(ValueError, match=r"no topology 'v99:1x1', or is not installed.*A100, H100"):
         mesh_for('v99:1x1')
+
+
+@pytest.mark.parametrize('text', ['H100', 'H100:', 'H100:0', 'H100:8x', 'H100:2x0', 'H100:1x2x8'])
+def test_gpus_that_do_not_read_as_a_topology_are_an_error(text):
+    with pytest.raises(ValueError, match='write for example H100:8, or H100:2x8'):
+        mesh_for(text)
+
+
+def test_a_mesh_without_devices_has_no_compiler():
+    with pytest.raises(ValueError, match='give mesh_for a topology'):
+        _plan(_llama(), mesh=mesh_for(fsdp=8), compiled=True)
+
+
+def test_kernels_are_counted_by_name_and_collectives_once_each():
+    calls = ('__cudnn$fmhaSoftmax', '__cudnn$fmhaSoftmax', 'tpu_custom_call', 'AllocateBuffer')
+    program = '\n'.join(f'%c = custom-call(), custom_call_target="{name}"' for name in calls)
+    program += '\n%f = fusion(), backend_config={"kind":"__triton_gemm"}'
+    program += '\n%a = all-gather-start(%x), channel_id=1\n%b = all-gather-done(%a)'
+    program += '\n%c = all-reduce(%x), channel_id=2, x={}\n%d = all-reduce(%x), channel_id=2, x={}'
+    expected = {'__cudnn$fmhaSoftmax': 2, '__triton_gemm': 1, 'tpu_custom_call': 1}
+    assert kernels(program) == expected | {'all-gather': 1, 'all-reduce': 1}
 
 
 def test_a_config_is_planned_from_its_shapes_alone(tmp_path):
@@ -188,58 +201,3 @@ def test_a_config_is_planned_from_its_shapes_alone(tmp_path):
     assert list(found) == ['lora+select', 'full']
     assert found['lora+select'].trainable < found['full'].trainable == found['full'].parameters
     assert all(each.fits for each in found.values())
-
-
-@pytest.mark.parametrize('variant', ['llama', 'bert', 't5', 'vit', 'whisper'])
-def test_the_command_plans_every_family_without_weights(variant, tmp_path, capsys):
-    config, weights, _, _ = golden(variant)
-    folder = write_folder(tmp_path / variant, config, weights)
-    (folder / 'model.safetensors').unlink()
-    command = ['plan', str(folder), '--batch', '4', '--length', '8', '--fsdp', '4']
-    methods = ['--method', "select(targets='.*norm.*')", '--method', 'full()']
-    assert cli.main([*command, *methods, '--machine', 'H100']) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert 'fits' in rows[0]
-    assert rows[1].startswith("select(targets='.*norm.*')") and ' yes ' in rows[1]
-    assert rows[2].startswith('full()')
-
-
-def test_the_command_knows_the_textbook(capsys):
-    assert cli.main(['plan', '7B', '--dtype', 'float16']) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ['weights', '14.0', 'GB'] in lines
-    assert ['total', '56.0', 'GB'] in lines
-
-
-@pytest.mark.parametrize(
-    ('call', 'message'),
-    [
-        ('lora', 'does not read as a method'),
-        ('lora(rank=open("x"))', 'does not read as a method'),
-        ('load("x")', 'no method of peftjax'),
-        ('__import__("os")', 'no method of peftjax'),
-        ('lora(rnk=3)', 'rnk'),
-        ('lora(rank=2, targets="nothing")', 'nothing'),
-    ],
-)
-def test_a_method_that_is_none_is_a_line_of_text(call, message, tmp_path, capsys):
-    config, weights, _, _ = golden('llama')
-    folder = write_folder(tmp_path / 'llama', config, weights)
-    assert cli.main(['plan', str(folder), '--method', call]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and len(captured.err.strip().splitlines()) <= 3
-
-
-def test_the_program_plans_a_config(tmp_path):
-    source = shutil.copytree(tiny_runs.checkpoint(tmp_path / 'a', 'tiny_bert'), tmp_path / 'bert')
-    said = json.loads((source / 'config.json').read_text())
-    flags = [f'--config.model.source={source}', '--config.data.lengths=(8,)', '--machine=v5e']
-    done = subprocess.run(
-        [sys.executable, '-m', 'experiments.plan', '--config=configs/lora_sentiment.py', *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert said['model_type'] == 'bert' and 'lora+select' in done.stdout

@@ -2,7 +2,9 @@
 
 import argparse
 import ast
-import re
+import json
+import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -11,6 +13,9 @@ import optax
 
 import peftjax
 from peftjax import training
+from peftjax.cli.sizes import count, llama_of, read_size
+
+_AXES = ('data', 'fsdp', 'tensor')
 
 
 def _load(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
@@ -104,31 +109,68 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Prints what a training step takes."""
-    size = re.fullmatch(r'(\d+(?:\.\d+)?)([MBT])', arguments.base)
-    if size:
-        parameters = float(size[1]) * {'M': 1e6, 'B': 1e9, 'T': 1e12}[size[2]]
-        for name, number in training.textbook(parameters, arguments.dtype).items():
-            print(f'{name:10} {number / 1e9:10.1f} GB')
-        print('full fine-tuning with Adam, everything in that dtype; activations aside')
+    size = read_size(arguments.base)
+    if size is not None and not arguments.method:
+        _print_textbook(size, arguments)
         return
-    axes = {name: getattr(arguments, name) for name in ('data', 'fsdp', 'tensor')}
+    batch, length = arguments.batch or 8, arguments.length or 512
+    # Before anything else uses JAX, which else may give the compiler of the topology up.
+    axes = {name: getattr(arguments, name) for name in _AXES}
+    mesh = training.mesh_for(arguments.topology, **axes)
     options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
     options['quantize'] = arguments.quantize
-    model = _load(arguments, **options)
-    inputs = peftjax.abstract_inputs(model, arguments.batch, arguments.length)
+    if size is None:
+        model = _load(arguments, **options)
+    else:
+        model = _load_llama(arguments, llama_of(size, length), options)
+    inputs = peftjax.abstract_inputs(model, batch, length)
     plans = {
         call: training.plan(
             model,
             _method(call),
             optax.adamw(1e-4),
             inputs,
-            mesh=training.mesh_for(arguments.topology, **axes),
+            mesh=mesh,
             machine=training.MACHINES[arguments.machine] if arguments.machine else None,
             compiled=arguments.topology is not None,
         )
         for call in arguments.method or ['full()']
     }
     print(training.table(plans))
+
+
+def _print_textbook(size: float, arguments: argparse.Namespace) -> None:
+    """What full fine-tuning of so many parameters takes, of whatever model.
+
+    Raises:
+        ValueError: flags that need the shape of a model.
+    """
+    flags = ('quantize', 'machine', 'topology', 'remat', 'batch', 'length', 'num_labels')
+    given = [name for name in flags if getattr(arguments, name) is not None]
+    given += [name for name in _AXES if getattr(arguments, name) != 1]
+    if given:
+        names = ', '.join('--' + name.replace('_', '-') for name in given)
+        raise ValueError(
+            f"{arguments.base} with {names} needs a method, for example --method 'full()': then a "
+            'Llama of that size is planned'
+        )
+    for name, number in training.textbook(size, arguments.dtype).items():
+        print(f'{name:10} {number / 1e9:10.1f} GB')
+    print('full fine-tuning with Adam, everything in that dtype; activations aside')
+
+
+def _load_llama(
+    arguments: argparse.Namespace, config: dict[str, Any], options: dict[str, Any]
+) -> peftjax.Model:
+    """The abstract model of a config.json, and a line about it."""
+    print(
+        f'{arguments.base} as a Llama of {count(config):,} parameters: '
+        f'{config["num_hidden_layers"]} layers, width {config["hidden_size"]}, inner width '
+        f'{config["intermediate_size"]}, vocabulary {config["vocab_size"]}'
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, 'config.json').write_text(json.dumps(config))
+        return _load(argparse.Namespace(**vars(arguments) | {'base': folder}), **options)
 
 
 def _method(call: str) -> peftjax.PeftTransform:

@@ -125,7 +125,9 @@ def _add_plan(into: Any) -> None:
         '--machine v5e',
     )
     parser.add_argument(
-        'base', help=f"{_SOURCE}, with config.json at least; or a number of parameters, '7B'"
+        'base',
+        help=f"{_SOURCE}, with config.json at least; or a number of parameters, '7B': a Llama of "
+        'that size, without --method the rule of thumb',
     )
     parser.add_argument(
         '--method',
@@ -134,19 +136,22 @@ def _add_plan(into: Any) -> None:
         metavar='CALL',
         help='a method of peftjax with its arguments; may be given again, one row each',
     )
-    parser.add_argument('--batch', type=int, default=8, metavar='N', help='examples in a step')
-    parser.add_argument('--length', type=int, default=512, metavar='N', help='tokens in an example')
+    parser.add_argument('--batch', type=int, metavar='N', help='examples in a step; 8')
+    parser.add_argument('--length', type=int, metavar='N', help='tokens in an example; 512')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
     parser.add_argument('--remat', metavar='POLICY', help="'full', or a policy of jax by its name")
     _add_quantize(parser)
     for axis in ('data', 'fsdp', 'tensor'):
         parser.add_argument(f'--{axis}', type=int, default=1, metavar='N', help='axis of the mesh')
-    parser.add_argument('--machine', choices=tuple(training.MACHINES), help='each device')
+    parser.add_argument(
+        '--machine', choices=tuple(training.MACHINES), help='each device; else that of --topology'
+    )
     parser.add_argument(
         '--topology',
-        metavar='v5e:2x4',
-        help="ask the TPU compiler for such a slice (pip install libtpu); 'here' for the default "
-        'device',
+        metavar='H100:8',
+        help='ask the compiler of GPUs of one host, of hosts x GPUs (H100:2x8; pip install '
+        "'peftjax[gpu-plan]') or of a TPU slice (v5e:2x4; pip install libtpu), none of which need "
+        "be here; 'here' for the default device",
     )
     _add_labels(parser)
 

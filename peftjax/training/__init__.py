@@ -1,6 +1,7 @@
 """What training adds to a method: steps, optimisers, losses and starts from data."""
 
 from peftjax.training.adalora import AllocationState, adalora_allocation
+from peftjax.training.compiled import Compiled, kernels
 from peftjax.training.counting import activation_bytes, draws, flops
 from peftjax.training.eva import Eva, eva
 from peftjax.training.fisher import fisher
@@ -8,7 +9,8 @@ from peftjax.training.gptq import gptq
 from peftjax.training.lora_plus import lora_plus, lora_plus_labels
 from peftjax.training.losses import length_normalised_loss, unlikelihood_loss
 from peftjax.training.machines import MACHINES, Machine, machine_here, mesh_for
-from peftjax.training.plan import Compiled, Plan, plan, table, textbook
+from peftjax.training.plan import Plan, plan, textbook
+from peftjax.training.plan_table import table
 from peftjax.training.step import LossFunction, TrainState, init_state, make_train_step
 from peftjax.training.vectorize import program_key, row, share, stack
 
@@ -29,6 +31,7 @@ __all__ = [
     'flops',
     'gptq',
     'init_state',
+    'kernels',
     'length_normalised_loss',
     'lora_plus',
     'lora_plus_labels',

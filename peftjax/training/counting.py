@@ -75,6 +75,17 @@ def width(dtype: Any) -> float:
     return np.dtype(dtype).itemsize
 
 
+def device_bytes(tree: Any) -> int:
+    """Bytes of the arrays of a tree that one device holds, each by its sharding if it has one."""
+    return sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _device_bytes(leaf: Any) -> int:
+    where = getattr(leaf, 'sharding', None)
+    shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
+    return math.ceil(math.prod(shape) * width(leaf.dtype))
+
+
 def products(jaxpr: Any) -> float:
     """FLOPs of the matrix products and convolutions of a program, loops times their length."""
     total = 0.0

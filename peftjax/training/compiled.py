@@ -1,0 +1,87 @@
+"""What the compiler of a device, which need not be here, says of a step."""
+
+import contextlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from peftjax.training.counting import device_bytes
+
+
+class Compiled(NamedTuple):
+    """What the compiler says: bytes a device, and the kernels of the program.
+
+    Attributes:
+        arguments: bytes of the arguments.
+        temporary: bytes of scratch at its peak; infinite if the device cannot hold the program.
+        peak: bytes of both; infinite likewise.
+        kernels: see `kernels`.
+    """
+
+    arguments: int
+    temporary: float
+    peak: float
+    kernels: Mapping[str, int]
+
+
+# Kernels from libraries, and those that Pallas and Triton write.
+_CALLS = re.compile(r'custom_call_target="(__cu[^"]+|[^"]*(?:triton|mosaic|tpu_custom)[^"]*)"')
+_FUSIONS = re.compile(r'"kind":"(__(?:triton|cudnn|cublas)[^"]*)"')
+_COLLECTIVES = re.compile(
+    r' (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
+    r'[^\n]*?channel_id=(\d+)'
+)
+
+
+def kernels(program: str) -> dict[str, int]:
+    """How many kernels and collectives an optimised program has, by XLA's names for them.
+
+    The body of a loop counts once, so that a kernel of scanned layers does. `__cudnn$fmhaSoftmax`
+    is cuDNN's fused attention, `__cudnn$fmhaSoftmaxBackward` its gradient, `tpu_custom_call` a
+    Pallas kernel of a TPU. Elementwise operations that XLA fused are not counted.
+
+    Args:
+        program: the text of `jax.stages.Compiled`.
+
+    Example:
+        >>> kernels('%c = custom-call(%a), custom_call_target="__cudnn$fmhaSoftmax"')
+        {'__cudnn$fmhaSoftmax': 1}
+    """
+    found = Counter([*_CALLS.findall(program), *_FUSIONS.findall(program)])
+    # The TPU's compiler repeats a collective in each computation that waits for it.
+    found.update(name for name, _ in set(_COLLECTIVES.findall(program)))
+    return dict(sorted(found.items()))
+
+
+def compile_step(
+    step: Callable[..., Any], state: Any, frozen: Any, inputs: Any, mesh: Any
+) -> Compiled:
+    """Compiles `step(state, frozen, inputs)`, with the state donated, for the devices of a mesh.
+
+    Args:
+        step: see `peftjax.training.make_train_step`.
+        state, frozen, inputs: trees of `ShapeDtypeStruct`, with shardings if there is a mesh.
+        mesh: a `jax.sharding.Mesh` of the devices; None for the default device.
+    """
+    places = None if mesh is None else (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=places)
+    try:
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            program = jitted.lower(state, frozen, inputs).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return Compiled(device_bytes((state, frozen, inputs)), math.inf, math.inf, {})
+    memory = program.memory_analysis()
+    if memory is None:
+        raise ValueError('this compiler does not say what memory a program takes')
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    # The CPU's compiler leaves scratch out of its peak.
+    known = 0 if device.platform == 'cpu' else getattr(memory, 'peak_memory_in_bytes', 0)
+    text = program.as_text() or ''
+    return Compiled(arguments, temporary, known or arguments + temporary, kernels(text))
