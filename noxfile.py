@@ -84,6 +84,16 @@ def own_models(session: nox.Session) -> None:
     session.run('python', '-m', 'pytest', '-m', 'slow', 'tests/test_own_models.py')
 
 
+@nox.session(python='3.11')
+def deviceless(session: nox.Session) -> None:
+    """Steps compiled for GPUs and TPUs, by their compilers and without the devices."""
+    _install(session, '--editable', '.[gpu-plan,tpu]', '--constraint', 'constraints.txt')
+    # One process, as each keeps what it has compiled for all of its tests.
+    command = ('python', '-m', 'pytest', '-m', 'deviceless', '--durations', '5')
+    tests = session.posargs or ('tests/deviceless',)
+    session.run(*command, *tests, env={'JAX_PLATFORMS': 'cpu'})
+
+
 @nox.session(python='3.13')
 def wheel(session: nox.Session) -> None:
     """Builds sdist and wheel into dist, and uses the wheel in an empty environment elsewhere."""

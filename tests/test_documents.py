@@ -159,3 +159,4 @@ def test_workflows_run_sessions_that_there_are():
     named |= set((ROOT / '.ci' / 'run').read_text().partition('--session ')[2].split())
     assert len(named) >= 6 and {name.partition('-')[0] for name in named} <= sessions
     assert {'newest-3.12', 'newest-3.13', 'oldest', 'wheel', 'nightly', 'slow'} <= named
+    assert 'deviceless' in (ROOT / '.ci' / 'run').read_text().split() and 'deviceless' in named

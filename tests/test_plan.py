@@ -183,11 +183,14 @@ def test_a_mesh_without_devices_has_no_compiler():
 
 def test_kernels_are_counted_by_name_and_collectives_once_each():
     calls = ('__cudnn$fmhaSoftmax', '__cudnn$fmhaSoftmax', 'tpu_custom_call', 'AllocateBuffer')
-    program = '\n'.join(f'%c = custom-call(), custom_call_target="{name}"' for name in calls)
+    program = '\n'.join(
+        f'  %splash.{i} = s8[2] custom-call(), custom_call_target="{name}"'
+        for i, name in enumerate(calls)
+    )
     program += '\n%f = fusion(), backend_config={"kind":"__triton_gemm"}'
     program += '\n%a = all-gather-start(%x), channel_id=1\n%b = all-gather-done(%a)'
     program += '\n%c = all-reduce(%x), channel_id=2, x={}\n%d = all-reduce(%x), channel_id=2, x={}'
-    expected = {'__cudnn$fmhaSoftmax': 2, '__triton_gemm': 1, 'tpu_custom_call': 1}
+    expected = {'__cudnn$fmhaSoftmax': 2, '__triton_gemm': 1, 'splash': 1}
     assert kernels(program) == expected | {'all-gather': 1, 'all-reduce': 1}
 
 

@@ -54,12 +54,17 @@ def machine_here() -> Machine | None:
         >>> machine_here() is None or machine_here() in MACHINES.values()
         True
     """
-    return machine_of(jax.devices()[0])
+    return machine_of(jax.devices()[0].device_kind)
 
 
-def machine_of(device: Any) -> Machine | None:
-    """The data sheet of a device, if it is one of `MACHINES`."""
-    name = _KINDS.get(device.device_kind)
+def machine_of(kind: str) -> Machine | None:
+    """The data sheet of a device by its `jax.Device.device_kind`, if it is one of `MACHINES`.
+
+    Example:
+        >>> machine_of('NVIDIA H200') == MACHINES['H200'], machine_of('cpu')
+        (True, None)
+    """
+    name = _KINDS.get(kind)
     return None if name is None else MACHINES[name]
 
 
@@ -102,6 +107,8 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
     # Without them the TPU's library asks a metadata server that is not there.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    # A compiler takes no chip, so that other processes may have them, or compile as well.
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
     except Exception as error:

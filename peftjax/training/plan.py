@@ -206,7 +206,7 @@ def _compiled_for(mesh: Mesh | AbstractMesh | None, machine: Machine | None) -> 
             'compiled=True out'
         )
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    known = machine_of(device)
+    known = machine_of(device.device_kind)
     if machine is None or known is None or machine == known:
         return machine or known
     if machine in MACHINES.values():
