@@ -64,7 +64,7 @@ def compiled_step(topology: str, quantize: str | None = None) -> str:
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
         lowered = jitted.lower(*arguments)
     # The TPU's compiler else searches for faster code for a minute. What is tested stays the same.
-    options = {'exec_time_optimization_effort': -1.0} if topology.startswith('v5e') else None
+    options: Any = {'exec_time_optimization_effort': -1.0} if topology.startswith('v5e') else None
     return text(lowered.compile(compiler_options=options))
 
 

@@ -1,0 +1,119 @@
+"""The training step of `benchmarks.gpu` by torch, transformers and peft, on the same device.
+
+    <a Python with torch, transformers, peft> -m benchmarks.torch_gpu '<row as JSON>'
+
+The last line that it prints is the result as JSON. It imports nothing of peftjax.
+"""
+
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+_TARGETS = {
+    'LoRA q,v': ['q_proj', 'v_proj'],
+    'NF4, LoRA q,v': ['q_proj', 'v_proj'],
+    'LoRA all-linear': 'all-linear',
+}
+
+
+def build(row: dict[str, Any], device: str) -> tuple[torch.nn.Module, int]:
+    """The model with random weights, and how many it has without its adapter.
+
+    They are bfloat16 under an adapter, and float32 where all of them train.
+    """
+    config = transformers.LlamaConfig(**row['config'], use_cache=False)
+    if row['method'].startswith('NF4') and importlib.util.find_spec('bitsandbytes') is None:
+        raise ImportError('bitsandbytes, which holds a torch model in NF4, is not installed')
+    full = row['method'] == 'full'
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.float32 if full else torch.bfloat16,
+            attn_implementation=attention(),
+        )
+    count = sum(leaf.numel() for leaf in model.parameters())
+    if row['method'].startswith('NF4'):
+        pack(model)
+    if row['remat']:
+        model.gradient_checkpointing_enable({'use_reentrant': False})
+    if not full:
+        lora = peft.LoraConfig(r=8, lora_alpha=8, target_modules=_TARGETS[row['method']])
+        model = peft.get_peft_model(model, lora)
+    return model.train(), count
+
+
+def attention() -> str:
+    """FlashAttention if it is installed, else the one of torch."""
+    return 'sdpa' if importlib.util.find_spec('flash_attn') is None else 'flash_attention_2'
+
+
+def pack(model: torch.nn.Module) -> None:
+    """Puts bitsandbytes' NF4 layers in the place of the linear layers, but for the head's."""
+    import bitsandbytes  # noqa: PLC0415 (only this row needs it)
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Linear) and name != 'lm_head':
+                packed = bitsandbytes.nn.Linear4bit(
+                    child.in_features,
+                    child.out_features,
+                    bias=False,
+                    compute_dtype=torch.bfloat16,
+                    compress_statistics=True,
+                    quant_type='nf4',
+                )
+                packed.weight = bitsandbytes.nn.Params4bit(
+                    child.weight.data.cpu(), requires_grad=False, quant_type='nf4'
+                )
+                setattr(parent, name, packed.to(child.weight.device))
+
+
+def measure(row: dict[str, Any], device: str) -> dict[str, Any]:
+    """Times and memory of the step: mixed precision, clipping left out, fused AdamW."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision('high')
+    model, count = build(row, device)
+    trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device == 'cuda')
+    shape = (row['rows'], row['length'])
+    ids = torch.randint(0, row['config']['vocab_size'], shape, device=device)
+    times, losses = [], []
+    for _ in range(2 + row['steps']):
+        begun = time.perf_counter()
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    times = times[2:]
+    middle = statistics.median(times)
+    tokens = row['rows'] * row['length']
+    flops = (6 if row['method'] == 'full' else 4) * count * tokens / middle
+    return {
+        'ms': 1e3 * middle,
+        'ms_spread': [1e3 * min(times), 1e3 * max(times)],
+        'tokens_per_second': tokens / middle,
+        'model_tflops': flops / 1e12,
+        'peak_bytes': torch.cuda.max_memory_allocated() if device == 'cuda' else None,
+        'trainable': sum(leaf.numel() for leaf in trained),
+        'losses': [losses[0], losses[-1]],
+        'attention': attention(),
+        'device': torch.cuda.get_device_name() if device == 'cuda' else device,
+        'versions': {each.__name__: each.__version__ for each in (torch, transformers, peft)},
+    }
+
+
+if __name__ == '__main__':
+    there = 'cuda' if torch.cuda.is_available() else 'cpu'
+    print(json.dumps(measure(json.loads(sys.argv[1]), there)), flush=True)
