@@ -1,6 +1,7 @@
 """What a step is said to take is what it takes: counted, compiled, and on any mesh."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from experiments.plan import plans
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.training import MACHINES, init_state, kernels, make_train_step, mesh_for, plan
+from peftjax.training.compiled import largest_that_fits
 from tests import tiny_runs
 from tests.compiled import flops
 
@@ -163,6 +165,32 @@ def test_the_largest_batch_fits_and_one_group_more_does_not():
         one = plan(_llama(), LORA, optax.adamw(1e-3), ids, machine=machine)
         assert one.fits is fits
     assert _plan(_llama(), machine=machine._replace(memory=1e3)).largest_batch == 0
+
+
+@pytest.mark.parametrize('at', [1, 2, 50, 400])
+@pytest.mark.parametrize('memory', [9.0, 30.0, 100.0, 333.0, 1000.0])
+def test_the_largest_number_that_fits_is_near_and_never_above(at, memory):
+    def peak(n):
+        return max(20 + 2 * n, 12 + 3 * n)
+
+    asked = []
+
+    def dear(n):
+        asked.append(n)
+        return peak(n)
+
+    found = largest_that_fits(dear, memory, at=at, found=peak(at), fixed=5)
+    best = max((n for n in range(1, 2000) if peak(n) <= memory), default=0)
+    assert len(asked) <= 3
+    assert 0.8 * best - 1 <= found <= best
+
+
+def test_where_the_compiler_gives_up_the_largest_number_is_one_that_it_took():
+    def peak(n):
+        return 10.0 * n if n <= 6 else math.inf
+
+    assert largest_that_fits(peak, 100, at=4, found=40, fixed=0) == 4
+    assert largest_that_fits(peak, 100, at=9, found=math.inf, fixed=0) in range(7)
 
 
 def test_an_unknown_topology_is_an_error():

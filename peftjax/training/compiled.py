@@ -21,12 +21,14 @@ class Compiled(NamedTuple):
         temporary: bytes of scratch at its peak; infinite if the device cannot hold the program.
         peak: bytes of both; infinite likewise.
         kernels: see `kernels`.
+        largest: the largest batch whose peak fits a machine; None where no machine is given.
     """
 
     arguments: int
     temporary: float
     peak: float
     kernels: Mapping[str, int]
+    largest: int | None = None
 
 
 # Kernels from libraries, and those that Triton writes. Pallas' kernels for a TPU have own names.
@@ -60,6 +62,50 @@ def kernels(program: str) -> dict[str, int]:
     # The TPU's compiler repeats a collective in each computation that waits for it.
     found.update(name for name, _ in set(_COLLECTIVES.findall(program)))
     return dict(sorted(found.items()))
+
+
+def largest_that_fits(
+    peak: Callable[[int], float], memory: float, *, at: int, found: float, fixed: float
+) -> int:
+    """About the largest number whose peak fits, and surely one that does; 0 for none.
+
+    Peaks are convex in the number of examples: each is the greatest of sums that grow with it, one
+    for each moment of the program. So a line between two of them is never below those between.
+    Lines through two of them tell which to ask for, `peak` is asked three times at most.
+
+    Args:
+        peak: bytes by the number of examples, dear to compute.
+        memory: bytes that there are.
+        at, found: a number and its peak.
+        fixed: bytes that do not grow with it, for the first guess.
+
+    Example:
+        >>> largest_that_fits(lambda n: 10 + 5 * n, 100, at=2, found=20, fixed=0)
+        18
+    """
+    known = {0: fixed, at: found}
+    for _ in range(3):
+        fitting = [n for n in known if n and known[n] <= memory]
+        others = [n for n in known if known[n] > memory]
+        if fitting and others:
+            break
+        first, second = sorted(known)[-2:] if fitting else sorted(known)[:2]
+        guess = _on_line(known, first, second, memory)
+        guess = max(guess, 2 * max(fitting)) if fitting else min(guess, min(others) // 2)
+        if guess < 1:
+            break
+        known[guess] = peak(guess)
+    fitting = [n for n in known if n and known[n] <= memory]
+    others = [n for n in known if known[n] > memory]
+    if not fitting or not others:
+        return max(fitting, default=0)
+    return max(max(fitting), _on_line(known, max(fitting), min(others), memory))
+
+
+def _on_line(known: Mapping[int, float], first: int, second: int, memory: float) -> int:
+    """Where the line through two peaks reaches the memory."""
+    slope = max(known[second] - known[first], 1.0) / (second - first)
+    return math.floor(first + (memory - known[first]) / slope)
 
 
 def compile_step(

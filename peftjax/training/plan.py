@@ -15,7 +15,7 @@ from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.sharding import DATA, FSDP, batch_sharding, frozen_shardings, state_shardings
 from peftjax.core.transform import PeftTransform
-from peftjax.training.compiled import Compiled, compile_step
+from peftjax.training.compiled import Compiled, compile_step, largest_that_fits
 from peftjax.training.counting import activation_bytes, device_bytes, flops
 from peftjax.training.machines import MACHINES, Machine, machine_of
 from peftjax.training.step import init_state, make_train_step
@@ -72,9 +72,15 @@ class Plan:
 
     @property
     def largest_batch(self) -> int | None:
-        """The largest batch that fits, as far as memory grows with it in proportion; 0 for none."""
+        """The largest batch that fits; 0 for none.
+
+        By the compiler's peaks of several batches where it was asked, and else as if all memory
+        but the fixed part grew with the batch.
+        """
         if self.machine is None:
             return None
+        if self.compiled:
+            return self.compiled.largest
         room = self.machine.memory - self.fixed
         each = max(self.total - self.fixed, 1) * self.groups / self.batch
         return max(0, math.floor(room / each)) * self.groups
@@ -118,7 +124,8 @@ def plan(
         mesh: of `mesh_for` or `peftjax.make_mesh`; `compiled` needs one with devices.
         machine: one of `MACHINES`, or your own; unless given, with `compiled`, the one of the
             devices that the program is compiled for, if it is known.
-        compiled: ask the compiler of the mesh's devices (of the default device without one).
+        compiled: ask the compiler of the mesh's devices (of the default device without one), and
+            where the machine is known up to four times, for the largest batch.
         loss: from what the model returns to a scalar; unless given, its losses if it was given
             targets, else the cross-entropy of its first array over the last axis.
 
@@ -166,9 +173,13 @@ def plan(
         own = frozen.own  # `jax.device_put` makes an array of each place in a tree.
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
+
+    def peak(each: int) -> float:
+        return compile_step(step, state, frozen, _of_batch(inputs, each * groups), mesh).peak
+
     adapter = device_bytes(state.adapter)
     activations = activation_bytes(loss_fn, *map(_bare, (state.adapter, frozen, inputs)))
-    return Plan(
+    counted = Plan(
         batch=min(batches),
         devices=1 if mesh is None else mesh.size,
         groups=groups,
@@ -181,8 +192,17 @@ def plan(
         activations=activations // groups,
         flops=flops(step, *map(_bare, (state, frozen, inputs))),
         machine=machine,
-        compiled=compile_step(step, state, frozen, inputs, mesh) if compiled else None,
     )
+    if not compiled:
+        return counted
+    found = compile_step(step, state, frozen, inputs, mesh)
+    if machine is not None:
+        each = min(batches) // groups
+        largest = largest_that_fits(
+            peak, machine.memory, at=each, found=found.peak, fixed=counted.fixed
+        )
+        found = found._replace(largest=largest * groups)
+    return dataclasses.replace(counted, compiled=found)
 
 
 def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:
@@ -232,6 +252,15 @@ def _placed(tree: Any, where: Any) -> Any:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
         where,
+    )
+
+
+def _of_batch(inputs: Any, batch: int) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (batch, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding
+        ),
+        inputs,
     )
 
 

@@ -40,7 +40,7 @@ def devices_of(topology: str) -> Mesh:
 def compiled_step(topology: str, quantize: str | None = None) -> str:
     """The text of the optimised program; all devices of the topology share the base (`fsdp`)."""
     mesh = devices_of(topology)
-    model, transform = _model(quantize), peftjax.lora(rank=8, targets=r'layers.*/(q|v)_proj')
+    model, transform = llama(quantize), peftjax.lora(rank=8, targets=r'layers.*/(q|v)_proj')
     optimizer, key = optax.adamw(1e-4), jax.random.key(0)
     predict = peftjax.adapt(model, transform)
 
@@ -68,7 +68,8 @@ def compiled_step(topology: str, quantize: str | None = None) -> str:
     return text(lowered.compile(compiler_options=options))
 
 
-def _model(quantize: str | None) -> peftjax.Model:
+def llama(quantize: str | None) -> peftjax.Model:
+    """The model without its weights; `quantize` names a scheme."""
     module = Llama(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat='full')
     ids = {'input_ids': jax.ShapeDtypeStruct((2, 8), jnp.int32)}
     params = jax.eval_shape(module.init, jax.random.key(0), **ids)['params']

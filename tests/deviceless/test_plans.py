@@ -1,5 +1,6 @@
 """Plans for GPUs that are elsewhere, from the command line and from Python."""
 
+import math
 import os
 import subprocess
 import sys
@@ -43,6 +44,15 @@ def test_another_machine_than_the_one_compiled_for_is_refused():
     assert _plan(mesh_for('H100:1'), machine=half).machine == half
 
 
+def test_the_largest_batch_by_the_compiler_fits_and_a_larger_one_does_not():
+    mesh, machine = mesh_for('H100:8'), MACHINES['H100']._replace(memory=1e6)
+    largest = _plan(mesh, machine=machine).largest_batch
+    assert largest is not None and largest > X['x'].shape[0]
+    for batch, fits in ((largest, True), (8 * math.ceil(1.2 * largest / 8), False)):
+        inputs = {'x': jax.ShapeDtypeStruct((batch, 4), jnp.float32)}
+        assert _plan(mesh, inputs, machine=machine).fits is fits
+
+
 def test_the_command_asks_the_compiler_in_a_process_of_its_own():
     flags = ['--batch', '2', '--length', '64', '--dtype', 'bfloat16', '--topology', 'H100:1']
     methods = ['--method', "lora(rank=2, targets=r'.*/q_proj')"]
@@ -61,11 +71,11 @@ def test_the_command_asks_the_compiler_in_a_process_of_its_own():
     assert '__cudnn$fmhaSoftmaxBackward' in names
 
 
-def _plan(mesh, **options):
+def _plan(mesh, inputs=None, **options):
     mlp = testing.tiny_mlp()
     tx = peftjax.lora(rank=2, targets='hidden')
-    loss = options.pop('loss', lambda y: (y**2).mean())
-    return plan(mlp, tx, optax.adamw(1e-3), X, mesh=mesh, compiled=True, loss=loss, **options)
+    options |= {'mesh': mesh, 'compiled': True, 'loss': lambda y: (y**2).mean()}
+    return plan(mlp, tx, optax.adamw(1e-3), inputs or X, **options)
 
 
 def _kernels(found):
