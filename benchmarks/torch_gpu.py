@@ -5,6 +5,7 @@
 The last line that it prints is the result as JSON. It imports nothing of peftjax.
 """
 
+import importlib
 import importlib.util
 import json
 import statistics
@@ -56,12 +57,11 @@ def attention() -> str:
 
 def pack(model: torch.nn.Module) -> None:
     """Puts bitsandbytes' NF4 layers in the place of the linear layers, but for the head's."""
-    import bitsandbytes  # noqa: PLC0415 (only this row needs it)
-
+    layers = importlib.import_module('bitsandbytes').nn
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.Linear) and name != 'lm_head':
-                packed = bitsandbytes.nn.Linear4bit(
+                packed = layers.Linear4bit(
                     child.in_features,
                     child.out_features,
                     bias=False,
@@ -69,7 +69,7 @@ def pack(model: torch.nn.Module) -> None:
                     compress_statistics=True,
                     quant_type='nf4',
                 )
-                packed.weight = bitsandbytes.nn.Params4bit(
+                packed.weight = layers.Params4bit(
                     child.weight.data.cpu(), requires_grad=False, quant_type='nf4'
                 )
                 setattr(parent, name, packed.to(child.weight.device))
