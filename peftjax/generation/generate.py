@@ -49,7 +49,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     call of one token, in a loop inside of one compiled program. What a method prepares from weights
     alone (DoRA's norms, rotations, composed factors) is computed once, before the loop. Virtual
     tokens and prefixes belong to the first call: they are in the cache, or before it in attention.
-    With a method that reads whole examples (gates, ReFT at last positions) there is no cache: each
+    With a method that reads whole examples (gates, ReFT at the ends) there is no cache: each
     token is a call on the whole row, and what is written is what full calls say.
 
     Args:

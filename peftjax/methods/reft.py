@@ -61,7 +61,8 @@ def loreft(
 
     Raises:
       ValueError: an unreadable `positions`, a rank below 1, or from `init` above the width; in a
-        call with a cache, the last tokens of an example that later calls go on with.
+        call with a cache, positions other than `'all'`: it sees a part of an example. `generator`
+        calls the model on whole rows.
       TargetError: from `init`, if a pattern matches no module; positions other than `'all'` on a
         model that has declared no roles.
 
@@ -209,7 +210,7 @@ def _reft(
     def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
         del own
         check_entries(adapter, kind.name, units)
-        whole = bool(places.last)
+        whole = places.first is not None
         return {
             path: ModuleRule(dict(entry), at(path), whole=whole) for path, entry in adapter.items()
         }
@@ -222,14 +223,12 @@ def _reft(
                 return edit(leaves['all'], use.output)
             tokens = use.tokens()
             tokens.check(use.output.shape, f'{kind.name} at {path!r}')
-            if places.last and (tokens.begins or tokens.follows):
+            if tokens.begins or tokens.follows:
                 raise ValueError(
-                    f'{kind.name} edits the last tokens of an example, and a call with a cache '
-                    'sees a part of it; call the model on whole rows, or write first positions, '
-                    f"such as positions='f{places.last}'"
+                    f'{kind.name}(positions={positions!r}) counts the tokens of an example, and a '
+                    'call with a cache sees a part of it; call the model on whole rows, or write '
+                    "positions='all'"
                 )
-            if tokens.follows:
-                return use.output  # The first tokens were those of the first call.
             return edit_at(places, edit, leaves, use.output, tokens)
 
         return apply
