@@ -198,7 +198,6 @@ PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core')
             peftjax.TargetError,
             'no table of tokens',
         ),
-        (lambda: _call(_prompt(places=(0, 9)), input_ids=IDS), ValueError, 'before token 9, of 6'),
         (
             lambda: _call(_prompt(), **INPUTS, segment_ids=MASK),
             ValueError,

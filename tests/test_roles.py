@@ -192,3 +192,126 @@ def test_random_streams_of_nnx_are_named_as_linens_are(streams):
     if streams:
         with pytest.raises(ValueError, match=r"keys for \['noise'\].*\['dropout'\]"):
             predict(adapter, frozen, x, rngs={'noise': KEY})
+
+
+class _Sublayer(nn.Module):
+    """The end of a sublayer, and an attention core, called by names in any order."""
+
+    by_name: bool
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Dense(8, name='dense')(x)
+        if self.by_name:
+            return _End(name='end')(output=y, after=x + y, residual=x)
+        return _End(name='end')(x, y, x + y)
+
+
+class _End(nn.Module):
+    def __call__(self, residual, output, after):
+        del residual, after
+        return output
+
+
+@pytest.mark.parametrize('reads', ['input', 'after'])
+def test_what_a_module_is_given_counts_by_its_signature(reads):
+    x = jax.random.normal(KEY, (2, 3, 8))
+    tx = peftjax.bottleneck(size=2, reads=reads, targets='end')
+    outputs = []
+    for by_name in (True, False):
+        module = _Sublayer(by_name)
+        model = peftjax.wrap(module, module.init(KEY, x), x)
+        outputs.append(peftjax.adapt(model, tx)(*moved(tx, model), x))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_a_core_is_read_as_query_key_and_value():
+    x = jax.random.normal(KEY, (2, 3, 8))
+    roles = peftjax.Roles(attention='core', other=('x',))
+    model = peftjax.wrap(_Capped(), _Capped().init(KEY, x), x, roles=roles)
+    site = model.sites.modules['core']
+    assert site.inputs == ((2, 3, 2, 4),) * 3
+    tx = peftjax.bottleneck(size=2, reads='input', targets='core')
+    adapter, frozen = moved(tx, model)
+    changed = {
+        **model.params,
+        **{name: jax.tree.map(lambda leaf: 2 * leaf, model.params[name]) for name in 'kv'},
+    }
+    predict = peftjax.adapt(model, tx)
+    before, after = (
+        predict(adapter, frozen._replace(params=params), x) - model.apply(params, x)
+        for params in (model.params, changed)
+    )
+    np.testing.assert_allclose(before, after, atol=1e-6)  # It reads the query, which is the same.
+
+
+def test_gates_of_long_packed_rows_in_bfloat16_are_means():
+    tokens = peftjax.Tokens(segments=jnp.repeat(jnp.asarray([1, 2]), jnp.asarray([600, 400]))[None])
+    values = jnp.linspace(0.0, 1.0, 1000)[None].astype(jnp.bfloat16)
+    found = tokens.means(values, 'a gate')
+    wide = np.asarray(values, np.float64)[0]
+    expected = [wide[:600].mean(), wide[600:].mean()]
+    np.testing.assert_allclose(
+        np.asarray(found[0, jnp.asarray([0, 999])], 'f8'), expected, rtol=4e-3
+    )
+
+
+def test_a_prompt_goes_into_one_lookup_alone():
+    class Twice(_Text):
+        @nn.compact
+        def __call__(self, ids, padding, turned=None):
+            embed = nn.Embed(20, 8, name='embed')
+            return nn.Dense(3, name='head')(embed(ids) + embed(ids * padding))
+
+    variables = Twice().init(KEY, IDS, REAL)
+    model = peftjax.wrap(Twice(), variables, (IDS, REAL), roles=peftjax.Roles(**ROLES))
+    with pytest.raises(ValueError, match='several times in one call'):
+        peftjax.adapt(model, PROMPT)(*PROMPT.init(KEY, model), IDS, REAL)
+
+
+def test_outputs_of_any_length_lose_no_more_than_the_virtual_tokens():
+    class Scores(_Text):
+        @nn.compact
+        def __call__(self, ids, padding, turned=None):
+            x = nn.Embed(20, 8, name='embed')(ids)
+            return nn.DenseGeneral((8, 2), name='head')(x.mean(axis=1)), x[..., 0]
+
+    variables = Scores().init(KEY, IDS, REAL)
+    model = peftjax.wrap(Scores(), variables, (IDS, REAL), roles=peftjax.Roles(**ROLES))
+    scores, first = peftjax.adapt(model, PROMPT)(*PROMPT.init(KEY, model), IDS, REAL)
+    assert (scores.shape, first.shape) == ((2, 8, 2), (2, 6))
+
+
+def test_flaxs_own_cache_is_no_whole_example():
+    class Step(nn.Module):
+        peftjax_roles = peftjax.Roles(token_ids='ids', embedding='embed')
+
+        @nn.compact
+        def __call__(self, ids):
+            x = nn.Embed(20, 8, name='embed')(ids)
+            attend = nn.MultiHeadDotProductAttention(2, decode=True, name='attention')
+            return nn.Dense(3, name='head')(attend(x))
+
+    variables = Step().init(KEY, IDS)
+    model = peftjax.wrap(Step(), variables, {'ids': IDS[:, :1], 'mutable': ('cache',)})
+    tx = peftjax.gated(LORA)
+    adapter, frozen = tx.init(KEY, model)
+    with pytest.raises(ValueError, match="Flax's own cache sees a part"):
+        peftjax.adapt(model, tx)(adapter, frozen, ids=IDS[:, :1], mutable=('cache',))
+
+
+def test_roles_of_another_kind_are_refused():
+    with pytest.raises(TypeError, match=r"along=\('types',\)"):
+        peftjax.Roles(along='types')  # pyright: ignore[reportArgumentType] (wrong on purpose)
+    with pytest.raises(TypeError, match=r'write roles=peftjax.Roles'):
+        peftjax.wrap(_Text(), _Text().init(KEY, IDS, REAL), (IDS, REAL), roles={'mask': 'padding'})  # pyright: ignore[reportArgumentType] (wrong on purpose)
+    params = {'table': jnp.ones((20, 8)), 'head': jnp.ones((8, 3))}
+    model = peftjax.wrap(
+        lambda params, ids, seen: params['table'][ids] @ params['head'] * seen.mean(),
+        params,
+        (IDS, TURNED[:, None, None]),
+        roles=peftjax.Roles(token_ids='ids', mask='seen'),
+    )
+    tx = peftjax.gated(LORA)
+    with pytest.raises(ValueError, match=r'\[batch, length\] with 1 for tokens'):
+        peftjax.adapt(model, tx)(*tx.init(KEY, model), IDS, TURNED[:, None, None])

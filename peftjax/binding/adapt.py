@@ -112,8 +112,12 @@ def evaluate_precomputed(
         changed = calls.split(*described.by_place(model.signature, arguments))
         return _evaluate_sites(model, rules, params, key, changed)
 
+    def shapes(arguments: Mapping[str, Any]) -> Any:
+        given = calls.split(*described.by_place(model.signature, arguments))
+        return jax.eval_shape(given.function(model.apply), like_dense(params), given.arrays)
+
     named = described.by_name(model.signature, args, keywords)
-    return rule.apply(rule.leaves, ModelCall(named, model.roles, _key(key, ROOT), run))
+    return rule.apply(rule.leaves, ModelCall(named, model.roles, _key(key, ROOT), run, shapes))
 
 
 def _evaluate_sites(

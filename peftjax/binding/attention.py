@@ -73,7 +73,7 @@ def mark(
         _NUMBERS[found] = len(_CALLS)
         _CALLS.append(found)
     # Numbers of NumPy are operands here as well.
-    tags.mark_inputs(tuple(map(_array, call.arrays)), kind, path)
+    tags.mark_arrays(map(_array, call.arrays), kind, path)
     return tags.mark_output(output, kind, path, _NUMBERS[found])
 
 
@@ -103,6 +103,12 @@ class _Function:
         return self.function(*args, **kwargs)
 
 
+@functools.cache
+def signature_of(cls: type) -> inspect.Signature:
+    """The signature of `__call__` of a class of modules, without `self`."""
+    return without_first(inspect.signature(cls.__call__))
+
+
 def without_first(signature: inspect.Signature) -> inspect.Signature:
     """Of a method without `self`, of a function without its parameters of the model."""
     return signature.replace(parameters=tuple(signature.parameters.values())[1:])
@@ -116,6 +122,13 @@ def use_of(number: int, arrays: tuple[Any, ...], path: str) -> AttentionUse:
     """
     call = _CALLS[number]
     (named, rng), _ = call.structure.arguments(arrays)
+    mask = named.get('mask')
+    added = jnp.issubdtype(getattr(mask, 'dtype', bool), jnp.floating)
+    if added and not isinstance(call.core, _Function):
+        raise ValueError(
+            f'the attention core {path!r} is called with a mask of {mask.dtype}, and a mask is '
+            'booleans, True for a key that is seen; what is added to scores is bias'
+        )
     others = {name: value for name, value in named.items() if name not in (*_OWN, 'mask', 'bias')}
     unknown = [name for name, value in others.items() if _is_unknown(name, value)]
     if unknown:
@@ -125,7 +138,6 @@ def use_of(number: int, arrays: tuple[Any, ...], path: str) -> AttentionUse:
             'the core out of the targets'
         )
 
-    mask = named.get('mask')
     if others.get('is_causal'):
         others['is_causal'] = False
         causal = jnp.tril(jnp.ones((named['query'].shape[-3], named['key'].shape[-3]), bool))

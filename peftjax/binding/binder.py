@@ -72,8 +72,10 @@ class Binder:
             return output
         leaves, key = self._split(tag.path, context.modules[tag.path])
         core = None if tag.core is None else attention.use_of(tag.core, inputs, tag.path)
-        tokens = functools.partial(self._tokens, tag.path)
-        result = rule.apply(leaves, ModuleUse(inputs, output, key, tokens, around, core))
+        inputs = inputs if core is None else (core.query, core.key, core.value)
+        tokens, number = functools.partial(self._tokens, tag.path), self._count[tag.path]
+        use = ModuleUse(inputs, output, key, tokens, around, core, number)
+        result = rule.apply(leaves, use)
         if result.shape != output.shape:
             raise ValueError(
                 f'the rule for module {tag.path!r} returned shape {result.shape} for '

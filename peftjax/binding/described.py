@@ -6,21 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from peftjax.core.model import Model
-from peftjax.core.roles import Roles
+from peftjax.core.paths import parent
+from peftjax.core.roles import BESIDE, Roles
 from peftjax.core.tokens import Tokens
-
-# What bindings take besides the model's own arguments, and what none of them is about tokens.
-_BESIDE = ('rngs', 'mutable', 'state', 'capture_intermediates')
-_METHOD = 'method'
 
 
 def by_name(signature: inspect.Signature, args: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by the names of its signature, and what the binding takes besides."""
     takes = signature.parameters
     starred = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
-    beside = {n: v for n, v in keywords.items() if n not in takes and (n in _BESIDE or not starred)}
+    beside = {n: v for n, v in keywords.items() if n not in takes and (n in BESIDE or not starred)}
     own = {name: value for name, value in keywords.items() if name not in beside}
     return {**signature.bind(*args, **own).arguments, **beside}
 
@@ -38,22 +36,54 @@ def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[
 
     def at(path: str) -> Tokens:
         roles = model.roles
-        if roles is None or keywords.get(_METHOD) is not None:
-            why = 'calls another method than __call__' if roles else 'has declared no roles'
+        if roles is None:
             raise ValueError(
-                f'{path!r} is asked for its tokens, and this model {why}: write '
+                f'{path!r} is asked for its tokens, and this model has declared no roles: write '
                 "peftjax.wrap(..., roles=peftjax.Roles(token_ids='...', mask='...'))"
+            )
+        if keywords.get('method') is not None:
+            raise ValueError(
+                f'{path!r} is asked for its tokens, and roles speak of __call__: call the model '
+                'without method='
+            )
+        if _goes_on(keywords.get('state'), keywords.get('mutable')):
+            raise ValueError(
+                f"{path!r} is asked for its tokens, and a call with Flax's own cache sees a part "
+                'of an example: call the model on whole rows, without that state'
             )
         return _tokens(roles, by_name(model.signature, args, keywords), path)
 
     return at
 
 
+def _goes_on(state: Any, mutable: Any) -> bool:
+    """Whether a call goes on with keys and values that Flax's modules keep as state."""
+    collections = (mutable,) if isinstance(mutable, str) else mutable
+    if isinstance(collections, list | tuple) and 'cache' in collections:
+        return True
+    if isinstance(state, Mapping) and 'cache' in state:
+        return True
+    kept = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return any(isinstance(leaf, nnx.Cache) for leaf in kept)
+
+
 def _tokens(roles: Roles, named: Mapping[str, Any], path: str) -> Tokens:
-    _check_all_known(roles, named, path)
-    written = roles.is_('decoder', path) and not roles.is_('crossing', path)
-    mask = named.get(roles.decoder_mask if written else roles.mask)
+    roles.check_known(named, f'{path!r}')
+    written = roles.matches('decoder', path) and not roles.matches('crossing', path)
+    shared = roles.decoder_ids and roles.token_ids and not roles.matches('decoder', path)
+    if shared and (roles.matches('embedding', path) or roles.matches('embedding', parent(path))):
+        raise ValueError(
+            f'{path!r} is asked for its tokens, and sees those of the encoder and of the decoder; '
+            'leave it out of the targets'
+        )
     ids = named.get(roles.decoder_ids if written else roles.token_ids)
+    mask = named.get(roles.decoder_mask if written else roles.mask)
+    if mask is not None and jnp.ndim(mask) != 2:
+        name = roles.decoder_mask if written else roles.mask
+        raise ValueError(
+            f'the argument {name!r} has the role of a mask, which is [batch, length] with 1 for '
+            f'tokens and 0 for padding, and has the shape {list(jnp.shape(mask))}'
+        )
     return Tokens(
         None if mask is None else jnp.asarray(mask).astype(jnp.int32) == 1,
         None if written else named.get(roles.segments),
@@ -61,16 +91,3 @@ def _tokens(roles: Roles, named: Mapping[str, Any], path: str) -> Tokens:
         named.get(roles.cache_length) is not None,
         jnp.shape(ids)[:2] if ids is not None else None,
     )
-
-
-def _check_all_known(roles: Roles, named: Mapping[str, Any], path: str) -> None:
-    known = (*roles.arguments, *_BESIDE)
-    for name, value in named.items():
-        arrays = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, 'shape')]
-        if arrays and name not in known:
-            raise ValueError(
-                f'{path!r} is asked for its tokens, and what the argument {name!r} '
-                f'{arrays[0].dtype}{list(arrays[0].shape)} says about them is not declared: write '
-                f'its role, for example peftjax.Roles(mask={name!r}), or other=({name!r},) if it '
-                'says nothing'
-            )

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.core.scope import LazyRng
 
 from peftjax.binding import attention, tags
 from peftjax.core.roles import Roles
@@ -66,12 +66,13 @@ class _Tagger:
         module, path = context.module, '/'.join(context.module.path)
         if context.method_name != '__call__' or not path:
             return call(*args, **kwargs)
-        if self._roles.is_('attention', path):
+        if self._roles.matches('attention', path):
             return _tagged_core(module, call, args, kwargs, path)
         kind = type(module).__name__
         before = self._marked_within.get(path)
         self._marked_within[path] = False
-        args, kwargs = tags.mark_inputs((args, kwargs), kind, path)
+        signature = attention.signature_of(type(module))
+        args, kwargs = tags.mark_inputs(signature, args, kwargs, kind, path)
         with _exchanged(module, path):
             output = call(*args, **kwargs)
         if not self._marked_within[path]:
@@ -85,9 +86,16 @@ class _Tagger:
 def _tagged_core(module: nn.Module, call: Any, args: Any, kwargs: Any, path: str) -> Any:
     """The call of a core, marked; its dropout gets a key with which it can be called again."""
     output = call(*args, **kwargs)
-    # Drawn behind the core's own key, which stays what it is without a method.
-    rng = module.make_rng('dropout') if module.has_rng('dropout') else None
-    signature = attention.without_first(inspect.signature(type(module).__call__))
+    if module.variables:
+        raise ValueError(
+            f'the attention core {path!r} holds {sorted(module.variables)}; a core is a module '
+            'without parameters and state of its own'
+        )
+    # Beside the core's own keys, which stay what they are without a method.
+    streams = {} if module.scope is None else module.scope.rngs
+    found = streams.get('dropout')
+    rng = None if found is None else LazyRng.create(found, 'peftjax').as_jax_rng()
+    signature = attention.signature_of(type(module))
     core = _Core(module.clone(parent=None, name=None))
     kind = type(module).__name__
     return attention.mark(output, signature, core, args, kwargs, rng=rng, kind=kind, path=path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -134,7 +133,7 @@ def _merge_tagged(roles: Roles, graphdef: Any, params: Any, state: Any) -> nnx.M
     for path, node in list(nnx.iter_graph(twin)):
         if isinstance(node, nnx.Module) and path and callable(node):
             name = '/'.join(map(str, path))
-            node.__class__ = _tagging_class(type(node), roles.is_('attention', name))
+            node.__class__ = _tagging_class(type(node), roles.matches('attention', name))
             setattr(node, _PATH, name)
             if isinstance(node, nnx.MultiHeadAttention):
                 node.attention_fn = attention.marked(node.attention_fn, f'{name}/attention_fn')
@@ -147,7 +146,8 @@ def _tagging_class(cls: type, is_core: bool) -> type:
         path = getattr(self, _PATH)
         if is_core:
             return _marked_core(cls, self, args, kwargs, path)
-        args, kwargs = tags.mark_inputs((args, kwargs), cls.__name__, path)
+        signature = attention.signature_of(cls)
+        args, kwargs = tags.mark_inputs(signature, args, kwargs, cls.__name__, path)
         return tags.mark_output(cls.__call__(self, *args, **kwargs), cls.__name__, path)
 
     return type(cls)(cls.__name__, (cls,), {'__call__': __call__, '__module__': cls.__module__})
@@ -155,7 +155,7 @@ def _tagging_class(cls: type, is_core: bool) -> type:
 
 def _marked_core(cls: Any, module: Any, args: Any, kwargs: Any, path: str) -> Any:
     output = cls.__call__(module, *args, **kwargs)
-    signature = attention.without_first(inspect.signature(cls.__call__))
+    signature = attention.signature_of(cls)
     graphdef, state = nnx.split(module)
     if jax.tree.leaves(state):
         raise ValueError(

@@ -3,6 +3,7 @@
 A tag is JAX's own `checkpoint_name`, an identity that keeps a string in the jaxpr.
 """
 
+import inspect
 import re
 import weakref
 from collections.abc import MutableMapping
@@ -36,11 +37,26 @@ class Tag(NamedTuple):
     core: int | None = None
 
 
-def mark_inputs(args: Any, kind: str, path: str) -> Any:
-    """`args`, a tree, with every array marked as an argument of a call of `path`."""
-    leaves, structure = jax.tree.flatten(args)
-    marked = [_mark(leaf, f'in:{i}', kind, path) for i, leaf in enumerate(leaves)]
+def mark_inputs(
+    signature: inspect.Signature, args: Any, kwargs: Any, kind: str, path: str
+) -> tuple[Any, Any]:
+    """`args` and `kwargs` with every array marked as an argument of a call of `path`.
+
+    Arrays are numbered in the order of the signature, whether they come by place or by name.
+    """
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    places = jax.tree.unflatten(structure, range(len(leaves)))
+    bound = signature.bind(*places[0], **places[1])
+    order = jax.tree.leaves(list(bound.arguments.values()))
+    number = {place: number for number, place in enumerate(order)}
+    marked = [_mark(leaf, f'in:{number[i]}', kind, path) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, marked)
+
+
+def mark_arrays(arrays: Any, kind: str, path: str) -> None:
+    """Marks arrays as the arguments of a call of `path`, in their order."""
+    for number, array in enumerate(arrays):
+        _mark(array, f'in:{number}', kind, path)
 
 
 def mark_output(output: Any, kind: str, path: str, core: int | None = None) -> Any:

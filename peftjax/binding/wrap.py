@@ -99,6 +99,10 @@ def wrap(
             'flax.nnx.Module or a function f(params, *args)'
         )
     signature = without_first(inspect.signature(_call_of(module)))
+    if not isinstance(roles, Roles | None):
+        raise TypeError(
+            f'roles is a {type(roles).__name__}; write roles=peftjax.Roles(token_ids=...)'
+        )
     if roles is not None:
         roles.check(parameters_of(signature))
     sites = discover(_drawing(module, traceable), params, call)

@@ -295,5 +295,8 @@ def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:
         return outer.apply(leaves[1], dataclasses.replace(call, key=keys[1], run=run))
 
     return CallRule(
-        (inner.leaves, outer.leaves), apply, inner.virtual_tokens + outer.virtual_tokens
+        (inner.leaves, outer.leaves),
+        apply,
+        inner.virtual_tokens + outer.virtual_tokens,
+        inner.keeps_virtual or outer.keeps_virtual,
     )

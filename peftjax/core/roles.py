@@ -3,14 +3,19 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
 
 from peftjax.core.paths import TargetError
 
 _ARGUMENTS = (
     *('token_ids', 'mask', 'positions', 'position_shift', 'segments', 'targets'),
-    *('decoder_ids', 'decoder_mask', 'cache', 'cache_length'),
+    *('features', 'decoder_ids', 'decoder_mask', 'cache', 'cache_length'),
 )
+# Arguments of the binding, not of the model; they say nothing about tokens.
+BESIDE = ('rngs', 'mutable', 'state', 'capture_intermediates')
 _MODULES = ('embedding', 'attention', 'residual_end', 'decoder', 'crossing')
 
 
@@ -32,22 +37,26 @@ class Roles:
       position_shift: of a number that is added where the model counts positions in its own way.
       segments: of the integers `[B, T]` that tell packed examples apart.
       targets: of the integers `[B, T]` that make the model return one number for each token.
+      features: of an array that an encoder reads in place of tokens, such as a spectrogram.
       decoder_ids, decoder_mask: of a second sequence, which the model writes.
       cache: of the argument that holds what earlier calls computed.
       cache_length: of the number that makes a call the first of several.
       along: names of other arguments `[B, T]`; a virtual token gets a 0 there.
       other: names of the arrays that say nothing about tokens, such as an image.
       embedding: regular expression, full match on the path of the module that embeds tokens.
-      attention: of modules without parameters, called with `(query, key, value, mask, bias)` of
-        `[B, T, N, H]`, `[B, S, K, H]` twice, and what is not None of the last two, which are known
-        by these names. Attention modules of Flax are recognised without it.
+      attention: of modules without parameters, called with query `[B, T, N, H]`, key and value
+        `[B, S, K, H]`, and if there are any with `mask` and `bias` by these names. They must take
+        more keys than the model gives them, so all that hides a key comes in `mask`, 1 or True for
+        a key that is seen, also what hides later tokens; what is added to scores is `bias`.
+        Attention modules of Flax are recognised without it.
       residual_end: of modules called with `(residual, output, after)`, which return `output`: the
         end of a sublayer, before it joins the residual.
-      decoder: of modules that see the second sequence.
-      crossing: of modules of the decoder that see the first.
+      decoder: of modules, and leaves, that see the second sequence.
+      crossing: of modules, and leaves, of the decoder that see the first.
 
     Raises:
       ValueError: a pattern that is no regular expression.
+      TypeError: a text for `along` or `other`, which are tuples of names.
 
     >>> peftjax.Roles(token_ids='ids', mask='padding', embedding=r'embed').mask
     'padding'
@@ -59,6 +68,7 @@ class Roles:
     position_shift: str = ''
     segments: str = ''
     targets: str = ''
+    features: str = ''
     decoder_ids: str = ''
     decoder_mask: str = ''
     cache: str = ''
@@ -72,6 +82,12 @@ class Roles:
     crossing: str = ''
 
     def __post_init__(self) -> None:
+        for name in ('along', 'other'):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(
+                    f'Roles({name}={getattr(self, name)!r}) is a text, and a tuple of names is '
+                    f'meant: write {name}=({getattr(self, name)!r},)'
+                )
         for name in _MODULES:
             try:
                 re.compile(getattr(self, name))
@@ -86,10 +102,27 @@ class Roles:
         named = (getattr(self, name) for name in _ARGUMENTS)
         return (*(name for name in named if name), *self.along, *self.other)
 
-    def is_(self, role: str, path: str) -> bool:
+    def matches(self, role: str, path: str) -> bool:
         """Whether the module at `path` has a role of modules, such as `'attention'`."""
         pattern = getattr(self, role)
         return bool(pattern) and re.fullmatch(pattern, path) is not None
+
+    def check_known(self, arguments: Mapping[str, Any], where: str) -> None:
+        """Raises `ValueError` if an array among arguments by name has no role.
+
+        Args:
+          arguments: of a call.
+          where: who asks, for the message.
+        """
+        for name, value in arguments.items():
+            arrays = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, 'shape')]
+            if arrays and name not in (*self.arguments, *BESIDE):
+                raise ValueError(
+                    f'{where} needs to know the tokens of a call, and the role of the argument '
+                    f'{name!r} {arrays[0].dtype}{list(arrays[0].shape)} is not declared: write it, '
+                    f'for example peftjax.Roles(mask={name!r}), or other=({name!r},) if it says '
+                    'nothing about them'
+                )
 
     def check(self, takes: Iterable[str]) -> None:
         """Raises `TypeError` if a role names no argument of a model that takes these."""
@@ -108,8 +141,14 @@ def parameters_of(call: inspect.Signature) -> tuple[str, ...]:
     return tuple(name for name, each in call.parameters.items() if each.kind not in starred)
 
 
-def require(roles: Roles | None, takes: tuple[str, ...], method: str, *names: str) -> Roles:
-    """`roles`, if all of these are declared.
+def require(
+    roles: Roles | None,
+    takes: tuple[str, ...],
+    method: str,
+    *names: str,
+    example: tuple[str, ...] = ('token_ids', 'mask'),
+) -> Roles:
+    """`roles`, if all of these are declared; `example`: what to show where none is named.
 
     Raises:
       TargetError: one is not, with the line to write.
@@ -117,7 +156,7 @@ def require(roles: Roles | None, takes: tuple[str, ...], method: str, *names: st
     missing = [name for name in names if roles is None or not getattr(roles, name)]
     if roles is not None and not missing:
         return roles
-    shown = ', '.join(f"{name}='...'" for name in missing or ('token_ids', 'mask'))
+    shown = ', '.join(f"{name}='...'" for name in missing or example)
     raise TargetError(
         f'{method} needs to know the roles of this model, and '
         f'{"none are" if roles is None else "these are not"} declared: write '

@@ -77,11 +77,13 @@ class CallRule:
       leaves: its arrays.
       apply: `apply(leaves, call)` gives the result in force.
       virtual_tokens: how many positions it adds to the sequence; one method of a chain may.
+      keeps_virtual: it leaves them in the outputs.
     """
 
     leaves: Any
     apply: Callable[[Any, ModelCall], Any]
     virtual_tokens: int = 0
+    keeps_virtual: bool = False
 
 
 ROOT = ''

@@ -133,7 +133,7 @@ def frozen_shardings(frozen: Frozen, model: Model, mesh: Mesh | AbstractMesh) ->
 def _last_of_branches(model: Model) -> frozenset[str]:
     roles = model.roles or Roles()
     modules = model.sites.modules.items()
-    return frozenset(site.after for path, site in modules if roles.is_('residual_end', path))
+    return frozenset(site.after for path, site in modules if roles.matches('residual_end', path))
 
 
 def _spec(site: WeightSite, ends: bool, mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -65,10 +65,10 @@ class Tokens:
                 f'{method} takes the mean over a whole example, and a call with a cache sees a '
                 'part of it; call the model on whole rows, without a cache'
             )
-        if self.real is None and self.segments is None:
-            return values.mean(axis=1, keepdims=True)
-        count = jnp.maximum(self.sums(jnp.ones_like(values)), 1)
-        return self.sums(values) / count
+        # A sum of bfloat16 numbers stops growing after some hundred of them.
+        wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        count = jnp.maximum(self.sums(jnp.ones_like(wide)), 1)
+        return (self.sums(wide) / count).astype(values.dtype)
 
     def ranks(self, shape: tuple[int, ...]) -> tuple[Int[jax.Array, 'B T'], Int[jax.Array, 'B T']]:
         """How many tokens of its example stand before each position, and how many behind it."""

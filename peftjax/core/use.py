@@ -98,6 +98,7 @@ class ModuleUse:
       tokens: `tokens()`: the tokens that the module sees, as the model's roles tell.
       around: the array arguments of the module that calls this one, as far as it has a name.
       attention: the call of an attention core; None of any other module.
+      number: of this call of the module among those in one call of the model, from 0.
     """
 
     inputs: tuple[jax.Array, ...]
@@ -106,6 +107,7 @@ class ModuleUse:
     tokens: Callable[[], Tokens] = Tokens
     around: tuple[jax.Array, ...] = ()
     attention: AttentionUse | None = None
+    number: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +119,14 @@ class ModelCall:
       roles: what they are for.
       key: a PRNG key for the adapter's own noise, or None when it is off.
       run: `run(arguments)`: the model's result with all other rules in force.
+      shapes: `shapes(arguments)`: the shapes of the model's result without a method.
     """
 
     arguments: Mapping[str, Any]
     roles: Roles
     key: jax.Array | None
     run: Callable[[Mapping[str, Any]], Any]
+    shapes: Callable[[Mapping[str, Any]], Any]
 
     def given(self, role: str) -> Any:
         """The argument with a role of arguments, such as `'mask'`; None where it is left out."""

@@ -57,7 +57,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
             `positions`, `cache` and `cache_length` that takes them as `peftjax.models.llama.Llama`
             does; or an encoder and decoder with the roles `decoder_ids` and `decoder_mask` too, as
             `peftjax.models.t5.T5`. Without `token_ids`, as of `peftjax.models.whisper.Whisper`, the
-            first of the roles `other` stands for them.
+            role `features` stands for them.
         transform: the method, or a chain of methods. None for the model as it is: the adapter is
             then `()`, and frozen is `peftjax.chain().freeze(model, ())`.
 
@@ -112,6 +112,11 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def follow(tokens: Int32[jax.Array, ' B'], cache: Any) -> Any:
             return call(**{written_as: tokens[:, None], roles.cache: cache})
 
+        if whole and isinstance(root, CallRule) and root.keeps_virtual:
+            raise ValueError(
+                'a method that reads whole examples calls the model on whole rows, whose outputs '
+                'must be those of the tokens: write keep_virtual=False'
+            )
         if whole:
             again, logits, row = _on_whole_rows(roles, call, read, settings)
             return _write(again, logits, row, key, settings)
@@ -236,6 +241,7 @@ def _write(
 def _check(model: Model, count: int, sampling: Sampling, key: PRNGKeyArray | None) -> None:
     roles = model.roles or Roles()
     own = ('decoder_ids', 'decoder_mask') if roles.decoder_ids else ('mask', 'positions')
+    own += ('token_ids',) if not roles.features else ()
     missing = [name for name in ('cache', 'cache_length', *own) if not getattr(roles, name)]
     if missing:
         raise ValueError(

@@ -47,8 +47,8 @@ def read_prompts(roles: Roles, input_ids: Ids, attention_mask: Ids | None) -> di
     """The prompts as arguments of the model's first call."""
     if not roles.token_ids:
         if attention_mask is not None:
-            raise ValueError(f'a model that takes {roles.other[0]} hears all of them: no mask')
-        return {roles.other[0]: jnp.asarray(input_ids)}
+            raise ValueError(f'a model that takes {roles.features} hears all of them: no mask')
+        return {roles.features: jnp.asarray(input_ids)}
     mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
     _check(np.asarray(input_ids), mask, right=bool(roles.decoder_ids))
     return {

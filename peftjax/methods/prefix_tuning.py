@@ -98,7 +98,7 @@ def prefix_tuning(
             check_positive(**{name: size})
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Any]:
-        roles = require(model.roles, model.takes, 'prefix_tuning')
+        roles = require(model.roles, model.takes, 'prefix_tuning', example=('attention',))
         if shift_positions and roles.positions and not roles.position_shift:
             require(roles, model.takes, 'prefix_tuning(shift_positions=True)', 'token_ids')
         sites = model.sites.match_modules(targets)

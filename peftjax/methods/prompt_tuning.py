@@ -48,7 +48,8 @@ def prompt_tuning(
         taken, again from the first where they are too few.
       common: draw from so many first rows, which some vocabularies sort by frequency.
       places: before which token each virtual token stands, ascending; None for all in front. Tokens
-        are counted without padding, so that a row means the same with padding on either side.
+        are counted without padding, so that a row means the same with padding on either side; in a
+        row of fewer tokens it stands behind the last.
       keep_virtual: leave the virtual positions in the outputs, so that the last of them predicts
         the first token, as in the Hugging Face library.
       shift_positions: tokens are numbered with the virtual ones among them; False leaves them
@@ -61,7 +62,7 @@ def prompt_tuning(
 
     Raises:
       ValueError: a size below 1, an `init` or `places` that do not read; from `init` ids beyond the
-        vocabulary; in a call `segment_ids`, or a place beyond the sequence.
+        vocabulary; in a call packed rows, or a second call of the embedding.
       TargetError: from `init`, unless the target is one module, and a table of tokens where `init`
         takes its rows or `shift_positions` is on.
 

@@ -42,7 +42,7 @@ def width(site: ModuleSite, reads: str, model: Model) -> int:
     number = _INPUTS[reads]
     if len(site.inputs) <= number:
         roles = model.roles or Roles()
-        fits = [path for path in model.sites.modules if roles.is_('residual_end', path)]
+        fits = [path for path in model.sites.modules if roles.matches('residual_end', path)]
         near = near_names(site.path, fits, most=1)
         meant = f'. Did you mean {near[0]!r}?' if near else '.'
         raise TargetError(

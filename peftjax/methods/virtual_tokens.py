@@ -68,7 +68,7 @@ def rules_of(
     ones among them if `shift`.
     """
     return {
-        ROOT: CallRule((), _longer_call(places, keep, shift), virtual_tokens=len(places)),
+        ROOT: CallRule((), _longer_call(places, keep, shift), len(places), keep),
         path: ModuleRule({'prompt': prompt}, _embed(path, places)),
     }
 
@@ -120,6 +120,23 @@ class Order:
         )
         return jnp.where(self.virtual >= 0, jnp.asarray(filled).astype(values.dtype), found)
 
+    def as_without(self, leaf: Any, plain: Any) -> Any:
+        """An output without the virtual positions, where `plain` is the model's own output.
+
+        Raises:
+          ValueError: it is longer, and not as `[batch, length, ...]`.
+        """
+        if leaf.shape == plain.shape:
+            return leaf
+        shorter = (*leaf.shape[:1], leaf.shape[1] - self.count, *leaf.shape[2:])
+        if shorter != plain.shape:
+            raise ValueError(
+                f'virtual tokens make an output of the model {list(leaf.shape)}, which is '
+                f'{list(plain.shape)} without them; outputs [batch, length, ...] lose them again, '
+                'for others write keep_virtual=True'
+            )
+        return self.without_virtual(leaf)
+
     def without_virtual(self, values: Shaped[jax.Array, 'B L *rest']) -> jax.Array:
         """Values of the longer row without those of the virtual tokens."""
         is_virtual = self.virtual >= 0
@@ -133,11 +150,12 @@ def order_of(places: Places, longer: int, real: Bool[jax.Array, 'B L'] | None) -
     """The order of a row of `longer` positions, of which `real` are tokens, virtual ones included.
 
     A place counts tokens and no padding, so that padding on either side changes nothing: virtual
-    tokens of place 0 stand right before the first token, behind padding on the left.
+    tokens of place 0 stand right before the first token, behind padding on the left. In a row with
+    fewer tokens than a place says it stands behind the last.
     """
     numbers = np.arange(len(places))
     if real is None:
-        slots = jnp.asarray(places + numbers)[None]
+        slots = jnp.asarray(np.minimum(places, longer - len(places)) + numbers)[None]
         start = jnp.zeros((1, 1), jnp.int32)
     else:
         start = jnp.argmax(real, axis=1, keepdims=True).astype(jnp.int32)
@@ -182,39 +200,14 @@ def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, Mode
             return call.run(call.arguments)
         _check(call)
         ids = token_ids_of(call)
-        if max(places) > ids.shape[1]:
-            raise ValueError(
-                f'a virtual token stands before token {max(places)}, of {ids.shape[1]} tokens'
-            )
-        longer = ids.shape[1] + len(places)
-        order = order_of(places, longer, _longer_mask(call, len(places)))
+        order = order_of(places, ids.shape[1] + len(places), _longer_mask(call, len(places)))
         result = call.run({**call.arguments, **_longer(call, ids, order, shift)})
         # A first call of several gives the logits of the last token, and a cache that keeps all.
         if keep or call.given('cache_length') is not None:
             return result
-        # Of tokens that were scored there is a number each: [batch, length] and no features.
-        rank = 2 if call.given('targets') is not None else 3
-
-        def shorter(leaf: Any) -> Any:
-            has_them = leaf.ndim >= rank and leaf.shape[1] == longer
-            return order.without_virtual(leaf) if has_them else leaf
-
-        return jax.tree.map(shorter, result)
+        return jax.tree.map(order.as_without, result, call.shapes(call.arguments))
 
     return apply
-
-
-def _longer_mask(call: ModelCall, count: int) -> Bool[jax.Array, 'B L'] | None:
-    """The mask of the longer row: virtual tokens join the tokens, wherever these are."""
-    mask = call.given('mask')
-    if mask is None:
-        return None
-    real = jnp.asarray(mask).astype(jnp.int32) == 1
-    # Padding on the left keeps its length, and so does padding on the right.
-    start = jnp.argmax(real, axis=1, keepdims=True)
-    slot = jnp.arange(real.shape[1] + count)[None]
-    behind = jnp.take_along_axis(real, jnp.clip(slot - count, 0, real.shape[1] - 1), axis=1)
-    return (slot >= start) & ((slot < start + count) | behind)
 
 
 def _check(call: ModelCall) -> None:
@@ -230,13 +223,20 @@ def _check(call: ModelCall) -> None:
             f'{call.roles.mask or "a mask"} in place of {call.roles.segments}, and one example a '
             'row'
         )
-    for name, value in call.arguments.items():
-        if name not in call.roles.arguments and getattr(value, 'ndim', 0) > 0:
-            raise ValueError(
-                f'a virtual token makes the sequence longer, and the role of the argument {name!r} '
-                f'{value.dtype}{list(value.shape)} is not declared: write it, for example '
-                f'peftjax.Roles(mask={name!r}), along=({name!r},) or other=({name!r},)'
-            )
+    call.roles.check_known(call.arguments, 'a virtual token')
+
+
+def _longer_mask(call: ModelCall, count: int) -> Bool[jax.Array, 'B L'] | None:
+    """The mask of the longer row: virtual tokens join the tokens, wherever these are."""
+    mask = call.given('mask')
+    if mask is None:
+        return None
+    real = jnp.asarray(mask).astype(jnp.int32) == 1
+    # Padding on the left keeps its length, and so does padding on the right.
+    start = jnp.argmax(real, axis=1, keepdims=True)
+    slot = jnp.arange(real.shape[1] + count)[None]
+    behind = jnp.take_along_axis(real, jnp.clip(slot - count, 0, real.shape[1] - 1), axis=1)
+    return (slot >= start) & ((slot < start + count) | behind)
 
 
 def _longer(
@@ -287,6 +287,12 @@ def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
             raise AdapterError(
                 f"the adapter's prompt for {path!r} is {prompt.shape} {prompt.dtype}, but the "
                 f'module returns {output.shape} {output.dtype}. Was it made for another model?'
+            )
+        tokens.check(output.shape, f'a prompt at {path!r}')
+        if use.number:
+            raise ValueError(
+                f'{path!r} is called several times in one call of the model, and a prompt goes '
+                'into the tokens of one; write prefix_tuning for this model'
             )
         virtual = order_of(places, output.shape[1], tokens.real).virtual[..., None]
         return jnp.where(virtual >= 0, prompt.astype(output.dtype)[virtual[..., 0]], output)

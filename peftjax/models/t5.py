@@ -245,8 +245,8 @@ class T5(nn.Module):
         embedding=r'embed',
         attention=r'.*/core',
         residual_end=r'.*branch',
-        decoder=r'decoder/.*',
-        crossing=r'decoder/.*/cross_attn/[kv]/.*',
+        decoder=r'decoder/.*|lm_head.*',
+        crossing=r'decoder/.*/cross_attn/[kv](/.*)?',
     )
 
     config: T5Config

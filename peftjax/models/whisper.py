@@ -229,7 +229,7 @@ class Whisper(nn.Module):
     peftjax_roles: ClassVar[Roles] = Roles(
         decoder_ids='decoder_input_ids',
         decoder_mask='decoder_attention_mask',
-        other=('input_features',),
+        features='input_features',
         targets='targets',
         cache='cache',
         cache_length='cache_length',
@@ -237,7 +237,7 @@ class Whisper(nn.Module):
         attention=r'.*/core',
         residual_end=r'.*branch',
         decoder=r'decoder/.*',
-        crossing=r'decoder/.*/cross_attn/[kv]_proj/.*',
+        crossing=r'decoder/.*/cross_attn/[kv]_proj(/.*)?',
     )
 
     config: WhisperConfig

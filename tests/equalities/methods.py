@@ -19,9 +19,9 @@ class _Places:
 
     def __init__(self, name: str, model: peftjax.Model) -> None:
         roles, modules = model.roles or peftjax.Roles(), model.sites.modules
-        self.embedding = [path for path in modules if roles.is_('embedding', path)]
+        self.embedding = [path for path in modules if roles.matches('embedding', path)]
         self.cores = exactly([path for path, site in modules.items() if site.attention])
-        ends = [path for path in modules if roles.is_('residual_end', path)]
+        ends = [path for path in modules if roles.matches('residual_end', path)]
         self.ends = exactly(ends or [path for path in modules if re.fullmatch(_OTHERS[name], path)])
         self.key, self.value = _KEYS.get(name, ('key', 'value'))
 
@@ -34,7 +34,7 @@ _MAKERS: dict[str, Callable[[_Places], peftjax.PeftTransform]] = {
     'lora': lambda at: peftjax.lora(rank=2, targets='all-linear'),
     'gated lora': lambda at: peftjax.gated(peftjax.lora(rank=2, targets='all-linear')),
     'prompt': lambda at: at.prompt(num_virtual_tokens=3),
-    'placed prompt': lambda at: at.prompt(num_virtual_tokens=3, places=(0, 2, 2)),
+    'placed prompt': lambda at: at.prompt(num_virtual_tokens=3, places=(0, 2, 6)),
     'prefix': lambda at: peftjax.prefix_tuning(num_virtual_tokens=3, targets=at.cores),
     'gated prefix': lambda at: peftjax.prefix_tuning(
         num_virtual_tokens=3, gate=True, targets=at.cores
@@ -56,6 +56,9 @@ _MAKERS: dict[str, Callable[[_Places], peftjax.PeftTransform]] = {
     'unipelt': lambda at: peftjax.unipelt(
         cores=at.cores, kernels='all-linear', branches=at.ends, num_virtual_tokens=3, projection=4,
         rank=2, size=3, reads='output',
+    ),
+    'prompt and gate': lambda at: peftjax.chain(
+        at.prompt(num_virtual_tokens=2), peftjax.gated(peftjax.lora(rank=2, targets='all-linear'))
     ),
     'prompt and reft': lambda at: peftjax.chain(
         at.prompt(num_virtual_tokens=2), peftjax.loreft(rank=2, positions='f1', targets=at.ends)

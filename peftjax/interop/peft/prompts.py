@@ -19,7 +19,7 @@ from peftjax.methods.prompt_tuning import prompt_tuning
 def embedding_path(model: Model) -> str:
     """The word embedding of a model of ours."""
     roles = model.roles or Roles()
-    return next(path for path in model.sites.modules if roles.is_('embedding', path))
+    return next(path for path in model.sites.modules if roles.matches('embedding', path))
 
 
 def cores(model: Model) -> list[str]:
