@@ -66,7 +66,7 @@ class Tokens:
                 'part of it; call the model on whole rows, without a cache'
             )
         # A sum of bfloat16 numbers stops growing after some hundred of them.
-        wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        wide = values.astype(max(values.dtype, jnp.dtype('float32'), key=lambda d: d.itemsize))
         count = jnp.maximum(self.sums(jnp.ones_like(wide)), 1)
         return (self.sums(wide) / count).astype(values.dtype)
 

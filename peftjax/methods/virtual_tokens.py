@@ -69,7 +69,8 @@ def rules_of(
     """
     return {
         ROOT: CallRule((), _longer_call(places, keep, shift), len(places), keep),
-        path: ModuleRule({'prompt': prompt}, _embed(path, places)),
+        # Where a virtual token stands among the tokens may follow from tokens still to come.
+        path: ModuleRule({'prompt': prompt}, _embed(path, places), whole=max(places) > 0),
     }
 
 
@@ -200,6 +201,12 @@ def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, Mode
             return call.run(call.arguments)
         _check(call)
         ids = token_ids_of(call)
+        known = call.given('mask') is None and max(places) <= ids.shape[1]
+        if call.given('cache_length') is not None and max(places) and not known:
+            raise ValueError(
+                f'places={places} may stand behind the tokens of a first call that sees a part of '
+                'an example; call the model on whole rows, or leave places out'
+            )
         order = order_of(places, ids.shape[1] + len(places), _longer_mask(call, len(places)))
         result = call.run({**call.arguments, **_longer(call, ids, order, shift)})
         # A first call of several gives the logits of the last token, and a cache that keeps all.
