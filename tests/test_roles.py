@@ -41,6 +41,7 @@ def _text(**roles):
 
 
 ROLES = {'token_ids': 'ids', 'mask': 'padding', 'embedding': 'embed'}
+DECLARED = peftjax.Roles(token_ids='ids', mask='padding', embedding='embed')
 PROMPT = peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed')
 PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*attention_fn')
 LORA = peftjax.lora(rank=2, targets='head')
@@ -264,7 +265,7 @@ def test_a_prompt_goes_into_one_lookup_alone():
             return nn.Dense(3, name='head')(embed(ids) + embed(ids * padding))
 
     variables = Twice().init(KEY, IDS, REAL)
-    model = peftjax.wrap(Twice(), variables, (IDS, REAL), roles=peftjax.Roles(**ROLES))
+    model = peftjax.wrap(Twice(), variables, (IDS, REAL), roles=DECLARED)
     with pytest.raises(ValueError, match='several times in one call'):
         peftjax.adapt(model, PROMPT)(*PROMPT.init(KEY, model), IDS, REAL)
 
@@ -277,7 +278,7 @@ def test_outputs_of_any_length_lose_no_more_than_the_virtual_tokens():
             return nn.DenseGeneral((8, 2), name='head')(x.mean(axis=1)), x[..., 0]
 
     variables = Scores().init(KEY, IDS, REAL)
-    model = peftjax.wrap(Scores(), variables, (IDS, REAL), roles=peftjax.Roles(**ROLES))
+    model = peftjax.wrap(Scores(), variables, (IDS, REAL), roles=DECLARED)
     scores, first = peftjax.adapt(model, PROMPT)(*PROMPT.init(KEY, model), IDS, REAL)
     assert (scores.shape, first.shape) == ((2, 8, 2), (2, 6))
 

@@ -119,9 +119,9 @@ class Roles:
             if arrays and name not in (*self.arguments, *BESIDE):
                 raise ValueError(
                     f'{where} needs to know the tokens of a call, and the role of the argument '
-                    f'{name!r} {arrays[0].dtype}{list(arrays[0].shape)} is not declared: write it, '
-                    f'for example peftjax.Roles(mask={name!r}), or other=({name!r},) if it says '
-                    'nothing about them'
+                    f'{name!r} {arrays[0].dtype}{list(arrays[0].shape)} is not declared: write its '
+                    f'role, for example peftjax.Roles(mask={name!r}), or other=({name!r},) if it '
+                    'says nothing about them'
                 )
 
     def check(self, takes: Iterable[str]) -> None:

@@ -48,8 +48,8 @@ def bottleneck(
     `h: [..., features]` is the output of each targeted module, `x: [..., width]` what the adapter
     reads, `D: [width, m]`, `U: [m, features]`. `reads='output'` is the sequential adapter, `x = h`;
     `'input'` the parallel one, `x` the module's first array argument; `'after'` takes the sum of
-    stream and `h` (through the norm behind it where the model has one) at the `branch` modules of
-    the models here. `houlsby`, `pfeiffer` and `parallel_adapter` are these by name. It costs
+    the residual and `h` (through the norm behind it where the model has one) at modules with the
+    role `residual_end`. `houlsby`, `pfeiffer` and `parallel_adapter` are these by name. It costs
     `2 T m (width + features) + T (2 m + 3 features)` FLOPs a call forward with ReLU, and
     `m (width + features + 1) + features` parameters a module.
 
@@ -65,8 +65,9 @@ def bottleneck(
         `'bert'`, a normal of deviation 0.02; `'mam'`, `D ~ U(-1/sqrt(width), 1/sqrt(width))` and
         `U = 0`, exactly the identity. Biases start from zero.
       norm_before, norm_after: a trained layer norm on `x` before `D`, on what is added.
-      gate: multiply what is added by a number for each example, the mean over the sequence of
-        `sigmoid(x g + c)`, `g: [width]` trained; `h` must be `[batch, length, features]`.
+      gate: multiply what is added by a number for each example, the mean over its tokens of
+        `sigmoid(x g + c)`, padding left out, `g: [width]` trained; `h` must be `[batch, length,
+        features]`.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
@@ -76,7 +77,8 @@ def bottleneck(
       It lives on activations: `merge` raises.
 
     Raises:
-      ValueError: `size` below 1, or an unknown word.
+      ValueError: `size` below 1, or an unknown word; with a gate, a call with a cache, which sees a
+        part of an example.
       TargetError: from `init`, if a pattern matches no module, or one without what it reads.
 
     >>> mlp = peftjax.testing.tiny_mlp()
