@@ -115,21 +115,25 @@ def generation_is_full_calls(adapted: Adapted) -> bool:
         for place, logits in enumerate(full):
             least = logits.max() - TOLERANCE * np.abs(logits).max()
             assert logits[tokens[place]] >= least, f'{tokens} is not what full calls say'
-        cached = _by_cache(adapted, number, tokens)
+        cached = _by_cache(adapted, number, tokens) if number == numbers[0] else []
         if cached:
             _close(cached, full)
     return True
 
 
 def _full_call(adapted: Adapted, number: int, said: list[int]) -> np.ndarray:
-    """The logits behind a row and what was written of it."""
+    """The logits behind a row and what was written of it; padded, so that one program serves all."""
+    row = [*(ROWS[number] if adapted.name in _DECODERS else [0]), *said]
+    ids, mask = (each[:1] for each in _padded([row, [0] * 10], 'right'))
     if adapted.name in _DECODERS:
-        inputs = {'input_ids': np.asarray([ROWS[number] + said], np.int32)}
+        inputs = {'input_ids': ids, 'attention_mask': mask}
     else:
         inputs, _ = _inputs(adapted.name, [number], 'right')
-        inputs = {**inputs, 'decoder_input_ids': np.asarray([[0, *said]], np.int32)}
-        inputs.pop('decoder_attention_mask')
-    return np.asarray(adapted.predict(**inputs))[0, -1]
+        if 'input_ids' in inputs:
+            read = _padded([READ[number], [0] * 6], 'right')
+            inputs |= {'input_ids': read[0][:1], 'attention_mask': read[1][:1]}
+        inputs |= {'decoder_input_ids': ids, 'decoder_attention_mask': mask}
+    return np.asarray(adapted.predict(**inputs))[0, len(row) - 1]
 
 
 def _by_cache(adapted: Adapted, number: int, tokens: np.ndarray) -> list[np.ndarray]:
