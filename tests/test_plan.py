@@ -185,12 +185,44 @@ def test_the_largest_number_that_fits_is_near_and_never_above(at, memory):
     assert 0.8 * best - 1 <= found <= best
 
 
-def test_where_the_compiler_gives_up_the_largest_number_is_one_that_it_took():
-    def peak(n):
-        return 10.0 * n if n <= 6 else math.inf
+@pytest.mark.parametrize(
+    ('ends', 'fixed', 'each', 'memory', 'at', 'largest'),
+    [
+        (6, 0, 10, 100, 4, 6),
+        (6, 0, 10, 100, 9, 6),
+        (4, 10, 5, 40, 8, 4),
+        (18, 10, 5, 100, 2, 18),
+        (30, 10, 5, 100, 2, 18),
+        (1, 10, 5, 100, 4096, 1),
+        (0, 10, 5, 100, 4096, 0),
+    ],
+)
+@pytest.mark.parametrize('beside', [-5, 0, 5])
+def test_where_the_compiler_gives_up_the_largest_number_is_found(
+    ends, fixed, each, memory, at, largest, beside
+):
+    asked = []
 
-    assert largest_that_fits(peak, 100, at=4, found=40, fixed=0) == 4
-    assert largest_that_fits(peak, 100, at=9, found=math.inf, fixed=0) in range(7)
+    def peak(n):
+        asked.append(n)
+        return math.inf if n > ends else fixed + each * n
+
+    found = peak(at)
+    asked.clear()
+    guessed = max(fixed + beside, 0)
+    assert largest_that_fits(peak, memory, at=at, found=found, fixed=guessed) == largest
+    assert len(asked) <= 6
+
+
+def test_a_first_guess_that_is_far_off_does_not_ask_for_millions():
+    asked = []
+
+    def peak(n):
+        asked.append(n)
+        return 20.0 + n
+
+    assert largest_that_fits(peak, 1000, at=1, found=21.0, fixed=30) == 980
+    assert max(asked) < 10_000
 
 
 def test_an_unknown_topology_is_an_error():

@@ -67,14 +67,17 @@ def kernels(program: str) -> dict[str, int]:
 def largest_that_fits(
     peak: Callable[[int], float], memory: float, *, at: int, found: float, fixed: float
 ) -> int:
-    """About the largest number whose peak fits, and surely one that does; 0 for none.
+    """About the largest number whose peak fits; 0 only if the peak of one example does not.
 
-    Peaks are convex in the number of examples: each is the greatest of sums that grow with it, one
-    for each moment of the program. So a line between two of them is never below those between.
-    Lines through two of them tell which to ask for, `peak` is asked three times at most.
+    The answer is a number that was asked for, or one on the line between the peaks of the largest
+    that fits and the smallest that does not. Were peaks convex in the number of examples, the line
+    would never be below them. They nearly are: each is the greatest of sums that grow with it. But
+    a compiler may choose another program for a number in between. No line leads to an infinite
+    peak: the search then goes to the geometric middle.
 
     Args:
-        peak: bytes by the number of examples, dear to compute.
+        peak: bytes by the number of examples, infinite where the compiler gives up. It is dear to
+            compute, and called six times at most.
         memory: bytes that there are.
         at, found: a number and its peak.
         fixed: bytes that do not grow with it, for the first guess.
@@ -84,22 +87,42 @@ def largest_that_fits(
         18
     """
     known = {0: fixed, at: found}
-    for _ in range(3):
-        fitting = [n for n in known if n and known[n] <= memory]
-        others = [n for n in known if known[n] > memory]
-        if fitting and others:
-            break
-        first, second = sorted(known)[-2:] if fitting else sorted(known)[:2]
-        guess = _on_line(known, first, second, memory)
-        guess = max(guess, 2 * max(fitting)) if fitting else min(guess, min(others) // 2)
-        if guess < 1:
+    for left in reversed(range(6)):
+        guess = _next(known, memory, last=left == 0)
+        if guess is None:
             break
         known[guess] = peak(guess)
-    fitting = [n for n in known if n and known[n] <= memory]
-    others = [n for n in known if known[n] > memory]
-    if not fitting or not others:
-        return max(fitting, default=0)
-    return max(max(fitting), _on_line(known, max(fitting), min(others), memory))
+    low, high = _around(known, memory)
+    if low == 0 or high is None or math.isinf(known[high]):
+        return low
+    return _on_line(known, low, high, memory)
+
+
+def _around(known: Mapping[int, float], memory: float) -> tuple[int, int | None]:
+    """The largest number that fits, 0 for none, and the smallest above it that does not."""
+    low = max((n for n in known if n and known[n] <= memory), default=0)
+    return low, min((n for n in known if n > low), default=None)
+
+
+def _next(known: Mapping[int, float], memory: float, last: bool) -> int | None:
+    """The number whose peak to ask for; None where no other would change the answer."""
+    low, high = _around(known, memory)
+    if high is None:
+        first, second = sorted(known)[-2:]
+        # A line that is nearly flat says little.
+        return min(max(_on_line(known, first, second, memory), 2 * low), 64 * low)
+    if high == low + 1 or (low and math.isfinite(known[high])):
+        return None
+    if low == 0 and last:
+        return 1
+    if math.isfinite(known[high]):
+        return max(1, min(_on_line(known, 0, high, memory), high // 2))
+    *_, first, second = [0, 0, *sorted(n for n in known if n and known[n] <= memory)]
+    if first:
+        most = _on_line(known, first, second, memory)
+        if most < high:
+            return most if most > low else None
+    return max(low + 1, math.isqrt(max(low, 1) * high))
 
 
 def _on_line(known: Mapping[int, float], first: int, second: int, memory: float) -> int:

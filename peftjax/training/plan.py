@@ -125,7 +125,7 @@ def plan(
         machine: one of `MACHINES`, or your own; unless given, with `compiled`, the one of the
             devices that the program is compiled for, if it is known.
         compiled: ask the compiler of the mesh's devices (of the default device without one), and
-            where the machine is known up to four times, for the largest batch.
+            where the machine is known up to seven times, for the largest batch.
         loss: from what the model returns to a scalar; unless given, its losses if it was given
             targets, else the cross-entropy of its first array over the last axis.
 
