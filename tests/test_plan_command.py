@@ -59,6 +59,27 @@ def test_flags_that_need_a_shape_are_refused_for_a_number_alone(flags, capsys):
     assert f'7B with {flags[0]} needs a method' in capsys.readouterr().err
 
 
+def test_a_folder_with_the_name_of_a_size_is_planned_itself(tmp_path, monkeypatch, capsys):
+    config, weights, _, _ = golden('llama')
+    write_folder(tmp_path / '7B', config, weights)
+    monkeypatch.chdir(tmp_path)
+    assert read_size('7B') is None and read_size('8B') == 8e9
+    rows = {}
+    for base in ('7B', str(tmp_path / '7B')):
+        assert cli.main(['plan', base, '--batch', '2', '--length', '8']) == 0
+        rows[base] = capsys.readouterr().out
+    assert rows['7B'] == rows[str(tmp_path / '7B')]
+
+
+@pytest.mark.parametrize('flag', ['--batch', '--length'])
+@pytest.mark.parametrize('number', ['0', '-3'])
+def test_a_step_of_nothing_is_refused_in_a_line(flag, number, capsys):
+    for method in ([], ['--method', 'full()']):
+        assert cli.main(['plan', '7B', flag, number, *method]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error == f'peftjax plan: {flag} {number} is below 1; write 1 or more'
+
+
 @pytest.mark.parametrize('text', ['135M', '1B', '5B', '7B', '30B', '405B', '1T'])
 def test_a_llama_of_a_size_has_about_that_size(text):
     size = read_size(text)

@@ -108,12 +108,21 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Prints what a training step takes."""
+    """Prints what a training step takes.
+
+    Raises:
+        ValueError: no example, or no token in one.
+    """
+    for name in ('batch', 'length'):
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
+            raise ValueError(f'--{name} {given} is below 1; write 1 or more')
     size = read_size(arguments.base)
     if size is not None and not arguments.method:
         _print_textbook(size, arguments)
         return
-    batch, length = arguments.batch or 8, arguments.length or 512
+    batch = 8 if arguments.batch is None else arguments.batch
+    length = 512 if arguments.length is None else arguments.length
     # Before anything else uses JAX, which else may give the compiler of the topology up.
     axes = {name: getattr(arguments, name) for name in _AXES}
     mesh = training.mesh_for(arguments.topology, **axes)

@@ -126,8 +126,8 @@ def _add_plan(into: Any) -> None:
     )
     parser.add_argument(
         'base',
-        help=f"{_SOURCE}, with config.json at least; or a number of parameters, '7B': a Llama of "
-        'that size, without --method the rule of thumb',
+        help=f'{_SOURCE}, with config.json at least; or, unless a folder here has that name, a '
+        "number of parameters, '7B': a Llama of that size, without --method the rule of thumb",
     )
     parser.add_argument(
         '--method',

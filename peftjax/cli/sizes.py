@@ -1,6 +1,7 @@
 """A number of parameters as a model: '7B' as a Llama of about that size."""
 
 import math
+import pathlib
 import re
 from typing import Any
 
@@ -27,12 +28,16 @@ _NAMES = (
 def read_size(text: str) -> float | None:
     """The number that '7B', '135M' or '1.5T' stands for; None for any other text.
 
+    A file or folder of that name here is meant itself: then None too.
+
     Example:
         >>> read_size('1.5B'), read_size('org/name')
         (1500000000.0, None)
     """
     match = re.fullmatch(r'(\d+(?:\.\d+)?)([MBT])', text)
-    return float(match[1]) * _UNITS[match[2]] if match else None
+    if match is None or pathlib.Path(text).exists():
+        return None
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def llama_of(parameters: float, length: int) -> dict[str, Any]:
