@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from experiments.fingerprint import fingerprint
 from peftjax.training import TrainState
 
-# Where a run is, not what it computes: it may go on elsewhere.
+# Placement-only fields: they may change between save and restore.
 _MAY_CHANGE = frozenset({'mesh'})
 _BEST = 'validation/loss'
 

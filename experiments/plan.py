@@ -1,4 +1,4 @@
-"""What a config's training step takes of a machine, without the machine.
+"""Estimates memory, FLOPs and time of a config's training step without the hardware.
 
     python -m experiments.plan --config configs/lora.py:paper --machine v5e --fsdp 8
     python -m experiments.plan --config configs/lora.py --topology v5e:2x4

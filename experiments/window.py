@@ -12,7 +12,7 @@ import numpy as np
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or its gradient is no finite number any more."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class StepWindow:

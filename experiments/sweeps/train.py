@@ -31,9 +31,9 @@ def train_group(group: Group, folder: Path, rows_folder: Path, prune: Prune, tel
     """Trains every row of a group to its end, from the group's newest checkpoint if there is one.
 
     A row has its results when they are written whole, into `rows_folder/<name>`: config.json,
-    metrics.jsonl, tensorboard/, checkpoints/ and result.json, as a run of its own writes them. One
-    whose loss is no finite number any more leaves, and so does one that is stopped, with what is
-    known of it as its result.
+    metrics.jsonl, tensorboard/, checkpoints/ and result.json, as a run of its own writes them. A
+    row whose loss becomes NaN or infinite is dropped, and so is one that is stopped; its result is
+    what is known of it so far.
 
     Args:
         group: of `sweeps.groups.group`.
@@ -83,8 +83,8 @@ class _Trainer:
         self.done = 0
         if self.checkpoints.latest_step is not None:
             self._restore()
-        # A row that was over before the group was stopped stays so, though the group goes on from a
-        # step before that. Until then it takes part, so that the others keep their bits.
+        # Finished rows stay finished even if the group resumes from an earlier step. They are still
+        # computed up to the step where they ended, so that the other rows remain bit-identical.
         for i, member in enumerate(self.members):
             taken = steps_taken(member.folder)
             if taken is None:

@@ -96,7 +96,7 @@ def evaluate(
 def evaluate_precomputed(
     model: Model, rules: Mapping[str, Rule], params: Any, key: Any, call: calls.Call
 ) -> Any:
-    """The model's outputs with what `precompute` gave."""
+    """The model's outputs with the rules and parameters that `precompute` returned."""
 
     args, keywords = call.arguments()
     rule = rules.get(ROOT)
@@ -168,7 +168,7 @@ def _key(key: Any, path: str) -> Any:
 
 
 def _enter(path: str, leaf: jax.Array, rule: MatrixRule | None, key: Any) -> Any:
-    """A leaf as the program receives it: a view if a rule waits for its uses, or it is packed."""
+    """Wraps a leaf in a view if a rule applies to it or it is quantised; else returns it."""
     if rule is None:
         return views.start(path, leaf) if is_quantized(leaf) else leaf
     view = views.start(path, leaf)

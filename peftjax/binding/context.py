@@ -1,4 +1,4 @@
-"""Contexts: where an evaluation stands, and who is asked at the places of interest."""
+"""Interpreter state: the enclosing scans and the visitor that handles uses and modules."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Called(NamedTuple):
 
 
 class Visitor(Protocol):
-    """What to do at the places of interest."""
+    """Handles each use of a weight, each refusal and each call of a module."""
 
     def use(self, leaf: Leaf, contraction: Contraction, plain: Any) -> Any:
         """The result of a use; `plain()` is what the model computes."""
@@ -49,10 +49,10 @@ class Visitor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Where the evaluation stands.
+    """The interpreter's state inside the scans that it has entered.
 
     Attributes:
-      visitor: what to do at the places of interest.
+      visitor: handles uses of weights and calls of modules.
       scans: for each scan entered, `(length, whether it runs over layers)`.
       modules: state of the module rules at this slice of their stacks, by path.
       layered: for each module rule, which of the scans around it run over layers.

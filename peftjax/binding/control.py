@@ -19,7 +19,7 @@ from peftjax.binding.views import Packed, Refused, View
 
 Run = Callable[[Body, Sequence[Any], Context], list[Any]]
 
-_NOTHING = ()  # in the place of a result that is a view known outside
+_NOTHING = ()  # Placeholder for an output that is an unchanged input weight.
 
 
 def _call(

@@ -1,4 +1,4 @@
-"""What depends on weights alone, done once before the calls of a model."""
+"""Precomputes, once before many calls of a model, what depends only on its weights."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from peftjax.core.sites import Sites
 
 
 def precompute(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[dict[str, Rule], Any]:
-    """`rules` and `params` with all done that depends on weights alone, before the first call.
+    """Precomputes everything that depends only on the weights; returns updated rules and params.
 
-    Leaves that a rule replaces are replaced, and what rules prepare is prepared: of many calls, as
-    in decoding, each then does only what its tokens need.
+    It replaces the leaves that a rule replaces, and calls the `prepare` of each rule. Each of many
+    calls, as in decoding, then computes only what depends on its tokens.
     """
     leaves = paths.slots(params)
     _check(rules, leaves, model.sites)

@@ -43,7 +43,7 @@ class Model:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Names of the arguments that the model's own signature spells out."""
+        """The model's explicit parameter names (no `*args` or `**kwargs`)."""
         return parameters_of(self.signature)
 
     def replace(self, **changes: Any) -> 'Model':

@@ -1,4 +1,4 @@
-"""A frozen leaf in few bits, read where it is used."""
+"""Quantised frozen weights, dequantised on use."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -17,8 +17,8 @@ class LeafRule:
     Attributes:
       replace: `replace(leaf)` gives an array of the leaf's shape; the dtype is brought back.
       keeps: what of the leaf is left in the result. With `'all'` the result is a change of the
-        leaf, with `'part'` some entries are the leaf's own, with `'nothing'` the leaf is not
-        looked at: it has moved into the adapter, and `replace` is given a `Hole`.
+        leaf. With `'part'` some entries are the leaf's own. With `'nothing'` the rule ignores the
+        leaf, which has moved into the adapter: `replace` is given a `Hole`.
     """
 
     replace: Callable[[Any], jax.Array]
@@ -33,8 +33,8 @@ class MatrixRule:
       leaves: its arrays, stack axes in front.
       layout: of the leaf.
       apply: `apply(leaves, use)` gives the result of the use.
-      merge: `merge(leaves, matrix)` gives the matrix in force; None where no matrix stands for
-        what the rule does, so that no other weight method can follow it in a chain.
+      merge: `merge(leaves, matrix)` gives the matrix in force; None if the rule cannot be expressed
+        as a matrix. Such a rule must be the last one on its leaf in a chain.
       prepare: `prepare(leaves, matrix)` gives the leaves that `apply` sees, once for each call
         of the model and outside of its loops: for what depends on the weights alone. `merge`
         must take them as well. None for `leaves` as they are.

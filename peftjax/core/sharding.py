@@ -52,13 +52,12 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
     """Where each leaf of the base lies: a tree of `NamedSharding` like `model.params`.
 
-    A matrix of the base is split twice. `tensor` takes the axis that makes neighbours meet once a
-    sublayer: the inputs of the last matrix before a residual branch ends, the outputs of the
-    others. `fsdp` takes the other axis (of a lookup table its rows). An axis that the mesh does not
-    divide stays whole, and where `fsdp` fits its own axis only in part it takes one that it does
-    divide. A convolution is split by its outputs alone. Scanned layers keep their stack whole, so
-    that a layer is gathered when it is needed and never the base. Vectors (biases, norms) are on
-    every device.
+    A matrix of the base is split twice. The `tensor` axis shards so that each sublayer needs one
+    all-reduce (Megatron): the inputs of the last matrix before a residual branch ends, the outputs
+    of the others. `fsdp` shards the other axis (of a lookup table its rows). Axes not divisible by
+    the mesh size are replicated; `fsdp` then falls back to another divisible axis. A convolution is
+    split by its outputs alone. Scanned layers keep their stack whole, so that one layer is gathered
+    at a time, never the whole base. Vectors (biases, norms) are on every device.
 
     Args:
       model: params may be abstract.
@@ -83,10 +82,10 @@ def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
 def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
     """Where each leaf of an adapter, or of a training state that holds one, lies.
 
-    A leaf that stands under the path of a weight has its sharding if it has its shape (`select`,
-    `full`), and else takes over, axis by axis, how the weight's inputs or outputs are split, which
-    an axis of that length is about (`a` of LoRA its inputs, `b` its outputs). So does the
-    optimiser's state of it. Everything else is small and on every device.
+    A leaf under the path of a weight has the weight's sharding if it has its shape (`select`,
+    `full`). Otherwise each axis inherits the sharding of the weight's input or output axis with the
+    same length (`a` of LoRA that of the inputs, `b` that of the outputs). The optimiser's state
+    follows its leaf. Everything else is small and on every device.
 
     Args:
       state: any tree of arrays or `ShapeDtypeStruct`.

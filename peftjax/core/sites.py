@@ -22,9 +22,9 @@ class WeightSite:
         `'lookup'`, `'conv'`, or the name of an operation that cannot be followed.
       layout: its axes by role, or None where it cannot be adapted.
       reason: why it cannot be adapted; empty where it can.
-      scanned: axes taken away by scans or indices before the first operation of note.
-      vector: it is only ever spread over activations (a bias, a scale, whatever its rank), or
-        has at most one axis besides those of the stack.
+      scanned: axes removed by scan or indexing before the weight is first used.
+      vector: True for biases and scales: leaves of any rank that are only broadcast over
+        activations, and leaves that have at most one axis besides those of the stack.
       bias: path of the bias that stands beside a matrix in its module; empty if none does.
       linear: the target `'all-linear'` means it, see `peftjax.core.linear`.
     """

@@ -46,7 +46,7 @@ def _nothing(model: Model, /) -> Any:
 class About:
     """What made a transform: the name of the function, and its arguments by name.
 
-    floats: those of the arguments that are numbers and no counts, by their annotation.
+    floats: names of the real-valued (non-integer) arguments, as their annotations say.
     padded_by: the argument that `padded_by` names, if any.
     """
 
@@ -75,9 +75,9 @@ class PeftTransform:
         at each site, without forming a merged weight. It also takes trees of shapes alone.
       own: `own(model)`: the method's own numbers that do not train, a pytree. `()` if there are
         none.
-      rest: `rest(params, adapter, own) -> params`: what is left of the parameters beside a fresh
-        adapter, for methods that start from a part of them, the same part for every key; None
-        where leaves move as a whole or stay.
+      rest: `rest(params, adapter, own) -> params`: the frozen parameters to use with a new adapter.
+        Methods that move a part of each weight into the adapter (PiSSA, OLoRA) subtract that part,
+        which is the same for every key. None where leaves move as a whole or stay.
       about: how it was made, for files that tell others; None of a transform that is not of this
         library.
     """
@@ -150,7 +150,7 @@ class PeftTransform:
         return Frozen(self.remaining(model.params, fresh, own), own)
 
     def remaining(self, params: Any, adapter: Adapter, own: Any) -> Any:
-        """What is left of `params` beside a fresh `adapter`: `rest`, or holes for moved leaves."""
+        """The frozen parameters for a new `adapter`: by `rest`, or with holes for moved leaves."""
         if self.rest is not None:
             return self.rest(params, adapter, own)
         leaves = paths.slots(params)

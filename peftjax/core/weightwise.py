@@ -59,8 +59,8 @@ def weightwise(
         becomes float32 []. An array has the axes of the stack in front, of length one if all
         layers share it. Draw it from a seed, so that a file need not hold it.
       prepare: `(leaves, matrix) -> leaves`, see `MatrixRule`.
-      remainder: `(leaves, matrix) -> matrix`, what of the matrix stays frozen beside fresh leaves,
-        for a method that starts from a part of it, the same part for every key.
+      remainder: `(leaves, matrix) -> matrix`, the frozen matrix to use with new leaves, for a
+        method that moves a part of it into the adapter, the same part for every key.
       materialize: also accept leaves whose uses cannot be followed; their merged weight is
         computed as a whole in every step.
 

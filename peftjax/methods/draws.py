@@ -1,7 +1,7 @@
 """Random arrays that do not train: drawn from a seed, outside of the compiled program.
 
-NumPy's `RandomState` keeps its streams for good (NEP 19), so that an adapter saved without them
-finds the same ones later.
+The streams of NumPy's `RandomState` are frozen (NEP 19), so these arrays need not be saved with an
+adapter.
 """
 
 import zlib

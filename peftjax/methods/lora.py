@@ -48,9 +48,9 @@ def lora(
         on the leaf's or module's path counts.
       init: where `A` and `B` start. `'kaiming'`: as above. `'gaussian'`: `A ~ N(0, 1/r^2)`.
         `'pissa'`: `s A B` is the closest matrix to `W` of rank `r`; `'olora'`: the first `r` terms
-        of the QR decomposition of `W^T`. These two take a part of `W` along: `frozen.params`
-        has what is left of it, `W - s A B` of the fresh adapter. Or `{leaf path: A}`, with `B = 0`,
-        as `eva` makes it.
+        of the QR decomposition of `W^T`. These two move a part of `W` into the adapter:
+        `frozen.params` holds the rest, `W - s A B` with the initial `A` and `B`. Or
+        `{leaf path: A}`, with `B = 0`, as `eva` makes it.
       dtype: of `A` and `B`; the computation runs in the model's own.
       materialize: see `weightwise`.
 

@@ -18,8 +18,8 @@ class Compiled(NamedTuple):
 
     Attributes:
         arguments: bytes of the arguments.
-        temporary: bytes of scratch at its peak; infinite if the device cannot hold the program.
-        peak: bytes of both; infinite likewise.
+        temporary: bytes of scratch at its peak; `inf` if compilation runs out of device memory.
+        peak: bytes of both; `inf` likewise.
         kernels: see `kernels`.
         largest: the largest batch whose peak fits a machine; None where no machine is given.
     """

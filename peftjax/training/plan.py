@@ -1,4 +1,4 @@
-"""What a training step takes of a machine, without the machine."""
+"""Estimates memory, FLOPs and time of a training step without the hardware."""
 
 import dataclasses
 import math
