@@ -1,9 +1,11 @@
-"""What peftjax does on one GPU, in at most eight minutes, with torch and peft beside it.
+"""What peftjax does on one GPU, with torch and peft beside it: a short session.
 
     python -m benchmarks.gpu --out runs/gpu
     python -m benchmarks.gpu --out runs/gpu --tiny --skip-torch    # small shapes, on any device
 
-Nothing is downloaded: weights are random, of the shapes of TinyLlama (1.1B) and SmolLM2 (135M).
+It takes `--minutes` at most, 8 unless given. Weights are random, of the shapes of TinyLlama (1.1B)
+and SmolLM2 (135M).
+
 Rows: a training step in bfloat16 of 4 x 2048 tokens with LoRA on q and v, LoRA on all matrices, all
 parameters, and LoRA on NF4, each by peftjax and by torch with transformers and peft on the same
 GPU; 1, 4, 16 and 64 runs in one program; decoding of 64 rows; fused attention beside the plain

@@ -93,7 +93,7 @@ def test_the_table_divides_by_torch_and_by_the_machine():
 
 
 def test_it_needs_no_package_but_what_trains():
-    """On the machines with a GPU that it is for, these are not installed."""
+    """It must run where only the training dependencies are installed."""
     names = 'gguf grain ml_collections tensorboardX pyarrow datasets tokenizers safetensors'
     program = f'import sys; sys.modules.update(dict.fromkeys({names.split()!r}))\n'
     program += 'import peftjax, peftjax.training\nfrom benchmarks import gpu, gpu_rows\n'

@@ -57,8 +57,8 @@ def pfeiffer(
 ) -> PeftTransform:
     r"""Pfeiffer's adapters: one a layer, behind the feed-forward sublayer and the norm after it.
 
-    `h' = h + f(n D + d) U + u` with `n` the sum of stream and `h` through the model's own norm;
-    the residual is taken from `h`, before the sum: `2 m width + m + width` parameters and
+    `h' = h + f(n D + d) U + u` with `n` the sum of residual and `h` through the model's own norm;
+    the skip connection starts at `h`, before the sum: `2 m width + m + width` parameters and
     `4 T m width` FLOPs a module. `targets` name `branch` modules: `r'layers/ffn/branch'` on BERT,
     `r'layers/mlp_branch'` on Llama, whose sum meets no norm.
 
@@ -99,7 +99,7 @@ def parallel_adapter(
 
     `h' = h + s (f(x D + d) U + u)` with `x` what the module is given: `2 m width + m + width`
     parameters and `4 T m width` FLOPs a module, the identity at the start. At the `branch` modules
-    of the models here `x` is the stream: `targets=r'layers/ffn/branch'` on BERT,
+    of the models here `x` is the residual: `targets=r'layers/ffn/branch'` on BERT,
     `r'layers/mlp_branch'` on Llama.
 
     Args:

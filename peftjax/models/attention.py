@@ -65,7 +65,7 @@ class AttentionCore(nn.Module):
 
 
 class Branch(nn.Module):
-    """The branch of a residual sublayer, before it is added to the stream: returns `output`.
+    """The branch of a residual sublayer, before it is added to the residual: returns `output`.
 
     It owns no parameters and computes nothing. As a module site it shows a method what the papers
     on bottleneck adapters speak of. On a mesh its output is split by examples, see `along_batch`.
@@ -77,15 +77,15 @@ class Branch(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, stream: jax.Array, output: jax.Array, after: jax.Array) -> jax.Array:
+    def __call__(self, residual: jax.Array, output: jax.Array, after: jax.Array) -> jax.Array:
         """All [B, T, D].
 
-        stream: the residual stream before the sublayer.
+        residual: the residual before the sublayer.
         output: what the sublayer is about to add to it.
         after: what would leave the sublayer: the sum, through the norm behind it if there is one.
             Computed only where a method reads it.
         """
-        del stream, after
+        del residual, after
         return along_batch(output)
 
 

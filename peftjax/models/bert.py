@@ -48,7 +48,7 @@ class _Part(nn.Module):
         )
 
     def add(self, x: jax.Array, output: jax.Array) -> jax.Array:
-        """The end of a sublayer: its output joins the stream, and the sum is normalised."""
+        """The end of a sublayer: its output is added to the residual, and the sum is normalised."""
         norm = self.norm()
         return norm(x + Branch(name='branch')(x, output, norm(x + output)))
 

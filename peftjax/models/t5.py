@@ -59,7 +59,7 @@ class _Part(nn.Module):
 
 
 class _Attention(_Part):
-    """Of the stream itself (`past` goes on with `length` slots filled), or of what was read."""
+    """Of the residual itself (`past` goes on, `length` slots filled), or of what was read."""
 
     crosses: bool = False
 
