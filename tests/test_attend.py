@@ -1,6 +1,7 @@
 """Plain attention, forward and backward, against its definition in float64."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from peftjax.core.masks import Mask
 from peftjax.models import plain
 from peftjax.models.attend import attend
+from peftjax.models.attention import AttentionCore
 from tests.attention import (
     BATCH,
     HEADS,
@@ -21,6 +23,7 @@ from tests.attention import (
     seen,
     structures,
 )
+from tests.linen import applied
 
 QUERIES = 11
 _STRUCTURES = structures(QUERIES)
@@ -176,6 +179,18 @@ def test_masks_that_mean_nothing_are_refused():
         Mask(causal=True, window=0)
     with pytest.raises(ValueError, match='prefix=-1'):
         Mask().behind(-1)
+
+
+@pytest.mark.parametrize(
+    'shape', [(), (4, 5), (HEADS, 4, 5), (1, 1, 5, 4), (BATCH, 2, 4, 5), (1, 1, 1, 1, 1)]
+)
+def test_a_bias_of_another_shape_than_the_scores_is_refused(shape):
+    query, key, value, _ = Case(4, 5, Mask()).operands()
+    scores = f'{BATCH}, {HEADS}, 4, 5'
+    for call in (attend, functools.partial(applied, AttentionCore(), {})):
+        with pytest.raises(ValueError, match=re.escape(f'{shape}, and the scores')) as error:
+            call(query, key, value, bias=jnp.zeros(shape))
+        assert scores in str(error.value) and 'bias[None, None]' in str(error.value)
 
 
 def test_a_mask_says_what_its_docstring_says():

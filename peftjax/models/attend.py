@@ -48,20 +48,23 @@ def attend(
     Args:
         query, key, value: N is a multiple of K; S counts the prefix of the mask.
         mask: which keys a query sees; None for all.
-        bias: added to the scores; each axis is that of [B, N, T, S] or one.
+        bias: added to the scores; four axes, each of size one or that of [B, N, T, S].
         scale: 1 / √H unless given.
         softcap: c; None for scores as they are.
         dropout: a rate, and the key of what is dropped of the probabilities.
         implementation: 'plain', 'cudnn', 'splash', or None to choose.
 
     Raises:
-        ValueError: an unknown implementation, or one that cannot attend so, with the reason.
+        ValueError: an unknown implementation, or one that cannot attend so, with the reason; a bias
+            of another shape.
 
     Example:
         >>> q = jnp.ones((1, 3, 4, 8))
         >>> attend(q, q[:, :, :2], q[:, :, :2], Mask(causal=True)).shape
         (1, 3, 4, 8)
     """
+    if bias is not None:
+        _check_bias(bias, (*query.shape[:1], query.shape[2], query.shape[1], key.shape[1]))
     mask = Mask() if mask is None else mask
     if mask.window is not None and mask.window >= key.shape[1] - mask.prefix:
         mask = dataclasses.replace(mask, window=None, windowed=None)
@@ -84,6 +87,16 @@ def attend(
         key,
         value,
     )
+
+
+def _check_bias(bias: jax.Array, scores: tuple[int, ...]) -> None:
+    shape = bias.shape
+    if len(shape) != 4 or any(n not in (1, full) for n, full in zip(shape, scores, strict=True)):
+        raise ValueError(
+            f'bias has shape {shape}, and the scores [batch, heads, queries, keys] have {scores}; '
+            'write four axes, each of size one or that of the scores, such as bias[None, None] for '
+            'a bias [queries, keys]'
+        )
 
 
 def _fused(

@@ -49,7 +49,8 @@ class AttentionCore(nn.Module):
         """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
 
         mask: which keys a query sees; None for all. S counts the prefix of the mask.
-        bias: float, broadcastable to [B, N, T, S], added to the scaled (and bounded) scores.
+        bias: float, four axes, each of size one or that of [B, N, T, S], added to the scaled (and
+            bounded) scores.
         """
         rate = 0.0 if deterministic else self.dropout_rate
         return attend(
