@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Int32, Integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +79,15 @@ class Tokens:
         before = (jnp.cumsum(counts, axis=1) - counts)[rows, numbers]
         rank = upto - before - 1
         return rank, counts[rows, numbers] - 1 - rank
+
+
+def segment_positions(segments: Integer[jax.Array, 'B T']) -> Int32[jax.Array, 'B T']:
+    """Positions in packed rows: from 0, and again from 0 at each change of the id.
+
+    >>> segment_positions(jax.numpy.array([[1, 1, 1, 2, 2, 0]]))
+    Array([[0, 1, 2, 0, 1, 0]], dtype=int32)
+    """
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None, :]
+    first = jnp.ones_like(segments[:, :1], dtype=bool)
+    starts = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)

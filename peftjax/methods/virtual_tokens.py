@@ -15,7 +15,7 @@ from peftjax.core.paths import TargetError, Targets
 from peftjax.core.roles import require
 from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
-from peftjax.core.tokens import Tokens
+from peftjax.core.tokens import segment_positions
 from peftjax.core.use import ModelCall, ModuleUse
 
 Places = tuple[int, ...]
@@ -177,7 +177,7 @@ def positions_of(call: ModelCall, length: int) -> Integer[jax.Array, '_ {length}
     segments = call.given('segments')
     if segments is None:
         return jnp.arange(length, dtype=jnp.int32)[None]
-    return Tokens(segments=segments).ranks(segments.shape)[0]
+    return segment_positions(segments)
 
 
 def token_ids_of(call: ModelCall) -> Integer[jax.Array, 'B L']:

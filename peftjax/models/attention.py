@@ -90,19 +90,6 @@ class Branch(nn.Module):
         return along_batch(output)
 
 
-def segment_positions(segment_ids: jax.Array) -> jax.Array:
-    """[B, T] ids of packed sequences -> int32 [B, T], counting from 0 at each change of id.
-
-    Example:
-        >>> segment_positions(jnp.array([[1, 1, 1, 2, 2, 0]]))
-        Array([[0, 1, 2, 0, 1, 0]], dtype=int32)
-    """
-    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :]
-    first = jnp.ones_like(segment_ids[:, :1], dtype=bool)
-    starts = jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-
-
 def is_token(attention_mask: jax.Array | None) -> jax.Array | None:
     """[B, S] of ones (tokens) and zeros (padding) -> bool, for the `valid` of a mask."""
     return None if attention_mask is None else attention_mask.astype(bool)

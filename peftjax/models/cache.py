@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from peftjax.core.masks import Mask
-from peftjax.models.attention import is_token, segment_positions
+from peftjax.core.tokens import segment_positions
+from peftjax.models.attention import is_token
 
 
 class Cache(NamedTuple):
