@@ -28,8 +28,8 @@ def quantize(model: Model, scheme: str | Scheme, targets: paths.Targets | None =
 
     A quantised leaf is a `QuantizedArray` of the same shape and dtype. The model computes with its
     values: `adapt` and `apply` dequantise a weight inside of the layer that uses it, and again for
-    the backward pass, so that no copy of the base in full precision lives at any time. Every method
-    goes on top; a method that trains a copy of a leaf (`select`, `full`) copies its values.
+    the backward pass, so that no copy of the base in full precision lives at any time. Any method
+    can be trained on top; one that trains a copy of a leaf (`select`, `full`) copies its values.
     `merge` raises MergeError for a quantised leaf that an adapter acts on: give it
     `frozen._replace(params=peftjax.dequantize(frozen.params))`.
 
