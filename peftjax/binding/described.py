@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from peftjax.core.model import Model
 from peftjax.core.paths import parent
@@ -63,6 +62,10 @@ def _goes_on(state: Any, mutable: Any) -> bool:
         return True
     if isinstance(state, Mapping) and 'cache' in state:
         return True
+    if state is None:
+        return False
+    from flax import nnx  # Here, since `import peftjax` does not bring Flax.
+
     kept = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     return any(isinstance(leaf, nnx.Cache) for leaf in kept)
 

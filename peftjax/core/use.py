@@ -134,5 +134,5 @@ class ModelCall:
 
     @property
     def follows(self) -> bool:
-        """Whether the tokens go on behind those in a cache, virtual ones among them."""
+        """Whether this call continues a cached sequence, which may hold virtual tokens already."""
         return self.given('cache') is not None

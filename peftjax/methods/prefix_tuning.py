@@ -40,7 +40,7 @@ def prefix_tuning(
     core itself computes the attention over the longer keys, so that its scale, soft cap, window and
     dropout stay what they are. Cores are known by the role `attention`, see `peftjax.Roles`; those
     of Flax's attention modules are recognised, `'.../attention_fn'`.
-    Keys go in as they are, behind a rotation by position. Direct (also P-tuning v2): `P_k, P_v: [n,
+    Prefix keys are inserted after RoPE and are not rotated. Direct (also P-tuning v2): `P_k, P_v: [n,
     K, H]` train for each core, normal of deviation 0.02. With `projection` they are made as in the
     paper, `tanh(E W + b) W_l + b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and
     a last layer for each; keep that network to go on training, and drop it with `export_prefix`.

@@ -34,9 +34,9 @@ def prompt_tuning(
 
     Acts on the word embedding and on the whole call: the sequence grows by `n` virtual tokens, with
     attention masks, positions and token types to match, and outputs `[batch, length, ...]` lose
-    them again, so that they line up with the caller's tokens and labels. What a model pools it
-    pools of the longer sequence: the first position is then a virtual token, as in the Hugging Face
-    library. `n features` numbers train; a forward pass costs what `n` more tokens cost. It does not
+    them again, so that they line up with the caller's tokens and labels. Pooling runs over the
+    extended sequence, including virtual tokens: the first position is then a virtual token, as in the
+    Hugging Face library. `n features` numbers train; a forward pass costs what `n` more tokens cost. It does not
     start at the identity. It lives on activations: `merge` raises.
 
     Args:
@@ -44,8 +44,8 @@ def prompt_tuning(
       targets: regular expression, full match on the path of the word embedding; unless given, the
         role `embedding` of the model.
       init: `'vocabulary'`, rows of the embedding drawn without replacement; `'uniform'` in (-0.5,
-        0.5); `'normal'`, deviation 1; or token ids, of class labels or of a text, whose rows are
-        taken, again from the first where they are too few.
+        0.5); `'normal'`, deviation 1; or token ids (class labels, a text) whose embeddings
+        start the prompt, repeated from the first if there are too few.
       common: draw from so many first rows, which some vocabularies sort by frequency.
       places: before which token each virtual token stands, ascending; None for all in front. Tokens
         are counted without padding, so that a row means the same with padding on either side; in a

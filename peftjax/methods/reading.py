@@ -1,4 +1,4 @@
-"""What an adapter on a module reads: the module's output, its input, or the sum behind it."""
+"""Selects what a bottleneck adapter reads: the module's output, its input, or the sum behind."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -122,7 +122,7 @@ def generation_is_full_calls(adapted: Adapted) -> bool:
 
 
 def _full_call(adapted: Adapted, number: int, said: list[int]) -> np.ndarray:
-    """The logits behind a row and what was written of it; padded, so that one program serves all."""
+    """The logits behind a row and what was written of it, padded so that one program serves all."""
     row = [*(ROWS[number] if adapted.name in _DECODERS else [0]), *said]
     ids, mask = (each[:1] for each in _padded([row, [0] * 10], 'right'))
     if adapted.name in _DECODERS:
