@@ -1,6 +1,7 @@
 """A call of a model by the names and the roles of its arguments."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,10 +63,9 @@ def _goes_on(state: Any, mutable: Any) -> bool:
         return True
     if isinstance(state, Mapping) and 'cache' in state:
         return True
-    if state is None:
+    nnx: Any = sys.modules.get('flax.nnx')  # `import peftjax` does not bring it.
+    if state is None or nnx is None:
         return False
-    from flax import nnx  # Here, since `import peftjax` does not bring Flax.
-
     kept = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     return any(isinstance(leaf, nnx.Cache) for leaf in kept)
 

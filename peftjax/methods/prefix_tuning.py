@@ -39,14 +39,14 @@ def prefix_tuning(
     and, if there are any, a mask and a bias; every query sees the prefix, with a bias of zero. The
     core itself computes the attention over the longer keys, so that its scale, soft cap, window and
     dropout stay what they are. Cores are known by the role `attention`, see `peftjax.Roles`; those
-    of Flax's attention modules are recognised, `'.../attention_fn'`.
-    Prefix keys are inserted after RoPE and are not rotated. Direct (also P-tuning v2): `P_k, P_v: [n,
-    K, H]` train for each core, normal of deviation 0.02. With `projection` they are made as in the
-    paper, `tanh(E W + b) W_l + b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and
-    a last layer for each; keep that network to go on training, and drop it with `export_prefix`.
-    `n K H 2` numbers a core train (with a projection, `(projection + 1) 2 K H` a core and `n e + (e
-    + 1) projection`), and `4 n T N H + 8 n T N` FLOPs forward are added a core and example. It does
-    not start at the identity. It lives on activations: `merge` raises.
+    of Flax's attention modules are recognised, `'.../attention_fn'`. Prefix keys are inserted after
+    RoPE and are not rotated. Direct (also P-tuning v2): `P_k, P_v: [n, K, H]` train for each core,
+    normal of deviation 0.02. With `projection` they are made as in the paper, `tanh(E W + b) W_l +
+    b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and a last layer for each; keep
+    that network to go on training, and drop it with `export_prefix`. `n K H 2` numbers a core train
+    (with a projection, `(projection + 1) 2 K H` a core and `n e + (e + 1) projection`), and `4 n T
+    N H + 8 n T N` FLOPs forward are added a core and example. It does not start at the identity. It
+    lives on activations: `merge` raises.
 
     Args:
       num_virtual_tokens: `n`.

@@ -35,9 +35,9 @@ def prompt_tuning(
     Acts on the word embedding and on the whole call: the sequence grows by `n` virtual tokens, with
     attention masks, positions and token types to match, and outputs `[batch, length, ...]` lose
     them again, so that they line up with the caller's tokens and labels. Pooling runs over the
-    extended sequence, including virtual tokens: the first position is then a virtual token, as in the
-    Hugging Face library. `n features` numbers train; a forward pass costs what `n` more tokens cost. It does not
-    start at the identity. It lives on activations: `merge` raises.
+    extended sequence, including virtual tokens: the first position is then a virtual token, as in
+    the Hugging Face library. `n features` numbers train; a forward pass costs what `n` more tokens
+    cost. It does not start at the identity. It lives on activations: `merge` raises.
 
     Args:
       num_virtual_tokens: `n`.
