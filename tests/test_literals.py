@@ -33,7 +33,7 @@ X = jax.ShapeDtypeStruct((2, 8, SIDE), jnp.float32)
 @functools.cache
 def large():
     params = jax.eval_shape(_Four().init, jax.random.key(0), X)
-    return peftjax.wrap(_Four(), params, {'x': X})
+    return peftjax.wrap(_Four(), params, {'x': X}, roles=peftjax.Roles(other=('x',)))
 
 
 def _literals(text):
