@@ -12,7 +12,8 @@ import pytest
 import peftjax
 from peftjax.core import paths
 from peftjax.models.attention import AttentionCore
-from peftjax.models.t5 import T5, relative_buckets
+from peftjax.models.relative import relative_buckets
+from peftjax.models.t5 import T5
 from peftjax.models.t5_config import T5Config, parse_t5
 from tests.linen import applied, once
 

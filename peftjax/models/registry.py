@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from peftjax.models import surplus
 from peftjax.models.bert import BERT_NAMES, ROBERTA_NAMES, Bert
 from peftjax.models.bert_config import (
     BertConfig,
@@ -22,12 +23,14 @@ from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
 from peftjax.models.llama import LLAMA_NAMES, Llama
 from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
-from peftjax.models.t5 import T5, T5_NAMES
+from peftjax.models.t5 import T5
 from peftjax.models.t5_config import T5Config, parse_t5
+from peftjax.models.t5_names import T5_NAMES
 from peftjax.models.vit import DINOV2_MODULES, DINOV2_NAMES, VIT_MODULES, VIT_NAMES, ViT
 from peftjax.models.vit_config import Dinov2Config, ViTConfig, parse_vit
-from peftjax.models.whisper import WHISPER_NAMES, Whisper
+from peftjax.models.whisper import Whisper
 from peftjax.models.whisper_config import WhisperConfig, parse_whisper
+from peftjax.models.whisper_names import WHISPER_NAMES
 
 
 class Build(NamedTuple):
@@ -209,50 +212,8 @@ def _check_decoder(family: str, build: Build, task: str = 'causal_lm') -> None:
         )
 
 
-def _bert_surplus(module: Bert) -> tuple[str, ...]:
-    # The first is a buffer of old checkpoints, the second the heads of pretraining.
-    surplus = (r'embeddings\.position_ids', r'cls\..*', r'lm_head\..*')
-    if module.outputs is None:
-        surplus += (r'classifier\..*',)
-    headed = module.outputs is not None and isinstance(module.config, RobertaConfig)
-    if module.pooling != 'first' or headed:
-        surplus += (r'pooler\..*',)
-    return surplus
-
-
-def _vit_surplus(module: ViT) -> tuple[str, ...]:
-    # What was for pretraining.
-    surplus = (r'pooler\..*', r'embeddings\.mask_token')
-    return surplus + ((r'classifier\..*',) if module.outputs is None else ())
-
-
-def _llama_surplus(module: Llama | Gemma) -> tuple[str, ...]:
-    surplus = (r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
-    # Some files of tied models hold the embedding a second time under this name.
-    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
-
-
-def _gpt2_surplus(module: GPT2) -> tuple[str, ...]:
-    # Old checkpoints keep each layer's causal mask.
-    surplus = (r'h\.\d+\.attn\.(bias|masked_bias)',)
-    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
-
-
-def _t5_surplus(module: T5) -> tuple[str, ...]:
-    # The one embedding under its other names.
-    surplus = (r'(encoder|decoder)\.embed_tokens\.weight',)
-    # A head of its own beside a config that ties it without scaling is no copy: it is an error.
-    tied = module.config.tie_word_embeddings and module.config.scale_decoder_outputs
-    return surplus + ((r'lm_head\.weight',) if tied else ())
-
-
-def _whisper_surplus(module: Whisper) -> tuple[str, ...]:
-    del module
-    return (r'proj_out\.weight',)  # the decoder's embedding a second time
-
-
 _BERT = Family(
-    BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', _bert_surplus
+    BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', surplus.of_bert
 )
 _ROBERTA = Family(
     RobertaConfig,
@@ -261,11 +222,17 @@ _ROBERTA = Family(
     ROBERTA_NAMES,
     'roberta.',
     r'classifier/.*',
-    _bert_surplus,
+    surplus.of_bert,
 )
-_LLAMA = Family(LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', _llama_surplus)
-_GEMMA = Family(GemmaConfig, parse_gemma, _build_gemma, GEMMA_NAMES, 'model.', r'', _llama_surplus)
-_GPT2 = Family(GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', _gpt2_surplus)
+_LLAMA = Family(
+    LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', surplus.of_llama
+)
+_GEMMA = Family(
+    GemmaConfig, parse_gemma, _build_gemma, GEMMA_NAMES, 'model.', r'', surplus.of_llama
+)
+_GPT2 = Family(
+    GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', surplus.of_gpt2
+)
 _T5 = Family(
     T5Config,
     parse_t5,
@@ -273,7 +240,7 @@ _T5 = Family(
     T5_NAMES,
     '',
     r'',
-    _t5_surplus,
+    surplus.of_t5,
     _tokens_of_two,
 )
 _VIT = Family(
@@ -283,7 +250,7 @@ _VIT = Family(
     VIT_NAMES,
     'vit.',
     r'classifier/.*',
-    _vit_surplus,
+    surplus.of_vit,
     _pixels,
     VIT_MODULES,
 )
@@ -297,7 +264,7 @@ _WHISPER = Family(
     WHISPER_NAMES,
     'model.',
     r'',
-    _whisper_surplus,
+    surplus.of_whisper,
     _speech,
 )
 _FAMILIES = {

@@ -10,7 +10,6 @@ from jax.typing import DTypeLike
 
 from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
-from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
     Branch,
@@ -31,6 +30,7 @@ from peftjax.models.encoder_decoder_cache import (
 )
 from peftjax.models.norms import RMSNorm
 from peftjax.models.read_out import read_out
+from peftjax.models.relative import relative_buckets
 from peftjax.models.stack import apply_stack
 from peftjax.models.t5_config import T5Config
 
@@ -173,35 +173,6 @@ class _Stack(_Part):
         return self.dropout(self.norm('final_layer_norm')(x), 'dropout_final'), present
 
 
-def relative_buckets(
-    ahead: jax.Array, buckets: int, furthest: int, *, both_ways: bool
-) -> jax.Array:
-    """The bucket of each distance from a query to a key: int32, of the shape of `ahead`.
-
-    Near distances have buckets of their own, further ones share them on a logarithmic scale up to
-    `furthest`, beyond which all share the last. Looking both ways, half of the buckets are for keys
-    behind the query.
-
-    Example:
-        >>> relative_buckets(jnp.array([-3, -2, -1, 0]), 4, 8, both_ways=False)
-        Array([2, 2, 1, 0], dtype=int32)
-
-    Source: Raffel et al. 2019, https://arxiv.org/abs/1910.10683, section 2.1.
-    """
-    offset = jnp.zeros_like(ahead)
-    if both_ways:
-        buckets //= 2
-        offset = jnp.where(ahead > 0, buckets, 0)
-        distance = jnp.abs(ahead)
-    else:
-        distance = jnp.maximum(-ahead, 0)
-    exact = buckets // 2
-    scale = (buckets - exact) / math.log(furthest / exact)
-    log = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) * scale
-    far = jnp.minimum(exact + log.astype(jnp.int32), buckets - 1)
-    return (offset + jnp.where(distance < exact, distance, far)).astype(jnp.int32)
-
-
 class T5(nn.Module):
     """A T5 encoder and decoder that write: logits [B, T, V].
 
@@ -324,43 +295,3 @@ class T5(nn.Module):
         if config.scale_decoder_outputs:
             x = x * config.d_model**-0.5
         return read_out(x, embed, tied=config.tie_word_embeddings, targets=targets)
-
-
-def _stack_names(stack: str, attentions: dict[str, tuple[int, str]]) -> tuple[names.Rule, ...]:
-    block, ours = f'{stack}.block.{{layer}}.layer', f'{stack}/layers'
-    last = len(attentions)
-    first = f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias'
-    return (
-        *names.embedding(first, f'{stack}/relative_attention_bias'),
-        *(
-            rule
-            for name, (number, theirs) in attentions.items()
-            for rule in (
-                *names.norm(f'{block}.{number}.layer_norm', f'{ours}/{name}_layer_norm'),
-                *(
-                    one
-                    for letter in 'qkvo'
-                    for one in names.dense(
-                        f'{block}.{number}.{theirs}.{letter}', f'{ours}/{name}/{letter}'
-                    )
-                ),
-            )
-        ),
-        *names.norm(f'{block}.{last}.layer_norm', f'{ours}/ffn_layer_norm'),
-        *(
-            rule
-            for name in ('wi', 'wi_0', 'wi_1', 'wo')
-            for rule in names.dense(f'{block}.{last}.DenseReluDense.{name}', f'{ours}/ffn/{name}')
-        ),
-        *names.norm(f'{stack}.final_layer_norm', f'{stack}/final_layer_norm'),
-    )
-
-
-T5_NAMES = (
-    *names.embedding('shared', 'embed'),
-    *_stack_names('encoder', {'self_attn': (0, 'SelfAttention')}),
-    *_stack_names(
-        'decoder', {'self_attn': (0, 'SelfAttention'), 'cross_attn': (1, 'EncDecAttention')}
-    ),
-    *names.dense('lm_head', 'lm_head'),
-)

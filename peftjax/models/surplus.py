@@ -1,0 +1,58 @@
+"""Tensors that checkpoints of a family hold and a module has no use for: regexes of their names."""
+
+from peftjax.models.bert import Bert
+from peftjax.models.bert_config import RobertaConfig
+from peftjax.models.gemma import Gemma
+from peftjax.models.gpt2 import GPT2
+from peftjax.models.llama import Llama
+from peftjax.models.t5 import T5
+from peftjax.models.vit import ViT
+from peftjax.models.whisper import Whisper
+
+
+def of_bert(module: Bert) -> tuple[str, ...]:
+    """Of BERT and RoBERTa."""
+    # The first is a buffer of old checkpoints, the second the heads of pretraining.
+    surplus = (r'embeddings\.position_ids', r'cls\..*', r'lm_head\..*')
+    if module.outputs is None:
+        surplus += (r'classifier\..*',)
+    headed = module.outputs is not None and isinstance(module.config, RobertaConfig)
+    if module.pooling != 'first' or headed:
+        surplus += (r'pooler\..*',)
+    return surplus
+
+
+def of_vit(module: ViT) -> tuple[str, ...]:
+    """Of ViT and DINOv2."""
+    # What was for pretraining.
+    surplus = (r'pooler\..*', r'embeddings\.mask_token')
+    return surplus + ((r'classifier\..*',) if module.outputs is None else ())
+
+
+def of_llama(module: Llama | Gemma) -> tuple[str, ...]:
+    """Of Llama, Gemma and their kin."""
+    surplus = (r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
+    # Some files of tied models hold the embedding a second time under this name.
+    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
+
+
+def of_gpt2(module: GPT2) -> tuple[str, ...]:
+    """Of GPT-2."""
+    # Old checkpoints keep each layer's causal mask.
+    surplus = (r'h\.\d+\.attn\.(bias|masked_bias)',)
+    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
+
+
+def of_t5(module: T5) -> tuple[str, ...]:
+    """Of T5."""
+    # The one embedding under its other names.
+    surplus = (r'(encoder|decoder)\.embed_tokens\.weight',)
+    # A head of its own beside a config that ties it without scaling is no copy: it is an error.
+    tied = module.config.tie_word_embeddings and module.config.scale_decoder_outputs
+    return surplus + ((r'lm_head\.weight',) if tied else ())
+
+
+def of_whisper(module: Whisper) -> tuple[str, ...]:
+    """Of Whisper."""
+    del module
+    return (r'proj_out\.weight',)  # the decoder's embedding a second time
