@@ -7,7 +7,7 @@ traced abstractly.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -128,6 +128,13 @@ class _Stack(_Part):
 
 class Transformer(_Part):
     """Logits [B, T, V] of a decoder, or of an encoder and a decoder that reads it."""
+
+    peftjax_roles: ClassVar[peftjax.Roles] = peftjax.Roles(
+        token_ids='input_ids',
+        decoder_ids='decoder_input_ids',
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
 
     @nn.compact
     def __call__(self, input_ids, decoder_input_ids=None):

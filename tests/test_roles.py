@@ -166,6 +166,30 @@ def test_a_prefix_behind_an_adaption_prompt_keeps_it():
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
+class _Causal(nnx.Module):
+    peftjax_roles = peftjax.Roles(other=('x',))
+
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.attention(x, is_causal=True)
+
+
+def test_what_flax_makes_causal_stays_so_behind_a_prefix():
+    """A later token changes nothing of those before it, and a prefix is seen by all."""
+    x = jax.random.normal(KEY, (1, 5, 8))
+    with jax.numpy_dtype_promotion('standard'):  # Flax joins masks of two types.
+        model = peftjax.wrap(_Causal(nnx.Rngs(0)), None, x)
+        adapter, frozen = moved(PREFIX, model)
+        predict = peftjax.adapt(model, PREFIX)
+        whole, first = predict(adapter, frozen, x), predict(adapter, frozen, x[:, :3])
+        plain = model.apply(model.params, x)
+    np.testing.assert_allclose(whole[:, :3], first, atol=1e-6)
+    assert jnp.abs(whole - plain).min(axis=-1).max() > 1e-4
+    assert bool((jnp.abs(whole - plain).max(axis=-1) > 1e-3).all())
+
+
 class _Dropped(nnx.Module):
     def __init__(self, **streams):
         rngs = nnx.Rngs(**streams) if streams else nnx.Rngs(0)

@@ -54,7 +54,7 @@ class _LinenText(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array, real: jax.Array) -> jax.Array:
         x = nn.Embed(VOCABULARY, WIDTH, name='embed')(ids)
-        mask = nn.combine_masks(nn.make_causal_mask(ids), real[:, None, None, :] == 1)
+        mask = nn.make_causal_mask(ids, dtype=bool) & (real[:, None, None, :] == 1)
         for number in range(2):
             attention = nn.MultiHeadDotProductAttention(2, name=f'attention_{number}')
             x = x + attention(nn.LayerNorm(name=f'norm_{number}')(x), mask=mask)
@@ -68,7 +68,7 @@ class _NnxBlock(nnx.Module):
         self.dense = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        x = x + self.attention(x, mask=mask, is_causal=True)
+        x = x + self.attention(x, mask=mask)
         return x + self.dense(nnx.gelu(x))
 
 
@@ -82,7 +82,7 @@ class _NnxText(nnx.Module):
 
     def __call__(self, ids: jax.Array, real: jax.Array) -> jax.Array:
         x = self.embed(ids)
-        mask = jnp.broadcast_to((real == 1)[:, None, None, :], (len(ids), 1, *ids.shape[1:] * 2))
+        mask = jnp.tril(jnp.ones((1, 1, *ids.shape[1:] * 2), bool)) & (real == 1)[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
         return self.head(x)
