@@ -22,7 +22,9 @@ nox.options.sessions = ('pinned', 'oldest', 'newest', 'wheel')
 # What stands on JAX itself: how models are traced and run, and what is done to the programs.
 LIBRARY_TESTS = tuple(
     f'tests/test_{name}.py'
-    for name in 'jaxprs binding views core contract quantize vectorize generation sharding'.split()
+    for name in (
+        'jaxprs binding views core roles attend contract quantize vectorize generation sharding'
+    ).split()
 )
 # The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
 OLDEST_TESTS = tuple(

@@ -102,8 +102,9 @@ def _streams(module: nnx.Module) -> list[Any]:
 
 def _counts(module: nnx.Module, without: set[str]) -> list[Any]:
     """How often each random stream was drawn from, but for those of some names."""
-    streams = _streams(module)
-    return [stream.count.get_value() for stream in streams if stream.key.tag not in without]
+    state = nnx.state(module, nnx.RngCount)
+    counts = jax.tree.leaves(state, is_leaf=lambda leaf: hasattr(leaf, 'tag'))
+    return [jax.tree.leaves(count)[0] for count in counts if count.tag not in without]
 
 
 def _depends_on_streams(
