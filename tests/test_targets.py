@@ -62,9 +62,9 @@ def test_top_modules_in_a_tuple_mean_what_they_did():
 
 def test_names_of_modules_and_of_leaves():
     model = MODELS['linen looped']()
-    assert [site.path for site in model.sites.match_modules(['core'])] == [
-        'layers_0/core',
-        'layers_1/core',
+    assert [site.path for site in model.sites.match_modules(['attention_fn'])] == [
+        'layers_0/attention/attention_fn',
+        'layers_1/attention/attention_fn',
     ]
     biases = model.sites.match_leaves(['bias'])
     assert biases == model.sites.match_leaves(r'.*/bias') and len(biases) > 4
@@ -79,7 +79,7 @@ def test_each_entry_must_match(targets):
         peftjax.TargetError, lambda: model.sites.match_weights(targets), "'valeu'", '/value'
     )
     # Of a module and of a leaf too.
-    assert_raises(peftjax.TargetError, lambda: model.sites.match_modules(['coer']), 'core')
+    assert_raises(peftjax.TargetError, lambda: model.sites.match_modules(['nrom']), 'norm')
     assert_raises(peftjax.TargetError, lambda: model.sites.match_leaves(['bais']), '/bias')
 
 
