@@ -58,6 +58,8 @@ def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[
 
 def _goes_on(state: Any, mutable: Any) -> bool:
     """Whether a call goes on with keys and values that Flax's modules keep as state."""
+    if mutable is True:  # Everything may change, a cache too.
+        return True
     collections = (mutable,) if isinstance(mutable, str) else mutable
     if isinstance(collections, list | tuple) and 'cache' in collections:
         return True

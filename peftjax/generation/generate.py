@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.model import Model
 from peftjax.core.roles import Roles
-from peftjax.core.rules import ROOT, CallRule
+from peftjax.core.rules import ROOT, CallRule, Rule
 from peftjax.core.transform import PeftTransform
 from peftjax.generation.prompts import Ids, read_prompts
 from peftjax.generation.sampling import Sampling
@@ -104,7 +104,6 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         rules, params = precompute(model, method.rules(adapter, frozen.own), frozen.params)
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
-        whole = any(getattr(rule, 'whole', False) for rule in rules.values())
 
         def call(**keywords: Any) -> Any:
             return evaluate_precomputed(model, rules, params, None, calls.split((), keywords))
@@ -112,12 +111,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         def follow(tokens: Int32[jax.Array, ' B'], cache: Any) -> Any:
             return call(**{written_as: tokens[:, None], roles.cache: cache})
 
-        if whole and isinstance(root, CallRule) and root.keeps_virtual:
-            raise ValueError(
-                'a method that reads whole examples calls the model on whole rows, whose outputs '
-                'must be those of the tokens: write keep_virtual=False'
-            )
-        if whole:
+        if _reads_whole_examples(rules):
             again, logits, row = _on_whole_rows(roles, call, read, settings)
             return _write(again, logits, row, key, settings)
         first, given = _first_call(roles, read, virtual, settings.start)
@@ -149,6 +143,22 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         return compiled(adapter, frozen, read, key, settings=settings)
 
     return generate
+
+
+def _reads_whole_examples(rules: Mapping[str, Rule]) -> bool:
+    """Whether each token needs a call on the whole row.
+
+    Raises:
+        ValueError: the outputs of such calls hold virtual tokens.
+    """
+    whole = any(getattr(rule, 'whole', False) for rule in rules.values())
+    root = rules.get(ROOT)
+    if whole and isinstance(root, CallRule) and root.keeps_virtual:
+        raise ValueError(
+            'a method that reads whole examples calls the model on whole rows, whose outputs '
+            'must be those of the tokens: write keep_virtual=False'
+        )
+    return whole
 
 
 def _first_call(

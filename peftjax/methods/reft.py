@@ -183,29 +183,12 @@ def _reft(
             site.path: Entry(
                 kind.name,
                 {
-                    unit: init_unit(paths.fold_in(key, f'{site.path}/{unit}'), site)
+                    unit: _start(kind, paths.fold_in(key, f'{site.path}/{unit}'), site, rank, dtype)
                     for unit in units
                 },
             )
             for site in model.sites.match_modules(targets)
         }
-
-    def init_unit(key: PRNGKeyArray, site: ModuleSite) -> Unit:
-        if rank > site.features:
-            raise ValueError(
-                f'rank {rank} is larger than the width of module {site.path!r} {site.shape} '
-                f'{site.dtype}; write at most rank={site.features}'
-            )
-        shape, bound = (*site.stack, site.features, rank), site.features**-0.5
-        keys = jax.random.split(key, 3)
-        draw = jax.random.uniform(keys[0], shape, dtype, -bound, bound)
-        projection = (
-            jax.nn.initializers.orthogonal()(keys[1], shape, jnp.float32).astype(dtype)
-            if kind.orthonormal
-            else jax.random.uniform(keys[1], shape, dtype, -bound, bound)
-        )
-        bias = jax.random.uniform(keys[2], (*site.stack, rank), dtype, -bound, bound)
-        return {'weight': draw, 'bias': bias, 'projection': projection}
 
     def rules(adapter: dict[str, Entry], own: Any) -> dict[str, ModuleRule]:
         del own
@@ -234,6 +217,25 @@ def _reft(
         return apply
 
     return PeftTransform(start, rules)
+
+
+def _start(kind: _Kind, key: PRNGKeyArray, site: ModuleSite, rank: int, dtype: Any) -> Unit:
+    """What a unit at `site` starts from."""
+    if rank > site.features:
+        raise ValueError(
+            f'rank {rank} is larger than the width of module {site.path!r} {site.shape} '
+            f'{site.dtype}; write at most rank={site.features}'
+        )
+    shape, bound = (*site.stack, site.features, rank), site.features**-0.5
+    keys = jax.random.split(key, 3)
+    draw = jax.random.uniform(keys[0], shape, dtype, -bound, bound)
+    projection = (
+        jax.nn.initializers.orthogonal()(keys[1], shape, jnp.float32).astype(dtype)
+        if kind.orthonormal
+        else jax.random.uniform(keys[1], shape, dtype, -bound, bound)
+    )
+    bias = jax.random.uniform(keys[2], (*site.stack, rank), dtype, -bound, bound)
+    return {'weight': draw, 'bias': bias, 'projection': projection}
 
 
 def _edit(
