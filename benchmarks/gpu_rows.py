@@ -24,7 +24,6 @@ import optax
 import peftjax
 from benchmarks import gpu_attention
 from benchmarks.gpu_models import METHODS, abstract_model, batch_of, parameters, random_model
-from peftjax import training
 
 Result = dict[str, Any]
 
@@ -35,13 +34,13 @@ def train(row: dict[str, Any]) -> Result:
     transform, optimizer = METHODS[row['method']](), optax.adamw(1e-4)
     shapes = abstract_model(row['shape'], remat=row['remat'], quantize=quantize)
     ids = jax.ShapeDtypeStruct((row['rows'], row['length']), jnp.int32)
-    plan = training.plan(shapes, transform, optimizer, {'input_ids': ids, 'targets': ids})
+    plan = peftjax.plan.plan(shapes, transform, optimizer, {'input_ids': ids, 'targets': ids})
     model = random_model(row['shape'], remat=row['remat'], quantize=quantize)
     batch = batch_of(row['shape'], row['rows'], row['length'])
-    step = training.make_train_step(_loss(shapes, transform), optimizer)
+    step = peftjax.train.make_train_step(_loss(shapes, transform), optimizer)
     adapter = _adapter(transform, model)
     frozen = transform.freeze(model, adapter)
-    state = training.init_state(adapter, optimizer, jax.random.key(2))
+    state = peftjax.train.init_state(adapter, optimizer, jax.random.key(2))
     del model, adapter  # The base of `full` is then held no more.
     trainable = sum(leaf.size for leaf in jax.tree.leaves(state.adapter))
     compiled, seconds = _compile(jax.jit(step, donate_argnums=0), state, frozen, batch)
@@ -61,7 +60,7 @@ def train(row: dict[str, Any]) -> Result:
         'compile_seconds': seconds,
         'trainable': trainable,
         'losses': [losses[0], losses[-1]],
-        'kernels': training.kernels(compiled.as_text() or ''),
+        'kernels': peftjax.plan.kernels(compiled.as_text() or ''),
     }
 
 
@@ -72,10 +71,10 @@ def sweep(row: dict[str, Any]) -> Result:
     batch = batch_of(row['shape'], row['rows'], row['length'])
     optimizer = optax.adamw(1e-4)
     adapters = [_adapter(transform, model, run) for run in range(row['runs'])]
-    states = [training.init_state(each, optimizer, jax.random.key(0)) for each in adapters]
-    frozen, axes = training.share([transform.freeze(model, each) for each in adapters])
-    states = training.stack(states)
-    step = training.make_train_step(_loss(model, transform), optimizer)
+    states = [peftjax.train.init_state(each, optimizer, jax.random.key(0)) for each in adapters]
+    frozen, axes = peftjax.train.share([transform.freeze(model, each) for each in adapters])
+    states = peftjax.train.stack(states)
+    step = peftjax.train.make_train_step(_loss(model, transform), optimizer)
     many = jax.jit(jax.vmap(step, in_axes=(0, axes, None)), donate_argnums=0)
     count = parameters(model)
     del model, adapters
@@ -124,7 +123,7 @@ def decode(row: dict[str, Any]) -> Result:
     }
 
 
-def _loss(model: peftjax.Model, transform: peftjax.PeftTransform) -> training.LossFunction:
+def _loss(model: peftjax.Model, transform: peftjax.PeftTransform) -> peftjax.train.LossFunction:
     predict = peftjax.adapt(model, transform)
 
     def loss(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:

@@ -14,7 +14,7 @@ import numpy as np
 import peftjax
 from benchmarks import turns
 from benchmarks.cases import program, workload
-from peftjax.training import init_state
+from peftjax.train import init_state
 
 
 def batch_arrays(shapes: Any, task: dict[str, Any]) -> Any:

@@ -42,14 +42,14 @@ def search_few(trial):
 # The command, with a line in a file for each row that it trains from its first step on.
 _RUN = """
 import os, pathlib, runpy, sys
-from experiments.sweeps import train as training
+from peftjax.sweep import train as sweep_train
 note = pathlib.Path(sys.argv.pop(1))
-train = training.train_group
+train = sweep_train.train_group
 def noted(group, *others):
     with note.open('a') as file:
         file.write(f'{os.getpid()} {group.name}\\\\n')
     return train(group, *others)
-training.train_group = noted
+sweep_train.train_group = noted
 runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)
 """
 

@@ -24,7 +24,6 @@ import numpy as np
 import optax
 
 import peftjax
-from peftjax import training
 
 ROOT = pathlib.Path(__file__).parents[1]
 RATES, RANKS = (1e-4, 3e-4, 1e-3, 3e-3), (2, 4, 8, 16)
@@ -38,9 +37,9 @@ def together(at_once: int) -> None:
     model, batches = _model(), _batches()
     runs = [_run(model, rank, seed) for seed, (_, rank) in enumerate(RUNS)]
     # The step of the last run, whose rank is the largest.
-    frozen, axes = training.share([frozen for _, _, frozen in runs])
+    frozen, axes = peftjax.train.share([frozen for _, _, frozen in runs])
     step = jax.jit(jax.vmap(runs[-1][0], in_axes=(0, 0, axes, None)), donate_argnums=1)
-    states = training.stack([state for _, state, _ in runs])
+    states = peftjax.train.stack([state for _, state, _ in runs])
     rates = np.asarray([rate for rate, _ in RUNS], np.float32)
     parts = [slice(first, first + at_once) for first in range(0, len(runs), at_once)]
     states = [jax.tree.map(lambda leaf, p=p: leaf[p], states) for p in parts]
@@ -105,10 +104,10 @@ def _run(model, rank: int, seed: int):
 
     def step(rate, state, frozen, batch):
         optimizer = optax.adamw(rate, weight_decay=0.01)
-        return training.make_train_step(loss, optimizer)(state, frozen, batch)
+        return peftjax.train.make_train_step(loss, optimizer)(state, frozen, batch)
 
     adapter, frozen = tx.init(jax.random.key(seed), model)
-    state = training.init_state(adapter, optax.adamw(1.0), jax.random.key(seed))
+    state = peftjax.train.init_state(adapter, optax.adamw(1.0), jax.random.key(seed))
     return step, state, frozen
 
 

@@ -95,7 +95,7 @@ def few_shot(lr: float, steps: int) -> Config:
     """T0-3B on 32 examples of RTE: T-Few's comparison of methods (arXiv:2205.05638, appendix D).
 
     Adafactor, a batch of 8, warm-up over 6 % of the steps; clipping at 1 is from the authors' code.
-    The loss adds `peftjax.training.length_normalised_loss` and `unlikelihood_loss`.
+    The loss adds `peftjax.train.length_normalised_loss` and `unlikelihood_loss`.
     """
     c = text('bigscience/T0_3B', 'rte_few_shot', lr, 8, f'{steps} steps', (256,), task='seq2seq_lm')
     c.optimizer, c.adafactor = 'adafactor', ConfigDict()

@@ -6,7 +6,7 @@
 
 Data: `{split}` stands for train, validation and test; a single table without it is split 70 : 10 :
     20 by a hash of its rows; 'hf:org/name:config#{split}' is read by the datasets library.
-Expected: nothing, since the data are yours; `experiments.own_data` says what a row becomes.
+Expected: nothing, since the data are yours; `peftjax.train.tasks.own_data` says what a row becomes.
 """
 
 from ml_collections import ConfigDict

@@ -33,13 +33,13 @@ from rich.console import Console
 
 import configs
 import peftjax
-from experiments import build, comparison
-from experiments.config import Config
-from experiments.data import Batch, collate
-from experiments.optimizers import build_optimizer, numbers_of
-from experiments.packing import Row
-from experiments.progress import terminal
-from peftjax.training import init_state, make_train_step
+from experiments import comparison
+from peftjax.train import build, init_state, make_train_step
+from peftjax.train.config import Config
+from peftjax.train.data.batches import Batch, collate
+from peftjax.train.data.packing import Row
+from peftjax.train.optimizers import build_optimizer, numbers_of
+from peftjax.train.progress import terminal
 
 _FACTOR = 10**0.5  # between neighbours in the grid of rates
 _FROZEN = {'frozen': 'lora_sentiment:head'}

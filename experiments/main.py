@@ -16,10 +16,10 @@ import jax
 from absl import app, flags, logging
 
 from experiments.command_line import CONFIG, WORKDIR, read_flags
-from experiments.compiled import keep_compiled_programs
-from experiments.endings import plain_endings
-from experiments.progress import terminal
-from experiments.train import train
+from peftjax.train.compilation_cache import keep_compiled_programs
+from peftjax.train.endings import plain_endings
+from peftjax.train.loop import train
+from peftjax.train.progress import terminal
 
 flags.mark_flag_as_required('workdir')
 _PROFILE = flags.DEFINE_bool(

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from absl import app, flags
 
 import peftjax
-from experiments.build import build_transform
 from experiments.command_line import CONFIG, read_flags
-from experiments.config import Config
-from experiments.optimizers import build_optimizer
-from peftjax import training
+from peftjax.train.build import build_transform
+from peftjax.train.config import Config
+from peftjax.train.optimizers import build_optimizer
 
 _MACHINE = flags.DEFINE_enum(
-    'machine', None, list(training.MACHINES), 'Each device; else that of --topology.'
+    'machine', None, list(peftjax.plan.MACHINES), 'Each device; else that of --topology.'
 )
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
@@ -33,11 +32,11 @@ _TOPOLOGY = flags.DEFINE_string(
 
 def plans(
     config: Config, machine: str | None = None, topology: str | None = None
-) -> dict[str, training.Plan]:
+) -> dict[str, peftjax.plan.Plan]:
     """The plan of a config's method, and of full fine-tuning beside it.
 
     Raises:
-        ValueError: a method whose arguments data decide, or what `peftjax.training.plan` raises.
+        ValueError: a method whose arguments data decide, or what `peftjax.plan.estimate` raises.
     """
     if config.found:
         raise ValueError(
@@ -45,20 +44,20 @@ def plans(
             'be planned without them'
         )
     # Before anything else uses JAX, which else may give the compiler of the topology up.
-    mesh = training.mesh_for(topology, **config.mesh)
+    mesh = peftjax.plan.mesh_for(topology, **config.mesh)
     settings = {name: value for name, value in config.model.items() if name != 'key'}
     model = peftjax.load(**settings, abstract=True)
     size = config.data.batch_size // config.accumulate
     inputs = peftjax.abstract_inputs(model, size, max(config.data.lengths))
     methods = {'+'.join(config.peft): build_transform(config), 'full': peftjax.full()}
     return {
-        name: training.plan(
+        name: peftjax.plan.plan(
             model,
             transform,
             build_optimizer(config, 1000),
             inputs,
             mesh=mesh,
-            machine=training.MACHINES[machine] if machine else None,
+            machine=peftjax.plan.MACHINES[machine] if machine else None,
             compiled=topology is not None,
         )
         for name, transform in methods.items()
@@ -68,7 +67,7 @@ def plans(
 def main(argv: Sequence[str]) -> None:
     del argv
     try:
-        print(training.table(plans(CONFIG.value, _MACHINE.value, _TOPOLOGY.value)))
+        print(peftjax.plan.table(plans(CONFIG.value, _MACHINE.value, _TOPOLOGY.value)))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import app
 
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.page import write_report
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.page import write_report
 
 
 def main(argv: Sequence[str]) -> None:

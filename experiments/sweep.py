@@ -15,16 +15,16 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.command_line import CONFIG, WORKDIR, read_flags
-from experiments.compiled import keep_compiled_programs
-from experiments.endings import plain_endings
-from experiments.progress import terminal
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.on_ray import OnRay
-from experiments.sweeps.pruning import SCORES, Halving, either
-from experiments.sweeps.rows import expand, load_module
-from experiments.sweeps.run import Sweep
-from experiments.sweeps.search import SAMPLERS, Search
-from experiments.sweeps.work import here
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.on_ray import OnRay
+from peftjax.sweep.pruning import SCORES, Halving, either
+from peftjax.sweep.rows import expand, load_module
+from peftjax.sweep.run import Sweep
+from peftjax.sweep.search import SAMPLERS, Search
+from peftjax.sweep.work import here
+from peftjax.train.compilation_cache import keep_compiled_programs
+from peftjax.train.endings import plain_endings
+from peftjax.train.progress import terminal
 
 flags.mark_flag_as_required('workdir')
 _SWEEP = flags.DEFINE_string('sweep', None, 'sweep_<name> of the config file.')

@@ -101,11 +101,12 @@ _LATE = {
     'Tokenizer': 'peftjax.interop.tokenizer',
     'TokenScores': 'peftjax.models.read_out',
     'testing': 'peftjax.testing',
-    'training': 'peftjax.training',
+    'plan': 'peftjax.plan',
+    'train': 'peftjax.train',
 }
 
 if TYPE_CHECKING:
-    from peftjax import testing, training
+    from peftjax import plan, testing, train
     from peftjax.binding.wrap import wrap
     from peftjax.generation.generate import generator
     from peftjax.generation.prompts import pad_left
@@ -252,7 +253,8 @@ __all__ = [
     'summary',
     'targets',
     'testing',
-    'training',
+    'plan',
+    'train',
     'top_layers',
     'trainable_tokens',
     'unipelt',

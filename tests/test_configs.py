@@ -14,16 +14,17 @@ from rich.console import Console
 import peftjax
 from configs import base
 from configs.args import parse_arg
-from experiments import build, found, tasks, train
-from experiments.config import Config
-from experiments.data import collate
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig, RobertaConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.t5 import T5
 from peftjax.models.t5_config import T5Config
-from peftjax.training import init_state, make_train_step
+from peftjax.train import build, found, init_state, make_train_step
+from peftjax.train import loop as train
+from peftjax.train.config import Config
+from peftjax.train.data.batches import collate
+from peftjax.train.tasks import registry as tasks
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import cadence, corpora, data
-from experiments.packing import chat_row, pack, pad
+from peftjax.train import cadence
+from peftjax.train.data import batches as data
+from peftjax.train.data import corpora
+from peftjax.train.data.packing import chat_row, pack, pad
 
 HEADER = 'category,text,movie_name,has_plot_and_reviews\n'
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import peftjax
-from peftjax import testing, training
+from peftjax import testing
 from tests.test_imports import LIBRARY, ROOT, imported_roots
 
 PAGES = [*ROOT.glob('*.md'), *ROOT.glob('*/*.md')]
@@ -98,12 +98,12 @@ def test_the_method_that_contributors_are_shown_keeps_the_contract():
 
 def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
     names: dict = {}
-    (shown,) = [block for block in _python('docs/sweeps.md') if 'training.stack' in block]
+    (shown,) = [block for block in _python('docs/sweeps.md') if 'peftjax.train.stack' in block]
     exec(shown, names)
     for run, (state, frozen) in enumerate(names['starts']):
         numbers = jax.tree.map(lambda each, run=run: each[run], names['numbers'])
         alone, _ = names['step'](numbers, state, frozen, names['batch'])
-        mine = training.row(names['states'], run, like=state)
+        mine = peftjax.train.row(names['states'], run, like=state)
         for found, expected in zip(
             jax.tree.leaves(mine.adapter), jax.tree.leaves(alone.adapter), strict=True
         ):
@@ -112,7 +112,7 @@ def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/sweeps.md', 'experiments/optional.py'])
+@pytest.mark.parametrize('page', ['README.md', 'docs/sweeps.md', 'peftjax/train/optional.py'])
 def test_groups_that_are_named_are_there(page):
     groups = tomllib.loads((ROOT / 'pyproject.toml').read_text())['dependency-groups']
     named = re.findall(r'--group (\w[\w-]*)', (ROOT / page).read_text())

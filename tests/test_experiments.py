@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import lora_smollm2
-from experiments import build, data, train
 from experiments.command_line import read_flags
-from experiments.config import Config
-from experiments.metrics import MetricsWriter, read_metrics
-from experiments.window import NonFiniteError
+from peftjax.train import build
+from peftjax.train import loop as train
+from peftjax.train.config import Config
+from peftjax.train.data import batches as data
+from peftjax.train.trackers.log import MetricsWriter, read_metrics
+from peftjax.train.window import NonFiniteError
 from tests import tiny_runs
 from tests.whole_runs import ROOT, bits, final_states, run_command, run_config, without_rates
 
@@ -218,7 +220,8 @@ def test_compiled_programs_are_kept_where_the_environment_says(named, folder, tm
     if named is not None:
         environment['JAX_COMPILATION_CACHE_DIR'] = named and str(tmp_path / named)
     code = (
-        'import jax, jax.numpy as jnp; from experiments.compiled import keep_compiled_programs\n'
+        'import jax, jax.numpy as jnp\n'
+        'from peftjax.train.compilation_cache import keep_compiled_programs\n'
         'keep_compiled_programs()\n'
         'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
         'jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8)))\n'

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax import training
 from peftjax.core import paths
 from peftjax.core.quantized import is_quantized
 from peftjax.quantize.compensated import pack_compensated
 from peftjax.quantize.model import quantizable
 from peftjax.quantize.nf4 import VALUES
-from peftjax.training.moments import moments
+from peftjax.train.moments import moments
 from tests.contract_models import IDS, MODELS
 
 
@@ -48,7 +47,7 @@ def test_codes_are_those_of_the_papers_algorithm(columns, double):
 def test_a_model_changes_less_than_by_rounding_alone(form):
     model = MODELS[form]()
     batches = [{'ids': IDS}, {'ids': IDS[::-1]}]
-    small, scheme = training.gptq(model, batches), peftjax.NF4()
+    small, scheme = peftjax.train.gptq(model, batches), peftjax.NF4()
     plain = peftjax.quantize(model, scheme)
     assert jax.tree.structure(small.params) == jax.tree.structure(plain.params)
     for mine, theirs in zip(*map(jax.tree.leaves, (small.params, plain.params)), strict=True):
@@ -73,19 +72,19 @@ def test_a_model_changes_less_than_by_rounding_alone(form):
 
 def test_what_counts_decides_and_what_is_quantised_stays():
     model = MODELS['linen looped']()
-    first = training.gptq(model, [{'ids': IDS}], targets=r'layers_0/.*kernel')
-    second = training.gptq(first, [{'ids': IDS}])
+    first = peftjax.train.gptq(model, [{'ids': IDS}], targets=r'layers_0/.*kernel')
+    second = peftjax.train.gptq(first, [{'ids': IDS}])
     flat = [paths.flatten(each.params) for each in (first, second)]
     assert all(is_quantized(flat[1][path]) for path in quantizable(model.sites))
     for path in quantizable(model.sites, r'layers_0/.*kernel'):
         np.testing.assert_array_equal(flat[0][path].arrays['codes'], flat[1][path].arrays['codes'])
-    assert training.gptq(second, []) is second
+    assert peftjax.train.gptq(second, []) is second
 
     def counted(batch):
         return jnp.broadcast_to(jnp.arange(8)[:, None] < 4, (8, 5))
 
-    half = training.gptq(model, [{'ids': IDS}], counted=counted)
-    alone = training.gptq(model, [{'ids': IDS[:4]}])
+    half = peftjax.train.gptq(model, [{'ids': IDS}], counted=counted)
+    alone = peftjax.train.gptq(model, [{'ids': IDS[:4]}])
     for mine, theirs in zip(*map(jax.tree.leaves, (half.params, alone.params)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -94,10 +93,10 @@ def test_gptq_refuses_what_it_cannot_learn_from():
     mlp = peftjax.testing.tiny_mlp()
     x = jnp.ones((2, 4))
     with pytest.raises(ValueError, match='no batches'):
-        training.gptq(mlp, [], targets=r'hidden')
+        peftjax.train.gptq(mlp, [], targets=r'hidden')
     with pytest.raises(ValueError, match='damping must be above 0, got 0.0'):
-        training.gptq(mlp, [{'x': x}], targets=r'hidden', damping=0.0)
+        peftjax.train.gptq(mlp, [{'x': x}], targets=r'hidden', damping=0.0)
     with pytest.raises(ValueError, match="'hidden/kernel' are not finite"):
-        training.gptq(mlp, [{'x': x.at[0, 1].set(jnp.nan)}], targets=r'hidden')
+        peftjax.train.gptq(mlp, [{'x': x.at[0, 1].set(jnp.nan)}], targets=r'hidden')
     with pytest.raises(peftjax.TargetError, match='hiden'):
-        training.gptq(mlp, [{'x': x}], targets=r'hiden')
+        peftjax.train.gptq(mlp, [{'x': x}], targets=r'hiden')

@@ -96,7 +96,7 @@ def test_it_needs_no_package_but_what_trains():
     """It must run where only the training dependencies are installed."""
     names = 'gguf grain ml_collections tensorboardX pyarrow datasets tokenizers safetensors'
     program = f'import sys; sys.modules.update(dict.fromkeys({names.split()!r}))\n'
-    program += 'import peftjax, peftjax.training\nfrom benchmarks import gpu, gpu_rows\n'
+    program += 'import peftjax, peftjax.train\nfrom benchmarks import gpu, gpu_rows\n'
     done = subprocess.run(
         [sys.executable, '-c', program], cwd=gpu.ROOT, capture_output=True, text=True, check=False
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import peftjax
-from peftjax import testing, training
+from peftjax import plan, testing, train
 
 ROOT = Path(__file__).parents[1]
 # A row of the table in CONTRIBUTING.md: a folder or a file, what it is for, what it may import.
@@ -23,11 +23,19 @@ ALLOWED = {
 FOLDERS = sorted({where.split('/')[0] for where in ALLOWED})
 LIBRARY = sorted((ROOT / 'peftjax').rglob('*.py'))
 OURS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.py'))]
+# Packages whose module has another name.
+_IMPORTED_AS = {
+    'absl-py': 'absl',
+    'orbax-checkpoint': 'orbax',
+    'pillow': 'PIL',
+    'scikit-learn': 'sklearn',
+}
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 _PUBLIC = {
-    *('peftjax', 'peftjax.training', 'peftjax.testing'),
+    *('peftjax', 'peftjax.plan', 'peftjax.train', 'peftjax.testing'),
     *(f'peftjax.{name}' for name in peftjax.__all__),
-    *(f'peftjax.training.{name}' for name in training.__all__),
+    *(f'peftjax.plan.{name}' for name in plan.__all__),
+    *(f'peftjax.train.{name}' for name in train.__all__),
     *(f'peftjax.testing.{name}' for name in vars(testing) if not name.startswith('_')),
 }
 
@@ -97,10 +105,10 @@ def test_every_file_follows_the_arrows(path):
     [
         ('peftjax.core.paths', 'peftjax/methods', True),
         ('peftjax.binding.adapt', 'peftjax/methods', False),
-        ('experiments.build', 'peftjax/training', False),
-        ('peftjax.training.plan', 'experiments/sweeps', True),
-        ('peftjax.core.paths.near_names', 'experiments/sweeps', False),
-        ('experiments.sweeps.rows', 'configs', False),
+        ('peftjax.train.build', 'peftjax/plan', True),
+        ('peftjax.plan.estimate', 'peftjax/sweep', True),
+        ('peftjax.core.paths.near_names', 'peftjax/sweep', False),
+        ('peftjax.sweep.rows', 'configs', False),
         ('peftjax.core.paths', 'benchmarks', True),
         ('numpy', 'configs', True),
     ],
@@ -118,14 +126,27 @@ def test_no_import_hides_inside_a_function(path):
             assert not hidden, f'{_name(path)}:{hidden[0].lineno} imports inside a function'
 
 
-def test_the_library_imports_what_it_declares_and_declares_what_it_imports():
+def _declared(section: str, key: str) -> set[str]:
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
-    lines = config['options']['install_requires'].splitlines()
-    declared = {re.split(r'[>=<\[]', line)[0] for line in lines if line and line[0] != '#'}
-    assert (
-        imported_roots(LIBRARY) == declared
-    )  # true as long as these are installed by the name they are imported by
+    lines = [line for line in config[section][key].splitlines() if line and line[0] != '#']
+    names = {re.split(r'[>=<\[]', line)[0] for line in lines}
+    return {_IMPORTED_AS.get(name, name.replace('-', '_')) for name in names}
+
+
+def _needs_an_extra(path: Path) -> bool:
+    return path.relative_to(ROOT / 'peftjax').parts[0] in ('train', 'sweep')
+
+
+def test_the_library_imports_what_it_declares_and_declares_what_it_imports():
+    declared = _declared('options', 'install_requires')
+    assert imported_roots([path for path in LIBRARY if not _needs_an_extra(path)]) == declared
+
+
+def test_training_imports_what_its_extras_declare():
+    extras = [_declared('options.extras_require', name) for name in ('train', 'search')]
+    needed = imported_roots([path for path in LIBRARY if _needs_an_extra(path)])
+    assert needed <= set().union(_declared('options', 'install_requires'), *extras)
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=_name)
@@ -153,11 +174,11 @@ def test_importing_peftjax_brings_nothing_that_methods_do_not_need():
 @pytest.mark.parametrize(
     'code',
     [
-        'import peftjax; print(peftjax.training.eva.__name__)',
-        'import peftjax; import peftjax.training; print(peftjax.training.eva.__name__)',
-        'import peftjax.training; print(peftjax.training.eva.__name__)',
-        'from peftjax import training; print(training.eva.__name__)',
-        'from peftjax import *; print(training.eva.__name__)',
+        'import peftjax; print(peftjax.train.eva.__name__)',
+        'import peftjax; import peftjax.train; print(peftjax.train.eva.__name__)',
+        'import peftjax.train; print(peftjax.train.eva.__name__)',
+        'from peftjax import train; print(train.eva.__name__)',
+        'from peftjax import *; print(train.eva.__name__)',
     ],
 )
 def test_training_is_there_however_it_is_asked_for(code):

@@ -7,11 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments import build, found
-from experiments.config import Config
-from experiments.optimizers import build_optimizer, schedule
-from experiments.tasks import Task, encoder_inputs, weighted_sums
 from peftjax import testing
+from peftjax.train import build, found
+from peftjax.train.config import Config
+from peftjax.train.optimizers import build_optimizer, schedule
+from peftjax.train.tasks.registry import Task, encoder_inputs, weighted_sums
 
 
 def _config(**fields) -> Config:

@@ -17,11 +17,14 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from configs import own_data as own_config
-from experiments import data, own_data, tables, tasks
-from experiments.build import build
-from experiments.config import Config
-from experiments.train import train
 from peftjax.interop import tokenizer as interop
+from peftjax.train.build import build
+from peftjax.train.config import Config
+from peftjax.train.data import batches as data
+from peftjax.train.data import tables
+from peftjax.train.loop import train
+from peftjax.train.tasks import own_data
+from peftjax.train.tasks import registry as tasks
 from tests.tiny_runs import SPECIAL, WORDS, checkpoint
 
 ROWS = [{'text': f'fine film {number}', 'label': number % 2} for number in range(40)]

@@ -11,12 +11,13 @@ import pytest
 
 import peftjax
 from configs import lora_sentiment
-from experiments.config import Config
 from experiments.plan import plans
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
-from peftjax.training import MACHINES, init_state, kernels, make_train_step, mesh_for, plan
-from peftjax.training.compiled import largest_that_fits
+from peftjax.plan import MACHINES, kernels, mesh_for, plan
+from peftjax.plan.compiled import largest_that_fits
+from peftjax.train import init_state, make_train_step
+from peftjax.train.config import Config
 from tests import tiny_runs
 from tests.compiled import flops
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from scipy.special import ndtri
 
 import peftjax
-import peftjax.training
+import peftjax.train
 from peftjax.core import paths
 from peftjax.core.quantized import is_quantized
 from peftjax.models.llama import Llama
@@ -349,4 +349,4 @@ def test_codes_are_in_no_file_and_have_no_gradient(tmp_path):
     assert not (tmp_path / 'out').exists()
     small = peftjax.quantize(model, 'nf4')
     with pytest.raises(ValueError, match=r'codes have no gradient; write peftjax.dequantize'):
-        peftjax.training.fisher(lambda params, example: jnp.zeros(()), small.params, [jnp.ones(2)])
+        peftjax.train.fisher(lambda params, example: jnp.zeros(()), small.params, [jnp.ones(2)])

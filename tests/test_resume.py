@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 from benchmarks import faults
 from configs import lora_sentiment
-from experiments import train
-from experiments.checkpoints import CheckpointsError
-from experiments.config import Config
-from experiments.interrupt import Interrupted
-from experiments.metrics import read_metrics
-from experiments.window import StepWindow
+from peftjax.train import loop as train
+from peftjax.train.checkpoints import CheckpointsError
+from peftjax.train.config import Config
+from peftjax.train.interrupt import Interrupted
+from peftjax.train.trackers.log import read_metrics
+from peftjax.train.window import StepWindow
 from tests import tiny_runs
 from tests.checkpoint_files import rewrite
 from tests.whole_runs import ROOT, bits, final_states, run_command, run_config, without_rates

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from configs import lora_sentiment
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.pruning import Halving, Rung, either, nobody
-from experiments.sweeps.run import Sweep
-from experiments.sweeps.search import Search
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.pruning import Halving, Rung, either, nobody
+from peftjax.sweep.run import Sweep
+from peftjax.sweep.search import Search
 from tests import tiny_runs
 from tests.whole_runs import without_rates
 
@@ -144,7 +144,7 @@ def test_wrong_searches_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no search 'x' in .*lora_sentiment: it has rates"):
         Search(lora_sentiment, 'x', lora_sentiment.get_config(), 'tpe', SCORE, 0)
     monkeypatch.setitem(sys.modules, 'optuna', None)
-    with pytest.raises(ValueError, match='uv pip install --group search'):
+    with pytest.raises(ValueError, match=r"pip install 'peftjax\[search\]'"):
         search_of()
 
 

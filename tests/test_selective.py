@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax import training
 from peftjax.core import paths
 from peftjax.methods.fastfood import hadamard, project
 from tests.algebra import KEY, mlp, moved
@@ -94,7 +93,7 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
         return jax.nn.log_softmax(mlp().apply(params, example['x'][None])[0])[example['y']]
 
     batches = [{'x': x[:4], 'y': labels[:4]}, {'x': x[4:], 'y': labels[4:]}]
-    found = training.fisher(log_likelihood, mlp().params, batches)
+    found = peftjax.train.fisher(log_likelihood, mlp().params, batches)
     slopes = [
         jax.grad(log_likelihood)(mlp().params, {'x': x[i], 'y': labels[i]}) for i in range(len(x))
     ]
@@ -110,7 +109,7 @@ def test_the_fisher_information_is_that_of_each_example_and_chooses_entries():
     )
     assert others.max() <= least
     with pytest.raises(ValueError, match='no examples'):
-        training.fisher(log_likelihood, mlp().params, [])
+        peftjax.train.fisher(log_likelihood, mlp().params, [])
 
 
 def test_pruned_entries_are_the_small_ones_and_train_on_under_a_mask():

@@ -18,7 +18,7 @@ from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
-from peftjax.training import init_state, make_train_step
+from peftjax.train import init_state, make_train_step
 from tests.checkpoint_files import golden, task_of, write_folder
 from tests.compiled import shapes
 from tests.structures.entry import normal_like

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import peftjax
-from peftjax.training import init_state, make_train_step
+from peftjax.train import init_state, make_train_step
 
 LENGTHS = np.random.default_rng(0).integers(1000, 16384, 8)
 MASK = jnp.asarray(np.arange(16384)[None] < LENGTHS[:, None], jnp.float32)

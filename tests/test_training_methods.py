@@ -12,7 +12,6 @@ import optax
 import pytest
 
 import peftjax
-from peftjax import training
 
 
 def _adalora():
@@ -59,7 +58,7 @@ def test_allocation_follows_the_algorithm():
     start = _adalora()
     adapter: Any = start
     budgets = []
-    optimizer = training.adalora_allocation(
+    optimizer = peftjax.train.adalora_allocation(
         optax.sgd(0.1), target_rank=1, total_steps=12, initial_steps=2, final_steps=3, every=2
     )
     state = optimizer.init(adapter)
@@ -78,7 +77,7 @@ def test_allocation_follows_the_algorithm():
 
 def test_allocation_in_a_chain_leaves_the_rest_to_the_optimizer():
     adapter = (_adalora(), {'out/bias': jnp.ones(3)})
-    optimizer = training.adalora_allocation(
+    optimizer = peftjax.train.adalora_allocation(
         optax.sgd(0.5), target_rank=0, total_steps=2, initial_steps=0, final_steps=1
     )
     slopes = jax.tree.map(jnp.ones_like, adapter)
@@ -92,7 +91,7 @@ def test_allocation_in_a_chain_leaves_the_rest_to_the_optimizer():
 
 
 def test_allocation_refuses_what_it_cannot_do():
-    make = functools.partial(training.adalora_allocation, optax.sgd(0.1), target_rank=1)
+    make = functools.partial(peftjax.train.adalora_allocation, optax.sgd(0.1), target_rank=1)
     with pytest.raises(ValueError, match='larger total_steps'):
         make(total_steps=5, initial_steps=3, final_steps=2)
     with pytest.raises(ValueError, match='every is at least 1'):
@@ -107,7 +106,7 @@ def test_allocation_refuses_what_it_cannot_do():
 
 def _allocating(inner, **options):
     settings = {'target_rank': 1, 'total_steps': 6, 'initial_steps': 1, 'final_steps': 2}
-    return training.adalora_allocation(inner, **settings, **options)
+    return peftjax.train.adalora_allocation(inner, **settings, **options)
 
 
 def test_allocation_is_no_part_of_a_chain():
@@ -133,7 +132,7 @@ def test_an_emptied_triplet_that_comes_back_is_not_passed_over():
     scaled = optax.named_chain(('allocation', _allocating(inner)), ('rate', optax.scale(-0.1)))
     assert all(np.isnan(each).all() for each in _after_six_steps(scaled, _adalora()))
     inside = _allocating(optax.chain(inner, optax.scale(-0.1)))
-    for wrapped in (inside, optax.MultiSteps(inside, 1), training.lora_plus(inside)):
+    for wrapped in (inside, optax.MultiSteps(inside, 1), peftjax.train.lora_plus(inside)):
         left = _after_six_steps(wrapped, _adalora())
         assert np.isfinite(left).all() and np.count_nonzero(left) == 2
 
@@ -144,7 +143,7 @@ def test_lora_plus_moves_b_faster_by_the_ratio():
     adapter, _ = tx.init(jax.random.key(0), mlp)
     slopes = jax.tree.map(jnp.ones_like, adapter)
     for rate in (0.25, optax.constant_schedule(0.25)):
-        optimizer = training.lora_plus(optax.sgd(rate), ratio=8)
+        optimizer = peftjax.train.lora_plus(optax.sgd(rate), ratio=8)
         updates, _ = jax.jit(optimizer.update)(slopes, optimizer.init(adapter), adapter)
         entry = updates[0]['hidden/kernel']
         assert {name: float(leaf.ravel()[0]) for name, leaf in entry.items()} == {
@@ -154,9 +153,9 @@ def test_lora_plus_moves_b_faster_by_the_ratio():
         }
         np.testing.assert_array_equal(updates[1]['out/kernel'], -0.25)
     of_a_model = peftjax.Entry('select', {'a': jnp.ones(2), 'b': jnp.ones(2)})
-    assert jax.tree.leaves(training.lora_plus_labels(of_a_model)) == ['slow', 'slow']
+    assert jax.tree.leaves(peftjax.train.lora_plus_labels(of_a_model)) == ['slow', 'slow']
     with pytest.raises(ValueError, match='positive'):
-        training.lora_plus(optax.sgd(0.1), ratio=0.0)
+        peftjax.train.lora_plus(optax.sgd(0.1), ratio=0.0)
 
 
 LENGTHS = ((3, 1, 2), (2, 4, 0))
@@ -182,7 +181,7 @@ def test_length_normalised_loss_is_the_formula():
             }
             total -= scores[answer] - math.log(sum(math.exp(v) for v in scores.values()))
         scored, counted, answers = map(jnp.asarray, (log_probs, mask, ANSWERS))
-        found = training.length_normalised_loss(scored, counted, answers, exponent)
+        found = peftjax.train.length_normalised_loss(scored, counted, answers, exponent)
         np.testing.assert_allclose(found, total / 2, rtol=1e-5)
 
 
@@ -197,12 +196,14 @@ def test_unlikelihood_loss_is_the_formula():
             for value in example[c, :n]
         ]
         scored, counted, answers = map(jnp.asarray, (log_probs, mask, ANSWERS))
-        found = training.unlikelihood_loss(scored, counted, answers, margin)
+        found = peftjax.train.unlikelihood_loss(scored, counted, answers, margin)
         np.testing.assert_allclose(found, sum(terms) / len(terms), rtol=1e-5)
 
 
 @pytest.mark.parametrize('value', [0.0, -1e-7, -1e4, -1e30])
-@pytest.mark.parametrize('loss', [training.length_normalised_loss, training.unlikelihood_loss])
+@pytest.mark.parametrize(
+    'loss', [peftjax.train.length_normalised_loss, peftjax.train.unlikelihood_loss]
+)
 def test_losses_are_finite_at_extremes(loss, value):
     _, mask = _choices()
     # Padding may hold anything.
@@ -214,7 +215,7 @@ def test_losses_are_finite_at_extremes(loss, value):
 
 def test_without_a_wrong_choice_nothing_is_unlikely():
     log_probs, mask = _choices()
-    found, slopes = jax.value_and_grad(training.unlikelihood_loss)(
+    found, slopes = jax.value_and_grad(peftjax.train.unlikelihood_loss)(
         log_probs[:, :1], mask[:, :1], np.zeros(2, int)
     )
     assert found == 0 and not slopes.any()
@@ -248,7 +249,7 @@ def test_eva_finds_the_directions_of_the_inputs(scan):
     def counted(batch):
         return batch['x'][:, :, 0] > 1.5
 
-    found = training.eva(model, batches, targets=r'layers.*', rank=4, counted=counted)
+    found = peftjax.train.eva(model, batches, targets=r'layers.*', rank=4, counted=counted)
 
     x = np.concatenate([batch['x'][counted(batch)] for batch in batches]).astype(np.float64)
     for i in range(layers):
@@ -283,11 +284,11 @@ def test_eva_finds_the_directions_of_the_inputs(scan):
 def test_eva_refuses_what_has_no_directions():
     mlp = peftjax.testing.tiny_mlp()
     with pytest.raises(ValueError, match='no batches'):
-        training.eva(mlp, [], targets=r'hidden', rank=2)
+        peftjax.train.eva(mlp, [], targets=r'hidden', rank=2)
     with pytest.raises(ValueError, match="rank 5.*'hidden/kernel', 4"):
-        training.eva(mlp, [{'x': jnp.ones((2, 4))}], targets=r'hidden', rank=5)
+        peftjax.train.eva(mlp, [{'x': jnp.ones((2, 4))}], targets=r'hidden', rank=5)
     with pytest.raises(ValueError, match=r"\(3,\), but 'hidden/kernel' sees tokens \(2,\)"):
-        training.eva(
+        peftjax.train.eva(
             mlp,
             [{'x': jnp.ones((2, 4))}],
             targets=r'hidden',

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import peftjax
-from peftjax import training
 from tests.compiled import text
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
@@ -30,14 +29,16 @@ class Solo:
             return values.mean(), {}
 
         def step(numbers, state, frozen, batch):
-            return training.make_train_step(loss, make_optimizer(**numbers))(state, frozen, batch)
+            return peftjax.train.make_train_step(loss, make_optimizer(**numbers))(
+                state, frozen, batch
+            )
 
         self.step, self.numbers = step, numbers
         adapter, self.frozen = transform.init(jax.random.key(seed), model)
         optimizer = make_optimizer(**numbers)
-        self.state = training.init_state(adapter, optimizer, jax.random.key(100 + seed))
+        self.state = peftjax.train.init_state(adapter, optimizer, jax.random.key(100 + seed))
         self.batches = np.random.default_rng(data_seed).integers(0, 13, (STEPS, *IDS.shape))
-        self.key = training.program_key(transform)
+        self.key = peftjax.train.program_key(transform)
 
     def run(self, steps=STEPS):
         def body(state, batch):
@@ -49,10 +50,10 @@ class Solo:
 
 def side_by_side(solos):
     """The step over runs, which is that of the last one, and its arguments but for the batch."""
-    frozen, axes = training.share([solo.frozen for solo in solos])
-    numbers = training.stack([jax.tree.map(jnp.float32, solo.numbers) for solo in solos])
+    frozen, axes = peftjax.train.share([solo.frozen for solo in solos])
+    numbers = peftjax.train.stack([jax.tree.map(jnp.float32, solo.numbers) for solo in solos])
     step = jax.vmap(solos[-1].step, in_axes=(0, 0, axes, 0))
-    return step, numbers, training.stack([solo.state for solo in solos]), frozen
+    return step, numbers, peftjax.train.stack([solo.state for solo in solos]), frozen
 
 
 def together(solos, steps=STEPS):
@@ -72,7 +73,7 @@ def assert_same(solos, steps=STEPS, compared=None):
     for index in range(len(solos)) if compared is None else compared:
         state, own = solos[index].run(steps)
         np.testing.assert_allclose(metrics['loss'][:, index], own['loss'], rtol=1e-5, atol=1e-6)
-        mine = training.row(states.adapter, index, state.adapter)
+        mine = peftjax.train.row(states.adapter, index, state.adapter)
         assert jax.tree.structure(mine) == jax.tree.structure(state.adapter)
         for found, expected in zip(
             jax.tree.leaves(mine), jax.tree.leaves(state.adapter), strict=True
@@ -167,7 +168,7 @@ def test_ranks_share_a_program_padded_with_zeros(make):
     assert solos[0].key == solos[1].key
     # The program is that of the second run, the wider: the first is the one that is padded.
     states = assert_same(solos, compared=[0])
-    like = training.row(states, 0, solos[0].state)
+    like = peftjax.train.row(states, 0, solos[0].state)
     for whole, own in zip(jax.tree.leaves(states), jax.tree.leaves(like), strict=True):
         if jnp.issubdtype(whole.dtype, jnp.number):
             beyond = np.array(whole[0])
@@ -182,7 +183,7 @@ def test_projections_that_sites_share_are_held_once_for_all_runs(seeds):
         peftjax.vera(rank=2, seed=seed, targets=r'layers.*/up').init(KEY, looped)[1]
         for seed in seeds
     ]
-    frozen, axes = training.share(frozens)
+    frozen, axes = peftjax.train.share(frozens)
     first, second = (frozen.own[f'layers_{i}/up/kernel'] for i in range(2))
     assert set(first) == {'frozen_a', 'frozen_b'}
     for name, leaf in first.items():
@@ -192,7 +193,7 @@ def test_projections_that_sites_share_are_held_once_for_all_runs(seeds):
 
 def test_what_zeros_would_change_is_another_program():
     def keys(make):
-        return {training.program_key(make(size)) for size in (2, 4)}
+        return {peftjax.train.program_key(make(size)) for size in (2, 4)}
 
     assert len(keys(lambda size: peftjax.vera(rank=size, targets=r'layers.*/up'))) == 2
     assert len(keys(lambda size: peftjax.oft(block_size=size, targets=r'layers.*/up'))) == 2
@@ -289,7 +290,7 @@ def test_a_callback_that_closes_over_a_number_is_not_taken_for_another():
             name='scaled',
         )
 
-    assert len({training.program_key(scaled(by)) for by in (1.0, 2.0)}) == 2
+    assert len({peftjax.train.program_key(scaled(by)) for by in (1.0, 2.0)}) == 2
 
 
 def test_arrays_that_stand_in_a_program_are_in_its_key():
@@ -297,7 +298,7 @@ def test_arrays_that_stand_in_a_program_are_in_its_key():
     prompts = [
         peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed', places=each) for each in arrays
     ]
-    assert len(set(map(training.program_key, prompts))) == 2
+    assert len(set(map(peftjax.train.program_key, prompts))) == 2
     # A unit that is padded with zeros must stay at zero behind the activation.
     moves = peftjax.bottleneck(size=2, activation=jax.nn.sigmoid, targets='up')
     assert moves.about is not None and moves.about.padded_by is None
@@ -311,4 +312,4 @@ def test_runs_with_other_numbers_share_nothing():
     )
     for pair in ([bound, free], [free, bound]):
         with pytest.raises(ValueError, match='the same numbers'):
-            training.share(pair)
+            peftjax.train.share(pair)

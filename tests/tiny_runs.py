@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import lora_sentiment
-from experiments.config import Config
+from peftjax.train.config import Config
 from tests.oracle.cases import GOLDEN
 
 WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()

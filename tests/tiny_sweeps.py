@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.pruning import nobody
-from experiments.sweeps.rows import expand
-from experiments.sweeps.run import Sweep
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.pruning import nobody
+from peftjax.sweep.rows import expand
+from peftjax.sweep.run import Sweep
 from tests.whole_runs import bits, final_states, without_rates
 
 FOUR = (

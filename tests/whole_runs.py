@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments import build, train
-from experiments.checkpoints import Checkpoints
-from experiments.config import Config
-from experiments.fingerprint import fingerprint
-from experiments.metrics import read_metrics
+from peftjax.train import build
+from peftjax.train import loop as train
+from peftjax.train.checkpoints import Checkpoints
+from peftjax.train.config import Config
+from peftjax.train.fingerprint import fingerprint
+from peftjax.train.trackers.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))

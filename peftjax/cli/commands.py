@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 
 import peftjax
-from peftjax import training
 from peftjax.cli.sizes import count, llama_of, read_size
 
 _AXES = ('data', 'fsdp', 'tensor')
@@ -125,7 +124,7 @@ def plan(arguments: argparse.Namespace) -> None:
     length = 512 if arguments.length is None else arguments.length
     # Before anything else uses JAX, which else may give the compiler of the topology up.
     axes = {name: getattr(arguments, name) for name in _AXES}
-    mesh = training.mesh_for(arguments.topology, **axes)
+    mesh = peftjax.plan.mesh_for(arguments.topology, **axes)
     options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
     options['quantize'] = arguments.quantize
     if size is None:
@@ -134,18 +133,18 @@ def plan(arguments: argparse.Namespace) -> None:
         model = _load_llama(arguments, llama_of(size, length), options)
     inputs = peftjax.abstract_inputs(model, batch, length)
     plans = {
-        call: training.plan(
+        call: peftjax.plan.plan(
             model,
             _method(call),
             optax.adamw(1e-4),
             inputs,
             mesh=mesh,
-            machine=training.MACHINES[arguments.machine] if arguments.machine else None,
+            machine=peftjax.plan.MACHINES[arguments.machine] if arguments.machine else None,
             compiled=arguments.topology is not None,
         )
         for call in arguments.method or ['full()']
     }
-    print(training.table(plans))
+    print(peftjax.plan.table(plans))
 
 
 def _print_textbook(size: float, arguments: argparse.Namespace) -> None:
@@ -163,7 +162,7 @@ def _print_textbook(size: float, arguments: argparse.Namespace) -> None:
             f"{arguments.base} with {names} needs a method, for example --method 'full()': then a "
             'Llama of that size is planned'
         )
-    for name, number in training.textbook(size, arguments.dtype).items():
+    for name, number in peftjax.plan.textbook(size, arguments.dtype).items():
         print(f'{name:10} {number / 1e9:10.1f} GB')
     print('full fine-tuning with Adam, everything in that dtype; activations aside')
 

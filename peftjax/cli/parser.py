@@ -6,7 +6,6 @@ from importlib import metadata
 from typing import Any
 
 import peftjax
-from peftjax import training
 from peftjax.cli import commands
 
 _SOURCE = (
@@ -144,7 +143,9 @@ def _add_plan(into: Any) -> None:
     for axis in ('data', 'fsdp', 'tensor'):
         parser.add_argument(f'--{axis}', type=int, default=1, metavar='N', help='axis of the mesh')
     parser.add_argument(
-        '--machine', choices=tuple(training.MACHINES), help='each device; else that of --topology'
+        '--machine',
+        choices=tuple(peftjax.plan.MACHINES),
+        help='each device; else that of --topology',
     )
     parser.add_argument(
         '--topology',

@@ -225,7 +225,7 @@ def padded_by(
 
     An adapter of a lesser rank (or size), padded with zeros to the shapes of a greater one,
     computes the same with the same scale, and a step leaves the zeros as they are. So runs of
-    several ranks may share one program, see `peftjax.training.vectorize`.
+    several ranks may share one program, see `peftjax.train.vectorize`.
 
     >>> peftjax.lora(rank=2, targets=r'hidden').about.padded_by
     'rank'

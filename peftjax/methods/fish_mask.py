@@ -22,7 +22,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
     r"""A fixed sparse mask: `w' = w + v` at chosen entries of the base, `w' = w` elsewhere.
 
     The entries are those with the largest Fisher information, found once before training by
-    `peftjax.training.fisher` and `largest_entries`; any others will do as well. A leaf of `D`
+    `peftjax.train.fisher` and `largest_entries`; any others will do as well. A leaf of `D`
     entries of which `k` train holds `k` numbers. Each step adds them into a copy of the leaf (`k`
     FLOPs), and their gradient is gathered from that of the leaf, which is dense (`2 T in out` for a
     kernel). At the start `v = 0`, so that `w' = w`. It merges.
@@ -101,7 +101,7 @@ def largest_entries(
     """Flat places of the `count` largest entries of all chosen leaves together.
 
     Args:
-      scores: a tree of arrays, as `peftjax.training.fisher` gives it.
+      scores: a tree of arrays, as `peftjax.train.fisher` gives it.
       count: how many, over all leaves.
       targets: which leaves, by path, see `peftjax.targets`.
 

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 import peftjax
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
-from peftjax.training import init_state, make_train_step, mesh_for
+from peftjax.plan import mesh_for
+from peftjax.train import init_state, make_train_step
 from tests.compiled import text
 
 # No two of these are equal, nor one of them 256, so that an array tells what it is by its shape.

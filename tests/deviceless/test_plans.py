@@ -13,7 +13,7 @@ import pytest
 
 import peftjax
 from peftjax import testing
-from peftjax.training import MACHINES, mesh_for, plan
+from peftjax.plan import MACHINES, mesh_for, plan
 
 pytestmark = pytest.mark.deviceless
 ROOT = Path(__file__).parents[2]

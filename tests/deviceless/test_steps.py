@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from peftjax.training import kernels
+from peftjax.plan import kernels
 from tests.compiled import text
 from tests.deviceless.hlo import Array, gathered, held, products
 from tests.deviceless.steps import KEYS, LAYERS, MATRICES, TOKENS, WIDTH, compiled_step, devices_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.sweeps import groups
+from peftjax.sweep import groups
 from tests import tiny_runs
 from tests.tiny_sweeps import TWO, rows_of, run
 from tests.whole_runs import run_config

@@ -4,8 +4,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.sweeps import groups, program
-from experiments.sweeps.groups import group, prepare
+from peftjax.sweep import groups, program
+from peftjax.sweep.groups import group, prepare
 from tests.tiny_sweeps import FOUR, RATES, TWO, assert_as_alone, rows_of, run
 
 pytestmark = pytest.mark.usefixtures('rows_are_traced_once')

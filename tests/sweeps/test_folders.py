@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from experiments.sweeps import work
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.groups import group, prepare
-from experiments.sweeps.rows import expand
+from peftjax.sweep import work
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.groups import group, prepare
+from peftjax.sweep.rows import expand
 from tests.tiny_sweeps import RATES, TWO, rows_of, run
 from tests.whole_runs import ROOT
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.build import start
-from experiments.sweeps.groups import group, prepare
-from experiments.sweeps.member import members_of
+from peftjax.sweep.groups import group, prepare
+from peftjax.sweep.member import members_of
+from peftjax.train.build import start
 from tests.tiny_sweeps import rows_of
 
 pytestmark = pytest.mark.usefixtures('rows_are_traced_once')

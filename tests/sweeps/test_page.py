@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright import sync_api
 
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.page import bands, settings, write_report
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.page import bands, settings, write_report
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None)
 EVIL = '</script><script>document.title = "taken"</script><b>'

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.checkpoints import CheckpointsError
-from experiments.sweeps.folder import SweepFolder
-from experiments.sweeps.on_ray import OnRay
-from experiments.sweeps.pruning import Halving, nobody
-from experiments.sweeps.run import Sweep
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.on_ray import OnRay
+from peftjax.sweep.pruning import Halving, nobody
+from peftjax.sweep.run import Sweep
+from peftjax.train.checkpoints import CheckpointsError
 from tests import tiny_runs
 from tests.tiny_sweeps import rows_of
 from tests.whole_runs import bits, final_states, without_rates
@@ -60,5 +60,5 @@ def test_tasks_do_what_one_process_does(tmp_path):
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    with pytest.raises(ValueError, match='uv pip install --group ray'):
+    with pytest.raises(ValueError, match=r"pip install 'peftjax\[ray\]'"):
         LOCAL([], SweepFolder(tmp_path), nobody, lambda *_: None, False)

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.sweeps import program, result, work
-from experiments.sweeps.pruning import Halving
+from peftjax.sweep import program, result, work
+from peftjax.sweep.pruning import Halving
 from tests.tiny_sweeps import FOUR, RATES, TWO, assert_as_alone, rows_of, run
 from tests.whole_runs import bits, final_states, without_rates
 

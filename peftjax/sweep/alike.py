@@ -1,0 +1,95 @@
+"""Which rows of a sweep may share a program: those that differ in data alone."""
+
+import json
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+
+import peftjax
+from peftjax.train.build import Run
+from peftjax.train.config import Config
+from peftjax.train.step import TrainState
+from peftjax.train.vectorize import program_key
+
+# What decides when something happens, and on what: equal in all rows of a program.
+_SHARED = ('model', 'data', 'log_every', 'eval_every', 'save_every', 'accumulate', 'mesh')
+# Optimisers, and what is put around them, that treat each entry of the adapter by itself. What
+# others compute depends on the size of a leaf, which is another when it is padded: Adafactor takes
+# means, AdaLoRA's allocation counts triplets.
+_ENTRYWISE = frozenset(
+    'adabelief adagrad adam adamax adamw amsgrad lion nadam nadamw radam rmsprop sgd yogi '
+    'lora_plus'.split()
+)
+
+
+def program_of(config: Config, run: Run, state: TrainState, frozen: peftjax.Frozen) -> Hashable:
+    """Equal for rows that may share a program.
+
+    Args:
+        config: of the row.
+        run: built from it.
+        state, frozen: of its start, as shapes.
+    """
+    fixed = _static(config, run), _structure(state, frozen)
+    return program_key(run.transform), *fixed, _shapes(config, run.transform, state, frozen)
+
+
+def _static(config: Config, run: Run) -> str:
+    """What rows of a program share, beside their methods: all that is no number."""
+    shared = {name: _plain(config[name]) for name in _SHARED}
+    sections = (config.optimizer, *config.around)
+    around = {
+        name: {field: str(v) for field, v in config[name].items() if not isinstance(v, float)}
+        for name in sections
+    }
+    parts = {
+        'optimizer': config.optimizer,
+        'sections': around,
+        'around': list(config.around),
+        'schedule': config.schedule,
+        'clips': bool(config.clip_norm),
+        'rates': sorted(config.rates),
+        'penalties': sorted(config.penalties),
+        # What is around an optimiser may count the steps of the run.
+        'steps': run.steps if config.around else None,
+    }
+    return json.dumps({**shared, **parts}, sort_keys=True)
+
+
+def _structure(state: TrainState, frozen: peftjax.Frozen) -> Any:
+    """Of a row's trees, without rates of dropout; ranks may differ where the method says so."""
+    leaves = tuple((leaf.ndim, str(leaf.dtype)) for leaf in jax.tree.leaves(state))
+    own, _ = jax.tree_util.tree_flatten_with_path(frozen.own)
+    names = frozenset(jax.tree_util.keystr(path) for path, _ in own)
+    numbers = frozenset(name for name in names if not name.endswith("['dropout']"))
+    structures = jax.tree.structure(state.adapter), jax.tree.structure(frozen.params)
+    return structures, leaves, numbers
+
+
+def _shapes(
+    config: Config, transform: peftjax.PeftTransform, state: TrainState, frozen: peftjax.Frozen
+) -> Hashable:
+    """The shapes that must be the same: all, but those of methods that may be padded.
+
+    Penalties may count entries, so that nothing is padded beside one.
+    """
+    parts: Any = (state.adapter, frozen.own)
+    if {config.optimizer, *config.around} <= _ENTRYWISE and not config.penalties:
+        parts = _not_padded(transform, *parts)
+    # Plain numbers are left out: a rate of dropout may be missing.
+    return tuple(leaf.shape for leaf in jax.tree.leaves((parts, frozen.params)) if leaf.shape)
+
+
+def _not_padded(transform: peftjax.PeftTransform, adapter: Any, own: Any) -> Any:
+    about = transform.about
+    if about is None:
+        return adapter, own
+    if about.name == 'chain':
+        members = zip(about.arguments['transforms'], adapter, own, strict=True)
+        return [_not_padded(*each) for each in members]
+    return None if about.padded_by else (adapter, own)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(value.to_json()) if hasattr(value, 'to_json') else value

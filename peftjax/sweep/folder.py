@@ -1,0 +1,187 @@
+"""A sweep's folder: which rows and groups it has, who works on which, and what came of them."""
+
+import contextlib
+import json
+import math
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from peftjax.sweep.groups import Group
+from peftjax.sweep.result import RESULT
+from peftjax.sweep.rows import Row
+from peftjax.train.checkpoints import differences
+from peftjax.train.files import write_whole
+from peftjax.train.trackers.log import read_metrics
+
+_ABOUT = 'sweep.json'
+
+
+class SweepFolder:
+    """The folder of one sweep, which any number of processes may work in.
+
+    sweep.json says what it holds; `rows/<name>` is the folder of a run, `groups/<name>` holds the
+    checkpoints of rows that train together; results.parquet and results.csv have a line each row.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = path / 'rows'
+
+    @property
+    def begun(self) -> bool:
+        """Whether a sweep was begun here."""
+        return (self.path / _ABOUT).exists()
+
+    def begin(
+        self, rows: Sequence[Row], groups: Iterable[Sequence[str]], config: str, sweep: str
+    ) -> dict[str, list[str]]:
+        """Writes what the sweep is, or adds to what was begun here what is new.
+
+        Args:
+            rows: all of the sweep, or those of it that are known so far.
+            groups: names of the rows of each, for rows that are in no group of the folder yet.
+            config, sweep: what the rows were made of.
+
+        Returns:
+            All groups of the folder. Where another process was faster, its groups hold.
+
+        Raises:
+            ValueError: the folder was begun with other rows.
+        """
+        given = {
+            row.name: {'changes': row.changes, 'config': json.loads(row.config.to_json())}
+            for row in rows
+        }
+        given = json.loads(json.dumps(given))
+        self.path.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.path / '.lock'):
+            new = {'config': config, 'sweep': sweep, 'commit': commit(), 'rows': {}, 'groups': {}}
+            about = self.about() if self.begun else new
+            held = {name: row for name, row in about['rows'].items() if name in given}
+            changed = differences(held, {name: given[name] for name in held})
+            if changed:
+                raise ValueError(
+                    f'{self.path} holds another sweep ({"; ".join(changed[:3])}): choose another '
+                    '--workdir, or give the same config and rows'
+                )
+            about['rows'] |= given
+            grouped = {row for names in about['groups'].values() for row in names}
+            for names in groups:
+                if not grouped.intersection(names):
+                    about['groups'][f'{len(about["groups"]):03d}'] = list(names)
+            write_whole(self.path / _ABOUT, json.dumps(about, indent=2) + '\n')
+        return about['groups']
+
+    def groups(self) -> dict[str, list[str]]:
+        """Names of rows by the group's name; none where nothing was begun."""
+        return self.about()['groups'] if self.begun else {}
+
+    def over(self, rows: Iterable[str]) -> bool:
+        """Whether each of the rows has a result."""
+        return all(self.result(row) is not None for row in rows)
+
+    def about(self) -> dict[str, Any]:
+        """What `begin` wrote."""
+        return json.loads((self.path / _ABOUT).read_text(encoding='utf-8'))
+
+    def result(self, row: str) -> dict[str, Any] | None:
+        """What came of a row; None as long as it is not over."""
+        file = self.rows / row / RESULT
+        return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+
+    def progress(self, row: str) -> dict[str, Any]:
+        """Where a row stands: its status, the last step, loss and scores in its log, its result."""
+        found: dict[str, Any] = {'status': 'waiting'}
+        for line in read_metrics(self.rows / row):
+            found |= {'status': 'training', **line}
+            found['loss'] = line.get('train/loss', found.get('loss', math.nan))
+        return found | (self.result(row) or {})
+
+    @contextlib.contextmanager
+    def claim(self, group: Group) -> Iterator[bool]:
+        """Whether the group is this process's own while the context is open.
+
+        A lock of the system, so that it is free again however its holder ended. Also False where
+        every row of it has a result.
+        """
+        folder = self.path / 'groups' / group.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(filelock.FileLock(folder / '.lock', blocking=False))
+            except filelock.Timeout:
+                mine = False
+            else:
+                mine = not self.over(group.names)
+            yield mine
+
+    def results(self) -> list[dict[str, Any]]:
+        """One line for each row, in the order of the sweep: what it changed, and what came of it.
+
+        Its status is 'waiting' as long as nothing did.
+        """
+        about = self.about()
+        lines = []
+        for name, row in about['rows'].items():
+            result = self.result(name) or {'status': 'waiting'}
+            metrics = read_metrics(self.rows / name)
+            lines.append(
+                {
+                    'row': name,
+                    **{f'config.{field}': value for field, value in row['changes'].items()},
+                    'seed': row['config']['seed'],
+                    'method': ' + '.join(row['config']['peft']),
+                    **result,
+                    'last_step': int(metrics[-1]['step']) if metrics else 0,
+                    'commit': about['commit'],
+                    'config': json.dumps(row['config'], sort_keys=True),
+                }
+            )
+        return lines
+
+    def write_results(self) -> list[dict[str, Any]]:
+        """Writes results.parquet and results.csv, and gives their lines."""
+        lines = self.results()
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        columns = {name: _column([line.get(name) for line in lines]) for name in names}
+        table = pa.table(columns)
+        with filelock.FileLock(self.path / '.lock'):
+            for suffix, write in (('parquet', parquet.write_table), ('csv', csv.write_csv)):
+                new = self.path / f'.results.{suffix}.new'
+                write(table, new)
+                new.replace(self.path / f'results.{suffix}')
+        return lines
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """A column of one type: numbers and texts as they are, anything else as its JSON."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return pa.array(values, pa.float64())
+    if len(kinds) > 1 or kinds - {int, float, str, bool}:
+        values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(values)
+
+
+def commit() -> str:
+    """The commit of the code that runs, '' where it is in no repository."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ''
+    return found.stdout.strip() if found.returncode == 0 else ''
+
+
+def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many rows have each status."""
+    counts: dict[str, int] = {}
+    for line in lines:
+        counts[line['status']] = counts.get(line['status'], 0) + 1
+    return counts

@@ -1,0 +1,265 @@
+"""Which rows of a sweep run in one program, and how many of them at a time."""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import peftjax
+from peftjax.sweep.alike import program_of
+from peftjax.sweep.rows import Row
+from peftjax.train.build import Run, build, build_model, build_task, start
+from peftjax.train.config import Config
+from peftjax.train.data.batches import collate
+from peftjax.train.optimizers import build_optimizer, numbers_of
+from peftjax.train.placement import Placement
+from peftjax.train.step import TrainState, make_train_step
+from peftjax.train.tasks.registry import Task
+
+BUSY = 512  # positions in a step that keep a CPU busy
+
+
+Step = Callable[[Any, TrainState, peftjax.Frozen, Any], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Ready(NamedTuple):
+    """A row, built and traced.
+
+    Attributes:
+        row: what it changes.
+        run: its parts.
+        step: `step(numbers, state, frozen, batch)`.
+        numbers: of its optimiser and penalties; none where those cannot be traced.
+        flops: of the matrix products of a step, at the greatest length.
+        size: of its state.
+        key: equal for rows that may share a program.
+    """
+
+    row: Row
+    run: Run
+    step: Step
+    numbers: Any
+    flops: float
+    size: int
+    key: Any
+
+
+class Group(NamedTuple):
+    """Rows that run together.
+
+    Attributes:
+        name: of its folder.
+        rows: in the order of the sweep.
+        base: bytes of the base, and of the method's own numbers.
+        each: of a row's adapter and optimiser.
+        step: of gradients and activations of a row, while it takes a step.
+    """
+
+    name: str
+    rows: list[Ready]
+    base: int
+    each: int
+    step: int
+
+    @property
+    def names(self) -> list[str]:
+        """Of its rows."""
+        return [ready.row.name for ready in self.rows]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a step takes, counted and not compiled."""
+        count = len(self.rows)
+        return (
+            self.base + count * self.each + side_by_side(self.rows[0].row.config, count) * self.step
+        )
+
+    @property
+    def products(self) -> float:
+        """FLOPs of the matrix products of all steps of all rows."""
+        return sum(ready.flops * ready.run.steps for ready in self.rows)
+
+
+class _Shelf:
+    """Models and tasks by their settings, each there once."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[int, peftjax.Model]] = {}
+        self._tasks: dict[str, Task] = {}
+
+    def model(self, config: Config) -> peftjax.Model:
+        """The base of a config: one for all seeds, but for a new head."""
+        seeds = self._models.setdefault(config.model.to_json(), {})
+        if config.seed not in seeds:
+            like = next(iter(seeds.values()), None)
+            seeds[config.seed] = build_model(config, Placement(config), like)
+        return seeds[config.seed]
+
+    def task(self, config: Config) -> Task:
+        name = config.data.to_json() + config.model.to_json()
+        if name not in self._tasks:
+            self._tasks[name] = build_task(config, self.model(config))
+        return self._tasks[name]
+
+
+def prepare(rows: Sequence[Row]) -> list[Ready]:
+    """Builds and traces every row; nothing is compiled or trained.
+
+    Raises:
+        ValueError: a row that cannot run, with its name.
+    """
+    shelf, ready = _Shelf(), []
+    for row in rows:
+        try:
+            if any(size != 1 for size in row.config.mesh.values()):
+                raise ValueError('rows of a sweep share devices: leave config.mesh at 1 each')
+            run = build(row.config, shelf.model(row.config), shelf.task(row.config))
+            ready.append(_ready(row, run))
+        except ValueError as error:
+            raise ValueError(f'row {row.name} {row.changes}: {error}') from error
+    return ready
+
+
+def _ready(row: Row, run: Run) -> Ready:
+    config = row.config
+    state, frozen = jax.eval_shape(lambda: start(config, run))
+    batch = example_batch(run.task, config)
+    numbers = numbers_of(config, run.steps)
+    step, abstract = step_of(config, run), jax.tree.map(_as_shape, numbers)
+    try:
+        flops = peftjax.plan.flops(step, abstract, state, frozen, batch)
+        fixed = None
+    except (TypeError, ValueError, jax.errors.JAXTypeError):
+        # An optimiser that looks at its numbers: only rows that have the same share its program.
+        step, fixed = functools.partial(_with_numbers, step, numbers), json.dumps(numbers)
+        flops, numbers = peftjax.plan.flops(step, {}, state, frozen, batch), {}
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+    key = fixed, program_of(config, run, state, frozen)
+    return Ready(row, run, step, numbers, flops, size, key)
+
+
+def step_of(config: Config, run: Run) -> Step:
+    """The training step of a run, as a function of the numbers of its optimiser and penalties."""
+
+    def step(numbers: Any, state: TrainState, frozen: peftjax.Frozen, batch: Any) -> Any:
+        optimizer = build_optimizer(config, run.steps, numbers)
+        loss = functools.partial(run.loss, penalties=numbers['penalties'])
+        one = make_train_step(loss, optimizer, accumulate=config.accumulate)
+        return one(state, frozen, batch)
+
+    return step
+
+
+def _with_numbers(step: Step, numbers: Any, _: Any, *args: Any) -> Any:
+    return step(numbers, *args)
+
+
+def _as_shape(number: float) -> jax.ShapeDtypeStruct:
+    del number
+    return jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def example_batch(task: Task, config: Config) -> Any:
+    """A training batch of the greatest length, as shapes."""
+    rows = [task.splits['train'][0]] * config.data.batch_size
+    batch = collate(rows, (max(config.data.lengths, default=0),))  # images have no length
+    return {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in batch.items()}
+
+
+def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
+    """Rows of one program together, in groups of at most `most` rows that fit `limit` bytes.
+
+    Raises:
+        ValueError: not even one row of a program fits.
+    """
+    alike: dict[Any, list[Ready]] = {}
+    for each in ready:
+        alike.setdefault(each.key, []).append(each)
+    groups: list[Group] = []
+    for members in alike.values():
+        whole = as_group('', members)
+        room = sum(
+            1 for n in range(1, most + 1) if whole._replace(rows=members[:1] * n).memory <= limit
+        )
+        if not room:
+            least = whole._replace(rows=members[:1]).memory
+            raise ValueError(
+                f'row {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
+                f'{limit / 2**20:,.0f} MiB there are: a smaller batch, --config.accumulate or '
+                "--config.model.remat='full' need less"
+            )
+        count = -(-len(members) // room)
+        size = -(-len(members) // count)
+        for first in range(0, len(members), size):
+            rows = members[first : first + size]
+            groups.append(whole._replace(name=f'{len(groups):03d}', rows=rows))
+    return groups
+
+
+def side_by_side(config: Config, rows: int) -> int:
+    """How many of the rows of a program are computed at the same time.
+
+    An accelerator computes all of them. A CPU is busy with few, and slower with more, as arrays
+    leave its caches: there they go through the program one after another.
+    """
+    if jax.default_backend() != 'cpu':
+        return rows
+    positions = config.data.batch_size * max(config.data.lengths, default=1)
+    return min(rows, max(1, BUSY // positions))
+
+
+def as_group(name: str, members: Sequence[Ready]) -> Group:
+    """Rows of one program as a group; what a row takes is counted for the widest."""
+    widest = widest_of(members)
+    config, run = widest.row.config, widest.run
+    state, frozen, own, parts = jax.eval_shape(lambda: _started(config, run))
+    batch = example_batch(run.task, config)
+    part = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (leaf.shape[0] // config.accumulate, *leaf.shape[1:]), leaf.dtype
+        ),
+        batch,
+    )
+    activations = peftjax.plan.activation_bytes(run.loss, state.adapter, frozen, part)
+    adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
+    base = _bytes((run.model.params, own))
+    each = adapter + optimizer + _bytes(parts)
+    return Group(name, list(members), base, each, adapter + activations)
+
+
+def widest_of(members: Sequence[Ready]) -> Ready:
+    """The row whose state the others' fit into, padded with zeros."""
+    return max(members, key=lambda each: each.size)
+
+
+def _started(
+    config: Config, run: Run
+) -> tuple[TrainState, peftjax.Frozen, list[jax.Array], list[jax.Array]]:
+    """What `start` gives, the method's own numbers, those that sites share once, and what it left
+    of leaves that it took a part of, which each row has for itself."""
+    state, frozen = start(config, run)
+    distinct = {id(leaf): leaf for leaf in jax.tree.leaves(frozen.own)}
+    model = set(map(id, jax.tree.leaves(run.model.params)))
+    parts = [leaf for leaf in jax.tree.leaves(frozen.params) if id(leaf) not in model]
+    return state, frozen, list(distinct.values()), parts
+
+
+def memory_here() -> float:
+    """Bytes that a group may take: most of a device's memory, half of a host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if 'bytes_limit' in stats:
+        return 0.9 * stats['bytes_limit']
+    return 0.5 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
+    )

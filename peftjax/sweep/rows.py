@@ -1,0 +1,148 @@
+"""The rows of a sweep: what a config file's `sweep_<name>(add)` adds, each as a whole config."""
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import peftjax
+from peftjax.train.config import Config
+
+_TAKES = {'sweep': 'add', 'search': 'trial'}
+
+
+class Row(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder: its number in the sweep.
+        changes: what it changes, `{'lora.rank': 4}`.
+        config: with the changes made.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    config: Config
+
+
+def load_module(path: str) -> ModuleType:
+    """The config file as a module.
+
+    Raises:
+        ValueError: no Python file is there.
+    """
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise ValueError(f'{path} is no config file')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
+    """The function of a config file that makes rows.
+
+    Args:
+        module: the config file.
+        kind: 'sweep' or 'search'. name: `<kind>_<name>` is the function's.
+
+    Raises:
+        ValueError: it is not there; says which are.
+    """
+    prefix = f'{kind}_'
+    found = getattr(module, f'{prefix}{name}', None)
+    if found is None:
+        known = [each.removeprefix(prefix) for each in vars(module) if each.startswith(prefix)]
+        raise ValueError(
+            f'no {kind} {name!r} in {module.__name__}: '
+            + (
+                f'it has {", ".join(known)}'
+                if known
+                else f'write def {prefix}{name}({_TAKES[kind]})'
+            )
+        )
+    return found
+
+
+def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
+    """The rows of a sweep.
+
+    A config file says `def sweep_rank(add): add(seed=1, **{'lora.rank': 4})`, one call a row.
+    Fields have dotted names: those of `config`, and arguments of the methods in `config.peft`.
+
+    Raises:
+        ValueError: no such sweep; one without rows; a field that is not there or takes another
+            type; two rows that are the same. With the row, and what to write instead.
+
+    Example:
+        >>> from configs import lora_sentiment
+        >>> rows = expand(lora_sentiment, 'rank', lora_sentiment.get_config())
+        >>> len(rows), rows[0].changes
+        (12, {'seed': 0, 'lora.rank': 2})
+    """
+    add_rows = function_of(module, 'sweep', sweep)
+    rows: list[Row] = []
+
+    def add(**changes: Any) -> None:
+        name = f'{len(rows):03d}'
+        rows.append(Row(name, changes, changed(config, changes, name)))
+
+    add_rows(add)
+    if not rows:
+        raise ValueError(f'sweep {sweep!r} of {module.__name__} adds no row')
+    first: dict[str, str] = {}
+    for row in rows:
+        text = row.config.to_json()
+        if text in first:
+            raise ValueError(f'rows {first[text]} and {row.name} are the same: {row.changes}')
+        first[text] = row.name
+    return rows
+
+
+def changed(config: Config, changes: Mapping[str, Any], row: str) -> Config:
+    """A config with the changes of a row.
+
+    Raises:
+        ValueError: a field that is not there or takes another type.
+    """
+    made = config.copy_and_resolve_references()
+    for field, value in changes.items():
+        *sections, last = field.split('.')
+        section = made
+        for name in sections:
+            section = section.get(name)
+            if section is None or not hasattr(section, 'keys'):
+                raise ValueError(f'row {row}: no field {field!r}; {_near(field, made)}')
+        if last not in section and _is_argument(made, sections, last):
+            with section.unlocked():
+                section[last] = value
+        elif last not in section:
+            raise ValueError(f'row {row}: no field {field!r}; {_near(field, made)}')
+        try:
+            section[last] = value
+        except TypeError as error:
+            raise ValueError(f'row {row}: {field} does not take {value!r}: {error}') from None
+    return made
+
+
+def _is_argument(config: Config, sections: list[str], name: str) -> bool:
+    """Whether a field is an argument of one of the config's methods, with a default there."""
+    if len(sections) != 1 or sections[0] not in config.peft:
+        return False
+    method = getattr(peftjax, sections[0], None)
+    return callable(method) and name in inspect.signature(method).parameters
+
+
+def _near(field: str, config: Config) -> str:
+    return f'near names: {difflib.get_close_matches(field, _fields(config), n=5, cutoff=0)}'
+
+
+def _fields(config: Config, prefix: str = '') -> list[str]:
+    found = []
+    for name, value in config.items():
+        inner = hasattr(value, 'keys')
+        found += _fields(value, f'{prefix}{name}.') if inner else [f'{prefix}{name}']
+    return found

@@ -1,0 +1,116 @@
+"""Runs what is missing of a sweep: plans its groups, trains them, writes what came of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.live import Live
+
+from peftjax.sweep.board import Board, plan_table
+from peftjax.sweep.folder import SweepFolder, summary
+from peftjax.sweep.groups import Group, as_group, group, memory_here, prepare
+from peftjax.sweep.page import write_report
+from peftjax.sweep.pruning import Prune, nobody
+from peftjax.sweep.rows import Row
+from peftjax.sweep.work import Work, here
+
+
+class Sweep(NamedTuple):
+    """A sweep in its folder.
+
+    Attributes:
+        folder: of the sweep.
+        console: where plan and progress are shown.
+        config, name: the file and the function that its rows come from.
+        score: what rows are compared by, of `sweeps.pruning.SCORES`.
+        most: rows in one program at most.
+        memory: bytes that a program may take; None for what is here.
+        work: who trains.
+    """
+
+    folder: SweepFolder
+    console: Console
+    config: str = ''
+    name: str = ''
+    score: str = 'validation/accuracy'
+    most: int = 32
+    memory: float | None = None
+    work: Work = here
+
+    def run(self, rows: Sequence[Row], prune: Prune = nobody, wait: bool = False) -> None:
+        """Runs what is missing of some rows; nothing is trained before all are known to be right.
+
+        Args:
+            rows: all of the sweep, or those of it that are known so far.
+            prune: which rows stop early.
+            wait: also for what other processes work on.
+
+        Raises:
+            ValueError: a row that cannot run; a folder of another sweep; a group that was made
+                where there was more memory.
+            Interrupted: SIGTERM came; the state was saved.
+        """
+        with self.console.status(f'building {len(rows)} rows'):
+            groups = self._plan(rows)
+        if not groups:
+            return
+        self.console.print(plan_table(groups))
+        board = Board(self.folder, rows, self.score)
+        shown = self.console.is_terminal
+        with Live(board.table(), console=self.console, auto_refresh=False, transient=True) as live:
+
+            def tell(row: str, values: Any) -> None:
+                board.update(row, values)
+                if shown:
+                    live.update(board.table(), refresh=True)
+
+            self.work(groups, self.folder, prune, tell, wait)
+
+    def _plan(self, rows: Sequence[Row]) -> list[Group]:
+        """The groups that are not over, those of the folder and new ones."""
+        held = self.folder.groups()
+        due = self._due(held, {row.name for row in rows})
+        grouped = {name for names in held.values() for name in names}
+        wanted = {name for names in due.values() for name in names}
+        wanted |= {row.name for row in rows} - grouped
+        ready = {each.row.name: each for each in prepare([r for r in rows if r.name in wanted])}
+        limit = memory_here() if self.memory is None else self.memory
+        new = group([each for name, each in ready.items() if name not in grouped], limit, self.most)
+        made = {tuple(each.names): each for each in new}
+        groups = []
+        for name, names in self.folder.begin(rows, made, self.config, self.name).items():
+            members = [ready[row] for row in names if row in ready]
+            if not members or (name in held and name not in due):
+                continue  # of rows that are not given, or over
+            found = made.get(tuple(names)) or as_group(name, members)
+            if found.memory > limit:
+                raise ValueError(
+                    f'group {name} of {self.folder.path} takes {found.memory / 2**20:,.0f} MiB, '
+                    f'more than the {limit / 2**20:,.0f} MiB there are: it was begun where there '
+                    'is more; go on there, or choose another --workdir'
+                )
+            groups.append(found._replace(name=name))
+        return groups
+
+    def _due(
+        self, held: Mapping[str, Sequence[str]], known: set[str]
+    ) -> Mapping[str, Sequence[str]]:
+        """Groups of the folder that are not over, of rows that are known."""
+        open_ = {name: names for name, names in held.items() if not self.folder.over(names)}
+        due = {name: names for name, names in open_.items() if known.intersection(names)}
+        for name, names in due.items():
+            if lost := set(names) - known:
+                raise ValueError(
+                    f'group {name} of {self.folder.path} holds row {min(lost)}, which the sweep '
+                    'no longer has: give that row back, or choose another --workdir'
+                )
+        return due
+
+    def finish(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Shows what came of the rows and writes the page; gives the lines of results.csv."""
+        page, lines = write_report(self.folder), self.folder.results()
+        board = Board(self.folder, rows, self.score)
+        self.console.print(board.table())
+        counts = ', '.join(f'{count} {status}' for status, count in summary(lines).items())
+        self.console.print(f'{counts}: {page}', highlight=False)
+        return lines

@@ -1,0 +1,139 @@
+"""Search: rows of a sweep that Optuna draws, some at a time, from what came of those before."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.pruning import SCORES, Prune, Rung
+from peftjax.sweep.rows import Row, changed, function_of
+from peftjax.train.config import Config
+from peftjax.train.optional import library
+from peftjax.train.trackers.log import read_metrics
+
+if TYPE_CHECKING:
+    import optuna
+
+SAMPLERS = 'tpe', 'random'
+
+
+class Runner(Protocol):
+    """What runs rows in the folder of a sweep: `peftjax.sweep.run.Sweep`."""
+
+    @property
+    def folder(self) -> SweepFolder: ...
+
+    def run(self, rows: Sequence[Row], prune: Prune, wait: bool) -> None: ...
+
+
+class Search:
+    """Draws rows, and learns from their results.
+
+    A config file says what is drawn, in Optuna's words:
+
+        def search_rate(trial):
+            return {'lr': trial.suggest_float('lr', 1e-4, 1e-2, log=True)}
+
+    The study is kept nowhere: it is drawn again from its seed and told the results that the folder
+    of the sweep holds. So it is the same however often it was interrupted, and in each of several
+    processes.
+    """
+
+    def __init__(
+        self, module: ModuleType, name: str, config: Config, sampler: str, score: str, seed: int
+    ):
+        """Begins a study.
+
+        Args:
+            module: the config file.
+            name: of its `search_<name>`.
+            config: that the draws change.
+            sampler: 'tpe' (Bergstra et al. 2011, as `optuna.samplers.TPESampler`, with those that
+                run taken for bad ones) or 'random'.
+            score: of `SCORES`.
+            seed: of the sampler.
+
+        Raises:
+            ValueError: no such function in the config file; Optuna is not installed.
+        """
+        self._draw: Callable[[Any], Mapping[str, Any]] = function_of(module, 'search', name)
+        self._config, self._score = config, score
+        optuna = library('optuna', 'search', '--search')
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            direction='maximize' if SCORES[score] > 0 else 'minimize',
+            sampler=optuna.samplers.RandomSampler(seed=seed)
+            if sampler == 'random'
+            else optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+            pruner=optuna.pruners.MedianPruner(),
+        )
+        self._states = optuna.trial.TrialState
+        self._rows: list[Row] = []
+        self._names: dict[str, str] = {}  # a row's config as text -> its name
+        self._running: list[tuple[Any, str]] = []  # trials and the names of their rows
+
+    def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[Row]:
+        """Draws, runs and learns, until so many were drawn; gives the rows.
+
+        A draw that an earlier row had already takes that row's result.
+
+        Args:
+            sweep: in which the rows run.
+            trials: how many are drawn in all. wave: how many at a time, which run together.
+            prune: which rows stop early.
+
+        Raises:
+            ValueError: as `run.Sweep.run`; a field that is not there or takes another type.
+        """
+        for first in range(0, trials, wave):
+            for _ in range(min(wave, trials - first)):
+                self._ask()
+            sweep.run(self._rows, prune, wait=True)
+            self._tell(sweep.folder)
+        return self._rows
+
+    def below_median(self, folder: SweepFolder) -> Prune:
+        """Stops rows whose best score is worse than the median of those that ended, at that step.
+
+        `optuna.pruners.MedianPruner`; none as long as fewer than five rows have ended.
+        """
+
+        def prune(rung: Rung) -> Collection[str]:
+            names = set()
+            for trial, name in self._running:
+                if name in rung.scores:
+                    self._report(trial, folder, name, rung.step)
+                    if trial.should_prune():
+                        names.add(name)
+            return names
+
+        return prune
+
+    def _ask(self) -> None:
+        trial = self._study.ask()
+        changes, name = dict(self._draw(trial)), f'{len(self._rows):03d}'
+        config = changed(self._config, changes, name)
+        first = self._names.setdefault(config.to_json(), name)
+        if first == name:
+            self._rows.append(Row(name, changes, config))
+        self._running.append((trial, first))
+
+    def _tell(self, folder: SweepFolder) -> None:
+        states = self._states
+        for trial, name in self._running:
+            result = folder.result(name)
+            assert result is not None, name
+            self._report(trial, folder, name, result['steps'])
+            if result['status'] == 'done':
+                self._study.tell(trial, result[self._score])
+            else:
+                ended = states.PRUNED if result['status'] == 'pruned' else states.FAIL
+                self._study.tell(trial, state=ended)
+        self._running = []
+
+    def _report(self, trial: 'optuna.Trial', folder: SweepFolder, name: str, until: int) -> None:
+        """Tells a trial its row's scores up to a step."""
+        known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for line in read_metrics(folder.rows / name):
+            if self._score in line and line['step'] <= until and line['step'] not in known:
+                trial.report(line[self._score], int(line['step']))

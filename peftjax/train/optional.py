@@ -1,0 +1,25 @@
+"""Libraries of an extra of setup.cfg, imported where they are used."""
+
+import importlib
+from typing import Any
+
+
+def library(module: str, extra: str, use: str) -> Any:
+    """A module of an extra.
+
+    Raises:
+        ValueError: it is not installed; says what uses it and what to install.
+
+    Example:
+        >>> library('json', 'datasets', 'this table').dumps(1)
+        '1'
+        >>> library('none_such', 'ray', '--ray')
+        Traceback (most recent call last):
+        ValueError: --ray needs none_such, which is not installed: pip install 'peftjax[ray]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{use} needs {module}, which is not installed: pip install 'peftjax[{extra}]'"
+        ) from error
