@@ -1,0 +1,333 @@
+"""The settings of a run: typed, checked before anything is loaded, and read from any mapping."""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import peftjax
+
+_CALL = re.compile(r'\s*[A-Za-z_]\w*\s*(\(.*\))?\s*', re.DOTALL)
+
+
+class SettingsError(ValueError):
+    """A setting that is not there, or that has a value of another type."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The base model, as `peftjax.load` takes it.
+
+    Attributes:
+        source: 'org/name' or 'org/name@revision' on the hub, a folder, or a .gguf file.
+        task: the head, as `peftjax.load` names it; None takes the head that the task needs.
+        num_labels: classes of a new head; None counts them in the data.
+        pooling: what a head reads: 'first' token, or 'mean' of all tokens.
+        dtype: of the computation; None is float32.
+        param_dtype: of the weights; None is `dtype`.
+        remat: None, 'full', or the name of a policy: recompute activations in the backward pass.
+        quantize: None, or a scheme that keeps the base in few bits, such as 'nf4'.
+        scan: layers stacked and compiled once.
+        ignore: regular expressions of unknown config fields and tensors that may be dropped.
+    """
+
+    source: str = ''
+    task: str | None = None
+    num_labels: int | None = None
+    pooling: str = 'first'
+    dtype: str | None = None
+    param_dtype: str | None = None
+    remat: str | None = None
+    quantize: str | None = None
+    scan: bool = True
+    ignore: tuple[str, ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `peftjax.load`: the fields that are set."""
+        given = {name: value for name, value in dataclasses.asdict(self).items()}
+        return {name: value for name, value in given.items() if value not in (None, ())}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the examples are, and how they become batches.
+
+    Attributes:
+        source: a .jsonl, .csv or .parquet file, with '{split}' in its name where each split has a
+            file of its own; or a data set of the hub, 'hf:org/name#{split}'.
+        columns: the table's columns by their role, such as {'text': 'sentence'}.
+        labels: names of the classes, in order; empty finds them in the data.
+        batch_size: examples in a step. eval_batch_size: in a batch of an evaluation.
+        lengths: each batch is padded to the least of these that fits; empty finds some in the data.
+            The greatest one cuts longer texts.
+        limit: examples kept of each split; 0 keeps all.
+        packing: several examples in one row, where the task can.
+        chat_template: a Jinja template, or a file that holds one; None is the checkpoint's own.
+        options: what else the task takes, by name.
+    """
+
+    source: str = ''
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    lengths: tuple[int, ...] = ()
+    limit: int = 0
+    packing: bool = False
+    chat_template: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """How many devices share the batch (data), batch and base (fsdp), every product (tensor)."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run.
+
+    Attributes:
+        model, data, mesh: see there.
+        task: what is learned: a name of `peftjax.train.tasks`, or 'package.module:function'.
+        methods: functions of peftjax, chained in this order.
+        sections: arguments of methods, of the optimiser and of other functions, by their name.
+        found: arguments of methods that data decide, `{method: {argument: function}}`.
+        penalties: functions of the adapter that are added to the loss, and their weights.
+        lr: the peak learning rate. rates: of single methods, as multiples of lr.
+        schedule: how the rate falls after the warm-up: linear, cosine or constant.
+        warmup: below 1 a share of the run, otherwise a number of steps.
+        clip_norm: the greatest norm of the gradient; 0 does not clip.
+        optimizer: a function of optax.
+        around: functions of peftjax.train that take the optimiser and return one.
+        accumulate: parts of a batch, one after another, that make one step.
+        duration: '3 epochs', '500 steps' or '10000 examples'.
+        log_every, eval_every, save_every: the same.
+        best: the score that chooses the best checkpoint, such as 'accuracy'; None is the task's
+            own. A minus sign in front means that the least value is the best.
+        trackers: where numbers are sent, by name, or as 'package.module:function'.
+        init_from: a folder with an adapter to start from, ours or of another library.
+        seed: decides the adapter's start, a new head, and the order of the examples.
+        published: a number in a paper to compare with; not read by the run.
+    """
+
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    task: str = 'classification'
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    methods: tuple[str, ...] = ('lora',)
+    sections: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    found: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    penalties: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    lr: float = 1e-3
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    schedule: str = 'linear'
+    warmup: float = 0.0
+    clip_norm: float = 0.0
+    optimizer: str = 'adamw'
+    around: tuple[str, ...] = ()
+    accumulate: int = 1
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    duration: str = '3 epochs'
+    log_every: str = '20 steps'
+    eval_every: str = '1 epoch'
+    save_every: str = '1 epoch'
+    best: str | None = None
+    trackers: tuple[str, ...] = ('tensorboard',)
+    init_from: str | None = None
+    seed: int = 0
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """The arguments of a function by its name; none where nothing is set."""
+        return self.sections.get(name, {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `read` takes them back."""
+        whole = _plain(dataclasses.asdict(self))
+        return {**{k: v for k, v in whole.items() if k != 'sections'}, **whole['sections']}
+
+    def change(self, changes: Mapping[str, Any]) -> 'Settings':
+        """The settings with some fields changed, by dotted names: `{'lora.rank': 4}`.
+
+        A name under a method, the optimiser or another function in use is an argument of it.
+
+        Raises:
+            SettingsError: no such field, with near names; a value of another type.
+        """
+        made = self.to_dict()
+        for name, value in changes.items():
+            *above, last = name.split('.')
+            place: Any = made
+            for part in above:
+                place = place.setdefault(part, {}) if isinstance(place, dict) else None
+                if place is None or not isinstance(place, dict):
+                    raise SettingsError(f'no setting {name!r}; {near(name, self)}')
+            place[last] = _plain(value)
+        try:
+            return read(made)
+        except SettingsError as error:
+            raise SettingsError(str(error)) from None
+
+
+def read(config: Mapping[str, Any]) -> Settings:
+    """Settings from a mapping, such as a ConfigDict or the content of a JSON file.
+
+    Fields of `Settings` have their names. Any other field holds the arguments of a function that
+    `methods`, `optimizer`, `around`, `penalties` or `found` names.
+
+    Raises:
+        SettingsError: a field that nothing reads, with near names; a value of another type.
+
+    Example:
+        >>> read({'lr': 0.01, 'lora': {'rank': 4}}).section('lora')
+        {'rank': 4}
+        >>> read({'learing_rate': 0.01})
+        Traceback (most recent call last):
+        peftjax.train.settings.SettingsError: no setting 'learing_rate'; near names: ...
+    """
+    given = _plain(config)
+    fields = {field.name for field in dataclasses.fields(Settings)} - {'sections'}
+    own = {name: value for name, value in given.items() if name in fields}
+    rest = {name: value for name, value in given.items() if name not in fields}
+    settings = _read(Settings, own, '')
+    settings = dataclasses.replace(settings, sections=rest)
+    used = {*settings.methods, settings.optimizer, *settings.around}
+    used |= {name for each in settings.found.values() for name in each.values()}
+    for name, arguments in rest.items():
+        known = name in used or _is_function(name)
+        if not known or not isinstance(arguments, dict):
+            raise SettingsError(f'no setting {name!r}; {near(name, settings)}')
+    return settings
+
+
+def read_call(text: str) -> tuple[str, dict[str, Any]]:
+    """A method with its arguments: `lora`, or `lora(rank=8, targets='all-linear')`.
+
+    Raises:
+        SettingsError: the text is no name of a method, or its arguments are not plain values.
+
+    Example:
+        >>> read_call("lora(rank=8, targets=['query', 'value'])")
+        ('lora', {'rank': 8, 'targets': ['query', 'value']})
+    """
+    try:
+        if _CALL.fullmatch(text) is None:
+            raise ValueError('no call')
+        tree = ast.parse(text.strip(), mode='eval').body
+        if isinstance(tree, ast.Name):
+            return tree.id, {}
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+            raise ValueError('no call')
+        return tree.func.id, {str(k.arg): ast.literal_eval(k.value) for k in tree.keywords}
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise SettingsError(
+            f'{text!r} does not read as a method; write for example '
+            "lora or lora(rank=8, targets='all-linear')"
+        ) from error
+
+
+def near(name: str, settings: Settings) -> str:
+    """The settings with names like this one, for an error message."""
+    return f'near names: {difflib.get_close_matches(name, names(settings), n=5, cutoff=0)}'
+
+
+def names(settings: Settings) -> list[str]:
+    """Dotted names of all settings, and of arguments of the functions in use."""
+    found = list(_names(Settings, ''))
+    for function in (*settings.methods, *settings.sections):
+        found += [f'{function}.{argument}' for argument in arguments_of(function)]
+    return found
+
+
+def arguments_of(function: str) -> list[str]:
+    """Names of the arguments of a public function; none for a name that is no function."""
+    made = getattr(peftjax, function, None) or getattr(peftjax.train, function, None)
+    return list(inspect.signature(made).parameters) if callable(made) else []
+
+
+def _is_function(name: str) -> bool:
+    return name in peftjax.__all__ or name in peftjax.train.__all__
+
+
+def _names(kind: type, prefix: str) -> Iterable[str]:
+    for name, field in _types(kind).items():
+        if name != 'sections':
+            inner = dataclasses.is_dataclass(field)
+            yield from _names(field, f'{prefix}{name}.') if inner else [f'{prefix}{name}']
+
+
+@functools.cache
+def _types(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _read(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    types_ = _types(kind)
+    unknown = next((name for name in values if name not in types_), None)
+    if unknown is not None:
+        known = [f'{prefix}{name}' for name in types_]
+        close = difflib.get_close_matches(f'{prefix}{unknown}', known, n=5, cutoff=0)
+        raise SettingsError(f'no setting {prefix + unknown!r}; near names: {close}')
+    made = {name: _value(types_[name], value, prefix + name) for name, value in values.items()}
+    return kind(**made)
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """A value as a field of that type holds it; whole numbers and texts of numbers are floats."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise SettingsError(f'{name} is {value!r}; it has fields: {", ".join(_types(kind))}')
+        return _read(kind, value, f'{name}.')
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _value(next(each for each in inner if each is not types.NoneType), value, name)
+    read_as: Callable[[Any], Any] | None = _KINDS.get(origin or kind)
+    fitting = read_as is not None and read_as(value)
+    if not fitting:
+        raise SettingsError(f'{name} does not take {value!r}: it is {_said(kind)}')
+    if kind is float:
+        return float(value)
+    if origin is tuple:
+        return tuple(_value(inner[0], each, f'{name}[{i}]') for i, each in enumerate(value))
+    return value
+
+
+_KINDS: Mapping[Any, Callable[[Any], bool]] = {
+    str: lambda value: isinstance(value, str),
+    bool: lambda value: isinstance(value, bool),
+    int: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    float: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    tuple: lambda value: isinstance(value, list | tuple),
+    Mapping: lambda value: isinstance(value, dict),
+}
+
+
+def _said(kind: Any) -> str:
+    names_ = {str: 'a text', bool: 'true or false', int: 'a whole number', float: 'a number'}
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return 'a list'
+    return names_.get(kind, 'a mapping of names to values')
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dicts and tuples as lists, so that it is what JSON gives back."""
+    if hasattr(value, 'to_dict'):
+        return _plain(value.to_dict())
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
