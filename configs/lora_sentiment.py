@@ -40,9 +40,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c = base.methods(c, lora={'rank': choice.rank, 'targets': r'layers/.*/kernel'})
     c.full = ConfigDict()
     if choice.full:
-        c.peft = ('full',)
+        c.methods = ('full',)
     if choice.head:
-        c.peft = ('select',)
+        c.methods = ('select',)
     return c
 
 

@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c = base.methods(c, head=False, lora={'rank': choice.rank, 'targets': r'layers/.*/kernel'})
     c.full = ConfigDict()
     if choice.full:
-        c.peft = ('full',)
+        c.methods = ('full',)
     c.warmup = 0.1
     c.clip_norm = 1.0
     c.log_every, c.eval_every, c.save_every = '5 steps', '40 steps', '20 steps'

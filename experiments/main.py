@@ -18,8 +18,9 @@ from absl import app, flags, logging
 from experiments.command_line import CONFIG, WORKDIR, read_flags
 from peftjax.train.compilation_cache import keep_compiled_programs
 from peftjax.train.endings import plain_endings
-from peftjax.train.loop import train
+from peftjax.train.fit import train
 from peftjax.train.progress import terminal
+from peftjax.train.settings import read_settings
 
 flags.mark_flag_as_required('workdir')
 _PROFILE = flags.DEFINE_bool(
@@ -41,13 +42,15 @@ def main(argv: Sequence[str]) -> None:
     keep_compiled_programs()
     if len(argv) > 1:
         sys.exit(f'unexpected argument {argv[1]!r}; settings are flags: --config.name=value')
-    with plain_endings():
+    with plain_endings(ValueError):
         if _DISTRIBUTED.value or _COORDINATOR.value:
             # On CPUs programs that wait for each other must start in the same order everywhere.
             jax.config.update('jax_cpu_enable_async_dispatch', False)
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         console = terminal(quiet=jax.process_index() != 0)
-        train(CONFIG.value, Path(str(WORKDIR.value)), console, profile=_PROFILE.value)
+        train(
+            read_settings(CONFIG.value), Path(str(WORKDIR.value)), console, profile=_PROFILE.value
+        )
 
 
 if __name__ == '__main__':

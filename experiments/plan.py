@@ -9,6 +9,7 @@ and its greatest length. The row of full fine-tuning stands beside the method's.
 the same for a checkpoint and methods named on the command line.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +18,8 @@ from absl import app, flags
 import peftjax
 from experiments.command_line import CONFIG, read_flags
 from peftjax.train.build import build_transform
-from peftjax.train.config import Config
 from peftjax.train.optimizers import build_optimizer
+from peftjax.train.settings import Settings, read_settings
 
 _MACHINE = flags.DEFINE_enum(
     'machine', None, list(peftjax.plan.MACHINES), 'Each device; else that of --topology.'
@@ -31,30 +32,29 @@ _TOPOLOGY = flags.DEFINE_string(
 
 
 def plans(
-    config: Config, machine: str | None = None, topology: str | None = None
+    settings: Settings, machine: str | None = None, topology: str | None = None
 ) -> dict[str, peftjax.plan.Plan]:
     """The plan of a config's method, and of full fine-tuning beside it.
 
     Raises:
         ValueError: a method whose arguments data decide, or what `peftjax.plan.estimate` raises.
     """
-    if config.found:
+    if settings.found:
         raise ValueError(
-            f'data decide arguments of {", ".join(config.found)} in this config, so that it cannot '
-            'be planned without them'
+            f'data decide arguments of {", ".join(settings.found)} in this config, so that it '
+            'cannot be planned without them'
         )
     # Before anything else uses JAX, which else may give the compiler of the topology up.
-    mesh = peftjax.plan.mesh_for(topology, **config.mesh)
-    settings = {name: value for name, value in config.model.items() if name != 'key'}
-    model = peftjax.load(**settings, abstract=True)
-    size = config.data.batch_size // config.accumulate
-    inputs = peftjax.abstract_inputs(model, size, max(config.data.lengths))
-    methods = {'+'.join(config.peft): build_transform(config), 'full': peftjax.full()}
+    mesh = peftjax.plan.mesh_for(topology, **dataclasses.asdict(settings.mesh))
+    model = peftjax.load(**settings.model.arguments(), abstract=True)
+    size = settings.data.batch_size // settings.accumulate
+    inputs = peftjax.abstract_inputs(model, size, max(settings.data.lengths))
+    methods = {'+'.join(settings.methods): build_transform(settings), 'full': peftjax.full()}
     return {
         name: peftjax.plan.plan(
             model,
             transform,
-            build_optimizer(config, 1000),
+            build_optimizer(settings, 1000),
             inputs,
             mesh=mesh,
             machine=peftjax.plan.MACHINES[machine] if machine else None,
@@ -67,7 +67,9 @@ def plans(
 def main(argv: Sequence[str]) -> None:
     del argv
     try:
-        print(peftjax.plan.table(plans(CONFIG.value, _MACHINE.value, _TOPOLOGY.value)))
+        print(
+            peftjax.plan.table(plans(read_settings(CONFIG.value), _MACHINE.value, _TOPOLOGY.value))
+        )
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -25,6 +25,7 @@ from peftjax.sweep.work import here
 from peftjax.train.compilation_cache import keep_compiled_programs
 from peftjax.train.endings import plain_endings
 from peftjax.train.progress import terminal
+from peftjax.train.settings import read_settings
 
 flags.mark_flag_as_required('workdir')
 _SWEEP = flags.DEFINE_string('sweep', None, 'sweep_<name> of the config file.')
@@ -68,10 +69,12 @@ def main(argv: Sequence[str]) -> None:
     with plain_endings(ValueError):
         module = load_module(path)
         if _SWEEP.value:
-            rows = expand(module, name, CONFIG.value)
+            rows = expand(module, name, read_settings(CONFIG.value))
             sweep.run(rows, either(halving))
         else:
-            search = Search(module, name, CONFIG.value, _SAMPLER.value, _SCORE.value, _SEED.value)
+            search = Search(
+                module, name, read_settings(CONFIG.value), _SAMPLER.value, _SCORE.value, _SEED.value
+            )
             pruned = [*halving, *([search.below_median(sweep.folder)] if _MEDIAN.value else [])]
             rows = search.run(sweep, _TRIALS.value, _WAVE.value, either(pruned))
         sweep.finish(rows)

@@ -3,13 +3,14 @@
 import bz2
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import lora_sentiment
-from peftjax.train.config import Config
+from peftjax.train.settings import Settings, read_settings
 from tests.oracle.cases import GOLDEN
 
 WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()
@@ -31,7 +32,7 @@ def checkpoint(folder: Path, golden: str) -> Path:
     return folder
 
 
-def film_reviews(folder: Path) -> Config:
+def film_reviews(folder: Path, **changes: Any) -> Settings:
     """configs/lora_sentiment.py with a tiny BERT and reviews whose adjective decides."""
     rng = np.random.default_rng(0)
     lines = ['category,text,movie_name']
@@ -43,7 +44,7 @@ def film_reviews(folder: Path) -> Config:
             lines.append(f'{"fresh" if fresh else "rotten"},{" ".join(words)},film {film}')
     with bz2.open(folder / 'reviews.csv.bz2', 'wt', encoding='utf-8') as file:
         file.write('\n'.join(lines) + '\n')
-    config: Config = lora_sentiment.get_config()
+    config: Any = lora_sentiment.get_config()
     config.model.source = str(checkpoint(folder / 'bert', 'tiny_bert'))
     config.data.source = str(folder / 'reviews.csv.bz2')
     config.data.lengths = (8,)  # one shape, one compilation
@@ -52,4 +53,4 @@ def film_reviews(folder: Path) -> Config:
     config.lora.rank = 4
     config.duration, config.log_every = '8 steps', '2 steps'
     config.eval_every, config.save_every = '4 steps', '2 steps'
-    return config
+    return read_settings(config).change({name.replace('__', '.'): v for name, v in changes.items()})

@@ -1,6 +1,5 @@
 """What tests of whole runs share."""
 
-import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,28 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from peftjax.train import build
-from peftjax.train import loop as train
-from peftjax.train.checkpoints import Checkpoints
-from peftjax.train.config import Config
+from peftjax.train.build import build
+from peftjax.train.checkpoints import Checkpoints, Restored
 from peftjax.train.fingerprint import fingerprint
+from peftjax.train.fit import Fit, train
+from peftjax.train.placement import Placement
+from peftjax.train.settings import Settings
 from peftjax.train.trackers.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
 
 
-def run_config(config: Config, workdir: Path) -> dict[str, float]:
-    return train.train(config, workdir, Console(quiet=True))
+def run_settings(settings: Settings, workdir: Path) -> Fit:
+    return train(settings, workdir, Console(quiet=True))
 
 
-def final_states(config: Config, *workdirs: Path):
-    run = build.build(config)
-    like, frozen = build.start(config, run)
-    like = run.placement.state(like, run.model)
-    frozen = run.placement.frozen(frozen, run.model)
-    resolved, base = json.loads(config.to_json()), fingerprint((run.model.params, frozen))
-    return [Checkpoints(workdir, resolved, base).restore(like) for workdir in workdirs]
+def final_states(settings: Settings, *workdirs: Path) -> list[Restored]:
+    placement = Placement.of(settings.mesh)
+    run = build(settings)
+    state, beside = run.start()
+    state = placement.state(state, run.model)
+    beside = placement.beside(beside, run.model)
+    base = fingerprint((run.model.params, beside.frozen))
+    return [Checkpoints(workdir, run.description, base).restore(state) for workdir in workdirs]
 
 
 def without_rates(workdir: Path) -> list[dict[str, float]]:

@@ -29,6 +29,8 @@ class Model:
       signature: of a call, without `params`.
       fresh: paths of leaves that no checkpoint held, and that start at random (a new head). Write
         `model.replace(params=..., fresh=())` once they are trained.
+      only_here: why other libraries compute something else with the same weights; '' where they
+        compute the same. Adapters of such a model are not written in their files.
     """
 
     apply: Callable[..., Any]
@@ -40,6 +42,7 @@ class Model:
     roles: Roles | None = None
     signature: inspect.Signature = inspect.Signature()
     fresh: tuple[str, ...] = ()
+    only_here: str = ''
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -76,7 +79,7 @@ class _SameObjects:
 def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
     static = (
         *(model.apply, model.sites, model.traceable, model.config, model.tokenizer),
-        *(model.roles, model.signature, model.fresh),
+        *(model.roles, model.signature, model.fresh, model.only_here),
     )
     return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
 

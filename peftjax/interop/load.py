@@ -127,12 +127,23 @@ def load(
     )
     packed = {} if quantize is None else leaves.packed(model.sites, quantize)
     params = paths.replace(model.params, packed)
-    model = model.replace(params=params, fresh=tuple(sorted(leaves.new)))
+    model = model.replace(
+        params=params, fresh=tuple(sorted(leaves.new)), only_here=_only_here(task, pooling)
+    )
     if abstract:
         return model
     where = {} if mesh is None else paths.flatten(shardings(model, mesh))
     params = leaves.read(key, where, packed)
     return model.replace(params=unflatten_dict(params, sep='/'))
+
+
+def _only_here(task: str | None, pooling: str) -> str:
+    if task not in _CLASSES or pooling != 'mean':
+        return ''
+    return (
+        'its head reads the mean of all tokens, and the classifiers of other libraries read the '
+        "first token; load the model with pooling='first' to share its adapters"
+    )
 
 
 def abstract_inputs(model: Model, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:

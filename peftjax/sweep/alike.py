@@ -7,13 +7,26 @@ from typing import Any
 import jax
 
 import peftjax
-from peftjax.train.build import Run
-from peftjax.train.config import Config
+from peftjax.train.run import Run
+from peftjax.train.settings import Settings
 from peftjax.train.step import TrainState
 from peftjax.train.vectorize import program_key
 
 # What decides when something happens, and on what: equal in all rows of a program.
-_SHARED = ('model', 'data', 'log_every', 'eval_every', 'save_every', 'accumulate', 'mesh')
+_SHARED = (
+    *(
+        'model',
+        'task',
+        'data',
+        'log_every',
+        'eval_every',
+        'save_every',
+        'accumulate',
+        'mesh',
+        'best',
+    ),
+    *('trackers', 'init_from'),
+)
 # Optimisers, and what is put around them, that treat each entry of the adapter by itself. What
 # others compute depends on the size of a leaf, which is another when it is padded: Adafactor takes
 # means, AdaLoRA's allocation counts triplets.
@@ -23,36 +36,37 @@ _ENTRYWISE = frozenset(
 )
 
 
-def program_of(config: Config, run: Run, state: TrainState, frozen: peftjax.Frozen) -> Hashable:
+def program_of(settings: Settings, run: Run, state: TrainState, frozen: peftjax.Frozen) -> Hashable:
     """Equal for rows that may share a program.
 
     Args:
-        config: of the row.
+        settings: of the run.
         run: built from it.
         state, frozen: of its start, as shapes.
     """
-    fixed = _static(config, run), _structure(state, frozen)
-    return program_key(run.transform), *fixed, _shapes(config, run.transform, state, frozen)
+    fixed = _static(settings, run), _structure(state, frozen)
+    return program_key(run.transform), *fixed, _shapes(settings, run.transform, state, frozen)
 
 
-def _static(config: Config, run: Run) -> str:
+def _static(settings: Settings, run: Run) -> str:
     """What rows of a program share, beside their methods: all that is no number."""
-    shared = {name: _plain(config[name]) for name in _SHARED}
-    sections = (config.optimizer, *config.around)
+    plain = settings.to_dict()
+    shared = {name: plain[name] for name in _SHARED}
+    sections = (settings.optimizer, *settings.around)
     around = {
-        name: {field: str(v) for field, v in config[name].items() if not isinstance(v, float)}
+        name: {k: str(v) for k, v in settings.section(name).items() if not isinstance(v, float)}
         for name in sections
     }
     parts = {
-        'optimizer': config.optimizer,
+        'optimizer': settings.optimizer,
         'sections': around,
-        'around': list(config.around),
-        'schedule': config.schedule,
-        'clips': bool(config.clip_norm),
-        'rates': sorted(config.rates),
-        'penalties': sorted(config.penalties),
+        'around': list(settings.around),
+        'schedule': settings.schedule,
+        'clips': bool(settings.clip_norm),
+        'rates': sorted(settings.rates),
+        'penalties': sorted(settings.penalties),
         # What is around an optimiser may count the steps of the run.
-        'steps': run.steps if config.around else None,
+        'steps': run.steps if settings.around else None,
     }
     return json.dumps({**shared, **parts}, sort_keys=True)
 
@@ -68,14 +82,14 @@ def _structure(state: TrainState, frozen: peftjax.Frozen) -> Any:
 
 
 def _shapes(
-    config: Config, transform: peftjax.PeftTransform, state: TrainState, frozen: peftjax.Frozen
+    settings: Settings, transform: peftjax.PeftTransform, state: TrainState, frozen: peftjax.Frozen
 ) -> Hashable:
     """The shapes that must be the same: all, but those of methods that may be padded.
 
     Penalties may count entries, so that nothing is padded beside one.
     """
     parts: Any = (state.adapter, frozen.own)
-    if {config.optimizer, *config.around} <= _ENTRYWISE and not config.penalties:
+    if {settings.optimizer, *settings.around} <= _ENTRYWISE and not settings.penalties:
         parts = _not_padded(transform, *parts)
     # Plain numbers are left out: a rate of dropout may be missing.
     return tuple(leaf.shape for leaf in jax.tree.leaves((parts, frozen.params)) if leaf.shape)
@@ -89,7 +103,3 @@ def _not_padded(transform: peftjax.PeftTransform, adapter: Any, own: Any) -> Any
         members = zip(about.arguments['transforms'], adapter, own, strict=True)
         return [_not_padded(*each) for each in members]
     return None if about.padded_by else (adapter, own)
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(value.to_json()) if hasattr(value, 'to_json') else value

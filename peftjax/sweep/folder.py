@@ -13,8 +13,8 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from peftjax.sweep.groups import Group
-from peftjax.sweep.result import RESULT
 from peftjax.sweep.rows import Row
+from peftjax.train.artifacts import RESULT
 from peftjax.train.checkpoints import differences
 from peftjax.train.files import write_whole
 from peftjax.train.trackers.log import read_metrics
@@ -55,8 +55,7 @@ class SweepFolder:
             ValueError: the folder was begun with other rows.
         """
         given = {
-            row.name: {'changes': row.changes, 'config': json.loads(row.config.to_json())}
-            for row in rows
+            row.name: {'changes': row.changes, 'config': row.settings.to_dict()} for row in rows
         }
         given = json.loads(json.dumps(given))
         self.path.mkdir(parents=True, exist_ok=True)
@@ -136,7 +135,7 @@ class SweepFolder:
                     'row': name,
                     **{f'config.{field}': value for field, value in row['changes'].items()},
                     'seed': row['config']['seed'],
-                    'method': ' + '.join(row['config']['peft']),
+                    'method': ' + '.join(row['config']['methods']),
                     **result,
                     'last_step': int(metrics[-1]['step']) if metrics else 0,
                     'commit': about['commit'],

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import peftjax
 from peftjax.sweep.alike import program_of
 from peftjax.sweep.rows import Row
-from peftjax.train.build import Run, build, build_model, build_task, start
-from peftjax.train.config import Config
+from peftjax.train.build import build, build_model, build_task
 from peftjax.train.data.batches import collate
-from peftjax.train.optimizers import build_optimizer, numbers_of
 from peftjax.train.placement import Placement
-from peftjax.train.step import TrainState, make_train_step
-from peftjax.train.tasks.registry import Task
+from peftjax.train.run import Run
+from peftjax.train.settings import MeshSettings, Settings
+from peftjax.train.step import TrainState
+from peftjax.train.task import Beside, Task
 
 BUSY = 512  # positions in a step that keep a CPU busy
 
 
-Step = Callable[[Any, TrainState, peftjax.Frozen, Any], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[Any, TrainState, Beside, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Ready(NamedTuple):
@@ -33,7 +33,7 @@ class Ready(NamedTuple):
     Attributes:
         row: what it changes.
         run: its parts.
-        step: `step(numbers, state, frozen, batch)`.
+        step: `step(numbers, state, beside, batch)`.
         numbers: of its optimiser and penalties; none where those cannot be traced.
         flops: of the matrix products of a step, at the greatest length.
         size: of its state.
@@ -76,7 +76,7 @@ class Group(NamedTuple):
         """Bytes that a step takes, counted and not compiled."""
         count = len(self.rows)
         return (
-            self.base + count * self.each + side_by_side(self.rows[0].row.config, count) * self.step
+            self.base + count * self.each + side_by_side(self.rows[0].run.task, count) * self.step
         )
 
     @property
@@ -92,18 +92,18 @@ class _Shelf:
         self._models: dict[str, dict[int, peftjax.Model]] = {}
         self._tasks: dict[str, Task] = {}
 
-    def model(self, config: Config) -> peftjax.Model:
-        """The base of a config: one for all seeds, but for a new head."""
-        seeds = self._models.setdefault(config.model.to_json(), {})
-        if config.seed not in seeds:
+    def model(self, settings: Settings) -> peftjax.Model:
+        """The base of some settings: one for all seeds, but for a new head."""
+        seeds = self._models.setdefault(repr((settings.model, settings.task)), {})
+        if settings.seed not in seeds:
             like = next(iter(seeds.values()), None)
-            seeds[config.seed] = build_model(config, Placement(config), like)
-        return seeds[config.seed]
+            seeds[settings.seed] = build_model(settings, Placement.of(settings.mesh), like)
+        return seeds[settings.seed]
 
-    def task(self, config: Config) -> Task:
-        name = config.data.to_json() + config.model.to_json()
+    def task(self, settings: Settings) -> Task:
+        name = repr((settings.model, settings.task, settings.data))
         if name not in self._tasks:
-            self._tasks[name] = build_task(config, self.model(config))
+            self._tasks[name] = build_task(settings, self.model(settings))
         return self._tasks[name]
 
 
@@ -116,9 +116,9 @@ def prepare(rows: Sequence[Row]) -> list[Ready]:
     shelf, ready = _Shelf(), []
     for row in rows:
         try:
-            if any(size != 1 for size in row.config.mesh.values()):
-                raise ValueError('rows of a sweep share devices: leave config.mesh at 1 each')
-            run = build(row.config, shelf.model(row.config), shelf.task(row.config))
+            if row.settings.mesh != MeshSettings():
+                raise ValueError('runs of a sweep share devices: leave mesh at 1 each')
+            run = build(row.settings, shelf.model(row.settings), shelf.task(row.settings))
             ready.append(_ready(row, run))
         except ValueError as error:
             raise ValueError(f'row {row.name} {row.changes}: {error}') from error
@@ -126,33 +126,20 @@ def prepare(rows: Sequence[Row]) -> list[Ready]:
 
 
 def _ready(row: Row, run: Run) -> Ready:
-    config = row.config
-    state, frozen = jax.eval_shape(lambda: start(config, run))
-    batch = example_batch(run.task, config)
-    numbers = numbers_of(config, run.steps)
-    step, abstract = step_of(config, run), jax.tree.map(_as_shape, numbers)
+    state, beside = jax.eval_shape(run.start)
+    batch = example_batch(run.task)
+    numbers = run.numbers
+    step, abstract = run.step, jax.tree.map(_as_shape, numbers)
     try:
-        flops = peftjax.plan.flops(step, abstract, state, frozen, batch)
+        flops = peftjax.plan.flops(step, abstract, state, beside, batch)
         fixed = None
     except (TypeError, ValueError, jax.errors.JAXTypeError):
-        # An optimiser that looks at its numbers: only rows that have the same share its program.
+        # An optimiser that looks at its numbers: only runs that have the same share its program.
         step, fixed = functools.partial(_with_numbers, step, numbers), json.dumps(numbers)
-        flops, numbers = peftjax.plan.flops(step, {}, state, frozen, batch), {}
+        flops, numbers = peftjax.plan.flops(step, {}, state, beside, batch), {}
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
-    key = fixed, program_of(config, run, state, frozen)
+    key = fixed, program_of(row.settings, run, state, beside.frozen)
     return Ready(row, run, step, numbers, flops, size, key)
-
-
-def step_of(config: Config, run: Run) -> Step:
-    """The training step of a run, as a function of the numbers of its optimiser and penalties."""
-
-    def step(numbers: Any, state: TrainState, frozen: peftjax.Frozen, batch: Any) -> Any:
-        optimizer = build_optimizer(config, run.steps, numbers)
-        loss = functools.partial(run.loss, penalties=numbers['penalties'])
-        one = make_train_step(loss, optimizer, accumulate=config.accumulate)
-        return one(state, frozen, batch)
-
-    return step
 
 
 def _with_numbers(step: Step, numbers: Any, _: Any, *args: Any) -> Any:
@@ -164,10 +151,10 @@ def _as_shape(number: float) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def example_batch(task: Task, config: Config) -> Any:
+def example_batch(task: Task) -> Any:
     """A training batch of the greatest length, as shapes."""
-    rows = [task.splits['train'][0]] * config.data.batch_size
-    batch = collate(rows, (max(config.data.lengths, default=0),))  # images have no length
+    rows = [task.splits['train'][0]] * task.batch_size
+    batch = collate(rows, (max(task.lengths, default=0),))  # images have no length
     return {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in batch.items()}
 
 
@@ -190,8 +177,8 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
             least = whole._replace(rows=members[:1]).memory
             raise ValueError(
                 f'row {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
-                f'{limit / 2**20:,.0f} MiB there are: a smaller batch, --config.accumulate or '
-                "--config.model.remat='full' need less"
+                f'{limit / 2**20:,.0f} MiB there are: a smaller batch, accumulate or model.remat='
+                "'full' need less"
             )
         count = -(-len(members) // room)
         size = -(-len(members) // count)
@@ -201,7 +188,7 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
     return groups
 
 
-def side_by_side(config: Config, rows: int) -> int:
+def side_by_side(task: Task, rows: int) -> int:
     """How many of the rows of a program are computed at the same time.
 
     An accelerator computes all of them. A CPU is busy with few, and slower with more, as arrays
@@ -209,23 +196,22 @@ def side_by_side(config: Config, rows: int) -> int:
     """
     if jax.default_backend() != 'cpu':
         return rows
-    positions = config.data.batch_size * max(config.data.lengths, default=1)
+    positions = task.batch_size * max(task.lengths, default=1)
     return min(rows, max(1, BUSY // positions))
 
 
 def as_group(name: str, members: Sequence[Ready]) -> Group:
     """Rows of one program as a group; what a row takes is counted for the widest."""
-    widest = widest_of(members)
-    config, run = widest.row.config, widest.run
-    state, frozen, own, parts = jax.eval_shape(lambda: _started(config, run))
-    batch = example_batch(run.task, config)
+    run = widest_of(members).run
+    state, beside, own, parts = jax.eval_shape(lambda: _started(run))
+    batch = example_batch(run.task)
     part = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
-            (leaf.shape[0] // config.accumulate, *leaf.shape[1:]), leaf.dtype
+            (leaf.shape[0] // run.accumulate, *leaf.shape[1:]), leaf.dtype
         ),
         batch,
     )
-    activations = peftjax.plan.activation_bytes(run.loss, state.adapter, frozen, part)
+    activations = peftjax.plan.activation_bytes(run.loss, state.adapter, beside, part)
     adapter, optimizer = _bytes(state.adapter), _bytes(state.opt_state)
     base = _bytes((run.model.params, own))
     each = adapter + optimizer + _bytes(parts)
@@ -237,16 +223,14 @@ def widest_of(members: Sequence[Ready]) -> Ready:
     return max(members, key=lambda each: each.size)
 
 
-def _started(
-    config: Config, run: Run
-) -> tuple[TrainState, peftjax.Frozen, list[jax.Array], list[jax.Array]]:
-    """What `start` gives, the method's own numbers, those that sites share once, and what it left
-    of leaves that it took a part of, which each row has for itself."""
-    state, frozen = start(config, run)
-    distinct = {id(leaf): leaf for leaf in jax.tree.leaves(frozen.own)}
+def _started(run: Run) -> tuple[TrainState, Beside, list[jax.Array], list[jax.Array]]:
+    """What the run starts with, the method's own numbers, those that sites share once, and what it
+    left of leaves that it took a part of, which each run has for itself."""
+    state, beside = run.start()
+    distinct = {id(leaf): leaf for leaf in jax.tree.leaves((beside.frozen.own, beside.constants))}
     model = set(map(id, jax.tree.leaves(run.model.params)))
-    parts = [leaf for leaf in jax.tree.leaves(frozen.params) if id(leaf) not in model]
-    return state, frozen, list(distinct.values()), parts
+    parts = [leaf for leaf in jax.tree.leaves(beside.frozen.params) if id(leaf) not in model]
+    return state, beside, list(distinct.values()), parts
 
 
 def memory_here() -> float:

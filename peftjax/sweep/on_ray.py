@@ -9,12 +9,12 @@ from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group, as_group, prepare
 from peftjax.sweep.pruning import Prune
 from peftjax.sweep.rows import Row
-from peftjax.sweep.train import Tell
 from peftjax.sweep.work import here
 from peftjax.train.compilation_cache import keep_compiled_programs
+from peftjax.train.loop import Tell
 from peftjax.train.optional import library
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 class OnRay(NamedTuple):

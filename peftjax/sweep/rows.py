@@ -1,15 +1,13 @@
 """The rows of a sweep: what a config file's `sweep_<name>(add)` adds, each as a whole config."""
 
-import difflib
 import importlib.util
-import inspect
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import peftjax
-from peftjax.train.config import Config
+from peftjax.train.settings import Settings, SettingsError
 
 _TAKES = {'sweep': 'add', 'search': 'trial'}
 
@@ -20,12 +18,12 @@ class Row(NamedTuple):
     Attributes:
         name: of its folder: its number in the sweep.
         changes: what it changes, `{'lora.rank': 4}`.
-        config: with the changes made.
+        settings: with the changes made.
     """
 
     name: str
     changes: dict[str, Any]
-    config: Config
+    settings: Settings
 
 
 def load_module(path: str) -> ModuleType:
@@ -67,11 +65,11 @@ def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
+def expand(module: ModuleType, sweep: str, settings: Settings) -> list[Row]:
     """The rows of a sweep.
 
     A config file says `def sweep_rank(add): add(seed=1, **{'lora.rank': 4})`, one call a row.
-    Fields have dotted names: those of `config`, and arguments of the methods in `config.peft`.
+    Fields have dotted names: those of the settings, and arguments of functions in use.
 
     Raises:
         ValueError: no such sweep; one without rows; a field that is not there or takes another
@@ -79,7 +77,7 @@ def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
 
     Example:
         >>> from configs import lora_sentiment
-        >>> rows = expand(lora_sentiment, 'rank', lora_sentiment.get_config())
+        >>> rows = expand(lora_sentiment, 'rank', read_settings(lora_sentiment.get_config()))
         >>> len(rows), rows[0].changes
         (12, {'seed': 0, 'lora.rank': 2})
     """
@@ -88,61 +86,27 @@ def expand(module: ModuleType, sweep: str, config: Config) -> list[Row]:
 
     def add(**changes: Any) -> None:
         name = f'{len(rows):03d}'
-        rows.append(Row(name, changes, changed(config, changes, name)))
+        rows.append(Row(name, changes, changed(settings, changes, name)))
 
     add_rows(add)
     if not rows:
         raise ValueError(f'sweep {sweep!r} of {module.__name__} adds no row')
     first: dict[str, str] = {}
     for row in rows:
-        text = row.config.to_json()
+        text = json.dumps(row.settings.to_dict(), sort_keys=True)
         if text in first:
             raise ValueError(f'rows {first[text]} and {row.name} are the same: {row.changes}')
         first[text] = row.name
     return rows
 
 
-def changed(config: Config, changes: Mapping[str, Any], row: str) -> Config:
-    """A config with the changes of a row.
+def changed(settings: Settings, changes: Mapping[str, Any], row: str) -> Settings:
+    """Settings with the changes of a row.
 
     Raises:
         ValueError: a field that is not there or takes another type.
     """
-    made = config.copy_and_resolve_references()
-    for field, value in changes.items():
-        *sections, last = field.split('.')
-        section = made
-        for name in sections:
-            section = section.get(name)
-            if section is None or not hasattr(section, 'keys'):
-                raise ValueError(f'row {row}: no field {field!r}; {_near(field, made)}')
-        if last not in section and _is_argument(made, sections, last):
-            with section.unlocked():
-                section[last] = value
-        elif last not in section:
-            raise ValueError(f'row {row}: no field {field!r}; {_near(field, made)}')
-        try:
-            section[last] = value
-        except TypeError as error:
-            raise ValueError(f'row {row}: {field} does not take {value!r}: {error}') from None
-    return made
-
-
-def _is_argument(config: Config, sections: list[str], name: str) -> bool:
-    """Whether a field is an argument of one of the config's methods, with a default there."""
-    if len(sections) != 1 or sections[0] not in config.peft:
-        return False
-    method = getattr(peftjax, sections[0], None)
-    return callable(method) and name in inspect.signature(method).parameters
-
-
-def _near(field: str, config: Config) -> str:
-    return f'near names: {difflib.get_close_matches(field, _fields(config), n=5, cutoff=0)}'
-
-
-def _fields(config: Config, prefix: str = '') -> list[str]:
-    found = []
-    for name, value in config.items():
-        inner = hasattr(value, 'keys')
-        found += _fields(value, f'{prefix}{name}.') if inner else [f'{prefix}{name}']
-    return found
+    try:
+        return settings.change(changes)
+    except SettingsError as error:
+        raise ValueError(f'row {row}: {error}') from None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import SCORES, Prune, Rung
 from peftjax.sweep.rows import Row, changed, function_of
-from peftjax.train.config import Config
 from peftjax.train.optional import library
+from peftjax.train.settings import Settings
 from peftjax.train.trackers.log import read_metrics
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ class Search:
     """
 
     def __init__(
-        self, module: ModuleType, name: str, config: Config, sampler: str, score: str, seed: int
+        self, module: ModuleType, name: str, settings: Settings, sampler: str, score: str, seed: int
     ):
         """Begins a study.
 
         Args:
             module: the config file.
             name: of its `search_<name>`.
-            config: that the draws change.
+            settings: that the draws change.
             sampler: 'tpe' (Bergstra et al. 2011, as `optuna.samplers.TPESampler`, with those that
                 run taken for bad ones) or 'random'.
             score: of `SCORES`.
@@ -57,7 +57,7 @@ class Search:
             ValueError: no such function in the config file; Optuna is not installed.
         """
         self._draw: Callable[[Any], Mapping[str, Any]] = function_of(module, 'search', name)
-        self._config, self._score = config, score
+        self._settings, self._score = settings, score
         optuna = library('optuna', 'search', '--search')
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
@@ -69,7 +69,7 @@ class Search:
         )
         self._states = optuna.trial.TrialState
         self._rows: list[Row] = []
-        self._names: dict[str, str] = {}  # a row's config as text -> its name
+        self._names: dict[str, str] = {}  # a row's settings as text -> its name
         self._running: list[tuple[Any, str]] = []  # trials and the names of their rows
 
     def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[Row]:
@@ -112,10 +112,10 @@ class Search:
     def _ask(self) -> None:
         trial = self._study.ask()
         changes, name = dict(self._draw(trial)), f'{len(self._rows):03d}'
-        config = changed(self._config, changes, name)
-        first = self._names.setdefault(config.to_json(), name)
+        made = changed(self._settings, changes, name)
+        first = self._names.setdefault(repr(made), name)
         if first == name:
-            self._rows.append(Row(name, changes, config))
+            self._rows.append(Row(name, changes, made))
         self._running.append((trial, first))
 
     def _tell(self, folder: SweepFolder) -> None:

@@ -7,7 +7,8 @@ from typing import Protocol
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group
 from peftjax.sweep.pruning import Prune
-from peftjax.sweep.train import Tell, train_group
+from peftjax.sweep.train import train_group
+from peftjax.train.loop import Tell
 
 
 class Work(Protocol):

@@ -1,11 +1,10 @@
 """Checkpoints of a run: the adapter and what is needed to go on, never the base.
 
 A checkpoint holds the adapter, the optimiser's state, the step, the PRNG key, the position in the
-data, the latest scores, and the resolved config; the base by its name in the config and by a
-fingerprint of its values.
+data, scores, and all settings; the base by its name in the settings and by a fingerprint of its
+values.
 """
 
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,6 @@ from peftjax.train.step import TrainState
 
 # Placement-only fields: they may change between save and restore.
 _MAY_CHANGE = frozenset({'mesh'})
-_BEST = 'validation/loss'
 
 
 class CheckpointsError(RuntimeError):
@@ -30,15 +28,14 @@ class CheckpointsError(RuntimeError):
 
 
 class Restored(NamedTuple):
-    """What a run goes on from; `data` is for the iterator's `set_state`."""
+    """What a run goes on from: its arrays, and what was saved beside them."""
 
     state: TrainState
-    data: dict[str, Any]
-    scores: dict[str, float]
+    about: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one work folder: the newest `keep` and the best by validation loss.
+    """The checkpoints of one work folder: the newest `keep`.
 
     They are written while training goes on, into a folder that gets its name when it is whole. The
     state is stored as a flat `{path: array}`, so that reading it back needs no pytree class of the
@@ -46,17 +43,15 @@ class Checkpoints:
     `damaged/`, and the run goes on from the one before.
     """
 
-    def __init__(self, workdir: Path, config: dict[str, Any], base: str, keep: int = 2):
-        self._config, self._base = config, base
+    def __init__(self, workdir: Path, config: Mapping[str, Any], base: str, keep: int = 2):
+        self._config, self._base = dict(config), base
+        self._name = config.get('model', {}).get('source', 'the model')
         self._folder = (workdir / 'checkpoints').resolve()
         self._damaged = workdir / 'damaged'
-        best = policies.BestN(get_metric_fn=lambda metrics: metrics[_BEST], reverse=True, n=1)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[_BEST],
-                best_mode='min',
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                preservation_policy=policies.LatestN(keep),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -67,26 +62,16 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
-    def best_step(self) -> int | None:
-        """The step of the checkpoint with the least validation loss, as far as any has one."""
-        step = self._manager.best_step()
-        metrics = None if step is None else self._manager.metrics(step)
-        return step if metrics and math.isfinite(metrics[_BEST]) else None
-
-    @property
     def steps(self) -> list[int]:
         """The steps of all that are kept, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(
-        self, state: TrainState, data_position: dict[str, Any], scores: Mapping[str, float]
-    ) -> None:
+    def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
         """Writes a checkpoint named by the state's step; one that is there already is kept.
 
         Args:
             state: may be donated to a step right afterwards.
-            data_position: of the iterator.
-            scores: the latest, by name; 'validation/loss' decides which checkpoint is the best.
+            about: what JSON can hold: the position in the data, scores.
 
         Raises:
             CheckpointsError: this or an earlier one could not be written, on a full disk say.
@@ -95,17 +80,16 @@ class Checkpoints:
         if step == self.latest_step:
             return
         flat = jax.block_until_ready(jax.tree.map(jnp.copy, _flatten(state)))
-        about = {'base': self._base, 'state': fingerprint(flat), 'scores': dict(scores)}
+        marks = {'base': self._base, 'state': fingerprint(flat)}
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(flat),
-                    data=ocp.args.JsonSave(data_position),
-                    about=ocp.args.JsonSave(about),
+                    about=ocp.args.JsonSave(dict(about)),
+                    marks=ocp.args.JsonSave(marks),
                     config=ocp.args.JsonSave(self._config),
                 ),
-                metrics={_BEST: scores.get(_BEST, math.inf)},
             )
         except Exception as error:
             raise self._unwritten(error) from error
@@ -126,7 +110,7 @@ class Checkpoints:
         """Reads the newest whole checkpoint into the structure and the shardings of `like`.
 
         Raises:
-            ValueError: it was written under another config, or on another base.
+            ValueError: it was written under other settings, or on another base.
             CheckpointsError: none of those there is whole.
         """
         reasons = []
@@ -155,25 +139,25 @@ class Checkpoints:
     def _restore(self, step: int, like: TrainState) -> Restored:
         read = self._manager.restore
         json = ocp.args.JsonRestore()
-        saved = read(step, args=ocp.args.Composite(config=json, data=json, about=json))
+        saved = read(step, args=ocp.args.Composite(config=json, about=json, marks=json))
         changed = differences(saved['config'], self._config)
         if changed:
             raise _NotOursError(
-                f'the work folder holds step {step} of a run with another config '
-                f'({"; ".join(changed)}): choose another --workdir, or give the same config'
+                f'the work folder holds step {step} of a run with other settings '
+                f'({"; ".join(changed)}): choose another --workdir, or give the same settings'
             )
-        if saved['about']['base'] != self._base:
+        if saved['marks']['base'] != self._base:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run on another base: the values of '
-                f'{self._config["model"]["source"]} have the fingerprint {self._base}, those it '
+                f'{self._name} have the fingerprint {self._base}, those it '
                 f'was trained on {saved["about"]["base"]}. Choose another --workdir, or give the '
                 'same base'
             )
         flat = _flatten(like)
         state = read(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat)))['state']
-        if fingerprint(state) != saved['about']['state']:
+        if fingerprint(state) != saved['marks']['state']:
             raise ValueError('its arrays are not those that were saved')
-        return Restored(_unflatten(state, like), saved['data'], saved['about']['scores'])
+        return Restored(_unflatten(state, like), saved['about'])
 
     def close(self) -> None:
         """Waits, and closes.

@@ -1,259 +1,278 @@
-"""The training loop: fine-tunes an adapter on a frozen base, evaluates it, writes the results."""
+"""The training loop: of one run, or of many runs in one program."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-import grain
 import jax
-import numpy as np
-from rich.console import Console
 
-import peftjax
-from peftjax.plan.counting import flops
-from peftjax.plan.machines import machine_here
-from peftjax.train import run_report
-from peftjax.train.build import Run, build, evaluate, start, without_values
-from peftjax.train.cadence import is_due, steps
+from peftjax.train.cadence import is_due
 from peftjax.train.checkpoints import Checkpoints
-from peftjax.train.config import Config
-from peftjax.train.data import batches as data
-from peftjax.train.files import write_whole
-from peftjax.train.fingerprint import fingerprint
-from peftjax.train.interrupt import Interrupted, requests_to_stop
+from peftjax.train.engine import Engine
+from peftjax.train.interrupt import Interrupted
+from peftjax.train.member import ADAPTER, LAST, Member
 from peftjax.train.profile import Trace
-from peftjax.train.progress import StepProgress, step_progress
-from peftjax.train.step import TrainState, make_train_step
-from peftjax.train.trackers.log import MetricsWriter, Silence, read_metrics
-from peftjax.train.window import StepWindow
+from peftjax.train.run import Run
+from peftjax.train.scoring import SplitScores
+from peftjax.train.step import TrainState
+from peftjax.train.window import Bad, NonFiniteError, StepWindow
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+"""`tell(run, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
+
+OnStep = Callable[[int, Mapping[str, Any]], None]
+"""`on_step(step, metrics)` after every step; metrics are arrays on the device."""
 
 
-def train(
-    config: Config, workdir: Path, console: Console, *, profile: bool = False
-) -> dict[str, float]:
-    """Runs a config to its end, from the newest checkpoint in the work folder if there is one.
+class Prune(Protocol):
+    """Which runs stop after they were scored."""
 
-    A run that is interrupted and started again ends with the same bits as one that was not, on
-    another mesh too, as far as that computes the same.
+    def __call__(
+        self, step: int, number: int, members: Sequence[Member], rivals: Sequence[Member], /
+    ) -> Collection[str]: ...
 
-    Args:
-        config: see configs/lora_sentiment.py.
-        workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/, learning_curve.png and
-            result.json.
-        console: where progress and results are shown.
-        profile: write a trace of three steps, the tenth of this start and two more, to
-            `workdir/profile`, for TensorBoard and Perfetto.
 
-    Returns:
-        The results, as written to result.json; in further processes of a run, the scores alone.
+class Ending(Protocol):
+    """What is done with a run that is over: its status, and the scores that it ended with."""
 
-    Raises:
-        NonFiniteError: the loss or the gradient became NaN or infinite. The newest checkpoint is
-            from before that step.
-        Interrupted: SIGTERM came; the state was saved.
-        CheckpointsError: a checkpoint could not be written, or none of those there is whole.
-        ValueError: the config does not fit, or the work folder holds a run with another config or
-            on another base.
-    """
-    resolved = json.loads(config.to_json())
-    workdir.mkdir(parents=True, exist_ok=True)
+    def __call__(
+        self, member: Member, state: TrainState, step: int, known: Mapping[str, Any], /
+    ) -> None: ...
 
-    # 1. The parts. The base comes from config.model.source, the adapter from config.seed.
-    run = build(config)
-    summary = peftjax.summary(run.transform, run.model)
-    console.print(f'{summary}\n', highlight=False)
-    state, frozen = start(config, run)
-    state = run.placement.state(state, run.model)
-    frozen = run.placement.frozen(frozen, run.model)
-    batches = _train_batches(config, run)
-    base = fingerprint((run.model.params, frozen))
-    # So that no leaf that moved into the adapter is held beside it.
-    run = run._replace(model=without_values(run.model))
 
-    # 2. Where an earlier run of this work folder stopped.
-    checkpoints = Checkpoints(workdir, resolved, base)
-    scores: dict[str, float] = {}
-    if checkpoints.latest_step is not None:
-        state, position, scores = checkpoints.restore(state)
-        batches.set_state(position)
-    done = int(state.step)
-    speaks = run.placement.speaks
-    if speaks:
-        _write_json(workdir / 'config.json', resolved)
+class Due(NamedTuple):
+    """What happens to a run after a step."""
 
-    # 3. The loop.
-    evaluator = _Evaluator(config, run, frozen, scores)
-    with (
-        requests_to_stop() as stopped,
-        closing(checkpoints),
-        closing(MetricsWriter(workdir, resumed_from=done) if speaks else Silence()) as writer,
+    stop: bool
+    log: bool
+    score: bool
+    save: bool
+
+
+def _cadences(run: Run) -> tuple[int, int, int]:
+    return run.log_every, run.eval_every, run.save_every
+
+
+class Loop:
+    """Trains runs to their ends."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        engine: Engine,
+        checkpoints: Checkpoints | None,
+        *,
+        ending: Ending,
+        tell: Tell,
+        over: Mapping[int, int] | None = None,
+        prune: Prune | None = None,
+        on_step: Sequence[OnStep] = (),
+        trace: Trace | None = None,
+        peak: float | None = None,
     ):
-        with step_progress(console, total=run.steps, done=done) as progress:
-            trace = Trace(workdir / 'profile' if profile else None, start=done + 10)
-            state = _loop(
-                *(config, run, state, frozen, batches, evaluator, checkpoints),
-                *(writer, progress, stopped, trace),
+        """Goes on from the newest checkpoint, if there is one.
+
+        Args:
+            members: the runs, by place.
+            engine: computes their steps.
+            checkpoints: of all together; None keeps none.
+            ending: is given each run that is over.
+            tell: is told of each run's progress.
+            over: runs that are over, and the steps that they took.
+            prune: which runs stop early.
+            on_step: called after every step.
+            trace: of the profiler.
+            peak: FLOPs that all devices could do in a second, where that is known.
+
+        Raises:
+            ValueError: the checkpoint is of other settings or of another base.
+            CheckpointsError: none of the checkpoints is whole.
+        """
+        self.members, self.engine, self._checkpoints = members, engine, checkpoints
+        self._ending, self._tell, self._prune = ending, tell, prune
+        self._on_step, self._trace = on_step, trace
+        self._batches = engine.batches()
+        self.done = 0
+        # Runs that are over, with the step each left after. They stay in the program for a while:
+        # a smaller one would have to be compiled.
+        self._left: dict[int, int] = dict(over or {})
+        if checkpoints is not None and checkpoints.latest_step is not None:
+            self._restore(checkpoints)
+        engine.leave([place for place, step in self._left.items() if step <= self.done], self.done)
+        self._window = StepWindow(len(members), peak)
+        for _, member in self._here():
+            member.open(self.done)
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """All steps that are left.
+
+        Args:
+            stopped: says whether the run was asked to stop.
+
+        Raises:
+            Interrupted: it was asked; the state was saved.
+            NonFiniteError: the loss of the only run became NaN or infinite. The newest checkpoint
+                is from before that step.
+            CheckpointsError: a checkpoint could not be written.
+        """
+        if not self._here():
+            return
+        for number, part in enumerate(self._batches, start=self.done + 1):
+            if self._trace is not None:
+                self._trace.before(self.engine.state(0))
+            self._take_step(number, part)
+            due = self._due(number, stopped)
+            # A run that ended before the newest checkpoint leaves when its step has come again.
+            ended = [place for place, step in self._left.items() if step == number]
+            if any(map(any, due.values())) or ended:
+                self._stop_some(number, due, ended)
+            if not self._here():
+                break
+        if self._trace is not None:
+            self._trace.stop(self.engine.state(0))
+        self._wait()
+
+    def _take_step(self, number: int, part: Any) -> None:
+        parts = self.engine.step(part.rows)
+        flops = self.engine.flops()
+        self._window.add(number, parts, self.engine.tokens(part.tokens), flops)
+        for _, member in self._here():
+            member.products += flops
+        for call in self._on_step:
+            for _, metrics in parts:
+                call(number, metrics)
+
+    def _due(self, number: int, stopped: Callable[[], bool]) -> dict[int, Due]:
+        """What is due of each run that trains."""
+        here = self._here()
+        several = jax.process_count() > 1
+        # Of several processes, all ask at the same step.
+        log = any(is_due(number, every=m.run.log_every, last=m.run.steps) for _, m in here)
+        ended = all(number == member.run.steps for _, member in here)
+        stop = not ended and (log or not several) and self.engine.placement.agreed(stopped())
+        return {
+            place: Due(stop, *(is_due(number, every=n, last=run.steps) for n in _cadences(run)))
+            for place, run in ((place, member.run) for place, member in here)
+        }
+
+    def _stop_some(self, number: int, due: Mapping[int, Due], ended: Sequence[int]) -> None:
+        """Logs, scores, ends and saves what is due after a step."""
+        # A run is read before it is saved: reading it is what finds a NaN.
+        read = [place for place, each in due.items() if any(each)]
+        bad = {place: self._log(number, place) for place in read}
+        scored = [p for p in read if due[p].score and bad[p] is None]
+        self._evaluate(number, scored)
+        over = [p for p in read if self.members[p].run.steps == number and bad[p] is None]
+        self._finish(number, over)
+        for place in read:
+            found = bad[place]
+            if found is not None:
+                self._end(place, number, {'status': 'diverged', 'diverged_at': found.step})
+        rivals = [p for p in scored if p not in over]
+        pruned = self._stopped_early(number, rivals)
+        gone = [p for p in read if p in over or p in pruned or bad[p] is not None]
+        self._left.update(dict.fromkeys(gone, number))
+        self.engine.leave([*gone, *ended], number)
+        stop = any(each.stop for each in due.values())
+        if stop or any(each.save for each in due.values()) or not self._here():
+            self._save(number)
+        self._window.go_on([place for place, _ in self._here()])
+        if stop and self._here():
+            self._wait()
+            steps = max(member.run.steps for _, member in self._here())
+            raise Interrupted(f'step {number} of {steps}')
+
+    def _here(self) -> list[tuple[int, Member]]:
+        """The runs that train, by place."""
+        return [(p, member) for p, member in enumerate(self.members) if p not in self._left]
+
+    def _log(self, number: int, place: int) -> Bad | None:
+        """Writes a run's means; gives the first step that is not finite, if one is not."""
+        member = self.members[place]
+        means, bad = self._window.read(place)
+        if bad is None:
+            member.write(number, {f'train/{name}': value for name, value in means.items()})
+            self._tell(member.name, {'status': 'training', 'step': number, **means})
+        elif len(self.members) == 1:
+            raise NonFiniteError(
+                f'step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}. The newest '
+                'checkpoint is from before that step; a lower rate often helps, for example '
+                '--lr 1e-4'
             )
-            checkpoints.wait()
-            test = evaluator(state.adapter, 'test')
-        writer.write(run.steps, test)
+        return bad
 
-    # 4. The results.
-    if not speaks:
-        return test
-    return _results(config, workdir, console, {**test, 'steps': run.steps}, summary, checkpoints)
+    def _evaluate(self, number: int, places: Sequence[int]) -> None:
+        if not places or not self.members[places[0]].run.task.splits.get('validation'):
+            return
+        found = self.engine.score('validation')
+        for place in places:
+            member = self.members[place]
+            scores = self._scores(place, found, 'validation')
+            member.write(number, scores)
+            member.evaluated(number, scores, self.engine.state(place).adapter)
+            self._tell(member.name, {'step': number, **scores})
 
+    def _scores(self, place: int, found: SplitScores, split: str) -> dict[str, float]:
+        run = self.members[place].run
+        scores = dict(found.scores(place))
+        if run.evaluators:
+            trained = self.engine.trained(place)
+            for evaluator in run.evaluators:
+                scores |= evaluator(trained, split)
+        return {f'{split}/{name}': float(value) for name, value in scores.items()}
 
-def _train_batches(config: Config, run: Run) -> grain.DatasetIterator[Any]:
-    return data.train_batches(
-        run.task.splits['train'],
-        batch_size=config.data.batch_size,
-        lengths=config.data.lengths,
-        seed=config.seed,
-        steps=run.steps,
-        mine=run.placement.mine(config.data.batch_size),
-    )
+    def _finish(self, number: int, places: Sequence[int]) -> None:
+        """Tests runs that are at their end."""
+        tested = places and self.members[places[0]].run.task.splits.get('test')
+        found = self.engine.score('test') if tested else None
+        for place in places:
+            member, adapter = self.members[place], self.engine.state(place).adapter
+            member.keep(LAST, adapter)
+            if member.best is None:
+                member.keep(ADAPTER, adapter)
+            test = {} if found is None else self._scores(place, found, 'test')
+            if test:
+                member.write(number, test)
+            self._end(place, number, {'status': 'done', **test})
 
+    def _stopped_early(self, number: int, places: Sequence[int]) -> list[int]:
+        """Stops some of the runs that were just scored; gives their places."""
+        if not places or self._prune is None:
+            return []
+        rivals = [self.members[place] for place in places]
+        evaluation = number // rivals[0].run.eval_every
+        names = self._prune(number, evaluation, self.members, rivals)
+        pruned = [place for place in places if self.members[place].name in names]
+        for place in pruned:
+            self._end(place, number, {'status': 'pruned'})
+        return pruned
 
-def _results(
-    config: Config,
-    workdir: Path,
-    console: Console,
-    ended: Mapping[str, float],
-    summary: peftjax.Summary,
-    checkpoints: Checkpoints,
-) -> dict[str, float]:
-    """Writes and shows what came of a run; `ended` is its test scores and its steps."""
-    rows = read_metrics(workdir)
-    result = {
-        **ended,
-        'best_step': checkpoints.best_step,
-        'steps_per_second': _median(rows, 'train/steps_per_second'),
-        'tokens_per_second': _median(rows, 'train/tokens_per_second'),
-        'trainable': summary.trainable,
-        'base': summary.base,
-        'peak_memory_mib': run_report.peak_memory_mib(),
-    }
-    _write_json(workdir / 'result.json', result)
-    run_report.learning_curve(rows, workdir / 'learning_curve.png')
-    console.print(run_report.result_table(config, result))
-    console.print(f'curve, metrics and checkpoints: {workdir}', highlight=False)
-    return result
+    def _end(self, place: int, number: int, known: Mapping[str, Any]) -> None:
+        member = self.members[place]
+        member.close()
+        self._ending(member, self.engine.state(place), number, known)
+        self._tell(member.name, {'step': number, **known})
 
+    def _save(self, number: int) -> None:
+        if self._checkpoints is None:
+            return
+        state, about = self.engine.snapshot(number)
+        members = [member.about() for member in self.members]
+        position = {'data': self._batches.get_state(), 'engine': about, 'members': members}
+        self._checkpoints.save(state, position)
 
-def _loop(
-    config: Config,
-    run: Run,
-    state: TrainState,
-    frozen: peftjax.Frozen,
-    batches: grain.DatasetIterator[Any],
-    evaluator: '_Evaluator',
-    checkpoints: Checkpoints,
-    writer: MetricsWriter | Silence,
-    progress: StepProgress,
-    stopped: Callable[[], bool],
-    trace: Trace,
-) -> TrainState:
-    pure = make_train_step(run.loss, run.optimizer, accumulate=config.accumulate)
-    step, costs = run.placement.step(pure, state), _Costs(pure)
-    log_every, eval_every, save_every = (
-        steps(every, steps_per_epoch=run.steps_per_epoch, batch_size=config.data.batch_size)
-        for every in (config.log_every, config.eval_every, config.save_every)
-    )
-    machine = machine_here()
-    window = StepWindow(machine and machine.flops * run.placement.devices)
-    for number, part in enumerate(batches, start=int(state.step) + 1):
-        trace.before(number, state)
-        batch = run.placement.batch(part.rows, config.data.batch_size)
-        cost = costs(state, frozen, batch)
-        state, metrics = step(state, frozen, batch)
-        window.add(number, metrics, part.tokens, cost)
-        log, test, save = (
-            is_due(number, every=every, last=run.steps)
-            for every in (log_every, eval_every, save_every)
-        )
-        alone = jax.process_count() == 1
-        stop = number < run.steps and (alone or log) and run.placement.agreed(stopped())
-        # The window is read before every save too: reading it is what finds a NaN.
-        if log or test or save or stop:
-            means = window.read()
-            writer.write(number, {f'train/{name}': value for name, value in means.items()})
-            progress.update(number, _status(means))
-        if test:
-            scores = evaluator(state.adapter, 'validation')
-            writer.write(number, scores)
-            progress.say(_line(number, scores))
-            window.restart()
-        if save or stop:
-            checkpoints.save(state, batches.get_state(), evaluator.latest)
-            window.restart()
-        progress.update(number)
-        if stop:
-            checkpoints.wait()
-            raise Interrupted(f'step {number} of {run.steps}')
-    trace.stop(state)
-    return state
+    def _restore(self, checkpoints: Checkpoints) -> None:
+        restored = checkpoints.restore(self.engine.snapshot(0)[0])
+        self.done = int(restored.state.step)
+        self.engine.load(restored.state, restored.about['engine'])
+        self._batches.set_state(restored.about['data'])
+        for member, about in zip(self.members, restored.about['members'], strict=True):
+            member.load(about)
 
+    def _wait(self) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
 
-class _Costs:
-    """The products of a step, counted once for each shape of a batch."""
-
-    def __init__(self, step: Callable[..., Any]):
-        self._step = step
-        self._known: dict[Any, float] = {}
-
-    def __call__(self, *args: Any) -> float:
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args[-1]))
-        if shapes not in self._known:
-            bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
-            self._known[shapes] = flops(self._step, *bare)
-        return self._known[shapes]
-
-
-class _Evaluator:
-    """Scores an adapter on a split; compiles once for each batch shape in a run.
-
-    Attributes:
-        latest: of the validation split, by name.
-    """
-
-    def __init__(self, config: Config, run: Run, frozen: peftjax.Frozen, latest: dict[str, float]):
-        self.latest = latest
-        self._config = config
-        self._run, self._frozen = run, frozen
-        self._sums = run.placement.compiled(run.sums)
-
-    def __call__(self, adapter: Any, split: str) -> dict[str, float]:
-        size = self._config.data.eval_batch_size
-        placement = self._run.placement
-        batches = data.eval_batches(
-            self._run.task.splits[split],
-            batch_size=size,
-            lengths=self._config.data.lengths,
-            mine=placement.mine(size),
-        )
-        placed = (placement.batch(rows, size) for rows in batches)
-        scores = evaluate(lambda batch: self._sums(adapter, self._frozen, batch), placed)
-        named = {f'{split}/{name}': value for name, value in scores.items()}
-        if split == 'validation':
-            self.latest = named
-        return named
-
-
-def _status(means: Mapping[str, float]) -> str:
-    return f'loss {means["loss"]:.4f}  {means["tokens_per_second"]:,.0f} tokens/s'
-
-
-def _line(step: int, scores: Mapping[str, float]) -> str:
-    return f'step {step}: ' + '  '.join(f'{name} {value:.4f}' for name, value in scores.items())
-
-
-def _median(rows: Iterable[Mapping[str, float]], name: str) -> float:
-    # The median leaves the windows out in which a program was compiled.
-    return float(np.median([row[name] for row in rows if name in row]))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2) + '\n')
+    def close(self) -> None:
+        """Ends the trackers."""
+        for member in self.members:
+            member.close()

@@ -1,4 +1,4 @@
-"""From a config to the optimiser: a function of optax by name, and what is put around it."""
+"""From the settings to the optimiser: a function of optax by name, and what is put around it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 import peftjax
-from peftjax.train.config import Config
+from peftjax.train.run import Numbers
+from peftjax.train.settings import Settings, SettingsError
 
 _FALLS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'linear': lambda share: 1.0 - share,
@@ -17,28 +18,25 @@ _FALLS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'constant': jnp.ones_like,
 }
 
-Numbers = Mapping[str, Any]
-"""What an optimiser computes with, by name: floats, or arrays of several runs in one program."""
 
-
-def numbers_of(config: Config, steps: int) -> Numbers:
-    """The real numbers of a config that its optimiser and penalties compute with.
+def numbers_of(settings: Settings, steps: int) -> Numbers:
+    """The real numbers of the settings that the optimiser and penalties compute with.
 
     Args:
-        config: see configs/base.py.
+        settings: of the run.
         steps: of the whole run.
     """
-    warmup = config.warmup * steps if config.warmup < 1 else config.warmup
+    warmup = settings.warmup * steps if settings.warmup < 1 else settings.warmup
     rise = min(max(1, round(warmup)), steps)
-    sections = (config.optimizer, *config.around)
+    functions = (settings.optimizer, *settings.around)
     return {
-        'lr': float(config.lr),
+        'lr': float(settings.lr),
         'rise': float(rise),
         'left': float(max(1, steps - rise)),
-        'rates': dict(config.rates),
-        'penalties': dict(config.penalties),
-        **({'clip_norm': float(config.clip_norm)} if config.clip_norm else {}),
-        **{name: _reals(config[name]) for name in sections if name in config},
+        'rates': dict(settings.rates),
+        'penalties': dict(settings.penalties),
+        **({'clip_norm': float(settings.clip_norm)} if settings.clip_norm else {}),
+        **{name: _reals(settings.section(name)) for name in functions},
     }
 
 
@@ -47,57 +45,55 @@ def _reals(section: Mapping[str, Any]) -> dict[str, float]:
 
 
 def build_optimizer(
-    config: Config, steps: int, numbers: Numbers | None = None
+    settings: Settings, steps: int, numbers: Numbers | None = None
 ) -> optax.GradientTransformation:
     """Clips, then the optimiser, then what is around it.
 
-    `config.optimizer` names a function of optax, with its arguments but the rate under
-    `config.<name>`. `config.rates` multiplies `config.lr` for methods of `config.peft`.
-    Each name in `config.around` is a function of peftjax.train that takes an optimiser and
-    returns one, with its arguments under `config.<name>`; one that asks for `total_steps` is given
-    those of the run.
+    `settings.optimizer` names a function of optax; the section of that name holds its arguments but
+    the rate. `settings.rates` multiplies `settings.lr` for single methods. Each name in
+    `settings.around` is a function of peftjax.train that takes an optimiser and returns one, with
+    its arguments in the section of its name; one that asks for `total_steps` is given those of the
+    run.
 
     Args:
-        config: see configs/base.py.
+        settings: of the run.
         steps: of the whole run.
-        numbers: in the place of the config's own; they may be traced.
+        numbers: in the place of those of the settings; they may be traced.
 
     Raises:
-        ValueError: a name is unknown, or its settings are missing.
+        SettingsError: a name is unknown.
     """
-    own = numbers_of(config, steps) if numbers is None else numbers
-    make = _function(config, optax, 'optimizer', config.optimizer)
-    arguments = {**config[config.optimizer], **own[config.optimizer]}
-    parts = [make(schedule(config, steps, own), **arguments)]
-    if config.clip_norm:
+    own = numbers_of(settings, steps) if numbers is None else numbers
+    make = _function(settings, optax, 'optimizer', settings.optimizer)
+    arguments = {**settings.section(settings.optimizer), **own[settings.optimizer]}
+    parts = [make(schedule(settings, steps, own), **arguments)]
+    if settings.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(own['clip_norm']))
-    if config.rates:
-        parts.append(_rates(config, own['rates']))
+    if settings.rates:
+        parts.append(_rates(settings, own['rates']))
     optimizer = optax.chain(*parts)
-    for name in config.around:
-        wrap = _function(config, peftjax.train, 'around', name)
-        settings = {**config[name], **own[name]}
+    for name in settings.around:
+        wrap = _function(settings, peftjax.train, 'around', name)
+        arguments = {**settings.section(name), **own[name]}
         if 'total_steps' in inspect.signature(wrap).parameters:
-            settings['total_steps'] = steps
-        optimizer = wrap(optimizer, **settings)
+            arguments['total_steps'] = steps
+        optimizer = wrap(optimizer, **arguments)
     return optimizer
 
 
-def schedule(config: Config, steps: int, numbers: Numbers | None = None) -> optax.Schedule:
-    """Rises to `config.lr` over the warm-up, then falls to 0 as `config.schedule` says.
+def schedule(settings: Settings, steps: int, numbers: Numbers | None = None) -> optax.Schedule:
+    """Rises to `settings.lr` over the warm-up, then falls to 0 as `settings.schedule` says.
 
-    `config.warmup` below 1 is a share of the run, otherwise a number of steps. The rate is
+    `settings.warmup` below 1 is a share of the run, otherwise a number of steps. The rate is
     `lr` times a shape whose peak is 1, so that several rates share one program.
 
     Raises:
-        ValueError: the schedule is unknown.
+        SettingsError: the schedule is unknown.
     """
-    if config.schedule not in _FALLS:
-        raise ValueError(
-            f'config.schedule is {config.schedule!r}; write one of {", ".join(_FALLS)}'
-        )
-    fall = _FALLS[config.schedule]
-    own = numbers_of(config, steps) if numbers is None else numbers
+    if settings.schedule not in _FALLS:
+        raise SettingsError(f'schedule is {settings.schedule!r}; write one of {", ".join(_FALLS)}')
+    fall = _FALLS[settings.schedule]
+    own = numbers_of(settings, steps) if numbers is None else numbers
     lr, rise, left = (own[name] for name in ('lr', 'rise', 'left'))
 
     def rate(step: Any) -> jax.Array:
@@ -108,12 +104,12 @@ def schedule(config: Config, steps: int, numbers: Numbers | None = None) -> opta
     return rate
 
 
-def _rates(config: Config, rates: Mapping[str, Any]) -> optax.GradientTransformation:
+def _rates(settings: Settings, rates: Mapping[str, Any]) -> optax.GradientTransformation:
     """Scales the update of each method of the chain: an update is linear in the rate."""
-    unknown = sorted(set(config.rates) - set(config.peft))
+    unknown = sorted(set(settings.rates) - set(settings.methods))
     if unknown:
-        raise ValueError(f'config.rates names {unknown}, config.peft only {list(config.peft)}')
-    factors = [rates.get(name, 1.0) for name in config.peft]
+        raise SettingsError(f'rates names {unknown}, methods only {list(settings.methods)}')
+    factors = [rates.get(name, 1.0) for name in settings.methods]
 
     def scaled(updates: Any, params: Any = None) -> Any:
         del params
@@ -125,9 +121,7 @@ def _rates(config: Config, rates: Mapping[str, Any]) -> optax.GradientTransforma
     return optax.stateless(scaled)
 
 
-def _function(config: Config, module: Any, field: str, name: str) -> Any:
+def _function(settings: Settings, module: Any, field: str, name: str) -> Any:
     if not callable(getattr(module, name, None)):
-        raise ValueError(f'config.{field} names {name!r}, which {module.__name__} does not have')
-    if name not in config:
-        raise ValueError(f'config.{field} names {name!r}, but there is no config.{name}')
+        raise SettingsError(f'{field} names {name!r}, which {module.__name__} does not have')
     return getattr(module, name)

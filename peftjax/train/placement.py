@@ -1,28 +1,36 @@
-"""Where a run's arrays lie: on one device, or on the mesh that its config describes."""
+"""Where a run's arrays lie: on one device, or on a mesh."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 import peftjax
-from peftjax.train.config import Config
+from peftjax.train.settings import MeshSettings
 from peftjax.train.step import TrainState
+from peftjax.train.task import Beside
 
 
 class Placement:
-    """The mesh of `config.mesh`, or None where all its axes are 1: then the first device is used.
+    """A mesh of devices, or None: then the first device is used.
 
     Of several processes, each reads the rows and holds the parts of arrays of its own devices.
     """
 
-    def __init__(self, config: Config):
-        sizes = dict(config.mesh)
-        alone = all(size == 1 for size in sizes.values()) and jax.process_count() == 1
-        self.mesh: Mesh | None = None if alone else peftjax.make_mesh(**sizes)
+    def __init__(self, mesh: Mesh | None):
+        self.mesh = mesh
+
+    @classmethod
+    def of(cls, sizes: MeshSettings) -> 'Placement':
+        """The mesh of these sizes; none where all are 1 and there is one process."""
+        axes = dataclasses.asdict(sizes)
+        alone = all(size == 1 for size in axes.values()) and jax.process_count() == 1
+        return cls(None if alone else peftjax.make_mesh(**axes))
 
     @property
     def devices(self) -> int:
@@ -30,7 +38,7 @@ class Placement:
         return 1 if self.mesh is None else self.mesh.size
 
     @property
-    def speaks(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes the log and the results; of several, one does."""
         return jax.process_index() == 0
 
@@ -49,13 +57,25 @@ class Placement:
         placed = jax.tree.map(_put, raw, where)
         return placed._replace(key=jax.random.wrap_key_data(placed.key))
 
-    def frozen(self, frozen: peftjax.Frozen, model: peftjax.Model) -> peftjax.Frozen:
+    def beside(self, beside: Beside, model: peftjax.Model) -> Beside:
         """All that does not train, where it belongs; made alike in every process."""
         if self.mesh is None:
-            return frozen
-        return jax.tree.map(_put, frozen, peftjax.frozen_shardings(frozen, model, self.mesh))
+            return beside
+        frozen = peftjax.frozen_shardings(beside.frozen, model, self.mesh)
+        reference = None
+        if beside.reference is not None:
+            reference = peftjax.shardings(model, self.mesh)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        constants = jax.tree.map(lambda _: everywhere, beside.constants)
+        where = Beside(frozen, reference, constants)
+        # A leaf that is in the tree twice is placed once.
+        placed: dict[int, jax.Array] = {}
+        for leaf, place in zip(jax.tree.leaves(beside), jax.tree.leaves(where), strict=True):
+            if id(leaf) not in placed:
+                placed[id(leaf)] = _put(jnp.asarray(leaf), place)
+        return jax.tree.map(lambda leaf: placed[id(leaf)], beside)
 
-    def mine(self, size: int) -> np.ndarray:
+    def local(self, size: int) -> np.ndarray:
         """Which of the `size` rows of a batch this process's devices hold.
 
         Raises:
@@ -67,33 +87,36 @@ class Placement:
         if size % groups:
             raise ValueError(
                 f'a batch of {size} examples cannot be shared by {groups} groups of devices (mesh '
-                'data x fsdp): choose config.data.batch_size and eval_batch_size as multiples'
+                'data x fsdp): choose data.batch_size and data.eval_batch_size as multiples'
             )
         where = peftjax.batch_sharding(self.mesh).addressable_devices_indices_map((size,))
         held = [np.arange(size)[index] for index in where.values() if index is not None]
         return np.unique(np.concatenate(held))
 
     def batch(self, rows: dict[str, np.ndarray], size: int) -> dict[str, Any]:
-        """A batch of `size` rows, of which the host has `mine(size)`, split by examples."""
+        """A batch of `size` rows, of which the host has `local(size)`, split by examples."""
         if self.mesh is None:
             return rows
-        where, mine = peftjax.batch_sharding(self.mesh), self.mine(size)
+        where, local = peftjax.batch_sharding(self.mesh), self.local(size)
 
         def part(value: np.ndarray) -> jax.Array:
             def at(index: Any) -> np.ndarray:
                 start, stop, _ = index[0].indices(size)
-                return value[np.searchsorted(mine, np.arange(start, stop))]
+                return value[np.searchsorted(local, np.arange(start, stop))]
 
             return jax.make_array_from_callback((size, *value.shape[1:]), where, at)
 
         return {name: part(value) for name, value in rows.items()}
 
     def step(self, step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
-        """A step that is compiled at its first call, its state donated and left where it lies."""
+        """`step(numbers, state, beside, batch)`, compiled at its first call.
+
+        Its state is donated, and left where it lies.
+        """
         if self.mesh is None:
-            return jax.jit(step, donate_argnums=0)
+            return jax.jit(step, donate_argnums=1)
         where = jax.tree.map(lambda leaf: leaf.sharding, state)
-        return self._on_mesh(jax.jit(step, donate_argnums=0, out_shardings=(where, None)))
+        return self._on_mesh(jax.jit(step, donate_argnums=1, out_shardings=(where, None)))
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that is compiled at its first call."""

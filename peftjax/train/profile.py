@@ -5,24 +5,25 @@ from typing import Any
 
 import jax
 
-_STEPS = 3
+_FIRST, _STEPS = 10, 3
 
 
 class Trace:
-    """Traces three steps from `start` on into `folder`; nothing where that is None."""
+    """Traces three steps into a folder: the tenth that it sees, and two more."""
 
-    def __init__(self, folder: Path | None, start: int):
+    def __init__(self, folder: Path):
         self._folder = folder
-        self._start, self._end = start, start + _STEPS
+        self._seen = 0
         self._running = False
 
-    def before(self, step: int, state: Any) -> None:
+    def before(self, state: Any) -> None:
         """Begins or ends the trace ahead of a step."""
-        if self._folder is not None and step == self._start:
+        self._seen += 1
+        if self._seen == _FIRST:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._running = True
-        elif self._running and step >= self._end:
+        elif self._running and self._seen >= _FIRST + _STEPS:
             self.stop(state)
 
     def stop(self, state: Any) -> None:

@@ -50,8 +50,7 @@ class ModelSettings:
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of `peftjax.load`: the fields that are set."""
-        given = {name: value for name, value in dataclasses.asdict(self).items()}
-        return {name: value for name, value in given.items() if value not in (None, ())}
+        return {n: v for n, v in dataclasses.asdict(self).items() if v not in (None, ())}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +151,7 @@ class Settings:
         return self.sections.get(name, {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `read` takes them back."""
+        """Plain values, for JSON; `read_settings` takes them back."""
         whole = _plain(dataclasses.asdict(self))
         return {**{k: v for k, v in whole.items() if k != 'sections'}, **whole['sections']}
 
@@ -174,12 +173,12 @@ class Settings:
                     raise SettingsError(f'no setting {name!r}; {near(name, self)}')
             place[last] = _plain(value)
         try:
-            return read(made)
+            return read_settings(made)
         except SettingsError as error:
             raise SettingsError(str(error)) from None
 
 
-def read(config: Mapping[str, Any]) -> Settings:
+def read_settings(config: Mapping[str, Any]) -> Settings:
     """Settings from a mapping, such as a ConfigDict or the content of a JSON file.
 
     Fields of `Settings` have their names. Any other field holds the arguments of a function that
@@ -189,9 +188,9 @@ def read(config: Mapping[str, Any]) -> Settings:
         SettingsError: a field that nothing reads, with near names; a value of another type.
 
     Example:
-        >>> read({'lr': 0.01, 'lora': {'rank': 4}}).section('lora')
+        >>> read_settings({'lr': 0.01, 'lora': {'rank': 4}}).section('lora')
         {'rank': 4}
-        >>> read({'learing_rate': 0.01})
+        >>> read_settings({'learing_rate': 0.01})
         Traceback (most recent call last):
         peftjax.train.settings.SettingsError: no setting 'learing_rate'; near names: ...
     """
@@ -259,7 +258,7 @@ def _is_function(name: str) -> bool:
     return name in peftjax.__all__ or name in peftjax.train.__all__
 
 
-def _names(kind: type, prefix: str) -> Iterable[str]:
+def _names(kind: Any, prefix: str) -> Iterable[str]:
     for name, field in _types(kind).items():
         if name != 'sections':
             inner = dataclasses.is_dataclass(field)

@@ -79,7 +79,7 @@ class Beside(NamedTuple):
         constants: of the task.
     """
 
-    frozen: peftjax.Frozen
+    frozen: Any
     reference: Any = None
     constants: Any = None
 

@@ -1,14 +1,26 @@
-"""The steps since the last log line: their means, their speed, and whether all were finite.
+"""The steps since each run's last log line: means, speeds, and whether all numbers are finite.
 
-Metrics stay on the device until the window is read, so no step waits for the one before.
+Metrics stay on the devices until a run is read, so that no step waits for the one before.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+Part = tuple[np.ndarray, Mapping[str, Any]]
+"""Places of some runs, and their metrics of a step: an array for each name, in that order."""
+
+
+class Bad(NamedTuple):
+    """A step whose loss or gradient is no finite number."""
+
+    step: int
+    loss: float
+    grad_norm: float
 
 
 class NonFiniteError(RuntimeError):
@@ -16,56 +28,63 @@ class NonFiniteError(RuntimeError):
 
 
 class StepWindow:
-    """Collects the metrics of steps, and gives their means when read.
+    """The steps since each run's last log line.
 
-    peak: what all devices together could do in a second, in FLOPs; None where that is not known.
+    runs: how many. peak: what all devices together could do in a second, in FLOPs; None where that
+    is not known.
     """
 
-    def __init__(self, peak: float | None = None):
-        self._peak = peak
-        self._steps: list[tuple[int, Mapping[str, jax.Array], int, float]] = []
-        self._started = time.perf_counter()
+    def __init__(self, runs: int, peak: float | None = None):
+        self._runs, self._peak = runs, peak
+        self._steps: list[tuple[int, Any, np.ndarray, float]] = []
+        self._read = [0] * runs
+        self._started = [time.perf_counter()] * runs
 
-    def add(
-        self, step: int, metrics: Mapping[str, jax.Array], tokens: int, flops: float = 0.0
-    ) -> None:
-        """Adds a step: its number, scalars on the device, the tokens it read and its FLOPs."""
-        self._steps.append((step, metrics, tokens, flops))
+    def add(self, step: int, parts: Sequence[Part], tokens: np.ndarray, flops: float = 0.0) -> None:
+        """Adds a step: its number, metrics, the tokens that each run read, and a run's FLOPs."""
+        self._steps.append((step, parts, tokens, flops))
 
-    def read(self) -> dict[str, float]:
-        """Means of the metrics, and speeds; then starts anew.
+    def read(self, place: int) -> tuple[dict[str, float], Bad | None]:
+        """A run's means and speeds since it was read last, and its first step that is not finite.
 
-        Speeds are `steps_per_second`, `tokens_per_second`, `tflops_per_second` of the program's
-        products and, where the devices are known, `mfu`, their share of what is possible.
-
-        Raises:
-            NonFiniteError: the loss or the gradient norm of a step is NaN or infinite; names the
-                first such step.
+        Speeds are `steps_per_second`, `tokens_per_second` and, where FLOPs were counted,
+        `tflops_per_second` of the program's products and `mfu`, their share of what the devices
+        could do.
         """
-        rows = [
-            (step, {name: float(value) for name, value in metrics.items()}, tokens)
-            for step, metrics, tokens, _ in self._steps
-        ]
-        seconds = time.perf_counter() - self._started
-        for step, metrics, _ in rows:
-            if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
-                raise NonFiniteError(
-                    f'step {step}: loss {metrics["loss"]}, gradient norm {metrics["grad_norm"]}. '
-                    'The newest checkpoint is from before that step; a lower rate often helps, '
-                    'for example --config.lr=1e-4'
-                )
-        rate = sum(flops for *_, flops in self._steps) / seconds
-        means = {name: float(np.mean([row[1][name] for row in rows])) for name in rows[0][1]}
-        self.restart()
-        return {
-            **means,
-            'steps_per_second': len(rows) / seconds,
-            'tokens_per_second': sum(row[2] for row in rows) / seconds,
-            'tflops_per_second': rate / 1e12,
-            **({} if self._peak is None else {'mfu': rate / self._peak}),
+        self._steps = [(n, self._by_name(m), tokens, f) for n, m, tokens, f in self._steps]
+        steps = self._steps[self._read[place] :]
+        seconds = time.perf_counter() - self._started[place]
+        columns = {
+            name: [float(metrics[name][place]) for _, metrics, *_ in steps] for name in steps[0][1]
         }
+        found = zip((n for n, *_ in steps), columns['loss'], columns['grad_norm'], strict=True)
+        bad = (Bad(*each) for each in found if not math.isfinite(each[1] + each[2]))
+        self._read[place] = len(self._steps)
+        means = {name: float(np.mean(column)) for name, column in columns.items()}
+        means['steps_per_second'] = len(steps) / seconds
+        means['tokens_per_second'] = sum(float(tokens[place]) for *_, tokens, _ in steps) / seconds
+        rate = sum(flops for *_, flops in steps) / seconds
+        if rate:
+            means['tflops_per_second'] = rate / 1e12
+        if rate and self._peak is not None:
+            means['mfu'] = rate / self._peak
+        return means, next(bad, None)
 
-    def restart(self) -> None:
-        """Forgets the steps and starts the clock again, as after an evaluation."""
-        self._steps = []
-        self._started = time.perf_counter()
+    def go_on(self, places: Sequence[int]) -> None:
+        """Of the runs that train, those that were read are timed from now on."""
+        for place in places:
+            if self._read[place] == len(self._steps):
+                self._started[place] = time.perf_counter()
+        read = min((self._read[place] for place in places), default=0)
+        self._steps = self._steps[read:]
+        self._read = [max(0, number - read) for number in self._read]
+
+    def _by_name(self, parts: Any) -> dict[str, np.ndarray]:
+        """Metrics of all runs in their order, on the host."""
+        if isinstance(parts, dict):
+            return parts
+        found: dict[str, np.ndarray] = {}
+        for places, metrics in jax.device_get(parts):
+            for name, values in metrics.items():
+                found.setdefault(name, np.zeros(self._runs))[places] = values
+        return found

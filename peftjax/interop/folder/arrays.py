@@ -151,6 +151,11 @@ class Stored:
         self._dtypes: dict[str, Any] = about['dtypes']
         self._left = set(self._file.headers)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the arrays that nothing took yet."""
+        return sorted(self._left)
+
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The array of that name.
 

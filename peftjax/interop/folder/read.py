@@ -126,6 +126,32 @@ def _fields(path: pathlib.Path) -> dict[str, Any]:
     return fields
 
 
+class Arrays(NamedTuple):
+    """The trained arrays of a folder of `save`, without a model.
+
+    Attributes:
+        adapter: by path.
+        starts_from: what `frozen.params` follows from: 'adapter' or 'model' where every leaf that
+            is left is the model's own, 'start' where the method took a part of some.
+    """
+
+    adapter: dict[str, np.ndarray]
+    starts_from: str
+
+
+def read_arrays(folder: str | os.PathLike[str]) -> Arrays:
+    """The arrays that were trained, from a folder of `save`.
+
+    Raises:
+        CheckpointError: a file that is absent, corrupt, or of another save.
+    """
+    place = pathlib.Path(folder)
+    fields = _fields(place / DESCRIPTION)
+    stored = files.Stored(place / ADAPTER, fields['files'].get(ADAPTER))
+    arrays = {name: stored.take(name) for name in stored.names}
+    return Arrays(arrays, str(fields['params'].get('from')))
+
+
 class _Reader:
     """A folder whose files are open."""
 

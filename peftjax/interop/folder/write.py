@@ -83,37 +83,68 @@ def save(
         >>> sorted(path.name for path in folder.iterdir())
         ['adapter.safetensors', 'peftjax.json']
     """
-    check_is_model(model)
-    check_is_transform(transform)
-    check_frozen(adapter, frozen)
-    own = transform.own(model)
-    transform.rules(adapter, frozen.own)  # Refuses the adapter of another transform.
-    shapes = trees.by_path(jax.eval_shape(transform.start, jax.random.key(0), model))
-    trained = trees.by_path(adapter)
-    trees.check_alike('the adapter', trained, shapes)
-    arrays: dict[str, Any] = {}
-    fields: dict[str, Any] = {
-        'format': FORMAT,
-        'peftjax': importlib.import_module('peftjax').__version__,
-        'transform': encode(transform, arrays, 'transform/') if is_described(transform) else None,
-        'model': trees.fingerprint(model.params),
-        'own': _changed_own(own, frozen.own, arrays),
-        'params': _left(model, transform, adapter, Frozen(frozen.params, own), arrays, whole),
-    }
-    target = pathlib.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    written = {ADAPTER: trained, **({FROZEN: arrays} if arrays else {})}
-    new = {name: target / f'.{name}.new' for name in (*written, DESCRIPTION)}
-    try:
-        fields['files'] = {name: files.write(new[name], each) for name, each in written.items()}
-        new[DESCRIPTION].write_text(text_of(fields), encoding='utf-8')
-        for name, path in new.items():
-            os.replace(path, target / name)
-    finally:
-        for path in new.values():
-            path.unlink(missing_ok=True)
-    if FROZEN not in written:
-        (target / FROZEN).unlink(missing_ok=True)
+    Saver(model, transform, adapter, frozen, whole=whole)(folder, adapter)
+
+
+class Saver:
+    """`save` for an adapter that changes while its model and `frozen` stay.
+
+    Everything but the adapter's arrays is prepared once, so that a training loop writes the best
+    adapter so far without the model's parameters, which may have moved into the adapter.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        transform: PeftTransform,
+        adapter: Adapter,
+        frozen: Frozen,
+        *,
+        whole: bool = False,
+    ):
+        """Takes what `save` takes.
+
+        Raises:
+            AdapterError, ValueError: as `save`.
+        """
+        check_is_model(model)
+        check_is_transform(transform)
+        check_frozen(adapter, frozen)
+        own = transform.own(model)
+        transform.rules(adapter, frozen.own)  # Refuses the adapter of another transform.
+        self._shapes = trees.by_path(jax.eval_shape(transform.start, jax.random.key(0), model))
+        trees.check_alike('the adapter', trees.by_path(adapter), self._shapes)
+        arrays: dict[str, Any] = {}
+        described = is_described(transform)
+        self._fields: dict[str, Any] = {
+            'format': FORMAT,
+            'peftjax': importlib.import_module('peftjax').__version__,
+            'transform': encode(transform, arrays, 'transform/') if described else None,
+            'model': trees.fingerprint(model.params),
+            'own': _changed_own(own, frozen.own, arrays),
+            'params': _left(model, transform, adapter, Frozen(frozen.params, own), arrays, whole),
+        }
+        self._arrays = arrays
+
+    def __call__(self, folder: str | os.PathLike[str], adapter: Adapter) -> None:
+        """Writes the folder with this adapter."""
+        trained = trees.by_path(adapter)
+        trees.check_alike('the adapter', trained, self._shapes)
+        target = pathlib.Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        written = {ADAPTER: trained, **({FROZEN: self._arrays} if self._arrays else {})}
+        new = {name: target / f'.{name}.new' for name in (*written, DESCRIPTION)}
+        try:
+            about = {name: files.write(new[name], each) for name, each in written.items()}
+            text = text_of({**self._fields, 'files': about})
+            new[DESCRIPTION].write_text(text, encoding='utf-8')
+            for name, path in new.items():
+                os.replace(path, target / name)
+        finally:
+            for path in new.values():
+                path.unlink(missing_ok=True)
+        if FROZEN not in written:
+            (target / FROZEN).unlink(missing_ok=True)
 
 
 def check_is_model(model: Any) -> None:

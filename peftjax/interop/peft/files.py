@@ -164,7 +164,9 @@ def save_adapter(
         name: the adapter's, which AdapterHub keeps in the file.
 
     Raises:
-        ValueError: a method, or a setting of it, that the library does not have; an unknown form.
+        ValueError: a method, or a setting of it, that the library does not have; a model that it
+            computes otherwise, such as one whose head reads the mean of all tokens; an unknown
+            form.
         AdapterError: the adapter is of another transform.
         TypeError: swapped arguments, or an adapter that is all that `init` returns.
 
@@ -187,6 +189,8 @@ def save_adapter(
             f'save_adapter takes a folder, a model and a transform, found {found}; write '
             'peftjax.save_adapter(folder, model, tx, adapter)'
         )
+    if model.only_here:
+        raise ValueError(f'no other library computes what this model does: {model.only_here}')
     check_adapter(adapter)
     transform.rules(adapter, transform.own(model))  # Refuses the adapter of another transform.
     if form == 'adapterhub':

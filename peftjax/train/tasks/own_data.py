@@ -5,7 +5,7 @@ holds integers. Everything else is as for the other data sets.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +14,43 @@ import tokenizers
 from PIL import Image
 
 import peftjax
-from peftjax.train.config import Config
 from peftjax.train.data.chat_template import write_conversations
 from peftjax.train.data.packing import Row, chat_row, pack, seq2seq_row
 from peftjax.train.data.tables import Record, read_splits
+from peftjax.train.settings import DataSettings, Settings
 
 Splits = dict[str, Sequence[Row]]
 
 
-def labelled_texts(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
-    """Columns text and label; with data.columns.second, a pair of texts and its label.
+def labelled_texts(settings: Settings, model: peftjax.Model) -> Splits:
+    """Columns text and label; with data.columns['second'], a pair of texts and its label.
 
     A row: input_ids, segment_ids, and for pairs token_type_ids, int32 [T]; targets int32 [];
     weights float32 []. Texts too long for the greatest length are cut by the tokenizer, which
     keeps its special tokens and cuts the longer text of a pair first.
     """
-    backend = _cutting(_needed(tokenizer, data), max(data.lengths))
-    columns, label = data.columns, _labels(data)
+    data = settings.data
+    backend = _cutting(needed(model.tokenizer, settings), max(data.lengths))
+    columns, label = data.columns, _labels(settings)
     second = columns.get('second')
 
     def row(record: Record) -> Row:
         pair = _text(record, second) if second else None
-        encoded = backend.encode(_text(record, columns.text), pair)
+        encoded = backend.encode(_text(record, columns['text']), pair)
         ids = np.asarray(encoded.ids, np.int32)
         types = {'token_type_ids': np.asarray(encoded.type_ids, np.int32)} if second else {}
         return {
             'input_ids': ids,
             **types,
             'segment_ids': np.ones_like(ids),
-            'targets': label(record[columns.label]),
+            'targets': label(record[columns['label']]),
             'weights': np.float32(1.0),
         }
 
-    return _each(data, (columns.text, second, columns.label), row)
+    return _each(data, (columns['text'], second, columns['label']), row)
 
 
-def instructions(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
+def instructions(settings: Settings, model: peftjax.Model) -> Splits:
     """Columns prompt and answer, or messages: a conversation that ends with an answer.
 
     The checkpoint's own chat template writes the conversation; the loss covers what stands behind
@@ -60,7 +61,7 @@ def instructions(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
         ValueError: a checkpoint without a chat template, or one that writes the prompt otherwise
             once it is answered.
     """
-    tokenizer = _needed(tokenizer, data)
+    data, tokenizer = settings.data, needed(model.tokenizer, settings)
     if tokenizer.chat_template is None:
         raise ValueError(
             'the checkpoint has no chat template, which instructions need; take an instruction-'
@@ -71,7 +72,9 @@ def instructions(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
         name: '' if number is None else tokenizer.decode([number], skip_special_tokens=False)
         for name, number in (('bos_token', tokenizer.bos_id), ('eos_token', tokenizer.eos_id))
     }
-    names = (columns.messages,) if 'messages' in columns else (columns.prompt, columns.answer)
+    names = (
+        (columns['messages'],) if 'messages' in columns else (columns['prompt'], columns['answer'])
+    )
 
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
@@ -93,21 +96,22 @@ def instructions(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
     return splits
 
 
-def text_to_text(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
+def text_to_text(settings: Settings, model: peftjax.Model) -> Splits:
     """Columns text and answer, for an encoder and a decoder: rows are `packing.seq2seq_row`s.
 
     data.decoder_start_id begins what the decoder writes; 0, its padding, for T5.
     """
-    backend = _cutting(_needed(tokenizer, data), max(data.lengths))
-    columns, start = data.columns, data.get('decoder_start_id', 0)
+    data = settings.data
+    backend = _cutting(needed(model.tokenizer, settings), max(data.lengths))
+    columns, start = data.columns, data.options.get('decoder_start_id', 0)
 
     def row(record: Record) -> Row:
         text, answer = (
-            backend.encode(_text(record, name)).ids for name in (columns.text, columns.answer)
+            backend.encode(_text(record, name)).ids for name in (columns['text'], columns['answer'])
         )
         return seq2seq_row(text, answer, start)
 
-    return _each(data, (columns.text, columns.answer), row)
+    return _each(data, (columns['text'], columns['answer']), row)
 
 
 class Images(Sequence[Row]):
@@ -140,19 +144,20 @@ class Images(Sequence[Row]):
         return (self[index] for index in range(len(self)))
 
 
-def labelled_images(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits:
+def labelled_images(settings: Settings, model: peftjax.Model) -> Splits:
     """Columns image and label. An image is a path below the table's folder, or a file's bytes.
 
     data.image: size, of the square that the image is resized to (bicubic); mean and std, of each
     channel, after pixels were brought to 0 … 1.
     """
-    del tokenizer
-    label, columns = _labels(data), data.columns
+    del model
+    data = settings.data
+    label, columns = _labels(settings), data.columns
     folder = Path() if data.source.startswith('hf:') else Path(data.source).parent
-    size = data.image.size
+    size = data.options['size']
     mean, std = (
         np.asarray(values, np.float32)[:, None, None]
-        for values in (data.image.mean, data.image.std)
+        for values in (data.options['mean'], data.options['std'])
     )
 
     def read(image: Any) -> np.ndarray:
@@ -177,28 +182,30 @@ def labelled_images(data: Config, tokenizer: peftjax.Tokenizer | None) -> Splits
         pixels = np.asarray(square, np.float32).transpose(2, 0, 1) / 255.0
         return (pixels - mean) / std
 
-    table = read_splits(data.source, (columns.image, columns.label))
+    table = read_splits(data.source, (columns['image'], columns['label']))
     return {
         name: Images(
-            [(r[columns.image], label(r[columns.label])) for r in _limit(rows, data)], read
+            [(r[columns['image']], label(r[columns['label']])) for r in _limit(rows, data)], read
         )
         for name, rows in table.items()
     }
 
 
-def _each(data: Config, columns: Sequence[str | None], row: Callable[[Record], Row]) -> Splits:
+def _each(
+    data: DataSettings, columns: Sequence[str | None], row: Callable[[Record], Row]
+) -> Splits:
     table = read_splits(data.source, [name for name in columns if name])
     return {
         name: [row(record) for record in _limit(records, data)] for name, records in table.items()
     }
 
 
-def _limit(rows: list[Any], data: Config) -> list[Any]:
+def _limit(rows: list[Any], data: DataSettings) -> list[Any]:
     return rows[: data.limit] if data.limit else rows
 
 
-def _labels(data: Config) -> Callable[[Any], np.int32]:
-    names, count = tuple(data.labels), data.num_labels
+def _labels(settings: Settings) -> Callable[[Any], np.int32]:
+    names, count = settings.data.labels, settings.model.num_labels or 0
     if names and len(names) != count:
         raise ValueError(f'data.labels names {len(names)} classes, model.num_labels is {count}')
 
@@ -217,20 +224,20 @@ def _labels(data: Config) -> Callable[[Any], np.int32]:
     return number
 
 
-def _messages(record: Record, columns: Config) -> list[Any]:
+def _messages(record: Record, columns: Mapping[str, str]) -> list[Any]:
     if 'messages' not in columns:
         return [
-            {'role': 'user', 'content': _text(record, columns.prompt)},
-            {'role': 'assistant', 'content': _text(record, columns.answer)},
+            {'role': 'user', 'content': _text(record, columns['prompt'])},
+            {'role': 'assistant', 'content': _text(record, columns['answer'])},
         ]
-    messages = record[columns.messages]
+    messages = record[columns['messages']]
     fitting = isinstance(messages, list) and len(messages) > 1
     if not fitting or not all(
         isinstance(m, dict) and {'role', 'content'} <= set(m) for m in messages
     ):
         raise ValueError(
-            f'{columns.messages} is {str(messages)[:80]}; a conversation is a list of at least two '
-            "{'role': ..., 'content': ...}"
+            f'{columns["messages"]} is {str(messages)[:80]}; a conversation is a list of at least '
+            "two {'role': ..., 'content': ...}"
         )
     if messages[-1]['role'] != 'assistant':
         raise ValueError(f'a conversation ends with {messages[-1]["role"]!r} and not an answer')
@@ -244,9 +251,11 @@ def _text(record: Record, column: str) -> str:
     return text
 
 
-def _needed(tokenizer: peftjax.Tokenizer | None, data: Config) -> peftjax.Tokenizer:
+def needed(tokenizer: peftjax.Tokenizer | None, settings: Settings) -> peftjax.Tokenizer:
     if tokenizer is None:
-        raise ValueError(f'data {data.name!r} is text, and the checkpoint has no tokenizer.json')
+        raise ValueError(
+            f'task {settings.task!r} reads text, and the checkpoint has no tokenizer.json'
+        )
     return tokenizer
 
 

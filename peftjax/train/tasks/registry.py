@@ -5,7 +5,7 @@ A new data set is one function here and one line in TASKS.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +13,22 @@ import numpy as np
 import optax
 
 import peftjax
-from peftjax.train.config import Config
 from peftjax.train.data import corpora
-from peftjax.train.data.batches import Batch
 from peftjax.train.data.packing import Row, chat_row, pack
+from peftjax.train.settings import DataSettings, Settings, SettingsError
+from peftjax.train.task import Batch, Forward, Task, Totals
 from peftjax.train.tasks import own_data
 
-Sums = dict[str, jax.Array]
+TaskFactory = Callable[[Settings, peftjax.Model], Task]
 
 
-class Task(NamedTuple):
-    """A data set and how to learn it.
-
-    Attributes:
-        splits: the rows of 'train', 'validation' and 'test'.
-        inputs: the model's keyword inputs for a batch.
-        sums: `sums(result, batch)`, totals over a batch: 'loss', 'correct', and 'weights', which
-            divides both. Totals and not means, so that batches of any size add up exactly.
-    """
-
-    splits: Mapping[str, Sequence[Row]]
-    inputs: Callable[[Batch], dict[str, Any]]
-    sums: Callable[[Any, Batch], Sums]
-
-
-def film_reviews(data: Config, tokenizer: peftjax.Tokenizer) -> Task:
+def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
     """Is a sentence from a favourable review? Films of one split are in no other.
 
     A row: input_ids, segment_ids int32 [T], cut at the greatest length; targets int32 []; weights
     float32 [].
     """
+    data, tokenizer = settings.data, own_data.needed(model.tokenizer, settings)
     reviews = corpora.split_by_film(corpora.read_reviews(_path(data.source)))
     longest = max(data.lengths)
 
@@ -58,15 +44,16 @@ def film_reviews(data: Config, tokenizer: peftjax.Tokenizer) -> Task:
     splits = {
         name: [row(review) for review in _limit(split, data)] for name, split in reviews.items()
     }
-    return Task(splits, encoder_inputs, weighted_sums)
+    return task_of(settings, splits, encoder_inputs)
 
 
-def gsm8k(data: Config, tokenizer: peftjax.Tokenizer) -> Task:
+def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
     """Word problems answered step by step, in the chat format of SmolLM2-Instruct.
 
     The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
     `data.packing` several to a row of the greatest length. Longer problems are cut there.
     """
+    data, tokenizer = settings.data, own_data.needed(model.tokenizer, settings)
     problems = corpora.split_problems(corpora.read_problems(_path(data.source)))
     longest = max(data.lengths)
 
@@ -82,17 +69,37 @@ def gsm8k(data: Config, tokenizer: peftjax.Tokenizer) -> Task:
     }
     if data.packing:
         splits = {name: pack(rows, longest) for name, rows in splits.items()}
-    return Task(splits, decoder_inputs, weighted_sums)
+    return task_of(settings, splits, decoder_inputs)
+
+
+def task_of(
+    settings: Settings,
+    splits: Mapping[str, Sequence[Row]],
+    inputs: Callable[[Batch], dict[str, Any]],
+) -> Task:
+    """A task whose loss is the cross-entropy of targets, and whose score is the accuracy."""
+    data = settings.data
+
+    def totals(forward: Forward, batch: Batch) -> Totals:
+        return weighted_totals(forward(inputs(batch)), batch)
+
+    return Task(
+        splits=splits,
+        totals=totals,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        lengths=data.lengths,
+    )
 
 
 def _own(
-    read: Callable[[Config, peftjax.Tokenizer | None], own_data.Splits],
+    rows: Callable[[Settings, peftjax.Model], own_data.Splits],
     inputs: Callable[[Batch], dict[str, Any]],
-) -> Callable[[Config, Any], Task]:
-    return lambda data, tokenizer: Task(read(data, tokenizer), inputs, weighted_sums)
+) -> TaskFactory:
+    return lambda settings, model: task_of(settings, rows(settings, model), inputs)
 
 
-def weighted_sums(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Sums:
+def weighted_totals(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Totals:
     """Totals of cross-entropy and of right answers, weighted.
 
     Args:
@@ -112,7 +119,7 @@ def weighted_sums(result: jax.Array | peftjax.TokenScores, batch: Batch) -> Sums
     weights = jnp.where(counted, batch['weights'], 0.0)
     return {
         'loss': jnp.sum(result.losses * weights),
-        'correct': jnp.sum(jnp.where(result.correct, weights, 0.0)),
+        'accuracy': jnp.sum(jnp.where(result.correct, weights, 0.0)),
         'weights': jnp.sum(weights),
     }
 
@@ -147,11 +154,11 @@ def _path(source: str) -> Path:
     return peftjax.package_path(source) if source.startswith('package:') else Path(source)
 
 
-def _limit(split: list, data: Config) -> list:
+def _limit(split: list, data: DataSettings) -> list:
     return split[: data.limit] if data.limit else split
 
 
-TASKS: Mapping[str, Callable[[Config, Any], Task]] = {
+TASKS: Mapping[str, TaskFactory] = {
     'film_reviews': film_reviews,
     'gsm8k': gsm8k,
     'classification': _own(own_data.labelled_texts, encoder_inputs),
@@ -159,3 +166,26 @@ TASKS: Mapping[str, Callable[[Config, Any], Task]] = {
     'seq2seq': _own(own_data.text_to_text, seq2seq_inputs),
     'images': _own(own_data.labelled_images, image_inputs),
 }
+
+
+HEADS: Mapping[str, str] = {
+    'gsm8k': 'causal_lm',
+    'instructions': 'causal_lm',
+    'seq2seq': 'seq2seq_lm',
+}
+
+
+def head_of(task: str) -> str:
+    """The head that a task needs, as `peftjax.load` names it."""
+    return HEADS.get(task, 'classification')
+
+
+def find_task(name: str) -> TaskFactory:
+    """A task by its name.
+
+    Raises:
+        SettingsError: unknown, with the names that are known.
+    """
+    if name not in TASKS:
+        raise SettingsError(f'unknown task {name!r}; known: {", ".join(TASKS)}')
+    return TASKS[name]

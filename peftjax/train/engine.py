@@ -1,0 +1,175 @@
+"""What computes the steps and the scores of runs: here of one run, in `peftjax.sweep` of many."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grain
+import jax
+import numpy as np
+
+import peftjax
+from peftjax.train.data import batches as data
+from peftjax.train.placement import Placement
+from peftjax.train.run import Run
+from peftjax.train.scoring import Scored, SplitScores, score
+from peftjax.train.step import TrainState
+from peftjax.train.task import Batch, Beside, Trained
+from peftjax.train.window import Part
+
+
+class Engine(Protocol):
+    """Computes steps of some runs, each known by its place.
+
+    Attributes:
+        placement: where arrays lie.
+    """
+
+    placement: Placement
+
+    def batches(self) -> grain.DatasetIterator[Any]:
+        """The training batches; `rows` of each is what `step` takes."""
+        ...
+
+    def step(self, rows: Any) -> list[Part]:
+        """One step of every run that has not left."""
+        ...
+
+    def tokens(self, tokens: Any) -> np.ndarray:
+        """The tokens of a batch for each run."""
+        ...
+
+    def flops(self) -> float:
+        """Of the matrix products of the last step of a run; 0 where they are not counted."""
+        ...
+
+    def score(self, split: str) -> SplitScores:
+        """What every run makes of a split."""
+        ...
+
+    def state(self, place: int) -> TrainState:
+        """Of a run, as it would be by itself."""
+        ...
+
+    def trained(self, place: int) -> Trained:
+        """Of a run, for evaluators."""
+        ...
+
+    def leave(self, places: Sequence[int], step: int) -> None:
+        """These runs need no more steps."""
+        ...
+
+    def snapshot(self, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """What a checkpoint holds: arrays, and what JSON can hold."""
+        ...
+
+    def load(self, state: TrainState, about: dict[str, Any]) -> None:
+        """Goes on from a snapshot; `state` has the structure of `snapshot`'s."""
+        ...
+
+
+class Alone:
+    """`Engine` of one run, on one device or on a mesh.
+
+    Its programs are compiled at their first call. A run that differs from another in its numbers,
+    its seed and its data alone takes the programs of the other.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        state: TrainState,
+        beside: Beside,
+        placement: Placement,
+        *,
+        traced: bool = False,
+        like: 'Alone | None' = None,
+    ):
+        """Places the arrays.
+
+        Args:
+            run: may be without the values of its model.
+            state, beside: of `run.start`, placed.
+            placement: where they lie.
+            traced: whether the run's numbers are arguments of its program, which some optimisers
+                cannot take.
+            like: a traced engine whose programs are used.
+        """
+        self.run, self.placement = run, placement
+        self._state, self._beside = state, beside
+        self._costs: dict[Any, float] = {}
+        self._flops = 0.0
+        self._numbers: Any = run.numbers if traced or like else {}
+        self._pure = run.step if traced or like else functools.partial(_fixed, run)
+        if like is None:
+            self._step = placement.step(self._pure, state)
+            self._scored = placement.compiled(run.scored)
+        else:
+            self._step, self._scored = like._step, like._scored
+
+    def batches(self) -> grain.DatasetIterator[Any]:
+        task = self.run.task
+        return data.train_batches(
+            task.splits['train'],
+            batch_size=task.batch_size,
+            lengths=task.lengths,
+            seed=self.run.seed,
+            steps=self.run.steps,
+            mine=self.placement.local(task.batch_size),
+        )
+
+    def step(self, rows: Any) -> list[Part]:
+        batch = self.placement.batch(rows, self.run.task.batch_size)
+        args = self._numbers, self._state, self._beside, batch
+        self._flops = self._cost(args)
+        self._state, metrics = self._step(*args)
+        return [(np.zeros(1, int), metrics)]
+
+    def tokens(self, tokens: Any) -> np.ndarray:
+        return np.asarray([tokens])
+
+    def flops(self) -> float:
+        return self._flops
+
+    def _cost(self, args: Any) -> float:
+        """The products of a step, counted once for each shape of a batch."""
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args[-1]))
+        if shapes not in self._costs:
+            bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args[1:])
+            step = functools.partial(self._pure, args[0])
+            self._costs[shapes] = peftjax.plan.flops(step, *bare)
+        return self._costs[shapes]
+
+    def score(self, split: str) -> SplitScores:
+        def one(batch: Batch, size: int) -> list[tuple[list[int], Scored]]:
+            del size
+            totals, kept = self._scored(self._state.adapter, self._beside, batch)
+            return [([0], (totals, {name: values[None] for name, values in kept.items()}))]
+
+        return score(self.run.task, split, self.placement, 1, one)
+
+    def state(self, place: int) -> TrainState:
+        del place
+        return self._state
+
+    def trained(self, place: int) -> Trained:
+        del place
+        run, frozen = self.run, self._beside.frozen
+        return Trained(run.model, run.transform, self._state.adapter, frozen, run.task)
+
+    def leave(self, places: Sequence[int], step: int) -> None:
+        """Nothing: the loop ends with its only run."""
+
+    def snapshot(self, step: int) -> tuple[TrainState, dict[str, Any]]:
+        del step
+        return self._state, {}
+
+    def load(self, state: TrainState, about: dict[str, Any]) -> None:
+        del about
+        self._state = state
+
+
+def _fixed(run: Run, numbers: Any, state: TrainState, beside: Beside, batch: Batch) -> Any:
+    """The step of a run with its own numbers in the program."""
+    del numbers
+    return run.step(run.numbers, state, beside, batch)

@@ -1,0 +1,150 @@
+"""One run in the training loop: where it stands, and what it leaves in its folder."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import peftjax
+from peftjax.interop.folder import trees
+from peftjax.interop.folder.read import read_arrays
+from peftjax.interop.folder.write import Saver
+from peftjax.train.files import write_whole
+from peftjax.train.run import Run
+from peftjax.train.settings import SettingsError
+from peftjax.train.step import TrainState
+from peftjax.train.task import Beside
+from peftjax.train.trackers.trackers import Trackers
+
+ADAPTER, LAST, PEFT = 'adapter', 'adapter_last', 'adapter_peft'
+
+
+class Best(NamedTuple):
+    """The best evaluation so far.
+
+    Attributes:
+        step: when it was. value: of the score that chooses.
+        scores: of the validation split, by name.
+    """
+
+    step: int
+    value: float
+    scores: Mapping[str, float]
+
+
+class Member:
+    """A run, and where it stands.
+
+    Attributes:
+        run: its parts.
+        name: of its folder, and for whoever watches.
+        folder: None where nothing is written.
+        state, beside: that it begins with.
+        scores: the latest of the validation split.
+        best: the best evaluation so far; None before the first.
+        best_adapter: its adapter, where there is no folder to hold it.
+        products: FLOPs of the matrix products of all its steps so far.
+        summary: what it trains.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path | None, trackers: Trackers | None = None, name: str = 'run'
+    ):
+        self.run, self.folder, self.name = run, folder, name
+        state, beside = run.start()
+        self.state: TrainState = state
+        self.beside: Beside = beside
+        self.scores: dict[str, float] = {}
+        self.best: Best | None = None
+        self.best_adapter: Any = None
+        self.products = 0.0
+        self.summary = peftjax.summary(run.transform, run.model)
+        # Before the values of the model are given up: what identifies it, and what a method left.
+        self._save = _saver(run, state.adapter, beside) if folder is not None else None
+        self._trackers = Trackers(()) if trackers is None else trackers
+
+    @property
+    def unsaved(self) -> str | None:
+        """Why its adapter cannot be written; None if it can."""
+        return self._save if isinstance(self._save, str) else None
+
+    def open(self, done: int) -> None:
+        """Its folder, without what was written behind the step that it goes on from."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self.run.description, indent=2) + '\n'
+            write_whole(self.folder / 'config.json', text)
+            self._trackers.open(self.folder, self.run.description, done)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends numbers of a step to the trackers."""
+        self._trackers.write(step, values)
+
+    def close(self) -> None:
+        """Ends the trackers."""
+        self._trackers.close()
+
+    def evaluated(self, step: int, scores: Mapping[str, float], adapter: Any) -> None:
+        """Takes scores of the validation split, and keeps the adapter if they are the best.
+
+        Raises:
+            SettingsError: there is no such score as the one that chooses.
+        """
+        self.scores = dict(scores)
+        name = self.run.best.removeprefix('-')
+        if f'validation/{name}' not in scores:
+            found = ', '.join(each.removeprefix('validation/') for each in scores)
+            raise SettingsError(f'best is {self.run.best!r}; the scores are {found}')
+        value = scores[f'validation/{name}']
+        sign = -1.0 if self.run.best.startswith('-') else 1.0
+        better = self.best is None or sign * value > sign * self.best.value
+        if math.isfinite(value) and better:
+            self.best = Best(step, value, dict(scores))
+            self.keep(ADAPTER, adapter)
+
+    def keep(self, where: str, adapter: Any) -> None:
+        """Writes an adapter into its folder, or holds it where there is none."""
+        whole = _on_host(adapter)
+        if self.folder is None:
+            self.best_adapter = whole if where == ADAPTER else self.best_adapter
+        elif isinstance(self._save, Saver) and jax.process_index() == 0:
+            self._save(self.folder / where, whole)
+
+    def best_written(self, state: TrainState) -> Any:
+        """The best adapter; that of `state`, the last one, where no evaluation chose."""
+        if self.best is None or self.folder is None or not isinstance(self._save, Saver):
+            return state.adapter if self.best_adapter is None else self.best_adapter
+        return trees.refill(state.adapter, read_arrays(self.folder / ADAPTER).adapter)
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        best = None if self.best is None else self.best._asdict()
+        return {'scores': self.scores, 'best': best, 'products': self.products}
+
+    def load(self, about: Mapping[str, Any]) -> None:
+        """Goes on from what a checkpoint holds."""
+        self.scores, self.products = dict(about['scores']), about['products']
+        self.best = None if about['best'] is None else Best(**about['best'])
+
+
+def _saver(run: Run, adapter: Any, beside: Beside) -> Saver | str:
+    try:
+        return Saver(run.model, run.transform, adapter, beside.frozen)
+    except ValueError as error:
+        return str(error)
+
+
+def _on_host(adapter: Any) -> Any:
+    """The adapter whole in this process, whose step may overwrite the device's arrays."""
+
+    def one(leaf: jax.Array) -> np.ndarray:
+        if not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.array(leaf)
+
+    return jax.tree.map(one, adapter)

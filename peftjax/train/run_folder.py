@@ -1,0 +1,75 @@
+"""What a run left in its work folder, to be used."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import peftjax
+from peftjax.train.artifacts import RESULT
+from peftjax.train.build import build_model, build_task
+from peftjax.train.member import ADAPTER, LAST
+from peftjax.train.placement import Placement
+from peftjax.train.settings import Settings, SettingsError, read_settings
+from peftjax.train.task import Task
+
+Which = Literal['best', 'last']
+
+
+class RunFolder:
+    """A work folder of `peftjax.train.train` or of one run of a sweep.
+
+    Attributes:
+        path: of the folder.
+        settings: that the run had.
+
+    Raises:
+        SettingsError: the folder holds no run, or one of a model of your own, which no settings
+            describe.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        file = self.path / 'config.json'
+        if not file.is_file():
+            raise SettingsError(f'{self.path} is no work folder of a run: it has no config.json')
+        try:
+            content = json.loads(file.read_text(encoding='utf-8'))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise SettingsError(f'{file} is not JSON: {error}') from None
+        if not isinstance(content, dict) or 'model' not in content:
+            raise SettingsError(
+                f'{self.path} holds a run of a model of your own; wrap the model again, and read '
+                f'the adapter with peftjax.restore({str(self.path / ADAPTER)!r}, model)'
+            )
+        self.settings: Settings = read_settings(content)
+
+    @staticmethod
+    def is_one(path: str | Path) -> bool:
+        """Whether a folder looks like the work folder of a run."""
+        return (Path(path) / 'config.json').is_file() and (Path(path) / ADAPTER).is_dir()
+
+    @property
+    def result(self) -> dict[str, object]:
+        """What the run ended with; empty for one that is not over."""
+        file = self.path / RESULT
+        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+
+    def load_model(self) -> peftjax.Model:
+        """The base, its new head as the run began with it."""
+        return build_model(self.settings, Placement(None))
+
+    def load_task(self, model: peftjax.Model) -> Task:
+        """The task, with its data."""
+        return build_task(self.settings, model)
+
+    def load_adapter(self, model: peftjax.Model, which: Which = 'best') -> peftjax.Restored:
+        """The method, the adapter, and what is frozen beside it.
+
+        Raises:
+            SettingsError: the run has written none yet.
+            CheckpointError: its files are not whole, or of another base.
+        """
+        folder = self.path / {'best': ADAPTER, 'last': LAST}[which]
+        if not folder.is_dir():
+            raise SettingsError(f'{self.path} has no {folder.name}/ yet: the run is not that far')
+        return peftjax.restore(folder, model)
