@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 from rich.console import Console
@@ -34,12 +33,16 @@ from rich.console import Console
 import configs
 import peftjax
 from experiments import comparison
-from peftjax.train import build, init_state, make_train_step
-from peftjax.train.config import Config
-from peftjax.train.data.batches import Batch, collate
+from peftjax.train.artifacts import Artifacts
+from peftjax.train.build import build
 from peftjax.train.data.packing import Row
-from peftjax.train.optimizers import build_optimizer, numbers_of
+from peftjax.train.engine import Alone
+from peftjax.train.loop import Loop
+from peftjax.train.member import Member
+from peftjax.train.placement import Placement
 from peftjax.train.progress import terminal
+from peftjax.train.settings import Settings, read_settings
+from peftjax.train.window import NonFiniteError
 
 _FACTOR = 10**0.5  # between neighbours in the grid of rates
 _FROZEN = {'frozen': 'lora_sentiment:head'}
@@ -83,30 +86,41 @@ class Protocol:
 class Contestant:
     """A method, with the two programs that its fits need: compiled once, used for all rates."""
 
-    def __init__(self, config: Config, protocol: Protocol):
-        with config.unlocked():
-            config.duration = f'{protocol.steps} steps'
-            config.data.batch_size = protocol.batch_size
+    def __init__(self, settings: Settings, protocol: Protocol):
+        changes = {'duration': f'{protocol.steps} steps', 'data.batch_size': protocol.batch_size}
         self.protocol = protocol
-        self.run = build.build(config)
+        self.run = build(settings.change(changes))
         self.summary = peftjax.summary(self.run.transform, self.run.model)
-        self._fit = jax.jit(_fit(config, self.run))
-        self._sums = jax.jit(self.run.sums)
+        self._first: Alone | None = None
 
     def fit(self, exponent: int, seed: int, split: str) -> dict[str, Any]:
         """Trains one adapter; its scores on the split."""
         began = time.perf_counter()
-        init_key, step_key = jax.random.split(jax.random.key(seed))
-        # Operation by operation, as in training: the decompositions of some starts, many of them in
-        # one program, can lock up the two threads of a small CPU (jax 0.10.2).
-        adapter, frozen = self.run.transform.init(init_key, self.run.model)
-        batches = _stack(_training_batches(self._rows('train'), self.protocol, seed))
-        adapter, losses = self._fit(adapter, frozen, _FACTOR**exponent, step_key, batches)
-        scores = {'finite': bool(np.isfinite(losses).all())}
-        rows = _chosen(self._rows(split), getattr(self.protocol, split), seed=0)
-        batched = _batches(rows, self.protocol)
-        found = build.evaluate(lambda batch: self._sums(adapter, frozen, batch), batched)
-        scores |= {f'{split}/{name}': value for name, value in found.items()}
+        protocol = self.protocol
+        rows = {
+            'train': _chosen(self._rows('train'), protocol.train, seed),
+            split: _chosen(self._rows(split), getattr(protocol, split), seed=0),
+        }
+        task = dataclasses.replace(self.run.task, splits=rows, lengths=(protocol.length,))
+        numbers = {**self.run.numbers, 'lr': _FACTOR**exponent}
+        run = dataclasses.replace(
+            self.run,
+            task=task,
+            numbers=numbers,
+            seed=seed,
+            **dict.fromkeys(('log_every', 'eval_every', 'save_every'), protocol.steps),
+        )
+        member, placement = Member(run, folder=None), Placement(None)
+        # Numbers are arguments of the program, so that all rates share one.
+        engine = Alone(run, member.state, member.beside, placement, traced=True, like=self._first)
+        self._first = self._first or engine
+        ending, scores = Artifacts(), {'finite': True}
+        loop = Loop([member], engine, None, ending=ending, tell=lambda *_: None)
+        try:
+            loop.run(lambda: False)
+        except NonFiniteError:
+            return {'finite': False, 'seconds': round(time.perf_counter() - began, 2)}
+        scores |= {n: v for n, v in ending.results['run'].items() if n.startswith(f'{split}/')}
         return scores | {'seconds': round(time.perf_counter() - began, 2)}
 
     def _rows(self, split: str) -> list[Row]:
@@ -115,12 +129,12 @@ class Contestant:
 
 
 def compare(
-    contestants: Mapping[str, Config], protocol: Protocol, folder: Path, console: Console
+    contestants: Mapping[str, Settings], protocol: Protocol, folder: Path, console: Console
 ) -> list[dict[str, Any]]:
     """Tunes and fits every method, going on from what the folder holds.
 
     Args:
-        contestants: what each method is called, and its config.
+        contestants: what each method is called, and its settings.
         protocol: what all share.
         folder: gets protocol.json, results.jsonl, results.md and comparison.png.
         console: where each fit is reported.
@@ -133,18 +147,18 @@ def compare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = comparison.Results(folder, dataclasses.asdict(protocol))
-    for name, config in contestants.items():
-        _compare_one(name, config, protocol, results, console)
+    for name, settings in contestants.items():
+        _compare_one(name, settings, protocol, results, console)
         comparison.draw(results.rows, folder / 'comparison.png')
         (folder / 'results.md').write_text(comparison.table(results.rows), encoding='utf-8')
     return results.rows
 
 
 def _compare_one(
-    name: str, config: Config, protocol: Protocol, results: comparison.Results, console: Console
+    name: str, settings: Settings, protocol: Protocol, results: comparison.Results, console: Console
 ) -> None:
     # Built when the first fit is missing.
-    contestant = functools.cache(lambda: Contestant(config, protocol))
+    contestant = functools.cache(lambda: Contestant(settings, protocol))
 
     def fit(stage: str, exponent: int, seed: int, split: str) -> dict[str, Any]:
         fields = {'method': name, 'stage': stage, 'exponent': exponent, 'seed': seed}
@@ -185,7 +199,7 @@ def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
             return best
 
 
-def load_configs(chosen: Sequence[str] | None) -> dict[str, Config]:
+def load_configs(chosen: Sequence[str] | None) -> dict[str, Settings]:
     """Configs by what a comparison calls them.
 
     Args:
@@ -199,41 +213,14 @@ def load_configs(chosen: Sequence[str] | None) -> dict[str, Config]:
         names = (module.name for module in pkgutil.iter_modules(configs.__path__))
         found = {name: _load(name) for name in names if name not in _NOT_METHODS}
         frozen = {name: _load(spec) for name, spec in _FROZEN.items()}
-        return frozen | {n: c for n, c in found.items() if c.data.name == 'film_reviews'}
+        return frozen | {n: c for n, c in found.items() if c.task == 'film_reviews'}
     pairs = (item.rpartition('=')[::2] for item in chosen)
     return {name or spec: _load(spec) for name, spec in pairs}
 
 
-def _load(spec: str) -> Config:
+def _load(spec: str) -> Settings:
     module, _, argument = spec.partition(':')
-    return importlib.import_module(f'configs.{module}').get_config(argument)
-
-
-def _fit(config: Config, run: build.Run) -> Callable[..., tuple[Any, jax.Array]]:
-    """`fit(adapter, frozen, rate, key, batches)`: the trained adapter and all losses."""
-
-    def fit(
-        adapter: Any, frozen: peftjax.Frozen, rate: jax.Array, key: jax.Array, batches: Batch
-    ) -> tuple[Any, jax.Array]:
-        # The rate is traced, so that all rates share one program.
-        numbers = {**numbers_of(config, run.steps), 'lr': rate}
-        optimizer = build_optimizer(config, run.steps, numbers)
-        step = make_train_step(run.loss, optimizer)
-        state, metrics = jax.lax.scan(
-            lambda state, batch: step(state, frozen, batch),
-            init_state(adapter, optimizer, key),
-            batches,
-        )
-        return state.adapter, metrics['loss']
-
-    return fit
-
-
-def _training_batches(rows: list[Row], protocol: Protocol, seed: int) -> list[Batch]:
-    chosen = _chosen(rows, protocol.train, seed)
-    random = np.random.default_rng((seed, 1))
-    passes = [random.permutation(len(chosen)) for _ in range(protocol.epochs)]
-    return _batches([chosen[i] for order in passes for i in order], protocol)
+    return read_settings(importlib.import_module(f'configs.{module}').get_config(argument))
 
 
 def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
@@ -242,20 +229,8 @@ def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:count]]
 
 
-def _batches(rows: list[Row], protocol: Protocol) -> list[Batch]:
-    size = protocol.batch_size
-    return [
-        collate(rows[start : start + size], (protocol.length,))
-        for start in range(0, len(rows) - size + 1, size)
-    ]
-
-
-def _stack(batches: list[Batch]) -> Batch:
-    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-
-
 def _loss(row: dict[str, Any]) -> float:
-    value = row['validation/loss']
+    value = row.get('validation/loss', math.inf)
     return value if row['finite'] and math.isfinite(value) else math.inf
 
 

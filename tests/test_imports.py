@@ -26,6 +26,8 @@ OURS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.p
 # Packages whose module has another name.
 _IMPORTED_AS = {
     'absl-py': 'absl',
+    'mlflow-skinny': 'mlflow',
+    'nvidia-cudnn-cu12': 'nvidia-cudnn-cu12',
     'orbax-checkpoint': 'orbax',
     'pillow': 'PIL',
     'scikit-learn': 'sklearn',
@@ -126,12 +128,23 @@ def test_no_import_hides_inside_a_function(path):
             assert not hidden, f'{_name(path)}:{hidden[0].lineno} imports inside a function'
 
 
+def root_of(requirement: str) -> str:
+    """The package that a requirement is imported as."""
+    name = re.split(r'[>=<\[]', requirement)[0]
+    return _IMPORTED_AS.get(name, name.replace('-', '_'))
+
+
+def libraries_by_name() -> set[str]:
+    """The packages that are imported by name where they are used, with `optional.library`."""
+    named = [re.findall(r"library\(\s*'([\w.]+)'", path.read_text()) for path in LIBRARY]
+    return {name.split('.')[0] for names in named for name in names}
+
+
 def _declared(section: str, key: str) -> set[str]:
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
     lines = [line for line in config[section][key].splitlines() if line and line[0] != '#']
-    names = {re.split(r'[>=<\[]', line)[0] for line in lines}
-    return {_IMPORTED_AS.get(name, name.replace('-', '_')) for name in names}
+    return {root_of(line) for line in lines}
 
 
 def _needs_an_extra(path: Path) -> bool:

@@ -77,6 +77,7 @@ def expand(module: ModuleType, sweep: str, settings: Settings) -> list[Row]:
 
     Example:
         >>> from configs import lora_sentiment
+        >>> from peftjax.train.settings import read_settings
         >>> rows = expand(lora_sentiment, 'rank', read_settings(lora_sentiment.get_config()))
         >>> len(rows), rows[0].changes
         (12, {'seed': 0, 'lora.rank': 2})

@@ -73,7 +73,8 @@ def score(
     batches = eval_batches(rows, batch_size=size, lengths=task.lengths, mine=placement.local(size))
     for number, batch in enumerate(batches):
         count = min(size, len(rows) - number * size)
-        for places, scored in score_batch(placement.batch(batch, size), size):
+        whole = size if 'weights' in batch else count
+        for places, scored in score_batch(placement.batch(batch, whole), whole):
             found.add(places, scored, count)
     return found
 

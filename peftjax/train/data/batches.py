@@ -84,14 +84,20 @@ def row_sizes(rows: Sequence[Row]) -> np.ndarray:
     """int [rows]: how many tokens each row has; images have none, and are not read for it."""
     if isinstance(rows, Images):
         return rows.sizes()
+    if not _has_tokens(rows):
+        return np.zeros(len(rows), np.int64)
     return np.asarray([len(row['input_ids']) for row in rows])
 
 
 def row_tokens(rows: Sequence[Row]) -> np.ndarray:
-    """int [rows]: how many positions of each row hold a token; an image counts as one."""
-    if isinstance(rows, Images):
+    """int [rows]: how many positions of each row hold a token; anything else counts as one."""
+    if isinstance(rows, Images) or not _has_tokens(rows):
         return np.ones(len(rows), np.int64)
     return np.asarray([np.count_nonzero(row['segment_ids']) for row in rows])
+
+
+def _has_tokens(rows: Sequence[Row]) -> bool:
+    return len(rows) > 0 and {'input_ids', 'segment_ids'} <= rows[0].keys()
 
 
 def train_batches(
@@ -192,13 +198,16 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every row once, shortest first; the last batch is filled with copies of weight 0.
 
+    Where rows have no weights, the last batch is smaller: nothing else would tell the copies.
+
     mine: as for `train_batches`.
     """
     sizes = row_sizes(rows)
     order = np.argsort(sizes, kind='stable')
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        places = np.arange(batch_size) if mine is None else mine
+        filled = batch_size if 'weights' in rows[chosen[0]] else len(chosen)
+        places = np.arange(filled) if mine is None or filled < batch_size else mine
         read = [rows[chosen[min(place, len(chosen) - 1)]] for place in places]
         for i, place in enumerate(places):
             if place >= len(chosen):
