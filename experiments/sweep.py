@@ -15,9 +15,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.command_line import CONFIG, WORKDIR, read_flags
+from peftjax.sweep.asynchronous import AsynchronousHalving
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.on_ray import OnRay
-from peftjax.sweep.pruning import SCORES, Halving, either
+from peftjax.sweep.pruning import Halving, Prune, either
 from peftjax.sweep.rows import expand, load_module
 from peftjax.sweep.run import Sweep
 from peftjax.sweep.search import SAMPLERS, Search
@@ -33,9 +34,16 @@ _SEARCH = flags.DEFINE_string('search', None, 'search_<name> of the config file.
 flags.mark_flags_as_mutual_exclusive(['sweep', 'search'], required=True)
 _MOST = flags.DEFINE_integer('together', 32, 'Rows in one program at most.', lower_bound=1)
 _MEMORY = flags.DEFINE_float('memory_gib', None, 'For a program; unless given, what is here.')
-_SCORE = flags.DEFINE_enum('score', next(iter(SCORES)), SCORES, 'What rows are compared by.')
+_SCORE = flags.DEFINE_string(
+    'score',
+    'validation/accuracy',
+    'What runs are compared by: a score of the validation split. -name: the least is the best.',
+)
 _HALVING = flags.DEFINE_integer(
-    'halving', None, 'Of each group, one row in so many goes on at each rung.', lower_bound=2
+    'halving', None, 'Of each group, one run in so many goes on at each rung.', lower_bound=2
+)
+_ASYNCHRONOUS = flags.DEFINE_bool(
+    'asynchronous', False, '--halving of all groups together: with those that came so far.'
 )
 _TRIALS = flags.DEFINE_integer('trials', 16, 'Draws of a search.', lower_bound=1)
 _WAVE = flags.DEFINE_integer('wave', 8, 'Draws of a search at a time.', lower_bound=1)
@@ -65,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         memory=None if _MEMORY.value is None else _MEMORY.value * 2**30,
         work=here if _RAY.value is None else OnRay(_RAY.value, _CPUS.value, _GPUS.value),
     )
-    halving = [] if _HALVING.value is None else [Halving(_HALVING.value, _SCORE.value)]
+    halving = _halving(sweep.folder)
     with plain_endings(ValueError):
         module = load_module(path)
         if _SWEEP.value:
@@ -78,6 +86,16 @@ def main(argv: Sequence[str]) -> None:
             pruned = [*halving, *([search.below_median(sweep.folder)] if _MEDIAN.value else [])]
             rows = search.run(sweep, _TRIALS.value, _WAVE.value, either(pruned))
         sweep.finish(rows)
+
+
+def _halving(folder: SweepFolder) -> list[Prune]:
+    if _HALVING.value is None:
+        if _ASYNCHRONOUS.value:
+            sys.exit('--asynchronous is a kind of --halving: give --halving=2 too')
+        return []
+    if _ASYNCHRONOUS.value:
+        return [AsynchronousHalving(_HALVING.value, _SCORE.value, folder)]
+    return [Halving(_HALVING.value, _SCORE.value)]
 
 
 if __name__ == '__main__':

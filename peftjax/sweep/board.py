@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: its plan, and where its rows stand."""
+"""What a sweep shows while it runs: its plan, and where its runs stand."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,19 +6,21 @@ from typing import Any
 from rich.table import Table
 
 from peftjax.plan.machines import machine_here
+from peftjax.sweep.best import best_of
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group
-from peftjax.sweep.pruning import SCORES
+from peftjax.sweep.names import changes_text
 from peftjax.sweep.rows import Row
+from peftjax.sweep.score import read_score
 
 
 def plan_table(groups: Sequence[Group]) -> Table:
     """The plan of a sweep: its groups, and what each takes; MiB."""
     machine = machine_here()
     table = Table(title='Groups, MiB', title_justify='left')
-    names = ['group', 'rows', 'which', 'steps', 'base', 'a row', 'its step', 'in all', 'TFLOP']
+    names = ['group', 'runs', 'which', 'steps', 'base', 'a run', 'its step', 'in all', 'TFLOP']
     for name in [*names, *(['s at least'] if machine else [])]:
-        table.add_column(name, justify='right')
+        table.add_column(name, justify='right', overflow='fold')
     for each in groups:
         cells = [each.name, str(len(each.rows)), f'{each.names[0]} to {each.names[-1]}']
         cells.append(', '.join(map(str, sorted({ready.run.steps for ready in each.rows}))))
@@ -31,7 +33,7 @@ def plan_table(groups: Sequence[Group]) -> Table:
 
 
 class Board:
-    """Where every row stands, for people; the best by a score first.
+    """Where every run stands, for people; the best by a score first.
 
     The test split chooses nothing.
     """
@@ -41,43 +43,47 @@ class Board:
 
         Args:
             folder: of the sweep.
-            rows: those to show.
-            score: of `SCORES`.
+            rows: the runs to show.
+            score: as `read_score` reads it.
         """
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._score = score
+        self._runs: dict[str, dict[str, Any]] = {}
+        self._score = read_score(score)
         for row in rows:
-            self._rows[row.name] = {'changes': row.changes, **folder.progress(row.name)}
+            known = folder.progress(row.name)
+            self._runs[row.name] = {'run': row.name, 'changes': row.changes, **known}
 
-    def update(self, row: str, values: Mapping[str, Any]) -> None:
-        """Takes what a row tells."""
-        self._rows[row].update(values)
+    def update(self, run: str, values: Mapping[str, Any]) -> None:
+        """Takes the newest values of a run."""
+        self._runs[run].update(values)
 
     def table(self) -> Table:
-        """All rows, as they stand now."""
-        table = Table(title='Rows', title_justify='left')
-        for name in ('row', 'changes', 'status', 'step', 'loss', 'validation', 'test'):
-            table.add_column(name, justify='left' if name == 'changes' else 'right')
-
-        def place(item: tuple[str, Mapping[str, Any]]) -> tuple[bool, float]:
-            score = item[1].get(self._score)
-            return score is None, 0.0 if score is None else -SCORES[self._score] * score
-
-        for name, row in sorted(self._rows.items(), key=place):
-            changes = '  '.join(f'{field}={show(value)}' for field, value in row['changes'].items())
-            numbers = [
-                f'{row[key]:.4f}' if key in row else ''
-                for key in ('loss', 'validation/accuracy', 'test/accuracy')
-            ]
-            table.add_row(name, changes, row['status'], str(row.get('step', '')), *numbers)
+        """All runs, as they stand now. The best of those that ended is marked with a star."""
+        runs = sorted(self._runs.values(), key=self._score.order)
+        best = best_of(runs, self._score)
+        table = Table(
+            title='Runs',
+            title_justify='left',
+            caption=f'* the best by {self._score.name}' if best else None,
+            caption_justify='left',
+        )
+        columns = self._columns(runs)
+        for name in ('run', 'changes', 'status', 'step', *columns):
+            # What does not fit a narrow terminal goes on in the next line; numbers stay whole.
+            text = name == 'changes'
+            table.add_column(
+                name, justify='left' if text else 'right', overflow='fold', no_wrap=not text
+            )
+        for run in runs:
+            name = run['run'] + ('*' if run is best else '')
+            numbers = [f'{run[key]:.4f}' if key in run else '' for key in columns.values()]
+            cells = [name, changes_text(run['changes']), run['status'], str(run.get('step', ''))]
+            table.add_row(*cells, *numbers, style='bold' if run is best else None)
         return table
 
-
-def show(value: Any) -> str:
-    """A value that a row changes, short: drawn rates have many digits.
-
-    Example:
-        >>> show(0.00123456789), show(3), show(('lora', 'select'))
-        ('0.001235', '3', "('lora', 'select')")
-    """
-    return f'{value:.4g}' if isinstance(value, float) else str(value)
+    def _columns(self, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Names of the columns of numbers, and what stands in them."""
+        last = self._score.name.partition('/')[2]
+        columns = {'loss': 'loss', f'validation\n{last}': self._score.name}
+        if any(f'test/{last}' in run for run in runs):
+            columns[f'test\n{last}'] = f'test/{last}'
+        return columns

@@ -1,4 +1,4 @@
-"""A sweep's folder: which rows and groups it has, who works on which, and what came of them."""
+"""A sweep's folder: which runs and groups it has, who works on which, and what came of them."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from peftjax.sweep.groups import Group
+from peftjax.sweep.names import show
 from peftjax.sweep.rows import Row
 from peftjax.train.artifacts import RESULT
 from peftjax.train.checkpoints import differences
@@ -25,13 +26,13 @@ _ABOUT = 'sweep.json'
 class SweepFolder:
     """The folder of one sweep, which any number of processes may work in.
 
-    sweep.json says what it holds; `rows/<name>` is the folder of a run, `groups/<name>` holds the
-    checkpoints of rows that train together; results.parquet and results.csv have a line each row.
+    sweep.json says what it holds; `runs/<name>` is the folder of a run, `groups/<name>` holds the
+    checkpoints of runs that train together; results.parquet and results.csv have a line each run.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows = path / 'rows'
+        self.runs = path / 'runs'
 
     @property
     def begun(self) -> bool:
@@ -39,38 +40,43 @@ class SweepFolder:
         return (self.path / _ABOUT).exists()
 
     def begin(
-        self, rows: Sequence[Row], groups: Iterable[Sequence[str]], config: str, sweep: str
+        self,
+        rows: Sequence[Row],
+        groups: Iterable[Sequence[str]],
+        config: str,
+        sweep: str,
+        score: str = '',
     ) -> dict[str, list[str]]:
         """Writes what the sweep is, or adds to what was begun here what is new.
 
         Args:
-            rows: all of the sweep, or those of it that are known so far.
-            groups: names of the rows of each, for rows that are in no group of the folder yet.
-            config, sweep: what the rows were made of.
+            rows: the runs of the sweep, or those of them that are known so far.
+            groups: names of the runs of each, for runs that are in no group of the folder yet.
+            config, sweep: the file and the function that the runs come from.
+            score: what runs are compared by; the newest one given holds for the report.
 
         Returns:
             All groups of the folder. Where another process was faster, its groups hold.
 
         Raises:
-            ValueError: the folder was begun with other rows.
+            ValueError: the folder was begun with other runs.
         """
-        given = {
-            row.name: {'changes': row.changes, 'config': row.settings.to_dict()} for row in rows
-        }
+        given = {row.name: {'changes': row.changes, 'config': row.settings.to_dict()} for row in rows}
         given = json.loads(json.dumps(given))
         self.path.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.path / '.lock'):
-            new = {'config': config, 'sweep': sweep, 'commit': commit(), 'rows': {}, 'groups': {}}
-            about = self.about() if self.begun else new
-            held = {name: row for name, row in about['rows'].items() if name in given}
+            new = {'config': config, 'sweep': sweep, 'score': '', 'commit': commit()}
+            about = self.about() if self.begun else {**new, 'runs': {}, 'groups': {}}
+            held = {name: run for name, run in about['runs'].items() if name in given}
             changed = differences(held, {name: given[name] for name in held})
             if changed:
                 raise ValueError(
                     f'{self.path} holds another sweep ({"; ".join(changed[:3])}): choose another '
-                    '--workdir, or give the same config and rows'
+                    '--workdir, or give the same config and runs'
                 )
-            about['rows'] |= given
-            grouped = {row for names in about['groups'].values() for row in names}
+            about['runs'] |= given
+            about['score'] = score or about['score']
+            grouped = {name for names in about['groups'].values() for name in names}
             for names in groups:
                 if not grouped.intersection(names):
                     about['groups'][f'{len(about["groups"]):03d}'] = list(names)
@@ -78,36 +84,36 @@ class SweepFolder:
         return about['groups']
 
     def groups(self) -> dict[str, list[str]]:
-        """Names of rows by the group's name; none where nothing was begun."""
+        """Names of runs by the group's name; none where nothing was begun."""
         return self.about()['groups'] if self.begun else {}
 
-    def over(self, rows: Iterable[str]) -> bool:
-        """Whether each of the rows has a result."""
-        return all(self.result(row) is not None for row in rows)
+    def over(self, runs: Iterable[str]) -> bool:
+        """Whether each of the runs has a result."""
+        return all(self.result(run) is not None for run in runs)
 
     def about(self) -> dict[str, Any]:
         """What `begin` wrote."""
         return json.loads((self.path / _ABOUT).read_text(encoding='utf-8'))
 
-    def result(self, row: str) -> dict[str, Any] | None:
-        """What came of a row; None as long as it is not over."""
-        file = self.rows / row / RESULT
+    def result(self, run: str) -> dict[str, Any] | None:
+        """What came of a run; None as long as it is not over."""
+        file = self.runs / run / RESULT
         return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
 
-    def progress(self, row: str) -> dict[str, Any]:
-        """Where a row stands: its status, the last step, loss and scores in its log, its result."""
+    def progress(self, run: str) -> dict[str, Any]:
+        """Where a run stands: its status, the last step, loss and scores in its log, its result."""
         found: dict[str, Any] = {'status': 'waiting'}
-        for line in read_metrics(self.rows / row):
+        for line in read_metrics(self.runs / run):
             found |= {'status': 'training', **line}
             found['loss'] = line.get('train/loss', found.get('loss', math.nan))
-        return found | (self.result(row) or {})
+        return found | (self.result(run) or {})
 
     @contextlib.contextmanager
     def claim(self, group: Group) -> Iterator[bool]:
         """Whether the group is this process's own while the context is open.
 
         A lock of the system, so that it is free again however its holder ended. Also False where
-        every row of it has a result.
+        every run of it has a result.
         """
         folder = self.path / 'groups' / group.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,25 +127,25 @@ class SweepFolder:
             yield mine
 
     def results(self) -> list[dict[str, Any]]:
-        """One line for each row, in the order of the sweep: what it changed, and what came of it.
+        """One line for each run, in the order of the sweep: what it changed, and what came of it.
 
         Its status is 'waiting' as long as nothing did.
         """
         about = self.about()
         lines = []
-        for name, row in about['rows'].items():
+        for name, run in about['runs'].items():
             result = self.result(name) or {'status': 'waiting'}
-            metrics = read_metrics(self.rows / name)
+            metrics = read_metrics(self.runs / name)
             lines.append(
                 {
-                    'row': name,
-                    **{f'config.{field}': value for field, value in row['changes'].items()},
-                    'seed': row['config']['seed'],
-                    'method': ' + '.join(row['config']['methods']),
+                    'run': name,
+                    **{f'config.{field}': value for field, value in run['changes'].items()},
+                    'seed': run['config']['seed'],
+                    'method': show(run['config']['methods']),
                     **result,
                     'last_step': int(metrics[-1]['step']) if metrics else 0,
                     'commit': about['commit'],
-                    'config': json.dumps(row['config'], sort_keys=True),
+                    'config': json.dumps(run['config'], sort_keys=True),
                 }
             )
         return lines
@@ -179,7 +185,7 @@ def commit() -> str:
 
 
 def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many rows have each status."""
+    """How many runs have each status."""
     counts: dict[str, int] = {}
     for line in lines:
         counts[line['status']] = counts.get(line['status'], 0) + 1

@@ -1,19 +1,18 @@
-"""Which rows of a sweep stop before their end, by what they reached so far."""
+"""Which runs of a sweep stop before their end, by what they reached so far."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-SCORES = {'validation/accuracy': 1, 'validation/loss': -1}
-"""What rows can be compared by, and the sign that makes the greatest the best."""
+from peftjax.sweep.score import Score, read_score
 
 
 class Rung(NamedTuple):
-    """Rows of a group that were scored after the same step, and go on unless they are stopped.
+    """Runs of a group that were scored after the same step, and go on unless they are stopped.
 
     Attributes:
         step: the step. number: how many times the group was scored, this time included.
-        of: rows that the group began with.
-        scores: of each row, by its name: `{'validation/loss': 0.6, 'validation/accuracy': 0.7}`.
+        of: runs that the group began with.
+        scores: of each run, by its name: `{'validation/loss': 0.6, 'validation/accuracy': 0.7}`.
     """
 
     step: int
@@ -23,36 +22,40 @@ class Rung(NamedTuple):
 
 
 Prune = Callable[[Rung], Collection[str]]
-"""The names of the rows that stop at a rung."""
+"""The names of the runs that stop at a rung.
+
+A pruner that decides by runs of other groups too holds the sweep's folder, which all of them share;
+it is sent to other machines by pickle.
+"""
 
 
 def nobody(rung: Rung) -> Collection[str]:
-    """All rows run to their end."""
+    """All runs train to their end."""
     del rung
     return ()
 
 
 def either(prunes: Sequence[Prune]) -> Prune:
-    """Stops whom any of them stops."""
+    """Stops the runs that at least one of the pruners stops."""
     return lambda rung: {name for prune in prunes for name in prune(rung)}
 
 
 class Halving(NamedTuple):
-    """Successive halving of a group: after scores number 1, η, η², ... a part of its rows goes on.
+    """Successive halving of a group: after scores number 1, η, η², ... a part of its runs goes on.
 
-    With rung `k` at score number η^k, the best `⌊n / η^(k+1)⌋` of the group's n rows go on, and one
-    at least. Whoever diverged or ended before counts as gone. A group trains in step, so each rung
-    compares all of its rows: the original, synchronous algorithm, where each group is a bracket.
+    With rung `k` at score number η^k, the best `⌊n / η^(k+1)⌋` of the group's n runs go on, and one
+    at least. Runs that diverged or ended before count as gone. A group trains in step, so each rung
+    compares all of its runs: the original, synchronous algorithm, where each group is a bracket.
 
     Source: Jamieson and Talwalkar (2016), https://arxiv.org/abs/1502.07943, algorithm 1. There the
     first rung is a share of the budget; here it is the first evaluation.
 
     Attributes:
-        eta: η, at least 2. score: one of `SCORES`.
+        eta: η, at least 2. score: as `peftjax.sweep.score.read_score` reads it.
 
     Example:
-        >>> scores = {name: {'validation/accuracy': 0.5 + 0.1 * i} for i, name in enumerate('abcd')}
-        >>> sorted(Halving(2, 'validation/accuracy')(Rung(10, 1, 4, scores)))
+        >>> scores = {name: {'validation/f1': 0.5 + 0.1 * i} for i, name in enumerate('abcd')}
+        >>> sorted(Halving(2, 'f1')(Rung(10, 1, 4, scores)))
         ['a', 'b']
     """
 
@@ -60,13 +63,38 @@ class Halving(NamedTuple):
     score: str
 
     def __call__(self, rung: Rung) -> Collection[str]:
-        power, keep = 1, rung.of // self.eta
-        while power < rung.number:
-            power, keep = power * self.eta, keep // self.eta
-        if power != rung.number:
+        """The names of the runs that stop.
+
+        Raises:
+            ValueError: no run of the rung has the score; the message says which there are.
+        """
+        level = level_of(rung.number, self.eta)
+        if level is None:
             return ()
-        best = sorted(
-            rung.scores,
-            key=lambda name: (-SCORES[self.score] * rung.scores[name][self.score], name),
-        )
-        return best[max(1, keep) :]
+        keep = rung.of // self.eta ** (level + 1)
+        return best_first(rung.scores, read_score(self.score))[max(1, keep) :]
+
+
+def level_of(number: int, eta: int) -> int | None:
+    """k where score number `number` is η^k; None where it is no rung.
+
+    Example:
+        >>> [level_of(number, 3) for number in (1, 2, 3, 6, 9)]
+        [0, None, 1, None, 2]
+    """
+    level = 0
+    while eta**level < number:
+        level += 1
+    return level if eta**level == number else None
+
+
+def best_first(scores: Mapping[str, Mapping[str, float]], score: Score) -> list[str]:
+    """Names of runs by their score; NaN and infinity are last, and names decide between equals.
+
+    Raises:
+        ValueError: no run logs the score; the message says which scores there are.
+    """
+    if not any(score.name in values for values in scores.values()):
+        known = ', '.join(sorted({name for values in scores.values() for name in values}))
+        raise ValueError(f'no run logs {score.name}: give --score one of {known}')
+    return sorted(scores, key=lambda name: (*score.order(scores[name]), name))

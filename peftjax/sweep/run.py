@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.live import Live
 
+from peftjax.sweep.best import best_text
 from peftjax.sweep.board import Board, plan_table
 from peftjax.sweep.folder import SweepFolder, summary
 from peftjax.sweep.groups import Group, as_group, group, memory_here, prepare
 from peftjax.sweep.page import write_report
 from peftjax.sweep.pruning import Prune, nobody
 from peftjax.sweep.rows import Row
+from peftjax.sweep.score import read_score
 from peftjax.sweep.work import Work, here
 
 
@@ -22,7 +24,7 @@ class Sweep(NamedTuple):
         folder: of the sweep.
         console: where plan and progress are shown.
         config, name: the file and the function that its rows come from.
-        score: what rows are compared by, of `sweeps.pruning.SCORES`.
+        score: what runs are compared by, as `peftjax.sweep.score.read_score` reads it.
         most: rows in one program at most.
         memory: bytes that a program may take; None for what is here.
         work: who trains.
@@ -50,7 +52,8 @@ class Sweep(NamedTuple):
                 where there was more memory.
             Interrupted: SIGTERM came; the state was saved.
         """
-        with self.console.status(f'building {len(rows)} rows'):
+        read_score(self.score)  # a wrong name ends here, before anything is built
+        with self.console.status(f'building {len(rows)} runs'):
             groups = self._plan(rows)
         if not groups:
             return
@@ -78,7 +81,9 @@ class Sweep(NamedTuple):
         new = group([each for name, each in ready.items() if name not in grouped], limit, self.most)
         made = {tuple(each.names): each for each in new}
         groups = []
-        for name, names in self.folder.begin(rows, made, self.config, self.name).items():
+        for name, names in self.folder.begin(
+            rows, made, self.config, self.name, self.score
+        ).items():
             members = [ready[row] for row in names if row in ready]
             if not members or (name in held and name not in due):
                 continue  # of rows that are not given, or over
@@ -111,6 +116,8 @@ class Sweep(NamedTuple):
         page, lines = write_report(self.folder), self.folder.results()
         board = Board(self.folder, rows, self.score)
         self.console.print(board.table())
+        text = best_text(self.folder.path, lines, read_score(self.score))
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         counts = ', '.join(f'{count} {status}' for status, count in summary(lines).items())
         self.console.print(f'{counts}: {page}', highlight=False)
         return lines

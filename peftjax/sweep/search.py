@@ -1,12 +1,14 @@
-"""Search: rows of a sweep that Optuna draws, some at a time, from what came of those before."""
+"""Search: runs of a sweep that Optuna draws, some at a time, learning from those before."""
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peftjax.sweep.folder import SweepFolder
-from peftjax.sweep.pruning import SCORES, Prune, Rung
+from peftjax.sweep.pruning import Prune, Rung
 from peftjax.sweep.rows import Row, changed, function_of
+from peftjax.sweep.score import read_score
 from peftjax.train.optional import library
 from peftjax.train.settings import Settings
 from peftjax.train.trackers.log import read_metrics
@@ -18,7 +20,7 @@ SAMPLERS = 'tpe', 'random'
 
 
 class Runner(Protocol):
-    """What runs rows in the folder of a sweep: `peftjax.sweep.run.Sweep`."""
+    """Trains the runs of a sweep in its folder: `peftjax.sweep.run.Sweep`."""
 
     @property
     def folder(self) -> SweepFolder: ...
@@ -27,7 +29,7 @@ class Runner(Protocol):
 
 
 class Search:
-    """Draws rows, and learns from their results.
+    """Draws runs, and learns from their results.
 
     A config file says what is drawn, in Optuna's words:
 
@@ -48,20 +50,20 @@ class Search:
             module: the config file.
             name: of its `search_<name>`.
             settings: that the draws change.
-            sampler: 'tpe' (Bergstra et al. 2011, as `optuna.samplers.TPESampler`, with those that
-                run taken for bad ones) or 'random'.
-            score: of `SCORES`.
+            sampler: 'tpe' (Bergstra et al. 2011, as `optuna.samplers.TPESampler`, which counts runs
+                without a result as bad ones) or 'random'.
+            score: as `read_score` reads it.
             seed: of the sampler.
 
         Raises:
             ValueError: no such function in the config file; Optuna is not installed.
         """
         self._draw: Callable[[Any], Mapping[str, Any]] = function_of(module, 'search', name)
-        self._settings, self._score = settings, score
+        self._settings, self._score = settings, read_score(score)
         optuna = library('optuna', 'search', '--search')
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
-            direction='maximize' if SCORES[score] > 0 else 'minimize',
+            direction='minimize' if self._score.smaller else 'maximize',
             sampler=optuna.samplers.RandomSampler(seed=seed)
             if sampler == 'random'
             else optuna.samplers.TPESampler(seed=seed, constant_liar=True),
@@ -69,21 +71,22 @@ class Search:
         )
         self._states = optuna.trial.TrialState
         self._rows: list[Row] = []
-        self._names: dict[str, str] = {}  # a row's settings as text -> its name
-        self._running: list[tuple[Any, str]] = []  # trials and the names of their rows
+        self._names: dict[str, str] = {}  # a run's config as text -> its name
+        self._running: list[tuple[Any, str]] = []  # trials and the names of their runs
 
     def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[Row]:
-        """Draws, runs and learns, until so many were drawn; gives the rows.
+        """Draws, trains and learns, until so many were drawn; gives the runs.
 
-        A draw that an earlier row had already takes that row's result.
+        A draw that an earlier run had already takes the result of that run.
 
         Args:
-            sweep: in which the rows run.
-            trials: how many are drawn in all. wave: how many at a time, which run together.
-            prune: which rows stop early.
+            sweep: trains the runs.
+            trials: how many are drawn in all. wave: how many are drawn and trained at a time.
+            prune: which runs stop early.
 
         Raises:
-            ValueError: as `run.Sweep.run`; a field that is not there or takes another type.
+            ValueError: as `run.Sweep.run`; no such field, or a value of another type; a run that
+                ended without the score.
         """
         for first in range(0, trials, wave):
             for _ in range(min(wave, trials - first)):
@@ -93,9 +96,9 @@ class Search:
         return self._rows
 
     def below_median(self, folder: SweepFolder) -> Prune:
-        """Stops rows whose best score is worse than the median of those that ended, at that step.
+        """Stops runs whose best score is worse than the median of ended runs at that step.
 
-        `optuna.pruners.MedianPruner`; none as long as fewer than five rows have ended.
+        `optuna.pruners.MedianPruner`; it stops none as long as fewer than five runs have ended.
         """
 
         def prune(rung: Rung) -> Collection[str]:
@@ -113,7 +116,7 @@ class Search:
         trial = self._study.ask()
         changes, name = dict(self._draw(trial)), f'{len(self._rows):03d}'
         made = changed(self._settings, changes, name)
-        first = self._names.setdefault(repr(made), name)
+        first = self._names.setdefault(json.dumps(made.to_dict(), sort_keys=True), name)
         if first == name:
             self._rows.append(Row(name, changes, made))
         self._running.append((trial, first))
@@ -124,16 +127,27 @@ class Search:
             result = folder.result(name)
             assert result is not None, name
             self._report(trial, folder, name, result['steps'])
-            if result['status'] == 'done':
-                self._study.tell(trial, result[self._score])
+            score = self._score_of(name, result)
+            if score is not None:
+                self._study.tell(trial, score)
             else:
                 ended = states.PRUNED if result['status'] == 'pruned' else states.FAIL
                 self._study.tell(trial, state=ended)
         self._running = []
 
     def _report(self, trial: 'optuna.Trial', folder: SweepFolder, name: str, until: int) -> None:
-        """Tells a trial its row's scores up to a step."""
+        """Tells a trial the scores of its run up to a step."""
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        for line in read_metrics(folder.rows / name):
-            if self._score in line and line['step'] <= until and line['step'] not in known:
-                trial.report(line[self._score], int(line['step']))
+        for line in read_metrics(folder.runs / name):
+            score = self._score.of(line)
+            if score is not None and line['step'] <= until and line['step'] not in known:
+                trial.report(score, int(line['step']))
+
+    def _score_of(self, name: str, result: Mapping[str, Any]) -> float | None:
+        """The score of a run that trained to its end; None of others, and where it is NaN."""
+        if result['status'] != 'done':
+            return None
+        if self._score.name not in result:
+            known = ', '.join(each for each in result if each.startswith('validation/'))
+            raise ValueError(f'run {name} has no {self._score.name}: give --score one of {known}')
+        return self._score.of(result)

@@ -39,7 +39,7 @@ def here(
             with folder.claim(each) as mine:
                 if mine:
                     work = folder.path / 'groups' / each.name
-                    train_group(each, work, folder.rows, prune, tell)
+                    train_group(each, work, folder.runs, prune, tell)
                     folder.write_results()
         left = [each for each in left if wait and not folder.over(each.names)]
         if left:

@@ -1,0 +1,69 @@
+"""The best run of a sweep, and what someone needs to use it or to repeat it."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from peftjax.sweep.names import Line
+from peftjax.sweep.score import Score
+
+
+class Use(NamedTuple):
+    """How to use a run of a sweep, as texts to copy.
+
+    Attributes:
+        adapter: the folder of its adapter; None where it left none.
+        config: the file with all of its settings.
+        command: trains it again, alone.
+    """
+
+    adapter: str | None
+    config: str
+    command: str
+
+
+def best_of(lines: Sequence[Line], score: Score) -> Line | None:
+    """The run with the best score of those that trained to their end; None where none did.
+
+    Example:
+        >>> lines = [{'run': n, 'status': 'done', 'validation/f1': n / 10} for n in range(3)]
+        >>> best_of(lines, Score('validation/f1', smaller=False))['run']
+        2
+    """
+    ended = [each for each in lines if each['status'] == 'done' and score.of(each) is not None]
+    return min(ended, key=score.order, default=None)
+
+
+def use_of(sweep: Path, run: str) -> Use:
+    """How to use a run.
+
+    Args:
+        sweep: the folder of the sweep.
+        run: the name of the run.
+
+    Example:
+        >>> use_of(Path('runs/rank'), '003').command
+        'peftjax train --config runs/rank/runs/003/config.json --workdir runs/rank-003'
+    """
+    folder = sweep / 'runs' / run
+    adapter, config = folder / 'adapter', folder / 'config.json'
+    words = ['peftjax', 'train', '--config', str(config)]
+    words += ['--workdir', str(sweep.with_name(f'{sweep.resolve().name}-{run}'))]
+    return Use(str(adapter) if adapter.is_dir() else None, str(config), shlex.join(words))
+
+
+def best_text(sweep: Path, lines: Sequence[Line], score: Score) -> str:
+    """The best run in a few lines for a terminal; says so where there is none."""
+    best = best_of(lines, score)
+    if best is None:
+        return f'no run has ended with a {score.name}'
+    use = use_of(sweep, best['run'])
+    return '\n'.join(
+        (
+            f'best run by {score.name}: {best["run"]} with {score.of(best):.4f}',
+            f'  adapter:  {use.adapter or "none was kept"}',
+            f'  settings: {use.config}',
+            f'  alone:    {use.command}',
+        )
+    )

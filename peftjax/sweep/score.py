@@ -1,0 +1,69 @@
+"""The score that runs of a sweep are compared by: any number of the validation split."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# Scores whose least value is the best.
+_SMALLER = frozenset('loss perplexity error mse rmse mae wer cer ter'.split())
+
+
+class Score(NamedTuple):
+    """A number that runs log, and which end of it is the best.
+
+    Attributes:
+        name: as it stands in `metrics.jsonl`, such as 'validation/f1'.
+        smaller: whether the least value is the best.
+    """
+
+    name: str
+    smaller: bool
+
+    def of(self, values: Mapping[str, Any]) -> float | None:
+        """The finite number among a run's values; None where there is none."""
+        value = values.get(self.name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return float(value)
+
+    def order(self, values: Mapping[str, Any]) -> tuple[bool, float]:
+        """A key for `sorted`: the best first, and runs without a finite number last.
+
+        Example:
+            >>> runs = [{'validation/loss': 2.0}, {}, {'validation/loss': 1.0}]
+            >>> sorted(runs, key=read_score('loss').order)
+            [{'validation/loss': 1.0}, {'validation/loss': 2.0}, {}]
+        """
+        value = self.of(values)
+        return value is None, 0.0 if value is None else value if self.smaller else -value
+
+
+def smaller_is_better(name: str) -> bool:
+    """Whether the least value of a score is the best, by the last part of its name.
+
+    Example:
+        >>> smaller_is_better('validation/loss'), smaller_is_better('test/f1')
+        (True, False)
+    """
+    return name.rpartition('/')[2] in _SMALLER
+
+
+def read_score(text: str) -> Score:
+    """A score by its name, with or without the split; a minus sign says that the least is the best.
+
+    Raises:
+        ValueError: the score is of the test split or of training, or it has no name.
+
+    Example:
+        >>> read_score('f1'), read_score('-validation/wrong')
+        (Score(name='validation/f1', smaller=False), Score(name='validation/wrong', smaller=True))
+    """
+    name = text.removeprefix('-')
+    split, _, last = name.rpartition('/')
+    if not last or split.startswith(('test', 'train')):
+        raise ValueError(
+            f'--score={text}: runs are compared on the validation split; '
+            'write for example validation/accuracy, validation/f1 or -validation/loss'
+        )
+    whole = name if split.startswith('validation') else f'validation/{name}'
+    return Score(whole, text.startswith('-') or smaller_is_better(whole))
