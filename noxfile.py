@@ -88,6 +88,16 @@ def own_models(session: nox.Session) -> None:
 
 
 @nox.session(python='3.11')
+def trackers(session: nox.Session) -> None:
+    """Weights & Biases, MLflow and trackio: 200 MB of libraries that `make test` does without."""
+    # Their bounds exclude some of the pinned versions.
+    session.install('--editable', '.[train,wandb,mlflow,trackio]', '--group', 'library-tests')
+    # A test skips a library that is missing; here none is.
+    session.run('python', '-c', 'import wandb, mlflow, trackio')
+    session.run('python', '-m', 'pytest', '-m', 'slow', 'tests/test_trackers.py')
+
+
+@nox.session(python='3.11')
 def deviceless(session: nox.Session) -> None:
     """Steps compiled for GPUs and TPUs, by their compilers and without the devices."""
     _install(session, '--editable', '.[gpu-plan,tpu]', '--constraint', 'constraints.txt')

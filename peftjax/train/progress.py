@@ -1,8 +1,10 @@
-"""A progress bar with the loss, tokens per second and the time left."""
+"""Progress of a run: a bar in a terminal, and lines elsewhere."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -23,28 +25,82 @@ def terminal(*, quiet: bool = False) -> Console:
     return Console(quiet=quiet, force_terminal=None if sys.stdout.isatty() else False)
 
 
-class StepProgress:
-    """The bar of one run; `update` after each step, `say` for a line that stays."""
+class StepProgress(Protocol):
+    """How far a run is."""
+
+    def update(self, step: int, status: str | None = None) -> None:
+        """Called after each step; `status` is new where numbers were logged."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        ...
+
+
+class _Bar:
+    """A bar that moves with each step, and ends with the newest status."""
 
     def __init__(self, progress: Progress, task: TaskID):
         self._progress = progress
         self._task = task
 
     def update(self, step: int, status: str | None = None) -> None:
-        """Moves the bar to `step`; a status replaces the text at its end."""
         if status is None:
             self._progress.update(self._task, completed=step)
         else:
             self._progress.update(self._task, completed=step, status=status)
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar; in a log file, where no bar moves, it is all that shows."""
-        self._progress.console.print(line, highlight=False)
+        self._progress.console.print(line, highlight=False, markup=False)
+
+
+class _Lines:
+    """A line for each status, with the time left.
+
+    The first step of a run compiles, so that the time is measured from its end on.
+    """
+
+    def __init__(self, console: Console, total: int, clock: Callable[[], float]):
+        self._console, self._total, self._clock = console, total, clock
+        self._first: tuple[int, float] | None = None
+
+    def update(self, step: int, status: str | None = None) -> None:
+        if self._first is None:
+            self._first = step, self._clock()
+        if status is not None:
+            self.say(f'step {step} of {self._total}  {status}{self._left(step)}')
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self, step: int) -> str:
+        first, begun = self._first or (step, 0.0)
+        if step == first or step >= self._total:
+            return ''
+        seconds = (self._clock() - begun) * (self._total - step) / (step - first)
+        return f'  {_duration(seconds)} left'
 
 
 @contextmanager
-def step_progress(console: Console, *, total: int, done: int) -> Iterator[StepProgress]:
-    """Shows a bar from step `done` to step `total` while the context is open."""
+def step_progress(
+    console: Console, *, total: int, done: int, clock: Callable[[], float] = time.monotonic
+) -> Iterator[StepProgress]:
+    """Shows the progress from step `done` to step `total` while the context is open.
+
+    A bar where the console is a terminal. Elsewhere (a file, a pipe, a notebook) a plain line for
+    each status.
+
+    Example:
+        >>> times = iter([0.0, 5.0])
+        >>> console = Console(file=sys.stdout, force_terminal=False)
+        >>> with step_progress(console, total=20, done=0, clock=lambda: next(times)) as progress:
+        ...     progress.update(1)
+        ...     progress.update(11, 'loss 0.6931')
+        step 11 of 20  loss 0.6931  0:04 left
+    """
+    if not console.is_terminal or console.is_jupyter or console.is_dumb_terminal:
+        yield _Lines(console, total, clock)
+        return
     columns = (
         TextColumn('train'),
         BarColumn(),
@@ -56,4 +112,10 @@ def step_progress(console: Console, *, total: int, done: int) -> Iterator[StepPr
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task('train', total=total, completed=done, status=_WAITING)
-        yield StepProgress(progress, task)
+        yield _Bar(progress, task)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'

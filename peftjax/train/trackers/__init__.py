@@ -1,1 +1,5 @@
-"""Where the numbers of a run are written."""
+"""Where the numbers of a run are written.
+
+`metrics.jsonl` is always written. Further trackers are chosen by name: tensorboard, wandb, mlflow,
+trackio, or a function of your own as 'package.module:function'.
+"""

@@ -1,10 +1,8 @@
-"""Numbers over time, written twice: JSON lines to compute with, TensorBoard to look at."""
+"""Numbers over time as JSON lines, one line a call: the file that everything here reads again."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-
-from tensorboardX import SummaryWriter
 
 from peftjax.train.files import write_whole
 
@@ -12,11 +10,19 @@ _FILE = 'metrics.jsonl'
 
 
 class MetricsWriter:
-    """Writes scalars of a step to `metrics.jsonl` and TensorBoard event files in a folder.
+    """Writes scalars of a step to `metrics.jsonl` in a folder.
 
-    A resumed run passes the step it resumes from: later lines, written by the run that was
-    interrupted, are dropped, and so is the final evaluation, which is made again. So each number
-    stands in the file once.
+    A resumed run passes the step it resumes from. Later lines, which the interrupted run wrote, are
+    dropped, and so is the final evaluation, which is made again. Each number is then in the file
+    once.
+
+    Example:
+        >>> folder = getfixture('tmp_path')
+        >>> writer = MetricsWriter(folder)
+        >>> writer.write(2, {'train/loss': 0.5})
+        >>> writer.close()
+        >>> read_metrics(folder)
+        [{'step': 2, 'train/loss': 0.5}]
     """
 
     def __init__(self, workdir: Path, resumed_from: int = 0):
@@ -24,30 +30,17 @@ class MetricsWriter:
         kept = [
             row
             for row in read_metrics(workdir)
-            if row['step'] <= resumed_from and 'test/loss' not in row
+            if row['step'] <= resumed_from and not any(name.startswith('test/') for name in row)
         ]
         write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
-        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=resumed_from + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line `{"step": step, **values}`."""
         with self._path.open('a', encoding='utf-8') as file:
             file.write(json.dumps({'step': step, **values}) + '\n')
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._board.close()
-
-
-class Silence:
-    """In place of a `MetricsWriter`, in a process that does not log."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+        """Nothing: each line was closed when it was written."""
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""The trackers of one run, as one."""
+"""The seam between a run and the programs that show its numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,19 +8,41 @@ from peftjax.train.trackers.log import MetricsWriter
 
 
 class Tracker(Protocol):
-    """Receives the numbers of a run."""
+    """Takes the numbers of a run.
 
-    def write(self, step: int, values: Mapping[str, float], /) -> None: ...
+    Numbers come in the order of the steps. A step may come several times, each time with other
+    names.
+    """
 
-    def close(self) -> None: ...
+    def write(self, step: int, values: Mapping[str, float], /) -> None:
+        """Takes numbers of a step by name, such as `{'train/loss': 0.5}`."""
+        ...
+
+    def close(self) -> None:
+        """Ends the writing; all numbers are then where they belong."""
+        ...
 
 
 TrackerFactory = Callable[[Path, Mapping[str, Any], int], Tracker]
-"""From a work folder, the settings, and the step that the run goes on from, to a tracker."""
+"""`factory(workdir, settings, resumed_from)`: opens a tracker of a run.
+
+settings: plain values, as `Settings.to_dict` gives them. resumed_from: the step that the run
+resumes from, 0 for a new run; the tracker then continues its own run.
+"""
 
 
 class Trackers:
-    """Sends each number to metrics.jsonl and to all trackers."""
+    """Sends each number to metrics.jsonl and to all trackers.
+
+    Example:
+        >>> folder = getfixture('tmp_path')
+        >>> trackers = Trackers(())
+        >>> trackers.open(folder, {'lr': 0.1}, 0)
+        >>> trackers.write(1, {'train/loss': 0.5})
+        >>> trackers.close()
+        >>> print((folder / 'metrics.jsonl').read_text(), end='')
+        {"step": 1, "train/loss": 0.5}
+    """
 
     def __init__(self, factories: Sequence[TrackerFactory]):
         self._factories = factories
@@ -29,7 +51,12 @@ class Trackers:
     def open(self, folder: Path, settings: Mapping[str, Any], resumed_from: int) -> None:
         """Opens all, for a run that goes on from a step."""
         self._open = [MetricsWriter(folder, resumed_from)]
-        self._open += [make(folder, settings, resumed_from) for make in self._factories]
+        try:
+            for make in self._factories:
+                self._open.append(make(folder, settings, resumed_from))
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Sends numbers of a step to all."""
