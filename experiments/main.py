@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from experiments.command_line import CONFIG, WORKDIR, read_flags
 from peftjax.train.compilation_cache import keep_compiled_programs
 from peftjax.train.endings import plain_endings
-from peftjax.train.fit import train
+from peftjax.train.fitting import train
 from peftjax.train.progress import terminal
 from peftjax.train.settings import read_settings
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from peftjax.train.build import build
 from peftjax.train.checkpoints import Checkpoints, Restored
 from peftjax.train.fingerprint import fingerprint
-from peftjax.train.fit import Fit, train
+from peftjax.train.fitting import Fit, train
 from peftjax.train.placement import Placement
 from peftjax.train.settings import Settings
 from peftjax.train.trackers.log import read_metrics

@@ -61,7 +61,9 @@ class SweepFolder:
         Raises:
             ValueError: the folder was begun with other runs.
         """
-        given = {row.name: {'changes': row.changes, 'config': row.settings.to_dict()} for row in rows}
+        given = {
+            row.name: {'changes': row.changes, 'config': row.settings.to_dict()} for row in rows
+        }
         given = json.loads(json.dumps(given))
         self.path.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.path / '.lock'):

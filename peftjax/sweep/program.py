@@ -1,6 +1,7 @@
 """Many runs in one program: their steps and their scores."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import grain
@@ -67,12 +68,13 @@ class Together:
     def flops(self) -> float:
         return self._ready[0].flops
 
-    def score(self, split: str) -> SplitScores:
+    def score(self, split: str, adapters: Mapping[int, Any] = MappingProxyType({})) -> SplitScores:
         program, inside = self._program(), self._inside
+        others = {inside.index(place): adapter for place, adapter in adapters.items()}
 
         def one(batch: Batch, size: int) -> list[tuple[list[int], Scored]]:
             del size
-            return [([inside[p] for p in places], s) for places, s in program.score(batch)]
+            return [([inside[p] for p in places], s) for places, s in program.score(batch, others)]
 
         return score(self._ready[0].run.task, split, self.placement, len(self._ready), one)
 
@@ -250,10 +252,22 @@ class _Program:
             found.append((part, metrics))
         return found
 
-    def score(self, batch: Batch) -> list[tuple[list[int], Scored]]:
-        """What the runs make of a batch, with their places."""
+    def score(self, batch: Batch, others: Mapping[int, Any]) -> list[tuple[list[int], Scored]]:
+        """What the runs make of a batch, with their places; some with other adapters."""
         # All parts are under way before one is waited for.
         parts = {
-            i: self._scored(self._states[i].adapter, self._beside[i], batch) for i in self._busy()
+            i: self._scored(self._adapters(i, others), self._beside[i], batch) for i in self._busy()
         }
         return [(self._parts[i].tolist(), scored) for i, scored in parts.items()]
+
+    def _adapters(self, part: int, others: Mapping[int, Any]) -> Any:
+        """The adapters of a part, some exchanged for others; what lies beyond those is zero."""
+        adapters = self._states[part].adapter
+        for i, place in enumerate(self._parts[part].tolist()):
+            if place in others:
+                adapters = jax.tree.map(
+                    lambda whole, own, i=i: whole.at[(i, *map(slice, own.shape))].set(own),
+                    adapters,
+                    others[place],
+                )
+        return adapters

@@ -14,9 +14,9 @@ from peftjax.train.vectorize import program_key, row, share, stack
 
 # What needs the extra `train`, by module.
 _LATE = {
-    'Fit': 'peftjax.train.fit',
-    'fit': 'peftjax.train.fit',
-    'train': 'peftjax.train.fit',
+    'Fit': 'peftjax.train.fitting',
+    'fit': 'peftjax.train.fitting',
+    'train': 'peftjax.train.fitting',
     'evaluate': 'peftjax.train.inference',
     'predict': 'peftjax.train.inference',
     'RunFolder': 'peftjax.train.run_folder',
@@ -30,7 +30,7 @@ _LATE = {
 }
 
 if TYPE_CHECKING:
-    from peftjax.train.fit import Fit, fit, train
+    from peftjax.train.fitting import Fit, fit, train
     from peftjax.train.inference import evaluate, predict
     from peftjax.train.run_folder import RunFolder
     from peftjax.train.settings import Settings, SettingsError, read_settings

@@ -125,6 +125,14 @@ def _filled(params: Any, shapes: Any) -> Any:
     return params
 
 
+def _chosen(best: str, result: Mapping[str, Any]) -> str:
+    if result['best_step'] is None:
+        return 'the last adapter is kept: there was no validation split'
+    least, name = 'least' if best.startswith('-') else 'greatest', best.removeprefix('-')
+    step = result['best_step']
+    return f'the best adapter has the {least} {name} on the validation split, at step {step}'
+
+
 def card(member: Member, result: Mapping[str, Any]) -> str:
     """The model card of a run: what was trained on what, how well it does, and how to use it."""
     run, folder = member.run, member.folder
@@ -146,8 +154,7 @@ def card(member: Member, result: Mapping[str, Any]) -> str:
         f'- method: `{run.transform!r}`',
         f'- trained: {result["trainable"]:,} parameters beside {result["base"]:,} of the base',
         f'- task: {about.get("task", "of your own")}; data: {data}',
-        f'- {result["steps"]:,} steps, seed {run.seed}; chosen by {run.best} on the validation '
-        f'split, at step {result["best_step"]}',
+        f'- {result["steps"]:,} steps, seed {run.seed}; {_chosen(run.best, result)}',
         f'- versions: peftjax {peftjax.__version__}, {found}, Python {platform.python_version()}',
         '',
         '| score | value |',

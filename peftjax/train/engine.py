@@ -1,7 +1,8 @@
 """What computes the steps and the scores of runs: here of one run, in `peftjax.sweep` of many."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import grain
@@ -16,6 +17,8 @@ from peftjax.train.scoring import Scored, SplitScores, score
 from peftjax.train.step import TrainState
 from peftjax.train.task import Batch, Beside, Trained
 from peftjax.train.window import Part
+
+_NONE: Mapping[int, Any] = MappingProxyType({})
 
 
 class Engine(Protocol):
@@ -43,8 +46,8 @@ class Engine(Protocol):
         """Of the matrix products of the last step of a run; 0 where they are not counted."""
         ...
 
-    def score(self, split: str) -> SplitScores:
-        """What every run makes of a split."""
+    def score(self, split: str, adapters: Mapping[int, Any] = _NONE) -> SplitScores:
+        """What every run makes of a split; some with other adapters than their own, by place."""
         ...
 
     def state(self, place: int) -> TrainState:
@@ -140,10 +143,12 @@ class Alone:
             self._costs[shapes] = peftjax.plan.flops(step, *bare)
         return self._costs[shapes]
 
-    def score(self, split: str) -> SplitScores:
+    def score(self, split: str, adapters: Mapping[int, Any] = _NONE) -> SplitScores:
+        adapter = adapters.get(0, self._state.adapter)
+
         def one(batch: Batch, size: int) -> list[tuple[list[int], Scored]]:
             del size
-            totals, kept = self._scored(self._state.adapter, self._beside, batch)
+            totals, kept = self._scored(adapter, self._beside, batch)
             return [([0], (totals, {name: values[None] for name, values in kept.items()}))]
 
         return score(self.run.task, split, self.placement, 1, one)

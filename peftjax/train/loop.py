@@ -211,11 +211,14 @@ class Loop:
             member.evaluated(number, scores, self.engine.state(place).adapter)
             self._tell(member.name, {'step': number, **scores})
 
-    def _scores(self, place: int, found: SplitScores, split: str) -> dict[str, float]:
+    def _scores(
+        self, place: int, found: SplitScores, split: str, adapter: Any = None
+    ) -> dict[str, float]:
         run = self.members[place].run
         scores = dict(found.scores(place))
         if run.evaluators:
             trained = self.engine.trained(place)
+            trained = trained if adapter is None else trained._replace(adapter=adapter)
             for evaluator in run.evaluators:
                 scores |= evaluator(trained, split)
         return {f'{split}/{name}': float(value) for name, value in scores.items()}
@@ -229,10 +232,27 @@ class Loop:
             member.keep(LAST, adapter)
             if member.best is None:
                 member.keep(ADAPTER, adapter)
+        earlier = self._test_of_best(number, places) if found is not None else {}
+        for place in places:
+            member = self.members[place]
             test = {} if found is None else self._scores(place, found, 'test')
             if test:
                 member.write(number, test)
-            self._end(place, number, {'status': 'done', **test})
+            best = earlier.get(place, test)
+            kept = {f'best/{name}': value for name, value in best.items()}
+            self._end(place, number, {'status': 'done', **test, **kept})
+
+    def _test_of_best(self, number: int, places: Sequence[int]) -> dict[int, dict[str, float]]:
+        """Test scores of the best adapters of runs whose best step is not their last."""
+        others = {
+            place: member.best_written(self.engine.state(place))
+            for place in places
+            if (member := self.members[place]).best is not None and member.best.step < number
+        }
+        if not others:
+            return {}
+        found = self.engine.score('test', others)
+        return {place: self._scores(place, found, 'test', others[place]) for place in others}
 
     def _stopped_early(self, number: int, places: Sequence[int]) -> list[int]:
         """Stops some of the runs that were just scored; gives their places."""
