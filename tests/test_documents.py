@@ -97,6 +97,21 @@ def test_the_method_that_contributors_are_shown_keeps_the_contract():
     testing.check(case)
 
 
+def test_fit_learns_as_the_page_of_training_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(_python('docs/training.md')[0], names)
+    assert names['done'].result['test/accuracy'] > 0.8 and names['logits'].shape == (2, 3)
+    model, folder = names['model'], tmp_path / 'runs/mine'
+    restored = peftjax.restore(folder / 'adapter', model)
+    best = jax.tree.leaves(names['done'].best_adapter)
+    for one, other in zip(jax.tree.leaves(restored.adapter), best, strict=True):
+        np.testing.assert_array_equal(one, other)
+    written = set(re.findall(r'^\| `([^`]+?)/?` \|', (ROOT / 'docs/training.md').read_text(), re.M))
+    there = {path.name for path in folder.iterdir()}
+    assert written - there == {'adapter_peft'}  # the model is of no family
+
+
 def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
     names: dict = {}
     (shown,) = [block for block in _python('docs/sweeps.md') if 'peftjax.train.stack' in block]
