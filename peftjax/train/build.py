@@ -19,6 +19,9 @@ from peftjax.train.task import Task
 from peftjax.train.tasks.registry import find_task, head_of
 from peftjax.train.warm_start import WarmStart
 
+USUAL: Mapping[str, Any] = {'targets': 'all-linear', 'rank': 8}
+"""Arguments that methods get where they need some and the settings give none."""
+
 
 def build(settings: Settings, model: peftjax.Model | None = None, task: Task | None = None) -> Run:
     """Builds the parts of the run that the settings describe.
@@ -93,7 +96,7 @@ def build_transform(settings: Settings, found: Found | None = None) -> peftjax.P
         found: further arguments by method, which replace those of the settings.
 
     Raises:
-        SettingsError: a name is not a function of peftjax, or one of its arguments has no value.
+        SettingsError: a name is not a function of peftjax, or an argument is missing or unknown.
     """
     methods = []
     for name in settings.methods:
@@ -104,8 +107,7 @@ def build_transform(settings: Settings, found: Found | None = None) -> peftjax.P
             )
         make = getattr(peftjax, name)
         arguments = {**settings.section(name), **(found or {}).get(name, {})}
-        if 'targets' not in arguments and _wants_targets(make):
-            arguments['targets'] = 'all-linear'
+        arguments = {**_usual(make), **arguments}
         try:
             inspect.signature(make).bind(**arguments)
         except TypeError as error:
@@ -117,14 +119,15 @@ def build_transform(settings: Settings, found: Found | None = None) -> peftjax.P
     return peftjax.chain(*methods)
 
 
-def _wants_targets(make: Callable[..., Any]) -> bool:
-    """Whether a method acts on matrices and has no targets of its own: then all are taken."""
-    argument = inspect.signature(make).parameters.get('targets')
-    return (
-        argument is not None
-        and argument.default is inspect.Parameter.empty
-        and make not in (peftjax.select, peftjax.full)
-    )
+def _usual(make: Callable[..., Any]) -> dict[str, Any]:
+    """Values of arguments that a method on matrices needs, where the settings give none."""
+    needed = {
+        name
+        for name, argument in inspect.signature(make).parameters.items()
+        if argument.default is inspect.Parameter.empty
+    }
+    whole = make in (peftjax.select, peftjax.full)
+    return {} if whole else {name: value for name, value in USUAL.items() if name in needed}
 
 
 def build_penalty(settings: Settings) -> Callable[[Any, Mapping[str, Any]], jax.Array | float]:

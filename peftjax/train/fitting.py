@@ -28,6 +28,7 @@ from peftjax.train.run import Run
 from peftjax.train.settings import Settings
 from peftjax.train.step import TrainState
 from peftjax.train.task import Beside, Evaluator, Task
+from peftjax.train.tasks.infer import infer
 from peftjax.train.trackers.registry import trackers_of
 
 
@@ -202,7 +203,7 @@ def train(
     folder, console = Path(workdir), terminal() if console is None else console
     placement = Placement.of(settings.mesh)
     return run_alone(
-        lambda: build(settings),
+        lambda: build(infer(settings)),
         folder,
         placement,
         trackers=settings.trackers,

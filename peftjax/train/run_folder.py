@@ -58,9 +58,10 @@ class RunFolder:
         """The base, its new head as the run began with it."""
         return build_model(self.settings, Placement(None))
 
-    def load_task(self, model: peftjax.Model) -> Task:
-        """The task, with its data."""
-        return build_task(self.settings, model)
+    def load_task(self, model: peftjax.Model, *, data: bool = True) -> Task:
+        """The task; data=False reads no data, which predictions do not need."""
+        settings = self.settings if data else self.settings.change({'data.source': ''})
+        return build_task(settings, model)
 
     def load_adapter(self, model: peftjax.Model, which: Which = 'best') -> peftjax.Restored:
         """The method, the adapter, and what is frozen beside it.

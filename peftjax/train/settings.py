@@ -58,9 +58,12 @@ class DataSettings:
     """Where the examples are, and how they become batches.
 
     Attributes:
-        source: a .jsonl, .csv or .parquet file, with '{split}' in its name where each split has a
-            file of its own; or a data set of the hub, 'hf:org/name#{split}'.
-        columns: the table's columns by their role, such as {'text': 'sentence'}.
+        source: a .jsonl, .csv, .tsv or .parquet file, with '{split}' in its name where each split
+            has a file of its own; or a data set of the hub, 'hf:org/name#{split}'.
+        columns: the table's columns by their role, such as {'text': 'sentence'}; roles that are not
+            named are found by usual names.
+        header: names of the columns of a .csv or .tsv file whose first line is data.
+        encoding: of a .csv, .tsv or .jsonl file.
         labels: names of the classes, in order; empty finds them in the data.
         batch_size: examples in a step. eval_batch_size: in a batch of an evaluation.
         lengths: each batch is padded to the least of these that fits; empty finds some in the data.
@@ -73,6 +76,8 @@ class DataSettings:
 
     source: str = ''
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    header: tuple[str, ...] = ()
+    encoding: str = 'utf-8'
     labels: tuple[str, ...] = ()
     batch_size: int = 32
     eval_batch_size: int = 64
@@ -99,7 +104,8 @@ class Settings:
     Attributes:
         model, data, mesh: see there.
         task: what is learned: a name of `peftjax.train.tasks`, or 'package.module:function'.
-        methods: functions of peftjax, chained in this order.
+        methods: functions of peftjax, chained in this order. One on matrices takes all of them
+            (targets='all-linear') and rank 8 where its section says nothing else.
         sections: arguments of methods, of the optimiser and of other functions, by their name.
         found: arguments of methods that data decide, `{method: {argument: function}}`.
         penalties: functions of the adapter that are added to the loss, and their weights.

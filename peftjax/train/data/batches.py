@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from peftjax.train.data.images import Images
 from peftjax.train.data.packing import Row, pad
-from peftjax.train.tasks.own_data import Images
 
 Batch = dict[str, np.ndarray]
 

@@ -1,0 +1,1 @@
+"""Scores of a whole split, from well-kept libraries."""

@@ -1,0 +1,65 @@
+"""Metrics by name, and which of them are better when smaller."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+
+from peftjax.train.metrics import labels, texts
+from peftjax.train.settings import SettingsError
+from peftjax.train.task import Metric, Outputs
+
+MetricFactory = Callable[[Sequence[str]], Callable[[Outputs], float]]
+"""From the names of the classes to a function of the outputs of a split."""
+
+METRICS: Mapping[str, MetricFactory] = {
+    'f1': labels.f1,
+    'f1_macro': labels.f1_macro,
+    'matthews': labels.matthews,
+    'pearson': labels.pearson,
+    'spearman': labels.spearman,
+    'entity_f1': labels.entity_f1,
+    'perplexity': texts.perplexity,
+}
+
+LESS_IS_BETTER = frozenset({'loss', 'perplexity', 'mse', 'mae', 'rmse', 'wer', 'cer', 'ter'})
+
+
+def metrics_of(names: Sequence[str], classes: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """The metrics of these names; 'package.module:function' is one of your own.
+
+    A function of your own takes the names of the classes, and gives a function from the outputs of
+    a split to a number.
+
+    Raises:
+        SettingsError: no such metric, with near names.
+
+    Example:
+        >>> [metric.name for metric in metrics_of(['f1', 'matthews'])]
+        ['f1', 'matthews']
+    """
+    return tuple(Metric(name.rpartition(':')[2], _find(name)(classes)) for name in names)
+
+
+def better(name: str) -> str:
+    """A score as `Task.best` takes it: with a minus sign in front where less of it is better.
+
+    Example:
+        >>> better('perplexity'), better('f1'), better('-mine')
+        ('-perplexity', 'f1', '-mine')
+    """
+    return f'-{name}' if name in LESS_IS_BETTER else name
+
+
+def _find(name: str) -> MetricFactory:
+    if name in METRICS:
+        return METRICS[name]
+    module, colon, function = name.partition(':')
+    if not colon:
+        near = difflib.get_close_matches(name, METRICS, n=3, cutoff=0)
+        raise SettingsError(
+            f'no metric {name!r}; near names: {near}; one of your own is package.module:function'
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f'metric {name!r} cannot be read: {error}') from None

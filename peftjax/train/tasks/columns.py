@@ -1,0 +1,155 @@
+"""Columns of a table by their role, and classes by their names, found where nobody names them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from peftjax.train.data.tables import Record
+from peftjax.train.settings import DataSettings, SettingsError
+
+_MOST_CLASSES = 1000
+_USUAL: Mapping[str, Sequence[str]] = {
+    'text': (
+        *(
+            'text',
+            'sentence',
+            'content',
+            'message',
+            'review',
+            'question',
+            'query',
+            'tweet',
+            'title',
+        ),
+        *('document', 'body', 'utterance', 'sms', 'comment', 'input', 'source', 'v2'),
+        *('sentence1', 'text1', 'question1', 'premise'),
+    ),
+    'second': ('sentence2', 'text2', 'question2', 'hypothesis', 'passage', 'context', 'second'),
+    'label': (
+        *(
+            'label',
+            'labels',
+            'category',
+            'class',
+            'target',
+            'sentiment',
+            'intent',
+            'topic',
+            'stars',
+        ),
+        *(
+            'label-coarse',
+            'label_coarse',
+            'coarse_label',
+            'v1',
+            'score',
+            'rating',
+            'similarity_score',
+        ),
+    ),
+    'prompt': ('prompt', 'instruction', 'question', 'query', 'input'),
+    'input': ('input', 'context'),
+    'answer': ('answer', 'output', 'response', 'completion', 'target', 'summary'),
+    'messages': ('messages', 'conversations', 'conversation'),
+    'words': ('tokens', 'words'),
+    'tags': ('ner_tags', 'tags', 'labels', 'pos_tags'),
+    'image': ('image', 'path', 'file', 'filename', 'img'),
+}
+
+
+def find_columns(
+    data: DataSettings,
+    record: Record,
+    roles: Sequence[str],
+    optional: Sequence[str] = (),
+) -> dict[str, str]:
+    """The columns of a table by their role: those of the settings, or others by usual names.
+
+    Args:
+        data: names some of the columns.
+        record: a row of the table.
+        roles: that are needed. optional: that are taken where they have a usual name.
+
+    Raises:
+        SettingsError: a named column that is not there, or a role for which there is none, with the
+            columns that there are.
+
+    Example:
+        >>> find_columns(DataSettings(), {'Message': 'Hi', 'Category': 'ham'}, ('text', 'label'))
+        {'text': 'Message', 'label': 'Category'}
+    """
+    names = [str(name) for name in record]
+    for role, name in data.columns.items():
+        if name not in names:
+            raise SettingsError(
+                f'data.columns.{role} is {name!r}, and the columns of {data.source} are '
+                f'{", ".join(names)}'
+            )
+    found = dict(data.columns)
+    by_lower = {name.lower(): name for name in reversed(names)}
+    for role in (*roles, *optional):
+        taken = set(found.values())
+        usual = [by_lower[each] for each in _USUAL.get(role, ()) if each in by_lower]
+        free = [name for name in usual if name not in taken]
+        if role not in found and free:
+            found[role] = free[0]
+    missing = [role for role in roles if role not in found]
+    left = [name for name in names if name not in found.values()]
+    if len(missing) == 1 and len(left) == 1:
+        found[missing[0]] = left.pop()
+        missing = []
+    if missing:
+        shown = ', '.join(f'{name} ({str(record[name])[:30]!r})' for name in names)
+        raise SettingsError(
+            f'which column of {data.source} is the {missing[0]}? Its columns are {shown}; write '
+            f'for example --data.columns.{missing[0]} {names[0]!r}; if the first line is data, '
+            f'--data.header {",".join(roles)}'
+        )
+    return {role: found[role] for role in (*roles, *optional) if role in found} | {
+        role: name for role, name in data.columns.items() if role in (*roles, *optional)
+    }
+
+
+def find_classes(data: DataSettings, labels: Iterable[Any]) -> tuple[str, ...]:
+    """The names of the classes of a column, in order: numbers by size, texts by the alphabet.
+
+    Raises:
+        SettingsError: labels that are numbers with a fraction; more than 1000 classes; one class.
+
+    Example:
+        >>> find_classes(DataSettings(), ['spam', 'ham', 'spam']), find_classes(
+        ...     DataSettings(), [1, 0, 10])
+        (('ham', 'spam'), ('0', '1', '10'))
+    """
+    found = set(labels)
+    where = data.source
+    if all(map(_number, found)) and not all(map(_whole, found)):
+        raise SettingsError(
+            f'the labels of {where} are numbers such as {next(iter(found))!r}; for these write '
+            '--task regression'
+        )
+    if not all(isinstance(each, str | int) for each in found):
+        raise SettingsError(f'the labels of {where} are {str(next(iter(found)))[:60]!r}, no names')
+    if len(found) > _MOST_CLASSES:
+        raise SettingsError(
+            f'{where} has {len(found)} different labels: is that the right column? '
+            'Write --data.columns.label'
+        )
+    if len(found) < 2:
+        raise SettingsError(f'{where} has the label {", ".join(map(str, found))} alone')
+    names = {str(each) for each in found}
+    if len(names) < len(found):
+        raise SettingsError(f'labels of {where} are numbers and texts of the same number')
+    return tuple(sorted(names, key=int if all(map(_whole, names)) else None))
+
+
+def _whole(value: Any) -> bool:
+    text = str(value)
+    return text.removeprefix('-').isdecimal() and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

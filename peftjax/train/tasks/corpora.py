@@ -1,0 +1,81 @@
+"""Tasks of this project on data that are installed: film reviews, and grade-school mathematics."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import peftjax
+from peftjax.train.data import corpora
+from peftjax.train.data.packing import Row, chat_row
+from peftjax.train.settings import Settings
+from peftjax.train.task import Batch, Forward, Task, Totals
+from peftjax.train.tasks import base
+from peftjax.train.tasks.classify import class_answer, class_outputs
+from peftjax.train.tasks.writing import decoder_task
+
+
+def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
+    """Is a sentence from a favourable review? Films of one split are in no other.
+
+    A row: input_ids, segment_ids int32 [T], cut at the greatest length; targets int32 []; weights
+    float32 [].
+    """
+    data, tokenizer = settings.data, base.needed(model, settings)
+    longest = max(data.lengths, default=base.most_tokens(model))
+
+    def encode(text: str) -> Row:
+        ids = np.asarray(tokenizer.encode(text)[:longest], np.int32)
+        return {'input_ids': ids, 'segment_ids': np.ones_like(ids)}
+
+    def rows(reviews: Sequence[corpora.Review]) -> list[Row]:
+        return [
+            {**encode(review.text), 'targets': np.int32(review.label), 'weights': np.float32(1)}
+            for review in base.limited(reviews, data)
+        ]
+
+    def totals(forward: Forward, batch: Batch) -> Totals:
+        return base.weighted_totals(forward(base.encoder_inputs(batch)), batch)
+
+    splits: base.Splits = {}
+    if data.source:
+        reviews = corpora.split_by_film(corpora.read_reviews(base.path_of(data.source)))
+        splits = {name: rows(split) for name, split in reviews.items()}
+    return Task(
+        splits=splits,
+        totals=totals,
+        outputs=class_outputs,
+        best='-loss',
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        lengths=base.lengths_of(settings, model, base.sizes_of(splits)),
+        row=lambda record: encode(base.text_of(record, 'text')),
+        answer=class_answer(settings),
+        classes=data.labels,
+    )
+
+
+def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
+    """Word problems answered step by step, in the chat format of SmolLM2-Instruct.
+
+    The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
+    `data.packing` several to a row of the greatest length. Longer problems are cut there.
+    """
+    data, tokenizer = settings.data, base.needed(model, settings)
+    longest = max(data.lengths, default=base.most_tokens(model))
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def row(problem: corpora.Problem) -> Row:
+        prompt = f'<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n'
+        return chat_row(ids(prompt), ids(f'{problem.answer}<|im_end|>'), longest)
+
+    splits: base.Splits = {}
+    if data.source:
+        problems = corpora.split_problems(corpora.read_problems(base.path_of(data.source)))
+        splits = {
+            name: [row(problem) for problem in base.limited(split, data)]
+            for name, split in problems.items()
+        }
+    options = base.options_of(settings, label_smoothing=0.0, metrics=())
+    return decoder_task(settings, model, splits, longest, options)

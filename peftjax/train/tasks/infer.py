@@ -1,0 +1,72 @@
+"""Settings that the data and the model decide: columns, classes, lengths of texts, a new head."""
+
+import dataclasses
+import re
+from typing import Any
+
+import peftjax
+from peftjax.train.data.batches import row_sizes
+from peftjax.train.data.tables import all_records, first_record
+from peftjax.train.settings import Settings
+from peftjax.train.tasks.base import lengths_of
+from peftjax.train.tasks.columns import find_classes, find_columns
+from peftjax.train.tasks.registry import TASKS, Kind, find_task
+
+
+def infer(settings: Settings) -> Settings:
+    """The settings, with what the data and the model say where nothing is set.
+
+    These are the columns of a table by usual names, the classes of its labels, lengths that batches
+    are padded to, and `select` for a new head that no method trains. No weights are read. A task of
+    your own is left as it is.
+
+    Raises:
+        SettingsError: columns that nobody can guess; labels that are no classes.
+        ValueError: a table that cannot be read.
+    """
+    kind = TASKS.get(settings.task)
+    if kind is None:
+        return settings
+    if kind.columns and settings.data.source:
+        settings = _with_columns(settings, kind)
+    wants_lengths = bool(kind.columns) and not settings.data.lengths and settings.task != 'images'
+    wants_head = not {'select', 'full'}.intersection(settings.methods)
+    if not wants_head and not (wants_lengths and settings.data.source):
+        return settings
+    arguments: dict[str, Any] = {**settings.model.arguments()}
+    arguments['task'] = settings.model.task or kind.head
+    model = peftjax.load(**arguments, abstract=True)
+    if wants_head and model.fresh:
+        targets = '|'.join(map(re.escape, sorted(model.fresh)))
+        sections = {**settings.sections, 'select': {'targets': targets}}
+        methods = (*settings.methods, 'select')
+        settings = dataclasses.replace(settings, methods=methods, sections=sections)
+    return _with_lengths(settings, model) if wants_lengths and settings.data.source else settings
+
+
+def _with_columns(settings: Settings, kind: Kind) -> Settings:
+    data, model = settings.data, settings.model
+    columns = find_columns(data, first_record(data), kind.columns, kind.optional)
+    data = dataclasses.replace(data, columns=columns)
+    count = {'regression': 1}.get(kind.head)
+    if kind.classes is not None:
+        if not data.labels and model.num_labels is None:
+            labels = find_classes(data, _values(settings, columns[kind.classes]))
+            data = dataclasses.replace(data, labels=labels)
+        count = len(data.labels)
+    if count and model.num_labels is None:
+        model = dataclasses.replace(model, num_labels=count)
+    return dataclasses.replace(settings, data=data, model=model)
+
+
+def _values(settings: Settings, column: str) -> list[Any]:
+    values = [record[column] for record in all_records(settings.data, (column,))]
+    return [each for value in values for each in (value if isinstance(value, list) else [value])]
+
+
+def _with_lengths(settings: Settings, model: peftjax.Model) -> Settings:
+    """The lengths of the task's own rows, which its tokenizer alone decides."""
+    task = find_task(settings.task)(settings, model)
+    lengths = task.lengths or lengths_of(settings, model, row_sizes(task.splits['train']).tolist())
+    data = dataclasses.replace(settings.data, lengths=tuple(lengths))
+    return dataclasses.replace(settings, data=data)
