@@ -7,18 +7,21 @@ from typing import NamedTuple
 
 from peftjax.sweep.names import Line
 from peftjax.sweep.score import Score
+from peftjax.train.member import ADAPTER, LAST
 
 
 class Use(NamedTuple):
     """How to use a run of a sweep, as texts to copy.
 
     Attributes:
-        adapter: the folder of its adapter; None where it left none.
+        adapter: the folder of its adapter at the best step; None where it left none.
+        last: the folder of its adapter at the last step; None where it left none.
         config: the file with all of its settings.
         command: trains it again, alone.
     """
 
     adapter: str | None
+    last: str | None
     config: str
     command: str
 
@@ -47,10 +50,13 @@ def use_of(sweep: Path, run: str) -> Use:
         'peftjax train --config runs/rank/runs/003/config.json --workdir runs/rank-003'
     """
     folder = sweep / 'runs' / run
-    adapter, config = folder / 'adapter', folder / 'config.json'
+    config = folder / 'config.json'
+    adapter, last = (
+        str(folder / name) if (folder / name).is_dir() else None for name in (ADAPTER, LAST)
+    )
     words = ['peftjax', 'train', '--config', str(config)]
     words += ['--workdir', str(sweep.with_name(f'{sweep.resolve().name}-{run}'))]
-    return Use(str(adapter) if adapter.is_dir() else None, str(config), shlex.join(words))
+    return Use(adapter, last, str(config), shlex.join(words))
 
 
 def best_text(sweep: Path, lines: Sequence[Line], score: Score) -> str:
@@ -59,10 +65,11 @@ def best_text(sweep: Path, lines: Sequence[Line], score: Score) -> str:
     if best is None:
         return f'no run has ended with a {score.name}'
     use = use_of(sweep, best['run'])
+    step = f' (of step {best["best_step"]})' if best.get('best_step') else ''
     return '\n'.join(
         (
             f'best run by {score.name}: {best["run"]} with {score.of(best):.4f}',
-            f'  adapter:  {use.adapter or "none was kept"}',
+            f'  adapter:  {use.adapter or "none was kept"}{step}',
             f'  settings: {use.config}',
             f'  alone:    {use.command}',
         )

@@ -62,6 +62,7 @@ function copyable(value) {
   });
   return el('div', { class: 'copy' }, code, button);
 }
+const said = (step, score) => el('small', {}, isNumber(step) ? `of step ${show(step)}${isNumber(score) ? `, ${sweep.score} ${show(score)}` : ''}` : '');
 function card() {
   const run = all.find(each => each.run === state.run), parent = $('card');
   if (!run) { parent.replaceChildren(el('h2', {}, 'Best run'), el('p', {}, `No run has ended with a ${sweep.score} yet.`)); return; }
@@ -70,7 +71,8 @@ function card() {
   add('Setting', run.setting, ` · seed=${run.seed}`);
   for (const name of [sweep.score, sweep.score.replace('validation/', 'test/')]) if (isNumber(run[name])) add(name, show(run[name]));
   if (run.status !== 'done') add('Status', run.status);
-  add('Adapter', run.use.adapter ? copyable(run.use.adapter) : 'none was kept');
+  add('Adapter', ...(run.use.adapter ? [copyable(run.use.adapter), said(run.best_step, run[`best/${sweep.score}`])] : ['none was kept']));
+  if (run.use.last) add('Last adapter', copyable(run.use.last), said(run.steps, run[sweep.score]));
   add('Run it alone', copyable(run.use.command));
   const settings = JSON.stringify(JSON.parse(run.config), null, 2);
   add('All settings', copyable(run.use.config), el('details', {}, el('summary', {}, 'Show'), el('pre', {}, settings)));
@@ -167,7 +169,7 @@ function settingsTable(settings, reference) {
   }));
 }
 function runsTable(runs) {
-  const last = sweep.metrics.filter(name => all.some(run => name in run));
+  const last = sweep.metrics.filter(name => !name.startsWith('best/') && all.some(run => name in run));
   const columns = [{ key: 'run', name: 'run', text: true }, { key: 'method', name: 'method', text: true }, ...fields.filter(f => f !== 'config.methods').map(f => ({ key: f, name: short(f) })),
     { key: 'status', name: 'status', text: true }, ...last.map(key => ({ key, name: key })),
     ...['trainable', 'tflop'].filter(k => all.some(run => k in run)).map(k => ({ key: k, name: k === 'tflop' ? 'TFLOP' : 'trained parameters' }))];

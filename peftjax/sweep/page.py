@@ -22,7 +22,7 @@ from peftjax.train.files import write_whole
 from peftjax.train.trackers.log import read_metrics
 
 _PARTS = Path(__file__).parent
-_SPLITS = 'validation/', 'test/'
+_SPLITS = 'validation/', 'test/', 'best/'
 
 
 def write_report(folder: SweepFolder) -> Path:
@@ -88,9 +88,9 @@ def _score_of(text: str, lines: Sequence[Line]) -> Score:
 
 
 def _metrics(lines: Sequence[Line], score: Score) -> list[str]:
-    """The scores that runs have, that of the sweep first, then validation before test."""
+    """The scores that runs have: that of the sweep, other ones of validation, all others."""
     found = {name for line in lines for name in line if name.startswith(_SPLITS)}
-    rest = sorted(found - {score.name}, key=lambda name: (name.startswith('test/'), name))
+    rest = sorted(found - {score.name}, key=lambda name: (not name.startswith('valid'), name))
     return [score.name, *rest]
 
 
@@ -112,7 +112,8 @@ def _directions(
     found = {name: smaller_is_better(name) for name in names if '/' in name}
     # 'test/wrong' goes the way of 'validation/wrong'.
     last = score.name.partition('/')[2]
-    return found | {prefix + last: score.smaller for prefix in _SPLITS}
+    same = {score.name, f'test/{last}', f'best/{score.name}'}
+    return found | dict.fromkeys(same, score.smaller)
 
 
 def _cell(value: Any) -> Any:
