@@ -11,10 +11,12 @@ import pytest
 from rich.console import Console
 
 from configs import lora_sentiment
+from peftjax.sweep.asynchronous import AsynchronousHalving
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import Halving, Rung, either, nobody
 from peftjax.sweep.run import Sweep
 from peftjax.sweep.search import Search
+from peftjax.train.settings import read_settings
 from tests import tiny_runs
 from tests.whole_runs import without_rates
 
@@ -29,15 +31,19 @@ def draw_rates(trial):
     }
 
 
-def search_of(draw=draw_rates, config=None, sampler='tpe', seed=0):
+SETTINGS = read_settings(lora_sentiment.get_config())
+
+
+def search_of(draw=draw_rates, settings=SETTINGS, sampler='tpe', seed=0, score=SCORE):
     module = ModuleType('config_of_a_test')
     vars(module)['search_rates'] = draw
-    config = lora_sentiment.get_config() if config is None else config
-    return Search(module, 'rates', config, sampler, SCORE, seed)
+    return Search(module, 'rates', settings, sampler, score, seed)
 
 
 class Pretended:
-    """A `Sweep` whose rows reach 1 - |log10(rate) + 3| / 2 in ten steps, scored after each."""
+    """A `Sweep` whose runs reach 1 - |log10(rate) + 3| / 2 in ten steps, scored after each."""
+
+    name = SCORE
 
     def __init__(self, path, diverging=()):
         self.folder, self.diverging, self.ran = SweepFolder(path), diverging, []
@@ -48,13 +54,13 @@ class Pretended:
         self.ran.append(list(left))
         of = len(left)
         for row in rows:
-            (self.folder.rows / row.name).mkdir(parents=True, exist_ok=True)
+            (self.folder.runs / row.name).mkdir(parents=True, exist_ok=True)
         for name in set(left) & set(self.diverging):
             self._end(left.pop(name), {'status': 'diverged', 'diverged_at': 1, 'steps': 0})
         for step in range(1, 11):
-            scores = {name: {SCORE: self.score(row, step)} for name, row in left.items()}
+            scores = {name: {self.name: self.score(row, step)} for name, row in left.items()}
             for name, values in scores.items():
-                with (self.folder.rows / name / 'metrics.jsonl').open('a') as file:
+                with (self.folder.runs / name / 'metrics.jsonl').open('a') as file:
                     file.write(json.dumps({'step': step, **values}) + '\n')
             stopped = prune(Rung(step, step, of, scores)) if step < 10 else set(left)
             for name in stopped:
@@ -62,7 +68,7 @@ class Pretended:
                 self._end(left.pop(name), {'status': status, 'steps': step, **scores[name]})
 
     def score(self, row, step):
-        return (1 - abs(math.log10(row.config.lr) + 3) / 2) * step / 10
+        return (1 - abs(math.log10(row.settings.lr) + 3) / 2) * step / 10
 
     def ended(self, name):
         result = self.folder.result(name)
@@ -70,7 +76,7 @@ class Pretended:
         return result
 
     def _end(self, row, result):
-        file = self.folder.rows / row.name / 'result.json'
+        file = self.folder.runs / row.name / 'result.json'
         file.write_text(json.dumps(result), encoding='utf-8')
 
 
@@ -82,7 +88,7 @@ def test_random_rows_are_those_of_optuna(tmp_path):
     rows = search_of(sampler='random', seed=3).run(Pretended(tmp_path), 6, 4, nobody)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     assert drawn(rows) == [(f'{n:03d}', draw_rates(study.ask())) for n in range(6)]
-    assert [row.config.lr for row in rows] == [row.changes['lr'] for row in rows]
+    assert [row.settings.lr for row in rows] == [row.changes['lr'] for row in rows]
 
 
 def test_later_waves_learn_and_an_interrupted_search_goes_on_alike(tmp_path):
@@ -127,6 +133,39 @@ def test_the_study_is_told_what_became_of_rows(tmp_path):
     assert sorted(each['steps'] for each in results) == [1, 1, 1, 1, 2, 2, 4, 10]
 
 
+def test_a_score_of_which_the_least_is_the_best(tmp_path):
+    """Runs that log a score the other way round are drawn and stopped alike."""
+
+    class Wrong(Pretended):
+        name = 'validation/wrong'
+
+        def score(self, row, step):
+            return -super().score(row, step)
+
+    right, wrong = Pretended(tmp_path / 'right'), Wrong(tmp_path / 'wrong')
+    rows = search_of().run(right, 24, 8, Halving(2, SCORE))
+    other = search_of(score='-wrong').run(wrong, 24, 8, Halving(2, '-wrong'))
+    assert drawn(rows) == drawn(other)
+    for row in rows:
+        assert right.ended(row.name)['status'] == wrong.ended(row.name)['status']
+    with pytest.raises(ValueError, match='run 000 has no validation/f1: give --score one of valid'):
+        search_of(score='f1').run(Pretended(tmp_path / 'none'), 1, 1, nobody)
+
+
+def test_waves_are_halved_with_those_before(tmp_path):
+    """Asynchronous halving: a wave whose runs are all worse than earlier ones goes no further."""
+    sweep = Pretended(tmp_path)
+    rates = iter([1e-3, 1.1e-3, 1e-1, 1.1e-1, 1.2e-1])
+    search = search_of(lambda trial: {'lr': next(rates)}, sampler='random')
+    search.run(sweep, 4, 2, AsynchronousHalving(2, SCORE, sweep.folder))
+    assert [sweep.ended(f'{n:03d}')['steps'] for n in range(4)] == [10, 1, 1, 1]
+    assert sorted(read_rungs(tmp_path)) == ['1', '2', '4', '8']
+
+
+def read_rungs(folder):
+    return json.loads((folder / 'rungs.json').read_text(encoding='utf-8'))['rungs']
+
+
 def test_a_row_that_is_drawn_again_is_not_run_again(tmp_path):
     sweep = Pretended(tmp_path)
     search = search_of(lambda trial: {'lora.rank': trial.suggest_categorical('r', (2, 4))})
@@ -137,25 +176,25 @@ def test_a_row_that_is_drawn_again_is_not_run_again(tmp_path):
 
 
 def test_wrong_searches_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"row 000: no field 'lrr'; near names: \['lr'"):
+    with pytest.raises(ValueError, match=r"no setting 'lrr'; near names: \['lr'"):
         search_of(lambda trial: {'lrr': trial.suggest_float('lr', 0, 1)}).run(
             Pretended(tmp_path), 1, 1, nobody
         )
     with pytest.raises(ValueError, match=r"no search 'x' in .*lora_sentiment: it has rates"):
-        Search(lora_sentiment, 'x', lora_sentiment.get_config(), 'tpe', SCORE, 0)
+        Search(lora_sentiment, 'x', SETTINGS, 'tpe', SCORE, 0)
     monkeypatch.setitem(sys.modules, 'optuna', None)
     with pytest.raises(ValueError, match=r"pip install 'peftjax\[search\]'"):
         search_of()
 
 
 def test_a_search_trains(tmp_path):
-    """Two waves of two rows, halved: the folder is that of a sweep, and goes on like one."""
-    config = tiny_runs.film_reviews(tmp_path)
-    config.duration, config.eval_every = '4 steps', '2 steps'
+    """Two waves of two runs, halved: the folder is that of a sweep, and goes on like one."""
+    reviews = tiny_runs.film_reviews(tmp_path)
+    settings = reviews.change({'duration': '4 steps', 'eval_every': '2 steps'})
 
     def searched(name, trials):
         sweep = Sweep(SweepFolder(tmp_path / name), Console(quiet=True))
-        rows = search_of(config=config).run(sweep, trials, 2, Halving(2, SCORE))
+        rows = search_of(settings=settings).run(sweep, trials, 2, Halving(2, SCORE))
         return [
             {field: value for field, value in line.items() if field not in MEASURED}
             for line in sweep.finish(rows)
@@ -169,5 +208,5 @@ def test_a_search_trains(tmp_path):
     assert searched('parts', 2) == lines[:2]
     assert searched('parts', 4) == lines
     for line in lines:
-        whole, parts = (tmp_path / name / 'rows' / line['row'] for name in ('whole', 'parts'))
+        whole, parts = (tmp_path / name / 'runs' / line['run'] for name in ('whole', 'parts'))
         assert without_rates(whole) == without_rates(parts)

@@ -2,17 +2,22 @@
 
 import json
 import multiprocessing
+from types import ModuleType
 
 import cloudpickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from peftjax.sweep.asynchronous import AsynchronousHalving
 from peftjax.sweep.best import best_of, best_text, use_of
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import Halving, Rung
+from peftjax.sweep.rows import expand
+from peftjax.sweep.run import Sweep
 from peftjax.sweep.score import Score, read_score
+from tests import tiny_runs
 
 F1 = 'validation/f1'
 
@@ -154,3 +159,45 @@ def test_the_best_run_comes_with_what_uses_it(tmp_path):
     text = best_text(folder, lines, score)
     assert '003 with 0.7000' in text and use.command in text and use.adapter in text
     assert best_text(folder, [], score) == 'no run has ended with a validation/f1'
+
+
+def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path):
+    """Two groups of two; killed right after the second group arrived at its first rung."""
+    reviews = tiny_runs.film_reviews(tmp_path)
+    settings = reviews.change({'duration': '4 steps', 'eval_every': '2 steps'})
+    rates = (1e-2, 3e-3, 1e-5, 2e-5)
+    module = ModuleType('config_of_a_test')
+    vars(module)['sweep_rates'] = lambda add: [add(lr=rate) for rate in rates]
+    rows = expand(module, 'rates', settings)
+
+    def swept(name, killed_at=0):
+        folder = SweepFolder(tmp_path / name)
+        sweep = Sweep(folder, Console(quiet=True), score='loss', most=2)
+        halving, calls = AsynchronousHalving(2, 'loss', folder), []
+
+        def prune(rung):
+            stopped = halving(rung)
+            calls.append(rung)
+            if len(calls) == killed_at:
+                raise KeyboardInterrupt
+            return stopped
+
+        sweep.run(rows, prune)
+        lines = sweep.finish(rows)
+        measured = 'steps_per_second', 'tokens_per_second', 'peak_memory_mib'
+        return [{k: v for k, v in line.items() if k not in measured} for line in lines]
+
+    lines = swept('whole')
+    # Both runs of the second group are worse than the better half of the four that came.
+    statuses = [line['status'] for line in lines]
+    assert sorted(statuses[:2]) == ['done', 'pruned'] and statuses[2:] == ['pruned', 'pruned']
+    assert [line['steps'] for line in lines] == [4 if s == 'done' else 2 for s in statuses]
+    with pytest.raises(KeyboardInterrupt):
+        swept('broken', killed_at=2)
+    assert swept('broken') == lines
+    held = [(tmp_path / name / 'rungs.json').read_text() for name in ('whole', 'broken')]
+    assert held[0] == held[1]
+    best = tmp_path / 'whole/runs/000'
+    assert (best / 'adapter').is_dir() and use_of(
+        tmp_path / 'whole', '000'
+    ).adapter == f'{best}/adapter'
