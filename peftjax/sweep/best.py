@@ -14,7 +14,7 @@ class Use(NamedTuple):
     """How to use a run of a sweep, as texts to copy.
 
     Attributes:
-        adapter: the folder of its adapter at the best step; None where it left none.
+        adapter: the folder of its best adapter, of any step; None where it left none.
         last: the folder of its adapter at the last step; None where it left none.
         config: the file with all of its settings.
         command: trains it again, alone.

@@ -62,17 +62,22 @@ function copyable(value) {
   });
   return el('div', { class: 'copy' }, code, button);
 }
-const said = (step, score) => el('small', {}, isNumber(step) ? `of step ${show(step)}${isNumber(score) ? `, ${sweep.score} ${show(score)}` : ''}` : '');
+const test = sweep.score.replace('validation/', 'test/');
+// Which step an adapter is of, and its scores.
+function said(run, step, prefix) {
+  const scores = [sweep.score, test].filter(name => isNumber(run[prefix + name])).map(name => `, ${name} ${show(run[prefix + name])}`);
+  return el('small', {}, isNumber(step) ? `of step ${show(step)}${scores.join('')}` : '');
+}
 function card() {
   const run = all.find(each => each.run === state.run), parent = $('card');
   if (!run) { parent.replaceChildren(el('h2', {}, 'Best run'), el('p', {}, `No run has ended with a ${sweep.score} yet.`)); return; }
   const best = run.run === sweep.best, list = el('dl', {});
   const add = (name, ...content) => list.append(el('dt', {}, name), el('dd', {}, ...content));
   add('Setting', run.setting, ` · seed=${run.seed}`);
-  for (const name of [sweep.score, sweep.score.replace('validation/', 'test/')]) if (isNumber(run[name])) add(name, show(run[name]));
+  for (const name of [sweep.score, test]) if (isNumber(run[name])) add(name, show(run[name]));
   if (run.status !== 'done') add('Status', run.status);
-  add('Adapter', ...(run.use.adapter ? [copyable(run.use.adapter), said(run.best_step, run[`best/${sweep.score}`])] : ['none was kept']));
-  if (run.use.last) add('Last adapter', copyable(run.use.last), said(run.steps, run[sweep.score]));
+  add('Best adapter', ...(run.use.adapter ? [copyable(run.use.adapter), said(run, run.best_step, 'best/')] : ['none was kept']));
+  if (run.use.last) add('Last adapter', copyable(run.use.last), said(run, run.steps, ''));
   add('Run it alone', copyable(run.use.command));
   const settings = JSON.stringify(JSON.parse(run.config), null, 2);
   add('All settings', copyable(run.use.config), el('details', {}, el('summary', {}, 'Show'), el('pre', {}, settings)));
