@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from types import ModuleType
+from typing import Any
 
 import cloudpickle
 import optuna
@@ -31,7 +32,8 @@ def draw_rates(trial):
     }
 
 
-SETTINGS = read_settings(lora_sentiment.get_config())
+CONFIG: Any = lora_sentiment.get_config()
+SETTINGS = read_settings(CONFIG)
 
 
 def search_of(draw=draw_rates, settings=SETTINGS, sampler='tpe', seed=0, score=SCORE):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from peftjax.sweep.intervals import Setting, ended
 from peftjax.sweep.names import Line, short, show
@@ -39,13 +40,14 @@ def scatter(
     points = [each for each in settings if getattr(each, key)]
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
+    places = _apart([getattr(each, key) for each in points])
     for label, look in _looks(labels).items():
-        some = [each for each in points if each.label == label]
+        some = [i for i, each in enumerate(points) if each.label == label]
         if some:
             axes.errorbar(
-                [getattr(each, key) for each in some],
-                [each.score.mean for each in some],
-                [_half(each) for each in some],
+                [places[i] for i in some],
+                [points[i].score.mean for i in some],
+                [_half(points[i]) for i in some],
                 label=label,
                 markersize=7,
                 capsize=3,
@@ -60,6 +62,18 @@ def scatter(
     axes.set(xlabel=said, ylabel=metric)
     axes.set_title(f'Mean over seeds, with 95 % intervals{best}', fontsize=10, loc='left')
     _finish(figure, axes, title, file)
+
+
+def _apart(values: list[float]) -> list[float]:
+    """Equal values moved apart a little on a logarithmic axis, so that their bars can be seen."""
+    logs = [math.log10(value) for value in values]
+    step = 0.012 * (max(logs, default=0.0) - min(logs, default=0.0) or 1.0)
+    seen: dict[float, int] = {}
+    found = []
+    for value, log in zip(values, logs, strict=True):
+        rank = seen[value] = seen.get(value, -1) + 1
+        found.append(10 ** (log + step * (rank - (values.count(value) - 1) / 2)))
+    return found
 
 
 def _limit(axes: Axes, points: Sequence[Setting]) -> None:
@@ -111,6 +125,7 @@ def curves(
         )
         told.add(label)
     axes.set(xlabel='step', ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(figure, axes, title, file)
 
 

@@ -103,10 +103,12 @@ function scatter(id, settings, key, xName) {
   if (!axes) return;
   draw(axes.svg, 'polyline', { points: front(points).map(p => `${axes.x(p.x)},${axes.y(p.y)}`).join(' '), class: 'front' });
   for (const p of points) {
-    const stroke = colour(p.s.label);
+    const stroke = colour(p.s.label), same = points.filter(each => each.x === p.x);
+    // Settings of the same size stand side by side.
+    const x = axes.x(p.x) + 9 * (same.indexOf(p) - (same.length - 1) / 2);
     if (p.half !== null)
-      draw(axes.svg, 'line', { x1: axes.x(p.x), x2: axes.x(p.x), y1: axes.inside(axes.y(p.y - p.half)), y2: axes.inside(axes.y(p.y + p.half)), style: `stroke:${stroke};stroke-width:1.5` });
-    hover(draw(axes.svg, 'circle', { cx: axes.x(p.x), cy: axes.y(p.y), r: 6, style: `fill:${stroke}` }), `${p.s.name}: ${show(p.y)}${p.half === null ? '' : ` (${ends(p.s.score)})`}, ${show(p.x)} ${xName}`);
+      draw(axes.svg, 'line', { x1: x, x2: x, y1: axes.inside(axes.y(p.y - p.half)), y2: axes.inside(axes.y(p.y + p.half)), style: `stroke:${stroke};stroke-width:1.5` });
+    hover(draw(axes.svg, 'circle', { cx: x, cy: axes.y(p.y), r: 6, style: `fill:${stroke}` }), `${p.s.name}: ${show(p.y)}${p.half === null ? '' : ` (${ends(p.s.score)})`}, ${show(p.x)} ${xName}`);
   }
 }
 function curves(runs) {

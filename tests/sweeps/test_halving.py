@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from pathlib import Path
 from types import ModuleType
 
 import cloudpickle
@@ -17,6 +18,7 @@ from peftjax.sweep.pruning import Halving, Rung
 from peftjax.sweep.rows import expand
 from peftjax.sweep.run import Sweep
 from peftjax.sweep.score import Score, read_score
+from peftjax.train.settings import read_settings
 from tests import tiny_runs
 
 F1 = 'validation/f1'
@@ -157,7 +159,7 @@ def test_the_best_run_comes_with_what_uses_it(tmp_path):
     assert use.adapter == str(folder / 'runs/003/adapter') and use_of(folder, '000').adapter is None
     assert f"--config '{folder}/runs/003/config.json'" in use.command
     text = best_text(folder, lines, score)
-    assert '003 with 0.7000' in text and use.command in text and use.adapter in text
+    assert '003 with 0.7000' in text and use.command in text and str(use.adapter) in text
     assert best_text(folder, [], score) == 'no run has ended with a validation/f1'
 
 
@@ -197,7 +199,9 @@ def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path)
     assert swept('broken') == lines
     held = [(tmp_path / name / 'rungs.json').read_text() for name in ('whole', 'broken')]
     assert held[0] == held[1]
-    best = tmp_path / 'whole/runs/000'
-    assert (best / 'adapter').is_dir() and use_of(
-        tmp_path / 'whole', '000'
-    ).adapter == f'{best}/adapter'
+    done = statuses.index('done')
+    use = use_of(tmp_path / 'whole', rows[done].name)
+    assert use.adapter == str(tmp_path / 'whole/runs' / rows[done].name / 'adapter') and use.last
+    # The command to repeat it reads the settings that it was trained with.
+    written = json.loads(Path(use.config).read_text(encoding='utf-8'))
+    assert read_settings(written) == rows[done].settings
