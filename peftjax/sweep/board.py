@@ -9,6 +9,7 @@ from peftjax.plan.machines import machine_here
 from peftjax.sweep.best import best_of
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group
+from peftjax.sweep.intervals import Interval, Setting
 from peftjax.sweep.names import changes_text
 from peftjax.sweep.rows import Row
 from peftjax.sweep.score import read_score
@@ -30,6 +31,33 @@ def plan_table(groups: Sequence[Group]) -> Table:
         cells += [f'{each.products / machine.flops:,.0f}'] if machine else []
         table.add_row(*cells)
     return table
+
+
+def settings_table(settings: Sequence[Setting], metric: str) -> Table:
+    """Settings with their means over seeds, 95 % intervals, and differences from the best."""
+    table = Table(
+        title='Settings over seeds, ± 95 %',
+        title_justify='left',
+        caption='difference: from the best setting, seed by seed',
+        caption_justify='left',
+    )
+    for name in ('setting', metric, 'difference', 'runs'):
+        text = name == 'setting'
+        table.add_column(
+            name, justify='left' if text else 'right', overflow='fold', no_wrap=not text
+        )
+    for each in settings:
+        difference = '' if each.difference is None else _text(each.difference, '+')
+        ended, begun = each.score.n, each.begun
+        runs = str(ended) if ended == begun else f'{ended} of {begun}'
+        table.add_row(each.name, _text(each.score, ''), difference, runs)
+    return table
+
+
+def _text(found: Interval, sign: str) -> str:
+    """A mean with half the width of its interval, which one value does not have."""
+    half = '' if found.n < 2 else f' ± {found.high - found.mean:.4f}'
+    return f'{found.mean:{sign}.4f}{half}'
 
 
 class Board:

@@ -22,6 +22,16 @@ function show(value) {
   if (Number.isInteger(value)) return value.toLocaleString('en');
   return Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? String(+value.toPrecision(4)) : value.toExponential(2);
 }
+// A mark of its own for each of 32 labels: eight colours, then other shapes and dashes.
+const SHAPES = [
+  (x, y) => `M${x - 6},${y} a6,6 0 1,0 12,0 a6,6 0 1,0 -12,0`, (x, y) => `M${x - 5.5},${y - 5.5} h11 v11 h-11 z`,
+  (x, y) => `M${x},${y - 7} l7,12 h-14 z`, (x, y) => `M${x},${y - 7.5} l7.5,7.5 l-7.5,7.5 l-7.5,-7.5 z`,
+];
+const DASHES = ['none', '7 4', '2 3', '9 3 2 3'];
+const colour = i => `var(--c${i % COLOURS})`;
+const turn = i => Math.floor(i / COLOURS) % SHAPES.length;
+const mark = (parent, i, x, y) => draw(parent, 'path', { d: SHAPES[turn(i)](x, y), class: 'mark', style: `fill:${colour(i)}` });
+
 const compact = value => Math.abs(value) < 1e4 ? show(value) : new Intl.NumberFormat('en', { notation: 'compact', maximumSignificantDigits: 3 }).format(value);
 
 function hover(node, text, run) {

@@ -17,6 +17,7 @@ from peftjax.sweep.names import Line, short, show
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow.
 COLOURS = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000 #8c564b'.split()
 _MARKS = 'osD^vPX*'
+_LINES = '-', '--', ':', '-.'
 
 
 def scatter(
@@ -111,6 +112,7 @@ def curves(
     figure = Figure(figsize=(9, 5), layout='constrained')
     axes = figure.subplots()
     looks, told = _looks(labels.values()), set()
+    order = list(looks)
     for run, points in runs.items():
         steps = [(point['step'], point[name]) for point in points if name in point]
         if not steps:
@@ -120,6 +122,7 @@ def curves(
             *zip(*steps, strict=True),
             label=None if label in told else label,
             color=looks[label]['color'],
+            linestyle=_LINES[order.index(label) // 8 % 4],
             linewidth=2.6 if run == best else 1.2,
             marker='o' if len(steps) == 1 else None,
         )
@@ -130,9 +133,9 @@ def curves(
 
 
 def _looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour and a mark for each label, the same in all charts of a sweep."""
+    """A colour and a mark for each label, the same in all charts of a sweep; 64 pairs."""
     return {
-        label: {'color': COLOURS[i % len(COLOURS)], 'marker': _MARKS[i % len(_MARKS)]}
+        label: {'color': COLOURS[i % 8], 'marker': _MARKS[(i + i // 8) % 8]}
         for i, label in enumerate(dict.fromkeys(labels))
     }
 

@@ -6,7 +6,7 @@ const whole = run => `run ${run.run} ${run.setting} seed=${run.seed} ${run.metho
 const better = (a, b) => sweep.smaller[state.metric] ? a - b : b - a;
 const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
 const labels = [...new Set(all.map(run => run.label))];
-const colour = name => `var(--c${labels.indexOf(name) % COLOURS})`;
+const place = name => labels.indexOf(name);
 
 // The mean of n values and its 95 % interval, mean ± t s / √n.
 function interval(values) {
@@ -103,12 +103,12 @@ function scatter(id, settings, key, xName) {
   if (!axes) return;
   draw(axes.svg, 'polyline', { points: front(points).map(p => `${axes.x(p.x)},${axes.y(p.y)}`).join(' '), class: 'front' });
   for (const p of points) {
-    const stroke = colour(p.s.label), same = points.filter(each => each.x === p.x);
+    const own = place(p.s.label), same = points.filter(each => each.x === p.x);
     // Settings of the same size stand side by side.
     const x = axes.x(p.x) + 9 * (same.indexOf(p) - (same.length - 1) / 2);
     if (p.half !== null)
-      draw(axes.svg, 'line', { x1: x, x2: x, y1: axes.inside(axes.y(p.y - p.half)), y2: axes.inside(axes.y(p.y + p.half)), style: `stroke:${stroke};stroke-width:1.5` });
-    hover(draw(axes.svg, 'circle', { cx: x, cy: axes.y(p.y), r: 6, style: `fill:${stroke}` }), `${p.s.name}: ${show(p.y)}${p.half === null ? '' : ` (${ends(p.s.score)})`}, ${show(p.x)} ${xName}`);
+      draw(axes.svg, 'line', { x1: x, x2: x, y1: axes.inside(axes.y(p.y - p.half)), y2: axes.inside(axes.y(p.y + p.half)), style: `stroke:${colour(own)};stroke-width:1.5` });
+    hover(mark(axes.svg, own, x, axes.y(p.y)), `${p.s.name}: ${show(p.y)}${p.half === null ? '' : ` (${ends(p.s.score)})`}, ${show(p.x)} ${xName}`);
   }
 }
 function curves(runs) {
@@ -117,7 +117,7 @@ function curves(runs) {
   const points = lines.flatMap(line => line.points);
   const axes = chart($('curves'), points.map(p => p[0]), points.map(p => p[1]), { xName: 'step', yName: name, height: 340 });
   if (axes) for (const { run, points } of lines) {
-    const style = `stroke:${colour(run.label)};stroke-width:${run.run === sweep.best ? 3 : 1.6}`;
+    const own = place(run.label), style = `stroke:${colour(own)};stroke-dasharray:${DASHES[turn(own)]};stroke-width:${run.run === sweep.best ? 3 : 1.6}`;
     hover(draw(axes.svg, 'polyline', { points: points.map(p => `${axes.x(p[0])},${axes.y(p[1])}`).join(' '), fill: 'none', style }), whole(run), run.run);
   }
 }
@@ -219,7 +219,12 @@ for (const [id, place] of [['down', 0], ['across', 1]]) {
   if (varied.length > 1) $(id).value = varied[place];
 }
 for (const node of document.querySelectorAll('.legend'))
-  node.replaceChildren(el('b', {}, sweep.legend), ...labels.map(name => el('span', {}, el('i', { style: `background:${colour(name)}` }), name)));
+  node.replaceChildren(el('b', {}, sweep.legend), ...labels.map((name, i) => {
+    const said = el('span', {});
+    mark(draw(said, 'svg', { width: 16, height: 16 }), i, 8, 8);
+    said.append(name);
+    return said;
+  }));
 for (const [id, key] of [['metric', 'metric'], ['filter', 'filter'], ['reference', 'reference']])
   $(id).addEventListener(id === 'filter' ? 'input' : 'change', event => { state[key] = event.target.value; render(); });
 $('curve').addEventListener('change', () => curves(visible()));

@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.live import Live
 
 from peftjax.sweep.best import best_text
-from peftjax.sweep.board import Board, plan_table
+from peftjax.sweep.board import Board, plan_table, settings_table
 from peftjax.sweep.folder import SweepFolder, summary
 from peftjax.sweep.groups import Group, as_group, group, memory_here, prepare
+from peftjax.sweep.intervals import settings
 from peftjax.sweep.page import write_report
 from peftjax.sweep.pruning import Prune, nobody
 from peftjax.sweep.rows import Row
@@ -116,7 +117,12 @@ class Sweep(NamedTuple):
         page, lines = write_report(self.folder), self.folder.results()
         board = Board(self.folder, rows, self.score)
         self.console.print(board.table())
-        text = best_text(self.folder.path, lines, read_score(self.score))
+        fields = sorted({field for line in lines for field in line if field.startswith('config.')})
+        score = read_score(self.score)
+        found = settings(lines, fields, score.name, score.smaller)
+        if any(each.begun > 1 for each in found):
+            self.console.print(settings_table(found, score.name))
+        text = best_text(self.folder.path, lines, score)
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         counts = ', '.join(f'{count} {status}' for status, count in summary(lines).items())
         self.console.print(f'{counts}: {page}', highlight=False)

@@ -1,13 +1,16 @@
 """Intervals over seeds, held to SciPy's tests and to numbers from tables."""
 
+import io
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
+from peftjax.sweep.board import settings_table
 from peftjax.sweep.intervals import interval, settings, t_quantile
 from peftjax.sweep.names import legend, setting_names
 
@@ -89,3 +92,13 @@ def test_methods_are_names_and_missing_fields_are_left_out():
     assert legend(lines, fields) == ('method', ['lora + select', 'ia3'])
     many = [{'method': 'lora', 'config.lr': rate} for rate in np.linspace(0, 1, 20)]
     assert legend(many, ['config.lr']) == ('method', ['lora'] * 20)
+
+
+def test_the_terminal_shows_settings_whole_in_eighty_columns():
+    lines = [line(lr, seed, 0.9 - 0.1 * lr + 0.01 * seed) for lr in (1.0, 2.0) for seed in range(3)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(settings_table(settings(lines, LR, 'validation/f1'), 'validation/f1'))
+    text = console.export_text()
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert f'lr=1    │ 0.8100 ± {half:.4f} │                  │    3' in text
+    assert f'lr=2    │ 0.7100 ± {half:.4f} │ -0.1000 ± 0.0000 │    3' in text

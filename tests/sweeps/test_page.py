@@ -124,7 +124,7 @@ def test_the_page_sorts_filters_and_draws_in_a_browser(open_page):
     names = [f'{number:03d}' for number in range(8)]
     assert column(page, 1) == [name + (' ★' if name == '005' else '') for name in names]
     assert page.locator('#count').inner_text() == '8 of 8 runs'
-    assert page.locator('#parameters circle').count() == 3
+    assert page.locator('#parameters path.mark').count() == 3
     assert page.locator('#cost polyline.front').count() == 1
     assert page.locator('#curves polyline').count() == 8
     assert page.locator('.legend').first.inner_text().split() == ['lora.rank', '2', '8']
