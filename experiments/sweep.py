@@ -20,7 +20,7 @@ from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.on_ray import OnRay
 from peftjax.sweep.pruning import Halving, Prune, either
 from peftjax.sweep.rows import expand, load_module
-from peftjax.sweep.run import Sweep
+from peftjax.sweep.run import Sweep, default_score
 from peftjax.sweep.search import SAMPLERS, Search
 from peftjax.sweep.work import here
 from peftjax.train.compilation_cache import keep_compiled_programs
@@ -36,8 +36,9 @@ _MOST = flags.DEFINE_integer('together', 32, 'Rows in one program at most.', low
 _MEMORY = flags.DEFINE_float('memory_gib', None, 'For a program; unless given, what is here.')
 _SCORE = flags.DEFINE_string(
     'score',
-    'validation/accuracy',
-    'What runs are compared by: a score of the validation split. -name: the least is the best.',
+    None,
+    'What runs are compared by: a score of the validation split. -name: the least is the best. '
+    'Unless given, what chooses the best checkpoint.',
 )
 _HALVING = flags.DEFINE_integer(
     'halving', None, 'Of each group, one run in so many goes on at each rung.', lower_bound=2
@@ -68,34 +69,32 @@ def main(argv: Sequence[str]) -> None:
         console=terminal(),
         config=path,
         name=name,
-        score=_SCORE.value,
         most=_MOST.value,
         memory=None if _MEMORY.value is None else _MEMORY.value * 2**30,
         work=here if _RAY.value is None else OnRay(_RAY.value, _CPUS.value, _GPUS.value),
     )
-    halving = _halving(sweep.folder)
     with plain_endings(ValueError):
-        module = load_module(path)
+        module, settings = load_module(path), read_settings(CONFIG.value)
+        score = _SCORE.value or default_score(sweep.folder, settings)
+        sweep, halving = sweep._replace(score=score), _halving(sweep.folder, score)
         if _SWEEP.value:
-            rows = expand(module, name, read_settings(CONFIG.value))
+            rows = expand(module, name, settings)
             sweep.run(rows, either(halving))
         else:
-            search = Search(
-                module, name, read_settings(CONFIG.value), _SAMPLER.value, _SCORE.value, _SEED.value
-            )
+            search = Search(module, name, settings, _SAMPLER.value, score, _SEED.value)
             pruned = [*halving, *([search.below_median(sweep.folder)] if _MEDIAN.value else [])]
             rows = search.run(sweep, _TRIALS.value, _WAVE.value, either(pruned))
         sweep.finish(rows)
 
 
-def _halving(folder: SweepFolder) -> list[Prune]:
+def _halving(folder: SweepFolder, score: str) -> list[Prune]:
     if _HALVING.value is None:
         if _ASYNCHRONOUS.value:
             sys.exit('--asynchronous is a kind of --halving: give --halving=2 too')
         return []
     if _ASYNCHRONOUS.value:
-        return [AsynchronousHalving(_HALVING.value, _SCORE.value, folder)]
-    return [Halving(_HALVING.value, _SCORE.value)]
+        return [AsynchronousHalving(_HALVING.value, score, folder)]
+    return [Halving(_HALVING.value, score)]
 
 
 if __name__ == '__main__':

@@ -16,6 +16,25 @@ from peftjax.sweep.pruning import Prune, nobody
 from peftjax.sweep.rows import Row
 from peftjax.sweep.score import read_score
 from peftjax.sweep.work import Work, here
+from peftjax.train.build import build_model, build_task
+from peftjax.train.placement import Placement
+from peftjax.train.settings import Settings
+
+
+def default_score(folder: SweepFolder, settings: Settings) -> str:
+    """What runs are compared by where nobody says: what chooses the best checkpoint of a run.
+
+    The score that the folder was begun with, the setting `best`, or the score of the task, for
+    which model and data are loaded.
+
+    Args:
+        folder: of the sweep.
+        settings: that its runs change.
+    """
+    begun = folder.about()['score'] if folder.begun else ''
+    if begun or settings.best is not None:
+        return begun or str(settings.best)
+    return build_task(settings, build_model(settings, Placement.of(settings.mesh))).best
 
 
 class Sweep(NamedTuple):

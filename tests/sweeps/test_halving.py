@@ -16,7 +16,7 @@ from peftjax.sweep.best import best_of, best_text, use_of
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import Halving, Rung
 from peftjax.sweep.rows import expand
-from peftjax.sweep.run import Sweep
+from peftjax.sweep.run import Sweep, default_score
 from peftjax.sweep.score import Score, read_score
 from peftjax.train.settings import read_settings
 from tests import tiny_runs
@@ -172,36 +172,34 @@ def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path)
     vars(module)['sweep_rates'] = lambda add: [add(lr=rate) for rate in rates]
     rows = expand(module, 'rates', settings)
 
-    def swept(name, killed_at=0):
-        folder = SweepFolder(tmp_path / name)
-        sweep = Sweep(folder, Console(quiet=True), score='loss', most=2)
-        halving, calls = AsynchronousHalving(2, 'loss', folder), []
+    folder = SweepFolder(tmp_path / 'sweep')
+    assert read_score(default_score(folder, settings)).name == 'validation/loss'
+    assert default_score(folder, settings.change({'best': 'f1'})) == 'f1'
+    sweep = Sweep(folder, Console(quiet=True), score='loss', most=2)
+    halving, came = AsynchronousHalving(2, 'loss', folder), []
 
-        def prune(rung):
-            stopped = halving(rung)
-            calls.append(rung)
-            if len(calls) == killed_at:
-                raise KeyboardInterrupt
-            return stopped
+    def killed(rung):
+        halving(rung)
+        came.append(sorted(rung.scores))
+        if len(came) == 2:
+            raise KeyboardInterrupt
+        return halving(rung)
 
-        sweep.run(rows, prune)
-        lines = sweep.finish(rows)
-        measured = 'steps_per_second', 'tokens_per_second', 'peak_memory_mib'
-        return [{k: v for k, v in line.items() if k not in measured} for line in lines]
-
-    lines = swept('whole')
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(rows, killed)
+    assert came == [['000', '001'], ['002', '003']]
+    rungs = (folder.path / 'rungs.json').read_text(encoding='utf-8')
+    sweep.run(rows, halving)
+    assert (folder.path / 'rungs.json').read_text(encoding='utf-8') == rungs
+    assert default_score(folder, settings) == 'loss'
+    lines = sweep.finish(rows)
     # Both runs of the second group are worse than the better half of the four that came.
     statuses = [line['status'] for line in lines]
     assert sorted(statuses[:2]) == ['done', 'pruned'] and statuses[2:] == ['pruned', 'pruned']
     assert [line['steps'] for line in lines] == [4 if s == 'done' else 2 for s in statuses]
-    with pytest.raises(KeyboardInterrupt):
-        swept('broken', killed_at=2)
-    assert swept('broken') == lines
-    held = [(tmp_path / name / 'rungs.json').read_text() for name in ('whole', 'broken')]
-    assert held[0] == held[1]
     done = statuses.index('done')
-    use = use_of(tmp_path / 'whole', rows[done].name)
-    assert use.adapter == str(tmp_path / 'whole/runs' / rows[done].name / 'adapter') and use.last
+    use = use_of(folder.path, rows[done].name)
+    assert use.adapter == str(folder.runs / rows[done].name / 'adapter') and use.last
     # The command to repeat it reads the settings that it was trained with.
     written = json.loads(Path(use.config).read_text(encoding='utf-8'))
     assert read_settings(written) == rows[done].settings
