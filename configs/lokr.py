@@ -1,35 +1,23 @@
 """LoKr: a change that is the Kronecker product of two small matrices.
 
-    python -m experiments.main --config configs/lokr.py --workdir runs/lokr
-    python -m experiments.main --config configs/lokr.py:paper --workdir runs/paper
+    peftjax train --config configs/lokr.py --workdir runs/lokr
+    python -m experiments.compare_methods --configs lokr --results runs/compare
 
-Paper: Yeh et al., LyCORIS, 2023 (arXiv:2309.14859), whose numbers are about images: Stable
-    Diffusion 1.5, factor 8, rate 5e-4, weight decay 0.1 (appendix D.2). Number: Llama-3.2-3B in
-    Hugging Face's comparison of methods, accuracy on GSM8K, one seed, as reprinted in table 8 of
-    MiSS (arXiv:2409.15371).
-Hyperparameters: peft's method_comparison/MetaMathQA: rank 32, alpha 64 on queries and values, rate
-    1e-4, weight decay 0.1.
-Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
-Expected: here accuracy 0.768 on the small budget of REPRODUCTIONS.md, with the rate tuned; at the
-    length of this run not measured; the rows of the paper are not run: they need the weights of
-    Llama-3.2-3B and a reader of MetaMathQA.
+Paper: Yeh et al., LyCORIS, 2023 (arXiv:2309.14859). Its numbers are about images: Stable Diffusion
+    1.5, factor 8, rate 5e-4, weight decay 0.1 (appendix D.2). `peftjax reproduce --list` has
+    published numbers.
+Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
+Expected: accuracy 0.768 ± 0.020 on unseen films, loss 0.495: mean and deviation of 5 seeds, with
+    44,546 trained parameters, 0.197 % of the base.
+Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Time: 10 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
-
-from ml_collections import ConfigDict
 
 from configs import base
 
-ROWS = {'llama': 0.3753}  # reported
 
-
-def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; `arg` as in `base.choose`."""
-    choice = base.choose(arg, ROWS)
-    if not choice.paper:
-        c = base.film_reviews(1e-3, choice.tiny)
-        return base.methods(
-            c, lokr={'rank': 8, 'alpha': 8.0, 'factor': 8, 'targets': r'layers/.*/kernel'}
-        )
-    lokr = {'rank': 32, 'alpha': 64.0, 'targets': r'layers/self_attn/[qv]_proj'}
-    c = base.methods(base.metamath(1e-4), head=False, lokr=lokr)
-    return base.published(c, ROWS[choice.row])
+def get_config() -> base.Config:
+    """The settings of the run."""
+    return base.small_reviews(
+        1e-2, lokr={'rank': 8, 'alpha': 8.0, 'factor': 8, 'targets': r'layers/.*/kernel'}
+    )

@@ -1,39 +1,22 @@
 """LoRA+: LoRA whose second factor learns faster than the first.
 
-    python -m experiments.main --config configs/lora_plus.py --workdir runs/lora_plus
-    python -m experiments.main --config configs/lora_plus.py:paper --workdir runs/paper
+    peftjax train --config configs/lora_plus.py --workdir runs/lora_plus
+    python -m experiments.compare_methods --configs lora_plus --results runs/compare
 
-Paper: Hayou et al., LoRA+, 2024 (arXiv:2402.12354). Its numbers could not be read and are not given
-    here.
-Hyperparameters: the authors' glue/scripts/run_roberta_lora.sh: RoBERTa-base on MNLI, rank and alpha
-    8 on queries and keys, rate 1e-4 and 20 times that for B, batch 32, 3 epochs, 128 tokens,
-    linear, Adam's second beta 0.99.
-Data: here film reviews, see configs/lora_sentiment.py; the rate is not tuned.
-Expected: here accuracy 0.754 on the small budget of REPRODUCTIONS.md, with the rate tuned; at the
-    length of this run not measured; the rows of the paper are not run: they need the weights of
-    RoBERTa-base and a reader of GLUE.
+Paper: Hayou et al., LoRA+, 2024 (arXiv:2402.12354). `peftjax reproduce --list` has published
+    numbers.
+Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
+Expected: accuracy 0.754 ± 0.020 on unseen films, loss 0.501: mean and deviation of 5 seeds, with
+    332,546 trained parameters, 1.47 % of the base.
+Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Time: 6 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
-
-from ml_collections import ConfigDict
 
 from configs import base
 
-ROWS = {'mnli': (1e-4, 20.0)}  # rate, ratio
 
-
-def get_config(arg: str | None = None) -> ConfigDict:
-    """The experiment; `arg` as in `base.choose`."""
-    choice = base.choose(arg, ROWS)
-    if not choice.paper:
-        c = base.film_reviews(3e-4, choice.tiny)
-        c = base.methods(c, lora={'rank': 8, 'alpha': 8.0, 'targets': r'layers/.*/kernel'})
-        ratio = 16.0
-    else:
-        lr, ratio = ROWS[choice.row]
-        c = base.glue('FacebookAI/roberta-base', choice.row, lr, 32, '3 epochs', 128)
-        c.adamw.b2 = 0.99
-        targets = r'layers/attention/(query|key)'
-        c = base.methods(c, lora={'rank': 8, 'alpha': 8.0, 'targets': targets})
-    c.around = ('lora_plus',)
-    c.lora_plus = ConfigDict({'ratio': ratio})
+def get_config() -> base.Config:
+    """The settings of the run."""
+    c = base.small_reviews(1e-3, lora={'rank': 8, 'alpha': 8.0, 'targets': r'layers/.*/kernel'})
+    c.around, c.lora_plus = ('lora_plus',), {'ratio': 16.0}
     return c

@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 from rich.console import Console
 
@@ -35,6 +34,7 @@ import peftjax
 from experiments import comparison
 from peftjax.train.artifacts import Artifacts
 from peftjax.train.build import build
+from peftjax.train.data import corpora
 from peftjax.train.data.packing import Row
 from peftjax.train.engine import Alone
 from peftjax.train.loop import Loop
@@ -88,6 +88,8 @@ class Contestant:
 
     def __init__(self, settings: Settings, protocol: Protocol):
         changes = {'duration': f'{protocol.steps} steps', 'data.batch_size': protocol.batch_size}
+        # All sentences; each fit draws its own.
+        changes |= {'data.options': {}, 'data.lengths': (80,)}
         self.protocol = protocol
         self.run = build(settings.change(changes))
         self.summary = peftjax.summary(self.run.transform, self.run.model)
@@ -98,8 +100,8 @@ class Contestant:
         began = time.perf_counter()
         protocol = self.protocol
         rows = {
-            'train': _chosen(self._rows('train'), protocol.train, seed),
-            split: _chosen(self._rows(split), getattr(protocol, split), seed=0),
+            'train': corpora.draw(self._rows('train'), protocol.train, seed),
+            split: corpora.draw(self._rows(split), getattr(protocol, split), seed=0),
         }
         task = dataclasses.replace(self.run.task, splits=rows, lengths=(protocol.length,))
         numbers = {**self.run.numbers, 'lr': _FACTOR**exponent}
@@ -220,13 +222,8 @@ def load_configs(chosen: Sequence[str] | None) -> dict[str, Settings]:
 
 def _load(spec: str) -> Settings:
     module, _, argument = spec.partition(':')
-    return read_settings(importlib.import_module(f'configs.{module}').get_config(argument))
-
-
-def _chosen(rows: list[Row], count: int, seed: int) -> list[Row]:
-    if len(rows) < count:
-        raise ValueError(f'{count} sentences are asked for, {len(rows)} are short enough')
-    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:count]]
+    make = importlib.import_module(f'configs.{module}').get_config
+    return read_settings(make(argument) if argument else make())
 
 
 def _loss(row: dict[str, Any]) -> float:

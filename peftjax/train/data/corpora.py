@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 _LABELS = {'rotten': 0, 'fresh': 1}
 _SPLITS = (('test', 0.2), ('validation', 0.3), ('train', 1.0))
@@ -63,6 +65,17 @@ def split_by_film(reviews: Iterable[Review]) -> dict[str, list[Review]]:
         place = int.from_bytes(digest[:8], 'big') / 2**64
         splits[next(name for name, end in _SPLITS if place < end)].append(review)
     return splits
+
+
+def draw(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """Some of the rows in a random order, which the seed decides.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    if len(rows) < count:
+        raise ValueError(f'{count} sentences are asked for, {len(rows)} are short enough')
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:count]]
 
 
 def read_problems(path: Path) -> list[Problem]:

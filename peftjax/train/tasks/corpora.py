@@ -19,18 +19,28 @@ def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
 
     A row: input_ids, segment_ids int32 [T], cut at the greatest length; targets int32 []; weights
     float32 [].
+
+    Options: longest leaves out sentences of more tokens (0 leaves out none); train, validation and
+    test are how many sentences are drawn of each split (0 takes all): of train by the run's seed,
+    of the others always the same.
     """
+    options = base.options_of(settings, longest=0, train=0, validation=0, test=0)
     data, tokenizer = settings.data, base.needed(model, settings)
     longest = max(data.lengths, default=base.most_tokens(model))
 
-    def encode(text: str) -> Row:
-        ids = np.asarray(tokenizer.encode(text)[:longest], np.int32)
-        return {'input_ids': ids, 'segment_ids': np.ones_like(ids)}
+    def tokens(ids: Sequence[int]) -> Row:
+        kept = np.asarray(ids[:longest], np.int32)
+        return {'input_ids': kept, 'segment_ids': np.ones_like(kept)}
 
-    def rows(reviews: Sequence[corpora.Review]) -> list[Row]:
+    def rows(name: str, reviews: Sequence[corpora.Review]) -> list[Row]:
+        encoded = [(tokenizer.encode(each.text), each) for each in base.limited(reviews, data)]
+        most = options['longest'] or max(len(ids) for ids, _ in encoded)
+        kept = [(ids, review) for ids, review in encoded if len(ids) <= most]
+        count, seed = options[name], settings.seed if name == 'train' else 0
+        kept = corpora.draw(kept, count, seed) if count else kept
         return [
-            {**encode(review.text), 'targets': np.int32(review.label), 'weights': np.float32(1)}
-            for review in base.limited(reviews, data)
+            {**tokens(ids), 'targets': np.int32(review.label), 'weights': np.float32(1)}
+            for ids, review in kept
         ]
 
     def totals(forward: Forward, batch: Batch) -> Totals:
@@ -39,7 +49,7 @@ def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
     splits: base.Splits = {}
     if data.source:
         reviews = corpora.split_by_film(corpora.read_reviews(base.path_of(data.source)))
-        splits = {name: rows(split) for name, split in reviews.items()}
+        splits = {name: rows(name, split) for name, split in reviews.items()}
     return Task(
         splits=splits,
         totals=totals,
@@ -48,7 +58,7 @@ def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         lengths=base.lengths_of(settings, model, base.sizes_of(splits)),
-        row=lambda record: encode(base.text_of(record, 'text')),
+        row=lambda record: tokens(tokenizer.encode(base.text_of(record, 'text'))),
         answer=class_answer(settings),
         classes=data.labels,
     )
