@@ -1,6 +1,7 @@
 """The training loop: of one run, or of many runs in one program."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -201,41 +202,53 @@ class Loop:
         return bad
 
     def _evaluate(self, number: int, places: Sequence[int]) -> None:
-        if not places or not self.members[places[0]].run.task.splits.get('validation'):
+        found = self._scored(places, 'validation')
+        if not found:
             return
-        found = self.engine.score('validation')
         for place in places:
             member = self.members[place]
-            scores = self._scores(place, found, 'validation')
+            scores = self._scores(place, found)
             member.write(number, scores)
             member.evaluated(number, scores, self.engine.state(place).adapter)
             self._tell(member.name, {'step': number, **scores})
 
+    def _scored(
+        self,
+        places: Sequence[int],
+        kind: str,
+        adapters: Mapping[int, Any] = MappingProxyType({}),
+    ) -> dict[str, SplitScores]:
+        """What runs make of the splits of a kind: 'test', and any 'test_...' beside it."""
+        splits = self.members[places[0]].run.task.splits if places else {}
+        names = [name for name in splits if f'{name}_'.startswith(f'{kind}_')]
+        return {name: self.engine.score(name, adapters) for name in names if splits[name]}
+
     def _scores(
-        self, place: int, found: SplitScores, split: str, adapter: Any = None
+        self, place: int, found: Mapping[str, SplitScores], adapter: Any = None
     ) -> dict[str, float]:
-        run = self.members[place].run
-        scores = dict(found.scores(place))
-        if run.evaluators:
-            trained = self.engine.trained(place)
-            trained = trained if adapter is None else trained._replace(adapter=adapter)
-            for evaluator in run.evaluators:
-                scores |= evaluator(trained, split)
-        return {f'{split}/{name}': float(value) for name, value in scores.items()}
+        run, made = self.members[place].run, {}
+        for split, scored in found.items():
+            scores = dict(scored.scores(place))
+            if run.evaluators:
+                trained = self.engine.trained(place)
+                trained = trained if adapter is None else trained._replace(adapter=adapter)
+                for evaluator in run.evaluators:
+                    scores |= evaluator(trained, split)
+            made |= {f'{split}/{name}': float(value) for name, value in scores.items()}
+        return made
 
     def _finish(self, number: int, places: Sequence[int]) -> None:
         """Tests runs that are at their end."""
-        tested = places and self.members[places[0]].run.task.splits.get('test')
-        found = self.engine.score('test') if tested else None
+        found = self._scored(places, 'test')
         for place in places:
             member, adapter = self.members[place], self.engine.state(place).adapter
             member.keep(LAST, adapter)
             if member.best is None:
                 member.keep(ADAPTER, adapter)
-        earlier = self._test_of_best(number, places) if found is not None else {}
+        earlier = self._test_of_best(number, places) if found else {}
         for place in places:
             member = self.members[place]
-            test = {} if found is None else self._scores(place, found, 'test')
+            test = self._scores(place, found)
             if test:
                 member.write(number, test)
             best = earlier.get(place, test)
@@ -251,8 +264,8 @@ class Loop:
         }
         if not others:
             return {}
-        found = self.engine.score('test', others)
-        return {place: self._scores(place, found, 'test', others[place]) for place in others}
+        found = self._scored(places, 'test', others)
+        return {place: self._scores(place, found, others[place]) for place in others}
 
     def _stopped_early(self, number: int, places: Sequence[int]) -> list[int]:
         """Stops some of the runs that were just scored; gives their places."""

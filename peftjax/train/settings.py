@@ -60,6 +60,9 @@ class DataSettings:
     Attributes:
         source: a .jsonl, .csv, .tsv or .parquet file, with '{split}' in its name where each split
             has a file of its own; or a data set of the hub, 'hf:org/name#{split}'.
+        reader: a published data set that the source holds, such as 'glue_rte'; its columns have the
+            names of their roles.
+        splits: sources of splits that lie elsewhere, by their names.
         columns: the table's columns by their role, such as {'text': 'sentence'}; roles that are not
             named are found by usual names.
         header: names of the columns of a .csv or .tsv file whose first line is data.
@@ -75,6 +78,8 @@ class DataSettings:
     """
 
     source: str = ''
+    reader: str = ''
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     header: tuple[str, ...] = ()
     encoding: str = 'utf-8'

@@ -7,6 +7,7 @@ from typing import Any
 import peftjax
 from peftjax.train.data.batches import row_sizes
 from peftjax.train.data.tables import all_records, first_record
+from peftjax.train.readers.registry import classes_of
 from peftjax.train.settings import Settings
 from peftjax.train.tasks.base import lengths_of
 from peftjax.train.tasks.columns import find_classes, find_columns
@@ -50,7 +51,9 @@ def _with_columns(settings: Settings, kind: Kind) -> Settings:
     data = dataclasses.replace(data, columns=columns)
     count = {'regression': 1}.get(kind.head)
     if kind.classes is not None:
-        if not data.labels and model.num_labels is None:
+        if not data.labels and data.reader:
+            data = dataclasses.replace(data, labels=classes_of(data))
+        elif not data.labels and model.num_labels is None:
             labels = find_classes(data, _values(settings, columns[kind.classes]))
             data = dataclasses.replace(data, labels=labels)
         count = len(data.labels)

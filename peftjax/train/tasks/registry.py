@@ -9,6 +9,7 @@ import peftjax
 from peftjax.train.settings import Settings, SettingsError
 from peftjax.train.task import Task
 from peftjax.train.tasks import classify, corpora, writing
+from peftjax.train.tasks.choices import choices
 from peftjax.train.tasks.images import images
 
 TaskFactory = Callable[[Settings, peftjax.Model], Task]
@@ -44,6 +45,7 @@ TASKS: Mapping[str, Kind] = {
     'instructions': Kind(writing.instructions, 'causal_lm', ('prompt', 'answer'), ('input',)),
     'conversations': Kind(writing.instructions, 'causal_lm', ('messages',)),
     'seq2seq': Kind(writing.seq2seq, 'seq2seq_lm', ('text', 'answer')),
+    'choices': Kind(choices, 'seq2seq_lm', ('text', 'choices', 'label')),
     'images': Kind(images, 'classification', ('image', 'label'), (), 'label'),
     'film_reviews': Kind(corpora.film_reviews, 'classification'),
     'gsm8k': Kind(corpora.gsm8k, 'causal_lm'),

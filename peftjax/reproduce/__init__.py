@@ -1,0 +1,20 @@
+"""Published results: a table of them, what each needs, and the runs that should give them."""
+
+from peftjax.reproduce.missing import missing
+from peftjax.reproduce.rows import Paper, Protocol, Published, Row, find, settings_of, table
+from peftjax.reproduce.run import Result, listing, run, score
+
+__all__ = [
+    'Paper',
+    'Protocol',
+    'Published',
+    'Result',
+    'Row',
+    'find',
+    'listing',
+    'missing',
+    'run',
+    'score',
+    'settings_of',
+    'table',
+]
