@@ -10,24 +10,34 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models
 
 import peftjax
 from peftjax import cli
+from peftjax.cli import generate_command
+from peftjax.cli.commands import COMMANDS
+from tests import tiny_runs
 from tests.checkpoint_files import MINILM, SMOLLM2, require_package
 from tests.oracle.cases import GOLDEN, stored
 
 LLAMA, BERT = str(GOLDEN / 'llama' / 'base'), str(GOLDEN / 'bert' / 'base')
 
 
-def test_help_teaches(capsys):
-    for command, word in (
-        *(('inspect', '--adapter'), ('merge', '--dtype'), ('generate', '--top-p')),
-        *(('convert', '--to'), ('export', '.gguf')),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([command, '--help'])
-        text = capsys.readouterr().out
-        assert stop.value.code == 0 and word in text and f'example: peftjax {command}' in text
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_begins_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, '--help'])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert text.startswith(f'example: peftjax {command} ')
+    assert all(len(line) <= 100 for line in text.splitlines()[2:])
+
+
+def test_the_overview_names_every_command(capsys):
+    assert cli.main(['--help']) == 0
+    text = capsys.readouterr().out
+    assert text.startswith('example: peftjax train ')
+    assert all(f'\n  {name} ' in text for name in COMMANDS)
 
 
 def test_the_command_is_installed():
@@ -38,10 +48,8 @@ def test_the_command_is_installed():
 
 
 def test_version_names_what_a_report_needs(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(['--version'])
+    assert cli.main(['--version']) == 0
     text = capsys.readouterr().out
-    assert stop.value.code == 0
     assert text.startswith(f'peftjax {peftjax.__version__}, jax {jax.__version__}, flax ')
 
 
@@ -109,8 +117,44 @@ def test_export_writes_a_gguf_adapter(tmp_path):
 
 def test_generate_goes_on_with_a_text(capsys):
     arguments = ['generate', require_package(SMOLLM2), '--prompt', 'The capital of France is']
-    assert cli.main([*arguments, '--max-new-tokens', '3']) == 0
+    assert cli.main([*arguments, '--raw', '--max-new-tokens', '3']) == 0
     assert capsys.readouterr().out.startswith('The capital of France is Paris')
+
+
+def test_generate_answers_through_the_chat_template(capsys):
+    arguments = ['generate', require_package(SMOLLM2), '--prompt', 'What is the capital of France?']
+    assert cli.main([*arguments, '--max-new-tokens', '24']) == 0
+    assert capsys.readouterr().out == 'The capital of France is Paris.\n'
+
+
+@pytest.mark.parametrize('turn', ['<|im_end|>', '<eot>', ''])
+def test_an_answer_ends_where_the_template_ends_a_turn(turn):
+    words = ['[UNK]', 'yes', '</s>', '<|im_end|>', '<eot>', 'Yes']
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, '[UNK]'))
+    backend.add_special_tokens(words[2:5])
+    # What a template writes behind an answer is an end, and what it writes before one is none.
+    template = (
+        "{% for m in messages %}</s>{{ m.content }}{{ '"
+        + turn
+        + "' if m.role == 'assistant' }}{% endfor %}{% if add_generation_prompt %}</s>{% endif %}"
+    )
+    tokenizer = peftjax.Tokenizer(backend, eos_id=5, chat_template=template, end_ids=(1, 5))
+    texts, ends = generate_command.conversations(tokenizer, ['a', 'b'], 'be kind')
+    assert texts == ['</s>be kind</s>a</s>', '</s>be kind</s>b</s>']
+    assert ends == (5, 1, *([words.index(turn)] if turn else []))
+
+
+def test_all_ends_of_a_generation_config_are_read(tmp_path):
+    folder = tiny_runs.checkpoint(tmp_path / 'llama', 'tiny_llama')
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'eos_token_id': 5}))
+    assert peftjax.load(folder).tokenizer.ends == (5,)
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': [3, 7, 9999]}))
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '[UNK]'}))
+    assert peftjax.load(folder).tokenizer.ends == (1, 3, 7)
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': ['a']}))
+    with pytest.raises(peftjax.CheckpointError, match=r'eos_token_id is \[.a.\]'):
+        peftjax.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +174,13 @@ def test_generate_goes_on_with_a_text(capsys):
         ),
         (['merge', LLAMA, str(GOLDEN / 'llama' / 'lora'), LLAMA], 'is the source itself'),
         (['generate', LLAMA, '--prompt', 'a'], 'has no tokenizer.json'),
+        (['merge', LLAMA, 'unwritten'], 'is no work folder of a run; name an adapter'),
+        (['merge', LLAMA], 'the following arguments are required: out'),
+        (['inspect', LLAMA, 'more'], "unexpected argument 'more'"),
+        (['inspect', LLAMA, '--adaptr', 'x'], 'unknown flag --adaptr; near names: --adapter'),
+        (['generate', LLAMA, '--prompt', 'a', '--top-k', 'b'], "invalid int value: 'b'"),
+        (['trian'], "no command 'trian'; near names: train"),
+        (['report', LLAMA], 'holds no sweep'),
     ],
 )
 def test_a_mistake_is_one_line_and_the_status_2(arguments, message, capsys):

@@ -95,11 +95,11 @@ def test_a_size_too_small_for_a_llama_is_an_error(capsys):
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
-        ('lora', 'does not read as a method'),
+        ('lorra(rank=2)', "no method 'lorra'; near names: lora"),
         ('lora(rank=open("x"))', 'does not read as a method'),
-        ('load("x")', 'no method of peftjax'),
-        ('__import__("os")', 'no method of peftjax'),
-        ('lora(rnk=3)', 'rnk'),
+        ('load(source="x")', "no method 'load'"),
+        ('__import__("os")', 'does not read as a method'),
+        ('lora(rnk=3)', "lora takes no 'rnk'; near names: rank"),
         ('lora(rank=2, targets="nothing")', 'nothing'),
     ],
 )

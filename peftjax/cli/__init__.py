@@ -1,17 +1,83 @@
-"""The command `peftjax`: looks at checkpoints and adapters, merges, converts and runs them."""
+"""The command `peftjax`: trains, uses, looks at, merges and converts adapters."""
 
+import contextlib
+import difflib
+import os
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
-from peftjax.cli.parser import parser
+import peftjax
+from peftjax.cli.commands import COMMANDS, Command, load_command, overview
+from peftjax.cli.parser import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 if it did what was asked, 2 with one line of text if it could not."""
-    arguments = parser().parse_args(argv)
+    """Runs one command.
+
+    Returns:
+        0 if it did what was asked; 2 with one line of text if a flag or a file was wrong; 1 if a
+        run failed; 130 if it was interrupted from the keyboard.
+
+    Example:
+        >>> main(['merge', 'no/such/folder', 'out', '--dtyp', 'float16'])
+        2
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    name = given[0] if given else ''
+    if name in ('-h', '--help'):
+        print(overview())
+        return 0
+    if name == '--version':
+        print(_versions())
+        return 0
     try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f'peftjax {arguments.command}: {error}', file=sys.stderr)
+        run(_command(name), given[1:])
+    except (ValueError, OSError, ImportError) as error:
+        print(f'peftjax{name and " " + name}: {_line(error)}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
+
+
+def run(command: Command, argv: Sequence[str]) -> None:
+    """Reads the flags of a command and runs it.
+
+    Raises:
+        ValueError: a flag, a value or a file that is wrong.
+    """
+    # A task, a tracker or a config of one's own is found as `python -m` finds modules.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module = load_command(command)
+    parser = Parser(command)
+    module.add_arguments(parser)
+    module.run(parser.read(argv))
+
+
+def _command(name: str) -> Command:
+    if not name:
+        raise ValueError('no command is given; peftjax --help lists them')
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0)
+        raise ValueError(f'no command {name!r}; near names: {", ".join(near)}')
+    return COMMANDS[name]
+
+
+def _line(error: Exception) -> str:
+    """The text of an error; that of a missing file without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{error.filename}: {error.strerror}'
+    return str(error)
+
+
+def _versions() -> str:
+    """What a bug report needs to know."""
+    found = []
+    for name in ('jax', 'flax'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f'{name} {metadata.version(name)}')
+    python = f'Python {platform.python_version()} on {platform.system()} {platform.machine()}'
+    return ', '.join([f'peftjax {peftjax.__version__}', *found, python])

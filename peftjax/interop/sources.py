@@ -12,6 +12,7 @@ from peftjax.interop.errors import CheckpointError
 # Pickles (*.bin, *.pt) run code when opened, so they are not even downloaded.
 HUB_FILES = (
     'config.json',
+    'generation_config.json',
     'model.safetensors',
     'model.safetensors.index.json',
     'model-*-of-*.safetensors',

@@ -17,7 +17,8 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` without padding or truncation, and what a checkpoint says about it.
 
     `backend` is the Rust tokenizer, for batches and offsets. Ids are None where the checkpoint
-    names no such token; chat_template is the Jinja source.
+    names no such token; chat_template is the Jinja source. `end_ids` are those that
+    generation_config.json or config.json lists, of tokens that end a text.
     """
 
     backend: tokenizers.Tokenizer
@@ -25,6 +26,22 @@ class Tokenizer:
     eos_id: int | None = None
     pad_id: int | None = None
     chat_template: str | None = None
+    end_ids: tuple[int, ...] = ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All ids that end a text: `eos_id` first, then those of `end_ids`."""
+        own = () if self.eos_id is None else (self.eos_id,)
+        return tuple(dict.fromkeys((*own, *self.end_ids)))
+
+    @property
+    def special(self) -> dict[str, str]:
+        """The texts of special tokens, by the names that chat templates know them by."""
+        named = (('bos_token', self.bos_id), ('eos_token', self.eos_id), ('pad_token', self.pad_id))
+        return {
+            name: '' if number is None else self.decode([number], skip_special_tokens=False)
+            for name, number in named
+        }
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of one text; special tokens as the checkpoint's own tokenizer adds them."""
@@ -67,7 +84,23 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
         ) from None
     if jinja.is_file():
         template = jinja.read_text(encoding='utf-8')
-    return Tokenizer(backend, bos, eos, pad, template)
+    return Tokenizer(backend, bos, eos, pad, template, _end_ids(folder, backend))
+
+
+def _end_ids(folder: pathlib.Path, backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What generation_config.json, or else config.json, lists as the ends of a text."""
+    for name in ('generation_config.json', 'config.json'):
+        path = folder / name
+        found = read_json(path).get('eos_token_id') if path.is_file() else None
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(type(each) is int for each in ids):
+            raise CheckpointError(
+                f'{path}: eos_token_id is {str(found)[:60]}, and ids are integers'
+            )
+        return tuple(each for each in ids if backend.id_to_token(each) is not None)
+    return ()
 
 
 def _token_id(backend: tokenizers.Tokenizer, token: str | Mapping[str, Any] | None) -> int | None:
@@ -143,10 +176,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
                 if token_kind == wanted
             ]
         )
+    # Where a turn of a conversation ends is a second token in newer files.
+    turn = metadata.get('tokenizer.ggml.eot_token_id')
     return Tokenizer(
         backend,
         metadata.get('tokenizer.ggml.bos_token_id'),
         metadata.get('tokenizer.ggml.eos_token_id'),
         metadata.get('tokenizer.ggml.padding_token_id'),
         metadata.get('tokenizer.chat_template'),
+        () if turn is None else (turn,),
     )

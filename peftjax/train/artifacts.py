@@ -80,10 +80,14 @@ class Artifacts:
             lines.append(f'the same for Hugging Face peft: {folder}/{PEFT}')
         elif peft is not None:
             lines.append(f'not written for Hugging Face peft: {peft}')
-        lines.append(
-            f'use it: peftjax {"predict" if member.run.task.answer else "evaluate"} {folder}'
-        )
-        return '\n'.join(lines)
+        columns = member.run.description.get('data', {}).get('columns', {})
+        if not member.run.task.answer:
+            use = f'evaluate {folder}'
+        elif set(columns) <= {'text', 'label'}:
+            use = f'predict {folder} --text "a text of yours"'
+        else:
+            use = f'predict {folder} table.csv'
+        return '\n'.join([*lines, f'use it: peftjax {use}'])
 
 
 def steps_taken(folder: Path) -> int | None:

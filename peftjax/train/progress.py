@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from absl import logging
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +24,14 @@ _WAITING = 'compiling'
 def terminal(*, quiet: bool = False) -> Console:
     """Where people watch; nothing moves in a file, though a notebook asks programs for colours."""
     return Console(quiet=quiet, force_terminal=None if sys.stdout.isatty() else False)
+
+
+def quiet_libraries() -> None:
+    """Keeps logs of libraries away from the progress.
+
+    Orbax reports every step of every save over the bar, and an error twice.
+    """
+    logging.set_verbosity(logging.FATAL)
 
 
 class StepProgress(Protocol):

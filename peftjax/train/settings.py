@@ -68,7 +68,8 @@ class DataSettings:
         header: names of the columns of a .csv or .tsv file whose first line is data.
         encoding: of a .csv, .tsv or .jsonl file.
         labels: names of the classes, in order; empty finds them in the data.
-        batch_size: examples in a step. eval_batch_size: in a batch of an evaluation.
+        batch_size: examples in a step.
+        eval_batch_size: examples in a batch of an evaluation.
         lengths: each batch is padded to the least of these that fits; empty finds some in the data.
             The greatest one cuts longer texts.
         limit: examples kept of each split; 0 keeps all.
@@ -95,7 +96,13 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings:
-    """How many devices share the batch (data), batch and base (fsdp), every product (tensor)."""
+    """Of how many devices the mesh has, by what they share.
+
+    Attributes:
+        data: devices that share the batch.
+        fsdp: devices that share the batch and the base.
+        tensor: devices that share every product.
+    """
 
     data: int = 1
     fsdp: int = 1
@@ -114,7 +121,8 @@ class Settings:
         sections: arguments of methods, of the optimiser and of other functions, by their name.
         found: arguments of methods that data decide, `{method: {argument: function}}`.
         penalties: functions of the adapter that are added to the loss, and their weights.
-        lr: the peak learning rate. rates: of single methods, as multiples of lr.
+        lr: the peak learning rate.
+        rates: learning rates of single methods, as multiples of lr.
         schedule: how the rate falls after the warm-up: linear, cosine or constant.
         warmup: below 1 a share of the run, otherwise a number of steps.
         clip_norm: the greatest norm of the gradient; 0 does not clip.
@@ -122,7 +130,9 @@ class Settings:
         around: functions of peftjax.train that take the optimiser and return one.
         accumulate: parts of a batch, one after another, that make one step.
         duration: '3 epochs', '500 steps' or '10000 examples'.
-        log_every, eval_every, save_every: the same.
+        log_every: how often the loss is logged; written as `duration` is.
+        eval_every: how often the validation split is scored; written as `duration` is.
+        save_every: how often a checkpoint is saved; written as `duration` is.
         best: the score that chooses the best checkpoint, such as 'accuracy'; None is the task's
             own. A minus sign in front means that the least value is the best.
         trackers: where numbers are sent, by name, or as 'package.module:function'.
@@ -256,7 +266,7 @@ def names(settings: Settings) -> list[str]:
     found = list(_names(Settings, ''))
     for function in (*settings.methods, *settings.sections):
         found += [f'{function}.{argument}' for argument in arguments_of(function)]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def arguments_of(function: str) -> list[str]:

@@ -1,0 +1,32 @@
+"""`peftjax convert`: an adapter in the files of another library."""
+
+import argparse
+
+import peftjax
+from peftjax.cli.parser import Parser
+from peftjax.cli.source import ADAPTER, BASE, RUN, add_labels, add_which, open_source
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument('base', help=f'{BASE}; or {RUN}')
+    parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; left out for a run')
+    parser.add_argument('out', help='the folder to write')
+    parser.add_argument('--to', required=True, choices=('peft', 'adapterhub'))
+    parser.add_argument('--name', default='default', help="the adapter's, which adapterhub keeps")
+    add_which(parser)
+    add_labels(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the adapter and prints its folder."""
+    source = open_source(arguments, scan=False)
+    peftjax.save_adapter(
+        arguments.out,
+        source.model,
+        source.transform,
+        source.adapter,
+        base_model=source.base,
+        form=arguments.to,
+        name=arguments.name,
+    )
+    print(arguments.out)

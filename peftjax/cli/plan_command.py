@@ -1,0 +1,209 @@
+"""`peftjax plan`: what a training step takes, without the hardware and without weights."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import optax
+
+import peftjax
+from peftjax.cli.config_files import read_config
+from peftjax.cli.parser import Parser, UsageError, add_config, settings_of
+from peftjax.cli.settings_flags import changed
+from peftjax.cli.sizes import count, llama_of, read_size
+from peftjax.cli.source import BASE, add_labels, load_base
+from peftjax.train.build import build_transform
+from peftjax.train.optimizers import build_optimizer
+from peftjax.train.settings import Settings, read_call
+
+_AXES = ('data', 'fsdp', 'tensor')
+_OF_A_BASE = ('quantize', 'remat', 'batch', 'length', 'num_labels')
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        'base',
+        nargs='?',
+        help=f'{BASE}, with config.json at least; or, unless a folder here has that name, a number '
+        "of parameters, '7B': a Llama of that size, without --method the rule of thumb; left out "
+        'with --config',
+    )
+    parser.add_argument(
+        '--method',
+        action='append',
+        default=[],
+        metavar='CALL',
+        help='a method of peftjax with its arguments; may be given again, one row each',
+    )
+    parser.add_argument('--batch', type=int, metavar='N', help='examples in a step; 8')
+    parser.add_argument('--length', type=int, metavar='N', help='tokens in an example; 512')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
+    parser.add_argument('--remat', metavar='POLICY', help="'full', or a policy of jax by its name")
+    add_quantize(parser)
+    for axis in _AXES:
+        parser.add_argument(f'--{axis}', type=int, default=1, metavar='N', help='axis of the mesh')
+    parser.add_argument(
+        '--machine',
+        choices=tuple(peftjax.plan.MACHINES),
+        help='each device; else that of --topology',
+    )
+    parser.add_argument(
+        '--topology',
+        metavar='H100:8',
+        help='ask the compiler of GPUs of one host, of hosts x GPUs (H100:2x8; pip install '
+        "'peftjax[gpu-plan]') or of a TPU slice (v5e:2x4; pip install libtpu), none of which need "
+        "be here; 'here' for the default device",
+    )
+    add_labels(parser)
+    add_config(parser)
+    parser.add_settings('model', 'data', 'run', 'mesh', sections=True)
+
+
+def add_quantize(parser: Parser) -> None:
+    """The flag that holds the base in few bits."""
+    parser.add_argument(
+        '--quantize',
+        metavar='SCHEME',
+        help="the base in few bits: 'nf4', 'int8', ...; 'stored' keeps a .gguf file's own",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints what a training step takes.
+
+    Raises:
+        ValueError: no example, or no token in one; flags that do not go together.
+    """
+    if (arguments.base is None) == (arguments.config is None):
+        raise UsageError('give a base, or --config FILE')
+    if arguments.config is not None:
+        _plan_config(arguments)
+        return
+    if arguments.changes:
+        raise UsageError(f'--{next(iter(arguments.changes))} changes a config: give --config too')
+    for name in ('batch', 'length'):
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
+            raise ValueError(f'--{name} {given} is below 1; write 1 or more')
+    size = read_size(arguments.base)
+    if size is not None and not arguments.method:
+        _print_textbook(size, arguments)
+        return
+    _plan_base(arguments, size)
+
+
+def plans(
+    settings: Settings, machine: str | None = None, topology: str | None = None
+) -> dict[str, peftjax.plan.Plan]:
+    """The plan of a config's method, and of full fine-tuning beside it.
+
+    Raises:
+        ValueError: a method whose arguments data decide, or what `peftjax.plan.estimate` raises.
+    """
+    if settings.found:
+        raise ValueError(
+            f'data decide arguments of {", ".join(settings.found)} in this config, so that it '
+            'cannot be planned without them'
+        )
+    # Before anything else uses JAX, which else may give the compiler of the topology up.
+    mesh = peftjax.plan.mesh_for(topology, **dataclasses.asdict(settings.mesh))
+    model = peftjax.load(**settings.model.arguments(), abstract=True)
+    size = settings.data.batch_size // settings.accumulate
+    inputs = peftjax.abstract_inputs(model, size, max(settings.data.lengths))
+    methods = {'+'.join(settings.methods): build_transform(settings), 'full': peftjax.full()}
+    return {
+        name: peftjax.plan.plan(
+            model,
+            transform,
+            build_optimizer(settings, 1000),
+            inputs,
+            mesh=mesh,
+            machine=peftjax.plan.MACHINES[machine] if machine else None,
+            compiled=topology is not None,
+        )
+        for name, transform in methods.items()
+    }
+
+
+def _plan_config(arguments: argparse.Namespace) -> None:
+    given = [name for name in _OF_A_BASE if getattr(arguments, name) is not None]
+    if given or arguments.method:
+        name = (given or ['method'])[0].replace('_', '-')
+        raise UsageError(f'--{name} is of a base; a config says so itself, as --model.{name}')
+    mesh = {f'mesh.{axis}': getattr(arguments, axis) for axis in _AXES}
+    arguments.changes = {**{n: v for n, v in mesh.items() if v != 1}, **arguments.changes}
+    settings = settings_of(arguments, read_config(arguments.config))
+    print(peftjax.plan.table(plans(settings, arguments.machine, arguments.topology)))
+
+
+def _plan_base(arguments: argparse.Namespace, size: float | None) -> None:
+    batch = 8 if arguments.batch is None else arguments.batch
+    length = 512 if arguments.length is None else arguments.length
+    # Before anything else uses JAX, which else may give the compiler of the topology up.
+    axes = {name: getattr(arguments, name) for name in _AXES}
+    mesh = peftjax.plan.mesh_for(arguments.topology, **axes)
+    options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
+    options['quantize'] = arguments.quantize
+    if size is None:
+        model = load_base(arguments, **options)
+    else:
+        model = _load_llama(arguments, llama_of(size, length), options)
+    inputs = peftjax.abstract_inputs(model, batch, length)
+    rows = {
+        call: peftjax.plan.plan(
+            model,
+            _method(call),
+            optax.adamw(1e-4),
+            inputs,
+            mesh=mesh,
+            machine=peftjax.plan.MACHINES[arguments.machine] if arguments.machine else None,
+            compiled=arguments.topology is not None,
+        )
+        for call in arguments.method or ['full()']
+    }
+    print(peftjax.plan.table(rows))
+
+
+def _print_textbook(size: float, arguments: argparse.Namespace) -> None:
+    """What full fine-tuning of so many parameters takes, of whatever model.
+
+    Raises:
+        ValueError: flags that need the shape of a model.
+    """
+    flags = ('quantize', 'machine', 'topology', 'remat', 'batch', 'length', 'num_labels')
+    given = [name for name in flags if getattr(arguments, name) is not None]
+    given += [name for name in _AXES if getattr(arguments, name) != 1]
+    if given:
+        names = ', '.join('--' + name.replace('_', '-') for name in given)
+        raise ValueError(
+            f"{arguments.base} with {names} needs a method, for example --method 'full()': then a "
+            'Llama of that size is planned'
+        )
+    for name, number in peftjax.plan.textbook(size, arguments.dtype).items():
+        print(f'{name:10} {number / 1e9:10.1f} GB')
+    print('full fine-tuning with Adam, everything in that dtype; activations aside')
+
+
+def _load_llama(
+    arguments: argparse.Namespace, config: dict[str, Any], options: dict[str, Any]
+) -> peftjax.Model:
+    """The abstract model of a config.json, and a line about it."""
+    print(
+        f'{arguments.base} as a Llama of {count(config):,} parameters: '
+        f'{config["num_hidden_layers"]} layers, width {config["hidden_size"]}, inner width '
+        f'{config["intermediate_size"]}, vocabulary {config["vocab_size"]}'
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, 'config.json').write_text(json.dumps(config))
+        return load_base(argparse.Namespace(**vars(arguments) | {'base': folder}), **options)
+
+
+def _method(call: str) -> peftjax.PeftTransform:
+    """`lora(rank=8)`: a public name, called with plain values; targets default to all matrices."""
+    try:
+        return build_transform(changed(Settings(), {}, [read_call(call)]))
+    except TypeError as error:
+        raise ValueError(f'{call!r}: {error}') from error

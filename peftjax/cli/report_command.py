@@ -1,0 +1,24 @@
+"""`peftjax report`: the page about a sweep, from any number of finished runs."""
+
+import argparse
+from pathlib import Path
+
+from peftjax.cli.parser import Parser
+from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.page import write_report
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument('folder', help='of a sweep')
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the page and prints where it is.
+
+    Raises:
+        ValueError: the folder holds no sweep.
+    """
+    folder = SweepFolder(Path(arguments.folder))
+    if not folder.begun:
+        raise ValueError(f'{folder.path} holds no sweep')
+    print(write_report(folder))

@@ -1,0 +1,300 @@
+"""Every setting of a run as a flag: names, types and help come from the dataclasses themselves."""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optax
+
+import peftjax
+from peftjax.train.settings import (
+    Settings,
+    SettingsError,
+    arguments_of,
+    read_call,
+)
+
+METHOD = (
+    'a method with its arguments, such as "lora(rank=8, targets=\'all-linear\')"; given again, '
+    'methods are chained. Replaces the methods of the config'
+)
+_WORDS = {'true': True, 'false': False, 'none': None, 'null': None}
+_METAVARS: Mapping[Any, str] = {str: 'TEXT', bool: 'BOOL', int: 'N', float: 'X', tuple: 'A,B'}
+_EXAMPLES: Mapping[Any, str] = {int: '4', float: '1e-3', bool: 'true'}
+
+
+class Flag(NamedTuple):
+    """A setting as a flag.
+
+    Attributes:
+        kind: its type. default: in a run without a config.
+        help: what it means, and its default.
+        metavar: what stands for its value in the help.
+    """
+
+    kind: Any
+    default: Any
+    help: str
+    metavar: str
+
+
+class Taken(NamedTuple):
+    """A command line, with its settings taken out.
+
+    Attributes:
+        left: what is left of it.
+        changes: values of settings by dotted name.
+        methods: each with its arguments.
+    """
+
+    left: list[str]
+    changes: dict[str, Any]
+    methods: list[tuple[str, dict[str, Any]]]
+
+
+@functools.cache
+def flags_of(group: str) -> Mapping[str, Flag]:
+    """The settings of a group by dotted name: 'model', 'data', 'mesh', or 'run' for all others.
+
+    Example:
+        >>> flags_of('mesh')['mesh.fsdp'].default
+        1
+    """
+    kinds = typing.get_type_hints(Settings)
+    if group == 'run':
+        whole = dict(_flags(Settings, ''))
+        return {name: flag for name, flag in whole.items() if name != 'sections'}
+    return dict(_flags(kinds[group], f'{group}.'))
+
+
+def take(
+    argv: Sequence[str], known: Mapping[str, Flag], *, sections: bool, chained: bool = False
+) -> Taken:
+    """Takes the settings out of a command line.
+
+    Args:
+        argv: the command line.
+        known: settings that are taken, by dotted name.
+        sections: whether any other dotted name is taken too, as an argument of a function.
+        chained: whether `--method` is taken, as a part of the run's chain.
+
+    Raises:
+        SettingsError: a setting without a value, or with one that does not read as its type.
+
+    Example:
+        >>> line = ['--mesh.fsdp', '8', '--lora.targets', 'q,v', '--workdir', 'runs/a']
+        >>> taken = take(line, flags_of('mesh'), sections=True)
+        >>> taken.left, taken.changes
+        (['--workdir', 'runs/a'], {'mesh.fsdp': 8, 'lora.targets': ['q', 'v']})
+    """
+    taken = Taken([], {}, [])
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        if token == '--':
+            taken.left.extend([token, *tokens])
+            break
+        name, equals, value = token.removeprefix('--').partition('=')
+        name = name.replace('-', '_')
+        inside = _holder(name, known)
+        is_method = chained and name == 'method'
+        if not token.startswith('--') or not (
+            name in known or inside or is_method or (sections and '.' in name)
+        ):
+            taken.left.append(token)
+            continue
+        if not equals:
+            value = _next(name, tokens, known, plain=name not in known and not is_method)
+        if is_method:
+            taken.methods.append(read_call(value))
+        elif name in known:
+            taken.changes[name] = _read(known[name].kind, value, name)
+        else:
+            kind = typing.get_args(known[inside].kind)[-1] if inside else None
+            taken.changes[name] = value if kind is str else plain(value)
+    return taken
+
+
+def changed(
+    start: Settings, changes: Mapping[str, Any], methods: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Settings:
+    """Settings with some changes; methods that are given replace those that are there.
+
+    A method that is given without arguments keeps those that it had.
+
+    Raises:
+        SettingsError: no such setting or argument, with near names; a value of another type.
+
+    Example:
+        >>> made = changed(Settings(), {'lr': 0.1, 'lora.alpha': 4}, [('lora', {'rank': 2})])
+        >>> made.lr, made.section('lora')
+        (0.1, {'rank': 2, 'alpha': 4})
+    """
+    made = start
+    if methods:
+        chosen = tuple(name for name, _ in methods)
+        kept = {n: v for n, v in start.sections.items() if n in chosen or n not in start.methods}
+        given = {name: dict(arguments) for name, arguments in methods if arguments}
+        made = dataclasses.replace(start, methods=chosen, sections={**kept, **given})
+    made = made.change(changes) if changes else made
+    known = _methods()
+    for method in made.methods:
+        if method not in known:
+            close = difflib.get_close_matches(method, known, n=3, cutoff=0)
+            raise SettingsError(f'no method {method!r}; near names: {", ".join(close)}')
+        _check_section(method, arguments_of(method), made)
+    optimizer = getattr(optax, made.optimizer, None)
+    if optimizer is not None:
+        _check_section(made.optimizer, list(inspect.signature(optimizer).parameters), made)
+    return made
+
+
+def _check_section(function: str, takes: Sequence[str], settings: Settings) -> None:
+    """Raises `SettingsError` for an argument that the function does not take."""
+    for name in settings.section(function):
+        if name not in takes:
+            close = difflib.get_close_matches(name, takes, n=3, cutoff=0)
+            raise SettingsError(f'{function} takes no {name!r}; near names: {", ".join(close)}')
+
+
+@functools.cache
+def _methods() -> tuple[str, ...]:
+    """Names of the functions that make methods."""
+    where = {name: getattr(vars(peftjax).get(name), '__module__', '') for name in peftjax.__all__}
+    return tuple(name for name, module in where.items() if module.startswith('peftjax.methods.'))
+
+
+def plain(text: str) -> Any:
+    """A value without a known type: Python's literals, true, false, none; names as a list; text.
+
+    Example:
+        >>> plain('1e-3'), plain('True'), plain('q_proj,v_proj'), plain('layers/.*/query')
+        (0.001, True, ['q_proj', 'v_proj'], 'layers/.*/query')
+    """
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text.split(',') if re.fullmatch(r'\w+(,\w+)+', text) else text
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flags(kind: Any, prefix: str) -> Iterator[tuple[str, Flag]]:
+    """The plain settings of one dataclass."""
+    kinds, said = typing.get_type_hints(kind), _attributes(kind)
+    for field in dataclasses.fields(kind):
+        inner = kinds[field.name]
+        if dataclasses.is_dataclass(inner):
+            continue
+        default: Any = getattr(kind(), field.name)
+        text = f'{said.get(field.name, "")} ({_default(default)})'.replace('%', '%%')
+        yield prefix + field.name, Flag(inner, default, text, _metavar(inner))
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """What the docstring says of each attribute."""
+    _, _, text = inspect.cleandoc(kind.__doc__ or '').partition('Attributes:\n')
+    found: dict[str, str] = {}
+    name = ''
+    for line in text.splitlines():
+        begun = re.match(r' {4}(\w+): (.*)', line)
+        if begun:
+            name = begun[1]
+            found[name] = begun[2]
+        elif name and line.startswith(' ' * 8):
+            found[name] += ' ' + line.strip()
+    return found
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, str):
+        return value or 'none'
+    if isinstance(value, tuple | Mapping) or value is None:
+        return ','.join(map(str, value or ())) or 'none'
+    return json.dumps(value)
+
+
+def _metavar(kind: Any) -> str:
+    kind = _without_none(kind)
+    origin = typing.get_origin(kind) or kind
+    return _METAVARS.get(origin, 'NAME=VALUE,..')
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next(each for each in typing.get_args(kind) if each is not types.NoneType)
+    return kind
+
+
+def _holder(name: str, known: Mapping[str, Flag]) -> str:
+    """The setting that holds names to values and that a dotted name lies in; '' if none does."""
+    above = name.rpartition('.')[0]
+    while above and above not in known:
+        above = above.rpartition('.')[0]
+    held = above and typing.get_origin(known[above].kind) is Mapping
+    return above if held else ''
+
+
+def _next(name: str, tokens: list[str], known: Mapping[str, Flag], *, plain: bool) -> str:
+    """Takes the value of a setting off the tokens that follow it."""
+    if tokens and not tokens[0].startswith('--'):
+        return tokens.pop(0)
+    if plain or (name in known and known[name].kind is bool):
+        return 'true'
+    example = _EXAMPLES.get(_without_none(known[name].kind), 'TEXT') if name in known else 'lora'
+    raise SettingsError(f'--{name} needs a value, for example --{name} {example}')
+
+
+def _read(kind: Any, text: str, name: str) -> Any:
+    """The value of a setting."""
+    bare = _without_none(kind)
+    if bare is not kind and text.lower() in ('none', 'null'):
+        return None
+    origin, inner = typing.get_origin(bare), typing.get_args(bare)
+    try:
+        if origin is tuple:
+            return [_read(inner[0], each, name) for each in _several(text)]
+        if origin is not None:
+            return _mapping(text, inner[1], name)
+        if bare is bool:
+            return {'true': True, 'false': False}[text.lower()]
+        value = bare(text)
+    except (KeyError, ValueError, SyntaxError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        example = _EXAMPLES.get(bare, '')
+        raise SettingsError(
+            f'--{name} does not take {text!r}; write for example --{name} {example}'
+        ) from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f'--{name} is {text}; it must be a finite number')
+    return value
+
+
+def _several(text: str) -> list[str]:
+    """The parts of a list: a,b or ["a", "b"]."""
+    if text[:1] in '[(' and text:
+        return [each if isinstance(each, str) else json.dumps(each) for each in plain(text)]
+    return [each.strip() for each in text.split(',') if each.strip()]
+
+
+def _mapping(text: str, kind: Any, name: str) -> dict[str, Any]:
+    """Names and values: a=b,c=d or {"a": "b"}."""
+    if text.startswith('{'):
+        value = plain(text)
+        if isinstance(value, dict):
+            return value
+    pairs = [each.partition('=') for each in text.split(',') if each.strip()]
+    if not all(equals for _, equals, _ in pairs):
+        raise SettingsError(f'--{name} does not take {text!r}; write --{name} name=value')
+    return {n.strip(): v.strip() if kind is str else plain(v.strip()) for n, _, v in pairs}

@@ -1,0 +1,75 @@
+"""`peftjax train`: trains a method, from flags, from a config, or from both."""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from peftjax.cli.config_files import read_config
+from peftjax.cli.parser import Parser, UsageError, add_config, settings_of
+from peftjax.train.compilation_cache import keep_compiled_programs
+from peftjax.train.endings import plain_endings
+from peftjax.train.fitting import train
+from peftjax.train.progress import quiet_libraries, terminal
+from peftjax.train.settings import Settings, SettingsError
+
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def add_arguments(parser: Parser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        '--workdir',
+        metavar='DIR',
+        help='the folder of the run, made if it is not there; a run in it that was stopped goes on',
+    )
+    parser.add_argument(
+        '--show', action='store_true', help='print all settings as JSON and train nothing'
+    )
+    parser.add_argument(
+        '--profile', action='store_true', help='write a trace of three steps for TensorBoard'
+    )
+    several = parser.add_argument_group('of several processes, each runs the same command')
+    several.add_argument(
+        '--distributed', action='store_true', help='SLURM or a TPU pod says which this one is'
+    )
+    several.add_argument('--coordinator', metavar='HOST:PORT', help='where the first one listens')
+    several.add_argument('--processes', type=int, metavar='N', help='how many there are')
+    several.add_argument('--process', type=int, metavar='N', help='which this one is, from 0 on')
+    parser.add_settings('model', 'data', 'run', 'mesh', sections=True, chained=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains to the end; prints progress, the result, and the line that uses what it left.
+
+    Raises:
+        SettingsError: settings that do not fit.
+        UsageError: no work folder.
+        SystemExit: with 1, a run that failed.
+    """
+    start = read_config(arguments.config) if arguments.config else Settings()
+    settings = settings_of(arguments, start)
+    if arguments.show:
+        print(json.dumps(settings.to_dict(), indent=2))
+        return
+    if arguments.workdir is None:
+        raise UsageError('no work folder is given; write for example --workdir runs/first')
+    if not settings.model.source:
+        raise SettingsError(
+            'no base model is given; write for example --model.source FacebookAI/roberta-base'
+        )
+    quiet_libraries()
+    keep_compiled_programs()
+    with plain_endings():
+        if arguments.distributed or arguments.coordinator:
+            # On CPUs programs that wait for each other must start in the same order everywhere.
+            jax.config.update('jax_cpu_enable_async_dispatch', False)
+            jax.distributed.initialize(
+                arguments.coordinator, arguments.processes, arguments.process
+            )
+        console = terminal(quiet=jax.process_index() != 0)
+        try:
+            train(settings, Path(arguments.workdir), console, profile=arguments.profile)
+        except _NO_FILE as error:
+            raise SettingsError(f'{error.filename}: {error.strerror}') from error
