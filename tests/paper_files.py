@@ -13,7 +13,9 @@ from peftjax.train.readers.glue import GLUE, SUPERGLUE
 from peftjax.train.readers.text import COMMONSENSE
 from tests.oracle.cases import GOLDEN
 
-WORDS = 'a the of is was and not film plot cast good bad warm cold yes no true false one two'.split()
+WORDS = (
+    'a the of is was and not film plot cast good bad warm cold yes no true false one two'.split()
+)
 SPECIAL = ['[PAD]', '[UNK]', '[BOS]', '[EOS]']
 Rows = list[dict[str, Any]]
 

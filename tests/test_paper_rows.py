@@ -105,4 +105,6 @@ def _scores(engine: Alone, task: Task) -> dict[str, float]:
 def test_most_rows_launch_and_the_others_name_what_is_missing():
     assert len(ROWS) == 130 and len(BUILT) >= 105
     for key in ROWS.keys() - BUILT.keys():
-        assert f'model family {ROWS[key].family!r}, which is not built' in reproduce.missing(ROWS[key])
+        assert f'model family {ROWS[key].family!r}, which is not built' in reproduce.missing(
+            ROWS[key]
+        )

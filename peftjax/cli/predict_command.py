@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from peftjax.cli.evaluate_command import open_folder
 from peftjax.cli.parser import Parser, UsageError
 from peftjax.cli.source import RUN, add_which
-from peftjax.train.data.tables import read_table
+from peftjax.train.data.table_files import read_table
 from peftjax.train.inference import predict
 from peftjax.train.settings import DataSettings
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         column = _text_column(folder.settings.data)
         records = [{column: text} for text in arguments.text]
     else:
-        records = read_table(arguments.file, folder.settings.data)
+        records = list(read_table(arguments.file, folder.settings.data))
     model = folder.load_model()
     task = folder.load_task(model, data=False)
     restored = folder.load_adapter(model, arguments.which)

@@ -9,6 +9,7 @@ import huggingface_hub
 from peftjax.models.registry import family_of
 from peftjax.reproduce.rows import Row
 
+
 def missing(row: Row) -> list[str]:
     """What a row needs that is not here: a model family, weights, data, libraries.
 

@@ -84,15 +84,6 @@ def all_records(data: DataSettings, columns: Iterable[str]) -> Iterator[Record]:
         yield from read_table(table, data, tuple(columns))
 
 
-def read_table(source: str, data: DataSettings) -> list[Record]:
-    """All rows of one table, with all their columns.
-
-    Raises:
-        ValueError: as `read_splits`.
-    """
-    return list(_read(source, data, ()))
-
-
 def _place(record: Record) -> float:
     """Where a row stands between 0 and 1, by a hash of what it holds."""
     return int.from_bytes(_digest(record)[:8], 'big') / 2**64
