@@ -86,7 +86,7 @@ def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) ->
     trained = [line.split()[1] for line in note.read_text().splitlines()] if note.exists() else []
     twice = again + len(trained) - len(set(trained))
     same = all(
-        _end(workdir / 'rows' / row) == _end(folder / 'whole/rows' / row) for row in _over(workdir)
+        _end(workdir / 'runs' / row) == _end(folder / 'whole/runs' / row) for row in _over(workdir)
     )
     return Trial(lines, len(before), len(_ROWS) - len(_over(workdir)), twice, same)
 
@@ -102,11 +102,11 @@ def _over(workdir: pathlib.Path) -> list[str]:
 
 
 def _result(workdir: pathlib.Path, row: str) -> pathlib.Path:
-    return workdir / 'rows' / row / 'result.json'
+    return workdir / 'runs' / row / 'result.json'
 
 
 def _lines(workdir: pathlib.Path) -> int:
-    return sum(path.read_text().count('\n') for path in workdir.glob('rows/*/metrics.jsonl'))
+    return sum(path.read_text().count('\n') for path in workdir.glob('runs/*/metrics.jsonl'))
 
 
 def main() -> int:

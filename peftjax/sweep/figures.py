@@ -172,10 +172,14 @@ def heat_map(file: Path, lines: Sequence[Line], fields: Sequence[str], metric: s
         ]
         for y in ys
     ]
-    figure = Figure(figsize=(3 + 1.2 * len(xs), 1.8 + 0.6 * len(ys)), layout='constrained')
+    size = min(24.0, 3 + 1.2 * len(xs)), min(24.0, 1.8 + 0.6 * len(ys))
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots()
     image = axes.imshow(np.asarray(cells, float), cmap='viridis', aspect='auto')
-    axes.set_xticks(range(len(xs)), [_label(x) for x in xs])
+    said = [_label(x) for x in xs]
+    # Long names would run into each other.
+    aslant = {'rotation': 30, 'ha': 'right'} if max(map(len, said)) > 14 else {}
+    axes.set_xticks(range(len(xs)), said, **aslant)
     axes.set_yticks(range(len(ys)), [_label(y) for y in ys])
     axes.set(xlabel=short(across), ylabel=short(down))
     low, high = np.nanmin(cells), np.nanmax(cells)

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Scores whose least value is the best.
-_SMALLER = frozenset('loss perplexity error mse rmse mae wer cer ter'.split())
+from peftjax.train.metrics.registry import better
 
 
 class Score(NamedTuple):
@@ -45,7 +44,7 @@ def smaller_is_better(name: str) -> bool:
         >>> smaller_is_better('validation/loss'), smaller_is_better('test/f1')
         (True, False)
     """
-    return name.rpartition('/')[2] in _SMALLER
+    return better(name.rpartition('/')[2]).startswith('-')
 
 
 def read_score(text: str) -> Score:
