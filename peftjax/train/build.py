@@ -11,6 +11,7 @@ import jax
 import peftjax
 from peftjax.train import cadence
 from peftjax.train.found import Found, find
+from peftjax.train.metrics.registry import better
 from peftjax.train.optimizers import build_optimizer, numbers_of
 from peftjax.train.placement import Placement
 from peftjax.train.run import Run
@@ -54,7 +55,7 @@ def build(settings: Settings, model: peftjax.Model | None = None, task: Task | N
         eval_every=in_steps(settings.eval_every),
         save_every=in_steps(settings.save_every),
         accumulate=settings.accumulate,
-        best=task.best if settings.best is None else settings.best,
+        best=better(task.best if settings.best is None else settings.best),
         evaluators=task.evaluators,
         seed=settings.seed,
         warm=None if settings.init_from is None else WarmStart(settings.init_from, model),

@@ -21,6 +21,7 @@ from peftjax.train.fingerprint import fingerprint
 from peftjax.train.interrupt import requests_to_stop
 from peftjax.train.loop import Loop, OnStep
 from peftjax.train.member import Member
+from peftjax.train.metrics.registry import better
 from peftjax.train.placement import Placement
 from peftjax.train.profile import Trace
 from peftjax.train.progress import StepProgress, step_progress, terminal
@@ -159,7 +160,7 @@ def fit(
         eval_every=in_steps(eval_every),
         save_every=in_steps(save_every),
         accumulate=accumulate,
-        best=task.best if best is None else best,
+        best=better(task.best if best is None else best),
         evaluators=(*task.evaluators, *evaluators),
         seed=seed,
         description=description,
