@@ -41,7 +41,7 @@ def scatter(
     points = [each for each in settings if getattr(each, key)]
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    places = _apart([getattr(each, key) for each in points])
+    places = _apart([getattr(each, key) for each in points], [_half(each) > 0 for each in points])
     for label, look in _looks(labels).items():
         some = [i for i, each in enumerate(points) if each.label == label]
         if some:
@@ -65,15 +65,16 @@ def scatter(
     _finish(figure, axes, title, file)
 
 
-def _apart(values: list[float]) -> list[float]:
-    """Equal values moved apart a little on a logarithmic axis, so that their bars can be seen."""
+def _apart(values: Sequence[float], bars: Sequence[bool]) -> list[float]:
+    """Equal values moved apart a little on a logarithmic axis where they have bars, to be seen."""
     logs = [math.log10(value) for value in values]
-    step = 0.012 * (max(logs, default=0.0) - min(logs, default=0.0) or 1.0)
-    seen: dict[float, int] = {}
+    span = max(logs, default=0.0) - min(logs, default=0.0) or 1.0
     found = []
-    for value, log in zip(values, logs, strict=True):
-        rank = seen[value] = seen.get(value, -1) + 1
-        found.append(10 ** (log + step * (rank - (values.count(value) - 1) / 2)))
+    for i, (value, log) in enumerate(zip(values, logs, strict=True)):
+        same = [j for j, other in enumerate(values) if other == value and bars[j]]
+        step = min(0.012, 0.06 / max(1, len(same))) * span
+        move = step * (same.index(i) - (len(same) - 1) / 2) if i in same else 0.0
+        found.append(10 ** (log + move))
     return found
 
 

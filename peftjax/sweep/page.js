@@ -103,9 +103,10 @@ function scatter(id, settings, key, xName) {
   if (!axes) return;
   draw(axes.svg, 'polyline', { points: front(points).map(p => `${axes.x(p.x)},${axes.y(p.y)}`).join(' '), class: 'front' });
   for (const p of points) {
-    const own = place(p.s.label), same = points.filter(each => each.x === p.x);
-    // Settings of the same size stand side by side.
-    const x = axes.x(p.x) + 9 * (same.indexOf(p) - (same.length - 1) / 2);
+    const own = place(p.s.label), same = points.filter(each => each.x === p.x && each.half !== null);
+    // Intervals of settings of the same size stand side by side.
+    const apart = Math.min(9, 40 / same.length);
+    const x = axes.x(p.x) + (p.half === null ? 0 : apart * (same.indexOf(p) - (same.length - 1) / 2));
     if (p.half !== null)
       draw(axes.svg, 'line', { x1: x, x2: x, y1: axes.inside(axes.y(p.y - p.half)), y2: axes.inside(axes.y(p.y + p.half)), style: `stroke:${colour(own)};stroke-width:1.5` });
     hover(mark(axes.svg, own, x, axes.y(p.y)), `${p.s.name}: ${show(p.y)}${p.half === null ? '' : ` (${ends(p.s.score)})`}, ${show(p.x)} ${xName}`);
@@ -118,7 +119,8 @@ function curves(runs) {
   const axes = chart($('curves'), points.map(p => p[0]), points.map(p => p[1]), { xName: 'step', yName: name, height: 340 });
   if (axes) for (const { run, points } of lines) {
     const own = place(run.label), style = `stroke:${colour(own)};stroke-dasharray:${DASHES[turn(own)]};stroke-width:${run.run === sweep.best ? 3 : 1.6}`;
-    hover(draw(axes.svg, 'polyline', { points: points.map(p => `${axes.x(p[0])},${axes.y(p[1])}`).join(' '), fill: 'none', style }), whole(run), run.run);
+    const line = draw(axes.svg, 'polyline', { points: points.map(p => `${axes.x(p[0])},${axes.y(p[1])}`).join(' '), fill: 'none', style });
+    hover(points.length === 1 ? mark(axes.svg, own, axes.x(points[0][0]), axes.y(points[0][1])) : line, whole(run), run.run);
   }
 }
 function heat(runs) {
@@ -167,12 +169,18 @@ function table(id, columns, lines, sorts) {
 function settingsTable(settings, reference) {
   const columns = [{ name: 'setting', text: true }, { name: state.metric }, { name: '95 % interval' }, { name: 'difference' }, { name: 'its 95 % interval' }, { name: 'runs' }, { name: 'trained parameters' }, { name: 'TFLOP' }];
   const chosen = (bySetting(all, sweep.score)[0] || {}).name;
-  table('settings', columns, settings.map(s => {
+  const lines = settings.map(s => {
     const by = difference(s, reference), clear = by && by.half !== null && Math.abs(by.mean) > by.half;
     const count = s.runs.length === s.begun.length ? show(s.runs.length) : `${s.runs.length} of ${s.begun.length}`;
     const cells = [show(+s.score.mean.toPrecision(4)), ends(s.score), by ? signed(+by.mean.toPrecision(3)) : reference && s.name === reference.name ? 'reference' : '', by ? ends(by, plus) : '', count, show(s.trainable), show(s.tflop)];
+    return { s, cells, clear };
+  });
+  // Without several seeds there are no intervals.
+  const kept = columns.slice(1).map((_, i) => lines.some(line => line.cells[i] !== ''));
+  table('settings', columns.filter((_, i) => !i || kept[i - 1]), lines.map(({ s, cells, clear }) => {
     const name = el('td', { class: 'text' }, s.name, ...(s.name === chosen ? [' ', el('span', { class: 'mark' }, '★ best')] : []));
-    return el('tr', {}, name, ...cells.map((v, i) => el('td', { 'data-name': columns[i + 1].name, class: clear && (i === 2 || i === 3) ? 'clear' : '' }, v)));
+    const rest = cells.map((v, i) => el('td', { 'data-name': columns[i + 1].name, class: clear && (i === 2 || i === 3) ? 'clear' : '' }, v));
+    return el('tr', {}, name, ...rest.filter((_, i) => kept[i]));
   }));
 }
 function runsTable(runs) {

@@ -65,8 +65,8 @@ class Together:
     def tokens(self, tokens: Any) -> np.ndarray:
         return np.asarray(tokens)[[self._seeds.index(each.run.seed) for each in self._ready]]
 
-    def flops(self) -> float:
-        return self._ready[0].flops
+    def flops(self, place: int = 0) -> float:
+        return self._ready[place].flops
 
     def score(self, split: str, adapters: Mapping[int, Any] = MappingProxyType({})) -> SplitScores:
         program, inside = self._program(), self._inside

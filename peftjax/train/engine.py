@@ -42,7 +42,7 @@ class Engine(Protocol):
         """The tokens of a batch for each run."""
         ...
 
-    def flops(self) -> float:
+    def flops(self, place: int = 0) -> float:
         """Of the matrix products of the last step of a run; 0 where they are not counted."""
         ...
 
@@ -131,7 +131,8 @@ class Alone:
     def tokens(self, tokens: Any) -> np.ndarray:
         return np.asarray([tokens])
 
-    def flops(self) -> float:
+    def flops(self, place: int = 0) -> float:
+        del place
         return self._flops
 
     def _cost(self, args: Any) -> float:

@@ -136,8 +136,8 @@ class Loop:
         parts = self.engine.step(part.rows)
         flops = self.engine.flops()
         self._window.add(number, parts, self.engine.tokens(part.tokens), flops)
-        for _, member in self._here():
-            member.products += flops
+        for place, member in self._here():
+            member.products += self.engine.flops(place)
         for call in self._on_step:
             for _, metrics in parts:
                 call(number, metrics)

@@ -167,9 +167,11 @@ def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path)
     """Two groups of two; killed right after the second group arrived at its first rung."""
     reviews = tiny_runs.film_reviews(tmp_path)
     settings = reviews.change({'duration': '4 steps', 'eval_every': '2 steps'})
-    rates = (1e-2, 3e-3, 1e-5, 2e-5)
+    rates = ((1e-2, 4), (3e-3, 1), (1e-5, 4), (2e-5, 4))
     module = ModuleType('config_of_a_test')
-    vars(module)['sweep_rates'] = lambda add: [add(lr=rate) for rate in rates]
+    vars(module)['sweep_rates'] = lambda add: [
+        add(lr=rate, **{'lora.rank': rank}) for rate, rank in rates
+    ]
     rows = expand(module, 'rates', settings)
 
     folder = SweepFolder(tmp_path / 'sweep')
@@ -197,6 +199,9 @@ def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path)
     statuses = [line['status'] for line in lines]
     assert sorted(statuses[:2]) == ['done', 'pruned'] and statuses[2:] == ['pruned', 'pruned']
     assert [line['steps'] for line in lines] == [4 if s == 'done' else 2 for s in statuses]
+    # The cost of a run is its own, whatever it trained beside.
+    costs = [line['tflop'] / line['steps'] for line in lines]
+    assert costs[0] == costs[2] > costs[1]
     done = statuses.index('done')
     use = use_of(folder.path, rows[done].name)
     assert use.adapter == str(folder.runs / rows[done].name / 'adapter') and use.last
