@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from peftjax import cli
 from peftjax.sweep.asynchronous import AsynchronousHalving
 from peftjax.sweep.best import best_of, best_text, use_of
 from peftjax.sweep.folder import SweepFolder
@@ -18,7 +20,7 @@ from peftjax.sweep.pruning import Halving, Rung
 from peftjax.sweep.rows import expand
 from peftjax.sweep.run import Sweep, default_score
 from peftjax.sweep.score import Score, read_score
-from peftjax.train.settings import read_settings
+from peftjax.train.settings import Settings, read_settings
 from tests import tiny_runs
 
 F1 = 'validation/f1'
@@ -161,6 +163,16 @@ def test_the_best_run_comes_with_what_uses_it(tmp_path):
     text = best_text(folder, lines, score)
     assert '003 with 0.7000' in text and use.command in text and str(use.adapter) in text
     assert best_text(folder, [], score) == 'no run has ended with a validation/f1'
+
+
+def test_the_command_of_a_run_reads_all_of_its_settings(tmp_path, capsys):
+    settings = Settings().change({'lr': 3e-3, 'lora.rank': 2, 'seed': 7, 'methods': ['lora']})
+    use = use_of(tmp_path / 'my sweep', '003')
+    Path(use.config).parent.mkdir(parents=True)
+    Path(use.config).write_text(json.dumps(settings.to_dict()), encoding='utf-8')
+    name, *rest = shlex.split(use.command)
+    assert name == 'peftjax' and cli.main([*rest, '--show']) == 0
+    assert json.loads(capsys.readouterr().out) == settings.to_dict()
 
 
 def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path):
