@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,10 +17,11 @@ from rich.console import Console
 
 from configs import lora_smollm2
 from experiments.command_line import read_flags
-from peftjax.train import build
-from peftjax.train import loop as train
-from peftjax.train.config import Config
-from peftjax.train.data import batches as data
+from peftjax.train.build import build
+from peftjax.train.engine import Alone
+from peftjax.train.fitting import train
+from peftjax.train.placement import Placement
+from peftjax.train.settings import read_settings
 from peftjax.train.trackers.log import MetricsWriter, read_metrics
 from peftjax.train.window import NonFiniteError
 from tests import tiny_runs
@@ -27,17 +29,17 @@ from tests.whole_runs import ROOT, bits, final_states, run_command, run_config, 
 
 
 @pytest.fixture(scope='module')
-def reviews(tmp_path_factory) -> Config:
+def reviews(tmp_path_factory) -> Any:
     return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
 
 
 @pytest.fixture
-def config(reviews) -> Config:
+def config(reviews) -> Any:
     return reviews.copy_and_resolve_references()
 
 
 def test_a_run_learns_and_leaves_its_results(config, tmp_path):
-    config.duration, config.peft, config.lr = '60 steps', ('full',), 1e-2
+    config.duration, config.methods, config.lr = '60 steps', ('full',), 1e-2
     config.eval_every = config.save_every = '20 steps'
     result = run_config(config, tmp_path)
     assert result['test/accuracy'] > 0.8  # by chance 0.5
@@ -68,7 +70,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(conf
     config.log_every = config.save_every = '1 step'
     with pytest.raises(NonFiniteError, match=r'step 2: loss .*newest checkpoint'):
         run_config(config, tmp_path)
-    [(state, _, _)] = final_states(config, tmp_path)
+    [(state, _)] = final_states(config, tmp_path)
     assert int(state.step) == 1
     assert all(np.isfinite(bits(leaf)).all() for leaf in jax.tree.leaves(state))
 
@@ -87,7 +89,7 @@ def test_parts_of_a_batch_make_the_same_step(config, tmp_path):
 
 def test_a_profile_is_a_trace_of_some_steps(config, tmp_path):
     config.duration = '14 steps'
-    train.train(config, tmp_path, Console(quiet=True), profile=True)
+    train(read_settings(config), tmp_path, Console(quiet=True), profile=True)
     traces = list((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
 
@@ -101,30 +103,32 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused(config, tmp_path):
 def test_a_checkpoint_holds_the_adapter_and_not_the_base(config, tmp_path):
     config.duration, config.lora.rank = '2 steps', 1
     result = run_config(config, tmp_path)
-    [(state, _, _)] = final_states(config, tmp_path)
+    [(state, _)] = final_states(config, tmp_path)
     assert sum(leaf.size for leaf in jax.tree.leaves(state.adapter)) == result['trainable']
     assert result['trainable'] < result['base'] / 2
 
 
 @pytest.mark.parametrize(
-    'peft', [('full',), ('select',), ('bottleneck', 'select'), ('lora', 'select')], ids='+'.join
+    'methods', [('full',), ('select',), ('bottleneck', 'select'), ('lora', 'select')], ids='+'.join
 )
-def test_the_trainer_takes_any_method_by_name(config, tmp_path, peft):
-    config.duration, config.peft = '2 steps', peft
+def test_the_trainer_takes_any_method_by_name(config, tmp_path, methods):
+    config.duration, config.methods = '2 steps', methods
     config.bottleneck = ConfigDict({'size': 4, 'targets': 'layers/ffn'})
     assert np.isfinite(run_config(config, tmp_path)['test/loss'])
 
 
 def test_unknown_names_in_a_config_are_answered_with_the_known_ones(config):
-    config.data.name = 'reviews'
-    with pytest.raises(ValueError, match="unknown data 'reviews'; known: film_reviews, gsm8k"):
-        build.build(config)
-    config.data.name, config.peft = 'film_reviews', ('lorra',)
+    config.task = 'reviews'
+    with pytest.raises(ValueError, match=r"no task 'reviews'; near names: \['film_reviews'"):
+        build(read_settings(config))
+    config.task, config.methods = 'film_reviews', ('lorra',)
     with pytest.raises(ValueError, match="'lorra', which peftjax does not have; it has .*lora"):
-        build.build(config)
-    config.peft = ('bottleneck',)
-    with pytest.raises(ValueError, match=r'no config\.bottleneck'):
-        build.build(config)
+        build(read_settings(config))
+    config.methods = ('bottleneck',)
+    with pytest.raises(
+        ValueError, match="bottleneck in methods: missing a required argument: 'siz"
+    ):
+        build(read_settings(config))
 
 
 def test_packed_and_padded_rows_have_the_same_loss(tmp_path):
@@ -142,15 +146,13 @@ def test_packed_and_padded_rows_have_the_same_loss(tmp_path):
 
 
 def _loss_of_problems(folder: Path, arg: str) -> float:
-    config: Config = lora_smollm2.get_config(arg)
+    config: Any = lora_smollm2.get_config(arg)
     config.model.source = str(tiny_runs.checkpoint(folder, 'tiny_llama'))
     config.data.source = str(folder.parent / 'problems.jsonl')
     config.data.lengths, config.lora.rank = (32, 64), 2
-    run = build.build(config)
-    adapter, frozen = run.transform.init(jax.random.key(0), run.model)
-    sums = jax.jit(run.sums)
-    batches = data.eval_batches(run.task.splits['test'], batch_size=2, lengths=config.data.lengths)
-    return build.evaluate(lambda batch: sums(adapter, frozen, batch), batches)['loss']
+    run = build(read_settings(config))
+    state, beside = run.start()
+    return Alone(run, state, beside, Placement(None)).score('test').scores(0)['loss']
 
 
 def test_a_metrics_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import faults
 from configs import lora_sentiment
-from peftjax.train import loop as train
+from peftjax.interop.folder import trees
+from peftjax.interop.folder.read import read_arrays
 from peftjax.train.checkpoints import CheckpointsError
-from peftjax.train.config import Config
 from peftjax.train.interrupt import Interrupted
+from peftjax.train.scoring import SplitScores
 from peftjax.train.trackers.log import read_metrics
 from peftjax.train.window import StepWindow
 from tests import tiny_runs
@@ -32,12 +33,12 @@ WORDS = 'bert.embeddings.word_embeddings.weight'
 
 
 @pytest.fixture(scope='module')
-def reviews(tmp_path_factory) -> Config:
+def reviews(tmp_path_factory) -> Any:
     return tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
 
 
 @pytest.fixture
-def config(reviews) -> Config:
+def config(reviews) -> Any:
     return reviews.copy_and_resolve_references()
 
 
@@ -50,7 +51,7 @@ def whole(reviews, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def steady(reviews) -> Config:
+def steady(reviews) -> Any:
     return _without_dropout(reviews)
 
 
@@ -72,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bits(config, whole, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ('peft', 'settings'),
+    ('method', 'arguments'),
     [
         # What is frozen depends on the fresh adapter, and the checkpoint holds the trained one.
         ('lora', {'rank': 4, 'init': 'pissa'}),
@@ -83,14 +84,14 @@ def test_a_resumed_run_ends_with_the_same_bits(config, whole, tmp_path, monkeypa
     ],
 )
 def test_a_resumed_run_has_the_frozen_part_of_its_start(
-    config, tmp_path, monkeypatch, peft, settings
+    config, tmp_path, monkeypatch, method, arguments
 ):
-    config.peft, config.lr = (peft,), 1e-2
-    if settings:
-        settings = {**settings, 'targets': config.lora.targets}
-    if peft in config:
-        del config[peft]
-    config[peft] = ConfigDict(settings)
+    config.methods, config.lr = (method,), 1e-2
+    if arguments:
+        arguments = {**arguments, 'targets': config.lora.targets}
+    if method in config:
+        del config[method]
+    config[method] = ConfigDict(arguments)
     whole = run_config(config, tmp_path / 'whole')
     with monkeypatch.context() as patch:
         patch.setattr(StepWindow, 'add', _in_step(6, _interrupt))
@@ -105,7 +106,7 @@ def test_a_resumed_run_has_the_frozen_part_of_its_start(
 def test_a_work_folder_of_another_config_is_refused(config, whole, tmp_path):
     shutil.copytree(whole, tmp_path / 'run')
     config.lr = 0.5
-    with pytest.raises(ValueError, match=r'another config \(lr: 0.001 -> 0.5\)'):
+    with pytest.raises(ValueError, match=r'other settings \(lr: 0.001 -> 0.5\)'):
         run_config(config, tmp_path / 'run')
 
 
@@ -161,7 +162,7 @@ def test_a_full_disk_stops_the_run_and_the_last_whole_checkpoint_goes_on(
     steady, whole_steady, tmp_path
 ):
     code = (
-        'import resource, signal, sys, runpy; from experiments import checkpoints\n'
+        'import resource, signal, sys, runpy; from peftjax.train import checkpoints\n'
         'save = checkpoints.Checkpoints.save\n'
         'def full(self, state, *rest):\n'
         '    if int(state.step) == 4:\n'
@@ -199,23 +200,30 @@ def test_a_killed_run_ends_with_the_same_bits(undisturbed, seed):
     assert trial.survived and trial.identical, trial
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(config, tmp_path):
-    config.lr, config.duration = 1e-6, '8 steps'
+def test_the_best_adapter_is_kept_whatever_comes_later(config, tmp_path, monkeypatch):
     config.eval_every = config.save_every = '1 step'
-    worse = iter([0.5, 0.1, *(0.2 + i for i in range(6))])
-    evaluated = []
+    losses, evaluated = iter([0.5, 0.1, *(0.2 + i for i in range(6))]), SplitScores.scores
+    kept = []
 
-    def scores(sums, batches):
-        del sums, batches
-        evaluated.append(next(worse, 9.0))
-        return {'loss': evaluated[-1], 'accuracy': 0.0}
+    def scores(self, place):
+        found = {**evaluated(self, place), 'loss': next(losses, 9.0)}
+        kept.append(found['loss'])
+        return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, 'evaluate', scores)
-        result = run_config(config, tmp_path)
-    kept = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
-    assert kept == [2, 7, 8]
-    assert result['best_step'] == 2
+    monkeypatch.setattr(SplitScores, 'scores', scores)
+    result = run_config(config, tmp_path / 'run')
+    monkeypatch.undo()
+    assert result['best_step'] == 2 and result['best/validation/loss'] == 0.1
+    steps = sorted(int(path.name) for path in (tmp_path / 'run/checkpoints').iterdir())
+    assert steps == [7, 8]
+    # The second step of a run of the same schedule, stopped there.
+    monkeypatch.setattr(StepWindow, 'add', _in_step(2, _terminate))
+    with pytest.raises(Interrupted):
+        run_config(config, tmp_path / 'short')
+    [(state, _)] = final_states(config, tmp_path / 'short')
+    best = read_arrays(tmp_path / 'run/adapter').adapter
+    for path, leaf in trees.by_path(state.adapter).items():
+        np.testing.assert_array_equal(best[path], leaf)
 
 
 def test_a_run_goes_on_on_another_mesh(steady, whole_steady, tmp_path, monkeypatch):
@@ -225,7 +233,7 @@ def test_a_run_goes_on_on_another_mesh(steady, whole_steady, tmp_path, monkeypat
     monkeypatch.undo()
     steady.mesh.fsdp, steady.mesh.tensor = 4, 2
     run_config(steady, tmp_path)
-    (alone, _, _), (moved, _, _) = final_states(steady, whole_steady, tmp_path)
+    (alone, _), (moved, _) = final_states(steady, whole_steady, tmp_path)
     for one, other in zip(
         jax.tree.leaves(alone.adapter), jax.tree.leaves(moved.adapter), strict=True
     ):
@@ -282,16 +290,16 @@ def _losses(workdir: Path) -> list[float]:
     return [v for row in rows for k, v in row.items() if k in ('train/loss', 'validation/loss')]
 
 
-def _without_dropout(reviews: Config) -> Config:
+def _without_dropout(reviews: Any) -> Any:
     """A copy that has no dropout, as the config file has none; meshes draw masks of their own."""
     config = reviews.copy_and_resolve_references()
     del config.lora['dropout']
     return config
 
 
-def _flags(config: Config) -> list[str]:
+def _flags(config: Any) -> list[str]:
     """The fields of a tiny run in which it differs from its config file."""
-    file: Config = lora_sentiment.get_config()
+    file: Any = lora_sentiment.get_config()
     return [
         '--config=configs/lora_sentiment.py',
         *(
@@ -329,6 +337,6 @@ def _terminate() -> None:
 
 
 def _assert_same_bits(one, other):
-    assert one.data == other.data
+    assert one.about == other.about
     for mine, theirs in zip(jax.tree.leaves(one.state), jax.tree.leaves(other.state), strict=True):
         np.testing.assert_array_equal(bits(mine), bits(theirs))

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import lora_sentiment
-from peftjax.train.settings import Settings, read_settings
 from tests.oracle.cases import GOLDEN
 
 WORDS = 'fine grand warm witty dull flat cold weak film plot cast scene a the is was'.split()
@@ -32,7 +31,7 @@ def checkpoint(folder: Path, golden: str) -> Path:
     return folder
 
 
-def film_reviews(folder: Path, **changes: Any) -> Settings:
+def film_reviews(folder: Path) -> Any:
     """configs/lora_sentiment.py with a tiny BERT and reviews whose adjective decides."""
     rng = np.random.default_rng(0)
     lines = ['category,text,movie_name']
@@ -53,4 +52,4 @@ def film_reviews(folder: Path, **changes: Any) -> Settings:
     config.lora.rank = 4
     config.duration, config.log_every = '8 steps', '2 steps'
     config.eval_every, config.save_every = '4 steps', '2 steps'
-    return read_settings(config).change({name.replace('__', '.'): v for name, v in changes.items()})
+    return config

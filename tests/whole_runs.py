@@ -1,8 +1,9 @@
 """What tests of whole runs share."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +13,24 @@ from rich.console import Console
 from peftjax.train.build import build
 from peftjax.train.checkpoints import Checkpoints, Restored
 from peftjax.train.fingerprint import fingerprint
-from peftjax.train.fitting import Fit, train
+from peftjax.train.fitting import train
 from peftjax.train.placement import Placement
-from peftjax.train.settings import Settings
+from peftjax.train.settings import read_settings
+from peftjax.train.tasks.infer import infer
 from peftjax.train.trackers.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
 
 
-def run_settings(settings: Settings, workdir: Path) -> Fit:
-    return train(settings, workdir, Console(quiet=True))
+def run_config(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
+    """What a run of a config gives."""
+    return train(read_settings(config), workdir, Console(quiet=True)).result
 
 
-def final_states(settings: Settings, *workdirs: Path) -> list[Restored]:
+def final_states(config: Mapping[str, Any], *workdirs: Path) -> list[Restored]:
+    """The newest checkpoints of work folders of a config."""
+    settings = infer(read_settings(config))
     placement = Placement.of(settings.mesh)
     run = build(settings)
     state, beside = run.start()

@@ -150,7 +150,7 @@ class Checkpoints:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run on another base: the values of '
                 f'{self._name} have the fingerprint {self._base}, those it '
-                f'was trained on {saved["about"]["base"]}. Choose another --workdir, or give the '
+                f'was trained on {saved["marks"]["base"]}. Choose another --workdir, or give the '
                 'same base'
             )
         flat = _flatten(like)

@@ -36,7 +36,7 @@ def rows_are_traced_once(shelf, traced, monkeypatch):
     trace = groups._ready
 
     def ready(row, run):
-        text = row.config.to_json()
+        text = repr(row.settings)
         if text not in traced:
             traced[text] = trace(row, run)
         return traced[text]._replace(row=row)
@@ -50,11 +50,11 @@ def alone(tmp_path_factory):
     """The folder of a row's run by itself, which tests with the same row share."""
     folders = {}
 
-    def folder_of(config):
-        text = config.to_json()
+    def folder_of(settings):
+        text = repr(settings)
         if text not in folders:
             folders[text] = tmp_path_factory.mktemp('alone')
-            run_config(config, folders[text])
+            run_config(settings.to_dict(), folders[text])
         return folders[text]
 
     return folder_of

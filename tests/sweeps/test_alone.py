@@ -60,14 +60,14 @@ def test_rows_of_several_lengths_are_what_they_would_be_alone(
 def test_rows_that_divide_evenly_are_split_over_devices(config, alone, tmp_path, monkeypatch):
     """Eight rows on the eight devices of the tests, each with one; seven with none of it."""
     spread = []
-    take = program.Together._take
+    take = program._Program._take
 
     def noted(self, tree, axes, part):
         taken = take(self, tree, axes, part)
         spread.append({len(leaf.sharding.device_set) for leaf in jax.tree.leaves(taken)})
         return taken
 
-    monkeypatch.setattr(program.Together, '_take', noted)
+    monkeypatch.setattr(program._Program, '_take', noted)
     rows = rows_of(config, *FOUR, *RATES)
     assert len(group(prepare(rows), 2**33, 32)) == 1
     run(rows, tmp_path / 'sweep')

@@ -6,8 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from peftjax.sweep.groups import group, prepare
-from peftjax.sweep.member import members_of
-from peftjax.train.build import start
+from peftjax.sweep.train import members_of
 from tests.tiny_sweeps import rows_of
 
 pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
 def test_groups_are_rows_of_one_program_that_fit(config):
     changes = [
         *({'seed': seed, 'lora.rank': rank} for seed in (0, 1) for rank in (1, 2)),
-        {'peft': ('select',)},
+        {'methods': ('select',)},
         {'data.batch_size': 4},
         {'schedule': 'cosine'},
     ]
@@ -44,11 +43,11 @@ def test_ranks_share_a_program_only_where_the_optimiser_treats_each_entry_by_its
 
 
 def test_what_rows_hold_alike_is_held_once(config, tmp_path):
-    config.peft, config.vera = ('vera',), ConfigDict({'rank': 4, 'targets': config.lora.targets})
+    config.methods, config.vera = ('vera',), ConfigDict({'rank': 4, 'targets': config.lora.targets})
     (mine,) = group(prepare(rows_of(config, {'lr': 1e-3}, {'lr': 1e-2})), 2**33, 32)
     first, second = members_of(mine, tmp_path)
-    _, alone = start(second.config, second.run)
-    trees = first.frozen, second.frozen, alone
+    _, alone = second.run.start()
+    trees = first.beside, second.beside, alone
     for one, other, expected in zip(*map(jax.tree.leaves, trees), strict=True):
         assert one is other
         np.testing.assert_array_equal(other, expected)

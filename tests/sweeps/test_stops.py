@@ -3,15 +3,16 @@
 import csv
 import json
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from peftjax.sweep import program, result, work
+from peftjax.interop.folder.read import read_arrays
+from peftjax.sweep import program, work
 from peftjax.sweep.pruning import Halving
+from peftjax.train import artifacts as result
 from tests.tiny_sweeps import FOUR, RATES, TWO, assert_as_alone, rows_of, run
-from tests.whole_runs import bits, final_states, without_rates
+from tests.whole_runs import without_rates
 
 pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
 
@@ -50,12 +51,12 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, whole, tmp_path, mon
     lines = run(rows, tmp_path / 'broken')
     assert [line['status'] for line in lines] == ['done', 'done']
     for row in rows:
-        folders = [folder / 'rows' / row.name for folder in (whole, tmp_path / 'broken')]
+        folders = [folder / 'runs' / row.name for folder in (whole, tmp_path / 'broken')]
         mine, theirs = map(without_rates, folders)
         assert mine == theirs
-        states = final_states(row.config, *folders)
-        for one, other in zip(*(jax.tree.leaves(each.state) for each in states), strict=True):
-            np.testing.assert_array_equal(bits(one), bits(other))
+        arrays = [read_arrays(folder / 'adapter_last').adapter for folder in folders]
+        for one, other in zip(*(each.values() for each in arrays), strict=True):
+            np.testing.assert_array_equal(one, other)
     # What is done is not done again.
     monkeypatch.setattr(work, 'train_group', lambda *_: pytest.fail('trained again'))
     assert run(rows, tmp_path / 'broken') == lines
@@ -83,13 +84,13 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, alone, tmp_path,
     """Rungs after 1 and 2 scores; 4, 2 and 1 rows; killed between the results of the first."""
     rows = rows_of(config, *RATES)
     halving, sizes = Halving(2, 'validation/loss'), []
-    together = program.Together.__init__
+    together = program._Program.__init__
 
     def noted(self, members, *others):
         sizes.append(len(members))
         together(self, members, *others)
 
-    monkeypatch.setattr(program.Together, '__init__', noted)
+    monkeypatch.setattr(program._Program, '__init__', noted)
     with monkeypatch.context() as patch:
         patch.setattr(result, 'write_whole', after_the_first_result())
         with pytest.raises(KeyboardInterrupt):
@@ -98,7 +99,7 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, alone, tmp_path,
     assert sizes == [4, 4, 2, 1]
     steps = sorted((line['steps'], line['status']) for line in lines)
     assert steps == [(2, 'pruned'), (2, 'pruned'), (4, 'pruned'), (8, 'done')]
-    logs = [without_rates(tmp_path / 'rows' / row.name) for row in rows]
+    logs = [without_rates(tmp_path / 'runs' / row.name) for row in rows]
     for number, keep in ((2, 2), (4, 1)):
         scores = {
             name: next(
