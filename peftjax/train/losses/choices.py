@@ -41,13 +41,34 @@ def length_normalised_loss(
         Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 2; the exponent is
         the authors' code's.
     """
+    scores = choice_scores(log_probs, mask, exponent)
+    return optax.softmax_cross_entropy_with_integer_labels(scores, answers).mean()
+
+
+def choice_scores(
+    log_probs: Float[jax.Array, 'B C L'],
+    mask: Shaped[HostArray, 'B C L'],
+    exponent: float = 1.0,
+) -> Float32[jax.Array, 'B C']:
+    r"""The scores of choices: `beta = sum_L log p / L^exponent`, `[B, C]` float32.
+
+    A missing choice has the least float32.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.asarray([[[0.5, 0.5], [0.25, 1.0]]]))
+        >>> scores = choice_scores(log_probs, jnp.asarray([[[1, 1], [1, 0]]]))
+        >>> [round(float(score), 4) for score in scores[0]]
+        [-0.6931, -1.3863]
+
+    References:
+        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2.
+    """
     kept = mask.astype(bool)
     lengths = kept.sum(-1)
     sums = jnp.where(kept, log_probs.astype(jnp.float32), 0.0).sum(-1)
     scores = sums / jnp.maximum(lengths, 1).astype(jnp.float32) ** exponent
     # A finite score for missing choices: with minus infinity a gradient could be undefined.
-    scores = jnp.where(lengths > 0, scores, jnp.finfo(jnp.float32).min)
-    return optax.softmax_cross_entropy_with_integer_labels(scores, answers).mean()
+    return jnp.where(lengths > 0, scores, jnp.finfo(jnp.float32).min)
 
 
 def unlikelihood_loss(

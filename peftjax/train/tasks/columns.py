@@ -52,6 +52,13 @@ _USUAL: Mapping[str, Sequence[str]] = {
     'messages': ('messages', 'conversations', 'conversation'),
     'words': ('tokens', 'words'),
     'tags': ('ner_tags', 'tags', 'labels', 'pos_tags'),
+    'chosen': ('chosen', 'preferred', 'chosen_response'),
+    'rejected': ('rejected', 'dispreferred', 'rejected_response'),
+    'completion': ('completion', 'answer', 'response', 'output'),
+    'anchor': ('anchor', 'query', 'question', 'sentence1'),
+    'positive': ('positive', 'pos', 'passage', 'document', 'answer', 'sentence2'),
+    'negative': ('negative', 'neg', 'hard_negative'),
+    'choices': ('choices', 'options', 'endings', 'answer_choices'),
     'image': ('image', 'path', 'file', 'filename', 'img'),
 }
 

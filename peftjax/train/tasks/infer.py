@@ -49,7 +49,7 @@ def _with_columns(settings: Settings, kind: Kind) -> Settings:
     data, model = settings.data, settings.model
     columns = find_columns(data, first_record(data), kind.columns, kind.optional)
     data = dataclasses.replace(data, columns=columns)
-    count = {'regression': 1}.get(kind.head)
+    count = {'regression': 1}.get(kind.head or '')
     if kind.classes is not None:
         if not data.labels and data.reader:
             data = dataclasses.replace(data, labels=classes_of(data))

@@ -8,9 +8,12 @@ from typing import NamedTuple
 import peftjax
 from peftjax.train.settings import Settings, SettingsError
 from peftjax.train.task import Task
-from peftjax.train.tasks import classify, corpora, writing
+from peftjax.train.tasks import classify, corpora, distillation, writing
 from peftjax.train.tasks.choices import choices
+from peftjax.train.tasks.choices_decoder import choices_decoder
+from peftjax.train.tasks.contrastive import contrastive
 from peftjax.train.tasks.images import images
+from peftjax.train.tasks.preference import preference, unpaired_preference
 
 TaskFactory = Callable[[Settings, peftjax.Model], Task]
 
@@ -20,19 +23,20 @@ class Kind(NamedTuple):
 
     Attributes:
         make: from the settings and the model to the task.
-        head: of the model, as `peftjax.load` names it.
+        head: of the model, as `peftjax.load` names it; None for the backbone alone.
         columns: of a table, by role. optional: those that it reads where they are there.
         classes: the column whose values are classes to be counted.
     """
 
     make: TaskFactory
-    head: str
+    head: str | None
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     classes: str | None = None
 
 
 _TEXT = ('text', 'label')
+_CHOICES = ('text', 'choices', 'label')
 TASKS: Mapping[str, Kind] = {
     'classification': Kind(classify.classification, 'classification', _TEXT, (), 'label'),
     'pairs': Kind(classify.classification, 'classification', (*_TEXT, 'second'), (), 'label'),
@@ -45,8 +49,22 @@ TASKS: Mapping[str, Kind] = {
     'instructions': Kind(writing.instructions, 'causal_lm', ('prompt', 'answer'), ('input',)),
     'conversations': Kind(writing.instructions, 'causal_lm', ('messages',)),
     'seq2seq': Kind(writing.seq2seq, 'seq2seq_lm', ('text', 'answer')),
-    'choices': Kind(choices, 'seq2seq_lm', ('text', 'choices', 'label')),
     'images': Kind(images, 'classification', ('image', 'label'), (), 'label'),
+    'preference': Kind(preference, 'causal_lm', ('chosen', 'rejected'), ('prompt',)),
+    'unpaired_preference': Kind(
+        unpaired_preference, 'causal_lm', ('completion', 'label'), ('prompt',)
+    ),
+    'contrastive': Kind(contrastive, None, ('anchor', 'positive'), ('negative', 'group')),
+    'distillation': Kind(distillation.classification, 'classification', _TEXT, (), 'label'),
+    'distillation_pairs': Kind(
+        distillation.classification, 'classification', (*_TEXT, 'second'), (), 'label'
+    ),
+    'distillation_text': Kind(distillation.text, 'causal_lm', ('text',)),
+    'distillation_instructions': Kind(
+        distillation.instructions, 'causal_lm', ('prompt', 'answer'), ('input',)
+    ),
+    'choices': Kind(choices, 'seq2seq_lm', _CHOICES),
+    'choices_decoder': Kind(choices_decoder, 'causal_lm', _CHOICES),
     'film_reviews': Kind(corpora.film_reviews, 'classification'),
     'gsm8k': Kind(corpora.gsm8k, 'causal_lm'),
 }
