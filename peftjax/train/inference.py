@@ -76,10 +76,12 @@ def predict(
         SettingsError: the task makes no predictions.
         ValueError: a record that lacks a column.
     """
+    run, beside = _run(model, transform, frozen, task)
+    if task.predict is not None:
+        return task.predict(Trained(run.model, transform, adapter, frozen, task), list(records))
     if task.row is None or task.answer is None or task.outputs is None:
         raise SettingsError('this task makes no predictions: it has no row, answer or outputs')
     rows = [task.row(record) for record in records]
-    run, beside = _run(model, transform, frozen, task)
     outputs = jax.jit(run.outputs)
     answers: dict[int, Mapping[str, Any]] = {}
     order = np.argsort([len(row.get('input_ids', ())) for row in rows], kind='stable').tolist()

@@ -137,6 +137,8 @@ class Task:
         constants: arrays that the loss reads, an argument of the compiled step.
         row: from a record, `{column: value}`, to a row without its answer, for predictions.
         answer: from an example's outputs to plain values for people, such as a class's name.
+        predict: `predict(trained, records)`, the answers to records where `row` and `answer`
+            cannot say them, such as texts that the model writes.
         classes: names of the classes, in order.
         notes: what a reader of the log should know, such as how many answers were cut.
     """
@@ -154,5 +156,6 @@ class Task:
     constants: Any = None
     row: Callable[[Mapping[str, Any]], Row] | None = None
     answer: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]] | None = None
+    predict: Callable[[Trained, Sequence[Mapping[str, Any]]], list[Mapping[str, Any]]] | None = None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

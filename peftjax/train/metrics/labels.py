@@ -2,15 +2,29 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import nervaluate
 import numpy as np
 import scipy.stats
 import sklearn.metrics
 
+from peftjax.train.settings import SettingsError
 from peftjax.train.task import Outputs
 
 Compute = Callable[[Outputs], float]
+_ZERO: Any = 0.0  # of a class that nothing has; the stubs know texts alone
+
+
+def in_bio_form(classes: Sequence[str]) -> bool:
+    """Whether tags name entities: 'B-…' and 'I-…' of each kind, and 'O' elsewhere.
+
+    Example:
+        >>> in_bio_form(('O', 'B-PER', 'I-PER')), in_bio_form(('NOUN', 'VERB'))
+        (True, False)
+    """
+    kinds = [name for name in classes if name != 'O']
+    return bool(kinds) and all(name[:2] in ('B-', 'I-') and name[2:] for name in kinds)
 
 
 def _classes(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
@@ -20,18 +34,35 @@ def _classes(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
     return targets[targets >= 0], found[targets >= 0]
 
 
+def accuracy(classes: Sequence[str]) -> Compute:
+    """The share of right classes.
+
+    Example:
+        >>> outputs = {'targets': [np.int32(1), np.int32(-100)], 'logits': [np.eye(2)[1]] * 2}
+        >>> accuracy(())(outputs)
+        1.0
+    """
+    del classes
+    return lambda outputs: float(sklearn.metrics.accuracy_score(*_classes(outputs)))
+
+
 def f1(classes: Sequence[str]) -> Compute:
     """F1 of class 1, of two classes.
+
+    Raises:
+        SettingsError: there are more classes; from the call too, where they have no names.
 
     Example:
         >>> outputs = {'targets': [np.int32(1), np.int32(0)], 'logits': [np.eye(2)[1]] * 2}
         >>> round(f1(())(outputs), 4)
         0.6667
     """
-    del classes
+    _check_two(len(classes) or 2)
 
     def compute(outputs: Outputs) -> float:
-        return float(sklearn.metrics.f1_score(*_classes(outputs)))
+        _check_two(max((len(logits) for logits in outputs['logits']), default=2))
+        found = _classes(outputs)
+        return float(sklearn.metrics.f1_score(*found, labels=[0, 1], zero_division=_ZERO))
 
     return compute
 
@@ -42,7 +73,7 @@ def f1_macro(classes: Sequence[str]) -> Compute:
 
     def compute(outputs: Outputs) -> float:
         found = _classes(outputs)
-        return float(sklearn.metrics.f1_score(*found, average='macro'))
+        return float(sklearn.metrics.f1_score(*found, average='macro', zero_division=_ZERO))
 
     return compute
 
@@ -51,6 +82,17 @@ def matthews(classes: Sequence[str]) -> Compute:
     """Matthews' correlation of classes; 0 where all have the same class."""
     del classes
     return lambda outputs: float(sklearn.metrics.matthews_corrcoef(*_classes(outputs)))
+
+
+def rmse(classes: Sequence[str]) -> Compute:
+    """The square root of the mean squared error of numbers."""
+    del classes
+
+    def compute(outputs: Outputs) -> float:
+        found = (np.asarray(outputs[name], np.float64) for name in ('targets', 'values'))
+        return float(sklearn.metrics.root_mean_squared_error(*found))
+
+    return compute
 
 
 def pearson(classes: Sequence[str]) -> Compute:
@@ -80,7 +122,15 @@ def entity_f1(classes: Sequence[str]) -> Compute:
         >>> outputs = {'targets': [np.asarray([1, 2, -100])], 'tags': [np.asarray([1, 2, 0])]}
         >>> entity_f1(('O', 'B-PER', 'I-PER'))(outputs)
         1.0
+
+    Raises:
+        SettingsError: the tags name no entities.
     """
+    if not in_bio_form(classes):
+        raise SettingsError(
+            f'entity_f1 needs tags such as O, B-PER, I-PER, and these are {", ".join(classes)}; '
+            'name them in data.labels, or write data.options.metrics without entity_f1'
+        )
 
     def compute(outputs: Outputs) -> float:
         true, found = [], []
@@ -93,3 +143,10 @@ def entity_f1(classes: Sequence[str]) -> Compute:
         return float(scores['overall']['strict'].f1)
 
     return compute
+
+
+def _check_two(count: int) -> None:
+    if count > 2:
+        raise SettingsError(
+            f'the metric f1 is of two classes, and there are {count}; write f1_macro'
+        )

@@ -12,11 +12,13 @@ MetricFactory = Callable[[Sequence[str]], Callable[[Outputs], float]]
 """From the names of the classes to a function of the outputs of a split."""
 
 METRICS: Mapping[str, MetricFactory] = {
+    'accuracy': labels.accuracy,
     'f1': labels.f1,
     'f1_macro': labels.f1_macro,
     'matthews': labels.matthews,
     'pearson': labels.pearson,
     'spearman': labels.spearman,
+    'rmse': labels.rmse,
     'entity_f1': labels.entity_f1,
     'perplexity': texts.perplexity,
 }
@@ -61,5 +63,5 @@ def _find(name: str) -> MetricFactory:
         )
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(f'metric {name!r} cannot be read: {error}') from None

@@ -11,7 +11,7 @@ import optax
 import tokenizers
 
 import peftjax
-from peftjax.train.data.packing import Row
+from peftjax.train.data.packing import Row, chat_row
 from peftjax.train.data.tables import Record, read_splits
 from peftjax.train.settings import DataSettings, Settings, SettingsError
 from peftjax.train.task import Batch, Totals
@@ -173,11 +173,61 @@ def text_of(record: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def cutting(tokenizer: peftjax.Tokenizer, longest: int) -> tokenizers.Tokenizer:
+class Cutting:
+    """A tokenizer that cuts texts at a length and counts them. Special tokens are kept.
+
+    Attributes:
+        seen, cut: how many texts, or pairs of texts, were encoded, and how many of them were cut.
+    """
+
+    def __init__(self, tokenizer: peftjax.Tokenizer, longest: int):
+        self._backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+        self._backend.enable_truncation(longest)
+        self._longest = longest
+        self.seen = self.cut = 0
+
+    def encode(self, text: str, pair: str | None = None) -> tokenizers.Encoding:
+        """The tokens of a text, or of a pair of texts, of which the longer one is cut first."""
+        return self._counted(self._backend.encode(text, pair))
+
+    def encode_words(self, words: Sequence[str]) -> tokenizers.Encoding:
+        """The tokens of a text that is cut into words already."""
+        return self._counted(self._backend.encode(list(words), is_pretokenized=True))
+
+    def _counted(self, encoded: tokenizers.Encoding) -> tokenizers.Encoding:
+        self.seen += 1
+        self.cut += bool(encoded.overflowing)
+        return encoded
+
+    def notes(self) -> tuple[str, ...]:
+        """Says how many texts were cut; empty where none was."""
+        if not self.cut:
+            return ()
+        return (f'{self.cut:,} of {self.seen:,} texts were cut at {self._longest} tokens',)
+
+
+def cutting(tokenizer: peftjax.Tokenizer, longest: int) -> Cutting:
     """A tokenizer that cuts at a length, keeps its special tokens, and cuts longer texts first."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-    backend.enable_truncation(longest)
-    return backend
+    return Cutting(tokenizer, longest)
+
+
+class ChatRows:
+    """Makes `packing.chat_row`s and counts those that were cut.
+
+    Attributes:
+        longest: where rows are cut.
+        made, cut: how many rows there are, and how many of them lack a part of their answer.
+    """
+
+    def __init__(self, longest: int):
+        self.longest = longest
+        self.made = self.cut = 0
+
+    def row(self, prompt: Sequence[int], answer: Sequence[int]) -> Row:
+        """A row of a prompt and its answer."""
+        self.made += 1
+        self.cut += len(prompt) + len(answer) - 1 > self.longest
+        return chat_row(prompt, answer, self.longest)
 
 
 def path_of(source: str) -> Path:

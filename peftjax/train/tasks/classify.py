@@ -1,5 +1,7 @@
 """Classes, numbers and tags of texts and of pairs of texts."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import peftjax
 from peftjax.train.data.packing import Row
 from peftjax.train.data.tables import Record
+from peftjax.train.metrics.labels import in_bio_form
 from peftjax.train.metrics.registry import metrics_of
 from peftjax.train.settings import Settings, SettingsError
 from peftjax.train.task import Batch, Forward, Task, Totals
@@ -27,10 +30,12 @@ def classification(settings: Settings, model: peftjax.Model) -> Task:
     keeps its special tokens and cuts the longer text of a pair first.
 
     Options: label_smoothing, and metrics (accuracy is always there): f1, f1_macro, matthews.
+    The loss of an evaluation is smoothed as that of a training step is.
     """
     options = base.options_of(settings, label_smoothing=0.0, metrics=())
     number = class_number(settings)
-    encode = _encoder(settings, model)
+    backend = _backend(settings, model)
+    encode = _encoder(settings, backend)
     columns = settings.data.columns
 
     def row(record: Record) -> Row:
@@ -41,15 +46,9 @@ def classification(settings: Settings, model: peftjax.Model) -> Task:
         logits = forward(base.encoder_inputs(batch))
         return base.weighted_totals(logits, batch, options['label_smoothing'])
 
-    return _of_texts(
-        settings,
-        model,
-        row,
-        encode,
-        totals,
-        class_outputs,
-        class_answer(settings),
-        options['metrics'],
+    task = _of_texts(settings, model, row, totals, class_outputs, options['metrics'])
+    return dataclasses.replace(
+        task, row=encode, answer=class_answer(settings), notes=backend.notes()
     )
 
 
@@ -61,7 +60,8 @@ def regression(settings: Settings, model: peftjax.Model) -> Task:
     Options: metrics: pearson, spearman (both unless given).
     """
     options = base.options_of(settings, metrics=('pearson', 'spearman'))
-    encode, columns = _encoder(settings, model), settings.data.columns
+    backend = _backend(settings, model)
+    encode, columns = _encoder(settings, backend), settings.data.columns
 
     def row(record: Record) -> Row:
         return {
@@ -84,30 +84,26 @@ def regression(settings: Settings, model: peftjax.Model) -> Task:
     def answer(found: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         return {'value': float(found['values'])}
 
-    return _of_texts(settings, model, row, encode, totals, outputs, answer, options['metrics'])
+    task = _of_texts(settings, model, row, totals, outputs, options['metrics'])
+    return dataclasses.replace(task, row=encode, answer=answer, notes=backend.notes())
 
 
 def token_classification(settings: Settings, model: peftjax.Model) -> Task:
     """A tag for each word, read at the word's first token; further tokens of it count nowhere.
 
-    The columns words and tags hold lists of equal length. A row: input_ids, segment_ids int32 [T];
-    targets int32 [T], -100 where nothing counts; weights float32 [].
+    The columns words and tags hold lists of equal length, or texts with spaces between words and
+    between tags. A row: input_ids, segment_ids int32 [T]; targets int32 [T], -100 where nothing
+    counts; weights float32 []. Words behind the greatest length count nowhere.
 
-    Options: metrics: entity_f1 of tags in BIO form (unless given).
+    Options: label_smoothing; metrics: entity_f1 (unless given, where the tags are in BIO form).
     """
-    options = base.options_of(settings, metrics=('entity_f1',))
     number, names = class_number(settings), settings.data.labels
-    tokenizer, columns = base.needed(model, settings), settings.data.columns
-    longest = max(settings.data.lengths, default=base.most_tokens(model))
-    backend = base.cutting(tokenizer, longest)
+    usual = ('entity_f1',) if in_bio_form(names) else ()
+    options = base.options_of(settings, label_smoothing=0.0, metrics=usual)
+    columns, backend = settings.data.columns, _backend(settings, model)
 
     def encode(record: Mapping[str, Any]) -> tuple[Row, list[int]]:
-        words = record[columns['words']]
-        if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
-            raise ValueError(
-                f'{columns["words"]} holds {str(words)[:60]!r}, which is no list of words'
-            )
-        encoded = backend.encode(list(words), is_pretokenized=True)
+        encoded = backend.encode_words(listed(record, columns['words']))
         ids = np.asarray(encoded.ids, np.int32)
         places = [-1 if word is None else word for word in encoded.word_ids]
         firsts = [
@@ -117,11 +113,9 @@ def token_classification(settings: Settings, model: peftjax.Model) -> Task:
 
     def row(record: Record) -> Row:
         made, firsts = encode(record)
-        tags = record[columns['tags']]
-        if len(tags) != len(record[columns['words']]):
-            raise ValueError(
-                f'{len(record[columns["words"]])} words have {len(tags)} tags: {record}'
-            )
+        words, tags = (listed(record, columns[name]) for name in ('words', 'tags'))
+        if len(tags) != len(words):
+            raise ValueError(f'{len(words)} words have {len(tags)} tags: {str(record)[:200]}')
         targets = [IGNORED if place < 0 else number(tags[place]) for place in firsts]
         return {**made, 'targets': np.asarray(targets, np.int32), 'weights': np.float32(1)}
 
@@ -137,7 +131,8 @@ def token_classification(settings: Settings, model: peftjax.Model) -> Task:
         targets = counted(batch)
         weights = jnp.broadcast_to(batch['weights'][:, None], targets.shape)
         logits = forward(base.encoder_inputs(batch))
-        return base.weighted_totals(logits, {'targets': targets, 'weights': weights})
+        counting = {'targets': targets, 'weights': weights}
+        return base.weighted_totals(logits, counting, options['label_smoothing'])
 
     def outputs(forward: Forward, batch: Batch) -> Mapping[str, jax.Array]:
         logits = forward(base.encoder_inputs(batch)).astype(jnp.float32)
@@ -145,7 +140,7 @@ def token_classification(settings: Settings, model: peftjax.Model) -> Task:
 
     def answer(found: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         kept = found['tags'][found['targets'] >= 0]
-        return {'tags': [names[tag] for tag in kept]}
+        return {'tags': [names[tag] if names else int(tag) for tag in kept]}
 
     splits = base.read_rows(settings, (columns['words'], columns['tags']), row)
     return Task(
@@ -160,7 +155,26 @@ def token_classification(settings: Settings, model: peftjax.Model) -> Task:
         row=plain,
         answer=answer,
         classes=names,
+        notes=backend.notes(),
     )
+
+
+def listed(record: Mapping[str, Any], column: str) -> list[Any]:
+    """A column that holds a list, or a text of parts with spaces between them.
+
+    Raises:
+        ValueError: the column is missing or holds something else.
+
+    Example:
+        >>> listed({'words': 'Ada writes'}, 'words')
+        ['Ada', 'writes']
+    """
+    found = record.get(column)
+    if isinstance(found, str):
+        return found.split()
+    if not isinstance(found, list | tuple) or not all(isinstance(w, str | int) for w in found):
+        raise ValueError(f'column {column!r} holds {str(found)[:60]!r}, which is no list')
+    return list(found)
 
 
 def class_number(settings: Settings) -> Callable[[Any], np.int32]:
@@ -213,10 +227,13 @@ def _targets(batch: Batch) -> dict[str, Any]:
     return {'targets': batch['targets']} if 'targets' in batch else {}
 
 
-def _encoder(settings: Settings, model: peftjax.Model) -> Callable[[Mapping[str, Any]], Row]:
-    """From a record to the tokens of its text or pair of texts."""
+def _backend(settings: Settings, model: peftjax.Model) -> base.Cutting:
     longest = max(settings.data.lengths, default=base.most_tokens(model))
-    backend = base.cutting(base.needed(model, settings), longest)
+    return base.cutting(base.needed(model, settings), longest)
+
+
+def _encoder(settings: Settings, backend: base.Cutting) -> Callable[[Mapping[str, Any]], Row]:
+    """From a record to the tokens of its text or pair of texts."""
     columns = settings.data.columns
     second = columns.get('second')
 
@@ -234,16 +251,13 @@ def _of_texts(
     settings: Settings,
     model: peftjax.Model,
     row: Callable[[Record], Row],
-    encode: Callable[[Mapping[str, Any]], Row],
     totals: Callable[[Forward, Batch], Totals],
     outputs: Callable[[Forward, Batch], Mapping[str, jax.Array]],
-    answer: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
     metrics: Sequence[str],
 ) -> Task:
     data, columns = settings.data, settings.data.columns
     names = [columns['text'], columns['label']] + [columns[n] for n in ('second',) if n in columns]
     splits = base.read_rows(settings, names, row)
-    lengths = base.lengths_of(settings, model, base.sizes_of(splits))
     return Task(
         splits=splits,
         totals=totals,
@@ -252,23 +266,16 @@ def _of_texts(
         best='-loss',
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
-        lengths=lengths,
-        row=encode,
-        answer=answer,
+        lengths=base.lengths_of(settings, model, base.sizes_of(splits)),
         classes=data.labels,
-        notes=_cut(splits, max(data.lengths, default=base.most_tokens(model))),
     )
-
-
-def _cut(splits: base.Splits, longest: int) -> tuple[str, ...]:
-    """Says how many texts fill the greatest length, and so were cut or just fit."""
-    rows = [row for each in splits.values() for row in each]
-    full = sum(len(row['input_ids']) >= longest for row in rows)
-    return (f'{full:,} of {len(rows):,} texts were cut at {longest} tokens',) if full else ()
 
 
 def _real(value: Any) -> np.float32:
     try:
-        return np.float32(float(value))
+        number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f'{value!r} is no number') from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f'label {value!r} is no finite number')
+    return np.float32(number)

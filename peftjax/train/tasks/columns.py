@@ -68,24 +68,29 @@ def find_columns(
     record: Record,
     roles: Sequence[str],
     optional: Sequence[str] = (),
+    named: Sequence[str] = (),
 ) -> dict[str, str]:
     """The columns of a table by their role: those of the settings, or others by usual names.
 
     Args:
         data: names some of the columns.
         record: a row of the table.
-        roles: that are needed. optional: that are taken where they have a usual name.
+        roles: that are needed. optional: that are taken where they have a usual name. named: that
+            are taken where the settings name them.
 
     Raises:
-        SettingsError: a named column that is not there, or a role for which there is none, with the
-            columns that there are.
+        SettingsError: a role that the task does not have; a named column that is not there, or a
+            role for which there is none, with the columns that there are.
 
     Example:
         >>> find_columns(DataSettings(), {'Message': 'Hi', 'Category': 'ham'}, ('text', 'label'))
         {'text': 'Message', 'label': 'Category'}
     """
     names = [str(name) for name in record]
+    known = (*roles, *optional, *named)
     for role, name in data.columns.items():
+        if role not in known:
+            raise SettingsError(f'data.columns.{role}: this task reads {", ".join(known)}')
         if name not in names:
             raise SettingsError(
                 f'data.columns.{role} is {name!r}, and the columns of {data.source} are '
@@ -111,9 +116,7 @@ def find_columns(
             f'for example --data.columns.{missing[0]} {names[0]!r}; if the first line is data, '
             f'--data.header {",".join(roles)}'
         )
-    return {role: found[role] for role in (*roles, *optional) if role in found} | {
-        role: name for role, name in data.columns.items() if role in (*roles, *optional)
-    }
+    return {role: found[role] for role in known if role in found}
 
 
 def find_classes(data: DataSettings, labels: Iterable[Any]) -> tuple[str, ...]:
@@ -127,15 +130,20 @@ def find_classes(data: DataSettings, labels: Iterable[Any]) -> tuple[str, ...]:
         ...     DataSettings(), [1, 0, 10])
         (('ham', 'spam'), ('0', '1', '10'))
     """
-    found = set(labels)
-    where = data.source
+    where, found = data.source, set()
+    for label in labels:
+        if not isinstance(label, str | int | float):
+            raise SettingsError(f'a label of {where} is {str(label)[:60]!r}, which is no name')
+        if isinstance(label, str) and not label.strip():
+            raise SettingsError(f'a row of {where} has an empty label; leave such rows out')
+        found.add(label)
     if all(map(_number, found)) and not all(map(_whole, found)):
         raise SettingsError(
             f'the labels of {where} are numbers such as {next(iter(found))!r}; for these write '
             '--task regression'
         )
-    if not all(isinstance(each, str | int) for each in found):
-        raise SettingsError(f'the labels of {where} are {str(next(iter(found)))[:60]!r}, no names')
+    if fractions := [each for each in found if isinstance(each, float)]:
+        raise SettingsError(f'labels of {where} are names, and one is the number {fractions[0]}')
     if len(found) > _MOST_CLASSES:
         raise SettingsError(
             f'{where} has {len(found)} different labels: is that the right column? '
@@ -157,6 +165,6 @@ def _whole(value: Any) -> bool:
 def _number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return False
-    return True
+    return not isinstance(value, bool)

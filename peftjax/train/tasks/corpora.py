@@ -6,12 +6,13 @@ import numpy as np
 
 import peftjax
 from peftjax.train.data import corpora
-from peftjax.train.data.packing import Row, chat_row
+from peftjax.train.data.packing import Row
 from peftjax.train.settings import Settings
 from peftjax.train.task import Batch, Forward, Task, Totals
 from peftjax.train.tasks import base
 from peftjax.train.tasks.classify import class_answer, class_outputs
-from peftjax.train.tasks.writing import decoder_task
+from peftjax.train.tasks.generated import generation_options
+from peftjax.train.tasks.writing import Prompts, decoder_task, with_generation, writer_of
 
 
 def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
@@ -69,6 +70,9 @@ def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
 
     The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
     `data.packing` several to a row of the greatest length. Longer problems are cut there.
+
+    Options: as of `peftjax.train.tasks.writing.instructions`; `generated` may name 'last_number',
+    the share of problems whose final number is right.
     """
     data, tokenizer = settings.data, base.needed(model, settings)
     longest = max(data.lengths, default=base.most_tokens(model))
@@ -76,16 +80,31 @@ def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def row(problem: corpora.Problem) -> Row:
-        prompt = f'<|im_start|>user\n{problem.question}<|im_end|>\n<|im_start|>assistant\n'
-        return chat_row(ids(prompt), ids(f'{problem.answer}<|im_end|>'), longest)
+    def prompt(question: str) -> list[int]:
+        return ids(f'<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n')
 
+    rows = base.ChatRows(longest)
     splits: base.Splits = {}
+    prompts: Prompts = {}
     if data.source:
         problems = corpora.split_problems(corpora.read_problems(base.path_of(data.source)))
         splits = {
-            name: [row(problem) for problem in base.limited(split, data)]
+            name: [
+                rows.row(prompt(each.question), ids(f'{each.answer}<|im_end|>'))
+                for each in base.limited(split, data)
+            ]
             for name, split in problems.items()
         }
-    options = base.options_of(settings, label_smoothing=0.0, metrics=())
-    return decoder_task(settings, model, splits, longest, options)
+        prompts = {
+            name: [(prompt(each.question), each.answer) for each in base.limited(split, data)]
+            for name, split in problems.items()
+        }
+    options = base.options_of(settings, label_smoothing=0.0, metrics=(), **generation_options())
+    task = decoder_task(settings, model, splits, rows, options)
+    return with_generation(
+        task,
+        writer_of(model, tokenizer, options),
+        lambda record: prompt(base.text_of(record, 'question')),
+        prompts,
+        options,
+    )

@@ -1,6 +1,6 @@
-"""Scores of texts that the model writes, inside of training."""
+"""Texts that the model writes: predictions, and their scores inside of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from peftjax.train.settings import SettingsError
 from peftjax.train.task import Trained
 
 _BATCH = 16  # prompts that are read at a time
+_STEP = 64  # prompts are padded to multiples of this
 
 
 def generation_options() -> dict[str, Any]:
@@ -19,17 +20,108 @@ def generation_options() -> dict[str, Any]:
     return {'generated': (), 'generated_limit': 64, 'max_new_tokens': 128}
 
 
-class Generated:
-    """`Evaluator`: the model's own texts, greedily written, beside the answers of the data.
+class Writer:
+    """Writes behind prompts, greedily, until the end token of the tokenizer.
 
     Prompts of a batch are padded to one of few lengths, so that few programs are compiled.
 
     Args:
-        prompts: of each split, the tokens of prompts and the texts of their answers.
         tokenizer: reads what is written.
-        metrics: names in `peftjax.train.metrics.texts.TEXT_METRICS`.
-        max_new_tokens: of a text. limit: of prompts of a split, the first ones; 0 takes all.
+        max_new_tokens: of a text.
+        positions: that the model has for a prompt and its text; None where there is no limit.
         start: what an encoder's decoder begins with; None for a decoder alone.
+    """
+
+    def __init__(
+        self,
+        tokenizer: peftjax.Tokenizer,
+        max_new_tokens: int,
+        positions: int | None = None,
+        start: int | None = None,
+    ):
+        self._tokenizer, self._new, self._start = tokenizer, max_new_tokens, start
+        self._longest = None if positions is None else positions - max_new_tokens
+        # The generator keeps its transform alive, so that no other one has the same id.
+        self._generators: dict[int, Any] = {}
+
+    def fits(self, prompt: Sequence[int]) -> bool:
+        """Whether the model has a position for each token of the prompt and of its text."""
+        return self._longest is None or len(prompt) <= self._longest
+
+    def write(self, trained: Trained, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """The text behind each prompt, without special tokens.
+
+        Raises:
+            ValueError: a prompt without tokens, or one that leaves no room for its text.
+        """
+        for prompt in prompts:
+            if not len(prompt) or not self.fits(prompt):
+                raise ValueError(
+                    f'a prompt has {len(prompt)} tokens; it needs at least one, and with '
+                    f'{self._new} new tokens at most {self._longest}: write a smaller '
+                    '--data.options.max_new_tokens'
+                )
+        key = id(trained.transform)
+        if key not in self._generators:
+            self._generators[key] = peftjax.generator(trained.model, trained.transform)
+        found: list[str] = []
+        for first in range(0, len(prompts), _BATCH):
+            found += self._batch(self._generators[key], trained, prompts[first : first + _BATCH])
+        return found
+
+    def _batch(self, generate: Any, trained: Trained, prompts: Sequence[Any]) -> list[str]:
+        eos = self._tokenizer.eos_id
+        filled = [*prompts, *[prompts[-1]] * (_BATCH - len(prompts))]
+        length = -(-max(map(len, filled)) // _STEP) * _STEP
+        ids, mask = _padded(filled, length, eos or 0, left=self._start is None)
+        written = generate(
+            trained.adapter,
+            trained.frozen,
+            jnp.asarray(ids),
+            jnp.asarray(mask),
+            max_new_tokens=self._new,
+            eos_token_id=eos,
+            pad_token_id=eos or 0,
+            **({} if self._start is None else {'start_token_id': self._start}),
+        )
+        return [
+            self.plain(_ended(row, eos)) for row in np.asarray(written)[: len(prompts)].tolist()
+        ]
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of tokens without special ones."""
+        return self._tokenizer.decode(ids).strip()
+
+    def reference(self, answer: str) -> str:
+        """An answer as a text of the model reads: without special tokens."""
+        return self.plain(self._tokenizer.encode(answer, add_special_tokens=False))
+
+    def predictions(
+        self, prompt: Callable[[Mapping[str, Any]], Sequence[int]]
+    ) -> Callable[[Trained, Sequence[Mapping[str, Any]]], list[Mapping[str, Any]]]:
+        """`Task.predict`, by a function from a record to the tokens of its prompt."""
+
+        def predict(
+            trained: Trained, records: Sequence[Mapping[str, Any]]
+        ) -> list[Mapping[str, Any]]:
+            texts = self.write(trained, [prompt(record) for record in records])
+            return [{'text': text} for text in texts]
+
+        return predict
+
+
+class Generated:
+    """`Evaluator`: the model's own texts beside the answers of the data.
+
+    Args:
+        prompts: of each split, the tokens of prompts and the texts of their answers. Prompts for
+            which the writer has no room are left out.
+        writer: writes behind them.
+        metrics: names in `peftjax.train.metrics.texts.TEXT_METRICS`.
+        limit: of prompts of a split, the first ones; 0 takes all.
+
+    Attributes:
+        left_out: how many prompts have no room.
 
     Raises:
         SettingsError: a metric that there is not.
@@ -38,61 +130,38 @@ class Generated:
     def __init__(
         self,
         prompts: Mapping[str, Sequence[tuple[list[int], str]]],
-        tokenizer: peftjax.Tokenizer,
+        writer: Writer,
         metrics: Sequence[str],
-        max_new_tokens: int,
         limit: int,
-        start: int | None = None,
     ):
         for name in metrics:
             if name not in TEXT_METRICS:
                 raise SettingsError(
                     f'data.options.generated names {name!r}; there are {", ".join(TEXT_METRICS)}'
                 )
-        self._prompts, self._tokenizer, self._metrics = prompts, tokenizer, tuple(metrics)
-        self._new, self._limit, self._start = max_new_tokens, limit, start
-        self._generators: dict[int, Any] = {}
+        fitting = {
+            split: [pair for pair in pairs if writer.fits(pair[0])]
+            for split, pairs in prompts.items()
+        }
+        self.left_out = sum(map(len, prompts.values())) - sum(map(len, fitting.values()))
+        self._prompts = {
+            split: pairs[:limit] if limit else pairs for split, pairs in fitting.items()
+        }
+        self._writer, self._metrics = writer, tuple(metrics)
 
     def __call__(self, trained: Trained, split: str) -> Mapping[str, float]:
-        """The scores of a split, by name."""
-        pairs = list(self._prompts.get(split, ()))
-        pairs = pairs[: self._limit] if self._limit else pairs
+        """The scores of a split, by name; none where it has no prompts."""
+        pairs = self._prompts.get(split, ())
         if not pairs:
             return {}
-        texts = self.texts(trained, [ids for ids, _ in pairs])
-        answers = [self._plain(answer) for _, answer in pairs]
+        texts = self._writer.write(trained, [ids for ids, _ in pairs])
+        answers = [self._writer.reference(answer) for _, answer in pairs]
         return {name: TEXT_METRICS[name](texts, answers) for name in self._metrics}
 
-    def texts(self, trained: Trained, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """What the model writes behind each prompt."""
-        # The model of one run, or of each run of a sweep, is traced once.
-        key = id(trained.transform)
-        if key not in self._generators:
-            self._generators[key] = peftjax.generator(trained.model, trained.transform)
-        generate, found = self._generators[key], []
-        eos, pad = self._tokenizer.eos_id, self._tokenizer.eos_id or 0
-        for first in range(0, len(prompts), _BATCH):
-            chosen = prompts[first : first + _BATCH]
-            filled = [*chosen, *[chosen[-1]] * (_BATCH - len(chosen))]
-            length = -(-max(map(len, filled)) // 64) * 64
-            ids, mask = _padded(filled, length, pad, left=self._start is None)
-            written = generate(
-                trained.adapter,
-                trained.frozen,
-                jnp.asarray(ids),
-                jnp.asarray(mask),
-                max_new_tokens=self._new,
-                eos_token_id=eos,
-                pad_token_id=pad,
-                **({} if self._start is None else {'start_token_id': self._start}),
-            )
-            found += [self._tokenizer.decode(row) for row in np.asarray(written)[: len(chosen)]]
-        return found
 
-    def _plain(self, answer: str) -> str:
-        """An answer as the model's text reads: without special tokens."""
-        ids = self._tokenizer.encode(answer, add_special_tokens=False)
-        return self._tokenizer.decode(ids)
+def _ended(ids: list[int], eos: int | None) -> list[int]:
+    """The tokens in front of the end."""
+    return ids[: ids.index(eos)] if eos in ids else ids
 
 
 def _padded(

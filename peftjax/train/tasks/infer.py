@@ -10,6 +10,7 @@ from peftjax.train.data.tables import all_records, first_record
 from peftjax.train.readers.registry import classes_of
 from peftjax.train.settings import Settings
 from peftjax.train.tasks.base import lengths_of
+from peftjax.train.tasks.classify import listed
 from peftjax.train.tasks.columns import find_classes, find_columns
 from peftjax.train.tasks.registry import TASKS, Kind, find_task
 
@@ -47,7 +48,7 @@ def infer(settings: Settings) -> Settings:
 
 def _with_columns(settings: Settings, kind: Kind) -> Settings:
     data, model = settings.data, settings.model
-    columns = find_columns(data, first_record(data), kind.columns, kind.optional)
+    columns = find_columns(data, first_record(data), kind.columns, kind.optional, kind.named)
     data = dataclasses.replace(data, columns=columns)
     count = {'regression': 1}.get(kind.head or '')
     if kind.classes is not None:
@@ -63,8 +64,10 @@ def _with_columns(settings: Settings, kind: Kind) -> Settings:
 
 
 def _values(settings: Settings, column: str) -> list[Any]:
-    values = [record[column] for record in all_records(settings.data, (column,))]
-    return [each for value in values for each in (value if isinstance(value, list) else [value])]
+    records = all_records(settings.data, (column,))
+    if settings.task == 'token_classification':
+        return [tag for record in records for tag in listed(record, column)]
+    return [record[column] for record in records]
 
 
 def _with_lengths(settings: Settings, model: peftjax.Model) -> Settings:

@@ -24,7 +24,8 @@ class Kind(NamedTuple):
     Attributes:
         make: from the settings and the model to the task.
         head: of the model, as `peftjax.load` names it; None for the backbone alone.
-        columns: of a table, by role. optional: those that it reads where they are there.
+        columns: of a table, by role. optional: those that it reads where they are there. named:
+            those that it reads where the settings name them.
         classes: the column whose values are classes to be counted.
     """
 
@@ -33,14 +34,17 @@ class Kind(NamedTuple):
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     classes: str | None = None
+    named: tuple[str, ...] = ()
 
 
 _TEXT = ('text', 'label')
 _CHOICES = ('text', 'choices', 'label')
 TASKS: Mapping[str, Kind] = {
-    'classification': Kind(classify.classification, 'classification', _TEXT, (), 'label'),
+    'classification': Kind(
+        classify.classification, 'classification', _TEXT, (), 'label', ('second',)
+    ),
     'pairs': Kind(classify.classification, 'classification', (*_TEXT, 'second'), (), 'label'),
-    'regression': Kind(classify.regression, 'regression', _TEXT),
+    'regression': Kind(classify.regression, 'regression', _TEXT, named=('second',)),
     'pair_regression': Kind(classify.regression, 'regression', (*_TEXT, 'second')),
     'token_classification': Kind(
         classify.token_classification, 'token_classification', ('words', 'tags'), (), 'tags'
@@ -96,5 +100,5 @@ def find_task(name: str) -> TaskFactory:
         )
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(f'task {name!r} cannot be read: {error}') from None

@@ -2,21 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import peftjax
-from peftjax.train.data.chat_template import write_conversations
-from peftjax.train.data.packing import Row, chat_row, pack, seq2seq_row
+from peftjax.train.data.packing import Row, pack, seq2seq_row
 from peftjax.train.data.tables import Record, read_splits
 from peftjax.train.metrics.registry import metrics_of
 from peftjax.train.settings import Settings, SettingsError
 from peftjax.train.task import Batch, Evaluator, Forward, Task, Totals
 from peftjax.train.tasks import base
-from peftjax.train.tasks.generated import Generated, generation_options
+from peftjax.train.tasks.conversations import chat_prompt, chats, conversation
+from peftjax.train.tasks.generated import Generated, Writer, generation_options
 
 Prompts = dict[str, list[tuple[list[int], str]]]
 """Of each split, the tokens of prompts and the texts of their answers."""
@@ -28,19 +27,29 @@ def text(settings: Settings, model: peftjax.Model) -> Task:
     Rows are `packing.chat_row`s without a prompt; with data.packing several share a row of the
     greatest length. Longer texts are cut there.
 
-    Options: label_smoothing; metrics: perplexity (unless given).
+    Options: label_smoothing; metrics: perplexity (unless given); max_new_tokens, of predictions,
+    which continue a text.
     """
-    options = base.options_of(settings, label_smoothing=0.0, metrics=('perplexity',))
+    options = base.options_of(
+        settings, label_smoothing=0.0, metrics=('perplexity',), max_new_tokens=128
+    )
     tokenizer, column = base.needed(model, settings), settings.data.columns['text']
     longest = max(settings.data.lengths, default=base.most_tokens(model))
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    eos, rows = tokenizer.eos_id, base.ChatRows(longest)
+
+    def prompt(record: Mapping[str, Any]) -> list[int]:
+        ids = tokenizer.encode(base.text_of(record, column))
+        return ids[:-1] if ids and ids[-1] == eos else ids
 
     def row(record: Record) -> Row | None:
-        ids = [*tokenizer.encode(base.text_of(record, column)), *end]
-        return chat_row(ids[:1], ids[1:], longest) if len(ids) > 1 else None
+        ids = [*prompt(record), *([] if eos is None else [eos])]
+        return rows.row(ids[:1], ids[1:]) if len(ids) > 1 else None
 
     splits = base.read_rows(settings, (column,), row)
-    return decoder_task(settings, model, splits, longest, options)
+    task = decoder_task(settings, model, splits, rows, options)
+    return dataclasses.replace(
+        task, predict=writer_of(model, tokenizer, options).predictions(prompt)
+    )
 
 
 def instructions(settings: Settings, model: peftjax.Model) -> Task:
@@ -66,6 +75,7 @@ def instructions(settings: Settings, model: peftjax.Model) -> Task:
     longest = max(settings.data.lengths, default=base.most_tokens(model))
     splits: base.Splits = {}
     prompts: Prompts = {}
+    rows = base.ChatRows(longest)
     if settings.data.source:
         roles = [name for name in ('messages',) if name in settings.data.columns]
         roles = roles or [n for n in ('prompt', 'input', 'answer') if n in settings.data.columns]
@@ -74,12 +84,16 @@ def instructions(settings: Settings, model: peftjax.Model) -> Task:
         for name, records in read_splits(settings.data, columns, optional).items():
             kept = base.limited(records, settings.data)
             written = chats(settings, tokenizer, [conversation(settings, each) for each in kept])
-            ids = [(tokenizer.encode(a, add_special_tokens=False), b) for a, b in written]
-            ends = [tokenizer.encode(b, add_special_tokens=False) for _, b in ids]
-            splits[name] = [chat_row(a, b, longest) for (a, _), b in zip(ids, ends, strict=True)]
-            prompts[name] = [(a, b) for a, b in ids if len(a) < longest]
-    task = decoder_task(settings, model, splits, longest, options)
-    return _with_generation(task, prompts, tokenizer, options)
+            ids = [tuple(tokenizer.encode(t, add_special_tokens=False) for t in w) for w in written]
+            splits[name] = [rows.row(before, answer) for before, answer in ids]
+            prompts[name] = [(a, text) for (a, _), (_, text) in zip(ids, written, strict=True)]
+
+    def prompt(record: Mapping[str, Any]) -> list[int]:
+        before = chat_prompt(settings, tokenizer, record)
+        return tokenizer.encode(before, add_special_tokens=False)
+
+    task = decoder_task(settings, model, splits, rows, options)
+    return with_generation(task, writer_of(model, tokenizer, options), prompt, prompts, options)
 
 
 def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
@@ -100,10 +114,8 @@ def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
     backend = base.cutting(tokenizer, longest)
     prompts: Prompts = {}
 
-    def sides(record: Record) -> tuple[list[int], list[int]]:
-        found = (base.text_of(record, columns[name]) for name in ('text', 'answer'))
-        source, answer = (backend.encode(each).ids for each in found)
-        return source, answer
+    def ids(record: Mapping[str, Any], role: str) -> list[int]:
+        return backend.encode(base.text_of(record, columns[role])).ids
 
     splits: base.Splits = {}
     if settings.data.source:
@@ -111,124 +123,38 @@ def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
             settings.data, [columns['text'], columns['answer']]
         ).items():
             kept = base.limited(records, settings.data)
-            pairs = [sides(record) for record in kept]
+            pairs = [(ids(record, 'text'), ids(record, 'answer')) for record in kept]
             splits[name] = [seq2seq_row(a, b, options['decoder_start_id']) for a, b in pairs]
             prompts[name] = [
                 (a, record[columns['answer']]) for (a, _), record in zip(pairs, kept, strict=True)
             ]
     lengths = base.lengths_of(settings, model, base.sizes_of(splits))
-    task = _written(settings, splits, base.seq2seq_inputs, lengths, options)
-    return _with_generation(task, prompts, tokenizer, options)
-
-
-def conversation(settings: Settings, record: Mapping[str, Any]) -> list[Any]:
-    """The messages of a record, as roles and contents, the answer last."""
-    columns = settings.data.columns
-    if 'messages' not in columns:
-        prompt = base.text_of(record, columns['prompt'])
-        more = record.get(columns['input']) if 'input' in columns else None
-        prompt = f'{prompt}\n\n{more}' if more else prompt
-        return [
-            {'role': 'user', 'content': prompt},
-            {'role': 'assistant', 'content': base.text_of(record, columns['answer'])},
-        ]
-    messages = record[columns['messages']]
-    if isinstance(messages, list | tuple):
-        messages = [_message(each) for each in messages]
-    fitting = isinstance(messages, list) and len(messages) > 1
-    if not fitting or not all(each is not None for each in messages):
-        raise ValueError(
-            f'{columns["messages"]} is {str(record[columns["messages"]])[:80]}; a conversation is '
-            "a list of at least two {'role': ..., 'content': ...}"
-        )
-    if messages[-1]['role'] != 'assistant':
-        raise ValueError(f'a conversation ends with {messages[-1]["role"]!r} and not an answer')
-    return messages
-
-
-_SHARE_GPT = {'human': 'user', 'gpt': 'assistant', 'user': 'user', 'assistant': 'assistant'}
-
-
-def _message(message: Any) -> Any:
-    """A message as a role and a content; None for anything else."""
-    if not isinstance(message, dict):
-        return None
-    if {'from', 'value'} <= set(message) and isinstance(message['from'], str):
-        role = _SHARE_GPT.get(message['from'], message['from'])
-        return {'role': role, 'content': message['value']}
-    return message if {'role', 'content'} <= set(message) else None
-
-
-def chats(
-    settings: Settings, tokenizer: peftjax.Tokenizer, conversations: Sequence[Sequence[Any]]
-) -> list[tuple[str, str]]:
-    """Each conversation as (text in front of its last message, text of that message)."""
-    written = write_conversations(
-        template_of(settings, tokenizer), conversations, special_tokens(tokenizer)
-    )
-    pairs = []
-    for prompt, whole in written:
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f'the chat template writes {prompt[-80:]!r} in front of an answer and not once it '
-                'is answered, so that the loss would not know where the answer begins'
-            )
-        pairs.append((prompt, whole[len(prompt) :]))
-    return pairs
-
-
-def template_of(settings: Settings, tokenizer: peftjax.Tokenizer) -> str:
-    """The chat template of the settings, a text or a file, or the checkpoint's own.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    given = settings.data.chat_template
-    if given is not None:
-        file = Path(given) if '{' not in given else None
-        if file is not None and not file.is_file():
-            raise SettingsError(f'data.chat_template {given!r} is neither a template nor a file')
-        return given if file is None else file.read_text(encoding='utf-8')
-    if tokenizer.chat_template is None:
-        raise SettingsError(
-            f'{settings.model.source} has no chat template, which {settings.task} needs; take an '
-            'instruction-tuned checkpoint, or write --data.chat_template FILE'
-        )
-    return tokenizer.chat_template
-
-
-def special_tokens(tokenizer: peftjax.Tokenizer) -> dict[str, str]:
-    """Texts of special tokens, by the names that templates know them by."""
-    ids = (('bos_token', tokenizer.bos_id), ('eos_token', tokenizer.eos_id))
-    return {
-        name: '' if number is None else tokenizer.decode([number], skip_special_tokens=False)
-        for name, number in ids
-    }
+    task = _written(settings, splits, base.seq2seq_inputs, lengths, options, backend.notes())
+    # The decoder's positions are relative, or as many as the encoder's: a prompt takes none.
+    writer = Writer(tokenizer, options['max_new_tokens'], None, options['decoder_start_id'])
+    return with_generation(task, writer, lambda record: ids(record, 'text'), prompts, options)
 
 
 def decoder_task(
     settings: Settings,
     model: peftjax.Model,
     splits: base.Splits,
-    longest: int,
+    made: base.ChatRows,
     options: Mapping[str, Any],
 ) -> Task:
     """Rows of a decoder: those without a token that counts are left out, and packed if asked."""
     notes: list[str] = []
-    whole = [row for rows in splits.values() for row in rows]
-    full = sum(len(row['input_ids']) >= longest for row in whole)
-    empty = sum(not row['weights'].any() for row in whole)
-    if full:
-        notes.append(f'{full:,} of {len(whole):,} examples were cut at {longest} tokens')
-    if empty:
+    empty = sum(not row['weights'].any() for rows in splits.values() for row in rows)
+    if made.cut:
         notes.append(
-            f'{empty:,} of {len(whole):,} examples were left out: nothing of the answer was left'
+            f'{made.cut:,} of {made.made:,} examples were cut at {made.longest} tokens; {empty:,} '
+            'of them lost their whole answer and were left out'
         )
     splits = {name: [row for row in rows if row['weights'].any()] for name, rows in splits.items()}
     if missing := [name for name, rows in splits.items() if not rows]:
         raise SettingsError(
             f'{settings.data.source}: no example of {missing[0]} has a token of its answer within '
-            f'{longest} tokens; write a greater --data.lengths'
+            f'{made.longest} tokens; write a greater --data.lengths'
         )
     lengths = base.lengths_of(settings, model, base.sizes_of(splits))
     if settings.data.packing:
@@ -275,18 +201,36 @@ def _written(
     )
 
 
-def _with_generation(
-    task: Task, prompts: Prompts, tokenizer: peftjax.Tokenizer, options: Mapping[str, Any]
+def writer_of(
+    model: peftjax.Model, tokenizer: peftjax.Tokenizer, options: Mapping[str, Any]
+) -> Writer:
+    """Writes behind prompts, within the positions that a decoder has."""
+    positions = getattr(model.config, 'max_position_embeddings', None)
+    return Writer(tokenizer, options['max_new_tokens'], positions)
+
+
+def with_generation(
+    task: Task,
+    writer: Writer,
+    prompt: Callable[[Mapping[str, Any]], Sequence[int]],
+    prompts: Prompts,
+    options: Mapping[str, Any],
 ) -> Task:
-    """The task, with scores of generated texts where the options name some."""
+    """The task with predictions, and with scores of written texts where the options name some.
+
+    Args:
+        task: without them.
+        writer: writes behind prompts.
+        prompt: from a record to the tokens of its prompt.
+        prompts: of the splits.
+        options: of `generation_options`.
+    """
+    task = dataclasses.replace(task, predict=writer.predictions(prompt))
     if not options['generated']:
         return task
-    evaluator: Evaluator = Generated(
-        prompts,
-        tokenizer,
-        options['generated'],
-        options['max_new_tokens'],
-        options['generated_limit'],
-        options.get('decoder_start_id'),
-    )
-    return dataclasses.replace(task, evaluators=(*task.evaluators, evaluator))
+    scores = Generated(prompts, writer, options['generated'], options['generated_limit'])
+    notes = list(task.notes)
+    if scores.left_out:
+        notes.append(f'{scores.left_out:,} prompts are too long to be written behind')
+    evaluator: Evaluator = scores
+    return dataclasses.replace(task, evaluators=(*task.evaluators, evaluator), notes=tuple(notes))
