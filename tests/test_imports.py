@@ -148,7 +148,7 @@ def _declared(section: str, key: str) -> set[str]:
 
 
 def _needs_an_extra(path: Path) -> bool:
-    return path.relative_to(ROOT / 'peftjax').parts[0] in ('train', 'sweep')
+    return path.relative_to(ROOT / 'peftjax').parts[0] in ('train', 'sweep', 'reproduce')
 
 
 def test_the_library_imports_what_it_declares_and_declares_what_it_imports():
