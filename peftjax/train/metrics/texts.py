@@ -1,8 +1,10 @@
 """Metrics of texts: of the probability of given ones, and of generated ones."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import sacrebleu
@@ -10,8 +12,8 @@ from rouge_score import rouge_scorer
 
 from peftjax.train.task import Outputs
 
-TextMetric = Callable[[Sequence[str], Sequence[str]], float]
-"""From generated texts and their references to a number."""
+TextMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
+"""From generated texts and the references of each, one or more, to a number."""
 
 
 def perplexity(classes: Sequence[str]) -> Callable[[Outputs], float]:
@@ -32,42 +34,57 @@ def perplexity(classes: Sequence[str]) -> Callable[[Outputs], float]:
     return compute
 
 
-def exact_match(found: Sequence[str], references: Sequence[str]) -> float:
-    """The share of texts that equal their reference, spaces around them aside."""
+def exact_match(found: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The share of texts that equal one of their references, spaces around them aside."""
     pairs = zip(found, references, strict=True)
-    return float(np.mean([one.strip() == other.strip() for one, other in pairs]))
+    return float(np.mean([one.strip() in [each.strip() for each in of] for one, of in pairs]))
 
 
-def bleu(found: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU of the corpus, 0 to 100, by sacrebleu with its own tokenizer ('13a')."""
-    return float(sacrebleu.corpus_bleu(list(found), [list(references)]).score)
+def bleu(found: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """BLEU of the corpus, 0 to 100, by sacrebleu with its own tokenizer ('13a').
+
+    Example:
+        >>> round(bleu(['a cat sat on it'], [['a dog sat on it now', 'a cat sat on it']]), 3)
+        100.0
+    """
+    return float(sacrebleu.corpus_bleu(list(found), _streams(references)).score)
 
 
-def chrf(found: Sequence[str], references: Sequence[str]) -> float:
+def chrf(found: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """chrF2 of the corpus, 0 to 100, by sacrebleu."""
-    return float(sacrebleu.corpus_chrf(list(found), [list(references)]).score)
+    return float(sacrebleu.corpus_chrf(list(found), _streams(references)).score)
+
+
+def _streams(references: Sequence[Sequence[str]]) -> Any:
+    """The first reference of every text, the second ones, ...; None where a text has no more."""
+    return list(map(list, itertools.zip_longest(*references)))
 
 
 def rouge(kind: str) -> TextMetric:
-    """The mean F1 of ROUGE of a kind ('rouge1', 'rouge2', 'rougeL'), with Porter's stemmer."""
+    """The mean F1 of ROUGE of a kind ('rouge1', 'rouge2', 'rougeL'), with Porter's stemmer.
+
+    Of several references the closest one counts.
+    """
     scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
 
-    def compute(found: Sequence[str], references: Sequence[str]) -> float:
+    def compute(found: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         pairs = zip(references, found, strict=True)
-        return float(np.mean([scorer.score(one, other)[kind].fmeasure for one, other in pairs]))
+        best = (max(scorer.score(each, one)[kind].fmeasure for each in of) for of, one in pairs)
+        return float(np.mean(list(best)))
 
     return compute
 
 
-def last_number(found: Sequence[str], references: Sequence[str]) -> float:
-    """The share of texts whose last number equals that of the reference, as GSM8K is scored.
+def last_number(found: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The share of texts whose last number equals that of a reference, as GSM8K is scored.
 
     Example:
-        >>> last_number(['so 3 + 4 = 7.', 'none'], ['#### 7', '#### 1,000'])
+        >>> last_number(['so 3 + 4 = 7.', 'none'], [['#### 7'], ['#### 1,000']])
         0.5
     """
     pairs = zip(found, references, strict=True)
-    return float(np.mean([_last(one) == _last(other) is not None for one, other in pairs]))
+    numbers = ((_last(one), {_last(each) for each in of} - {None}) for one, of in pairs)
+    return float(np.mean([one in of for one, of in numbers]))
 
 
 def _last(text: str) -> float | None:

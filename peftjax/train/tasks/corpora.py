@@ -96,7 +96,7 @@ def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
             for name, split in problems.items()
         }
         prompts = {
-            name: [(prompt(each.question), each.answer) for each in base.limited(split, data)]
+            name: [(prompt(each.question), [each.answer]) for each in base.limited(split, data)]
             for name, split in problems.items()
         }
     options = base.options_of(settings, label_smoothing=0.0, metrics=(), **generation_options())

@@ -114,8 +114,8 @@ class Generated:
     """`Evaluator`: the model's own texts beside the answers of the data.
 
     Args:
-        prompts: of each split, the tokens of prompts and the texts of their answers. Prompts for
-            which the writer has no room are left out.
+        prompts: of each split, the tokens of prompts, and the texts that may answer each. Prompts
+            for which the writer has no room are left out.
         writer: writes behind them.
         metrics: names in `peftjax.train.metrics.texts.TEXT_METRICS`.
         limit: of prompts of a split, the first ones; 0 takes all.
@@ -129,7 +129,7 @@ class Generated:
 
     def __init__(
         self,
-        prompts: Mapping[str, Sequence[tuple[list[int], str]]],
+        prompts: Mapping[str, Sequence[tuple[list[int], Sequence[str]]]],
         writer: Writer,
         metrics: Sequence[str],
         limit: int,
@@ -154,9 +154,9 @@ class Generated:
         pairs = self._prompts.get(split, ())
         if not pairs:
             return {}
-        texts = self._writer.write(trained, [ids for ids, _ in pairs])
-        answers = [self._writer.reference(answer) for _, answer in pairs]
-        return {name: TEXT_METRICS[name](texts, answers) for name in self._metrics}
+        found = self._writer.write(trained, [ids for ids, _ in pairs])
+        answers = [[self._writer.reference(each) for each in texts] for _, texts in pairs]
+        return {name: TEXT_METRICS[name](found, answers) for name in self._metrics}
 
 
 def _ended(ids: list[int], eos: int | None) -> list[int]:

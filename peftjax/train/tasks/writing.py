@@ -17,8 +17,8 @@ from peftjax.train.tasks import base
 from peftjax.train.tasks.conversations import chat_prompt, chats, conversation
 from peftjax.train.tasks.generated import Generated, Writer, generation_options
 
-Prompts = dict[str, list[tuple[list[int], str]]]
-"""Of each split, the tokens of prompts and the texts of their answers."""
+Prompts = dict[str, list[tuple[list[int], Sequence[str]]]]
+"""Of each split, the tokens of prompts, and the texts that may answer each."""
 
 
 def text(settings: Settings, model: peftjax.Model) -> Task:
@@ -86,7 +86,8 @@ def instructions(settings: Settings, model: peftjax.Model) -> Task:
             written = chats(settings, tokenizer, [conversation(settings, each) for each in kept])
             ids = [tuple(tokenizer.encode(t, add_special_tokens=False) for t in w) for w in written]
             splits[name] = [rows.row(before, answer) for before, answer in ids]
-            prompts[name] = [(a, text) for (a, _), (_, text) in zip(ids, written, strict=True)]
+            texts = [r.get('references', [w[1]]) for r, w in zip(kept, written, strict=True)]
+            prompts[name] = [(a, each) for (a, _), each in zip(ids, texts, strict=True)]
 
     def prompt(record: Mapping[str, Any]) -> list[int]:
         before = chat_prompt(settings, tokenizer, record)
@@ -126,7 +127,8 @@ def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
             pairs = [(ids(record, 'text'), ids(record, 'answer')) for record in kept]
             splits[name] = [seq2seq_row(a, b, options['decoder_start_id']) for a, b in pairs]
             prompts[name] = [
-                (a, record[columns['answer']]) for (a, _), record in zip(pairs, kept, strict=True)
+                (a, record.get('references', [record[columns['answer']]]))
+                for (a, _), record in zip(pairs, kept, strict=True)
             ]
     lengths = base.lengths_of(settings, model, base.sizes_of(splits))
     task = _written(settings, splits, base.seq2seq_inputs, lengths, options, backend.notes())
