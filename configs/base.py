@@ -38,7 +38,8 @@ def small_reviews(lr: float, *, head: bool = True, **arguments: dict) -> Config:
     """The small budget on which all methods are compared: REPRODUCTIONS.md.
 
     1,024 sentences of at most 24 tokens, drawn by the seed, are seen once. The scores are on 384
-    sentences of the validation films and on 1,024 of the test films, the same for every seed.
+    sentences of the validation films and on 1,024 of the test films, the same for every seed. The
+    seed draws the new head too; the runs of the comparison share the head of seed 0.
 
     Args:
         lr: the peak rate.

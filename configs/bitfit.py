@@ -6,8 +6,8 @@
 Paper: Ben Zaken et al., BitFit, 2021 (arXiv:2106.10199). `peftjax reproduce --list` has published
     numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.739 ± 0.003 on unseen films, loss 0.519: mean and deviation of 5 seeds, with
-    26,498 trained parameters, 0.117 % of the base.
+Expected: accuracy 0.739 ± 0.003 on unseen films, loss 0.519: mean and deviation of 5 seeds of the
+    second command, with 26,498 trained parameters, 0.117 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 7 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

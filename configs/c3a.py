@@ -7,8 +7,8 @@ Paper: Chen et al., C3A, 2024 (arXiv:2407.19342). Its table 2 has RoBERTa-base o
     SST-2 94.20 ± 0.16), but its rates come from a search that is not printed. `peftjax reproduce
     --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.738 ± 0.010 on unseen films, loss 0.558: mean and deviation of 5 seeds, with
-    166,658 trained parameters, 0.739 % of the base.
+Expected: accuracy 0.738 ± 0.010 on unseen films, loss 0.558: mean and deviation of 5 seeds of the
+    second command, with 166,658 trained parameters, 0.739 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 27 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

@@ -6,8 +6,8 @@
 Paper: Houlsby et al., 2019 (arXiv:1902.00751). The original trains BERT-large with sizes 8, 64 and
     256, and the layer norms too. `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.754 ± 0.016 on unseen films, loss 0.500: mean and deviation of 5 seeds, with
-    153,026 trained parameters, 0.678 % of the base.
+Expected: accuracy 0.754 ± 0.016 on unseen films, loss 0.500: mean and deviation of 5 seeds of the
+    second command, with 153,026 trained parameters, 0.678 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 5 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

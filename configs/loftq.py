@@ -6,7 +6,7 @@
 Paper: Li et al., LoftQ, 2023 (arXiv:2310.08659). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: not measured.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: not tuned: its start takes minutes on a CPU, and the second command makes ten.
 Time: not measured.
 """
 

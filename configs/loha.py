@@ -8,8 +8,8 @@ Paper: Hyeon-Woo et al., FedPara, 2021 (arXiv:2108.06098), and Yeh et al., LyCOR
     rate 5e-4, weight decay 0.1 (appendix D.2 of the second). `peftjax reproduce --list` has
     published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.768 ± 0.016 on unseen films, loss 0.491: mean and deviation of 5 seeds, with
-    332,546 trained parameters, 1.47 % of the base.
+Expected: accuracy 0.768 ± 0.016 on unseen films, loss 0.491: mean and deviation of 5 seeds of the
+    second command, with 332,546 trained parameters, 1.47 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 11 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

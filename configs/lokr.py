@@ -7,8 +7,8 @@ Paper: Yeh et al., LyCORIS, 2023 (arXiv:2309.14859). Its numbers are about image
     1.5, factor 8, rate 5e-4, weight decay 0.1 (appendix D.2). `peftjax reproduce --list` has
     published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.768 ± 0.020 on unseen films, loss 0.495: mean and deviation of 5 seeds, with
-    44,546 trained parameters, 0.197 % of the base.
+Expected: accuracy 0.768 ± 0.020 on unseen films, loss 0.495: mean and deviation of 5 seeds of the
+    second command, with 44,546 trained parameters, 0.197 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 10 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

@@ -6,8 +6,8 @@
 Paper: He et al., Towards a Unified View, 2021 (arXiv:2110.04366). `peftjax reproduce --list` has
     published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.749 ± 0.019 on unseen films, loss 0.505: mean and deviation of 5 seeds, with
-    601,586 trained parameters, 2.67 % of the base.
+Expected: accuracy 0.749 ± 0.019 on unseen films, loss 0.505: mean and deviation of 5 seeds of the
+    second command, with 601,586 trained parameters, 2.67 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 12 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

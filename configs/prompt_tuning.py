@@ -6,8 +6,8 @@
 Paper: Lester et al., Prompt Tuning, 2021 (arXiv:2104.08691). `peftjax reproduce --list` has
     published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.718 ± 0.018 on unseen films, loss 0.546: mean and deviation of 5 seeds, with
-    8,450 trained parameters, 0.0374 % of the base.
+Expected: accuracy 0.718 ± 0.018 on unseen films, loss 0.546: mean and deviation of 5 seeds of the
+    second command, with 8,450 trained parameters, 0.0374 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 13 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

@@ -6,8 +6,8 @@
 Paper: Kopiczko et al., VeRA, 2023 (arXiv:2310.11454). `peftjax reproduce --list` has published
     numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
-Expected: accuracy 0.737 ± 0.009 on unseen films, loss 0.527: mean and deviation of 5 seeds, with
-    30,722 trained parameters, 0.136 % of the base.
+Expected: accuracy 0.737 ± 0.009 on unseen films, loss 0.527: mean and deviation of 5 seeds of the
+    second command, with 30,722 trained parameters, 0.136 % of the base.
 Rate: tuned on the validation films among half decades with seed 0, by the second command.
 Time: 14 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """

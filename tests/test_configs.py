@@ -102,7 +102,7 @@ def test_a_config_has_the_tuned_rate_and_says_the_number_that_it_gave(name):
     header = ' '.join((_module(name).__doc__ or '').split())
     assert f'accuracy {score.mean:.3f} ± {score.deviation:.3f} on unseen films' in header
     assert f'{score.trainable:,} trained parameters, {score.percent:.3g} %' in header
-    assert f'loss {score.loss:.3f}: mean and deviation of {score.seeds} seeds' in header
+    assert f'loss {score.loss:.3f}: mean and deviation of {score.seeds} seeds of the' in header
     assert settings.task == 'film_reviews' and settings.duration == '64 steps'
 
 
