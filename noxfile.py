@@ -98,6 +98,17 @@ def trackers(session: nox.Session) -> None:
 
 
 @nox.session(python='3.11')
+def lm_eval(session: nox.Session) -> None:
+    """Decoders on tasks of lm-eval, which brings 36 packages, and no torch."""
+    session.install('--editable', '.[train,eval]', '--group', 'library-tests')
+    # A test skips a library that is missing; here none is.
+    session.run('python', '-c', 'import lm_eval')
+    # Its data sets go through a cache, which is the session's own.
+    env = {'HF_HOME': session.create_tmp()}
+    session.run('python', '-m', 'pytest', '-m', 'slow', 'tests/test_lm_eval.py', env=env)
+
+
+@nox.session(python='3.11')
 def deviceless(session: nox.Session) -> None:
     """Steps compiled for GPUs and TPUs, by their compilers and without the devices."""
     _install(session, '--editable', '.[gpu-plan,tpu]', '--constraint', 'constraints.txt')

@@ -11,7 +11,7 @@ import pytest
 
 import peftjax
 from configs import lora_sentiment
-from peftjax.cli.plan_command import plans
+from peftjax.cli.plan_settings import plans
 from peftjax.models.llama import Llama
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.plan import MACHINES, kernels, mesh_for, plan

@@ -159,6 +159,10 @@ def test_the_folder_of_an_adapter_of_ours_goes_beside_its_base(trained, tmp_path
         (['train', 'configs/lora.py'], "unexpected argument 'configs/lora.py'"),
         (['train', '--config', 'none.py'], 'none.py does not exist'),
         (['sweep', '--workdir', 'w'], '--config is missing'),
+        (['reproduce'], 'give a row, or --list'),
+        (['reproduce', 'lora.rte'], 'no work folder is given'),
+        (['reproduce', 'lora.rt', '--workdir', 'w'], "no row 'lora.rt'; near"),
+        (['reproduce', '--list', 'none.*'], "no row is like 'none.*'"),
         (['sweep', '--config', 'a.py', '--workdir', 'w'], 'one of --sweep NAME and --search'),
         (['sweep', '--halving', '1'], "'1' is no whole number of at least 2"),
     ],
@@ -191,16 +195,19 @@ def test_the_library_commands_do_without_the_extra_train():
         'sys.meta_path.insert(0, Missing())\n'
         'from peftjax import cli\n'
         f'base, adapter = {str(GOLDEN / "llama/base")!r}, {str(GOLDEN / "llama/lora")!r}\n'
-        'print(cli.main(["inspect", base, "--adapter", adapter]))\n'
-        'print(cli.main(["plan", base, "--batch", "1", "--length", "4"]))\n'
-        'print(cli.main(["train", "--lr", "1"]))\n'
+        'for line in (\n'
+        '    ["inspect", base, "--adapter", adapter],\n'
+        '    ["plan", base, "--batch", "1", "--length", "4", "--method", "lora"],\n'
+        '    ["train", "--lr", "1"],\n'
+        '):\n'
+        '    print("status", cli.main(line))\n'
     )
     done = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    results = [line for line in done.stdout.splitlines() if line in ('0', '2')]
-    assert results == ['0', '0', '2']
+    results = [line for line in done.stdout.splitlines() if line.startswith('status')]
+    assert results == ['status 0', 'status 0', 'status 2']
     assert "which is not installed: pip install 'peftjax[train]'" in done.stderr
 
 
@@ -214,3 +221,26 @@ def test_a_task_without_predictions_says_so(trained, monkeypatch, capsys):
     monkeypatch.setattr(registry, 'TASKS', tasks)
     assert cli.main(['predict', str(trained / 'run'), '--text', 'a']) == 2
     assert 'this task makes no predictions' in capsys.readouterr().err
+
+
+def test_reproduce_lists_what_is_missing_and_runs_every_seed_of_a_row(trained, tmp_path, capsys):
+    source, table = str(trained / 'bert'), str(trained / 'sms.csv')
+    papers = tmp_path / 'papers.toml'
+    papers.write_text(
+        '[own.sms]\n'
+        'paper = {title = "Ours", arxiv = "0000.00000", table = "table 1"}\n'
+        'family = "bert"\n'
+        'protocol = {seeds = 2, statistic = "median", checkpoint = "last"}\n'
+        'published = {split = "test", metric = "accuracy", value = 99.5, percent = true}\n'
+        f'model = {{source = "{source}"}}\ndata = {{source = "{table}"}}\n'
+        'lora = {rank = 2}\nduration = "2 steps"\ntrackers = []\n'
+    )
+    assert cli.main(['reproduce', '--papers', str(papers), '--list']) == 0
+    assert 'nothing: it can run' in capsys.readouterr().out
+    line = ['reproduce', 'own.sms', '--papers', str(papers), '--workdir', str(tmp_path / 'w')]
+    assert cli.main([*line, '--lr', '1e-4']) == 0
+    text = capsys.readouterr().out
+    assert '99.5' in text and 'deviation over seeds' in text
+    for seed in (0, 1):
+        config = json.loads((tmp_path / f'w/own.sms/seed_{seed}/config.json').read_text())
+        assert config['seed'] == seed and config['lr'] == 1e-4

@@ -45,6 +45,11 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
             'peftjax report runs/rank',
         ),
         Command(
+            'reproduce',
+            'run a row of a paper, its seeds included, and print its number beside the published',
+            'peftjax reproduce lora.rte --workdir runs/papers',
+        ),
+        Command(
             'plan',
             'what a training step takes: memory, products, time, and whether it fits; weights and '
             'devices are not needed',

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ import jax
 
 import peftjax
 from peftjax.train import cadence
-from peftjax.train.found import Found, find
+from peftjax.train.found import find
+from peftjax.train.methods import build_transform
 from peftjax.train.metrics.registry import better
 from peftjax.train.optimizers import build_optimizer, numbers_of
 from peftjax.train.placement import Placement
@@ -19,9 +19,6 @@ from peftjax.train.settings import Settings, SettingsError
 from peftjax.train.task import Task
 from peftjax.train.tasks.registry import find_task, head_of
 from peftjax.train.warm_start import WarmStart
-
-USUAL: Mapping[str, Any] = {'targets': 'all-linear', 'rank': 8}
-"""Arguments that methods get where they need some and the settings give none."""
 
 
 def build(settings: Settings, model: peftjax.Model | None = None, task: Task | None = None) -> Run:
@@ -84,51 +81,6 @@ def build_task(settings: Settings, model: peftjax.Model) -> Task:
         SettingsError: the task is unknown, with the names that are known.
     """
     return find_task(settings.task)(settings, model)
-
-
-def build_transform(settings: Settings, found: Found | None = None) -> peftjax.PeftTransform:
-    """Chains the methods of the settings, in their order.
-
-    Each name is a function of peftjax and has its arguments in the section of its name, so a method
-    that is added to peftjax can be used here as it is.
-
-    Args:
-        settings: of the run.
-        found: further arguments by method, which replace those of the settings.
-
-    Raises:
-        SettingsError: a name is not a function of peftjax, or an argument is missing or unknown.
-    """
-    methods = []
-    for name in settings.methods:
-        if name not in peftjax.__all__:
-            raise SettingsError(
-                f'methods names {name!r}, which peftjax does not have; '
-                f'it has {", ".join(peftjax.__all__)}'
-            )
-        make = getattr(peftjax, name)
-        arguments = {**settings.section(name), **(found or {}).get(name, {})}
-        arguments = {**_usual(make), **arguments}
-        try:
-            inspect.signature(make).bind(**arguments)
-        except TypeError as error:
-            raise SettingsError(
-                f'{name} in methods: {error}; write for example --{name}.'
-                f'{next(iter(inspect.signature(make).parameters))}=...'
-            ) from None
-        methods.append(make(**arguments))
-    return peftjax.chain(*methods)
-
-
-def _usual(make: Callable[..., Any]) -> dict[str, Any]:
-    """Values of arguments that a method on matrices needs, where the settings give none."""
-    needed = {
-        name
-        for name, argument in inspect.signature(make).parameters.items()
-        if argument.default is inspect.Parameter.empty
-    }
-    whole = make in (peftjax.select, peftjax.full)
-    return {} if whole else {name: value for name, value in USUAL.items() if name in needed}
 
 
 def build_penalty(settings: Settings) -> Callable[[Any, Mapping[str, Any]], jax.Array | float]:

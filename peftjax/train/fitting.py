@@ -272,7 +272,8 @@ def run_alone(
     result = artifacts.results.get(member.name) or artifacts.written(member)
     if folder is not None and is_main:
         console.print(result_table(member, result))
-        console.print(artifacts.left(member, result), highlight=False)
+        # Unbroken, as it holds a command to copy.
+        console.print(artifacts.left(member, result), highlight=False, markup=False, soft_wrap=True)
     last = engine.state(0).adapter
     best = last if member.best is None else member.best_written(engine.state(0))
     step = None if member.best is None else member.best.step
