@@ -104,7 +104,7 @@ def lm_eval(session: nox.Session) -> None:
     # A test skips a library that is missing; here none is.
     session.run('python', '-c', 'import lm_eval')
     # Its data sets go through a cache, which is the session's own.
-    env = {'HF_HOME': session.create_tmp()}
+    env = {'HF_HOME': str(pathlib.Path(session.create_tmp()).resolve())}
     session.run('python', '-m', 'pytest', '-m', 'slow', 'tests/test_lm_eval.py', env=env)
 
 
