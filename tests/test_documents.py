@@ -74,7 +74,10 @@ def test_the_links_of_the_long_description_are_absolute():
 def test_extras_name_only_what_the_wheel_uses():
     config = _setup()
     # XLA asks cuDNN for plans of fused attention when it compiles for a GPU.
-    used = imported_roots(LIBRARY) | libraries_by_name() | {'nvidia-cudnn-cu12'}
+    # Config files that `--config` reads are written with ml_collections.
+    used = imported_roots(LIBRARY) | libraries_by_name()
+    # MLflow reads its local store through SQLAlchemy.
+    used |= {'nvidia-cudnn-cu12', 'ml_collections', 'sqlalchemy', 'alembic'}
     for extra, requirements in config['options.extras_require'].items():
         for line in requirements.split('\n')[1:]:
             if not line.startswith('#'):

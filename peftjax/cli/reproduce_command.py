@@ -4,8 +4,6 @@ import argparse
 import fnmatch
 from pathlib import Path
 
-from rich.console import Console
-
 import peftjax
 from peftjax import reproduce
 from peftjax.cli.parser import Parser, UsageError
@@ -73,6 +71,4 @@ def _print_list(rows: dict[str, reproduce.Row], pattern: str) -> None:
     chosen = [row for key, row in rows.items() if fnmatch.fnmatchcase(key, pattern)]
     if not chosen:
         raise UsageError(f'no row is like {pattern!r}; --list without it names all')
-    shown = terminal()
-    console = shown if shown.is_terminal else Console(width=_WIDTH, force_terminal=False)
-    console.print(reproduce.listing(chosen, reproduce.missing))
+    terminal(width=_WIDTH).print(reproduce.listing(chosen, reproduce.missing))

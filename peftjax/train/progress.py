@@ -21,9 +21,14 @@ from rich.progress import (
 _WAITING = 'compiling'
 
 
-def terminal(*, quiet: bool = False) -> Console:
-    """Where people watch; nothing moves in a file, though a notebook asks programs for colours."""
-    return Console(quiet=quiet, force_terminal=None if sys.stdout.isatty() else False)
+def terminal(*, quiet: bool = False, width: int | None = None) -> Console:
+    """Where people watch; nothing moves in a file, though a notebook asks programs for colours.
+
+    width: in characters, where it is no terminal that has its own; 80 unless given.
+    """
+    if sys.stdout.isatty():
+        return Console(quiet=quiet)
+    return Console(quiet=quiet, force_terminal=False, width=width)
 
 
 def quiet_libraries() -> None:
