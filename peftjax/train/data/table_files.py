@@ -107,7 +107,16 @@ def _separated(path: Path, data: DataSettings, **form: Any) -> Iterable[tuple[in
     encoding = 'utf-8-sig' if data.encoding.lower() in ('utf-8', 'utf8') else data.encoding
     with path.open(encoding=encoding, newline='') as file:
         try:
-            yield from enumerate(csv.DictReader(file, data.header or None, **form), start=1)
+            for row, record in enumerate(
+                csv.DictReader(file, data.header or None, **form), start=1
+            ):
+                if None in record:  # which would cut a text at a comma of its own
+                    raise ValueError(
+                        f'{path}, row {row} has more parts than there are columns '
+                        f'({", ".join(filter(None, record))}): {str(record[None])[:60]}; put texts '
+                        'that hold the separator in quotation marks, in a .csv file'
+                    )
+                yield row, record
         except csv.Error as error:
             raise ValueError(f'{path}: not {path.suffix[1:].upper()}: {error}') from None
 

@@ -81,7 +81,14 @@ def f1_macro(classes: Sequence[str]) -> Compute:
 def matthews(classes: Sequence[str]) -> Compute:
     """Matthews' correlation of classes; 0 where all have the same class."""
     del classes
-    return lambda outputs: float(sklearn.metrics.matthews_corrcoef(*_classes(outputs)))
+
+    def compute(outputs: Outputs) -> float:
+        true, found = _classes(outputs)
+        if any(len(np.unique(each)) < 2 for each in (true, found)):
+            return 0.0
+        return float(sklearn.metrics.matthews_corrcoef(true, found))
+
+    return compute
 
 
 def rmse(classes: Sequence[str]) -> Compute:
