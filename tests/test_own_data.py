@@ -4,27 +4,26 @@ import csv
 import io
 import json
 
-import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import peftjax
 from configs import own_data as own_config
 from peftjax.interop import tokenizer as interop
-from peftjax.train.build import build
-from peftjax.train.config import Config
 from peftjax.train.data import batches as data
 from peftjax.train.data import tables
-from peftjax.train.loop import train
-from peftjax.train.tasks import own_data
-from peftjax.train.tasks import registry as tasks
+from peftjax.train.fitting import train
+from peftjax.train.settings import DataSettings, Settings, read_settings
+from peftjax.train.tasks import base
+from peftjax.train.tasks.infer import infer
+from peftjax.train.tasks.registry import find_task
 from tests.tiny_runs import SPECIAL, WORDS, checkpoint
 
 ROWS = [{'text': f'fine film {number}', 'label': number % 2} for number in range(40)]
@@ -57,39 +56,44 @@ def _tokenizer(template=TEMPLATE):
     return interop.Tokenizer(backend, chat_template=template)
 
 
-def _data(kind='classification', **fields) -> Config:
-    config: Config = own_config.get_config(f'kind={kind}')
-    config.data.lengths = (16,)
-    with config.data.unlocked():
-        config.data.update(fields)
-    return config.data
+def _splits(task, source, template=TEMPLATE, num_labels=None, **fields):
+    """The rows of a table, as a task makes them with a tokenizer of whole words."""
+    model = peftjax.testing.tiny_mlp().replace(tokenizer=_tokenizer(template))
+    fields = {'lengths': (16,), **fields}
+    given = Settings(task=task, data=DataSettings(source=source, **fields))
+    given = given.change({'model.num_labels': num_labels})
+    return find_task(task)(infer(given.change({'methods': ['full']})), model).splits
+
+
+def _read(source, columns):
+    return tables.read_splits(DataSettings(source=str(source)), columns)
 
 
 @pytest.mark.parametrize('ending', ['.jsonl', '.csv', '.parquet'])
 def test_a_table_says_the_same_in_every_format(ending, tmp_path):
     texts = [{**row, 'label': str(row['label'])} for row in ROWS]
-    found = tables.read_splits(_write(tmp_path / f'all{ending}', texts), ('text', 'label'))
+    found = _read(_write(tmp_path / f'all{ending}', texts), ('text', 'label'))
     assert sorted(row['text'] for rows in found.values() for row in rows) == sorted(
         row['text'] for row in ROWS
     )
-    same = tables.read_splits(_write(tmp_path / 'same.jsonl', texts[::-1]), ('text', 'label'))
+    same = _read(_write(tmp_path / 'same.jsonl', texts[::-1]), ('text', 'label'))
     assert {name: sorted(map(str, rows)) for name, rows in found.items()} == {
         name: sorted(map(str, rows)) for name, rows in same.items()
     }
-    fewer = tables.read_splits(_write(tmp_path / 'fewer.jsonl', texts[:30]), ('text', 'label'))
+    fewer = _read(_write(tmp_path / 'fewer.jsonl', texts[:30]), ('text', 'label'))
     assert all(row in found[name] for name, rows in fewer.items() for row in rows)
 
 
 def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
     for name, rows in (('train', ROWS[:20]), ('validation', ROWS[20:30]), ('test', ROWS[30:])):
         _write(tmp_path / f'{name}.jsonl', rows)
-    found = tables.read_splits(str(tmp_path / '{split}.jsonl'), ('text', 'label'))
+    found = _read(str(tmp_path / '{split}.jsonl'), ('text', 'label'))
     assert {name: len(rows) for name, rows in found.items()} == {
         'train': 20,
         'validation': 10,
         'test': 10,
     }
-    assert tables.read_splits(f'hf:{tmp_path}#{{split}}', ('text', 'label')) == found
+    assert _read(f'hf:{tmp_path}#{{split}}', ('text', 'label')) == found
 
 
 @pytest.mark.parametrize(
@@ -99,8 +103,15 @@ def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
         ('a.jsonl', b'[1]', 'row 1: .* is no object'),
         ('a.jsonl', b'{"sentence": "a"}', r'row 1 has no text, label; its columns are sentence'),
         ('a.csv', b'text,label\n"a', 'a.csv: not CSV'),
+        (
+            'a.csv',
+            b'text,label\nwell, fine,1',
+            r"row 1 has more parts than .* \(text, label\): \['1'\]",
+        ),
+        ('a.csv', b'text,label\nfine', 'row 1 has no label'),
+        ('a.tsv', b'text\tlabel\n\xe9\t1', 'is not utf-8: .* --data.encoding latin-1'),
         ('a.parquet', b'PAR1 no', 'a.parquet: not Parquet'),
-        ('a.tsv', b'', 'is none of .jsonl, .csv, .parquet'),
+        ('a.txt', b'', 'is none of .jsonl, .csv, .tsv, .parquet'),
         ('a.jsonl', None, 'a.jsonl does not exist'),
         ('a.jsonl', b'', 'has no rows for train'),
     ],
@@ -109,7 +120,7 @@ def test_tables_that_cannot_be_read_are_named(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        tables.read_splits(str(tmp_path / name), ('text', 'label'))
+        _read(str(tmp_path / name), ('text', 'label'))
 
 
 @settings(deadline=2000, max_examples=60)
@@ -118,61 +129,56 @@ def test_any_bytes_are_read_or_refused(content, ending, tmp_path_factory):
     path = tmp_path_factory.mktemp('bytes') / f'a{ending}'
     path.write_bytes(content)
     with pytest.raises(ValueError):
-        tables.read_splits(str(path), ('text', 'label'))
+        _read(str(path), ('text', 'label'))
 
 
 def test_a_hub_source_needs_a_split():
     with pytest.raises(ValueError, match="write 'hf:org/name#{split}'"):
-        tables.read_splits('hf:org/name', ('text',))
+        _read('hf:org/name', ('text',))
 
 
 def test_texts_and_pairs_keep_their_special_tokens_when_cut(tmp_path):
-    rows = [{'text': ' '.join(['fine'] * n), 'second': 'dull', 'label': 1} for n in range(1, 60)]
+    rows = [{'text': ' '.join(['fine'] * n), 'text2': 'dull', 'label': n % 2} for n in range(1, 60)]
     source = _write(tmp_path / 'a.jsonl', rows)
-    single = own_data.labelled_texts(_data(source=source), _tokenizer())
+    single = _splits('classification', source)
     longest = max(single['train'], key=lambda row: len(row['input_ids']))
     assert len(longest['input_ids']) == 16 and longest['input_ids'][-1] == 0
-    assert longest['segment_ids'].tolist() == [1] * 16 and longest['targets'] == 1
-    fields = {'source': source, 'columns': ConfigDict({'text': 'text', 'second': 'second'})}
-    fields['columns'].label = 'label'
-    pairs = own_data.labelled_texts(_data('pairs', **fields), _tokenizer())
-    row = max(pairs['train'], key=lambda row: len(row['input_ids']))
-    assert row['token_type_ids'].tolist() == [0] * 14 + [1] * 2
-    assert tasks.encoder_inputs(data.collate([row], (16,)))['token_type_ids'].shape == (1, 16)
+    assert longest['segment_ids'].tolist() == [1] * 16 and 'token_type_ids' not in longest
+    for named in ({}, {'columns': {'second': 'text2'}}):
+        pairs = _splits('classification' if named else 'pairs', source, **named)
+        row = max(pairs['train'], key=lambda row: len(row['input_ids']))
+        assert row['token_type_ids'].tolist() == [0] * 14 + [1] * 2
+        assert base.encoder_inputs(data.collate([row], (16,)))['token_type_ids'].shape == (1, 16)
 
 
 def test_class_names_and_numbers_become_targets(tmp_path):
     named = [{'text': 'fine', 'label': ('bad', 'good')[n % 2], 'n': n} for n in range(60)]
     source = _write(tmp_path / 'a.jsonl', [{**r, 'text': f'fine {r["n"]}'} for r in named])
-    rows = own_data.labelled_texts(_data(source=source, labels=('bad', 'good')), _tokenizer())
+    rows = _splits('classification', source, labels=('bad', 'good'))
     assert {int(row['targets']) for row in rows['train']} == {0, 1}
     with pytest.raises(ValueError, match="label '(bad|good)' is none of 0 to 1; set"):
-        own_data.labelled_texts(_data(source=source), _tokenizer())
+        _splits('classification', source, num_labels=2)
 
 
 def test_the_loss_of_instructions_is_on_the_answer_alone(tmp_path):
     rows = [{'prompt': f'is film {n} fine', 'answer': 'the plot was dull'} for n in range(40)]
     source = _write(tmp_path / 'a.jsonl', rows)
     tokenizer = _tokenizer()
-    row = own_data.instructions(_data('instructions', source=source), tokenizer)['train'][0]
+    row = _splits('instructions', source)['train'][0]
     answer = row['targets'][row['weights'] == 1].tolist()
     assert tokenizer.decode(answer, skip_special_tokens=False) == 'the plot was dull <|im_end|>'
     conversations = [
         {'messages': [{'role': 'user', 'content': r['prompt']}, _answer(r['answer'])]} for r in rows
     ]
     source = _write(tmp_path / 'b.jsonl', conversations)
-    other = own_data.instructions(_data('messages', source=source), tokenizer)
+    other = _splits('conversations', source)
     assert any(
         np.array_equal(row['input_ids'], each['input_ids'])
         for split in other.values()
         for each in split
     )
-    packed = own_data.instructions(
-        _data(
-            'instructions', source=_write(tmp_path / 'a.jsonl', rows), packing=True, lengths=(64,)
-        ),
-        tokenizer,
-    )['train'][0]
+    again = _write(tmp_path / 'a.jsonl', rows)
+    packed = _splits('instructions', again, packing=True, lengths=(64,))['train'][0]
     assert packed['segment_ids'].max() > 1 and len(packed['input_ids']) == 64
 
 
@@ -211,18 +217,18 @@ def test_conversations_that_cannot_be_written_are_refused(template, messages, me
         _write(tmp_path / f'{split}.parquet', rows)
     source = str(tmp_path / '{split}.parquet')
     with pytest.raises(ValueError, match=message):
-        own_data.instructions(_data('messages', source=source), _tokenizer(template))
+        _splits('conversations', source, template)
 
 
 def test_a_decoder_starts_with_its_token_and_is_weighed_where_it_writes(tmp_path):
     rows = [{'source': f'fine film {n} is fine', 'target': 'dull'} for n in range(40)]
     source = _write(tmp_path / 'a.jsonl', rows)
-    row = own_data.text_to_text(_data('seq2seq', source=source), _tokenizer())['train'][0]
+    row = _splits('seq2seq', source)['train'][0]
     dull = len(SPECIAL) + WORDS.index('dull')
     assert row['decoder_input_ids'].tolist()[:2] == [0, dull]
     assert row['targets'].tolist()[:3] == [dull, 0, 0]
     assert row['weights'].tolist() == [1, 1, 0, 0, 0, 0]
-    inputs = tasks.seq2seq_inputs(data.collate([row], (8,)))
+    inputs = base.seq2seq_inputs(data.collate([row], (8,)))
     assert inputs['attention_mask'].sum() == 6 and inputs['decoder_attention_mask'].sum() == 2
 
 
@@ -241,8 +247,8 @@ def _pictures(folder, count=40, side=20):
 def test_images_are_read_when_they_are_asked_for(tmp_path):
     rows = _pictures(tmp_path)
     source = _write(tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in rows])
-    image = ConfigDict({'size': 20, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)})
-    found = own_data.labelled_images(_data('images', source=source, image=image), None)
+    options = {'size': 20, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}
+    found = _splits('images', source, options=options)
     row = found['train'][0]
     assert row['pixel_values'].shape == (3, 20, 20) and row['pixel_values'].dtype == np.float32
     assert (row['pixel_values'].mean() > 0) == (row['targets'] == 1)
@@ -254,7 +260,7 @@ def test_images_are_read_when_they_are_asked_for(tmp_path):
         tmp_path / 'a.parquet',
         [{'image': {'bytes': r['bytes']}, 'label': r['label']} for r in rows],
     )
-    within = own_data.labelled_images(_data('images', source=held, image=image), None)
+    within = _splits('images', held, options=options)
     assert any(
         np.array_equal(row['pixel_values'], each['pixel_values'])
         for split in within.values()
@@ -268,71 +274,67 @@ def test_an_image_outside_the_tables_folder_is_refused(tmp_path):
     rows = [{'image': '../0.png', 'label': 0}]
     for split in tables.SPLITS:
         _write(tmp_path / 'inner' / f'{split}.jsonl', rows)
-    found = own_data.labelled_images(
-        _data('images', source=str(tmp_path / 'inner' / '{split}.jsonl')), None
-    )
+    source = str(tmp_path / 'inner' / '{split}.jsonl')
+    found = _splits('images', source, num_labels=2)
     with pytest.raises(ValueError, match='lies outside'):
         found['train'][0]
 
 
-def _run_config(kind, golden, source, tmp_path) -> Config:
-    config: Config = own_config.get_config(f'kind={kind},rank=2')
-    config.model.source = str(checkpoint(tmp_path / 'base', golden))
-    config.data.source = source
-    config.data.batch_size = config.data.eval_batch_size = 4
-    config.data.lengths = (16,)
-    config.duration, config.log_every = '4 steps', '2 steps'
-    config.eval_every, config.save_every = '4 steps', '2 steps'
-    return config
-
-
-KINDS = {
+TEXT_OF = [{'source': r['text'], 'target': ('dull', 'witty')[r['label']]} for r in ROWS]
+TASKS = {
     'classification': ('tiny_bert', ROWS),
     'pairs': ('tiny_bert', [{**r, 'sentence1': r['text'], 'sentence2': 'dull'} for r in ROWS]),
-    'seq2seq': (
-        'tiny_t5',
-        [{'source': row['text'], 'target': ('dull', 'witty')[row['label']]} for row in ROWS],
+    'regression': ('tiny_bert', [{**r, 'label': r['label'] + 0.5} for r in ROWS]),
+    'token_classification': (
+        'tiny_bert',
+        [{'tokens': r['text'].split(), 'tags': ['O', 'B-F', 'I-F']} for r in ROWS],
     ),
+    'seq2seq': ('tiny_t5', TEXT_OF),
+    'text': ('tiny_llama', ROWS),
     'instructions': (
         'tiny_llama',
-        [{'prompt': row['text'], 'answer': ('dull', 'witty')[row['label']]} for row in ROWS],
+        [{'instruction': r['source'], 'input': 'is', 'output': r['target']} for r in TEXT_OF],
     ),
+    'images': ('tiny_vit', ROWS),
 }
 
 
-def test_another_kind_of_config_is_refused():
-    with pytest.raises(ValueError, match="no kind 'video'; it is one of classification, pairs"):
-        own_config.get_config('kind=video')
-
-
-@pytest.mark.parametrize('kind', [*KINDS, 'images'])
-def test_every_kind_of_table_trains_its_model(kind, tmp_path):
-    if kind == 'images':
-        golden, rows = (
-            'tiny_vit',
-            [{k: row[k] for k in ('image', 'label')} for row in _pictures(tmp_path, side=12)],
-        )
-    else:
-        golden, rows = KINDS[kind]
+@pytest.mark.parametrize('task', TASKS)
+def test_every_kind_of_table_trains_and_answers_with_nothing_named(task, tmp_path):
+    golden, rows = TASKS[task]
+    if task == 'images':
+        rows = [{k: row[k] for k in ('image', 'label')} for row in _pictures(tmp_path, side=12)]
     source = _write(tmp_path / 'rows.jsonl', rows)
-    config = _run_config(kind, golden, source, tmp_path)
-    if kind == 'images':
-        config.data.lengths, config.data.image.size = (), 12
-    if kind == 'instructions':
-        settings = {'chat_template': TEMPLATE}
-        (tmp_path / 'base' / 'tokenizer_config.json').write_text(json.dumps(settings))
-    result = train(config, tmp_path / 'run', Console(quiet=True))
-    assert np.isfinite(result['test/loss'])
-    run = build(config)
-    assert len(jax.tree.leaves(run.transform.init(jax.random.key(0), run.model)[0])) > 4
+    folder = checkpoint(tmp_path / 'base', golden)
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'chat_template': TEMPLATE}))
+    options = {'size': 12} if task == 'images' else {}
+    if task in ('seq2seq', 'instructions'):
+        options = {'generated': ('exact_match',), 'generated_limit': 2}
+    if task in ('seq2seq', 'instructions', 'text'):
+        options['max_new_tokens'] = 4
+    settings = read_settings(own_config.get_config(f'task={task},rank=2')).change(
+        {
+            **{'model.source': str(folder), 'data.source': source, 'data.batch_size': 4},
+            **{'data.options': options, 'duration': '4 steps', 'trackers': []},
+        }
+    )
+    fit = train(settings, tmp_path / 'run', Console(quiet=True))
+    assert np.isfinite(fit.result['test/loss'])
+    assert ('test/exact_match' in fit.result) == ('generated' in options)
+    found = peftjax.train.predict(
+        fit.model, fit.transform, fit.adapter, fit.frozen, fit.task, rows[:3]
+    )
+    names = {'images': {'label', 'score'}, 'regression': {'value'}, 'text': {'text'}}
+    names |= {'seq2seq': {'text'}, 'instructions': {'text'}, 'token_classification': {'tags'}}
+    assert [set(each) for each in found] == [names.get(task, {'label', 'score'})] * 3
 
 
 def test_the_order_is_that_of_seed_and_step_for_images_too(tmp_path):
     source = _write(
         tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in _pictures(tmp_path)]
     )
-    image = ConfigDict({'size': 4, 'mean': (0.0,) * 3, 'std': (1.0,) * 3})
-    rows = own_data.labelled_images(_data('images', source=source, image=image), None)['train']
+    options = {'size': 4, 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
+    rows = _splits('images', source, options=options)['train']
 
     def batches():
         return data.train_batches(rows, batch_size=4, lengths=(), seed=3, steps=6)
