@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftjax.train.metrics.registry import METRICS, better, metrics_of
-from peftjax.train.metrics.retrieval import ranks
+from peftjax.train.metrics.retrieval import right_ranks
 from peftjax.train.metrics.texts import TEXT_METRICS
 from peftjax.train.settings import SettingsError
 
@@ -77,35 +77,43 @@ def test_perplexity_is_over_tokens_and_not_over_examples():
     assert found == pytest.approx(math.exp(0.5))
 
 
+def _pairs(anchors, positives, **more):
+    count = len(anchors)
+    numbers = {'text': np.arange(count), 'text:1': count + np.arange(count)}
+    return {
+        **{'anchors': list(anchors), 'positives': list(positives)},
+        **{**numbers, 'group': np.full(count, -1), **more},
+    }
+
+
 def test_ranks_are_those_of_sorted_cosines_and_equal_vectors_find_nothing():
     rng = np.random.default_rng(0)
-    queries, passages = rng.standard_normal((2, 40, 5))
-    unit = passages / np.linalg.norm(passages, axis=1, keepdims=True)
-    order = np.argsort(-(queries @ unit.T), axis=1)
+    anchors, positives = rng.standard_normal((2, 40, 5))
+    unit = positives / np.linalg.norm(positives, axis=1, keepdims=True)
+    order = np.argsort(-(anchors @ unit.T), axis=1)
     expected = [1 + order[i].tolist().index(i) for i in range(40)]
-    assert ranks(queries, 3 * passages).tolist() == expected
-    outputs = {'queries': queries, 'passages': passages}
-    assert _score('mrr', **outputs) == pytest.approx(np.mean(1 / np.asarray(expected)))
-    assert _score('recall_at_5', **outputs) == np.mean(np.asarray(expected) <= 5)
+    assert right_ranks(_pairs(anchors, 3 * positives)).tolist() == expected
     for alike in (np.zeros((40, 5)), np.ones((40, 5))):
-        assert ranks(queries, alike).tolist() == [40] * 40
-    twice, numbers = np.concatenate([passages, passages]), np.tile(np.arange(40), 2)
-    queries = np.concatenate([queries, queries])
-    assert ranks(queries, twice, numbers).tolist() == expected * 2
-    assert _score('mrr', queries=queries, passages=twice, passage_numbers=numbers) == pytest.approx(
-        np.mean(1 / np.asarray(expected))
-    )
+        assert right_ranks(_pairs(anchors, alike)).tolist() == [40] * 40
+    twice = {name: np.tile(rows, 2) for name, rows in _pairs(anchors, positives).items()
+             if name not in ('anchors', 'positives')}  # fmt: skip
+    doubled = (np.concatenate([each, each]) for each in (anchors, positives))
+    assert right_ranks(_pairs(*doubled, **twice)).tolist() == expected * 2
 
 
 def test_scores_of_written_texts():
-    found, references = ['the film was fine', 'so 3'], ['the film was fine', '#### 4']
+    found, references = ['the film was fine', 'so 3'], [['the film was fine'], ['#### 4']]
     scores = {name: metric(found, references) for name, metric in TEXT_METRICS.items()}
     assert scores['exact_match'] == scores['last_number'] + 0.5 == 0.5
     assert 0 < scores['bleu'] < 100 and 0 < scores['chrf'] < 100
     assert scores['rouge1'] == scores['rougeL'] == pytest.approx(0.5)
-    same = {name: metric(references, references) for name, metric in TEXT_METRICS.items()}
+    same = {
+        name: metric([of[0] for of in references], references)
+        for name, metric in TEXT_METRICS.items()
+    }
     assert same['bleu'] == pytest.approx(100) and same['chrf'] == pytest.approx(100)
-    assert TEXT_METRICS['last_number'](['it is 1,000.0'], ['#### 1000']) == 1.0
+    assert TEXT_METRICS['last_number'](['it is 1,000.0'], [['#### 1000']]) == 1.0
+    assert TEXT_METRICS['exact_match'](['b', 'c'], [['a', 'b'], ['b']]) == 0.5
 
 
 def constant(classes):

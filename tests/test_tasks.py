@@ -190,7 +190,7 @@ def test_smoothing_and_padding_change_what_they_should_alone(task, tmp_path):
     golden = 'tiny_llama' if task == 'text' else 'tiny_bert'
     rows = [{**row, 'label': row['n'] % 3} for row in _rows()]
     if task == 'token_classification':
-        rows = [{'words': r['text'], 'tags': ' '.join('AB'[len(w) % 2] for w in r['text'].split())}
+        rows = [{'words': r['text'], 'tags': ' '.join('AB'[w == 'film'] for w in r['text'].split())}
                 for r in rows]  # fmt: skip
     source = _csv(tmp_path / 'a.csv', rows)
     settings = _settings(tmp_path, golden, task, source, lengths=(16,))
@@ -214,7 +214,7 @@ def _doubled(task, forward, batch):
 
 
 def test_scores_of_written_texts_are_those_of_the_generator(tmp_path):
-    rows = [{'prompt': f'fine film {"a " * (n % 5)}', 'answer': 'dull'} for n in range(40)]
+    rows = [{'prompt': f'fine film {"a " * n}', 'answer': 'dull'} for n in range(40)]
     source = _csv(tmp_path / 'a.csv', [{**row, 'n': n} for n, row in enumerate(rows)])
     options = {'generated': ['exact_match', 'rougeL'], 'generated_limit': 3, 'max_new_tokens': 4}
     settings = _settings(tmp_path, 'tiny_llama', 'instructions', source, options=options)
