@@ -20,7 +20,13 @@ from peftjax.train.tasks.infer import infer
 from tests import paper_files
 
 ROWS = reproduce.table(Path(__file__).parents[1] / 'configs' / 'papers.toml')
-BUILT = {key: row for key, row in ROWS.items() if row.family in paper_files.FAMILIES}
+# Rows that no weights and no data would make run.
+NOT_BUILT = {
+    key: lines
+    for key, row in ROWS.items()
+    if (lines := [m for m in reproduce.missing(row) if m.startswith(('model family', 'method'))])
+}
+BUILT = [key for key in ROWS if key not in NOT_BUILT]
 # What a row shares with a tiny model only in a smaller size.
 SMALLER = {
     'trainable_tokens.llama': {'trainable_tokens.ids': [4, 5]},
@@ -104,8 +110,10 @@ def _scores(engine: Alone, task: Task) -> dict[str, float]:
 
 
 def test_most_rows_launch_and_the_others_name_what_is_missing():
-    assert len(ROWS) == 130 and len(BUILT) >= 105
-    for key in ROWS.keys() - BUILT.keys():
-        assert f'model family {ROWS[key].family!r}, which is not built' in reproduce.missing(
-            ROWS[key]
-        )
+    families = [key for key in NOT_BUILT if ROWS[key].family in ('deberta-v2', 'bart')]
+    assert len(families) == 24
+    assert sorted(NOT_BUILT.keys() - set(families)) == [
+        'prompt_tuning.rte',
+        'prompt_tuning.superglue',
+    ]
+    assert len(ROWS) == 130 and len(BUILT) == 104

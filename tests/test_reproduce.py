@@ -2,8 +2,8 @@
 
 import functools
 import io
-import types
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,12 @@ def _text(shown) -> str:
     return file.getvalue()
 
 
+class Done(NamedTuple):
+    """A run that is over."""
+
+    result: dict[str, Any]
+
+
 def _trainer(scores):
     """A trainer that takes notes, and gives the next scores."""
     calls, left = [], iter(scores)
@@ -80,7 +86,7 @@ def _trainer(scores):
     def train(settings, workdir, console):
         del console
         calls.append((settings, workdir))
-        return types.SimpleNamespace(result=next(left))
+        return Done(next(left))
 
     return train, calls
 
@@ -100,7 +106,7 @@ def test_the_published_count_is_what_the_method_trains_on_the_published_model(ke
     # The model here has a head of two classes, whatever the task.
     head = any('classifier' in path for path in model.sites.weights)
     extra = peftjax.summary(peftjax.select(r'classifier/.*'), model).trainable if head else 0
-    assert counts == [row.published.trainable + extra]
+    assert [count - extra for count in counts] == [row.published.trainable]
 
 
 def test_every_row_says_where_it_is_from():

@@ -11,7 +11,7 @@ from peftjax.reproduce.rows import Row
 
 
 def missing(row: Row) -> list[str]:
-    """What a row needs that is not here: a model family, weights, data, libraries.
+    """What a row needs that is not here: a model family, a method on it, weights, data, libraries.
 
     Only names are looked up: nothing is downloaded and no weights are loaded. Weights and data of
     the hub that are not in the local cache are named, although a run would download them.
@@ -24,6 +24,7 @@ def missing(row: Row) -> list[str]:
     settings, starts = row.settings, [] if row.start is None else [row.start]
     return [
         *_family(row.family),
+        *_method(row),
         *_weights(settings.model.source),
         *(line for each in (row, *starts) for line in _data(each)),
         *_libraries(row),
@@ -35,6 +36,12 @@ def _family(family: str) -> Iterator[str]:
         family_of(family)
     except ValueError:
         yield f'model family {family!r}, which is not built'
+
+
+def _method(row: Row) -> Iterator[str]:
+    prompts = {'prompt_tuning', 'p_tuning'}.intersection(row.settings.methods)
+    if prompts and row.settings.model.task == 'seq2seq_lm':
+        yield f'method {prompts.pop()} of an encoder with a decoder, which share one embedding'
 
 
 def _weights(source: str) -> Iterator[str]:
