@@ -4,23 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from configs import base
 from peftjax import testing
 from peftjax.train import build, found
-from peftjax.train.config import Config
 from peftjax.train.optimizers import build_optimizer, schedule
-from peftjax.train.tasks.registry import Task, encoder_inputs, weighted_sums
+from peftjax.train.settings import Settings, read_settings
+from peftjax.train.task import Task
 
 
-def _config(**fields) -> Config:
-    c = base.film_reviews(1.0)
-    c = base.methods(c, lora={'rank': 2, 'targets': 'hidden'})
-    c.optimizer, c.sgd, c.clip_norm, c.warmup = 'sgd', ConfigDict(), 0.0, 0.0
-    for name, value in fields.items():
-        c[name] = ConfigDict(value) if isinstance(value, dict) else value
-    return c.lock()
+def _config(**fields) -> Settings:
+    methods = {'methods': ('lora', 'select'), 'lora': {'rank': 2, 'targets': 'hidden'}}
+    return read_settings({'lr': 1.0, 'optimizer': 'sgd', **methods, **fields})
 
 
 def _update(config, slope=1.0):
@@ -40,7 +34,7 @@ def _rates(config, steps):
 def test_a_method_may_have_a_rate_of_its_own():
     assert _update(_config()) == [-1.0, -1.0]
     assert _update(_config(rates={'select': 0.25})) == [-1.0, -0.25]
-    with pytest.raises(ValueError, match=r"config.rates names \['head'\], config.peft only"):
+    with pytest.raises(ValueError, match=r"rates names \['head'\], methods only "):
         _update(_config(rates={'head': 0.25}))
 
 
@@ -74,10 +68,9 @@ def test_what_is_around_the_optimizer_is_told_the_steps_of_the_run():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'optimizer': 'adamm'}, "config.optimizer names 'adamm', which optax does not have"),
-        ({'optimizer': 'lion'}, "config.optimizer names 'lion', but there is no config.lion"),
-        ({'around': ('faster',)}, "config.around names 'faster', which peftjax.training does not"),
-        ({'schedule': 'step'}, "config.schedule is 'step'; write one of linear, cosine, constant"),
+        ({'optimizer': 'adamm'}, "optimizer names 'adamm', which optax does not have"),
+        ({'around': ('faster',)}, "around names 'faster', which peftjax.train does not"),
+        ({'schedule': 'step'}, "schedule is 'step'; write one of linear, cosine, constant"),
     ],
 )
 def test_unknown_names_raise(fields, message):
@@ -87,13 +80,13 @@ def test_unknown_names_raise(fields, message):
 
 def test_penalties_are_summed_with_their_weights_and_unknown_ones_raise():
     assert build.build_penalty(_config())(None, {}) == 0.0
-    with pytest.raises(ValueError, match="config.penalties names 'orthogonal', which peftjax"):
+    with pytest.raises(ValueError, match="penalties names 'orthogonal', which peftjax"):
         build.build_penalty(_config(penalties={'orthogonal': 0.1}))
 
 
 def test_an_unknown_way_to_find_an_argument_raises():
     config = _config(found={'lora': {'init': 'evva'}})
     with pytest.raises(
-        ValueError, match=r"config.found.lora.init names 'evva'; known: eva, fisher"
+        ValueError, match=r"found.lora.init names 'evva'; known: eva, fisher"
     ):
-        found.find(config, testing.tiny_mlp(), Task({}, encoder_inputs, weighted_sums))
+        found.find(config, testing.tiny_mlp(), Task(splits={}, totals=lambda forward, batch: {}))

@@ -58,6 +58,7 @@ class Artifacts:
             'together': self._together,
         }
         if member.folder is not None:
+            result['adapter'] = 'written' if member.unsaved is None else member.unsaved
             if known['status'] == 'done':
                 result['adapter_peft'] = write_peft(member, state)
                 learning_curve(rows, member.folder / CURVE)
@@ -75,6 +76,8 @@ class Artifacts:
         """What lies in the folder, and the command that uses it, for people."""
         folder = member.folder
         peft = result.get('adapter_peft')
+        if member.unsaved is not None:
+            return f'no adapter is written to {folder}: {member.unsaved}'
         lines = [f'the best adapter: {folder}/{ADAPTER}; all else of the run: {folder}']
         if peft == 'written':
             lines.append(f'the same for Hugging Face peft: {folder}/{PEFT}')
@@ -131,7 +134,7 @@ def _filled(params: Any, shapes: Any) -> Any:
 
 def _chosen(best: str, result: Mapping[str, Any]) -> str:
     if result['best_step'] is None:
-        return 'the last adapter is kept: there was no validation split'
+        return 'the last adapter is kept: no evaluation on a validation split chose another'
     least, name = 'least' if best.startswith('-') else 'greatest', best.removeprefix('-')
     step = result['best_step']
     return f'the best adapter has the {least} {name} on the validation split, at step {step}'
@@ -166,13 +169,17 @@ def card(member: Member, result: Mapping[str, Any]) -> str:
         *(f'| {name} | {value:.4f} |' for name, value in scores.items()),
         '',
         f'`{ADAPTER}/` holds the best adapter and `{LAST}/` the last one, for peftjax; '
-        '`config.json` holds all settings.',
+        '`config.json` holds all settings.'
+        if member.unsaved is None
+        else f'No adapter is written: {member.unsaved}.',
         f'`{PEFT}/` holds the best adapter for Hugging Face peft.'
         if result['adapter_peft'] == 'written'
         else f'There is no `{PEFT}/`: {result["adapter_peft"]}.',
         '',
         '```python',
-        f'model = peftjax.train.RunFolder({str(folder)!r}).load_model()',
+        f'model = peftjax.train.RunFolder({str(folder)!r}).load_model()'
+        if 'model' in about
+        else 'model = peftjax.wrap(...)  # as it was trained',
         f'tx, adapter, frozen = peftjax.restore({str(folder and folder / ADAPTER)!r}, model)',
         'predict = peftjax.adapt(model, tx)',
         '```',

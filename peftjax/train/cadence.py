@@ -15,7 +15,7 @@ def steps(duration: str, *, steps_per_epoch: int, batch_size: int) -> int:
         batch_size: examples (or packed rows) in one batch.
 
     Raises:
-        ValueError: the duration does not read as a number and a unit.
+        ValueError: the duration does not read as a number above 0 and a unit.
 
     Example:
         >>> steps('1.5 epochs', steps_per_epoch=100, batch_size=32)
@@ -23,15 +23,28 @@ def steps(duration: str, *, steps_per_epoch: int, batch_size: int) -> int:
         >>> steps('6400 examples', steps_per_epoch=100, batch_size=32)
         200
     """
-    match = _DURATION.fullmatch(duration.strip())
-    if match is None:
-        raise ValueError(
-            f'duration {duration!r} does not read as a number and a unit; '
-            "write for example '3 epochs', '500 steps' or '10000 examples'"
-        )
-    amount, unit = float(match[1]), match[2]
+    amount, unit = check(duration)
     in_steps = {'epoch': steps_per_epoch, 'step': 1.0, 'example': 1.0 / batch_size}[unit]
     return max(1, math.ceil(amount * in_steps - 1e-9))
+
+
+def check(duration: str) -> tuple[float, str]:
+    """The number and the unit of a duration.
+
+    Raises:
+        ValueError: it does not read as a number above 0 and a unit.
+
+    Example:
+        >>> check('1.5 epochs')
+        (1.5, 'epoch')
+    """
+    match = _DURATION.fullmatch(duration.strip())
+    if match is None or not float(match[1]):
+        raise ValueError(
+            f'duration {duration!r} does not read as a number above 0 and a unit; '
+            "write for example '3 epochs', '500 steps' or '10000 examples'"
+        )
+    return float(match[1]), match[2]
 
 
 def is_due(step: int, *, every: int, last: int) -> bool:

@@ -1,6 +1,7 @@
 """`fit`: trains a method on a task, from a notebook or from settings."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -134,6 +135,8 @@ def fit(
     folder = None if workdir is None else Path(workdir)
     if folder is not None and not resume and (folder / 'checkpoints').exists():
         raise ValueError(f'{folder} holds a run: choose another workdir, or set resume=True')
+    if not task.splits.get('train'):
+        raise ValueError(f'the task has no rows to train on; its splits are {list(task.splits)}')
     steps_per_epoch = len(task.splits['train']) // task.batch_size
 
     def in_steps(text: str) -> int:
@@ -145,6 +148,8 @@ def fit(
         'duration': duration,
         'accumulate': accumulate,
         'batch_size': task.batch_size,
+        'rows': {name: len(rows) for name, rows in task.splits.items()},
+        'best': task.best if best is None else best,
         'log_every': log_every,
         'eval_every': eval_every,
         'save_every': save_every,
@@ -235,9 +240,15 @@ def run_alone(
     is_main = placement.is_main_process
     member = Member(run, folder if is_main else None, sinks if is_main else None)
     console.print(f'{member.summary}\n', highlight=False)
+    if member.unsaved is not None:
+        warnings.warn(
+            f'no adapter is written to {folder}, only checkpoints: {member.unsaved}', stacklevel=3
+        )
     state: TrainState = placement.state(member.state, run.model)
     beside: Beside = placement.beside(member.beside, run.model)
-    base = '' if folder is None else fingerprint((run.model.params, beside.frozen))
+    fixed = run.model.params, beside.frozen
+    fixed = fixed if beside.constants is None else (*fixed, beside.constants)
+    base = '' if folder is None else fingerprint(fixed)
     if not keep_values:
         # So that no leaf that moved into the adapter is held beside it.
         run = run.without_values()
@@ -263,6 +274,7 @@ def run_alone(
             on_step=(*on_step, shown.moved),
             trace=Trace(folder / 'profile') if profile and folder is not None else None,
             peak=machine and machine.flops * placement.devices,
+            alone=True,
         )
         stack.enter_context(closing(loop))
         if loop.done < run.steps:

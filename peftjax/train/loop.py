@@ -69,6 +69,7 @@ class Loop:
         on_step: Sequence[OnStep] = (),
         trace: Trace | None = None,
         peak: float | None = None,
+        alone: bool = False,
     ):
         """Goes on from the newest checkpoint, if there is one.
 
@@ -83,6 +84,7 @@ class Loop:
             on_step: called after every step.
             trace: of the profiler.
             peak: FLOPs that all devices could do in a second, where that is known.
+            alone: the only run raises when its loss is not finite; others leave.
 
         Raises:
             ValueError: the checkpoint is of other settings or of another base.
@@ -90,7 +92,7 @@ class Loop:
         """
         self.members, self.engine, self._checkpoints = members, engine, checkpoints
         self._ending, self._tell, self._prune = ending, tell, prune
-        self._on_step, self._trace = on_step, trace
+        self._on_step, self._trace, self._alone = on_step, trace, alone
         self._batches = engine.batches()
         self.done = 0
         # Runs that are over, with the step each left after. They stay in the program for a while:
@@ -101,7 +103,8 @@ class Loop:
         engine.leave([place for place, step in self._left.items() if step <= self.done], self.done)
         self._window = StepWindow(len(members), peak)
         for _, member in self._here():
-            member.open(self.done)
+            if self.done < member.run.steps:  # What is over is left as it is.
+                member.open(self.done)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """All steps that are left.
@@ -193,7 +196,7 @@ class Loop:
         if bad is None:
             member.write(number, {f'train/{name}': value for name, value in means.items()})
             self._tell(member.name, {'status': 'training', 'step': number, **means})
-        elif len(self.members) == 1:
+        elif self._alone:
             raise NonFiniteError(
                 f'step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}. The newest '
                 'checkpoint is from before that step; a lower rate often helps, for example '

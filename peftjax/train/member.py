@@ -1,5 +1,6 @@
 """One run in the training loop: where it stands, and what it leaves in its folder."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -30,11 +31,13 @@ class Best(NamedTuple):
     Attributes:
         step: when it was. value: of the score that chooses.
         scores: of the validation split, by name.
+        mark: fingerprint of its adapter.
     """
 
     step: int
     value: float
     scores: Mapping[str, float]
+    mark: str
 
 
 class Member:
@@ -104,22 +107,33 @@ class Member:
         sign = -1.0 if self.run.best.startswith('-') else 1.0
         better = self.best is None or sign * value > sign * self.best.value
         if math.isfinite(value) and better:
-            self.best = Best(step, value, dict(scores))
-            self.keep(ADAPTER, adapter)
+            mark = self.keep(ADAPTER, adapter)
+            self.best = Best(step, value, dict(scores), mark)
 
-    def keep(self, where: str, adapter: Any) -> None:
-        """Writes an adapter into its folder, or holds it where there is none."""
+    def keep(self, where: str, adapter: Any) -> str:
+        """Writes an adapter into its folder, or holds it where none is written; its fingerprint."""
         whole = _on_host(adapter)
-        if self.folder is None:
-            self.best_adapter = whole if where == ADAPTER else self.best_adapter
-        elif isinstance(self._save, Saver) and jax.process_index() == 0:
+        if self.folder is not None and isinstance(self._save, Saver):
             self._save(self.folder / where, whole)
+        elif where == ADAPTER:
+            self.best_adapter = whole
+        return _mark(whole)
 
     def best_written(self, state: TrainState) -> Any:
         """The best adapter; that of `state`, the last one, where no evaluation chose."""
-        if self.best is None or self.folder is None or not isinstance(self._save, Saver):
+        if self.best is None:
             return state.adapter if self.best_adapter is None else self.best_adapter
-        return trees.refill(state.adapter, read_arrays(self.folder / ADAPTER).adapter)
+        if jax.process_count() == 1:
+            return self._held(state.adapter)
+        # A process that has gone on from a checkpoint holds none: the first one has its files.
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.adapter)
+        held = self._held(like) if jax.process_index() == 0 else like
+        return multihost_utils.broadcast_one_to_all(held)
+
+    def _held(self, like: Any) -> Any:
+        if self.best_adapter is not None or self.folder is None:
+            return self.best_adapter
+        return trees.refill(like, read_arrays(self.folder / ADAPTER).adapter)
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -127,9 +141,27 @@ class Member:
         return {'scores': self.scores, 'best': best, 'products': self.products}
 
     def load(self, about: Mapping[str, Any]) -> None:
-        """Goes on from what a checkpoint holds."""
+        """Goes on from what a checkpoint holds.
+
+        The best adapter lies in the folder, and a better one may have taken its place after the
+        checkpoint. The steps that come again then find the better one, so that the best evaluation
+        starts afresh. Of several processes, all decide alike.
+        """
         self.scores, self.products = dict(about['scores']), about['products']
-        self.best = None if about['best'] is None else Best(**about['best'])
+        best = None if about['best'] is None else Best(**about['best'])
+        lost = best is not None and jax.process_index() == 0 and not self._has(best)
+        if jax.process_count() > 1:
+            lost = bool(multihost_utils.broadcast_one_to_all(np.asarray(lost)))
+        self.best = None if lost else best
+
+    def _has(self, best: Best) -> bool:
+        if self.folder is None:
+            return False
+        try:
+            arrays = read_arrays(self.folder / ADAPTER).adapter
+            return _mark(trees.refill(self.state.adapter, arrays)) == best.mark
+        except (OSError, ValueError, KeyError):
+            return False
 
 
 def _saver(run: Run, adapter: Any, beside: Beside) -> Saver | str:
@@ -137,6 +169,14 @@ def _saver(run: Run, adapter: Any, beside: Beside) -> Saver | str:
         return Saver(run.model, run.transform, adapter, beside.frozen)
     except ValueError as error:
         return str(error)
+
+
+def _mark(adapter: Any) -> str:
+    """A fingerprint of an adapter on the host."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(adapter):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _on_host(adapter: Any) -> Any:

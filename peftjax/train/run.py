@@ -68,7 +68,9 @@ class Run:
         adapter = adapter if self.warm is None else self.warm(adapter)
         reference = self.model.params if self.task.needs_reference else None
         state = init_state(adapter, self.make_optimizer(self.numbers), step_key)
-        return state, Beside(frozen, reference, self.task.constants)
+        # On the device once, and not at each step.
+        constants = jax.tree.map(jnp.asarray, self.task.constants)
+        return state, Beside(frozen, reference, constants)
 
     def without_values(self) -> 'Run':
         """The run with the shapes of the model's parameters, so that it keeps none in memory."""

@@ -5,14 +5,19 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import peftjax
+import optax
 
+import peftjax
+from peftjax.train import cadence
+
+SCHEDULES = ('linear', 'cosine', 'constant')
 _CALL = re.compile(r'\s*[A-Za-z_]\w*\s*(\(.*\))?\s*', re.DOTALL)
 
 
@@ -206,7 +211,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     `methods`, `optimizer`, `around`, `penalties` or `found` names.
 
     Raises:
-        SettingsError: a field that nothing reads, with near names; a value of another type.
+        SettingsError: a field that nothing reads, with near names; a value of another type; a
+            number outside of its range; an optimiser or a schedule that is not there.
 
     Example:
         >>> read_settings({'lr': 0.01, 'lora': {'rank': 4}}).section('lora')
@@ -224,9 +230,11 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     used = {*settings.methods, settings.optimizer, *settings.around}
     used |= {name for each in settings.found.values() for name in each.values()}
     for name, arguments in rest.items():
-        known = name in used or _is_function(name)
+        known = name in used or _function(name) is not None
         if not known or not isinstance(arguments, dict):
             raise SettingsError(f'no setting {name!r}; {near(name, settings)}')
+        _check_arguments(name, arguments, settings)
+    _check_ranges(settings)
     return settings
 
 
@@ -271,12 +279,74 @@ def names(settings: Settings) -> list[str]:
 
 def arguments_of(function: str) -> list[str]:
     """Names of the arguments of a public function; none for a name that is no function."""
-    made = getattr(peftjax, function, None) or getattr(peftjax.train, function, None)
-    return list(inspect.signature(made).parameters) if callable(made) else []
+    made = _function(function)
+    return [] if made is None else list(inspect.signature(made).parameters)
 
 
-def _is_function(name: str) -> bool:
-    return name in peftjax.__all__ or name in peftjax.train.__all__
+def _function(name: str) -> Callable[..., Any] | None:
+    """A function that a section may hold arguments of; None if there is none of that name."""
+    for module in (peftjax, peftjax.train):
+        if name in module.__all__ and callable(getattr(module, name)):
+            return getattr(module, name)
+    return None if name.startswith('_') or not callable(getattr(optax, name, None)) else getattr(optax, name)
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any], settings: 'Settings') -> None:
+    function = _function(name)
+    if function is None:
+        return  # A function that is not there is named where it is used.
+    known = inspect.signature(function).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in known.values()):
+        return
+    for argument, value in arguments.items():
+        if argument not in known:
+            whole = f'{name}.{argument}'
+            close = difflib.get_close_matches(argument, known, n=5, cutoff=0)
+            found = [f'{name}.{each}' for each in close]
+            raise SettingsError(f'no setting {whole!r}; near names: {found}')
+        kind = _SIMPLE.get(known[argument].annotation)
+        if kind is not None and not _KINDS[kind](value) and value is not known[argument].default:
+            raise SettingsError(f'{name}.{argument} does not take {value!r}: it is {_said(kind)}')
+
+
+def _check_ranges(settings: 'Settings') -> None:
+    """Refuses numbers and names that no run can have, before anything is loaded."""
+    data, mesh = settings.data, settings.mesh
+    positive = {
+        'lr': settings.lr,
+        'accumulate': settings.accumulate,
+        'data.batch_size': data.batch_size,
+        'data.eval_batch_size': data.eval_batch_size,
+        **{f'data.lengths[{i}]': length for i, length in enumerate(data.lengths)},
+        **{f'mesh.{n}': size for n, size in dataclasses.asdict(mesh).items()},
+        **{f'rates.{name}': rate for name, rate in settings.rates.items()},
+    }
+    at_least_0 = {
+        'warmup': settings.warmup,
+        'clip_norm': settings.clip_norm,
+        'data.limit': data.limit,
+        'seed': settings.seed,
+    }
+    for name, value in positive.items():
+        if not (math.isfinite(value) and value > 0):
+            raise SettingsError(f'{name} is {value!r}; write a number above 0')
+    for name, value in at_least_0.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise SettingsError(f'{name} is {value!r}; write 0 or a number above it')
+    for name in ('duration', 'log_every', 'eval_every', 'save_every'):
+        try:
+            cadence.check(getattr(settings, name))
+        except ValueError as error:
+            raise SettingsError(f'{name}: {error}') from None
+    if settings.schedule not in SCHEDULES:
+        raise SettingsError(
+            f'schedule is {settings.schedule!r}; write one of {", ".join(SCHEDULES)}'
+        )
+    if not callable(getattr(optax, settings.optimizer, None)):
+        close = difflib.get_close_matches(settings.optimizer, dir(optax), n=5, cutoff=0.5)
+        raise SettingsError(
+            f'optimizer names {settings.optimizer!r}, which optax does not have; near names: {close}'
+        )
 
 
 def _names(kind: Any, prefix: str) -> Iterable[str]:
@@ -331,6 +401,13 @@ _KINDS: Mapping[Any, Callable[[Any], bool]] = {
     float: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     tuple: lambda value: isinstance(value, list | tuple),
     Mapping: lambda value: isinstance(value, dict),
+}
+
+
+# Annotations of arguments whose values are checked; others are checked by the function itself.
+_SIMPLE: Mapping[Any, type] = {
+    **{each: each for each in (int, float, str, bool)},
+    **{each.__name__: each for each in (int, float, str, bool)},
 }
 
 

@@ -1,5 +1,6 @@
 """The seam between a run and the programs that show its numbers."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ class Trackers:
 
     def close(self) -> None:
         """Ends all."""
-        for tracker in self._open:
-            tracker.close()
-        self._open = []
+        with contextlib.ExitStack() as stack:  # One that raises keeps no other from its end.
+            for tracker in reversed(self._open):
+                stack.callback(tracker.close)
+            self._open = []
