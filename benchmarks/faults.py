@@ -34,7 +34,7 @@ _LENGTH |= {'eval_every': '5 steps', 'save_every': '2 steps'}
 # The command, with a note of what it is doing; a save goes on behind the steps until it is whole.
 _RUN = """
 import pathlib, runpy, sys
-from peftjax.train import checkpoints, loop as train
+from peftjax.train import checkpoints, loop
 note = pathlib.Path(sys.argv.pop(1))
 def noted(name, function):
     def call(*args, **kwargs):
@@ -44,7 +44,7 @@ def noted(name, function):
         finally:
             note.write_text('step')
     return call
-train.evaluate = noted('evaluation', train.evaluate)
+loop.Loop._evaluate = noted('evaluation', loop.Loop._evaluate)
 checkpoints.Checkpoints.save = noted('save', checkpoints.Checkpoints.save)
 runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)
 """

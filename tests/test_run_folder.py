@@ -1,0 +1,96 @@
+"""What a run left, as commands and notebooks take it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import peftjax
+from peftjax.train.run_folder import RunFolder
+from peftjax.train.settings import SettingsError
+from tests import tiny_runs
+from tests.whole_runs import run_config
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    config = tiny_runs.film_reviews(tmp_path_factory.mktemp('reviews'))
+    folder = tmp_path_factory.mktemp('run') / 'run'
+    return folder, run_config(config, folder)
+
+
+def test_the_folder_computes_what_the_run_did(run):
+    path, result = run
+    folder = RunFolder(path)
+    assert RunFolder.is_one(path) and dict(folder.result) == dict(result)
+    model = folder.load_model()
+    task = folder.load_task(model)
+    for which, prefix in (('best', 'best/'), ('last', '')):
+        restored = folder.load_adapter(model, which)
+        scores = peftjax.train.evaluate(
+            model, restored.transform, restored.adapter, restored.frozen, task
+        )
+        for name in ('loss', 'accuracy'):
+            assert scores[name] == pytest.approx(result[f'{prefix}test/{name}'], rel=1e-6)
+
+
+def test_predictions_need_no_data(run):
+    folder = RunFolder(run[0])
+    model = folder.load_model()
+    task = folder.load_task(model, data=False)
+    assert not any(task.splits.values())
+    restored = folder.load_adapter(model)
+    records = [{'text': 'a fine film'}, {'text': 'dull'}]
+    answers = peftjax.train.predict(
+        model, restored.transform, restored.adapter, restored.frozen, task, records
+    )
+    assert len(answers) == 2 and all(answer for answer in answers)
+
+
+def test_the_card_says_how_to_use_the_adapter_and_it_works(run):
+    card = (run[0] / 'README.md').read_text(encoding='utf-8')
+    code = card.partition('```python\n')[2].partition('```')[0]
+    names = {'peftjax': peftjax}
+    exec(code, names)  # noqa: S102 (the code is the card's, which a reader would paste)
+    logits = names['predict'](
+        names['adapter'], names['frozen'], input_ids=np.full((1, 4), 5, np.int32)
+    )
+    assert logits.shape == (1, 2)
+    assert f'seed {RunFolder(run[0]).settings.seed}' in card and 'peftjax ' in card
+
+
+def test_the_last_adapter_is_the_state_that_training_ended_with(run):
+    folder = RunFolder(run[0])
+    model = folder.load_model()
+    best, last = (folder.load_adapter(model, which).adapter for which in ('best', 'last'))
+    assert jax.tree.structure(best) == jax.tree.structure(last)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'is no work folder of a run: it has no config.json'),
+        ('{"model', 'config.json is not JSON'),
+        ('[]', 'a model of your own'),
+        (json.dumps({'model': {'sorce': 'x'}}), r"no setting 'model.sorce'"),
+        ('\udcff', 'is not JSON'),
+        ('[' * 100_000, 'is not JSON'),
+    ],
+)
+def test_folders_that_hold_no_run_are_refused(tmp_path, content, message):
+    if content is not None:
+        data = content.encode('utf-8', 'surrogateescape')
+        (tmp_path / 'config.json').write_bytes(data)
+    with pytest.raises(SettingsError, match=message):
+        RunFolder(tmp_path)
+    assert not RunFolder.is_one(tmp_path)
+
+
+def test_a_run_that_has_no_adapter_yet_says_so(run, tmp_path):
+    content = (run[0] / 'config.json').read_text(encoding='utf-8')
+    (tmp_path / 'config.json').write_text(content, encoding='utf-8')
+    folder = RunFolder(tmp_path)
+    assert folder.result == {}
+    with pytest.raises(SettingsError, match='has no adapter/ yet'):
+        folder.load_adapter(folder.load_model())
