@@ -105,7 +105,9 @@ def main() -> None:
         sides = [by_fit, bare] if number % 2 else [bare, by_fit]
         taken = {side: side(model, tx, task, given.steps) for side in sides}
         ratios.append(taken[by_fit] / taken[bare])
-        print(f'pair {number}: clock {ratios[-1][0]:.3f}, processors {ratios[-1][1]:.3f}', flush=True)
+        print(
+            f'pair {number}: clock {ratios[-1][0]:.3f}, processors {ratios[-1][1]:.3f}', flush=True
+        )
     clock, processors = np.median(ratios, axis=0)
     print(f'median of {given.pairs}: clock {clock:.3f}, processors {processors:.3f}')
 

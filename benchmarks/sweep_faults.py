@@ -22,7 +22,10 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from benchmarks.faults import end_of, flags, log_of, start
+import numpy as np
+
+from benchmarks.faults import flags, log_of, start
+from peftjax.interop.folder.read import read_arrays
 
 _ROWS = ('000', '001', '002', '003', '004', '005')
 _CONFIG = """
@@ -42,14 +45,14 @@ def search_few(trial):
 # The command, with a line in a file for each row that it trains from its first step on.
 _RUN = """
 import os, pathlib, runpy, sys
-from peftjax.sweep import train as sweep_train
+from peftjax.sweep import work
 note = pathlib.Path(sys.argv.pop(1))
-train = sweep_train.train_group
+train = work.train_group
 def noted(group, *others):
     with note.open('a') as file:
         file.write(f'{os.getpid()} {group.name}\\\\n')
     return train(group, *others)
-sweep_train.train_group = noted
+work.train_group = noted
 runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)
 """
 
@@ -91,10 +94,16 @@ def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) ->
     return Trial(lines, len(before), len(_ROWS) - len(_over(workdir)), twice, same)
 
 
-def _end(row: pathlib.Path) -> tuple[str, object]:
+def adapter_of(row: pathlib.Path) -> dict[str, bytes]:
+    """The bits of the last adapter, by path."""
+    arrays = read_arrays(row / 'adapter_last').adapter
+    return {path: np.asarray(array).tobytes() for path, array in arrays.items()}
+
+
+def _end(row: pathlib.Path) -> tuple[object, ...]:
     """What a row ended with; one that was stopped leaves its log alone."""
     status = json.loads((row / 'result.json').read_text())['status']
-    return status, end_of(row) if status == 'done' else log_of(row)
+    return status, adapter_of(row) if status == 'done' else None, log_of(row)
 
 
 def _over(workdir: pathlib.Path) -> list[str]:

@@ -76,7 +76,9 @@ OFTEN = {'log_every': '1 step', 'eval_every': '2 steps', 'save_every': '3 steps'
 
 
 def own_optimizer():
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.lion(optax.cosine_decay_schedule(1e-2, 9)))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.lion(optax.cosine_decay_schedule(1e-2, 9))
+    )
 
 
 def run(model, task=TASK, transform=TX, duration='9 steps', **options):
@@ -145,7 +147,9 @@ def test_the_same_call_again_changes_nothing(model, tmp_path):
 def test_the_best_adapter_is_that_of_the_best_evaluation(model, tmp_path, folder):
     """Scores are given: the second of four evaluations is the best."""
     given = {'validation': iter([0.1, 0.9, 0.5, 0.2, 0.3]), 'test': iter([0.6, 0.4])}
-    metric = Metric('right', lambda kept: next(given['validation' if len(kept['right']) == 21 else 'test']))
+    metric = Metric(
+        'right', lambda kept: next(given['validation' if len(kept['right']) == 21 else 'test'])
+    )
     task = dataclasses.replace(TASK, metrics=(metric,))
     kept = {}
 

@@ -86,7 +86,5 @@ def test_penalties_are_summed_with_their_weights_and_unknown_ones_raise():
 
 def test_an_unknown_way_to_find_an_argument_raises():
     config = _config(found={'lora': {'init': 'evva'}})
-    with pytest.raises(
-        ValueError, match=r"found.lora.init names 'evva'; known: eva, fisher"
-    ):
+    with pytest.raises(ValueError, match=r"found.lora.init names 'evva'; known: eva, fisher"):
         found.find(config, testing.tiny_mlp(), Task(splits={}, totals=lambda forward, batch: {}))

@@ -80,9 +80,14 @@ def test_a_head_of_another_shape_starts_afresh_and_the_rest_does_not(source, our
 @pytest.mark.parametrize(
     ('tx', 'message'),
     [
-        (method(rank=4), r"has shape .* for 'layers/.*', of shape .*; give the method and the rank"),
         (
-            peftjax.chain(peftjax.lora(rank=2, targets=r'.*query/kernel'), peftjax.select(r'class.*')),
+            method(rank=4),
+            r"has shape .* for 'layers/.*', of shape .*; give the method and the rank",
+        ),
+        (
+            peftjax.chain(
+                peftjax.lora(rank=2, targets=r'.*query/kernel'), peftjax.select(r'class.*')
+            ),
             r"holds 'layers/.*', for which this run has no place",
         ),
         (

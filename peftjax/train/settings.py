@@ -288,7 +288,11 @@ def _function(name: str) -> Callable[..., Any] | None:
     for module in (peftjax, peftjax.train):
         if name in module.__all__ and callable(getattr(module, name)):
             return getattr(module, name)
-    return None if name.startswith('_') or not callable(getattr(optax, name, None)) else getattr(optax, name)
+    return (
+        None
+        if name.startswith('_') or not callable(getattr(optax, name, None))
+        else getattr(optax, name)
+    )
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any], settings: 'Settings') -> None:
