@@ -17,7 +17,7 @@ from peftjax.models.llama_config import LlamaConfig
 from peftjax.plan import MACHINES, kernels, mesh_for, plan
 from peftjax.plan.compiled import largest_that_fits
 from peftjax.train import init_state, make_train_step
-from peftjax.train.config import Config
+from peftjax.train.settings import read_settings
 from tests import tiny_runs
 from tests.compiled import flops
 
@@ -256,12 +256,12 @@ def test_kernels_are_counted_by_name_and_collectives_once_each():
 
 
 def test_a_config_is_planned_from_its_shapes_alone(tmp_path):
-    config: Config = lora_sentiment.get_config()
+    config: Any = lora_sentiment.get_config()
     source = tiny_runs.checkpoint(tmp_path / 'bert', 'tiny_bert')
     (source / 'model.safetensors').unlink()
     config.model.source, config.data.source = str(source), 'nowhere'
     config.data.lengths = (8,)
-    found = plans(config, machine='v5e')
+    found = plans(read_settings(config), machine='v5e')
     assert list(found) == ['lora+select', 'full']
     assert found['lora+select'].trainable < found['full'].trainable == found['full'].parameters
     assert all(each.fits for each in found.values())
