@@ -2,7 +2,7 @@
 
     python -m benchmarks.fit_overhead --pairs 5
 
-LoRA of configs/lora_sentiment.py on MiniLM: batches of 32 rows of 64 tokens. The two take turns, and
+LoRA of configs/lora_sentiment.py on MiniLM: batches of 32 rows of 64 tokens. The two take turns;
 each turn is timed from the fifth step on, when all is compiled, to the end of its last step. The
 overhead is the median over pairs of the ratio of two turns, by the clock and by processor time.
 """

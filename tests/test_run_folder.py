@@ -52,7 +52,7 @@ def test_the_card_says_how_to_use_the_adapter_and_it_works(run):
     card = (run[0] / 'README.md').read_text(encoding='utf-8')
     code = card.partition('```python\n')[2].partition('```')[0]
     names = {'peftjax': peftjax}
-    exec(code, names)
+    exec(code, names)  # the card's own code, as a reader would paste it
     logits = names['predict'](
         names['adapter'], names['frozen'], input_ids=np.full((1, 4), 5, np.int32)
     )

@@ -349,7 +349,8 @@ def _check_ranges(settings: 'Settings') -> None:
     if not callable(getattr(optax, settings.optimizer, None)):
         close = difflib.get_close_matches(settings.optimizer, dir(optax), n=5, cutoff=0.5)
         raise SettingsError(
-            f'optimizer names {settings.optimizer!r}, which optax does not have; near names: {close}'
+            f'optimizer names {settings.optimizer!r}, which optax does not have; '
+            f'near names: {close}'
         )
 
 
