@@ -99,7 +99,8 @@ def main() -> None:
             begun = tx.init(jax.random.key(seed), model)
             if method == next(iter(METHODS)):
                 # A fresh LoRA adds nothing: these are the scores of the base.
-                found['base'].append(evaluate(model, tx, *begun, task))
+                adapter, frozen = begun
+                found['base'].append(evaluate(model, tx, adapter, frozen, task))
             schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 10, asked.steps)
             done = fit(
                 model,

@@ -123,7 +123,7 @@ def constant(classes):
 
 def test_names_are_found_and_the_sign_says_what_is_better():
     [own] = metrics_of([f'{__name__}:constant'], ('a', 'b'))
-    assert own.name == 'constant' and own.compute({'targets': [1]}) == 3.0
+    assert own.name == 'constant' and own.compute({'targets': [np.ones((), np.int32)]}) == 3.0
     with pytest.raises(SettingsError, match="no metric 'mathews'; near names: .'matthews'"):
         metrics_of(['mathews'])
     for name in ('nowhere:f1', ':f1', '.a:f1', 'math:no_such'):

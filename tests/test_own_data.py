@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -144,6 +145,7 @@ def test_texts_and_pairs_keep_their_special_tokens_when_cut(tmp_path):
     longest = max(single['train'], key=lambda row: len(row['input_ids']))
     assert len(longest['input_ids']) == 16 and longest['input_ids'][-1] == 0
     assert longest['segment_ids'].tolist() == [1] * 16 and 'token_type_ids' not in longest
+    named: Any
     for named in ({}, {'columns': {'second': 'text2'}}):
         pairs = _splits('classification' if named else 'pairs', source, **named)
         row = max(pairs['train'], key=lambda row: len(row['input_ids']))

@@ -1,13 +1,14 @@
 """What a run left, as commands and notebooks take it."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 import peftjax
-from peftjax.train.run_folder import RunFolder
+from peftjax.train.run_folder import RunFolder, Which
 from peftjax.train.settings import SettingsError
 from tests import tiny_runs
 from tests.whole_runs import run_config
@@ -26,7 +27,8 @@ def test_the_folder_computes_what_the_run_did(run):
     assert RunFolder.is_one(path) and dict(folder.result) == dict(result)
     model = folder.load_model()
     task = folder.load_task(model)
-    for which, prefix in (('best', 'best/'), ('last', '')):
+    kinds: list[tuple[Which, str]] = [('best', 'best/'), ('last', '')]
+    for which, prefix in kinds:
         restored = folder.load_adapter(model, which)
         scores = peftjax.train.evaluate(
             model, restored.transform, restored.adapter, restored.frozen, task
@@ -51,7 +53,7 @@ def test_predictions_need_no_data(run):
 def test_the_card_says_how_to_use_the_adapter_and_it_works(run):
     card = (run[0] / 'README.md').read_text(encoding='utf-8')
     code = card.partition('```python\n')[2].partition('```')[0]
-    names = {'peftjax': peftjax}
+    names: dict[str, Any] = {'peftjax': peftjax}
     exec(code, names)  # the card's own code, as a reader would paste it
     logits = names['predict'](
         names['adapter'], names['frozen'], input_ids=np.full((1, 4), 5, np.int32)

@@ -73,6 +73,7 @@ def test_spam_messages_need_a_source_alone(tmp_path):
     assert found.model.num_labels == 2 and 'select' in found.methods
     assert found.data.lengths and sum(map(len, task.splits.values())) == 60
     assert task.notes == () and infer(found) == found
+    assert task.answer is not None and task.row is not None
     answer = task.answer({'logits': np.asarray([0.0, np.log(3.0)])})
     assert answer['label'] == 'spam' and answer['score'] == pytest.approx(0.75)
     assert set(task.row({'Message': 'fine'})) == {'input_ids', 'segment_ids'}
@@ -225,6 +226,7 @@ def test_scores_of_written_texts_are_those_of_the_generator(tmp_path):
     scores = evaluator(trained, 'validation')
     assert set(scores) == {'exact_match', 'rougeL'} and scores == evaluator(trained, 'validation')
     assert evaluator(trained, 'nothing') == {}
+    assert task.predict is not None
     [answer] = task.predict(trained, [{'prompt': 'fine film'}])
     tokens = model.tokenizer.encode('<|im_start|> fine film')
     whole = peftjax.generator(model)((), trained.frozen, jnp.asarray([tokens]), max_new_tokens=4)

@@ -204,7 +204,7 @@ class Settings:
             raise SettingsError(str(error)) from None
 
 
-def read_settings(config: Mapping[str, Any]) -> Settings:
+def read_settings(config: Any) -> Settings:
     """Settings from a mapping, such as a ConfigDict or the content of a JSON file.
 
     Fields of `Settings` have their names. Any other field holds the arguments of a function that
