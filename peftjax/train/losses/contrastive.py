@@ -20,7 +20,7 @@ def mean_pool(
 
     Source: Reimers and Gurevych 2019 (arXiv:1908.10084), section 3.
     """
-    kept = (mask != 0)[:, :, None]
+    kept = mask.astype(bool)[:, :, None]
     sums = jnp.where(kept, states.astype(jnp.float32), 0.0).sum(1)
     return sums / jnp.maximum(kept.sum(1, dtype=jnp.float32), 1.0)
 

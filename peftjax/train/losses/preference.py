@@ -34,7 +34,7 @@ def answer_log_probs(
         >>> answer_log_probs(scores, jnp.asarray([[1, 1, 0]]), mean=True).tolist()
         [-1.5]
     """
-    counted = scores.counted & (mask != 0)
+    counted = scores.counted & mask.astype(bool)
     sums = -jnp.where(counted, scores.losses.astype(jnp.float32), 0.0).sum(-1)
     return sums / jnp.maximum(counted.sum(-1, dtype=jnp.float32), 1.0) if mean else sums
 

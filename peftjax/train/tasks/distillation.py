@@ -117,6 +117,7 @@ def _teacher(
     arguments: dict[str, Any] = {'task': head, 'abstract': abstract}
     if head == 'classification':
         arguments['pooling'] = options['teacher_pooling']
+        arguments['num_labels'] = settings.model.num_labels or len(settings.data.labels) or None
     if settings.model.dtype is not None:
         arguments['dtype'] = settings.model.dtype
     teacher = peftjax.load(source, **arguments)
