@@ -169,15 +169,16 @@ def test_a_metrics_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):
     ('flags', 'message'),
     [
         (('--config=configs/lora_sentiment.py:tinny',), "unknown config argument 'tinny'; known:"),
-        (('--config=configs/lora_sentiment.py', '--config.lr=fast'), 'fast'),
-        (('--config=configs/lora_sentiment.py', '--config.lrr=1'), 'lrr'),
-        (('--config=configs/nothing.py',), 'nothing.py'),
+        (('--config=configs/lora_sentiment.py', '--config.lr=fast'), "--lr does not take 'fast'"),
+        (('--config=configs/lora_sentiment.py', '--config.lrr=1'), 'unknown flag --lrr'),
+        (('--config=configs/nothing.py',), 'nothing.py does not exist'),
     ],
 )
-def test_the_command_ends_at_a_wrong_flag_with_one_line(flags, message, tmp_path):
+def test_the_command_ends_at_a_wrong_flag_with_no_traceback(flags, message, tmp_path):
     done = _command(*flags, '--workdir', str(tmp_path / 'run'))
     assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count('\n') == 1
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
     assert not (tmp_path / 'run').exists()
 
 
