@@ -99,7 +99,7 @@ def test_a_size_too_small_for_a_llama_is_an_error(capsys):
         ('lora(rank=open("x"))', 'does not read as a method'),
         ('load(source="x")', "no method 'load'"),
         ('__import__("os")', 'does not read as a method'),
-        ('lora(rnk=3)', "lora takes no 'rnk'; near names: rank"),
+        ('lora(rnk=3)', "no setting 'lora.rnk'; near names: ['lora.rank'"),
         ('lora(rank=2, targets="nothing")', 'nothing'),
     ],
 )

@@ -13,13 +13,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import optax
-
 import peftjax
 from peftjax.train.settings import (
     Settings,
     SettingsError,
-    arguments_of,
     read_call,
 )
 
@@ -120,7 +117,7 @@ def take(
             taken.changes[name] = _read(known[name].kind, value, name)
         else:
             kind = typing.get_args(known[inside].kind)[-1] if inside else None
-            taken.changes[name] = value if kind is str else plain(value)
+            taken.changes[name] = _inner(kind, value, name)
     return taken
 
 
@@ -128,8 +125,6 @@ def changed(
     start: Settings, changes: Mapping[str, Any], methods: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> Settings:
     """Settings with some changes; methods that are given replace those that are there.
-
-    A method that is given without arguments keeps those that it had.
 
     Raises:
         SettingsError: no such setting or argument, with near names; a value of another type.
@@ -141,29 +136,32 @@ def changed(
     """
     made = start
     if methods:
-        chosen = tuple(name for name, _ in methods)
+        chosen = _known(tuple(name for name, _ in methods))
         kept = {n: v for n, v in start.sections.items() if n in chosen or n not in start.methods}
         given = {name: dict(arguments) for name, arguments in methods if arguments}
         made = dataclasses.replace(start, methods=chosen, sections={**kept, **given})
-    made = made.change(changes) if changes else made
-    known = _methods()
-    for method in made.methods:
-        if method not in known:
-            close = difflib.get_close_matches(method, known, n=3, cutoff=0)
-            raise SettingsError(f'no method {method!r}; near names: {", ".join(close)}')
-        _check_section(method, arguments_of(method), made)
-    optimizer = getattr(optax, made.optimizer, None)
-    if optimizer is not None:
-        _check_section(made.optimizer, list(inspect.signature(optimizer).parameters), made)
+    made = made.change(changes)
+    for method in _known(made.methods):
+        _check_numbers(method, made)
     return made
 
 
-def _check_section(function: str, takes: Sequence[str], settings: Settings) -> None:
-    """Raises `SettingsError` for an argument that the function does not take."""
-    for name in settings.section(function):
-        if name not in takes:
-            close = difflib.get_close_matches(name, takes, n=3, cutoff=0)
-            raise SettingsError(f'{function} takes no {name!r}; near names: {", ".join(close)}')
+def _known(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of methods, if they all are; with near names in `SettingsError` if not."""
+    for name in chosen:
+        if name not in _methods():
+            close = difflib.get_close_matches(name, _methods(), n=3, cutoff=0)
+            raise SettingsError(f'no method {name!r}; near names: {", ".join(close)}')
+    return chosen
+
+
+def _check_numbers(method: str, settings: Settings) -> None:
+    """Raises `SettingsError` for a text where a method takes a number."""
+    takes = inspect.signature(getattr(peftjax, method)).parameters
+    for name, value in settings.section(method).items():
+        kinds = set(typing.get_args(takes[name].annotation) or (takes[name].annotation,))
+        if isinstance(value, str) and kinds <= {int, float, bool, types.NoneType}:
+            raise SettingsError(f'--{method}.{name} does not take {value!r}: it is a number')
 
 
 @functools.cache
@@ -226,8 +224,7 @@ def _default(value: Any) -> str:
 
 def _metavar(kind: Any) -> str:
     kind = _without_none(kind)
-    origin = typing.get_origin(kind) or kind
-    return _METAVARS.get(origin, 'NAME=VALUE,..')
+    return _METAVARS.get(typing.get_origin(kind) or kind, 'NAME=VALUE,..')
 
 
 def _without_none(kind: Any) -> Any:
@@ -283,18 +280,21 @@ def _read(kind: Any, text: str, name: str) -> Any:
 
 def _several(text: str) -> list[str]:
     """The parts of a list: a,b or ["a", "b"]."""
-    if text[:1] in '[(' and text:
+    if text[:1] in ('[', '('):
         return [each if isinstance(each, str) else json.dumps(each) for each in plain(text)]
     return [each.strip() for each in text.split(',') if each.strip()]
 
 
 def _mapping(text: str, kind: Any, name: str) -> dict[str, Any]:
     """Names and values: a=b,c=d or {"a": "b"}."""
-    if text.startswith('{'):
-        value = plain(text)
-        if isinstance(value, dict):
-            return value
+    if isinstance(value := plain(text), dict):
+        return value
     pairs = [each.partition('=') for each in text.split(',') if each.strip()]
     if not all(equals for _, equals, _ in pairs):
         raise SettingsError(f'--{name} does not take {text!r}; write --{name} name=value')
-    return {n.strip(): v.strip() if kind is str else plain(v.strip()) for n, _, v in pairs}
+    return {n.strip(): _inner(kind, v.strip(), f'{name}.{n.strip()}') for n, _, v in pairs}
+
+
+def _inner(kind: Any, text: str, name: str) -> Any:
+    """A value that a setting holds under a name."""
+    return _read(kind, text, name) if kind in (str, float) else plain(text)
