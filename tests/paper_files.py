@@ -29,7 +29,11 @@ FAMILIES: Mapping[str, tuple[str, Mapping[int, int], Mapping[str, int]]] = {
         {'hidden_size': 64, 'intermediate_size': 96, 'vocab_size': 64},
     ),
     'bert': ('tiny_bert', _NARROW, {'hidden_size': 64, 'intermediate_size': 96, 'vocab_size': 64}),
-    'gpt2': ('tiny_gpt2', _NARROW, {'n_embd': 64, 'n_inner': 96, 'vocab_size': 64}),
+    'gpt2': (
+        'tiny_gpt2',
+        {**_NARROW, 64: 256},
+        {'n_embd': 64, 'n_inner': 96, 'vocab_size': 64, 'n_positions': 256},
+    ),
     't5': ('tiny_t5_gated', _NARROW, {'d_model': 64, 'd_ff': 96, 'd_kv': 24, 'vocab_size': 64}),
     **{
         family: (
