@@ -227,7 +227,7 @@ def read_settings(config: Any) -> Settings:
     rest = {name: value for name, value in given.items() if name not in fields}
     settings = _read(Settings, own, '')
     settings = dataclasses.replace(settings, sections=rest)
-    # Functions of peftjax.train.found, which may have the name of a public one but not its arguments.
+    # Functions of peftjax.train.found: they may share the name of a public one, not its arguments.
     found = {name for each in settings.found.values() for name in each.values()}
     used = {*settings.methods, settings.optimizer, *settings.around, *found}
     for name, arguments in rest.items():
