@@ -6,9 +6,9 @@
 
 Model: SmolLM2-135M-Instruct, computed in float32; LoRA r=8 on every matrix of the layers.
 Data: the calculations that GSM8K's worked answers mark (<<48/2=24>>), of the official test
-    part. The prompt asks for one, the chosen answer is right, and the rejected one has another number with
-    as many digits. Different calculations in the order of the file: 200 to train, 16 to validate,
-    48 held out; a calculation is in one split.
+    part. The prompt asks for one, the chosen answer is right, and the rejected one has another
+    number with as many digits. Different calculations in the order of the file: 200 to train, 16
+    to validate, 48 held out; a calculation is in one split.
 Scores: the share of held-out pairs whose chosen answer has the greater reward, and the mean margin.
     A fresh adapter is the reference: it has margin 0, and accuracy 0.5, as ties count half.
 Memory: one step at 8 rows of 128 tokens, DPO on 4 pairs against cross-entropy on 8 rows; `compiled`
