@@ -79,9 +79,9 @@ def test_the_loss_is_that_of_each_text_read_alone(folder, symmetric):
 
     a, p, n = (np.stack([vector(row, side) for row in rows]) for side in ('', ':1', ':2'))
     batch = collate(rows, (8,))
-    losses = info_nce_loss(jax.numpy.asarray(a), np.concatenate([p, n]), excluded(batch))
+    losses = info_nce_loss(*map(jax.numpy.asarray, (a, np.concatenate([p, n]))), excluded(batch))
     if symmetric:
-        back = info_nce_loss(jax.numpy.asarray(p), a, excluded(batch, back=True))
+        back = info_nce_loss(*map(jax.numpy.asarray, (p, a)), excluded(batch, back=True))
         losses = (losses + back) / 2.0
     totals = task.totals(forward, batch)
     assert float(totals['loss']) == pytest.approx(float(losses.sum()), rel=1e-4)
@@ -109,7 +109,8 @@ def test_right_answers_of_others_are_no_negatives(folder):
 @pytest.mark.parametrize('method', [peftjax.lora(rank=4, targets='all-linear'), peftjax.full()])
 def test_training_brings_held_out_texts_of_a_kind_together(folder, method):
     model, task = _made(folder, ('anchor', 'positive', 'group'))
-    before = evaluate(model, method, *method.init(jax.random.key(0), model), task)
+    adapter, frozen = method.init(jax.random.key(0), model)
+    before = evaluate(model, method, adapter, frozen, task)
     done = fit(
         model, method, task, optimizer=optax.adam(5e-3), duration='30 steps', eval_every='30 steps'
     )

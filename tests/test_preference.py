@@ -103,20 +103,21 @@ def _sigmoid(x):
 @settings(deadline=None, max_examples=40)
 def test_losses_are_the_formulas_of_their_papers(numbers, beta, smoothing):
     c, r, c0, r0 = (np.asarray([each], np.float64) for each in numbers)
-    given_ = [jnp.asarray(each, jnp.float32) for each in (c, r, c0, r0)]
+    chosen, rejected, *base = [jnp.asarray(each, jnp.float32) for each in (c, r, c0, r0)]
+    four = chosen, rejected, base[0], base[1]
     h = (c - c0) - (r - r0)
     dpo = -(1 - smoothing) * np.log(_sigmoid(beta * h)) - smoothing * np.log(_sigmoid(-beta * h))
     expected = {
-        'dpo': (losses.dpo_loss(*given_, beta, smoothing), dpo),
-        'ipo': (losses.ipo_loss(*given_, beta), (h - 1 / (2 * beta)) ** 2),
+        'dpo': (losses.dpo_loss(*four, beta, smoothing), dpo),
+        'ipo': (losses.ipo_loss(*four, beta), (h - 1 / (2 * beta)) ** 2),
         'simpo': (
-            losses.simpo_loss(*given_[:2], beta, 0.5),
+            losses.simpo_loss(chosen, rejected, beta, 0.5),
             -np.log(_sigmoid(beta * c - beta * r - 0.5)),
         ),
     }
     p, q = np.exp(c), np.exp(r)
     odds = np.log(p / (1 - p)) - np.log(q / (1 - q))
-    expected['orpo'] = losses.orpo_loss(*given_[:2], beta), -c - beta * np.log(_sigmoid(odds))
+    expected['orpo'] = losses.orpo_loss(chosen, rejected, beta), -c - beta * np.log(_sigmoid(odds))
     for name, (found, wanted) in expected.items():
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5, err_msg=name)
 
