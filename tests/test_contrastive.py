@@ -79,9 +79,11 @@ def test_the_loss_is_that_of_each_text_read_alone(folder, symmetric):
 
     a, p, n = (np.stack([vector(row, side) for row in rows]) for side in ('', ':1', ':2'))
     batch = collate(rows, (8,))
-    losses = info_nce_loss(*map(jax.numpy.asarray, (a, np.concatenate([p, n]))), excluded(batch))
+    losses = info_nce_loss(
+        jax.numpy.asarray(a), jax.numpy.asarray(np.concatenate([p, n])), excluded(batch)
+    )
     if symmetric:
-        back = info_nce_loss(*map(jax.numpy.asarray, (p, a)), excluded(batch, back=True))
+        back = info_nce_loss(jax.numpy.asarray(p), jax.numpy.asarray(a), excluded(batch, back=True))
         losses = (losses + back) / 2.0
     totals = task.totals(forward, batch)
     assert float(totals['loss']) == pytest.approx(float(losses.sum()), rel=1e-4)
