@@ -19,12 +19,12 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 .PHONY: train sweep test lint types unit clean
 
 train: $(VENV)/.ready-to-train
-	$(BIN)/python -m experiments.main --config $(CONFIG) --workdir $(WORKDIR)
+	$(BIN)/peftjax train --config $(CONFIG) --workdir $(WORKDIR)
 
 sweep: $(VENV)/.ready-to-train
-	$(BIN)/python -m experiments.sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
-	    --config.data.limit=512 --config.data.batch_size=16 --config.duration='1 epoch' \
-	    --config.log_every='2 steps' --config.eval_every='8 steps'
+	$(BIN)/peftjax sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
+	    --data.limit 512 --data.batch_size 16 --duration '1 epoch' \
+	    --log_every '2 steps' --eval_every '8 steps'
 
 test: lint types unit
 

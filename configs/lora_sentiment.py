@@ -1,8 +1,8 @@
 """LoRA on a sentence encoder: does a sentence come from a favourable film review?
 
     make train
-    python -m experiments.main --config configs/lora_sentiment.py --workdir runs/lora_sentiment
-    python -m experiments.main --config configs/lora_sentiment.py:full --workdir runs/full
+    peftjax train --config configs/lora_sentiment.py --workdir runs/lora_sentiment
+    peftjax train --config configs/lora_sentiment.py:full --workdir runs/full
 
 Model: all-MiniLM-L6-v2 (BERT, 6 layers, width 384) with mean pooling and a new head of 2 classes.
 Data: 12,752 Rotten Tomatoes sentences (Pang and Lee, https://arxiv.org/abs/cs/0506075), split by

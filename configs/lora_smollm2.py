@@ -1,8 +1,8 @@
 """LoRA on a small chat model: grade-school mathematics, worked step by step.
 
-    python -m experiments.main --config configs/lora_smollm2.py --workdir runs/lora_smollm2
-    python -m experiments.main --config configs/lora_smollm2.py:padded --workdir runs/padded
-    python -m experiments.main --config configs/lora_smollm2.py:quantize=nf4 --workdir runs/qlora
+    peftjax train --config configs/lora_smollm2.py --workdir runs/lora_smollm2
+    peftjax train --config configs/lora_smollm2.py:padded --workdir runs/padded
+    peftjax train --config configs/lora_smollm2.py:quantize=nf4 --workdir runs/qlora
 
 Model: SmolLM2-135M-Instruct (Llama, 30 layers, width 576), from 4-bit GGUF, computed in float32.
 Data: the official test part of GSM8K (https://arxiv.org/abs/2110.14168), the only part at hand: the
