@@ -14,6 +14,8 @@ import yaml
 
 import peftjax
 from peftjax import testing
+from peftjax.train.metrics.registry import METRICS
+from peftjax.train.tasks.registry import TASKS
 from tests.test_imports import LIBRARY, ROOT, imported_roots, libraries_by_name, root_of
 
 PAGES = [*ROOT.glob('*.md'), *ROOT.glob('*/*.md')]
@@ -113,6 +115,12 @@ def test_fit_learns_as_the_page_of_training_shows(tmp_path, monkeypatch):
     written = set(re.findall(r'^\| `([^`]+?)/?` \|', (ROOT / 'docs/training.md').read_text(), re.M))
     there = {path.name for path in folder.iterdir()}
     assert written - there == {'adapter_peft'}  # the model is of no family
+
+
+def test_the_page_of_training_names_every_task_and_metric():
+    page = (ROOT / 'docs/training.md').read_text()
+    named = set(re.findall(r'`(\w+)`', page))
+    assert set(TASKS) | set(METRICS) <= named
 
 
 def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
