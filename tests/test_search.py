@@ -191,7 +191,7 @@ def test_wrong_searches_are_refused(tmp_path, monkeypatch):
 
 def test_a_search_trains(tmp_path):
     """Two waves of two runs, halved: the folder is that of a sweep, and goes on like one."""
-    reviews = tiny_runs.film_reviews(tmp_path)
+    reviews = read_settings(tiny_runs.film_reviews(tmp_path))
     settings = reviews.change({'duration': '4 steps', 'eval_every': '2 steps'})
 
     def searched(name, trials):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
             {'lora.rnak': 4},
             r"row 000: lora: no argument 'rnak'|no setting 'lora.rnak'; near names: \['lora.rank'",
         ),
-        ({'lorra.rank': 4}, r"no setting 'lorra; near names: \['lora.rank'"),
+        ({'lorra.rank': 4}, r"no setting 'lorra'; near names: \['lora.rank'"),
         ({'select.rank': 4}, r"no setting 'select.rank'"),
         ({'lora.rank': 'four'}, r'four'),
     ],

@@ -177,7 +177,7 @@ def test_the_command_of_a_run_reads_all_of_its_settings(tmp_path, capsys):
 
 def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path):
     """Two groups of two; killed right after the second group arrived at its first rung."""
-    reviews = tiny_runs.film_reviews(tmp_path)
+    reviews = read_settings(tiny_runs.film_reviews(tmp_path))
     settings = reviews.change({'duration': '4 steps', 'eval_every': '2 steps'})
     rates = ((1e-2, 4), (3e-3, 1), (1e-5, 4), (2e-5, 4))
     module = ModuleType('config_of_a_test')
