@@ -73,7 +73,7 @@ def test_rows_that_diverge_leave_and_hurt_no_other(config, alone, tmp_path):
     for line in csv.DictReader(
         (tmp_path / 'sweep/results.csv').read_text(encoding='utf-8').splitlines()
     ):
-        assert line['status'] == lines[int(line['row'])]['status']
+        assert line['status'] == lines[int(line['run'])]['status']
     table = pq.read_table(tmp_path / 'sweep/results.parquet')
     assert table['config.lr'].to_pylist() == [1e-2, 3e-3, 1e30, 3e30]
     assert table['test/accuracy'].to_pylist()[0] == lines[0]['test/accuracy']
@@ -110,5 +110,5 @@ def test_halving_stops_the_worst_and_compacts_the_group(config, alone, tmp_path,
         }
         best = sorted(scores, key=scores.__getitem__)[:keep]
         assert {name for name, log in enumerate(logs) if log[-1]['step'] > number} == set(best)
-    survivor = next(line['row'] for line in lines if line['status'] == 'done')
+    survivor = next(line['run'] for line in lines if line['status'] == 'done')
     assert_as_alone(rows[int(survivor)], tmp_path, alone)
