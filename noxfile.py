@@ -70,7 +70,8 @@ def nightly(session: nox.Session) -> None:
 @nox.session(python='3.11')
 def slow(session: nox.Session) -> None:
     """What `make test` leaves out: the slow tests, with Ray's, and those that need a browser."""
-    _install(session, '--constraint', 'constraints.txt', '--group', 'test', '--group', 'ray')
+    extras = '.[train,datasets,search,ray]'
+    _install(session, '--editable', extras, '--constraint', 'constraints.txt', '--group', 'test')
     session.run(*PYTEST, '-m', 'slow', *session.posargs)
     session.run(*PYTEST, 'tests/sweeps/test_page.py')
 
