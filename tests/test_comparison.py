@@ -7,6 +7,7 @@ from rich.console import Console
 
 from experiments import comparison
 from experiments.compare_methods import Protocol, best_exponent, compare
+from peftjax.train.settings import read_settings
 from tests import tiny_runs
 
 QUIET = Console(quiet=True)
@@ -60,7 +61,7 @@ def test_a_comparison_that_was_cut_short_goes_on_and_ends_the_same(tmp_path):
     protocol = Protocol(
         seeds=2, length=8, train=32, validation=16, test=32, batch_size=8, rates=(-7, -6)
     )
-    configs = {'lora': tiny_runs.film_reviews(tmp_path)}
+    configs = {'lora': read_settings(tiny_runs.film_reviews(tmp_path))}
     rows = compare(configs, protocol, tmp_path / 'whole', QUIET)
     finals = [row for row in rows if row['stage'] == 'final']
     assert [row['seed'] for row in finals] == [0, 1]

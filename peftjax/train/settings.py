@@ -3,26 +3,18 @@
 import ast
 import dataclasses
 import difflib
-import functools
 import inspect
-import math
 import re
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
 
 import peftjax
-from peftjax.train import cadence
+from peftjax.train.ranges import check_ranges
+from peftjax.train.typed import KINDS, SIMPLE, SettingsError, plain, read_as, said, types_of
 
-SCHEDULES = ('linear', 'cosine', 'constant')
 _CALL = re.compile(r'\s*[A-Za-z_]\w*\s*(\(.*\))?\s*', re.DOTALL)
-
-
-class SettingsError(ValueError):
-    """A setting that is not there, or that has a value of another type."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +170,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `read_settings` takes them back."""
-        whole = _plain(dataclasses.asdict(self))
+        whole = plain(dataclasses.asdict(self))
         return {**{k: v for k, v in whole.items() if k != 'sections'}, **whole['sections']}
 
     def change(self, changes: Mapping[str, Any]) -> 'Settings':
@@ -197,7 +189,7 @@ class Settings:
                 place = place.setdefault(part, {}) if isinstance(place, dict) else None
                 if place is None or not isinstance(place, dict):
                     raise SettingsError(f'no setting {name!r}; {near(name, self)}')
-            place[last] = _plain(value)
+            place[last] = plain(value)
         try:
             return read_settings(made)
         except SettingsError as error:
@@ -219,13 +211,13 @@ def read_settings(config: Any) -> Settings:
         {'rank': 4}
         >>> read_settings({'learing_rate': 0.01})
         Traceback (most recent call last):
-        peftjax.train.settings.SettingsError: no setting 'learing_rate'; near names: ...
+        peftjax.train.typed.SettingsError: no setting 'learing_rate'; near names: ...
     """
-    given = _plain(config)
+    given = plain(config)
     fields = {field.name for field in dataclasses.fields(Settings)} - {'sections'}
     own = {name: value for name, value in given.items() if name in fields}
     rest = {name: value for name, value in given.items() if name not in fields}
-    settings = _read(Settings, own, '')
+    settings = read_as(Settings, own, '')
     settings = dataclasses.replace(settings, sections=rest)
     # Functions of peftjax.train.found: they may share the name of a public one, not its arguments.
     found = {name for each in settings.found.values() for name in each.values()}
@@ -236,7 +228,7 @@ def read_settings(config: Any) -> Settings:
             raise SettingsError(f'no setting {name!r}; {near(name, settings)}')
         if name not in found:
             _check_arguments(name, arguments, settings)
-    _check_ranges(settings)
+    check_ranges(settings)
     return settings
 
 
@@ -310,128 +302,13 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], settings: 'Setting
             close = difflib.get_close_matches(argument, known, n=5, cutoff=0)
             found = [f'{name}.{each}' for each in close]
             raise SettingsError(f'no setting {whole!r}; near names: {found}')
-        kind = _SIMPLE.get(known[argument].annotation)
-        if kind is not None and not _KINDS[kind](value) and value is not known[argument].default:
-            raise SettingsError(f'{name}.{argument} does not take {value!r}: it is {_said(kind)}')
-
-
-def _check_ranges(settings: 'Settings') -> None:
-    """Refuses numbers and names that no run can have, before anything is loaded."""
-    data, mesh = settings.data, settings.mesh
-    positive = {
-        'lr': settings.lr,
-        'accumulate': settings.accumulate,
-        'data.batch_size': data.batch_size,
-        'data.eval_batch_size': data.eval_batch_size,
-        **{f'data.lengths[{i}]': length for i, length in enumerate(data.lengths)},
-        **{f'mesh.{n}': size for n, size in dataclasses.asdict(mesh).items()},
-        **{f'rates.{name}': rate for name, rate in settings.rates.items()},
-    }
-    at_least_0 = {
-        'warmup': settings.warmup,
-        'clip_norm': settings.clip_norm,
-        'data.limit': data.limit,
-        'seed': settings.seed,
-    }
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise SettingsError(f'{name} is {value!r}; write a number above 0')
-    for name, value in at_least_0.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise SettingsError(f'{name} is {value!r}; write 0 or a number above it')
-    for name in ('duration', 'log_every', 'eval_every', 'save_every'):
-        try:
-            cadence.check(getattr(settings, name))
-        except ValueError as error:
-            raise SettingsError(f'{name}: {error}') from None
-    if settings.schedule not in SCHEDULES:
-        raise SettingsError(
-            f'schedule is {settings.schedule!r}; write one of {", ".join(SCHEDULES)}'
-        )
-    if not callable(getattr(optax, settings.optimizer, None)):
-        close = difflib.get_close_matches(settings.optimizer, dir(optax), n=5, cutoff=0.5)
-        raise SettingsError(
-            f'optimizer names {settings.optimizer!r}, which optax does not have; '
-            f'near names: {close}'
-        )
+        kind = SIMPLE.get(known[argument].annotation)
+        if kind is not None and not KINDS[kind](value) and value is not known[argument].default:
+            raise SettingsError(f'{name}.{argument} does not take {value!r}: it is {said(kind)}')
 
 
 def _names(kind: Any, prefix: str) -> Iterable[str]:
-    for name, field in _types(kind).items():
+    for name, field in types_of(kind).items():
         if name != 'sections':
             inner = dataclasses.is_dataclass(field)
             yield from _names(field, f'{prefix}{name}.') if inner else [f'{prefix}{name}']
-
-
-@functools.cache
-def _types(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _read(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    types_ = _types(kind)
-    unknown = next((name for name in values if name not in types_), None)
-    if unknown is not None:
-        known = [f'{prefix}{name}' for name in types_]
-        close = difflib.get_close_matches(f'{prefix}{unknown}', known, n=5, cutoff=0)
-        raise SettingsError(f'no setting {prefix + unknown!r}; near names: {close}')
-    made = {name: _value(types_[name], value, prefix + name) for name, value in values.items()}
-    return kind(**made)
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    """A value as a field of that type holds it; whole numbers and texts of numbers are floats."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise SettingsError(f'{name} is {value!r}; it has fields: {", ".join(_types(kind))}')
-        return _read(kind, value, f'{name}.')
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _value(next(each for each in inner if each is not types.NoneType), value, name)
-    read_as: Callable[[Any], Any] | None = _KINDS.get(origin or kind)
-    fitting = read_as is not None and read_as(value)
-    if not fitting:
-        raise SettingsError(f'{name} does not take {value!r}: it is {_said(kind)}')
-    if kind is float:
-        return float(value)
-    if origin is tuple:
-        return tuple(_value(inner[0], each, f'{name}[{i}]') for i, each in enumerate(value))
-    return value
-
-
-_KINDS: Mapping[Any, Callable[[Any], bool]] = {
-    str: lambda value: isinstance(value, str),
-    bool: lambda value: isinstance(value, bool),
-    int: lambda value: isinstance(value, int) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    tuple: lambda value: isinstance(value, list | tuple),
-    Mapping: lambda value: isinstance(value, dict),
-}
-
-
-# Annotations of arguments whose values are checked; others are checked by the function itself.
-_SIMPLE: Mapping[Any, type] = {
-    **{each: each for each in (int, float, str, bool)},
-    **{each.__name__: each for each in (int, float, str, bool)},
-}
-
-
-def _said(kind: Any) -> str:
-    names_ = {str: 'a text', bool: 'true or false', int: 'a whole number', float: 'a number'}
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        return 'a list'
-    return names_.get(kind, 'a mapping of names to values')
-
-
-def _plain(value: Any) -> Any:
-    """Mappings as dicts and tuples as lists, so that it is what JSON gives back."""
-    if hasattr(value, 'to_dict'):
-        return _plain(value.to_dict())
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value

@@ -88,7 +88,7 @@ def find_task(name: str) -> TaskFactory:
     Example:
         >>> find_task('clasification')
         Traceback (most recent call last):
-        peftjax.train.settings.SettingsError: no task 'clasification'; near names: ...
+        peftjax.train.typed.SettingsError: no task 'clasification'; near names: ...
     """
     if name in TASKS:
         return TASKS[name].make

@@ -48,7 +48,7 @@ def find_tracker(name: str) -> TrackerFactory:
         'tensorboard'
         >>> find_tracker('tensorbord')
         Traceback (most recent call last):
-        peftjax.train.settings.SettingsError: no tracker 'tensorbord'; near names: ...
+        peftjax.train.typed.SettingsError: no tracker 'tensorbord'; near names: ...
     """
     if name in TRACKERS:
         needs, extra = TRACKERS[name]
