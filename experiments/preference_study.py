@@ -11,9 +11,10 @@ Data: the calculations that GSM8K's worked answers mark (<<48/2=24>>), of the of
     to validate, 48 held out; a calculation is in one split.
 Scores: the share of held-out pairs whose chosen answer has the greater reward, and the mean margin.
     A fresh adapter is the reference: it has margin 0, and accuracy 0.5, as ties count half.
-Memory: one step at 8 rows of 128 tokens, DPO on 4 pairs against cross-entropy on 8 rows; `compiled`
-    is what XLA plans, where the reference's arrays, which are the base's, count once; `peak` is
-    the greatest size of the process after three steps.
+Memory: one step on 1,024 tokens in rows of 256 (--length), of preference pairs or of
+    cross-entropy. `compiled` is what XLA plans, where the reference's arrays, which are the base's,
+    count once; `peak` is the greatest size of the process after three steps. simpo is a loss of
+    pairs without a reference.
 """
 
 import argparse
@@ -67,7 +68,9 @@ def pairs() -> dict[str, list[dict[str, str]]]:
     return {split: [next(rows) for _ in range(count)] for split, count in SPLITS.items()}
 
 
-def build(folder: Path, task: str, batch: int, length: int) -> tuple[peftjax.Model, Any]:
+def build(
+    folder: Path, task: str, batch: int, length: int, options: dict[str, str]
+) -> tuple[peftjax.Model, Any]:
     """The model, and a task on the pairs: preferences, or the chosen answers alone."""
     for split, rows in pairs().items():
         lines = '\n'.join(map(json.dumps, rows))
@@ -86,6 +89,7 @@ def build(folder: Path, task: str, batch: int, length: int) -> tuple[peftjax.Mod
                 'batch_size': batch,
                 'eval_batch_size': 8,
                 'lengths': [length],
+                'options': options,
             },
         }
     )
@@ -93,12 +97,13 @@ def build(folder: Path, task: str, batch: int, length: int) -> tuple[peftjax.Mod
     return model, find_task(task)(settings, model)
 
 
-def memory(kind: str) -> None:
+def memory(kind: str, length: int) -> None:
     """Prints what one step of DPO or of cross-entropy takes, on as many tokens."""
-    batch = {'dpo': 4, 'sft': 8}[kind]
+    batch = 1024 // length // (1 if kind == 'sft' else 2)
     with tempfile.TemporaryDirectory() as name:
-        task_name = 'preference' if kind == 'dpo' else 'instructions'
-        model, task = build(Path(name), task_name, batch, 128)
+        task_name = 'instructions' if kind == 'sft' else 'preference'
+        options = {} if kind == 'sft' else {'loss': kind}
+        model, task = build(Path(name), task_name, batch, length, options)
     run = Run(
         model=model,
         transform=peftjax.lora(rank=8, targets='all-linear'),
@@ -113,7 +118,7 @@ def memory(kind: str) -> None:
     state, beside = run.start()
     rows = {}
     for field, value in task.splits['train'][0].items():
-        shape = (batch, 128) if np.ndim(value) else (batch,)
+        shape = (batch, length) if np.ndim(value) else (batch,)
         rows[field] = np.ones(shape, np.asarray(value).dtype)
     step = jax.jit(lambda state, beside, rows: run.step({}, state, beside, rows), donate_argnums=0)
     compiled = step.lower(state, beside, rows).compile()
@@ -139,13 +144,14 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=20)
     parser.add_argument('--rate', type=float, default=5e-4)
-    parser.add_argument('--memory', choices=('dpo', 'sft'))
+    parser.add_argument('--memory', choices=('dpo', 'simpo', 'sft'))
+    parser.add_argument('--length', type=int, default=256)
     asked = parser.parse_args()
     if asked.memory:
-        memory(asked.memory)
+        memory(asked.memory, asked.length)
         return
     with tempfile.TemporaryDirectory() as name:
-        model, task = build(Path(name), 'preference', 8, 32)
+        model, task = build(Path(name), 'preference', 8, 32, {})
     tx = peftjax.lora(rank=8, targets='all-linear')
     found = []
     for seed in range(asked.seeds):

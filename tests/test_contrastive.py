@@ -109,17 +109,17 @@ def test_right_answers_of_others_are_no_negatives(folder):
 
 
 @pytest.mark.parametrize('method', [peftjax.lora(rank=4, targets='all-linear'), peftjax.full()])
-def test_training_brings_held_out_texts_of_a_kind_together(folder, method):
-    model, task = _made(folder, ('anchor', 'positive', 'group'))
+def test_training_brings_held_out_pairs_together(folder, method):
+    model, task = _made(folder)
     adapter, frozen = method.init(jax.random.key(0), model)
     before = evaluate(model, method, adapter, frozen, task)
     done = fit(
         model, method, task, optimizer=optax.adam(5e-3), duration='30 steps', eval_every='30 steps'
     )
     after = evaluate(model, method, done.adapter, done.frozen, task)
-    assert after['loss'] < before['loss']
-    assert after['mrr'] >= before['mrr']
-    assert after['recall_at_1'] > 0.9
+    assert after['loss'] < 0.7 * before['loss']
+    assert after['mrr'] > 2 * before['mrr']
+    assert after['recall_at_5'] > 0.7
     (said,) = predict(model, method, done.adapter, done.frozen, task, [{'anchor': 'fine film'}])
     assert np.linalg.norm(said['embedding']) == pytest.approx(1.0, abs=1e-5)
 

@@ -224,7 +224,8 @@ def test_training_prefers_the_chosen_answers_of_held_out_pairs(folder, loss):
     )
     after = evaluate(model, tx, done.adapter, done.frozen, task)
     assert after['loss'] < before['loss']
-    assert after['accuracy'] > 0.9
+    # Of KTO's single answers each has to be right, and of other losses' pairs the difference.
+    assert after['accuracy'] > (0.6 if loss == 'kto' else 0.9)
 
 
 def test_the_reference_is_the_base_itself_and_no_copy(folder):
