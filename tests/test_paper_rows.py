@@ -76,7 +76,16 @@ def _base(source: str, head: str, labels: int | None) -> peftjax.Model:
     return peftjax.load(source, task=head, num_labels=labels, key=jax.random.key(0))
 
 
-@pytest.mark.parametrize('key', BUILT)
+def _rows():
+    """All rows that can be built; those behind the first of each method are slow."""
+    seen = set()
+    for key in BUILT:
+        method = key.partition('.')[0]
+        yield pytest.param(key, marks=[pytest.mark.slow] if method in seen else [])
+        seen.add(method)
+
+
+@pytest.mark.parametrize('key', list(_rows()))
 def test_a_row_takes_a_step_and_is_scored(key, shelf):
     settings = infer(tiny_settings(ROWS[key], shelf))
     model = _base(settings.model.source, settings.model.task, settings.model.num_labels)
