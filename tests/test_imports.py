@@ -135,7 +135,7 @@ def root_of(requirement: str) -> str:
 
 
 def libraries_by_name() -> set[str]:
-    """The packages that are imported by name where they are used, with `optional.library`."""
+    """The packages that are imported by name, where they are used, by `library` of `optional`."""
     named = [re.findall(r"library\(\s*'([\w.]+)'", path.read_text()) for path in LIBRARY]
     return {name.split('.')[0] for names in named for name in names}
 

@@ -81,11 +81,7 @@ def _rows():
     seen = set()
     for key in BUILT:
         method = key.partition('.')[0]
-        marks = [pytest.mark.slow] if method in seen else []
-        if key == 'p_tuning.llama':
-            reason = "decoders' rows are told apart by segments, which virtual tokens refuse"
-            marks.append(pytest.mark.xfail(raises=ValueError, strict=True, reason=reason))
-        yield pytest.param(key, marks=marks)
+        yield pytest.param(key, marks=[pytest.mark.slow] if method in seen else [])
         seen.add(method)
 
 

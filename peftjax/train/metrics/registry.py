@@ -1,11 +1,9 @@
 """Metrics by name, and which of them are better when smaller."""
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 
+from peftjax.train.dotted import find_function
 from peftjax.train.metrics import labels, texts
-from peftjax.train.settings import SettingsError
 from peftjax.train.task import Metric, Outputs
 
 MetricFactory = Callable[[Sequence[str]], Callable[[Outputs], float]]
@@ -53,15 +51,4 @@ def better(name: str) -> str:
 
 
 def _find(name: str) -> MetricFactory:
-    if name in METRICS:
-        return METRICS[name]
-    module, colon, function = name.partition(':')
-    if not colon:
-        near = difflib.get_close_matches(name, METRICS, n=3, cutoff=0)
-        raise SettingsError(
-            f'no metric {name!r}; near names: {near}; one of your own is package.module:function'
-        )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SettingsError(f'metric {name!r} cannot be read: {error}') from None
+    return METRICS[name] if name in METRICS else find_function('metric', name, METRICS)

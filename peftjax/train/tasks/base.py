@@ -72,9 +72,27 @@ def encoder_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def decoder_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens, which row of several they belong to, their places in it, and what follows each."""
+    """Tokens of one example a row, which of them are real, and what follows each.
+
+    A mask and no segments: methods with virtual tokens take the one and refuse the other.
+    """
+    mask = batch['segment_ids'] > 0
+    return {
+        'input_ids': batch['input_ids'],
+        'attention_mask': mask,
+        'targets': jnp.where(mask, batch['targets'], -100),
+    }
+
+
+def packed_inputs(batch: Batch) -> dict[str, Any]:
+    """Tokens, which example of a row they belong to, their places in it, and what follows each."""
     names = ('input_ids', 'segment_ids', 'position_ids', 'targets')
     return {name: batch[name] for name in names}
+
+
+def decoder_inputs_of(settings: Settings) -> Callable[[Batch], dict[str, Any]]:
+    """The inputs of a decoder for rows as the settings make them, packed or not."""
+    return packed_inputs if settings.data.packing else decoder_inputs
 
 
 def seq2seq_inputs(batch: Batch) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from peftjax.train.settings import Settings, SettingsError
 from peftjax.train.task import Batch, Forward, Task, Totals
 from peftjax.train.tasks import base, sides
 
-_ARRAYS = ('input_ids', 'targets', 'segment_ids', 'position_ids')
+_ARRAYS = ('input_ids', 'targets', 'segment_ids')
 
 
 def choices_decoder(settings: Settings, model: peftjax.Model) -> Task:
@@ -35,7 +35,7 @@ def choices_decoder(settings: Settings, model: peftjax.Model) -> Task:
     `unlikelihood_loss`. The task `choices` is the same for an encoder with a decoder.
 
     A row (`sides.join_sides`) has a side for each choice: input_ids, targets (-100 outside of the
-    choice), segment_ids, position_ids int32 [T]; answer int32 []; weights float32 []. Where others
+    choice), segment_ids int32 [T]; answer int32 []; weights float32 []. Where others
     have more choices, the sides without one have no targets. Examples that are
     longer than the greatest length with one of their choices are left out, and counted in the
     notes.
@@ -129,13 +129,13 @@ def _scored(forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of tokens, and which count, [B, C, L]."""
     count = sum(sides.side_name('input_ids', i) in batch for i in range(len(batch)))
     inputs = sides.stack_sides(batch, count, _ARRAYS)
-    targets = jnp.where(inputs['segment_ids'] > 0, inputs['targets'], -100)
-    scores: peftjax.TokenScores = forward({**inputs, 'targets': targets})
+    given = base.decoder_inputs(inputs)
+    scores: peftjax.TokenScores = forward(given)
 
     def by_example(values: jax.Array) -> jax.Array:
         return jnp.swapaxes(values.reshape(count, -1, values.shape[-1]), 0, 1)
 
-    return by_example(-scores.losses), by_example(targets >= 0)
+    return by_example(-scores.losses), by_example(given['targets'] >= 0)
 
 
 def _totals(normalised: float, unlikely: float) -> Callable[[Forward, Batch], Totals]:

@@ -43,12 +43,13 @@ def text(settings: Settings, model: peftjax.Model) -> Task:
 
     Both models' logits of a batch are held whole, `[B, T, vocabulary]` each.
     """
-    return _distilled(settings, model, writing.text, _decoder_inputs, 'causal_lm')
+    return _distilled(settings, model, writing.text, _logits_inputs(settings), 'causal_lm')
 
 
 def instructions(settings: Settings, model: peftjax.Model) -> Task:
     """As the task `instructions`, with a teacher of the same vocabulary; options: see `text`."""
-    return _distilled(settings, model, writing.instructions, _decoder_inputs, 'causal_lm')
+    inputs = _logits_inputs(settings)
+    return _distilled(settings, model, writing.instructions, inputs, 'causal_lm')
 
 
 def _distilled(
@@ -94,9 +95,14 @@ def _distilled(
     return dataclasses.replace(task, totals=totals, constants=constants)
 
 
-def _decoder_inputs(batch: Batch) -> dict[str, Any]:
+def _logits_inputs(settings: Settings) -> Callable[[Batch], dict[str, Any]]:
     """Inputs without the targets, so that a decoder returns its logits."""
-    return {n: value for n, value in base.decoder_inputs(batch).items() if n != 'targets'}
+    whole = base.decoder_inputs_of(settings)
+
+    def inputs(batch: Batch) -> dict[str, Any]:
+        return {name: value for name, value in whole(batch).items() if name != 'targets'}
+
+    return inputs
 
 
 def _with_options(settings: Settings, options: Mapping[str, Any]) -> Settings:

@@ -17,7 +17,7 @@ from peftjax.train.task import Batch, Forward, Task, Totals
 from peftjax.train.tasks import base, sides
 from peftjax.train.tasks.judged import Judged, truth, with_others, written
 
-_ARRAYS = ('input_ids', 'targets', 'segment_ids', 'position_ids')
+_ARRAYS = ('input_ids', 'targets', 'segment_ids')
 _OPTIONS: Mapping[str, Mapping[str, float]] = {
     'dpo': {'beta': 0.1, 'label_smoothing': 0.0},
     'ipo': {'beta': 0.1},
@@ -38,7 +38,7 @@ def preference(settings: Settings, model: peftjax.Model) -> Task:
     base model without the adapter: the same arrays, and no second copy.
 
     A row holds both sides (`sides.join_sides`): input_ids, targets (-100 outside of the answer),
-    segment_ids, position_ids int32 [T]; weights float32 []. Pairs of which a side has no token of
+    segment_ids int32 [T]; weights float32 []. Pairs of which a side has no token of
     its answer within the greatest length are left out, and counted in the notes.
 
     Options: loss: 'dpo' (unless given), 'ipo', 'orpo', 'simpo' or 'kto'; their numbers are the
@@ -192,9 +192,8 @@ def _log_probs(
     run: Callable[[Mapping[str, Any]], Any], inputs: dict[str, Any], mean: bool = False
 ) -> jax.Array:
     """Log-probabilities of the answers of rows, float32 [rows]; padding counts nowhere."""
-    targets = jnp.where(inputs['segment_ids'] > 0, inputs['targets'], -100)
-    scores = run({**inputs, 'targets': targets})
-    return losses.answer_log_probs(scores, targets >= 0, mean=mean)
+    given = base.decoder_inputs(inputs)
+    return losses.answer_log_probs(run(given), given['targets'] >= 0, mean=mean)
 
 
 def _pair_totals(loss: str, options: Mapping[str, float]) -> Callable[[Forward, Batch], Totals]:

@@ -1,12 +1,11 @@
 """Tasks by name: how each is made, the head that it needs, and the columns that it reads."""
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import peftjax
-from peftjax.train.settings import Settings, SettingsError
+from peftjax.train.dotted import find_function
+from peftjax.train.settings import Settings
 from peftjax.train.task import Task
 from peftjax.train.tasks import classify, corpora, distillation, writing
 from peftjax.train.tasks.choices import choices
@@ -90,15 +89,4 @@ def find_task(name: str) -> TaskFactory:
         Traceback (most recent call last):
         peftjax.train.typed.SettingsError: no task 'clasification'; near names: ...
     """
-    if name in TASKS:
-        return TASKS[name].make
-    module, colon, function = name.partition(':')
-    if not colon:
-        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0)
-        raise SettingsError(
-            f'no task {name!r}; near names: {near}; one of your own is package.module:function'
-        )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SettingsError(f'task {name!r} cannot be read: {error}') from None
+    return TASKS[name].make if name in TASKS else find_function('task', name, TASKS)

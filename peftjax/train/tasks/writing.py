@@ -162,7 +162,8 @@ def decoder_task(
     if settings.data.packing:
         lengths = (max(lengths),)
         splits = {name: pack(rows, lengths[0]) for name, rows in splits.items()}
-    return _written(settings, splits, base.decoder_inputs, lengths, options, tuple(notes))
+    inputs = base.decoder_inputs_of(settings)
+    return _written(settings, splits, inputs, lengths, options, tuple(notes))
 
 
 def _written(

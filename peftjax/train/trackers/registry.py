@@ -1,12 +1,10 @@
 """Trackers by name."""
 
-import difflib
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from peftjax.train.dotted import find_function
 from peftjax.train.optional import library
-from peftjax.train.settings import SettingsError
 from peftjax.train.trackers.trackers import TrackerFactory, Trackers
 
 
@@ -50,25 +48,9 @@ def find_tracker(name: str) -> TrackerFactory:
         Traceback (most recent call last):
         peftjax.train.typed.SettingsError: no tracker 'tensorbord'; near names: ...
     """
-    if name in TRACKERS:
-        needs, extra = TRACKERS[name]
-        library(needs, extra, f'the tracker {name!r}')
-        return _function(f'{__package__}.{name}:{name}')
-    if ':' not in name:
-        close = difflib.get_close_matches(name, TRACKERS, n=1, cutoff=0)
-        raise SettingsError(
-            f'no tracker {name!r}; near names: {close}; one of your own is written as '
-            'package.module:function'
-        )
-    return _function(name)
-
-
-def _function(path: str) -> Any:
-    module, _, name = path.partition(':')
-    try:
-        found: Any = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise SettingsError(f'tracker {path!r}: {error}') from None
-    if not callable(found):
-        raise SettingsError(f'tracker {path!r}: {module} has no function {name!r}')
-    return found
+    if name not in TRACKERS:
+        return find_function('tracker', name, TRACKERS)
+    needs, extra = TRACKERS[name]
+    library(needs, extra, f'the tracker {name!r}')
+    # The module is imported here: it imports a library that is needed by this tracker alone.
+    return find_function('tracker', f'{__package__}.{name}:{name}', ())

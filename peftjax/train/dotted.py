@@ -1,0 +1,41 @@
+"""Functions of your own by 'package.module:function', where ours have short names."""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from peftjax.train.typed import SettingsError
+
+
+def find_function(kind: str, path: str, known: Iterable[str]) -> Any:
+    """The function that a path names.
+
+    Args:
+        kind: what it is, for errors: 'task', 'metric', 'tracker'.
+        path: 'package.module:function'.
+        known: short names, which a path without a colon was probably meant to be.
+
+    Raises:
+        SettingsError: a name that is neither; a module or a function that is not there.
+
+    Example:
+        >>> find_function('metric', 'math:hypot', ['f1'])(3.0, 4.0)
+        5.0
+        >>> find_function('metric', 'f2', ['f1'])
+        Traceback (most recent call last):
+        peftjax.train.typed.SettingsError: no metric 'f2'; near names: ['f1']; ...
+    """
+    module, colon, name = path.partition(':')
+    if not colon:
+        near = difflib.get_close_matches(path, list(known), n=3, cutoff=0)
+        raise SettingsError(
+            f'no {kind} {path!r}; near names: {near}; one of your own is package.module:function'
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise SettingsError(f'{kind} {path!r} cannot be read: {error}') from None
+    if not callable(found):
+        raise SettingsError(f'{kind} {path!r} cannot be read: {name!r} is no function')
+    return found
