@@ -108,8 +108,8 @@ def test_processes_read_their_parts_of_one_batch():
     rows = _rows([5, 2, 7, 3, 8, 4, 6, 1])
     options = {'batch_size': 4, 'lengths': (4, 8)}
     for batches in (
-        lambda mine: data.train_batches(rows, **options, seed=0, steps=4, mine=mine),
-        lambda mine: map(data.Part, data.eval_batches(rows[:6], **options, mine=mine), 4 * [0]),
+        lambda mine: data.train_batches(rows, **options, seed=0, steps=4, local=mine),
+        lambda mine: map(data.Part, data.eval_batches(rows[:6], **options, local=mine), 4 * [0]),
     ):
         whole, *parts = (list(batches(mine)) for mine in (None, np.array([0, 3]), np.array([1, 2])))
         for one, first, second in zip(whole, *parts, strict=True):

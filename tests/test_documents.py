@@ -132,7 +132,7 @@ def test_runs_are_vectorised_as_the_page_of_sweeps_shows():
     for run, (state, frozen) in enumerate(names['starts']):
         numbers = jax.tree.map(lambda each, run=run: each[run], names['numbers'])
         alone, _ = names['step'](numbers, state, frozen, names['batch'])
-        mine = peftjax.train.row(names['states'], run, like=state)
+        mine = peftjax.train.unstack(names['states'], run, like=state)
         for found, expected in zip(
             jax.tree.leaves(mine.adapter), jax.tree.leaves(alone.adapter), strict=True
         ):

@@ -1,16 +1,11 @@
 """A user's own tables, from the file to the step of a model."""
 
-import csv
 import io
 import json
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -25,6 +20,7 @@ from peftjax.train.settings import DataSettings, Settings, read_settings
 from peftjax.train.tasks import base
 from peftjax.train.tasks.infer import infer
 from peftjax.train.tasks.registry import find_task
+from tests.test_tables import write_table
 from tests.tiny_runs import SPECIAL, WORDS, checkpoint
 
 ROWS = [{'text': f'fine film {number}', 'label': number % 2} for number in range(40)]
@@ -32,19 +28,6 @@ TEMPLATE = (
     '{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}'
     '{% if add_generation_prompt %}<|im_start|> assistant {% endif %}'
 )
-
-
-def _write(path, rows):
-    if path.suffix == '.jsonl':
-        path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    elif path.suffix == '.csv':
-        with path.open('w', encoding='utf-8', newline='') as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return str(path)
 
 
 def _tokenizer(template=TEMPLATE):
@@ -66,81 +49,9 @@ def _splits(task, source, template=TEMPLATE, num_labels=None, **fields):
     return find_task(task)(infer(given.change({'methods': ['full']})), model).splits
 
 
-def _read(source, columns):
-    return tables.read_splits(DataSettings(source=str(source)), columns)
-
-
-@pytest.mark.parametrize('ending', ['.jsonl', '.csv', '.parquet'])
-def test_a_table_says_the_same_in_every_format(ending, tmp_path):
-    texts = [{**row, 'label': str(row['label'])} for row in ROWS]
-    found = _read(_write(tmp_path / f'all{ending}', texts), ('text', 'label'))
-    assert sorted(row['text'] for rows in found.values() for row in rows) == sorted(
-        row['text'] for row in ROWS
-    )
-    same = _read(_write(tmp_path / 'same.jsonl', texts[::-1]), ('text', 'label'))
-    assert {name: sorted(map(str, rows)) for name, rows in found.items()} == {
-        name: sorted(map(str, rows)) for name, rows in same.items()
-    }
-    fewer = _read(_write(tmp_path / 'fewer.jsonl', texts[:30]), ('text', 'label'))
-    assert all(row in found[name] for name, rows in fewer.items() for row in rows)
-
-
-def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
-    for name, rows in (('train', ROWS[:20]), ('validation', ROWS[20:30]), ('test', ROWS[30:])):
-        _write(tmp_path / f'{name}.jsonl', rows)
-    found = _read(str(tmp_path / '{split}.jsonl'), ('text', 'label'))
-    assert {name: len(rows) for name, rows in found.items()} == {
-        'train': 20,
-        'validation': 10,
-        'test': 10,
-    }
-    assert _read(f'hf:{tmp_path}#{{split}}', ('text', 'label')) == found
-
-
-@pytest.mark.parametrize(
-    ('name', 'content', 'message'),
-    [
-        ('a.jsonl', b'{"text": "a", "label": 1}\n{', 'a.jsonl, line 2: not JSON'),
-        ('a.jsonl', b'[1]', 'row 1: .* is no object'),
-        ('a.jsonl', b'{"sentence": "a"}', r'row 1 has no text, label; its columns are sentence'),
-        ('a.csv', b'text,label\n"a', 'a.csv: not CSV'),
-        (
-            'a.csv',
-            b'text,label\nwell, fine,1',
-            r"row 1 has more parts than .* \(text, label\): \['1'\]",
-        ),
-        ('a.csv', b'text,label\nfine', 'row 1 has no label'),
-        ('a.tsv', b'text\tlabel\n\xe9\t1', 'is not utf-8: .* --data.encoding latin-1'),
-        ('a.parquet', b'PAR1 no', 'a.parquet: not Parquet'),
-        ('a.txt', b'', 'is none of .jsonl, .csv, .tsv, .parquet'),
-        ('a.jsonl', None, 'a.jsonl does not exist'),
-        ('a.jsonl', b'', 'has no rows for train'),
-    ],
-)
-def test_tables_that_cannot_be_read_are_named(name, content, message, tmp_path):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        _read(str(tmp_path / name), ('text', 'label'))
-
-
-@settings(deadline=2000, max_examples=60)
-@given(content=st.binary(max_size=200), ending=st.sampled_from(['.jsonl', '.csv', '.parquet']))
-def test_any_bytes_are_read_or_refused(content, ending, tmp_path_factory):
-    path = tmp_path_factory.mktemp('bytes') / f'a{ending}'
-    path.write_bytes(content)
-    with pytest.raises(ValueError):
-        _read(str(path), ('text', 'label'))
-
-
-def test_a_hub_source_needs_a_split():
-    with pytest.raises(ValueError, match="write 'hf:org/name#{split}'"):
-        _read('hf:org/name', ('text',))
-
-
 def test_texts_and_pairs_keep_their_special_tokens_when_cut(tmp_path):
     rows = [{'text': ' '.join(['fine'] * n), 'text2': 'dull', 'label': n % 2} for n in range(1, 60)]
-    source = _write(tmp_path / 'a.jsonl', rows)
+    source = write_table(tmp_path / 'a.jsonl', rows)
     single = _splits('classification', source)
     longest = max(single['train'], key=lambda row: len(row['input_ids']))
     assert len(longest['input_ids']) == 16 and longest['input_ids'][-1] == 0
@@ -155,7 +66,7 @@ def test_texts_and_pairs_keep_their_special_tokens_when_cut(tmp_path):
 
 def test_class_names_and_numbers_become_targets(tmp_path):
     named = [{'text': 'fine', 'label': ('bad', 'good')[n % 2], 'n': n} for n in range(60)]
-    source = _write(tmp_path / 'a.jsonl', [{**r, 'text': f'fine {r["n"]}'} for r in named])
+    source = write_table(tmp_path / 'a.jsonl', [{**r, 'text': f'fine {r["n"]}'} for r in named])
     rows = _splits('classification', source, labels=('bad', 'good'))
     assert {int(row['targets']) for row in rows['train']} == {0, 1}
     with pytest.raises(ValueError, match="label '(bad|good)' is none of 0 to 1; set"):
@@ -164,7 +75,7 @@ def test_class_names_and_numbers_become_targets(tmp_path):
 
 def test_the_loss_of_instructions_is_on_the_answer_alone(tmp_path):
     rows = [{'prompt': f'is film {n} fine', 'answer': 'the plot was dull'} for n in range(40)]
-    source = _write(tmp_path / 'a.jsonl', rows)
+    source = write_table(tmp_path / 'a.jsonl', rows)
     tokenizer = _tokenizer()
     row = _splits('instructions', source)['train'][0]
     answer = row['targets'][row['weights'] == 1].tolist()
@@ -172,14 +83,14 @@ def test_the_loss_of_instructions_is_on_the_answer_alone(tmp_path):
     conversations = [
         {'messages': [{'role': 'user', 'content': r['prompt']}, _answer(r['answer'])]} for r in rows
     ]
-    source = _write(tmp_path / 'b.jsonl', conversations)
+    source = write_table(tmp_path / 'b.jsonl', conversations)
     other = _splits('conversations', source)
     assert any(
         np.array_equal(row['input_ids'], each['input_ids'])
         for split in other.values()
         for each in split
     )
-    again = _write(tmp_path / 'a.jsonl', rows)
+    again = write_table(tmp_path / 'a.jsonl', rows)
     packed = _splits('instructions', again, packing=True, lengths=(64,))['train'][0]
     assert packed['segment_ids'].max() > 1 and len(packed['input_ids']) == 64
 
@@ -216,7 +127,7 @@ def _answer(text, role='assistant'):
 def test_conversations_that_cannot_be_written_are_refused(template, messages, message, tmp_path):
     rows = [{'messages': messages, 'n': n} for n in range(3)]
     for split in tables.SPLITS:
-        _write(tmp_path / f'{split}.parquet', rows)
+        write_table(tmp_path / f'{split}.parquet', rows)
     source = str(tmp_path / '{split}.parquet')
     with pytest.raises(ValueError, match=message):
         _splits('conversations', source, template)
@@ -224,7 +135,7 @@ def test_conversations_that_cannot_be_written_are_refused(template, messages, me
 
 def test_a_decoder_starts_with_its_token_and_is_weighed_where_it_writes(tmp_path):
     rows = [{'source': f'fine film {n} is fine', 'target': 'dull'} for n in range(40)]
-    source = _write(tmp_path / 'a.jsonl', rows)
+    source = write_table(tmp_path / 'a.jsonl', rows)
     row = _splits('seq2seq', source)['train'][0]
     dull = len(SPECIAL) + WORDS.index('dull')
     assert row['decoder_input_ids'].tolist()[:2] == [0, dull]
@@ -248,7 +159,9 @@ def _pictures(folder, count=40, side=20):
 
 def test_images_are_read_when_they_are_asked_for(tmp_path):
     rows = _pictures(tmp_path)
-    source = _write(tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in rows])
+    source = write_table(
+        tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in rows]
+    )
     options = {'size': 20, 'mean': (0.5, 0.5, 0.5), 'std': (0.25, 0.25, 0.25)}
     found = _splits('images', source, options=options)
     row = found['train'][0]
@@ -258,7 +171,7 @@ def test_images_are_read_when_they_are_asked_for(tmp_path):
         file.unlink()
     with pytest.raises(ValueError, match='cannot be read'):
         found['train'][0]
-    held = _write(
+    held = write_table(
         tmp_path / 'a.parquet',
         [{'image': {'bytes': r['bytes']}, 'label': r['label']} for r in rows],
     )
@@ -275,7 +188,7 @@ def test_an_image_outside_the_tables_folder_is_refused(tmp_path):
     _pictures(tmp_path, 1)
     rows = [{'image': '../0.png', 'label': 0}]
     for split in tables.SPLITS:
-        _write(tmp_path / 'inner' / f'{split}.jsonl', rows)
+        write_table(tmp_path / 'inner' / f'{split}.jsonl', rows)
     source = str(tmp_path / 'inner' / '{split}.jsonl')
     found = _splits('images', source, num_labels=2)
     with pytest.raises(ValueError, match='lies outside'):
@@ -306,7 +219,7 @@ def test_every_kind_of_table_trains_and_answers_with_nothing_named(task, tmp_pat
     golden, rows = TASKS[task]
     if task == 'images':
         rows = [{k: row[k] for k in ('image', 'label')} for row in _pictures(tmp_path, side=12)]
-    source = _write(tmp_path / 'rows.jsonl', rows)
+    source = write_table(tmp_path / 'rows.jsonl', rows)
     folder = checkpoint(tmp_path / 'base', golden)
     (folder / 'tokenizer_config.json').write_text(json.dumps({'chat_template': TEMPLATE}))
     options = {'size': 12} if task == 'images' else {}
@@ -332,7 +245,7 @@ def test_every_kind_of_table_trains_and_answers_with_nothing_named(task, tmp_pat
 
 
 def test_the_order_is_that_of_seed_and_step_for_images_too(tmp_path):
-    source = _write(
+    source = write_table(
         tmp_path / 'a.jsonl', [{k: r[k] for k in ('image', 'label')} for r in _pictures(tmp_path)]
     )
     options = {'size': 4, 'mean': (0.0,) * 3, 'std': (1.0,) * 3}

@@ -73,7 +73,7 @@ def assert_same(solos, steps=STEPS, compared=None):
     for index in range(len(solos)) if compared is None else compared:
         state, own = solos[index].run(steps)
         np.testing.assert_allclose(metrics['loss'][:, index], own['loss'], rtol=1e-5, atol=1e-6)
-        mine = peftjax.train.row(states.adapter, index, state.adapter)
+        mine = peftjax.train.unstack(states.adapter, index, state.adapter)
         assert jax.tree.structure(mine) == jax.tree.structure(state.adapter)
         for found, expected in zip(
             jax.tree.leaves(mine), jax.tree.leaves(state.adapter), strict=True
@@ -168,7 +168,7 @@ def test_ranks_share_a_program_padded_with_zeros(make):
     assert solos[0].key == solos[1].key
     # The program is that of the second run, the wider: the first is the one that is padded.
     states = assert_same(solos, compared=[0])
-    like = peftjax.train.row(states, 0, solos[0].state)
+    like = peftjax.train.unstack(states, 0, solos[0].state)
     for whole, own in zip(jax.tree.leaves(states), jax.tree.leaves(like), strict=True):
         if jnp.issubdtype(whole.dtype, jnp.number):
             beyond = np.array(whole[0])

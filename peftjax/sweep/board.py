@@ -11,7 +11,7 @@ from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group
 from peftjax.sweep.intervals import Interval, Setting
 from peftjax.sweep.names import changes_text
-from peftjax.sweep.rows import Row
+from peftjax.sweep.rows import SweepRun
 from peftjax.sweep.score import read_score
 
 
@@ -66,7 +66,7 @@ class Board:
     The test split chooses nothing.
     """
 
-    def __init__(self, folder: SweepFolder, rows: Sequence[Row], score: str):
+    def __init__(self, folder: SweepFolder, rows: Sequence[SweepRun], score: str):
         """Takes what the folder knows.
 
         Args:

@@ -14,7 +14,7 @@ from pyarrow import csv, parquet
 
 from peftjax.sweep.groups import Group
 from peftjax.sweep.names import show
-from peftjax.sweep.rows import Row
+from peftjax.sweep.rows import SweepRun
 from peftjax.train.artifacts import RESULT
 from peftjax.train.checkpoints import differences
 from peftjax.train.files import write_whole
@@ -41,7 +41,7 @@ class SweepFolder:
 
     def begin(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[SweepRun],
         groups: Iterable[Sequence[str]],
         config: str,
         sweep: str,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import peftjax
 from peftjax.sweep.alike import program_of
-from peftjax.sweep.rows import Row
+from peftjax.sweep.rows import SweepRun
 from peftjax.train.build import build, build_model, build_task
 from peftjax.train.data.batches import collate
 from peftjax.train.placement import Placement
@@ -40,7 +40,7 @@ class Ready(NamedTuple):
         key: equal for rows that may share a program.
     """
 
-    row: Row
+    row: SweepRun
     run: Run
     step: Step
     numbers: Any
@@ -107,7 +107,7 @@ class _Shelf:
         return self._tasks[name]
 
 
-def prepare(rows: Sequence[Row]) -> list[Ready]:
+def prepare(rows: Sequence[SweepRun]) -> list[Ready]:
     """Builds and traces every row; nothing is compiled or trained.
 
     Raises:
@@ -121,11 +121,11 @@ def prepare(rows: Sequence[Row]) -> list[Ready]:
             run = build(row.settings, shelf.model(row.settings), shelf.task(row.settings))
             ready.append(_ready(row, run))
         except ValueError as error:
-            raise ValueError(f'row {row.name} {row.changes}: {error}') from error
+            raise ValueError(f'run {row.name} {row.changes}: {error}') from error
     return ready
 
 
-def _ready(row: Row, run: Run) -> Ready:
+def _ready(row: SweepRun, run: Run) -> Ready:
     state, beside = jax.eval_shape(run.start)
     batch = example_batch(run.task)
     numbers = run.numbers
@@ -176,7 +176,7 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
         if not room:
             least = whole._replace(rows=members[:1]).memory
             raise ValueError(
-                f'row {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
+                f'run {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
                 f'{limit / 2**20:,.0f} MiB there are: a smaller batch, accumulate or model.remat='
                 "'full' need less"
             )

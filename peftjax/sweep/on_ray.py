@@ -8,7 +8,7 @@ from typing import NamedTuple
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group, as_group, prepare
 from peftjax.sweep.pruning import Prune
-from peftjax.sweep.rows import Row
+from peftjax.sweep.rows import SweepRun
 from peftjax.sweep.work import here
 from peftjax.train.compilation_cache import keep_compiled_programs
 from peftjax.train.loop import Tell
@@ -82,7 +82,7 @@ class OnRay(NamedTuple):
                 )
 
 
-def _train(rows: Sequence[Row], name: str, path: Path, prune: Prune, wait: bool) -> None:
+def _train(rows: Sequence[SweepRun], name: str, path: Path, prune: Prune, wait: bool) -> None:
     """A task: one group, built from its rows."""
     keep_compiled_programs()
     here([as_group(name, prepare(rows))], SweepFolder(path), prune, lambda *_: None, wait)

@@ -17,7 +17,7 @@ from peftjax.train.placement import Placement
 from peftjax.train.scoring import Scored, SplitScores, score
 from peftjax.train.step import TrainState
 from peftjax.train.task import Batch, Beside, Trained
-from peftjax.train.vectorize import row, share, stack
+from peftjax.train.vectorize import share, stack, unstack
 from peftjax.train.window import Part
 
 
@@ -80,7 +80,7 @@ class Together:
 
     def state(self, place: int) -> TrainState:
         self._keep()
-        return row(self._states, place, self._own[place])
+        return unstack(self._states, place, self._own[place])
 
     def trained(self, place: int) -> Trained:
         run = self._ready[place].run
@@ -113,7 +113,7 @@ class Together:
     def _program(self) -> '_Program':
         if self._built is None:
             # As wide as the widest of those that are left.
-            own = [row(self._states, place, self._own[place]) for place in self._inside]
+            own = [unstack(self._states, place, self._own[place]) for place in self._inside]
             self._built = _Program(
                 [self._ready[place] for place in self._inside],
                 [self._besides[place] for place in self._inside],

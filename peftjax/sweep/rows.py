@@ -12,7 +12,7 @@ from peftjax.train.settings import Settings, SettingsError
 _TAKES = {'sweep': 'add', 'search': 'trial'}
 
 
-class Row(NamedTuple):
+class SweepRun(NamedTuple):
     """One run of a sweep.
 
     Attributes:
@@ -65,7 +65,7 @@ def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def expand(module: ModuleType, sweep: str, settings: Settings) -> list[Row]:
+def expand(module: ModuleType, sweep: str, settings: Settings) -> list[SweepRun]:
     """The rows of a sweep.
 
     A config file says `def sweep_rank(add): add(seed=1, **{'lora.rank': 4})`, one call a row.
@@ -83,20 +83,20 @@ def expand(module: ModuleType, sweep: str, settings: Settings) -> list[Row]:
         (12, {'seed': 0, 'lora.rank': 2})
     """
     add_rows = function_of(module, 'sweep', sweep)
-    rows: list[Row] = []
+    rows: list[SweepRun] = []
 
     def add(**changes: Any) -> None:
         name = f'{len(rows):03d}'
-        rows.append(Row(name, changes, changed(settings, changes, name)))
+        rows.append(SweepRun(name, changes, changed(settings, changes, name)))
 
     add_rows(add)
     if not rows:
-        raise ValueError(f'sweep {sweep!r} of {module.__name__} adds no row')
+        raise ValueError(f'sweep {sweep!r} of {module.__name__} adds no run')
     first: dict[str, str] = {}
     for row in rows:
         text = json.dumps(row.settings.to_dict(), sort_keys=True)
         if text in first:
-            raise ValueError(f'rows {first[text]} and {row.name} are the same: {row.changes}')
+            raise ValueError(f'runs {first[text]} and {row.name} are the same: {row.changes}')
         first[text] = row.name
     return rows
 
@@ -110,4 +110,4 @@ def changed(settings: Settings, changes: Mapping[str, Any], row: str) -> Setting
     try:
         return settings.change(changes)
     except SettingsError as error:
-        raise ValueError(f'row {row}: {error}') from None
+        raise ValueError(f'run {row}: {error}') from None

@@ -13,7 +13,7 @@ from peftjax.sweep.groups import Group, as_group, group, memory_here, prepare
 from peftjax.sweep.intervals import settings
 from peftjax.sweep.page import write_report
 from peftjax.sweep.pruning import Prune, nobody
-from peftjax.sweep.rows import Row
+from peftjax.sweep.rows import SweepRun
 from peftjax.sweep.score import read_score
 from peftjax.sweep.work import Work, here
 from peftjax.train.build import build_model, build_task
@@ -59,7 +59,7 @@ class Sweep(NamedTuple):
     memory: float | None = None
     work: Work = here
 
-    def run(self, rows: Sequence[Row], prune: Prune = nobody, wait: bool = False) -> None:
+    def run(self, rows: Sequence[SweepRun], prune: Prune = nobody, wait: bool = False) -> None:
         """Runs what is missing of some rows; nothing is trained before all are known to be right.
 
         Args:
@@ -89,7 +89,7 @@ class Sweep(NamedTuple):
 
             self.work(groups, self.folder, prune, tell, wait)
 
-    def _plan(self, rows: Sequence[Row]) -> list[Group]:
+    def _plan(self, rows: Sequence[SweepRun]) -> list[Group]:
         """The groups that are not over, those of the folder and new ones."""
         held = self.folder.groups()
         due = self._due(held, {row.name for row in rows})
@@ -126,12 +126,12 @@ class Sweep(NamedTuple):
         for name, names in due.items():
             if lost := set(names) - known:
                 raise ValueError(
-                    f'group {name} of {self.folder.path} holds row {min(lost)}, which the sweep '
-                    'no longer has: give that row back, or choose another --workdir'
+                    f'group {name} of {self.folder.path} holds run {min(lost)}, which the sweep '
+                    'no longer has: give that run back, or choose another --workdir'
                 )
         return due
 
-    def finish(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def finish(self, rows: Sequence[SweepRun]) -> list[dict[str, Any]]:
         """Shows what came of the rows and writes the page; gives the lines of results.csv."""
         page, lines = write_report(self.folder), self.folder.results()
         board = Board(self.folder, rows, self.score)

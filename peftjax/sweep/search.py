@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import Prune, Rung
-from peftjax.sweep.rows import Row, changed, function_of
+from peftjax.sweep.rows import SweepRun, changed, function_of
 from peftjax.sweep.score import read_score
 from peftjax.train.optional import library
 from peftjax.train.settings import Settings
@@ -25,7 +25,7 @@ class Runner(Protocol):
     @property
     def folder(self) -> SweepFolder: ...
 
-    def run(self, rows: Sequence[Row], prune: Prune, wait: bool) -> None: ...
+    def run(self, rows: Sequence[SweepRun], prune: Prune, wait: bool) -> None: ...
 
 
 class Search:
@@ -70,11 +70,11 @@ class Search:
             pruner=optuna.pruners.MedianPruner(),
         )
         self._states = optuna.trial.TrialState
-        self._rows: list[Row] = []
+        self._rows: list[SweepRun] = []
         self._names: dict[str, str] = {}  # a run's config as text -> its name
         self._running: list[tuple[Any, str]] = []  # trials and the names of their runs
 
-    def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[Row]:
+    def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[SweepRun]:
         """Draws, trains and learns, until so many were drawn; gives the runs.
 
         A draw that an earlier run had already takes the result of that run.
@@ -118,7 +118,7 @@ class Search:
         made = changed(self._settings, changes, name)
         first = self._names.setdefault(json.dumps(made.to_dict(), sort_keys=True), name)
         if first == name:
-            self._rows.append(Row(name, changes, made))
+            self._rows.append(SweepRun(name, changes, made))
         self._running.append((trial, first))
 
     def _tell(self, folder: SweepFolder) -> None:

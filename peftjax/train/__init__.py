@@ -10,7 +10,7 @@ from peftjax.train.gptq import gptq
 from peftjax.train.lora_plus import lora_plus, lora_plus_labels
 from peftjax.train.losses.choices import length_normalised_loss, unlikelihood_loss
 from peftjax.train.step import LossFunction, TrainState, init_state, make_train_step
-from peftjax.train.vectorize import program_key, row, share, stack
+from peftjax.train.vectorize import program_key, share, stack, unstack
 
 # What needs the extra `train`, by module.
 _LATE = {
@@ -82,9 +82,9 @@ __all__ = [
     'predict',
     'program_key',
     'read_settings',
-    'row',
     'share',
     'stack',
     'train',
     'unlikelihood_loss',
+    'unstack',
 ]

@@ -118,7 +118,7 @@ class Alone:
             lengths=task.lengths,
             seed=self.run.seed,
             steps=self.run.steps,
-            mine=self.placement.local(task.batch_size),
+            local=self.placement.local(task.batch_size),
         )
 
     def step(self, rows: Any) -> list[Part]:

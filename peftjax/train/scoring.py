@@ -70,7 +70,7 @@ def score(
     """
     rows, size = task.splits[split], task.eval_batch_size
     found = SplitScores(task, runs)
-    batches = eval_batches(rows, batch_size=size, lengths=task.lengths, mine=placement.local(size))
+    batches = eval_batches(rows, batch_size=size, lengths=task.lengths, local=placement.local(size))
     for number, batch in enumerate(batches):
         count = min(size, len(rows) - number * size)
         whole = size if 'weights' in batch else count

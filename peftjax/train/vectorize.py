@@ -159,12 +159,12 @@ def _equal(one: jax.Array, other: jax.Array) -> bool:
     return one.shape == other.shape and bool(jnp.array_equal(one, other))
 
 
-def row(stacked: Any, index: int, like: Any) -> Any:
+def unstack(stacked: Any, index: int, like: Any) -> Any:
     """A run's own tree out of `stack`, with the shapes of `like`.
 
     Example:
         >>> both = stack([jnp.ones(2), jnp.ones(1)])
-        >>> row(both, 1, jax.ShapeDtypeStruct((1,), jnp.float32)).tolist()
+        >>> unstack(both, 1, jax.ShapeDtypeStruct((1,), jnp.float32)).tolist()
         [1.0]
     """
     return jax.tree.map(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
     [
         (
             {'lora.rnak': 4},
-            r"row 000: lora: no argument 'rnak'|no setting 'lora.rnak'; near names: \['lora.rank'",
+            r"run 000: lora: no argument 'rnak'|no setting 'lora.rnak'; near names: \['lora.rank'",
         ),
         ({'lorra.rank': 4}, r"no setting 'lorra'; near names: \['lora.rank'"),
         ({'select.rank': 4}, r"no setting 'select.rank'"),
@@ -39,11 +39,11 @@ def test_wrong_sweeps_are_refused_before_anything_runs(config, tmp_path):
     module = ModuleType('lonely')
     with pytest.raises(ValueError, match=r"no sweep 'rank' in lonely: write def sweep_rank\(add\)"):
         expand(module, 'rank', read_settings(config))
-    with pytest.raises(ValueError, match='adds no row'):
+    with pytest.raises(ValueError, match='adds no run'):
         rows_of(config)
-    with pytest.raises(ValueError, match='rows 000 and 001 are the same'):
+    with pytest.raises(ValueError, match='runs 000 and 001 are the same'):
         rows_of(config, {'seed': 0}, {'seed': 0})
-    with pytest.raises(ValueError, match=r"row 001 \{'lora.rank': 99\}: rank 99 is larger"):
+    with pytest.raises(ValueError, match=r"run 001 \{'lora.rank': 99\}: rank 99 is larger"):
         run(rows_of(config, {'seed': 0}, {'lora.rank': 99}), tmp_path / 'a')
     assert not (tmp_path / 'a').exists()
     with pytest.raises(ValueError, match='leave mesh at 1'):
@@ -66,7 +66,7 @@ def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path)
     with pytest.raises(ValueError, match='holds another sweep .*seed: 0 -> 5'):
         run(changed, tmp_path / 'a')
     with pytest.raises(
-        ValueError, match='group 000 of .* holds row 001, which the sweep no longer'
+        ValueError, match='group 000 of .* holds run 001, which the sweep no longer'
     ):
         run(rows[:1], tmp_path / 'a')
     with pytest.raises(ValueError, match='group 000 of .* takes .* MiB, more than the'):

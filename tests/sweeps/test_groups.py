@@ -26,7 +26,7 @@ def test_groups_are_rows_of_one_program_that_fit(config):
     room = group(ready[:4], first.base + 2.5 * (first.each + first.step), 32)
     assert [len(each.rows) for each in room] == [2, 2] and room[0].memory < first.memory
     assert [len(each.rows) for each in group(ready[:4], 2**33, 3)] == [2, 2]
-    with pytest.raises(ValueError, match='row 000 takes .* MiB, more than .*accumulate'):
+    with pytest.raises(ValueError, match='run 000 takes .* MiB, more than .*accumulate'):
         group(ready, first.base + first.each, 32)
 
 

@@ -107,11 +107,11 @@ def train_batches(
     lengths: Sequence[int],
     seed: int,
     steps: int,
-    mine: np.ndarray | None = None,
+    local: np.ndarray | None = None,
 ) -> grain.DatasetIterator[Part]:
     """The batches of a run of so many steps.
 
-    mine: places in a batch whose rows this process needs and others read; all unless given.
+    local: places in a batch whose rows this process needs and others read; all unless given.
 
     The iterator's `get_state` and `set_state` give and take its position, so a run can be resumed
     where it was.
@@ -121,7 +121,7 @@ def train_batches(
     dataset = grain.MapDataset.source(plan)
 
     def part(chosen: np.ndarray) -> Part:
-        read = chosen if mine is None else chosen[mine]
+        read = chosen if local is None else chosen[local]
         batch = collate([rows[i] for i in read], lengths, longest=int(sizes[chosen].max()))
         return Part(batch, int(tokens[chosen].sum()))
 
@@ -194,20 +194,20 @@ def eval_batches(
     *,
     batch_size: int,
     lengths: Sequence[int],
-    mine: np.ndarray | None = None,
+    local: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Every row once, shortest first; the last batch is filled with copies of weight 0.
 
     Where rows have no weights, the last batch is smaller: nothing else would tell the copies.
 
-    mine: as for `train_batches`.
+    local: as for `train_batches`.
     """
     sizes = row_sizes(rows)
     order = np.argsort(sizes, kind='stable')
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         filled = batch_size if 'weights' in rows[chosen[0]] else len(chosen)
-        places = np.arange(filled) if mine is None or filled < batch_size else mine
+        places = np.arange(filled) if local is None or filled < batch_size else local
         read = [rows[chosen[min(place, len(chosen) - 1)]] for place in places]
         for i, place in enumerate(places):
             if place >= len(chosen):
