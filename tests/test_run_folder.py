@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import peftjax
+from peftjax import cli
 from peftjax.train.run_folder import RunFolder, Which
 from peftjax.train.settings import SettingsError
 from tests import tiny_runs
@@ -96,3 +97,34 @@ def test_a_run_that_has_no_adapter_yet_says_so(run, tmp_path):
     assert folder.result == {}
     with pytest.raises(SettingsError, match='has no adapter/ yet'):
         folder.load_adapter(folder.load_model())
+
+
+@pytest.mark.parametrize('form', ['peft', 'adapterhub'])
+def test_a_head_on_the_mean_of_tokens_is_not_written_for_other_libraries(run, tmp_path, form):
+    """They would read the first token with the same weights."""
+    path, result = run
+    folder = RunFolder(path)
+    model = folder.load_model()
+    tx, adapter, _ = folder.load_adapter(model)
+    with pytest.raises(ValueError, match="the mean of all tokens.*pooling='first'"):
+        peftjax.save_adapter(tmp_path / 'a', model, tx, adapter, form=form)
+    assert not (tmp_path / 'a').exists() and not (path / 'adapter_peft').exists()
+    assert 'the mean of all tokens' in str(result['adapter_peft'])
+    assert 'the mean of all tokens' in (path / 'README.md').read_text(encoding='utf-8')
+
+
+def test_merging_such_a_run_says_who_can_read_it(run, tmp_path, capsys):
+    path, _ = run
+    assert cli.main(['merge', str(path), str(tmp_path / 'merged')]) == 0
+    assert 'read it with peftjax alone: ' in capsys.readouterr().out
+    merged = peftjax.load(tmp_path / 'merged', task='classification', pooling='mean')
+    folder = RunFolder(path)
+    model = folder.load_model()
+    tx, adapter, frozen = folder.load_adapter(model)
+    ids = np.full((1, 4), 5, np.int32)
+    np.testing.assert_allclose(
+        merged.apply(merged.params, input_ids=ids),
+        peftjax.adapt(model, tx)(adapter, frozen, input_ids=ids),
+        atol=1e-5,
+    )
+    assert merged.only_here

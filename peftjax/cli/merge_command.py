@@ -27,3 +27,5 @@ def run(arguments: argparse.Namespace) -> None:
     merged = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), merged)
     peftjax.save_checkpoint(arguments.out, source.model, merged, source.base)
     print(arguments.out)
+    if source.model.only_here:
+        print(f'read it with peftjax alone: {source.model.only_here}')

@@ -31,6 +31,9 @@ def save_checkpoint(
 ) -> None:
     """Writes parameters as config.json and model.safetensors, which transformers loads.
 
+    A model with `only_here` set is written too, and `peftjax.load` reads it with the same
+    arguments: other libraries would compute something else with the file.
+
     Args:
         folder: is made; may not be the source itself. Gets config.json, model.safetensors and what
             the source has of a tokenizer.
