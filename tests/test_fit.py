@@ -199,9 +199,14 @@ def test_an_adapter_that_took_the_place_of_the_best_one_is_not_taken_for_it(mode
     assert_same(held, kept[0.6])
 
 
-def test_a_score_that_chooses_must_be_there(model):
+def test_a_score_that_chooses_must_be_there_before_the_first_step(model, tmp_path):
+    seen = []
     with pytest.raises(SettingsError, match=r"best is 'f1'; the scores are loss, right"):
-        run(model, best='f1')
+        run(model, best='f1', workdir=tmp_path / 'run', on_step=[lambda *each: seen.append(each)])
+    assert not seen and not (tmp_path / 'run').exists()
+    late = {'evaluators': [lambda trained, split: {'own': 1.0}], 'best': 'owned'}
+    with pytest.raises(SettingsError, match=r"best is 'owned'; the scores are loss, right, .*own"):
+        run(model, **late)
 
 
 def test_a_task_without_other_splits_keeps_the_last_adapter(model, tmp_path):

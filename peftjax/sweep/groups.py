@@ -14,9 +14,8 @@ import peftjax
 from peftjax.sweep.alike import program_of
 from peftjax.sweep.rows import SweepRun
 from peftjax.train.build import build, build_model, build_task
-from peftjax.train.data.batches import collate
 from peftjax.train.placement import Placement
-from peftjax.train.run import Run
+from peftjax.train.run import Run, example_batch
 from peftjax.train.settings import MeshSettings, Settings
 from peftjax.train.step import TrainState
 from peftjax.train.task import Beside, Task
@@ -127,6 +126,7 @@ def prepare(rows: Sequence[SweepRun]) -> list[Ready]:
 
 def _ready(row: SweepRun, run: Run) -> Ready:
     state, beside = jax.eval_shape(run.start)
+    run.check_best(state.adapter, beside)
     batch = example_batch(run.task)
     numbers = run.numbers
     step, abstract = run.step, jax.tree.map(_as_shape, numbers)
@@ -149,13 +149,6 @@ def _with_numbers(step: Step, numbers: Any, _: Any, *args: Any) -> Any:
 def _as_shape(number: float) -> jax.ShapeDtypeStruct:
     del number
     return jax.ShapeDtypeStruct((), jnp.float32)
-
-
-def example_batch(task: Task) -> Any:
-    """A training batch of the greatest length, as shapes."""
-    rows = [task.splits['train'][0]] * task.batch_size
-    batch = collate(rows, (max(task.lengths, default=0),))  # images have no length
-    return {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in batch.items()}
 
 
 def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:

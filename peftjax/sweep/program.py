@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import peftjax
-from peftjax.sweep.groups import Ready, example_batch, side_by_side, widest_of
+from peftjax.sweep.groups import Ready, side_by_side, widest_of
 from peftjax.train.data import batches as data
 from peftjax.train.placement import Placement
+from peftjax.train.run import example_batch
 from peftjax.train.scoring import Scored, SplitScores, score
 from peftjax.train.step import TrainState
 from peftjax.train.task import Batch, Beside, Trained

@@ -239,6 +239,7 @@ def run_alone(
         console.print(note, highlight=False)
     is_main = placement.is_main_process
     member = Member(run, folder if is_main else None, sinks if is_main else None)
+    run.check_best(member.state.adapter, member.beside)
     console.print(f'{member.summary}\n', highlight=False)
     if member.unsaved is not None:
         warnings.warn(

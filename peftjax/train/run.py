@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 import peftjax
+from peftjax.train.data.batches import collate
+from peftjax.train.settings import SettingsError
 from peftjax.train.step import TrainState, init_state, make_train_step
 from peftjax.train.task import Batch, Beside, Evaluator, Forward, Task, Totals
 
@@ -119,6 +121,22 @@ class Run:
         one = make_train_step(loss, self.make_optimizer(numbers), accumulate=self.accumulate)
         return one(state, beside, batch)
 
+    def check_best(self, adapter: Any, beside: Beside) -> None:
+        """Refuses a choosing score that no evaluation will give, before anything is trained.
+
+        Scores of evaluators are known only once they are called, and are not checked.
+
+        Raises:
+            SettingsError: there is no such score; the message says which there are.
+        """
+        if self.evaluators or not self.task.splits.get('validation'):
+            return
+        shapes = jax.eval_shape(self.totals, adapter, beside, example_batch(self.task))
+        names = [name for name in shapes if name != 'weights']
+        names += [metric.name for metric in self.task.metrics]
+        if self.best.removeprefix('-') not in names:
+            raise SettingsError(f'best is {self.best!r}; the scores are {", ".join(names)}')
+
     def forward(self, adapter: Any, beside: Beside, key: jax.Array | None) -> Forward:
         """The model as the task's functions run it."""
         return Forward(self._predict, self.model.apply, adapter, beside, key)
@@ -126,6 +144,13 @@ class Run:
     @functools.cached_property
     def _predict(self) -> Callable[..., Any]:
         return peftjax.adapt(without_values(self.model), self.transform)
+
+
+def example_batch(task: Task) -> Any:
+    """A training batch of the greatest length, as shapes."""
+    rows = [task.splits['train'][0]] * task.batch_size
+    batch = collate(rows, (max(task.lengths, default=0),))  # images have no length
+    return {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in batch.items()}
 
 
 def without_values(model: peftjax.Model) -> peftjax.Model:
