@@ -51,7 +51,7 @@ def test_one_module_reads_parameters_of_primitives():
     # The walks that only count equations go through the bodies that this module lists.
     walks = {
         'peftjax/binding/tags.py',
-        'peftjax/training/counting.py',
+        'peftjax/plan/counting.py',
         'peftjax/testing/measures.py',
     }
     found = {}

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 
 import peftjax
-from peftjax.train.run import Numbers
 from peftjax.train.settings import Settings, SettingsError
+
+Numbers = Mapping[str, Any]
+"""What the optimiser and the penalties compute with, by name: floats, or arrays of several runs."""
 
 _FALLS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'linear': lambda share: 1.0 - share,

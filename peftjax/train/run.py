@@ -11,12 +11,10 @@ import optax
 
 import peftjax
 from peftjax.train.data.batches import collate
+from peftjax.train.optimizers import Numbers
 from peftjax.train.settings import SettingsError
 from peftjax.train.step import TrainState, init_state, make_train_step
 from peftjax.train.task import Batch, Beside, Evaluator, Forward, Task, Totals
-
-Numbers = Mapping[str, Any]
-"""What the optimiser and the penalties compute with, by name: floats, or arrays of several runs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,8 @@ class Run:
         """
         if self.evaluators or not self.task.splits.get('validation'):
             return
-        shapes = jax.eval_shape(self.totals, adapter, beside, example_batch(self.task))
+        batch = collate([self.task.splits['validation'][0]], self.task.lengths)
+        shapes = jax.eval_shape(self.totals, adapter, beside, batch)
         names = [name for name in shapes if name != 'weights']
         names += [metric.name for metric in self.task.metrics]
         if self.best.removeprefix('-') not in names:
