@@ -102,11 +102,12 @@ _LATE = {
     'TokenScores': 'peftjax.models.read_out',
     'testing': 'peftjax.testing',
     'plan': 'peftjax.plan',
+    'serving': 'peftjax.serving',
     'train': 'peftjax.train',
 }
 
 if TYPE_CHECKING:
-    from peftjax import plan, testing, train
+    from peftjax import plan, serving, testing, train
     from peftjax.binding.wrap import wrap
     from peftjax.generation.generate import generator
     from peftjax.generation.prompts import pad_left
@@ -249,6 +250,7 @@ __all__ = [
     'prompt_tuning',
     'randlora',
     'select',
+    'serving',
     'shira',
     'summary',
     'targets',

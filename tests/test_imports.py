@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import peftjax
-from peftjax import plan, testing, train
+from peftjax import plan, serving, testing, train
 
 ROOT = Path(__file__).parents[1]
 # A row of the table in CONTRIBUTING.md: a folder or a file, what it is for, what it may import.
@@ -34,9 +34,10 @@ _IMPORTED_AS = {
 }
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 _PUBLIC = {
-    *('peftjax', 'peftjax.plan', 'peftjax.train', 'peftjax.testing'),
+    *('peftjax', 'peftjax.plan', 'peftjax.serving', 'peftjax.train', 'peftjax.testing'),
     *(f'peftjax.{name}' for name in peftjax.__all__),
     *(f'peftjax.plan.{name}' for name in plan.__all__),
+    *(f'peftjax.serving.{name}' for name in serving.__all__),
     *(f'peftjax.train.{name}' for name in train.__all__),
     *(f'peftjax.testing.{name}' for name in vars(testing) if not name.startswith('_')),
 }

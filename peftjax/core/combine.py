@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -19,6 +19,8 @@ from peftjax.core.rules import (
 )
 from peftjax.core.transform import About, PeftTransform
 from peftjax.core.use import ModelCall, ModuleUse, Use
+
+_R = TypeVar('_R', ModuleRule, CallRule)
 
 
 def chain(*transforms: PeftTransform) -> PeftTransform:
@@ -257,9 +259,22 @@ def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
             for rule, each in zip((inner, outer), leaves, strict=True)
         )
 
+    def shorten(length: jax.Array) -> ModuleRule:
+        return _nest_module(_shortened(inner, length), _shortened(outer, length))
+
     prepared = inner.prepare is not None or outer.prepare is not None
-    leaves, whole = (inner.leaves, outer.leaves), inner.whole or outer.whole
-    return ModuleRule(leaves, apply, prepare if prepared else None, whole)
+    lengths = inner.shorten is not None or outer.shorten is not None
+    return ModuleRule(
+        (inner.leaves, outer.leaves),
+        apply,
+        prepare if prepared else None,
+        inner.whole or outer.whole,
+        shorten if lengths else None,
+    )
+
+
+def _shortened(rule: _R, length: jax.Array) -> _R:
+    return rule if rule.shorten is None else rule.shorten(length)
 
 
 def _after(inner: ModuleRule, leaves: Any, use: ModuleUse) -> Callable[..., jax.Array]:
@@ -294,9 +309,14 @@ def _nest_call(inner: CallRule, outer: CallRule) -> CallRule:
 
         return outer.apply(leaves[1], dataclasses.replace(call, key=keys[1], run=run))
 
+    def shorten(length: jax.Array) -> CallRule:
+        return _nest_call(_shortened(inner, length), _shortened(outer, length))
+
+    lengths = inner.shorten is not None or outer.shorten is not None
     return CallRule(
         (inner.leaves, outer.leaves),
         apply,
         inner.virtual_tokens + outer.virtual_tokens,
         inner.keeps_virtual or outer.keeps_virtual,
+        shorten if lengths else None,
     )

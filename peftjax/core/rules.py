@@ -61,12 +61,14 @@ class ModuleRule:
       prepare: `prepare(leaves, params)` gives the leaves that `apply` sees, from the model's own
         `{leaf path: array}`, once for each call of the model and outside of its loops; or None.
       whole: it reads whole examples, so that text cannot be generated from a cache.
+      shorten: see `CallRule`.
     """
 
     leaves: Any
     apply: Callable[[Any, ModuleUse], jax.Array]
     prepare: Callable[[Any, Mapping[str, Any]], Any] | None = None
     whole: bool = False
+    shorten: Callable[[jax.Array], 'ModuleRule'] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +80,16 @@ class CallRule:
       apply: `apply(leaves, call)` gives the result in force.
       virtual_tokens: how many positions it adds to the sequence; one method of a chain may.
       keeps_virtual: it leaves them in the outputs.
+      shorten: `shorten(length)` gives the rule that has the last `length` (int32 [], may be
+        traced) of its virtual tokens alone; the others keep their places and are masked. None of a
+        rule without virtual tokens.
     """
 
     leaves: Any
     apply: Callable[[Any, ModelCall], Any]
     virtual_tokens: int = 0
     keeps_virtual: bool = False
+    shorten: Callable[[jax.Array], 'CallRule'] | None = None
 
 
 ROOT = ''

@@ -48,12 +48,14 @@ class About:
 
     floats: names of the real-valued (non-integer) arguments, as their annotations say.
     padded_by: the argument that `padded_by` names, if any.
+    masked_by: the argument that `masked_by` names, if any.
     """
 
     name: str
     arguments: Mapping[str, Any]
     floats: frozenset[str] = frozenset()
     padded_by: str | None = None
+    masked_by: str | None = None
 
     def __repr__(self) -> str:
         arguments = (
@@ -225,7 +227,7 @@ def padded_by(
 
     An adapter of a lesser rank (or size), padded with zeros to the shapes of a greater one,
     computes the same with the same scale, and a step leaves the zeros as they are. So runs of
-    several ranks may share one program, see `peftjax.train.vectorize`.
+    several ranks may share one program, see `peftjax.train.share`.
 
     >>> peftjax.lora(rank=2, targets=r'hidden').about.padded_by
     'rank'
@@ -240,6 +242,37 @@ def padded_by(
             if not _keeps_zeros(about.arguments.get('activation')):
                 return transform
             return transform.replace(about=dataclasses.replace(about, padded_by=argument))
+
+        return made
+
+    return wrap
+
+
+def masked_by(
+    argument: str, *, unless: Mapping[str, Any] | None = None
+) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
+    """Says of a `described` method that rows in front of its own `argument` can be hidden.
+
+    An adapter of fewer virtual tokens, with rows of zeros in front to the shapes of one of more,
+    computes the same with its rules shortened: see `CallRule.shorten`.
+
+    Args:
+      argument: how many virtual tokens there are.
+      unless: values of other arguments with which the method cannot do that.
+
+    >>> peftjax.prefix_tuning(num_virtual_tokens=4, targets='core').about.masked_by
+    'num_virtual_tokens'
+    """
+
+    def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
+        @functools.wraps(make)
+        def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
+            transform = make(*args, **kwargs)
+            about = transform.about
+            assert about is not None, 'masked_by stands above described'
+            if any(about.arguments[name] == value for name, value in (unless or {}).items()):
+                return transform
+            return transform.replace(about=dataclasses.replace(about, masked_by=argument))
 
         return made
 

@@ -12,7 +12,7 @@ from peftjax.core import paths
 from peftjax.core.entries import Entry, check_entries, is_abstract
 from peftjax.core.model import Model
 from peftjax.core.rules import Rule
-from peftjax.core.transform import PeftTransform, described
+from peftjax.core.transform import PeftTransform, described, masked_by
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.prompt_tuning import prompt_at
 from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
@@ -20,6 +20,8 @@ from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of,
 Encoder = Literal['mlp', 'lstm']
 
 
+# An LSTM reads the rows of zeros too.
+@masked_by('num_virtual_tokens', unless={'encoder': 'lstm'})
 @described
 def p_tuning(
     *,

@@ -15,13 +15,14 @@ from peftjax.core.model import Model
 from peftjax.core.roles import require
 from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
-from peftjax.core.transform import PeftTransform, described
-from peftjax.core.use import ModelCall, ModuleUse
+from peftjax.core.transform import PeftTransform, described, masked_by
+from peftjax.core.use import AttentionUse, ModelCall, ModuleUse
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.cores import check_core
 from peftjax.methods.virtual_tokens import positions_of, token_ids_of
 
 
+@masked_by('num_virtual_tokens')
 @described
 def prefix_tuning(
     *,
@@ -129,25 +130,32 @@ def prefix_tuning(
         del own
         _check(adapter)
         direct = jax.eval_shape(_direct, adapter) if is_abstract(adapter) else _direct(adapter)
-        found: dict[str, Rule] = {
-            path: ModuleRule(dict(entry), _attend(path), whole='gate' in entry)
-            for path, entry in direct.items()
-        }
-        return {**found, ROOT: CallRule((), shifted, num_virtual_tokens)} if found else found
+        found: dict[str, Rule] = {path: _at_core(path, entry) for path, entry in direct.items()}
+        return {**found, ROOT: of_call()} if found else found
 
-    def shifted(_: Any, call: ModelCall) -> Any:
-        roles = call.roles
-        if not shift_positions or call.follows or not roles.positions:
-            return call.run(call.arguments)
-        if call.given('positions') is None and roles.position_shift:
-            shift = call.arguments.get(roles.position_shift, 0)
-            moved = {roles.position_shift: shift + num_virtual_tokens}
-        else:
-            length = token_ids_of(call).shape[1]
-            moved = {roles.positions: positions_of(call, length) + num_virtual_tokens}
-        return call.run({**call.arguments, **moved})
+    def of_call(length: jax.Array | int = num_virtual_tokens) -> CallRule:
+        def shifted(_: Any, call: ModelCall) -> Any:
+            roles = call.roles
+            if not shift_positions or call.follows or not roles.positions:
+                return call.run(call.arguments)
+            if call.given('positions') is None and roles.position_shift:
+                shift = call.arguments.get(roles.position_shift, 0)
+                moved = {roles.position_shift: shift + length}
+            else:
+                given = positions_of(call, token_ids_of(call).shape[1])
+                moved = {roles.positions: given + jnp.asarray(length, given.dtype)}
+            return call.run({**call.arguments, **moved})
+
+        return CallRule((), shifted, num_virtual_tokens, shorten=of_call)
 
     return PeftTransform(start, rules)
+
+
+def _at_core(path: str, entry: Mapping[str, Any], length: jax.Array | None = None) -> ModuleRule:
+    def shorten(length: jax.Array) -> ModuleRule:
+        return _at_core(path, entry, length)
+
+    return ModuleRule(dict(entry), _attend(path, length), whole='gate' in entry, shorten=shorten)
 
 
 def export_prefix(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +201,7 @@ def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
+def _attend(path: str, length: jax.Array | None) -> Callable[[Any, ModuleUse], jax.Array]:
     def apply(
         leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
     ) -> Float[jax.Array, 'B L query_heads H']:
@@ -220,12 +228,25 @@ def _attend(path: str) -> Callable[[Any, ModuleUse], jax.Array]:
             longer(attention.key, leaves['key']),
             longer(attention.value, leaves['value']),
             behind(attention.mask, count),
-            None
-            if attention.bias is None
-            else jnp.pad(attention.bias, [(0, 0)] * 3 + [(count, 0)]),
+            _longer_bias(attention, count, length),
         )
 
     return apply
+
+
+def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) -> Any:
+    """The bias with `count` more keys in front, of which all but the last `length` are hidden."""
+    bias = attention.bias
+    if bias is None and length is None:
+        return None
+    if bias is None:
+        bias = jnp.zeros((1, 1, 1, attention.key.shape[1]), attention.query.dtype)
+    longer = jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)])
+    if length is None:
+        return longer
+    hidden = jnp.arange(longer.shape[-1]) < count - length
+    least = jnp.finfo(longer.dtype).min
+    return jnp.where(hidden[None, None, None], jnp.asarray(least, longer.dtype), longer)
 
 
 def _share(leaves: Mapping[str, Any], use: ModuleUse) -> Float[jax.Array, 'B 1 1 1']:

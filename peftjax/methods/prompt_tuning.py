@@ -13,11 +13,12 @@ from peftjax.core.entries import Entry, check_entries
 from peftjax.core.model import Model
 from peftjax.core.quantized import dense
 from peftjax.core.rules import Rule
-from peftjax.core.transform import PeftTransform, described
+from peftjax.core.transform import PeftTransform, described, masked_by
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
 
 
+@masked_by('num_virtual_tokens')
 @described
 def prompt_tuning(
     *,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Integer, Shaped
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.paths import TargetError, Targets
-from peftjax.core.roles import require
+from peftjax.core.roles import Roles, require
 from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
 from peftjax.core.sites import ModuleSite
 from peftjax.core.tokens import segment_positions
@@ -67,11 +67,17 @@ def rules_of(
     Outputs lose the virtual positions again unless `keep`; tokens are numbered with the virtual
     ones among them if `shift`.
     """
-    return {
-        ROOT: CallRule((), _longer_call(places, keep, shift), len(places), keep),
+
+    def of_call(length: jax.Array | None = None) -> CallRule:
+        apply = _longer_call(places, keep, shift, length)
+        return CallRule((), apply, len(places), keep, of_call)
+
+    def of_embedding(length: jax.Array | None = None) -> ModuleRule:
         # Where a virtual token stands among the tokens may follow from tokens still to come.
-        path: ModuleRule({'prompt': prompt}, _embed(path, places), whole=max(places) > 0),
-    }
+        whole, apply = max(places) > 0, _embed(path, places, length)
+        return ModuleRule({'prompt': prompt}, apply, whole=whole, shorten=of_embedding)
+
+    return {ROOT: of_call(), path: of_embedding()}
 
 
 def check_places(places: Any, count: int) -> Places:
@@ -195,11 +201,21 @@ def token_ids_of(call: ModelCall) -> Integer[jax.Array, 'B L']:
     return jnp.asarray(ids)
 
 
-def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, ModelCall], Any]:
+def _longer_call(
+    places: Places, keep: bool, shift: bool, length: jax.Array | None
+) -> Callable[[Any, ModelCall], Any]:
+    if length is not None and (keep or max(places)):
+        raise ValueError(
+            'prompts of several lengths stand in front of the tokens, and outputs lose their '
+            f'positions; found places={places}, keep_virtual={keep}; leave both out'
+        )
+
     def apply(_: Any, call: ModelCall) -> Any:
         if call.follows:
             return call.run(call.arguments)
         _check(call)
+        if length is not None:
+            call = _with_mask_and_positions(call, shift)
         ids = token_ids_of(call)
         known = call.given('mask') is None and max(places) <= ids.shape[1]
         if call.given('cache_length') is not None and max(places) and not known:
@@ -208,13 +224,54 @@ def _longer_call(places: Places, keep: bool, shift: bool) -> Callable[[Any, Mode
                 'an example; call the model on whole rows, or leave places out'
             )
         order = order_of(places, ids.shape[1] + len(places), _longer_mask(call, len(places)))
-        result = call.run({**call.arguments, **_longer(call, ids, order, shift)})
+        changed = _longer(call, ids, order, shift)
+        if length is not None:
+            changed |= _shorter(call.roles, changed, order, shift, length)
+        result = call.run({**call.arguments, **changed})
         # A first call of several gives the logits of the last token, and a cache that keeps all.
         if keep or call.given('cache_length') is not None:
             return result
         return jax.tree.map(order.as_without, result, call.shapes(call.arguments))
 
     return apply
+
+
+def _with_mask_and_positions(call: ModelCall, shift: bool) -> ModelCall:
+    """The call with the arguments that hide some of the virtual tokens.
+
+    Raises:
+      ValueError: the model has no role for one of them.
+    """
+    roles, ids = call.roles, token_ids_of(call)
+    if not roles.mask or (shift and not (roles.positions or roles.position_shift)):
+        raise ValueError(
+            'prompts of several lengths are hidden by a mask, and positions are counted without '
+            f'them; the model has the roles mask={roles.mask!r} and positions='
+            f"{roles.positions!r}; write peftjax.wrap(..., roles=peftjax.Roles(mask='...', "
+            "positions='...'))"
+        )
+    given = dict(call.arguments)
+    if call.given('mask') is None:
+        given[roles.mask] = jnp.ones_like(ids)
+    if shift and call.given('positions') is None and not roles.position_shift:
+        given[roles.positions] = jnp.broadcast_to(positions_of(call, ids.shape[1]), ids.shape)
+    return dataclasses.replace(call, arguments=given)
+
+
+def _shorter(
+    roles: Roles, changed: Mapping[str, Any], order: Order, shift: bool, length: jax.Array
+) -> dict[str, Any]:
+    """The arguments that hide all but the last `length` of the virtual tokens."""
+    hidden = order.count - length
+    mask = changed[roles.mask]
+    seen = (order.virtual < 0) | (order.virtual >= hidden)
+    found: dict[str, Any] = {roles.mask: jnp.where(seen, mask, jnp.zeros_like(mask))}
+    if shift and roles.positions in changed:
+        positions = changed[roles.positions]
+        found[roles.positions] = jnp.maximum(positions - hidden.astype(positions.dtype), 0)
+    elif shift:
+        found[roles.position_shift] = -hidden
+    return found
 
 
 def _check(call: ModelCall) -> None:
@@ -283,7 +340,9 @@ def _moved(
     return jnp.where(order.virtual >= 0, own, spread + order.before).astype(spread.dtype)
 
 
-def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
+def _embed(
+    path: str, places: Places, length: jax.Array | None
+) -> Callable[[Any, ModuleUse], jax.Array]:
     def apply(
         leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
     ) -> Float[jax.Array, 'B L features']:
@@ -301,7 +360,17 @@ def _embed(path: str, places: Places) -> Callable[[Any, ModuleUse], jax.Array]:
                 f'{path!r} is called several times in one call of the model, and a prompt goes '
                 'into the tokens of one; write prefix_tuning for this model'
             )
-        virtual = order_of(places, output.shape[1], tokens.real).virtual[..., None]
+        real = tokens.real
+        if length is not None and real is not None:
+            real = _with_hidden(real, len(places) - length)
+        virtual = order_of(places, output.shape[1], real).virtual[..., None]
         return jnp.where(virtual >= 0, prompt.astype(output.dtype)[virtual[..., 0]], output)
 
     return apply
+
+
+def _with_hidden(real: Bool[jax.Array, 'B L'], hidden: jax.Array) -> Bool[jax.Array, 'B L']:
+    """The tokens, and so many hidden virtual ones before them."""
+    start = jnp.argmax(real, axis=1, keepdims=True)
+    slot = jnp.arange(real.shape[1])[None]
+    return real | ((slot >= start - hidden) & (slot < start))

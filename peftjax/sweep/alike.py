@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 import peftjax
+from peftjax.train import program_key
 from peftjax.train.run import Run
 from peftjax.train.settings import Settings
 from peftjax.train.step import TrainState
-from peftjax.train.vectorize import program_key
 
 # What decides when something happens, and on what: equal in all rows of a program.
 _SHARED = (

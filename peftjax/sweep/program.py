@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import peftjax
 from peftjax.sweep.groups import Ready, side_by_side, widest_of
+from peftjax.train import share, stack, unstack
 from peftjax.train.data import batches as data
 from peftjax.train.placement import Placement
 from peftjax.train.run import example_batch
 from peftjax.train.scoring import Scored, SplitScores, score
 from peftjax.train.step import TrainState
 from peftjax.train.task import Batch, Beside, Trained
-from peftjax.train.vectorize import share, stack, unstack
 from peftjax.train.window import Part
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from peftjax.sweep.groups import Group
 from peftjax.sweep.program import Together
 from peftjax.sweep.pruning import Prune, Rung
+from peftjax.train import share
 from peftjax.train.artifacts import Artifacts, steps_taken
 from peftjax.train.checkpoints import Checkpoints
 from peftjax.train.fingerprint import fingerprint
@@ -19,7 +20,6 @@ from peftjax.train.loop import Loop, Tell
 from peftjax.train.member import Member
 from peftjax.train.task import Beside
 from peftjax.train.trackers.registry import trackers_of
-from peftjax.train.vectorize import share
 
 
 def train_group(group: Group, folder: Path, runs_folder: Path, prune: Prune, tell: Tell) -> None:

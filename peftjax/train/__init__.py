@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from peftjax.core.vectorize import program_key, share, stack, unstack
 from peftjax.train.adalora import AllocationState, adalora_allocation
 from peftjax.train.eva import Eva, eva
 from peftjax.train.fisher import fisher
@@ -10,7 +11,6 @@ from peftjax.train.gptq import gptq
 from peftjax.train.lora_plus import lora_plus, lora_plus_labels
 from peftjax.train.losses.choices import length_normalised_loss, unlikelihood_loss
 from peftjax.train.step import LossFunction, TrainState, init_state, make_train_step
-from peftjax.train.vectorize import program_key, share, stack, unstack
 
 # What needs the extra `train`, by module.
 _LATE = {

@@ -1,4 +1,4 @@
-"""Many runs on one model in one program: trees of several runs as one, for `jax.vmap`.
+"""Many adapters of one model in one tree, for `jax.vmap`: runs side by side, and banks.
 
 Everything of a run that is a number is an argument of its step: the adapter, the optimiser's state,
 `frozen.own` (scales, rates of dropout, projections), the key, and the rates and decays of the
@@ -27,13 +27,17 @@ from peftjax.core.numbers import is_plain
 from peftjax.core.transform import About, PeftTransform
 
 
-def program_key(transform: PeftTransform) -> Hashable:
+def program_key(transform: PeftTransform, *, masked: bool = False) -> Hashable:
     """Equal for transforms whose programs may be one: what differs between them is data.
 
     Arguments that are real numbers are in the adapter or in `frozen.own`. So is the argument that
     `padded_by` names, where the method says that zeros beyond it change nothing. Any other
     argument must be the same, arrays too; `share` refuses runs whose methods have other numbers. A
     transform of functions shares a program with itself alone.
+
+    Args:
+        transform: the method, or a chain.
+        masked: whether rules are shortened, so that numbers of virtual tokens may differ too.
 
     Example:
         >>> lora = peftjax.lora
@@ -47,9 +51,10 @@ def program_key(transform: PeftTransform) -> Hashable:
     if about is None:
         return transform  # Hashed by identity, and kept alive by the key.
     return about.name, tuple(
-        (name, _static(value))
+        (name, _static(value, masked))
         for name, value in sorted(about.arguments.items())
-        if name != about.padded_by and not _is_number(about, name)
+        if name != about.padded_by and not (masked and name == about.masked_by)
+        if not _is_number(about, name)
     )
 
 
@@ -58,13 +63,13 @@ def _is_number(about: About, name: str) -> bool:
     return name in about.floats and (value is None or is_plain(value) or isinstance(value, dict))
 
 
-def _static(value: Any) -> Hashable:
+def _static(value: Any, masked: bool) -> Hashable:
     if isinstance(value, PeftTransform):
-        return program_key(value)
+        return program_key(value, masked=masked)
     if isinstance(value, Mapping):
-        return tuple((name, _static(each)) for name, each in value.items())
+        return tuple((name, _static(each, masked)) for name, each in value.items())
     if isinstance(value, list | tuple):
-        return tuple(map(_static, value))
+        return tuple(_static(each, masked) for each in value)
     if isinstance(value, jax.Array | np.ndarray):
         array = np.asarray(value)
         return array.shape, str(array.dtype), array.tobytes()

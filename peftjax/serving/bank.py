@@ -1,0 +1,289 @@
+"""Banks: adapters of one transform, side by side in slots."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core import paths, readable
+from peftjax.core.entries import Adapter
+from peftjax.core.frozen import Frozen
+from peftjax.core.holes import is_hole
+from peftjax.core.model import Model
+from peftjax.core.transform import PeftTransform
+from peftjax.serving.rows import Member, Prepared, prepare
+from peftjax.serving.widths import check_alike, like_own, virtual_tokens, widened, widest
+
+Trained = tuple[PeftTransform, Adapter, Frozen]
+"""A transform, an adapter of it, and what is frozen beside: the first three of `load_adapter`,
+`restore` or, with the transform, of `init`."""
+
+# Numbers of a method that are larger than this are held once where all adapters share them.
+_SMALL = 1024
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['adapters', 'own', 'lengths', 'filled', 'prepared'],
+    meta_fields=['transform', 'shared'],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bank:
+    """Adapters of one base in the slots of one tree; slot 0 is the base without an adapter.
+
+    A pytree. `put` changes a slot and compiles nothing. Its size is that of the adapters, padded
+    to the largest rank, and of what they prepare from the weights.
+
+    Attributes:
+      adapters: the adapter of `transform`, with axes of slots in front.
+      own: the methods' numbers that do not train, with slots in front unless shared.
+      lengths: int32 [slots], virtual tokens of each.
+      filled: bool [slots]; slot 0 is not filled.
+      prepared: what depends on weights alone (DoRA's norms, composed factors); None to compute it
+        in each call, so that gradients by `adapters` are whole.
+      transform: the method with the largest ranks of all.
+      shared: for each leaf of `own` whether all adapters share it.
+    """
+
+    adapters: Any
+    own: Any
+    lengths: jax.Array
+    filled: jax.Array
+    prepared: Prepared | None
+    transform: PeftTransform
+    shared: tuple[bool, ...]
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are, the base's among them."""
+        return len(self.filled)
+
+    def replace(self, **changes: Any) -> 'Bank':
+        """A copy with some fields changed, for example `adapters` to differentiate by them."""
+        return dataclasses.replace(self, **changes)
+
+    def axes(self) -> Member:
+        """The axes of slots of `members`."""
+        own = jax.tree.unflatten(
+            jax.tree.structure(self.own), [None if each else 0 for each in self.shared]
+        )
+        return Member(0, own, 0, 0, 0)  # pyright: ignore[reportArgumentType] (axes for arrays)
+
+    def members(self, model: Model, params: Any) -> Member:
+        """All adapters, with what they prepare from the weights."""
+        made = self.prepared
+        if made is None:
+            one = functools.partial(prepare, model, self.transform)
+            made = jax.vmap(one, in_axes=(0, self.axes().own, 0, None))(
+                self.adapters, self.own, self.filled, params
+            )
+        return Member(self.adapters, self.own, self.lengths, self.filled, made)
+
+    def __repr__(self) -> str:
+        return f'Bank of {self.slots} slots of {self.transform!r}'
+
+
+def bank(
+    model: Model,
+    members: Sequence[Trained] = (),
+    *,
+    transform: PeftTransform | None = None,
+    slots: int | None = None,
+    dtype: Any = None,
+    prepared: bool = True,
+) -> tuple[Bank, Frozen]:
+    """Puts adapters of one base side by side, for batches whose rows have an adapter each.
+
+    Adapters of lesser ranks and of shorter prompts are padded; the numbers computed are the same.
+
+    Args:
+      model: the base, with real parameters.
+      members: of slots 1, 2, ...: `(transform, adapter, frozen)` each. Their transforms differ in
+        numbers and ranks alone.
+      transform: with ranks that hold those of all members and of adapters to come; the widest of
+        the members' own by default.
+      slots: that of the base among them; one for each member by default.
+      dtype: of the adapters' arrays; each its own by default.
+      prepared: whether the bank holds what its adapters make of the weights. Write False for a bank
+        that trains.
+
+    Returns:
+      The bank, and what is frozen: the base's parameters without the leaves that the adapters hold.
+
+    Raises:
+      ValueError: no member and no transform; transforms that differ in more than numbers and ranks;
+        an adapter that does not fit; fewer slots than adapters.
+
+    >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
+    >>> methods = [peftjax.lora(rank=rank, targets=r'hidden') for rank in (1, 4)]
+    >>> members = [(tx, *tx.init(key, mlp)) for tx in methods]
+    >>> bank, frozen = peftjax.serving.bank(mlp, members, slots=8)
+    >>> bank.slots, bank.adapters['hidden/kernel']['a'].shape
+    (8, (8, 4, 4))
+    """
+    given = [(tx, adapter, frozen) for tx, adapter, frozen, *_ in members]
+    if transform is None and not given:
+        raise ValueError('a bank without members needs a transform; write transform=tx')
+    tx = widest(model, [each[0] for each in given]) if transform is None else transform
+    count = len(given) + 1 if slots is None else slots
+    if count < len(given) + 1:
+        raise ValueError(
+            f'{slots} slots do not hold the base and {len(given)} adapters; write slots='
+            f'{len(given) + 1} or more'
+        )
+    adapter, frozen = tx.init(jax.random.key(0), model)
+    virtual_tokens(tx, adapter, frozen.own)  # or says that it cannot be of a bank
+    if dtype is not None:
+        adapter = jax.tree.map(lambda leaf: leaf.astype(dtype), adapter)
+    shared = tuple(leaf.size > _SMALL for leaf in jax.tree.leaves(frozen.own))
+    made = Bank(
+        _repeated(adapter, count),
+        _unless(shared, functools.partial(_repeated, count=count), frozen.own),
+        jnp.zeros(count, jnp.int32),
+        jnp.zeros(count, bool),
+        None,
+        tx,
+        shared,
+    )
+    frozen = Frozen(frozen.params, ())
+    if prepared:
+        own, bare = _of_slot(made.own, 0, shared), model.replace(params=None)
+        empty = _prepared(bare, tx, adapter, own, jnp.bool_(False), frozen.params)
+        made = made.replace(prepared=_repeated(empty, count))
+    for slot, member in enumerate(given, 1):
+        made = put(model, made, frozen, slot, member)
+    return made, frozen
+
+
+def put(model: Model, bank: Bank, frozen: Frozen, slot: int, member: Trained) -> Bank:
+    """The bank with an adapter in a slot. The other slots keep their bits, and nothing compiles.
+
+    Args:
+      model: the base.
+      bank, frozen: as `bank` gave them.
+      slot: 1 or more; what was there goes.
+      member: `(transform, adapter, frozen)`, of ranks that the bank holds.
+
+    Raises:
+      ValueError: a slot that is not there; an adapter of another method, or too large.
+
+    >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
+    >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+    >>> bank, frozen = peftjax.serving.bank(mlp, transform=tx, slots=3)
+    >>> bank = peftjax.serving.put(mlp, bank, frozen, 2, (tx, *tx.init(key, mlp)))
+    >>> bank.filled.tolist()
+    [False, False, True]
+    """
+    transform, adapter, beside, *_ = member
+    if not 0 < slot < bank.slots:
+        raise ValueError(
+            f'slot {slot} is not one of the {bank.slots} of the bank; write 1 to {bank.slots - 1}, '
+            'slot 0 is the base'
+        )
+    check_alike(bank.transform, transform)
+    _check_params(frozen.params, beside.params)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), bank.adapters
+    )
+    length = virtual_tokens(transform, adapter, beside.own)
+    adapter = widened(transform, adapter, shapes)
+    own = like_own(beside.own, bank.own)
+    _check_shared(bank, own)
+    small = [
+        np.asarray(leaf)
+        for leaf, same in zip(jax.tree.leaves(own), bank.shared, strict=True)
+        if not same
+    ]
+    return _placed(
+        model.replace(params=None),
+        bank,
+        frozen.params,
+        np.int32(slot),
+        adapter,
+        small,
+        np.int32(length),
+    )
+
+
+@jax.jit
+def _placed(
+    model: Model, bank: Bank, params: Any, slot: Any, adapter: Any, small: Any, length: Any
+) -> Bank:
+    """The bank with everything of one adapter at a slot."""
+    rest = iter(small)
+    leaves = [
+        leaf if same else leaf.at[slot].set(next(rest))
+        for leaf, same in zip(jax.tree.leaves(bank.own), bank.shared, strict=True)
+    ]
+    own = jax.tree.unflatten(jax.tree.structure(bank.own), leaves)
+
+    def placed(many: Any, one: Any) -> Any:
+        return jax.tree.map(lambda leaf, value: leaf.at[slot].set(value), many, one)
+
+    prepared = bank.prepared
+    if prepared is not None:
+        mine = _of_slot(own, slot, bank.shared)
+        made = prepare(model, bank.transform, adapter, mine, jnp.bool_(True), params)
+        prepared = placed(prepared, made)
+    return bank.replace(
+        adapters=placed(bank.adapters, adapter),
+        own=own,
+        lengths=bank.lengths.at[slot].set(length),
+        filled=bank.filled.at[slot].set(True),
+        prepared=prepared,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _prepared(
+    model: Model, transform: PeftTransform, adapter: Any, own: Any, active: Any, params: Any
+) -> Prepared:
+    return prepare(model, transform, adapter, own, active, params)
+
+
+def _repeated(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], count, axis=0), tree)
+
+
+def _unless(shared: Sequence[bool], function: Any, tree: Any) -> Any:
+    leaves = zip(jax.tree.leaves(tree), shared, strict=True)
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [leaf if same else function(leaf) for leaf, same in leaves]
+    )
+
+
+def _of_slot(own: Any, slot: Any, shared: Sequence[bool]) -> Any:
+    return _unless(shared, lambda leaf: leaf[slot], own)
+
+
+def _check_params(params: Any, others: Any) -> None:
+    """Raises `ValueError` unless both are what is left of one base."""
+    leaves, beside = paths.slots(params), paths.slots(others)
+    for path, leaf in leaves.items():
+        other = beside.get(path)
+        if other is leaf or (is_hole(leaf) and is_hole(other)):
+            continue
+        if is_hole(leaf) or other is None or is_hole(other) or not _same(leaf, other):
+            raise ValueError(
+                f'frozen.params of this adapter has {readable.told(other)} at {path!r} with other '
+                'values than the bank. Was it made for another base model?'
+            )
+
+
+def _same(leaf: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(leaf), jax.tree.leaves(other), strict=True)
+    return all(a.shape == b.shape and bool(jnp.array_equal(a, b)) for a, b in pairs)
+
+
+def _check_shared(bank: Bank, own: Any) -> None:
+    named, _ = jax.tree_util.tree_flatten_with_path(own)
+    for (path, leaf), kept, same in zip(named, jax.tree.leaves(bank.own), bank.shared, strict=True):
+        if same and leaf is not kept and not np.array_equal(leaf, kept):
+            raise ValueError(
+                f'{jax.tree_util.keystr(path)} of this adapter has other values than in the bank, '
+                'whose adapters share it; were they made from another seed?'
+            )

@@ -1,0 +1,168 @@
+"""The base model on a batch whose rows have an adapter each."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.binding import calls
+from peftjax.core.frozen import Frozen
+from peftjax.core.model import Model
+from peftjax.core.quantized import like_dense
+from peftjax.serving.bank import Bank
+from peftjax.serving.rows import Axes, Member, mapped, row_axes
+
+
+def adapt(model: Model) -> Callable[..., Any]:
+    """`predict(bank, slots, frozen, *args, adapter_key=None, **kwargs)`: a mixed batch.
+
+    Row `i` of the outputs is what `peftjax.adapt` computes for row `i` alone with the adapter in
+    slot `slots[i]`. The products with the base's weights stay whole. A program is compiled once
+    for each shape of the batch; which adapters are in the bank, and in which rows, is data.
+    Differentiable by the bank's adapters: see `Bank.replace`.
+
+    Args:
+      model: the base; its parameters are looked at as shapes.
+
+    Returns:
+      A pure function. `slots`: int [rows], for each row a slot of the bank, 0 for the base. Each
+      array among the arguments has the rows in front, but scalars, which all rows share. Under
+      `jax.jit` a slot that is not there gives NaN in its row.
+
+    Raises:
+      ValueError: at a call, slots that are empty or not there; an array whose first axis is not
+        that of the rows; outputs that mix rows, such as a mean over the batch.
+
+    >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
+    >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+    >>> members = [(tx, *tx.init(jax.random.key(seed), mlp)) for seed in range(2)]
+    >>> bank, frozen = peftjax.serving.bank(mlp, members)
+    >>> predict = peftjax.serving.adapt(mlp)
+    >>> predict(bank, jax.numpy.array([2, 0, 1]), frozen, jax.numpy.ones((3, 4))).shape
+    (3, 3)
+    """
+    model = shapes_alone(model)
+
+    @functools.partial(jax.jit, static_argnums=5)
+    def compiled(
+        bank: Bank,
+        slots: Any,
+        frozen: Frozen,
+        key: Any,
+        arrays: Any,
+        structure: calls.Structure,
+    ) -> Any:
+        call = calls.Call(arrays, structure)
+        rows = [None if not jnp.ndim(each) else 0 for each in arrays]
+        axes = Axes(rows, result_axes(model, call, rows))
+        _check_rows(axes.results)
+        keys = None if key is None else jax.random.split(key, len(slots))
+        members = members_of(model, bank, slots, frozen.params)
+        return mapped(model, bank.transform, members, bank.axes(), frozen.params, keys, call, axes)
+
+    def predict(
+        bank: Bank,
+        slots: Any,
+        frozen: Frozen,
+        *args: Any,
+        adapter_key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        slots = checked(bank, slots, frozen)
+        call = calls.split(args, kwargs)
+        for array in call.arrays:
+            if np.ndim(array) and array.shape[0] != len(slots):
+                raise ValueError(
+                    f'an argument of the model is {list(array.shape)}, and slots names '
+                    f'{len(slots)} rows; arrays have the rows in front'
+                )
+        return compiled(bank, slots, frozen, adapter_key, call.arrays, call.structure)
+
+    return predict
+
+
+def shapes_alone(model: Model) -> Model:
+    """The model with shapes in the place of its parameters, so that it keeps none alive."""
+    return model.replace(params=like_dense(model.params))
+
+
+def checked(bank: Bank, slots: Any, frozen: Frozen) -> jax.Array:
+    """`slots` as int32 [rows].
+
+    Raises:
+      TypeError: something else in the place of an argument.
+      ValueError: no vector of whole numbers; slots that are empty or not there.
+    """
+    if not isinstance(bank, Bank) or not isinstance(frozen, Frozen):
+        raise TypeError(
+            f'found a {type(bank).__name__} for the bank and a {type(frozen).__name__} for frozen; '
+            'write bank, frozen = peftjax.serving.bank(...) and predict(bank, slots, frozen, ...)'
+        )
+    rows = slots if isinstance(slots, jax.Array) else np.asarray(slots)
+    if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise ValueError(
+            f'slots is {rows.dtype}{list(rows.shape)}; write one whole number for each row'
+        )
+    if not any(isinstance(each, jax.core.Tracer) for each in (rows, bank.filled)):
+        filled = np.asarray(bank.filled)
+        for slot in np.unique(np.asarray(rows)):
+            if slot and not (0 < slot < bank.slots and filled[slot]):
+                raise ValueError(
+                    f'slot {slot} holds no adapter; those that do are '
+                    f'{np.flatnonzero(filled).tolist()}, and 0 is the base'
+                )
+    return jnp.asarray(rows, jnp.int32)
+
+
+def members_of(model: Model, bank: Bank, slots: jax.Array, params: Any) -> Member:
+    """The adapter of each row, and what it prepared from the weights."""
+    every, axes = bank.members(model, params), bank.axes()
+    own = jax.tree.map(
+        lambda axis, leaf: leaf if axis is None else _rows(leaf, slots),
+        axes.own,
+        every.own,
+        is_leaf=lambda axis: axis is None,
+    )
+    rest = every._replace(own=())
+    return jax.tree.map(lambda leaf: _rows(leaf, slots), rest)._replace(own=own)
+
+
+def _rows(leaf: jax.Array, slots: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.take(leaf, slots, axis=0, mode='clip')
+    # A slot that is not there is not that of another adapter.
+    return jnp.take(leaf, slots, axis=0, mode='fill', fill_value=jnp.nan)
+
+
+def result_axes(model: Model, call: calls.Call, axes: Sequence[int | None]) -> Any:
+    """The axes of rows in the results of a call of the model, whose arrays have theirs at `axes`.
+
+    None where a result has none: the length of a cache, which all rows share.
+    """
+
+    def shapes(rows: int) -> Any:
+        arrays = tuple(
+            each if axis is None else _with_rows(each, axis, rows)
+            for each, axis in zip(call.arrays, axes, strict=True)
+        )
+        return jax.eval_shape(call.function(model.apply), model.params, arrays)
+
+    return row_axes(shapes)
+
+
+def _with_rows(array: Any, axis: int, rows: int) -> jax.ShapeDtypeStruct:
+    shape = (*array.shape[:axis], rows, *array.shape[axis + 1 :])
+    return jax.ShapeDtypeStruct(shape, array.dtype)
+
+
+def _check_rows(axes: Any) -> None:
+    named, _ = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda axis: axis is None)
+    for path, axis in named:
+        if axis is None:
+            raise ValueError(
+                f'the output {jax.tree_util.keystr(path)} of the model has no axis of rows: it is '
+                'of the whole batch, whose rows may have other adapters'
+            )

@@ -1,0 +1,224 @@
+"""One row of a mixed batch: the model with the adapter of that row in force."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.binding import calls
+from peftjax.binding.adapt import evaluate_precomputed
+from peftjax.binding.precompute import precompute
+from peftjax.core import paths
+from peftjax.core.holes import is_hole
+from peftjax.core.model import Model
+from peftjax.core.quantized import dense
+from peftjax.core.rules import CallRule, LeafRule, MatrixRule, ModuleRule, Rule, leaf_rule
+from peftjax.core.transform import PeftTransform
+from peftjax.core.use import ModuleUse, Use
+
+
+class Prepared(NamedTuple):
+    """What an adapter makes of the weights, once for many calls.
+
+    Attributes:
+      leaves: the model's leaves that the adapter replaces, by path.
+      rules: what rules see in the place of their leaves, by path.
+    """
+
+    leaves: dict[str, Any]
+    rules: dict[str, Any]
+
+
+class Member(NamedTuple):
+    """One adapter of a bank, or those of several rows with the rows in front.
+
+    Attributes:
+      adapter: as `init` of the bank's transform shapes it.
+      own: its numbers that do not train.
+      length: int32 [], of its virtual tokens.
+      active: bool []; where it is off, the model computes what it does without an adapter.
+      prepared: see `prepare`.
+    """
+
+    adapter: Any
+    own: Any
+    length: jax.Array
+    active: jax.Array
+    prepared: Prepared
+
+
+def prepare(
+    model: Model, transform: PeftTransform, adapter: Any, own: Any, active: Any, params: Any
+) -> Prepared:
+    """What depends on one adapter and on the weights, and on no input."""
+    rules = transform.rules(adapter, own)
+    ready, left = precompute(model, rules, params)
+    before, after = paths.slots(params), paths.slots(left)
+    leaves = {
+        path: _chosen(active, after[path], before[path])
+        for path, rule in rules.items()
+        if leaf_rule(rule) is not None
+    }
+    return Prepared(
+        leaves, {path: ready[path].leaves for path, rule in rules.items() if _prepares(rule)}
+    )
+
+
+def _prepares(rule: Rule) -> bool:
+    return isinstance(rule, MatrixRule | ModuleRule) and rule.prepare is not None
+
+
+def _chosen(active: Any, replaced: jax.Array, leaf: Any) -> jax.Array:
+    # A leaf that moved into the adapter is in that of the empty slot too.
+    return replaced if is_hole(leaf) else jnp.where(active, replaced, dense(leaf))
+
+
+def evaluate_row(
+    model: Model, transform: PeftTransform, member: Member, params: Any, key: Any, call: calls.Call
+) -> Any:
+    """The model's outputs with the rules of one adapter in force."""
+    rules: dict[str, Rule] = {}
+    for path, rule in transform.rules(member.adapter, member.own).items():
+        if isinstance(rule, LeafRule):
+            continue
+        if _prepares(rule):
+            ready: Any = member.prepared.rules[path]
+            rule = dataclasses.replace(rule, leaves=ready, prepare=None)
+        if isinstance(rule, MatrixRule) and rule.before is not None:
+            rule = dataclasses.replace(rule, before=None)
+        if isinstance(rule, CallRule | ModuleRule) and rule.shorten is not None:
+            rule = dataclasses.replace(rule.shorten(member.length), leaves=rule.leaves)
+        rules[path] = _switched(rule, member.active) if transform.rest is None else rule
+    params = paths.replace(params, member.prepared.leaves)
+    return evaluate_precomputed(model, rules, params, key, call)
+
+
+def _switched(rule: Rule, active: Any) -> Rule:
+    """The rule, which does nothing where `active` is off."""
+    if isinstance(rule, MatrixRule):
+        return dataclasses.replace(rule, apply=_switched_use(rule.apply, active))
+    if isinstance(rule, ModuleRule):
+        apply = rule.apply
+
+        def of_module(leaves: Any, use: ModuleUse) -> jax.Array:
+            return jnp.where(active, apply(leaves, use), use.output)
+
+        return dataclasses.replace(rule, apply=of_module)
+    # Virtual tokens are masked by their own length, which is 0 in the empty slot.
+    assert isinstance(rule, CallRule)
+    return rule
+
+
+def _switched_use(apply: Callable[[Any, Use], jax.Array], active: Any) -> Callable[..., jax.Array]:
+    def of_use(leaves: Any, use: Use) -> jax.Array:
+        plain: list[jax.Array] = []
+
+        def forward(x: jax.Array) -> jax.Array:
+            # So one product serves both: a method that turns the input need not be followed by a
+            # second product with the input as it was.
+            y = use.forward(x if x is use.x else jnp.where(active, x, use.x))
+            plain.append(y)
+            return y
+
+        y = apply(leaves, use.replace(forward=forward))
+        unchanged = plain[-1] if plain else use.forward(use.x)
+        return jnp.where(active, y, unchanged.astype(y.dtype))
+
+    return of_use
+
+
+class Axes(NamedTuple):
+    """Where the rows are in the arrays of a call and in its results.
+
+    Attributes:
+      arrays: for each array of the call its axis of rows; None for one that all rows share.
+      results: the same of the results, a tree.
+      own_cache: those of `arrays`, by number, that have an axis of rows in front although the
+        model's own have none: the length of a cache, where each row has a cache of its own. The
+        results then have one in front too.
+    """
+
+    arrays: Sequence[int | None]
+    results: Any
+    own_cache: frozenset[int] | None = None
+
+
+def mapped(
+    model: Model,
+    transform: PeftTransform,
+    members: Member,
+    member_axes: Member,
+    params: Any,
+    keys: Any,
+    call: calls.Call,
+    axes: Axes,
+) -> Any:
+    """The model on a batch whose rows have an adapter each: `jax.vmap` of `evaluate_row`.
+
+    Args:
+      model: its parameters are not read.
+      transform: of the bank.
+      members: of all rows.
+      member_axes: those of rows in `members`; None for numbers that all adapters share.
+      params: of the base, which all rows share.
+      keys: of the adapters' own noise, one for each row; or None.
+      call: of the whole batch.
+      axes: of the arrays of the call and of its results.
+    """
+    lifted = axes.own_cache
+
+    def row(member: Member, key: Any, arrays: Sequence[Any]) -> Any:
+        whole = tuple(
+            each if axis is None else jnp.expand_dims(each, axis)
+            for each, axis in zip(arrays, axes.arrays, strict=True)
+        )
+        one = calls.Call(whole, call.structure)
+        made = evaluate_row(model, transform, member, params, key, one)
+        return _over(
+            lambda axis, leaf: leaf if axis is None else jnp.squeeze(leaf, axis),
+            axes.results,
+            made,
+        )
+
+    inside = tuple(
+        0 if lifted and number in lifted else axis for number, axis in enumerate(axes.arrays)
+    )
+    outside = axes.results
+    if lifted is not None:
+        outside = _over(lambda axis, _: axis or 0, outside, outside)
+    in_axes = member_axes, None if keys is None else 0, inside
+    return jax.vmap(row, in_axes=in_axes, out_axes=outside)(members, keys, call.arrays)
+
+
+def _over(function: Callable[[int | None, Any], Any], axes: Any, tree: Any) -> Any:
+    return jax.tree.map(function, axes, tree, is_leaf=lambda axis: axis is None)
+
+
+def row_axes(function: Callable[[int], Any]) -> Any:
+    """The axis of rows of each result of `function(rows)`; None where rows share it.
+
+    Args:
+      function: the shapes of the results for a batch of so many rows.
+
+    Raises:
+      ValueError: a result of a whole batch, which has no axis of rows.
+    """
+    shapes, others = function(2), function(3)
+
+    def axis(path: Any, one: Any, other: Any) -> int | None:
+        found = [
+            i
+            for i, sizes in enumerate(zip(one.shape, other.shape, strict=True))
+            if len({*sizes}) > 1
+        ]
+        if len(found) > 1:
+            raise ValueError(
+                f'the result {jax.tree_util.keystr(path)} of the model is {list(one.shape)} for 2 '
+                f'rows and {list(other.shape)} for 3: it mixes rows, each of which may have '
+                'another adapter'
+            )
+        return found[0] if found else None
+
+    return jax.tree_util.tree_map_with_path(axis, shapes, others)

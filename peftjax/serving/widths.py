@@ -1,0 +1,136 @@
+"""Adapters of several sizes in the shapes of one: ranks padded, prompts longer in front."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from peftjax.core.entries import Adapter, Entry
+from peftjax.core.model import Model
+from peftjax.core.rules import ROOT, CallRule
+from peftjax.core.transform import PeftTransform
+from peftjax.core.vectorize import program_key
+
+
+def shapes_of(model: Model, transform: PeftTransform) -> Adapter:
+    """The adapter that `init` of the transform gives, as shapes."""
+    return jax.eval_shape(lambda: transform.init(jax.random.key(0), model)[0])
+
+
+def widest(model: Model, transforms: Sequence[PeftTransform]) -> PeftTransform:
+    """The one of some transforms whose adapter holds those of all others.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for each in transforms[1:]:
+        check_alike(transforms[0], each)
+    distinct = list(dict.fromkeys(transforms))
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(shapes_of(model, tx))] for tx in distinct]
+    for transform, own in zip(distinct, shapes, strict=True):
+        if all(_holds(own, other) for other in shapes):
+            return transform
+    raise ValueError(
+        f'none of the transforms {distinct} has the largest ranks of all at each target; write '
+        'transform= with one that has'
+    )
+
+
+def _holds(one: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> bool:
+    return len(one) == len(other) and all(
+        len(a) == len(b) and all(x >= y for x, y in zip(a, b, strict=True))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def check_alike(transform: PeftTransform, other: PeftTransform) -> None:
+    """Raises `ValueError` unless two transforms differ in numbers and sizes alone."""
+    if program_key(transform, masked=True) == program_key(other, masked=True):
+        return
+    raise ValueError(
+        'adapters of one bank are of one method, and differ in numbers, ranks and lengths alone; '
+        f'found {transform!r} and {other!r}. Write a bank for each'
+    )
+
+
+def virtual_tokens(transform: PeftTransform, adapter: Adapter, own: Any) -> int:
+    """How many virtual tokens an adapter adds in front of a row.
+
+    Raises:
+      ValueError: some that cannot be hidden from rows with fewer.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (adapter, own))
+    root = transform.rules(*shapes).get(ROOT)
+    if not isinstance(root, CallRule) or not root.virtual_tokens:
+        return 0
+    if root.shorten is None or root.keeps_virtual:
+        raise ValueError(
+            f'{transform!r} adds virtual tokens, and rows with fewer of them must not see them: '
+            'write keep_virtual=False, or give its CallRule a function `shorten`'
+        )
+    return root.virtual_tokens
+
+
+def widened(transform: PeftTransform, adapter: Adapter, like: Any) -> Any:
+    """The adapter with zeros up to the shapes of `like`, as NumPy arrays.
+
+    Where the transform says so they stand in front (virtual tokens), and else behind (ranks).
+
+    Raises:
+      ValueError: it has another structure, or larger arrays.
+    """
+    about = transform.about
+    if about is not None and about.name in ('chain', 'named_chain'):
+        members: Any = about.arguments['transforms']
+        if isinstance(members, Mapping):
+            return {name: widened(tx, adapter[name], like[name]) for name, tx in members.items()}
+        return tuple(
+            widened(tx, part, other) for tx, part, other in zip(members, adapter, like, strict=True)
+        )
+    front = about is not None and about.masked_by is not None
+    given, others = jax.tree.structure(adapter), jax.tree.structure(like)
+    if given != others:
+        raise ValueError(f'the adapter has the structure {given}, and the bank has {others}')
+    return jax.tree.map(lambda leaf, other: _padded(leaf, other, front), adapter, like)
+
+
+def _padded(leaf: Any, like: Any, front: bool) -> np.ndarray:
+    value = np.asarray(leaf)
+    if value.shape == like.shape:
+        return value.astype(like.dtype)
+    if value.ndim != like.ndim or any(a > b for a, b in zip(value.shape, like.shape, strict=True)):
+        raise ValueError(
+            f'an array of the adapter is {list(value.shape)}, and the bank holds '
+            f'{list(like.shape)}; write a bank with a transform of larger ranks'
+        )
+    made = np.zeros(like.shape, like.dtype)
+    places = (
+        slice(size - own, size) if front else slice(own)
+        for own, size in zip(value.shape, like.shape, strict=True)
+    )
+    made[tuple(places)] = value
+    return made
+
+
+def like_own(own: Any, like: Any) -> Any:
+    """A method's own numbers with the names of `like`: a rate of dropout is 0 where it is missing.
+
+    Raises:
+      ValueError: other names.
+    """
+    if not isinstance(like, Mapping):
+        if isinstance(like, tuple):
+            return tuple(like_own(*each) for each in zip(own, like, strict=True))
+        return own
+    missing, more = set(like) - set(own), set(own) - set(like)
+    if (missing | more) - {'dropout'}:
+        raise ValueError(
+            f'an adapter of the bank has the numbers {sorted(map(str, like))}, and this one has '
+            f'{sorted(map(str, own))}'
+        )
+    parts = {
+        name: np.zeros(each.shape, each.dtype) if name in missing else like_own(own[name], each)
+        for name, each in like.items()
+    }
+    return Entry(like.method, parts, like.layout) if isinstance(like, Entry) else parts
