@@ -9,13 +9,14 @@ import pytest
 
 import peftjax
 from peftjax import serving, testing
+from peftjax.plan import counting
 from peftjax.testing.measures import assert_close
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
 # Prompts of several lengths need a mask and positions, which the models of the contract lack: see
 # test_serving_prompts.py.
-ON_CALLS = {name for name in METHODS if 'p-tuning' in name or 'prompt_tuning' in name}
+ON_CALLS = {name for name in METHODS if 'p-tuning' in name or 'prompt tuning' in name}
 SLOTS = np.array([2, 0, 1, 1, 3, 0, 2, 3])
 MLP = testing.tiny_mlp()
 X = jax.random.normal(jax.random.key(9), (4, 4))
@@ -62,7 +63,7 @@ def test_a_mixed_batch_is_each_row_alone(method, form):
 @functools.cache
 def _ranks():
     def make(seed):
-        rank = (1, 4, 2)[seed]
+        rank = (1, 3, 2)[seed]
         lora = peftjax.lora(rank=rank, alpha=1.0 + seed, dropout=0.1 * seed, targets=r'.*/kernel')
         return peftjax.chain(lora, peftjax.select(r'out/bias'))
 
@@ -151,15 +152,18 @@ def test_a_quantised_base_serves_many():
 def test_dropout_is_each_rows_own():
     tx = peftjax.lora(rank=2, dropout=0.5, targets=r'hidden')
     members = _members(MLP, lambda _: tx, count=1)
-    bank, frozen = serving.bank(MLP, members)
+    bank, frozen = serving.bank(MLP, members, prepared=False)
     predict, same = serving.adapt(MLP), jnp.tile(X[:1], (4, 1))
     noisy = predict(bank, [1, 1, 1, 0], frozen, same, adapter_key=jax.random.key(0))
     assert not np.allclose(noisy[0], noisy[1])
     np.testing.assert_allclose(noisy[3], MLP.apply(MLP.params, same)[3], rtol=1e-6)
+    ready, frozen = serving.bank(MLP, members)
+    with pytest.raises(ValueError, match=r'write adapter_key with bank.replace\(prepared=None\)'):
+        predict(ready, [1, 1, 1, 0], frozen, same, adapter_key=jax.random.key(0))
 
 
 def test_an_adapter_takes_no_more_memory_than_its_size():
-    tx = peftjax.lora(rank=8, targets=r'.*/kernel')
+    tx = peftjax.lora(rank=3, targets=r'.*/kernel')
     bank, _ = serving.bank(MLP, transform=tx, slots=1001)
     one = sum(leaf.nbytes for leaf in jax.tree.leaves(tx.init(jax.random.key(0), MLP)[0]))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(bank)) < 1.2 * 1000 * one
@@ -218,18 +222,19 @@ def test_outputs_that_mix_rows_are_refused():
         serving.adapt(model)(bank, [0, 1, 1, 0], frozen, X)
 
 
-def _flops(function, *args):
-    return testing.measures.flops(function, *args)
+def _products(function, *args):
+    """FLOPs of matrix products, of one program."""
+    return counting.products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-@pytest.mark.parametrize('method', ['lora', 'dora', 'fourierft', 'loha', 'oft', 'ia3', 'hra'])
-def test_a_mixed_batch_costs_what_a_uniform_one_costs(method):
+@pytest.mark.parametrize('method', sorted(set(METHODS) - ON_CALLS - {'loftq'}))
+def test_a_mixed_batch_costs_the_products_of_a_uniform_one(method):
     model, row = MODELS['linen looped'](), METHODS[method]
     tx = row.maker(model)(row.targets)
-    members = _members(model, lambda _: tx)
-    bank, frozen = serving.bank(model, members)
-    mixed = _flops(lambda bank, slots: serving.adapt(model)(bank, slots, frozen, IDS), bank, SLOTS)
-    uniform = _flops(
-        lambda adapter: peftjax.adapt(model, tx)(adapter, members[0][2], IDS), members[0][1]
-    )
+    (member,) = _members(model, lambda _: tx, count=1)
+    bank, frozen = serving.bank(model, [member], slots=9)
+    _, adapter, beside = member
+    mixed = _products(lambda bank: serving.adapt(model)(bank, SLOTS % 2, frozen, IDS), bank)
+    uniform = _products(lambda adapter: peftjax.adapt(model, tx)(adapter, beside, IDS), adapter)
+    # Prefixes and prompts attend from a row without an adapter too; all are the same products.
     assert mixed <= 1.01 * uniform

@@ -15,13 +15,19 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import dense, is_quantized
 from peftjax.core.rules import CallRule, MatrixRule, ModuleRule, Rule, leaf_rule
 from peftjax.core.sites import Sites
+from peftjax.core.use import Use
 
 
-def precompute(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[dict[str, Rule], Any]:
+def precompute(
+    model: Model, rules: Mapping[str, Rule], params: Any, *, many_calls: bool = False
+) -> tuple[dict[str, Rule], Any]:
     """Precomputes everything that depends only on the weights; returns updated rules and params.
 
     It replaces the leaves that a rule replaces, and calls the `prepare` of each rule. Each of many
     calls, as in decoding, then computes only what depends on its tokens.
+
+    many_calls: also form the matrices in force of rules that would form an array of that size in
+        each call. Such rules draw no dropout then.
     """
     leaves = paths.slots(params)
     _check(rules, leaves, model.sites)
@@ -41,6 +47,9 @@ def precompute(model: Model, rules: Mapping[str, Rule], params: Any) -> tuple[di
             'the leaf; pass the frozen that init gave beside this adapter'
         )
     for path, rule in found.items():
+        if many_calls and isinstance(rule, MatrixRule) and rule.dense:
+            found[path] = by_matrix(rule, _matrices(rule, leaves[path]))
+            continue
         if isinstance(rule, MatrixRule) and rule.prepare is not None:
             leaves_of_rule = _prepared(rule, leaves[path])
         elif isinstance(rule, ModuleRule) and rule.prepare is not None:
@@ -65,6 +74,25 @@ class _Dense(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._leaves)
+
+
+def by_matrix(rule: MatrixRule, matrices: Mapping[str, jax.Array]) -> MatrixRule:
+    """The rule that computes the same with `{'matrix': [*stack, in, out]}`, those in force."""
+    return MatrixRule(matrices, rule.layout, _by_product, None, whole=rule.whole)
+
+
+def _matrices(rule: MatrixRule, leaf: Any) -> dict[str, jax.Array]:
+    merge = rule.merge
+    assert merge is not None
+
+    def formed(leaves: Any, matrix: jax.Array) -> dict[str, jax.Array]:
+        return {'matrix': merge(leaves, matrix)}
+
+    return _prepared(dataclasses.replace(rule, prepare=formed), leaf)
+
+
+def _by_product(leaves: Mapping[str, jax.Array], use: Use) -> jax.Array:
+    return use.product(use.x, leaves['matrix'])
 
 
 def _prepared(rule: MatrixRule, leaf: Any) -> Any:

@@ -239,6 +239,7 @@ def _nest_matrix(path: str, inner: MatrixRule, outer: MatrixRule) -> MatrixRule:
         prepare if prepared else None,
         inner.before,
         inner.whole or outer.whole,
+        outer_merge is not None and (inner.dense or outer.dense),
     )
 
 

@@ -40,6 +40,8 @@ class MatrixRule:
         must take them as well. None for `leaves` as they are.
       before: what replaces the leaf first.
       whole: it reads whole examples, so that text cannot be generated from a cache.
+      dense: `apply` forms an array of the matrix's size, so that many calls with one adapter are
+        cheaper with the merged matrix.
     """
 
     leaves: Any
@@ -49,6 +51,7 @@ class MatrixRule:
     prepare: Callable[[Any, jax.Array], Any] | None = None
     before: LeafRule | None = None
     whole: bool = False
+    dense: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

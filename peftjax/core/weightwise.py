@@ -38,6 +38,7 @@ def weightwise(
     remainder: Callable[[Leaves, Inexact[jax.Array, 'in out']], Inexact[jax.Array, 'in out']]
     | None = None,
     materialize: bool = False,
+    dense: bool = False,
 ) -> PeftTransform:
     r"""A transform from functions of one weight matrix `W: [in, out]`.
 
@@ -63,6 +64,8 @@ def weightwise(
         method that moves a part of it into the adapter, the same part for every key.
       materialize: also accept leaves whose uses cannot be followed; their merged weight is
         computed as a whole in every step.
+      dense: `apply_weight` forms an array of the matrix's size, see `MatrixRule`; always without
+        an `apply_weight`.
 
     Returns:
       A `PeftTransform` whose adapter is `{leaf path: Entry}`.
@@ -106,7 +109,7 @@ def weightwise(
     def rules(adapter: dict[str, Entry], numbers: Any) -> dict[str, Rule]:
         known = numbers_of(adapter, numbers)
         return {
-            path: _rule(entry, known[path], merge_weight, apply_weight, prepare)
+            path: _rule(entry, known[path], merge_weight, apply_weight, prepare, dense)
             for path, entry in adapter.items()
         }
 
@@ -131,6 +134,7 @@ def _rule(
     merge_weight: Callable[[Leaves, Inexact[jax.Array, 'in out']], Inexact[jax.Array, 'in out']],
     apply_weight: Callable[[Leaves, Use], Inexact[jax.Array, '...']] | None,
     prepare: Callable[[Leaves, Inexact[jax.Array, 'in out']], Leaves] | None,
+    dense: bool,
 ) -> Rule:
     """The rule at one leaf, from functions of one matrix."""
     layout = entry.layout
@@ -143,6 +147,7 @@ def _rule(
         _by_merging(merge) if apply_weight is None else given(apply_weight),
         merge,
         None if prepare is None else given(prepare),
+        dense=dense or apply_weight is None,
     )
     return whole_leaf(rule) if layout.opaque else rule
 

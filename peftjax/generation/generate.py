@@ -80,7 +80,9 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         *,
         settings: Settings,
     ) -> Int32[jax.Array, 'B {settings.count}']:
-        rules, params = precompute(model, method.rules(adapter, frozen.own), frozen.params)
+        rules, params = precompute(
+            model, method.rules(adapter, frozen.own), frozen.params, many_calls=True
+        )
 
         def call(**keywords: Any) -> Any:
             return evaluate_precomputed(model, rules, params, None, calls.split((), keywords))

@@ -124,6 +124,7 @@ def fourierft(
         name='fourierft',
         targets=targets,
         materialize=materialize,
+        dense=True,
     )
 
 

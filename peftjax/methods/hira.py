@@ -77,4 +77,5 @@ def hira(
         name='hira',
         targets=targets,
         materialize=materialize,
+        dense=True,
     )

@@ -99,4 +99,5 @@ def loha(
         name='loha',
         targets=targets,
         materialize=materialize,
+        dense=True,
     )

@@ -248,7 +248,7 @@ def _with_mask_and_positions(call: ModelCall, shift: bool) -> ModelCall:
             'prompts of several lengths are hidden by a mask, and positions are counted without '
             f'them; the model has the roles mask={roles.mask!r} and positions='
             f"{roles.positions!r}; write peftjax.wrap(..., roles=peftjax.Roles(mask='...', "
-            "positions='...'))"
+            "positions='...')), or shift_positions=False for a model that counts none"
         )
     given = dict(call.arguments)
     if call.given('mask') is None:

@@ -1,8 +1,8 @@
 """Many adapters on one base: banks of adapters, batches whose rows have one each, and a queue."""
 
-from peftjax.serving.bank import Bank, bank, put
+from peftjax.serving.bank import Bank, Trained, bank, put
 from peftjax.serving.generate import generator
 from peftjax.serving.predict import adapt
 from peftjax.serving.queue import Answer, Request, server
 
-__all__ = ['Answer', 'Bank', 'Request', 'adapt', 'bank', 'generator', 'put', 'server']
+__all__ = ['Answer', 'Bank', 'Request', 'Trained', 'adapt', 'bank', 'generator', 'put', 'server']

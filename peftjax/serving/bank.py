@@ -15,7 +15,7 @@ from peftjax.core.frozen import Frozen
 from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.serving.rows import Member, Prepared, prepare
+from peftjax.serving.rows import Member, Method, Prepared, prepare
 from peftjax.serving.widths import check_alike, like_own, virtual_tokens, widened, widest
 
 Trained = tuple[PeftTransform, Adapter, Frozen]
@@ -43,8 +43,9 @@ class Bank:
       own: the methods' numbers that do not train, with slots in front unless shared.
       lengths: int32 [slots], virtual tokens of each.
       filled: bool [slots]; slot 0 is not filled.
-      prepared: what depends on weights alone (DoRA's norms, composed factors); None to compute it
-        in each call, so that gradients by `adapters` are whole.
+      prepared: what depends on weights alone (DoRA's norms, composed factors, the matrices of
+        methods that form them); None to compute it in each call, so that gradients by `adapters`
+        are whole and adapters may have dropout.
       transform: the method with the largest ranks of all.
       shared: for each leaf of `own` whether all adapters share it.
     """
@@ -73,11 +74,15 @@ class Bank:
         )
         return Member(0, own, 0, 0, 0)  # pyright: ignore[reportArgumentType] (axes for arrays)
 
+    def method(self, model: Model) -> Method:
+        """What all adapters share."""
+        return Method(model, self.transform, self.prepared is not None, self.axes())
+
     def members(self, model: Model, params: Any) -> Member:
         """All adapters, with what they prepare from the weights."""
         made = self.prepared
         if made is None:
-            one = functools.partial(prepare, model, self.transform)
+            one = functools.partial(prepare, model, self.transform, many_calls=False)
             made = jax.vmap(one, in_axes=(0, self.axes().own, 0, None))(
                 self.adapters, self.own, self.filled, params
             )
@@ -227,7 +232,9 @@ def _placed(
     prepared = bank.prepared
     if prepared is not None:
         mine = _of_slot(own, slot, bank.shared)
-        made = prepare(model, bank.transform, adapter, mine, jnp.bool_(True), params)
+        made = prepare(
+            model, bank.transform, adapter, mine, jnp.bool_(True), params, many_calls=True
+        )
         prepared = placed(prepared, made)
     return bank.replace(
         adapters=placed(bank.adapters, adapter),
@@ -242,7 +249,7 @@ def _placed(
 def _prepared(
     model: Model, transform: PeftTransform, adapter: Any, own: Any, active: Any, params: Any
 ) -> Prepared:
-    return prepare(model, transform, adapter, own, active, params)
+    return prepare(model, transform, adapter, own, active, params, many_calls=True)
 
 
 def _repeated(tree: Any, count: int) -> Any:

@@ -157,16 +157,8 @@ class RowCalls:
             results = result_axes(self._model, call, arrays)
             if isinstance(results, tuple):
                 self.cache_axes = results[1]
-        return mapped(
-            self._model,
-            self._bank.transform,
-            self._members,
-            self._bank.axes(),
-            self._params,
-            None,
-            call,
-            Axes(arrays, results, own_cache),
-        )
+        method, axes = self._bank.method(self._model), Axes(arrays, results, own_cache)
+        return mapped(method, self._members, self._params, None, call, axes)
 
     def _with_cache(
         self, keywords: dict[str, Any], own_cache: frozenset[int] | None

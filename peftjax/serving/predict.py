@@ -61,7 +61,7 @@ def adapt(model: Model) -> Callable[..., Any]:
         _check_rows(axes.results)
         keys = None if key is None else jax.random.split(key, len(slots))
         members = members_of(model, bank, slots, frozen.params)
-        return mapped(model, bank.transform, members, bank.axes(), frozen.params, keys, call, axes)
+        return mapped(bank.method(model), members, frozen.params, keys, call, axes)
 
     def predict(
         bank: Bank,
@@ -73,6 +73,11 @@ def adapt(model: Model) -> Callable[..., Any]:
     ) -> Any:
         slots = checked(bank, slots, frozen)
         call = calls.split(args, kwargs)
+        if adapter_key is not None and bank.prepared is not None:
+            raise ValueError(
+                'a bank that is prepared draws no dropout; write adapter_key with '
+                'bank.replace(prepared=None)'
+            )
         for array in call.arrays:
             if np.ndim(array) and array.shape[0] != len(slots):
                 raise ValueError(

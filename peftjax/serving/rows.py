@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from peftjax.binding import calls
 from peftjax.binding.adapt import evaluate_precomputed
-from peftjax.binding.precompute import precompute
+from peftjax.binding.precompute import by_matrix, precompute
 from peftjax.core import paths
 from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
@@ -50,24 +50,44 @@ class Member(NamedTuple):
 
 
 def prepare(
-    model: Model, transform: PeftTransform, adapter: Any, own: Any, active: Any, params: Any
+    model: Model,
+    transform: PeftTransform,
+    adapter: Any,
+    own: Any,
+    active: Any,
+    params: Any,
+    *,
+    many_calls: bool,
 ) -> Prepared:
-    """What depends on one adapter and on the weights, and on no input."""
-    rules = transform.rules(adapter, own)
-    ready, left = precompute(model, rules, params)
+    """What depends on one adapter and on the weights, and on no input.
+
+    many_calls: see `precompute`.
+    """
+    rules = dict(transform.rules(adapter, own))
+    for path, rule in rules.items():
+        if isinstance(rule, MatrixRule) and rule.dense and transform.rest is None:
+            rules[path] = dataclasses.replace(rule, merge=_switched_merge(rule, active))
+    ready, left = precompute(model, rules, params, many_calls=many_calls)
     before, after = paths.slots(params), paths.slots(left)
     leaves = {
         path: _chosen(active, after[path], before[path])
         for path, rule in rules.items()
         if leaf_rule(rule) is not None
     }
-    return Prepared(
-        leaves, {path: ready[path].leaves for path, rule in rules.items() if _prepares(rule)}
-    )
+    made = {path: ready[path] for path, rule in rules.items() if _prepares(rule, many_calls)}
+    return Prepared(leaves, {path: rule.leaves for path, rule in made.items()})
 
 
-def _prepares(rule: Rule) -> bool:
+def _prepares(rule: Rule, many_calls: bool) -> bool:
+    if isinstance(rule, MatrixRule) and rule.dense and many_calls:
+        return True
     return isinstance(rule, MatrixRule | ModuleRule) and rule.prepare is not None
+
+
+def _switched_merge(rule: MatrixRule, active: Any) -> Callable[[Any, jax.Array], jax.Array]:
+    merge = rule.merge
+    assert merge is not None
+    return lambda leaves, matrix: jnp.where(active, merge(leaves, matrix), matrix)
 
 
 def _chosen(active: Any, replaced: jax.Array, leaf: Any) -> jax.Array:
@@ -75,15 +95,33 @@ def _chosen(active: Any, replaced: jax.Array, leaf: Any) -> jax.Array:
     return replaced if is_hole(leaf) else jnp.where(active, replaced, dense(leaf))
 
 
-def evaluate_row(
-    model: Model, transform: PeftTransform, member: Member, params: Any, key: Any, call: calls.Call
-) -> Any:
+class Method(NamedTuple):
+    """What all rows of a batch share of the method.
+
+    Attributes:
+      model: its parameters are not read.
+      transform: of the bank.
+      many_calls: whether `prepare` was told so.
+      axes: those of rows in `Member`; None for numbers that all adapters share.
+    """
+
+    model: Model
+    transform: PeftTransform
+    many_calls: bool
+    axes: Member
+
+
+def evaluate_row(method: Method, member: Member, params: Any, key: Any, call: calls.Call) -> Any:
     """The model's outputs with the rules of one adapter in force."""
+    model, transform = method.model, method.transform
     rules: dict[str, Rule] = {}
     for path, rule in transform.rules(member.adapter, member.own).items():
         if isinstance(rule, LeafRule):
             continue
-        if _prepares(rule):
+        if method.many_calls and isinstance(rule, MatrixRule) and rule.dense:
+            rules[path] = by_matrix(rule, member.prepared.rules[path])
+            continue
+        if _prepares(rule, method.many_calls):
             ready: Any = member.prepared.rules[path]
             rule = dataclasses.replace(rule, leaves=ready, prepare=None)
         if isinstance(rule, MatrixRule) and rule.before is not None:
@@ -146,22 +184,13 @@ class Axes(NamedTuple):
 
 
 def mapped(
-    model: Model,
-    transform: PeftTransform,
-    members: Member,
-    member_axes: Member,
-    params: Any,
-    keys: Any,
-    call: calls.Call,
-    axes: Axes,
+    method: Method, members: Member, params: Any, keys: Any, call: calls.Call, axes: Axes
 ) -> Any:
     """The model on a batch whose rows have an adapter each: `jax.vmap` of `evaluate_row`.
 
     Args:
-      model: its parameters are not read.
-      transform: of the bank.
-      members: of all rows.
-      member_axes: those of rows in `members`; None for numbers that all adapters share.
+      method: of the bank.
+      members: the adapters of all rows.
       params: of the base, which all rows share.
       keys: of the adapters' own noise, one for each row; or None.
       call: of the whole batch.
@@ -175,7 +204,7 @@ def mapped(
             for each, axis in zip(arrays, axes.arrays, strict=True)
         )
         one = calls.Call(whole, call.structure)
-        made = evaluate_row(model, transform, member, params, key, one)
+        made = evaluate_row(method, member, params, key, one)
         return _over(
             lambda axis, leaf: leaf if axis is None else jnp.squeeze(leaf, axis),
             axes.results,
@@ -188,7 +217,7 @@ def mapped(
     outside = axes.results
     if lifted is not None:
         outside = _over(lambda axis, _: axis or 0, outside, outside)
-    in_axes = member_axes, None if keys is None else 0, inside
+    in_axes = method.axes, None if keys is None else 0, inside
     return jax.vmap(row, in_axes=in_axes, out_axes=outside)(members, keys, call.arrays)
 
 

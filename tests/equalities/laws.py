@@ -1,4 +1,4 @@
-"""The six equalities, each on one adapted model; `None` where a model has nothing to compare."""
+"""The seven equalities, each on one adapted model; `None` where a model has nothing to compare."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import peftjax
+from peftjax import serving
 from tests.equalities.models import VOCABULARY
 
 TOLERANCE = 1e-5
@@ -27,12 +28,14 @@ class Adapted(NamedTuple):
       name: of the model.
       predict: `predict(*args, **kwargs)`: what the adapted model returns.
       generate: `generate(rows, count)`: what it writes.
+      members: adapters of a bank; the first is the one in force.
     """
 
     name: str
     model: peftjax.Model
     predict: Callable[..., Any]
     generate: Callable[[Sequence[int]], list[list[int]]]
+    members: Sequence[serving.Trained]
 
 
 def _padded(rows: Sequence[Any], side: str, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -157,6 +160,38 @@ def _by_cache(adapted: Adapted, number: int, tokens: np.ndarray) -> list[np.ndar
     return found
 
 
+def a_mixed_batch_is_each_row_alone(adapted: Adapted) -> bool:
+    """Row 1 has the adapter in force, row 2 no adapter, and row 0 another one."""
+    model, slots = adapted.model, np.array([2, 0, 1])
+    bank, frozen = serving.bank(model, adapted.members)
+    mixed, predict = serving.adapt(model), peftjax.adapt(model, adapted.members[1][0])
+    plain = peftjax.adapt(model, peftjax.chain())
+    one_by_one = (
+        lambda **inputs: predict(*adapted.members[1][1:], **inputs),
+        lambda **inputs: plain((), peftjax.chain().freeze(model, ()), **inputs),
+        adapted.predict,
+    )
+    alone = [
+        _rows_of(adapted._replace(predict=each), [number])[0]
+        for number, each in enumerate(one_by_one)
+    ]
+    together = adapted._replace(predict=lambda **inputs: mixed(bank, slots, frozen, **inputs))
+    _close(_rows_of(together, range(len(ROWS))), alone)
+    if adapted.name in (*_DECODERS, *_WRITERS):
+        _check_text(adapted, bank, frozen)
+    return True
+
+
+def _check_text(adapted: Adapted, bank: serving.Bank, frozen: peftjax.Frozen) -> None:
+    arguments = prompts(adapted.name, [1, 2])
+    write = serving.generator(adapted.model)
+    written = write(bank, np.array([1, 2]), frozen, *arguments, max_new_tokens=4)
+    for row, (tx, *member) in enumerate(adapted.members):
+        write = peftjax.generator(adapted.model, tx)
+        alone = write(*member, *arguments, max_new_tokens=4)
+        np.testing.assert_array_equal(written[row], alone[row])
+
+
 def by_name_is_by_place(adapted: Adapted) -> bool:
     inputs, _ = _inputs(adapted.name, range(len(ROWS)), 'right')
     names = list(adapted.model.signature.parameters)
@@ -189,6 +224,7 @@ LAWS: dict[str, Callable[[Adapted], bool]] = {
     'padding': padding_on_either_side_is_none,
     'packed': packed_is_alone,
     'generation': generation_is_full_calls,
+    'mixed': a_mixed_batch_is_each_row_alone,
     'place': by_name_is_by_place,
     'labels': ignored_labels_count_nowhere,
 }
@@ -202,12 +238,23 @@ def adapted(name: str, model: peftjax.Model, transform: peftjax.PeftTransform) -
 
     def generate(numbers: Sequence[int]) -> Any:
         write = peftjax.generator(model, transform)
-        if name == 'whisper':
-            return write(adapter, frozen, _FEATURES[list(numbers)], max_new_tokens=4)
-        rows = [(READ if name == 't5' else ROWS)[number] for number in numbers]
-        ids, mask = _padded(rows, 'right' if name == 't5' else 'left')
-        return write(adapter, frozen, jnp.asarray(ids), mask, max_new_tokens=4)
+        return write(adapter, frozen, *prompts(name, numbers), max_new_tokens=4)
 
+    other = peftjax.testing.perturb(adapter, 3, 0.3)
+    members = [(transform, each, frozen) for each in (adapter, other)]
     return Adapted(
-        name, model, lambda *args, **kwargs: predict(adapter, frozen, *args, **kwargs), generate
+        name,
+        model,
+        lambda *args, **kwargs: predict(adapter, frozen, *args, **kwargs),
+        generate,
+        members,
     )
+
+
+def prompts(name: str, numbers: Sequence[int]) -> list[Any]:
+    """What `generate` takes of these rows: features, or ids and their mask."""
+    if name == 'whisper':
+        return [_FEATURES[list(numbers)]]
+    rows = [(READ if name == 't5' else ROWS)[number] for number in numbers]
+    ids, mask = _padded(rows, 'right' if name == 't5' else 'left')
+    return [jnp.asarray(ids), mask]
