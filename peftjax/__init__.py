@@ -101,13 +101,14 @@ _LATE = {
     'Tokenizer': 'peftjax.interop.tokenizer',
     'TokenScores': 'peftjax.models.read_out',
     'testing': 'peftjax.testing',
+    'merging': 'peftjax.merging',
     'plan': 'peftjax.plan',
     'serving': 'peftjax.serving',
     'train': 'peftjax.train',
 }
 
 if TYPE_CHECKING:
-    from peftjax import plan, serving, testing, train
+    from peftjax import merging, plan, serving, testing, train
     from peftjax.binding.wrap import wrap
     from peftjax.generation.generate import generator
     from peftjax.generation.prompts import pad_left
@@ -255,6 +256,7 @@ __all__ = [
     'summary',
     'targets',
     'testing',
+    'merging',
     'plan',
     'train',
     'top_layers',

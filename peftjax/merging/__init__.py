@@ -1,0 +1,41 @@
+"""Merging: deltas as values, rules as pure functions of them, and the spaces they work in."""
+
+from peftjax.merging.angles import karcher_mean, model_stock, multi_slerp, slerp
+from peftjax.merging.changes import Change, Delta, Factored, Full, dense, split
+from peftjax.merging.deltas import apply_delta, delta, delta_of
+from peftjax.merging.extract import Extracted, to_lora
+from peftjax.merging.signs import breadcrumbs, dare, della, sce, ties
+from peftjax.merging.spaces import Cores, core_space, cores, from_cores
+from peftjax.merging.span import average, weighted_sum
+from peftjax.merging.trimming import dropped, trimmed
+
+__all__ = [
+    'Change',
+    'Cores',
+    'Delta',
+    'Extracted',
+    'Factored',
+    'Full',
+    'apply_delta',
+    'average',
+    'breadcrumbs',
+    'core_space',
+    'cores',
+    'dare',
+    'della',
+    'delta',
+    'delta_of',
+    'dense',
+    'dropped',
+    'from_cores',
+    'karcher_mean',
+    'model_stock',
+    'multi_slerp',
+    'sce',
+    'slerp',
+    'split',
+    'ties',
+    'to_lora',
+    'trimmed',
+    'weighted_sum',
+]

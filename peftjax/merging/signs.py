@@ -1,0 +1,303 @@
+"""Rules that act on every number by itself: TIES, DARE, DELLA, breadcrumbs, SCE."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float32, PRNGKeyArray
+
+from peftjax.merging.changes import Delta, aligned, over
+from peftjax.merging.span import Per, Weights, sum_of, weights_at
+from peftjax.merging.trimming import (
+    as_delta,
+    check_density,
+    check_spread,
+    drop,
+    drop_by_rank,
+    keep_largest,
+    matrices,
+    middle,
+)
+
+_Arrays = Mapping[str, jax.Array]
+
+
+def ties(
+    deltas: Sequence[Delta],
+    *,
+    density: float = 0.2,
+    weights: Weights | None = None,
+    scale: float = 1.0,
+    trim: Per = 'model',
+) -> Delta:
+    r"""TIES: trim each delta, elect a sign for each number, average those who agree.
+
+    `D_i` keeps its `density` largest entries. The sign of an entry is that of the sum `sum_i w_i
+    D_i`; where the sum is zero, the sign that most of the entries of the model have. The result is
+    `scale sum w_i D_i / sum w_i` over the deltas whose entry is not zero and has that sign. Forms
+    the full change of every leaf; in Core Space it does not.
+
+    Args:
+      deltas: to merge.
+      density: the share that stays of each, in (0, 1].
+      weights: as `weighted_sum` takes them; all alike by default, as in the paper.
+      scale: `lambda`.
+      trim: `'model'`: a threshold for each delta over all its entries, as the authors' code has.
+        `'tensor'`: a threshold for each matrix, as peft and mergekit have.
+
+    Returns:
+      A delta of full changes.
+
+    Raises:
+      ValueError: a density outside (0, 1], or deltas or weights that do not fit each other.
+
+    >>> base = {'w': jnp.zeros(3)}
+    >>> first, second = ({'w': jnp.asarray(w)} for w in ([3.0, 1.0, 0.1], [1.0, -2.0, 0.2]))
+    >>> both = [peftjax.merging.delta_of(each, base) for each in (first, second)]
+    >>> peftjax.merging.ties(both, density=2 / 3)['w'].values
+    Array([[ 2., -2.,  0.]], dtype=float32)
+
+    References:
+      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708), section 3 and algorithm 1; the
+      authors' code, whose threshold is one place lower, so that `k + 1` entries stay. peft trims
+      each tensor, elects on deltas without weights, and divides by the count of those who agree;
+      mergekit trims each tensor, elects on weighted deltas, and divides by their weights, as here.
+      The two differ by a factor of two for weights (0.5, 0.5).
+    """
+    check_density(density)
+    found = _Found(deltas)
+    kept = [keep_largest(each, density, trim) for each in found.arrays]
+    return as_delta(_scaled(_agreeing(kept, found.weights(weights)), scale), found.like)
+
+
+class _Found:
+    """Deltas on the same leaves, each as arrays."""
+
+    def __init__(self, deltas: Sequence[Delta]):
+        changes = aligned(deltas)
+        self.count = len(deltas)
+        self.like = {path: each[0] for path, each in changes.items()}
+        self.arrays = [
+            matrices({path: each[i] for path, each in changes.items()}) for i in range(self.count)
+        ]
+
+    def weights(self, weights: Weights | None) -> dict[str, jax.Array]:
+        """`{leaf path: [T]}`."""
+        given = 1.0 if weights is None else weights
+        return {path: weights_at(given, path, self.count) for path in self.like}
+
+    def shares(self, weights: Weights | None) -> dict[str, jax.Array]:
+        """The weights of a sum; those of a mean if none are given."""
+        return self.weights(1 / self.count if weights is None else weights)
+
+
+def _agreeing(
+    arrays: Sequence[_Arrays], weights: Mapping[str, jax.Array]
+) -> dict[str, Float32[jax.Array, '*stack in out']]:
+    """The weighted mean, at each number, of those that have the elected sign."""
+    mass = {
+        path: sum_of([weights[path][i] * each[path] for i, each in enumerate(arrays)])
+        for path in weights
+    }
+    majority = jnp.sign(sum_of([jnp.sign(each).sum() for each in mass.values()]))
+    return {path: _mean_of_sign(path, arrays, weights[path], mass[path], majority) for path in mass}
+
+
+def _mean_of_sign(
+    path: str, arrays: Sequence[_Arrays], weights: jax.Array, mass: jax.Array, majority: jax.Array
+) -> jax.Array:
+    sign = jnp.where(mass == 0, majority, jnp.sign(mass))
+    total, divisor = jnp.zeros_like(mass), jnp.zeros_like(mass)
+    for weight, each in zip(weights, arrays, strict=True):
+        agrees = weight * each[path] * sign > 0
+        total += jnp.where(agrees, weight * each[path], 0.0)
+        divisor += jnp.where(agrees, jnp.abs(weight), 0.0)
+    return total / jnp.where(divisor == 0, 1.0, divisor)
+
+
+def _scaled(arrays: _Arrays, scale: Any) -> dict[str, jax.Array]:
+    return {path: array * over(scale, array) for path, array in arrays.items()}
+
+
+def dare(
+    deltas: Sequence[Delta],
+    key: PRNGKeyArray,
+    *,
+    density: float,
+    weights: Weights | None = None,
+    elect: bool = False,
+) -> Delta:
+    r"""DARE: thin out each delta at random, rescale what stays, and add.
+
+    `D_i' = m_i D_i / p` with `m_i ~ Bernoulli(p)`, `p = density`; the result is `sum_i w_i D_i'`,
+    or with `elect` the mean of those that have the elected sign, as in `ties`.
+
+    Args:
+      deltas: to merge.
+      key: split into one for each of `deltas`, in their order.
+      density: the probability to stay, in (0, 1].
+      weights: as `weighted_sum` takes them; a mean by default.
+      elect: elect signs (mergekit's `dare_ties`).
+
+    Raises:
+      ValueError: a density outside (0, 1], or deltas or weights that do not fit each other.
+
+    >>> delta = peftjax.merging.delta_of({'w': jnp.ones(1000)}, {'w': jnp.zeros(1000)})
+    >>> thin = peftjax.merging.dare([delta, delta], jax.random.key(0), density=0.5)
+    >>> sorted({float(each) for each in thin['w'].values[0]})
+    [0.0, 1.0, 2.0]
+
+    References:
+      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099), section 3.2. peft draws
+      from torch's global generator; mergekit rescales to the L1 norm before, and not by `1 / p`.
+    """
+    check_density(density)
+    found = _Found(deltas)
+    keys = jax.random.split(key, found.count)
+    thin = [drop(each, arrays, density) for each, arrays in zip(keys, found.arrays, strict=True)]
+    return _added(found, thin, weights, elect)
+
+
+def della(
+    deltas: Sequence[Delta],
+    key: PRNGKeyArray,
+    *,
+    density: float,
+    epsilon: float = 0.15,
+    weights: Weights | None = None,
+    elect: bool = True,
+) -> Delta:
+    r"""DELLA: larger entries stay more likely; then elect signs and average those who agree.
+
+    Among the `n` entries of an output's column, the one of rank `j` by magnitude (0 the smallest)
+    stays with probability `p = density - epsilon + 2 epsilon j / (n - 1)`, and is divided by `p`.
+
+    Args:
+      deltas: to merge.
+      key: split into one for each of `deltas`, in their order.
+      density: the mean probability to stay.
+      epsilon: how far probabilities differ from it; `density +- epsilon` is in (0, 1].
+      weights: as `weighted_sum` takes them.
+      elect: elect signs, as in `ties`; without, add as `dare` does.
+
+    Raises:
+      ValueError: probabilities outside (0, 1], or deltas or weights that do not fit each other.
+
+    >>> delta = peftjax.merging.delta_of({'w': jnp.ones(4)}, {'w': jnp.zeros(4)})
+    >>> key = jax.random.key(0)
+    >>> merged = peftjax.merging.della([delta, delta], key, density=0.7)
+    >>> merged['w'].values.shape
+    (1, 4)
+
+    References:
+      Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617), section 3. mergekit's code ranks the
+      inputs of an output, as here, and rescales to the tensor's L1 norm and not entry by entry.
+    """
+    check_spread(density, epsilon)
+    found = _Found(deltas)
+    keys = jax.random.split(key, found.count)
+    thin = [
+        drop_by_rank(each, arrays, density, epsilon)
+        for each, arrays in zip(keys, found.arrays, strict=True)
+    ]
+    return _added(found, thin, weights, elect)
+
+
+def _added(found: _Found, arrays: Sequence[_Arrays], weights: Weights | None, elect: bool) -> Delta:
+    if elect:
+        return as_delta(_agreeing(arrays, found.weights(weights)), found.like)
+    shares = found.shares(weights)
+    total = {
+        path: sum_of([share[i] * each[path] for i, each in enumerate(arrays)])
+        for path, share in shares.items()
+    }
+    return as_delta(total, found.like)
+
+
+def breadcrumbs(
+    deltas: Sequence[Delta],
+    *,
+    density: float = 0.85,
+    gamma: float = 0.01,
+    weights: Weights | None = None,
+    elect: bool = False,
+) -> Delta:
+    r"""Model breadcrumbs: drop the largest and the smallest entries of each matrix, and add.
+
+    Of the `n` entries of a matrix the `round(gamma n)` largest go; of the others the `round(density
+    n)` largest stay. A matrix of few entries loses none of its largest, and keeps at least one.
+
+    Args:
+      deltas: to merge.
+      density: the share that stays, in (0, 1].
+      gamma: the share of the largest that goes, in [0, 1).
+      weights: as `weighted_sum` takes them; a mean by default.
+      elect: elect signs, as in `ties`.
+
+    Raises:
+      ValueError: shares that leave their ranges, or deltas or weights that do not fit each other.
+
+    >>> base, tuned = {'w': jnp.zeros(4)}, {'w': jnp.asarray([8.0, -4.0, 2.0, 1.0])}
+    >>> delta = peftjax.merging.delta_of(tuned, base)
+    >>> peftjax.merging.breadcrumbs([delta], density=0.5, gamma=0.25)['w'].values
+    Array([[ 0., -4.,  2.,  0.]], dtype=float32)
+
+    References:
+      Davari and Belilovsky, Model Breadcrumbs, 2023 (arXiv:2312.06795), section 3. mergekit's code
+      returns zeros for a tensor of fewer than `1 / gamma` entries (its slice ends at `-0`).
+    """
+    check_density(density)
+    if not 0.0 <= gamma < 1.0:
+        raise ValueError(f'gamma is {gamma}; write the share of the largest that goes, in [0, 1)')
+    found = _Found(deltas)
+    return _added(found, [middle(each, density, gamma) for each in found.arrays], weights, elect)
+
+
+def sce(deltas: Sequence[Delta], *, density: float = 1.0) -> Delta:
+    r"""SCE: select by variance, calculate a coefficient for each matrix, erase minorities.
+
+    In each matrix the `density` share of entries stays whose variance over the deltas is largest.
+    The coefficient of a delta is its share of the sum of squares there, `c_i = |D_i|^2 / sum_j
+    |D_j|^2`. The result at a number is `sum c_i D_i / sum c_i` over the deltas that have the sign
+    of `sum_j D_j`.
+
+    Args:
+      deltas: to merge.
+      density: the share of entries that stays, in (0, 1].
+
+    Raises:
+      ValueError: a density outside (0, 1], or deltas that do not fit each other.
+
+    >>> base = {'w': jnp.zeros(2)}
+    >>> both = [peftjax.merging.delta_of({'w': jnp.asarray(w)}, base)
+    ...         for w in ([3.0, 1.0], [1.0, -2.0])]
+    >>> peftjax.merging.sce(both)['w'].values.round(1)  # (10 * 3 + 5 * 1) / 15, and -2
+    Array([[ 2.3, -2. ]], dtype=float32)
+
+    References:
+      Wan et al., FuseChat, 2024 (arXiv:2408.07990), the method SCE. mergekit's code counts the
+      share of entries whose variance is not zero.
+    """
+    check_density(density)
+    found = _Found(deltas)
+    merged = {}
+    for path in found.like:
+        stacked = jnp.stack([each[path] for each in found.arrays])
+        merged[path] = _selected(stacked, density)
+    return as_delta(merged, found.like)
+
+
+def _selected(
+    stacked: Float32[jax.Array, '...'], density: float
+) -> Float32[jax.Array, '*stack in out']:
+    if density < 1.0 and len(stacked) > 1:
+        variance = jnp.var(stacked, axis=0)
+        inside = keep_largest({'': variance}, density, 'tensor')[''] > 0
+        stacked = jnp.where(inside[None], stacked, 0.0)
+    squares = jnp.square(stacked).sum((-2, -1), keepdims=True)
+    mass = stacked.sum(0)
+    agrees = stacked * jnp.where(mass >= 0, 1.0, -1.0)[None] > 0
+    coefficients = jnp.where(agrees, squares, 0.0)
+    divisor = coefficients.sum(0)
+    return (coefficients * stacked).sum(0) / jnp.where(divisor == 0, 1.0, divisor)

@@ -1,0 +1,155 @@
+"""Rules whose result is a sum of the deltas with coefficients: factored deltas stay factored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float32
+
+from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, product
+from peftjax.merging.factors import joined
+
+Weights = Any
+"""One number for all deltas, one for each, or `{leaf path: one for each}`."""
+Per = Literal['tensor', 'model']
+
+
+def weighted_sum(deltas: Sequence[Delta], weights: Weights) -> Delta:
+    r"""Task arithmetic: `sum_i w_i D_i`.
+
+    With one number for `weights` it is the published task arithmetic, `lambda sum_i D_i`; a
+    negative one takes a skill away. Factored changes give factors of the summed rank, exactly: the
+    factors stand side by side. Adding the `A`s and the `B`s apart is something else.
+
+    Args:
+      deltas: to add.
+      weights: a number, a number for each delta, or `{leaf path: a number for each delta}`; traced
+        numbers are welcome, and gradients reach them.
+
+    Returns:
+      A delta on every leaf that any of `deltas` changes.
+
+    Raises:
+      ValueError: another number of weights than of deltas, or deltas that do not fit each other.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.lora(rank=2, targets=r'hidden')
+    >>> delta = peftjax.merging.delta(mlp, tx, *tx.init(jax.random.key(0), mlp))
+    >>> peftjax.merging.weighted_sum([delta, delta], [0.3, -0.3])
+    {'hidden/kernel': Factored((4, 8), rank 4)}
+
+    References:
+      Ilharco et al., Editing Models with Task Arithmetic, 2022 (arXiv:2212.04089), section 2.
+    """
+    found = aligned(deltas)
+    given = {path: weights_at(weights, path, len(deltas)) for path in found}
+    return {path: combined(changes, given[path]) for path, changes in found.items()}
+
+
+def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
+    r"""The mean of the deltas, `sum_i w_i D_i / sum_i w_i`.
+
+    Args:
+      deltas: to average.
+      weights: as `weighted_sum` takes them; all alike by default.
+
+    Raises:
+      ValueError: as `weighted_sum`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tuned = jax.tree.map(lambda leaf: leaf + 1, mlp.params)
+    >>> both = [peftjax.merging.delta_of(each, mlp) for each in (tuned, mlp.params)]
+    >>> peftjax.merging.average(both)['out/bias'].values
+    Array([[0.5, 0.5, 0.5]], dtype=float32)
+
+    References:
+      Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), the uniform soup.
+    """
+    shares = shared(weights, len(deltas))
+    if isinstance(shares, Mapping):
+        return weighted_sum(deltas, {path: each / each.sum() for path, each in shares.items()})
+    return weighted_sum(deltas, shares / shares.sum())
+
+
+def shared(weights: Weights | None, count: int) -> Any:
+    """Weights as an array for each path or for all, all alike if there are none."""
+    if weights is None:
+        return jnp.ones(count)
+    if isinstance(weights, Mapping):
+        return {path: weights_at(weights, path, count) for path in weights}
+    return weights_at(weights, '', count)
+
+
+def weights_at(weights: Weights, path: str, count: int) -> Float32[jax.Array, ' T']:
+    """The weights of `count` deltas at a leaf.
+
+    Raises:
+      ValueError: there is another number of them, or none for this leaf.
+    """
+    if isinstance(weights, Mapping):
+        if path not in weights:
+            raise ValueError(f'weights has nothing for {path!r}; write {{{path!r}: [...], ...}}')
+        weights = weights[path]
+    array = jnp.asarray(weights, jnp.float32)
+    if array.ndim == 0:
+        return jnp.full(count, array)
+    if array.shape != (count,):
+        raise ValueError(
+            f'there are {count} deltas and weights of shape {array.shape}; write one number, or '
+            'one for each delta'
+        )
+    return array
+
+
+def combined(changes: Sequence[Change], weights: jax.Array) -> Change:
+    """`sum_i w_i D_i` at one leaf; weights are `[T]` or `[*stack, T]`."""
+    scaled = [change.scaled(weights[..., i]) for i, change in enumerate(changes)]
+    if all(isinstance(change, Factored) for change in scaled):
+        return joined([change for change in scaled if isinstance(change, Factored)])
+    return Full(sum_of([change.matrix() for change in scaled]), scaled[0].layout)
+
+
+def sum_of(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The sum of arrays, one after another, so that two are held at a time."""
+    total = arrays[0]
+    for each in arrays[1:]:
+        total = total + each
+    return total
+
+
+def gram(changes: Sequence[Change]) -> Float32[jax.Array, '*stack T T']:
+    """The inner products of the changes of a leaf, matrix by matrix; factors stay factors."""
+    rows = [jnp.stack([_inner(one, other) for other in changes], -1) for one in changes]
+    return jnp.stack(rows, -2)
+
+
+def _inner(one: Change, other: Change) -> Float32[jax.Array, '*stack']:
+    if isinstance(one, Factored) and isinstance(other, Factored):
+        left = product(jnp.swapaxes(one.left, -1, -2), other.left)
+        return (left * product(one.right, jnp.swapaxes(other.right, -1, -2))).sum((-1, -2))
+    return (one.matrix() * other.matrix()).sum((-1, -2))
+
+
+def spanned(
+    deltas: Sequence[Delta], per: Per, coefficients: Callable[[jax.Array], jax.Array]
+) -> Delta:
+    """The sum with the coefficients `[..., T]` that a function takes from a Gram matrix.
+
+    Raises:
+      ValueError: `per` is something else than `'tensor'` or `'model'`.
+    """
+    check_per(per)
+    found = aligned(deltas)
+    grams = {path: gram(changes) for path, changes in found.items()}
+    if per == 'tensor':
+        return {path: combined(found[path], coefficients(grams[path])) for path in found}
+    size = len(deltas)
+    whole = coefficients(sum_of([each.reshape(-1, size, size).sum(0) for each in grams.values()]))
+    return {path: combined(changes, whole) for path, changes in found.items()}
+
+
+def check_per(per: Any) -> None:
+    """Raises `ValueError` unless a rule knows what to go by."""
+    if per not in ('tensor', 'model'):
+        raise ValueError(f"per is {per!r}; write 'tensor' (each matrix by itself) or 'model'")
