@@ -2,11 +2,13 @@
 
 from peftjax.merging.angles import karcher_mean, model_stock, multi_slerp, slerp
 from peftjax.merging.changes import Change, Delta, Factored, Full, dense, split
+from peftjax.merging.coefficients import Soup, adamerging, entropy, greedy_soup
 from peftjax.merging.deltas import apply_delta, delta, delta_of
 from peftjax.merging.extract import Extracted, to_lora
 from peftjax.merging.signs import breadcrumbs, dare, della, sce, ties
 from peftjax.merging.spaces import Cores, core_space, cores, from_cores
 from peftjax.merging.span import average, weighted_sum
+from peftjax.merging.statistics import fisher, regmean
 from peftjax.merging.trimming import dropped, trimmed
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     'Extracted',
     'Factored',
     'Full',
+    'Soup',
+    'adamerging',
     'apply_delta',
     'average',
     'breadcrumbs',
@@ -27,10 +31,14 @@ __all__ = [
     'delta_of',
     'dense',
     'dropped',
+    'entropy',
+    'fisher',
     'from_cores',
+    'greedy_soup',
     'karcher_mean',
     'model_stock',
     'multi_slerp',
+    'regmean',
     'sce',
     'slerp',
     'split',

@@ -1,6 +1,6 @@
 """Rules that go by the angles between deltas: SLERP, the Karcher mean, Model Stock."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float32
 
 from peftjax.merging.changes import Delta
-from peftjax.merging.span import Per, Weights, spanned, weights_at
+from peftjax.merging.span import Per, Weights, shared, spanned
 
 _PARALLEL = 0.9995
 """The cosine from which on two directions count as one, and linear interpolation takes over."""
@@ -100,8 +100,9 @@ def karcher_mean(
     References:
       Karcher, Riemannian Center of Mass and Mollifier Smoothing, 1977. mergekit's `karcher`.
     """
-    shares = weights_at(1.0 if weights is None else weights, '', len(deltas))
-    shares = shares / shares.sum()
+    if isinstance(weights, Mapping):
+        raise ValueError('weights is a dict of paths; write one number for each delta')
+    shares = shared(weights, len(deltas))
 
     def coefficients(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T']:
         norms, cosines = _norms(inner), _cosines(inner)

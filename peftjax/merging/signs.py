@@ -1,14 +1,14 @@
 """Rules that act on every number by itself: TIES, DARE, DELLA, breadcrumbs, SCE."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float32, PRNGKeyArray
 
-from peftjax.merging.changes import Delta, aligned, over
-from peftjax.merging.span import Per, Weights, sum_of, weights_at
+from peftjax.merging.changes import Delta
+from peftjax.merging.election import Found, added, agreeing, scaled
+from peftjax.merging.span import Per, Weights
 from peftjax.merging.trimming import (
     as_delta,
     check_density,
@@ -16,11 +16,8 @@ from peftjax.merging.trimming import (
     drop,
     drop_by_rank,
     keep_largest,
-    matrices,
     middle,
 )
-
-_Arrays = Mapping[str, jax.Array]
 
 
 def ties(
@@ -66,58 +63,9 @@ def ties(
       The two differ by a factor of two for weights (0.5, 0.5).
     """
     check_density(density)
-    found = _Found(deltas)
+    found = Found(deltas)
     kept = [keep_largest(each, density, trim) for each in found.arrays]
-    return as_delta(_scaled(_agreeing(kept, found.weights(weights)), scale), found.like)
-
-
-class _Found:
-    """Deltas on the same leaves, each as arrays."""
-
-    def __init__(self, deltas: Sequence[Delta]):
-        changes = aligned(deltas)
-        self.count = len(deltas)
-        self.like = {path: each[0] for path, each in changes.items()}
-        self.arrays = [
-            matrices({path: each[i] for path, each in changes.items()}) for i in range(self.count)
-        ]
-
-    def weights(self, weights: Weights | None) -> dict[str, jax.Array]:
-        """`{leaf path: [T]}`."""
-        given = 1.0 if weights is None else weights
-        return {path: weights_at(given, path, self.count) for path in self.like}
-
-    def shares(self, weights: Weights | None) -> dict[str, jax.Array]:
-        """The weights of a sum; those of a mean if none are given."""
-        return self.weights(1 / self.count if weights is None else weights)
-
-
-def _agreeing(
-    arrays: Sequence[_Arrays], weights: Mapping[str, jax.Array]
-) -> dict[str, Float32[jax.Array, '*stack in out']]:
-    """The weighted mean, at each number, of those that have the elected sign."""
-    mass = {
-        path: sum_of([weights[path][i] * each[path] for i, each in enumerate(arrays)])
-        for path in weights
-    }
-    majority = jnp.sign(sum_of([jnp.sign(each).sum() for each in mass.values()]))
-    return {path: _mean_of_sign(path, arrays, weights[path], mass[path], majority) for path in mass}
-
-
-def _mean_of_sign(
-    path: str, arrays: Sequence[_Arrays], weights: jax.Array, mass: jax.Array, majority: jax.Array
-) -> jax.Array:
-    sign = jnp.where(mass == 0, majority, jnp.sign(mass))
-    total, divisor = jnp.zeros_like(mass), jnp.zeros_like(mass)
-    for weight, each in zip(weights, arrays, strict=True):
-        agrees = weight * each[path] * sign > 0
-        total += jnp.where(agrees, weight * each[path], 0.0)
-        divisor += jnp.where(agrees, jnp.abs(weight), 0.0)
-    return total / jnp.where(divisor == 0, 1.0, divisor)
-
-
-def _scaled(arrays: _Arrays, scale: Any) -> dict[str, jax.Array]:
-    return {path: array * over(scale, array) for path, array in arrays.items()}
+    return as_delta(scaled(agreeing(kept, found.weights(weights)), scale), found.like)
 
 
 def dare(
@@ -153,10 +101,10 @@ def dare(
       from torch's global generator; mergekit rescales to the L1 norm before, and not by `1 / p`.
     """
     check_density(density)
-    found = _Found(deltas)
+    found = Found(deltas)
     keys = jax.random.split(key, found.count)
     thin = [drop(each, arrays, density) for each, arrays in zip(keys, found.arrays, strict=True)]
-    return _added(found, thin, weights, elect)
+    return added(found, thin, weights, elect)
 
 
 def della(
@@ -195,24 +143,13 @@ def della(
       inputs of an output, as here, and rescales to the tensor's L1 norm and not entry by entry.
     """
     check_spread(density, epsilon)
-    found = _Found(deltas)
+    found = Found(deltas)
     keys = jax.random.split(key, found.count)
     thin = [
         drop_by_rank(each, arrays, density, epsilon)
         for each, arrays in zip(keys, found.arrays, strict=True)
     ]
-    return _added(found, thin, weights, elect)
-
-
-def _added(found: _Found, arrays: Sequence[_Arrays], weights: Weights | None, elect: bool) -> Delta:
-    if elect:
-        return as_delta(_agreeing(arrays, found.weights(weights)), found.like)
-    shares = found.shares(weights)
-    total = {
-        path: sum_of([share[i] * each[path] for i, each in enumerate(arrays)])
-        for path, share in shares.items()
-    }
-    return as_delta(total, found.like)
+    return added(found, thin, weights, elect)
 
 
 def breadcrumbs(
@@ -250,8 +187,8 @@ def breadcrumbs(
     check_density(density)
     if not 0.0 <= gamma < 1.0:
         raise ValueError(f'gamma is {gamma}; write the share of the largest that goes, in [0, 1)')
-    found = _Found(deltas)
-    return _added(found, [middle(each, density, gamma) for each in found.arrays], weights, elect)
+    found = Found(deltas)
+    return added(found, [middle(each, density, gamma) for each in found.arrays], weights, elect)
 
 
 def sce(deltas: Sequence[Delta], *, density: float = 1.0) -> Delta:
@@ -280,7 +217,7 @@ def sce(deltas: Sequence[Delta], *, density: float = 1.0) -> Delta:
       share of entries whose variance is not zero.
     """
     check_density(density)
-    found = _Found(deltas)
+    found = Found(deltas)
     merged = {}
     for path in found.like:
         stacked = jnp.stack([each[path] for each in found.arrays])

@@ -11,7 +11,7 @@ from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, prod
 from peftjax.merging.factors import joined
 
 Weights = Any
-"""One number for all deltas, one for each, or `{leaf path: one for each}`."""
+"""One number for all deltas, one for each, or `{leaf path: one for each}`; traced or not."""
 Per = Literal['tensor', 'model']
 
 
@@ -24,8 +24,8 @@ def weighted_sum(deltas: Sequence[Delta], weights: Weights) -> Delta:
 
     Args:
       deltas: to add.
-      weights: a number, a number for each delta, or `{leaf path: a number for each delta}`; traced
-        numbers are welcome, and gradients reach them.
+      weights: a number, a number for each delta, or `{leaf path: [T]}`, or `[*stack, T]` there for
+        layers that are stacked in a leaf. They may be traced, and gradients reach them.
 
     Returns:
       A delta on every leaf that any of `deltas` changes.
@@ -43,7 +43,10 @@ def weighted_sum(deltas: Sequence[Delta], weights: Weights) -> Delta:
       Ilharco et al., Editing Models with Task Arithmetic, 2022 (arXiv:2212.04089), section 2.
     """
     found = aligned(deltas)
-    given = {path: weights_at(weights, path, len(deltas)) for path in found}
+    given = {
+        path: weights_at(weights, path, len(deltas), changes[0].layout.stack_shape)
+        for path, changes in found.items()
+    }
     return {path: combined(changes, given[path]) for path, changes in found.items()}
 
 
@@ -66,23 +69,22 @@ def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
     References:
       Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), the uniform soup.
     """
-    shares = shared(weights, len(deltas))
-    if isinstance(shares, Mapping):
-        return weighted_sum(deltas, {path: each / each.sum() for path, each in shares.items()})
-    return weighted_sum(deltas, shares / shares.sum())
+    return weighted_sum(deltas, shared(weights, len(deltas)))
 
 
 def shared(weights: Weights | None, count: int) -> Any:
-    """Weights as an array for each path or for all, all alike if there are none."""
-    if weights is None:
-        return jnp.ones(count)
+    """Weights divided by their sum, for all leaves or by path; all alike if there are none."""
     if isinstance(weights, Mapping):
-        return {path: weights_at(weights, path, count) for path in weights}
-    return weights_at(weights, '', count)
+        given = {path: weights_at(weights, path, count) for path in weights}
+        return {path: each / each.sum() for path, each in given.items()}
+    each = weights_at(1.0 if weights is None else weights, '', count)
+    return each / each.sum()
 
 
-def weights_at(weights: Weights, path: str, count: int) -> Float32[jax.Array, ' T']:
-    """The weights of `count` deltas at a leaf.
+def weights_at(
+    weights: Weights, path: str, count: int, stack: tuple[int, ...] = ()
+) -> Float32[jax.Array, '... T']:
+    """The weights of `count` deltas at a leaf, `[T]`, or `[*stack, T]` where a stack is given.
 
     Raises:
       ValueError: there is another number of them, or none for this leaf.
@@ -94,7 +96,7 @@ def weights_at(weights: Weights, path: str, count: int) -> Float32[jax.Array, ' 
     array = jnp.asarray(weights, jnp.float32)
     if array.ndim == 0:
         return jnp.full(count, array)
-    if array.shape != (count,):
+    if array.shape not in ((count,), (*stack, count)):
         raise ValueError(
             f'there are {count} deltas and weights of shape {array.shape}; write one number, or '
             'one for each delta'

@@ -10,6 +10,7 @@ from peftjax.train.fisher import fisher
 from peftjax.train.gptq import gptq
 from peftjax.train.lora_plus import lora_plus, lora_plus_labels
 from peftjax.train.losses.choices import length_normalised_loss, unlikelihood_loss
+from peftjax.train.moments import Moments, moments
 from peftjax.train.step import LossFunction, TrainState, init_state, make_train_step
 
 # What needs the extra `train`, by module.
@@ -62,6 +63,7 @@ __all__ = [
     'Forward',
     'LossFunction',
     'Metric',
+    'Moments',
     'RunFolder',
     'Settings',
     'SettingsError',
@@ -79,6 +81,7 @@ __all__ = [
     'lora_plus',
     'lora_plus_labels',
     'make_train_step',
+    'moments',
     'predict',
     'program_key',
     'read_settings',

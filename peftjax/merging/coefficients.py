@@ -1,0 +1,142 @@
+"""Coefficients by search: AdaMerging by gradients, the greedy soup by a score."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float32
+
+from peftjax.merging.changes import Delta, aligned
+from peftjax.merging.deltas import apply_delta
+from peftjax.merging.span import Per, average, check_per, sum_of, weighted_sum
+
+
+def entropy(logits: Float32[jax.Array, '... C']) -> Float32[jax.Array, '']:
+    """The mean entropy of predicted distributions, in nats.
+
+    >>> float(peftjax.merging.entropy(jnp.zeros((3, 4)))) == float(jnp.log(4.0))
+    True
+    """
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+    return -(jnp.exp(logs) * logs).sum(-1).mean()
+
+
+def adamerging(
+    logits: Callable[[Any, Any], Any],
+    params: Any,
+    deltas: Sequence[Delta],
+    batches: Iterable[Any],
+    *,
+    start: Any = 0.3,
+    per: Per = 'tensor',
+    optimizer: optax.GradientTransformation | None = None,
+) -> Any:
+    r"""AdaMerging: the weights of a sum that make predictions on unlabelled data certain.
+
+    Minimises the entropy of `logits(params + sum_i lambda_i D_i, batch)` over the `lambda_i`, by
+    gradients through the merge; one step a batch.
+
+    Args:
+      logits: `logits(params, batch)`, an array `[..., C]`, or a tree of one for each task; the
+        entropies of the tasks add up. Heads that were split off are for this function to put in.
+      params: of the base.
+      deltas: to merge.
+      batches: unlabelled inputs; as many as steps are wanted.
+      start: of every `lambda`; or a number for each delta.
+      per: `'model'` for one `lambda` a task, `'tensor'` for one a task and matrix (each layer of a
+        stack by itself).
+      optimizer: Adam with the rate 1e-3 by default.
+
+    Returns:
+      Weights for `weighted_sum`: `[T]`, or `{leaf path: [*stack, T]}`.
+
+    Raises:
+      ValueError: no batches, or deltas that do not fit each other.
+
+    >>> base = {'w': jnp.zeros((1, 2))}
+    >>> deltas = [peftjax.merging.delta_of({'w': jnp.asarray([[first, 0.0]])}, base)
+    ...           for first in (2.0, -1.0)]
+    >>> found = peftjax.merging.adamerging(
+    ...     lambda params, x: x @ params['w'], base, deltas, [jnp.ones((4, 1))] * 9, per='model')
+    >>> bool(found[0] > 0.3 and found[1] < 0.3)  # Both make the first class more certain.
+    True
+
+    References:
+      Yang et al., AdaMerging, 2023 (arXiv:2310.02575), equations 4 to 6. With `trimmed` deltas it
+      is their AdaMerging++.
+    """
+    check_per(per)
+    tuned = optax.adam(1e-3) if optimizer is None else optimizer
+    found, count = aligned(deltas), len(deltas)
+    first = jnp.broadcast_to(jnp.asarray(start, jnp.float32), (count,))
+    weights: Any = first
+    if per == 'tensor':
+        weights = {
+            path: jnp.broadcast_to(first, (*changes[0].layout.stack_shape, count))
+            for path, changes in found.items()
+        }
+    state = tuned.init(weights)
+
+    def loss(weights: Any, params: Any, deltas: Any, batch: Any) -> Float32[jax.Array, '']:
+        merged = apply_delta(params, weighted_sum(deltas, weights))
+        return sum_of([entropy(each) for each in jax.tree.leaves(logits(merged, batch))])
+
+    @jax.jit
+    def step(weights: Any, state: Any, params: Any, deltas: Any, batch: Any) -> tuple[Any, Any]:
+        slopes = jax.grad(loss)(weights, params, deltas, batch)
+        with jax.numpy_dtype_promotion('standard'):  # Optax raises floats to whole numbers.
+            updates, state = tuned.update(slopes, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    empty = True
+    for batch in batches:
+        weights, state = step(weights, state, params, list(deltas), batch)
+        empty = False
+    if empty:
+        raise ValueError('there are no batches to find weights on')
+    return weights
+
+
+class Soup(NamedTuple):
+    """What `greedy_soup` found.
+
+    Attributes:
+      delta: the mean of the chosen. chosen: their places among the deltas, in the order they came
+        in. score: of the mean.
+    """
+
+    delta: Delta
+    chosen: tuple[int, ...]
+    score: float
+
+
+def greedy_soup(deltas: Sequence[Delta], score: Callable[[Delta], float]) -> Soup:
+    """Averages as many deltas as help: the best alone first, then each that does no harm.
+
+    Args:
+      deltas: of one task, by different seeds or hyperparameters.
+      score: of a delta on held-out data, higher is better.
+
+    Raises:
+      ValueError: there are no deltas.
+
+    >>> base = {'w': jnp.zeros(1)}
+    >>> deltas = [peftjax.merging.delta_of({'w': jnp.asarray([w])}, base) for w in (3.0, 0.5, -1.0)]
+    >>> soup = peftjax.merging.greedy_soup(deltas, lambda delta: -abs(delta['w'].values.item() - 1))
+    >>> soup.chosen, soup.score
+    ((1,), -0.5)
+
+    References:
+      Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), recipe 1.
+    """
+    aligned(deltas)
+    alone = [float(score(each)) for each in deltas]
+    order = sorted(range(len(deltas)), key=lambda i: -alone[i])
+    chosen, best = [order[0]], alone[order[0]]
+    for i in order[1:]:
+        tried = float(score(average([deltas[j] for j in (*chosen, i)])))
+        if tried >= best:
+            chosen, best = [*chosen, i], tried
+    return Soup(average([deltas[i] for i in chosen]), tuple(chosen), best)

@@ -1,0 +1,121 @@
+"""The laws that every rule of merging keeps, and TIES against its paper."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from peftjax import merging
+from tests.deltas import RULES, SPANNED, far, random_deltas
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_the_order_of_the_inputs_changes_nothing(name):
+    deltas = random_deltas(4)
+    one, other = RULES[name](deltas), RULES[name]([deltas[i] for i in (2, 0, 3, 1)])
+    assert far(merging.dense(one), merging.dense(other)) < 2e-5
+
+
+@pytest.mark.parametrize('name', SPANNED)
+def test_core_space_is_full_space_for_linear_rules(name):
+    deltas = random_deltas(3)
+    core, full = merging.core_space(RULES[name])(deltas), RULES[name](deltas)
+    assert all(isinstance(change, merging.Factored) for change in core.values())
+    assert far(merging.dense(core), merging.dense(full)) < 1e-5
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_a_stack_of_layers_merges_as_its_layers_do(name):
+    """Scanned layers are one leaf; a threshold, an angle or a coefficient is still of a matrix."""
+    deltas = random_deltas(3)
+    apart = [
+        {
+            f'{path}/{layer}': _layer(change, layer)
+            for path, change in delta.items()
+            for layer in range(2)
+        }
+        for delta in deltas
+    ]
+    whole, single = merging.dense(RULES[name](deltas)), merging.dense(RULES[name](apart))
+    for path, array in whole.items():
+        each = jnp.stack([single[f'{path}/{layer}'] for layer in range(2)])
+        assert far(array, each) < 1e-5
+
+
+def _layer(change, layer):
+    layout = dataclasses.replace(
+        change.layout, shape=change.layout.shape[1:], stack=(), rows=(0,), columns=(1,)
+    )
+    return merging.Factored(change.left[layer], change.right[layer], layout)
+
+
+@pytest.mark.parametrize('name', [*RULES, 'dare', 'della'])
+def test_rules_are_pure_compiled_and_differentiable(name):
+    key = jax.random.key(3)
+    drawn = {
+        'dare': lambda deltas: merging.dare(deltas, key, density=0.6),
+        'della': lambda deltas: merging.della(deltas, key, density=0.6),
+    }
+    rule, deltas = (RULES | drawn)[name], random_deltas(3)
+    eager = merging.dense(rule(deltas))
+    assert far(jax.jit(lambda given: merging.dense(rule(given)))(deltas), eager) < 1e-5
+
+    def size(given):
+        return sum(jnp.square(each).sum() for each in merging.dense(rule(given)).values())
+
+    slopes = jax.tree.leaves(jax.grad(size)(deltas))
+    assert all(bool(jnp.isfinite(slope).all()) for slope in slopes)
+    assert any(bool(jnp.any(slope != 0)) for slope in slopes)
+
+
+def _reference_ties(vectors, density, scale, weights):
+    """The formula of the paper, on whole vectors, in numpy."""
+    trimmed = []
+    for vector in vectors:
+        keep = np.argsort(-np.abs(vector), kind='stable')[: round(density * vector.size)]
+        thin = np.zeros_like(vector)
+        thin[keep] = vector[keep]
+        trimmed.append(thin)
+    trimmed = np.stack(trimmed)
+    mass = (weights[:, None] * trimmed).sum(0)
+    sign = np.sign(mass)
+    sign[sign == 0] = np.sign(sign.sum())
+    agrees = np.sign(trimmed) == sign
+    total = (weights[:, None] * trimmed * agrees).sum(0)
+    return scale * total / np.maximum((weights[:, None] * agrees * (trimmed != 0)).sum(0), 1e-12)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(
+    st.integers(0, 10**6), st.sampled_from([0.1, 0.2, 0.5, 1.0]), st.integers(1, 4), st.booleans()
+)
+def test_ties_is_the_formula_of_its_paper(seed, density, count, weighted):
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(count, 60)).astype(np.float32)
+    weights = random.uniform(0.1, 1.0, count).astype(np.float32) if weighted else np.ones(count)
+    base = {'a': jnp.zeros((5, 6)), 'b': jnp.zeros(30)}
+    deltas = [
+        merging.delta_of({'a': jnp.asarray(v[:30]).reshape(5, 6), 'b': jnp.asarray(v[30:])}, base)
+        for v in vectors
+    ]
+    merged = merging.ties(
+        deltas, density=density, scale=0.7, weights=list(weights) if weighted else None
+    )
+    found = np.concatenate([np.asarray(each).ravel() for each in merging.dense(merged).values()])
+    expected = _reference_ties(vectors.astype(np.float64), density, 0.7, weights.astype(float))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(st.integers(0, 10**6), st.floats(0.01, 1.0))
+def test_trimming_keeps_the_largest(seed, density):
+    values = np.random.default_rng(seed).normal(size=37).astype(np.float32)
+    delta = merging.delta_of({'w': jnp.asarray(values)}, {'w': jnp.zeros(37)})
+    left = np.asarray(merging.trimmed(delta, density)['w'].matrix())[0]
+    count = max(1, round(density * 37))
+    assert (left != 0).sum() == count
+    assert set(np.flatnonzero(left)) == set(np.argsort(-np.abs(values))[:count])
