@@ -6,7 +6,7 @@ from peftjax.merging.coefficients import Soup, adamerging, entropy, greedy_soup
 from peftjax.merging.deltas import apply_delta, delta, delta_of
 from peftjax.merging.extract import Extracted, to_lora
 from peftjax.merging.signs import breadcrumbs, dare, della, sce, ties
-from peftjax.merging.spaces import Cores, core_space, cores, from_cores
+from peftjax.merging.spaces import Cores, Rule, core_space, cores, from_cores
 from peftjax.merging.span import average, weighted_sum
 from peftjax.merging.statistics import fisher, regmean
 from peftjax.merging.trimming import dropped, trimmed
@@ -18,6 +18,7 @@ __all__ = [
     'Extracted',
     'Factored',
     'Full',
+    'Rule',
     'Soup',
     'adamerging',
     'apply_delta',
