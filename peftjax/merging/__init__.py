@@ -5,6 +5,13 @@ from peftjax.merging.changes import Change, Delta, Factored, Full, dense, split
 from peftjax.merging.coefficients import Soup, adamerging, entropy, greedy_soup
 from peftjax.merging.deltas import apply_delta, delta, delta_of
 from peftjax.merging.extract import Extracted, to_lora
+from peftjax.merging.measures import (
+    cosines,
+    heat_map,
+    intruder_dimensions,
+    sign_conflicts,
+    table,
+)
 from peftjax.merging.signs import breadcrumbs, dare, della, sce, ties
 from peftjax.merging.spaces import Cores, Rule, core_space, cores, from_cores
 from peftjax.merging.span import average, weighted_sum
@@ -26,6 +33,7 @@ __all__ = [
     'breadcrumbs',
     'core_space',
     'cores',
+    'cosines',
     'dare',
     'della',
     'delta',
@@ -36,13 +44,17 @@ __all__ = [
     'fisher',
     'from_cores',
     'greedy_soup',
+    'heat_map',
+    'intruder_dimensions',
     'karcher_mean',
     'model_stock',
     'multi_slerp',
     'regmean',
     'sce',
+    'sign_conflicts',
     'slerp',
     'split',
+    'table',
     'ties',
     'to_lora',
     'trimmed',

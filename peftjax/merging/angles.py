@@ -42,7 +42,7 @@ def slerp(first: Delta, second: Delta, t: Any, *, per: Per = 'tensor') -> Delta:
     share = jnp.asarray(t, jnp.float32)
 
     def coefficients(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T']:
-        cosine = _cosines(inner)[..., 0, 1]
+        cosine = directions(inner)[..., 0, 1]
         zero = (inner[..., 0, 0] == 0) | (inner[..., 1, 1] == 0)
         linear = zero | (jnp.abs(cosine) > _PARALLEL)
         angle = jnp.arccos(jnp.where(linear, 0.0, cosine))
@@ -58,7 +58,7 @@ def _norms(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stac
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-def _cosines(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T T']:
+def directions(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T T']:
     """Cosines of the angles; zero beside a zero delta."""
     inverse = _inverse(_norms(inner))
     return jnp.clip(inner * inverse[..., None, :] * inverse[..., None], -1.0, 1.0)
@@ -105,7 +105,7 @@ def karcher_mean(
     shares = shared(weights, len(deltas))
 
     def coefficients(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T']:
-        norms, cosines = _norms(inner), _cosines(inner)
+        norms, cosines = _norms(inner), directions(inner)
         alive = jnp.where(norms > 0, jnp.broadcast_to(shares, norms.shape), 0.0)
         alive = alive * _inverse(alive.sum(-1))[..., None]
 
@@ -191,7 +191,7 @@ def model_stock(deltas: Sequence[Delta], *, per: Per = 'tensor') -> Delta:
     count = len(deltas)
 
     def coefficients(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T']:
-        cosines = _cosines(inner)
+        cosines = directions(inner)
         pairs = cosines.sum((-1, -2)) - jnp.diagonal(cosines, axis1=-2, axis2=-1).sum(-1)
         cosine = jnp.maximum(pairs / max(1, count * (count - 1)), 0.0)
         ratio = count * cosine / (1 + (count - 1) * cosine) if count > 1 else jnp.ones_like(cosine)
