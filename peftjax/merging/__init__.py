@@ -12,6 +12,7 @@ from peftjax.merging.measures import (
     sign_conflicts,
     table,
 )
+from peftjax.merging.mixtures import arrow, x_lora
 from peftjax.merging.signs import breadcrumbs, dare, della, sce, ties
 from peftjax.merging.spaces import Cores, Rule, core_space, cores, from_cores
 from peftjax.merging.span import average, weighted_sum
@@ -29,6 +30,7 @@ __all__ = [
     'Soup',
     'adamerging',
     'apply_delta',
+    'arrow',
     'average',
     'breadcrumbs',
     'core_space',
@@ -59,4 +61,5 @@ __all__ = [
     'to_lora',
     'trimmed',
     'weighted_sum',
+    'x_lora',
 ]

@@ -1,0 +1,99 @@
+"""Mixtures of LoRAs keep the contract of methods, and compute their formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peftjax
+from peftjax import merging, testing
+from tests.contract_models import HIDDEN, IDS, LAYERS, MODELS, WIDTH
+from tests.deltas import far
+
+TARGETS = r'layers.*/(up|down)'
+ONE = r'layers.*/up'
+COUNT = 3
+
+
+def _deltas(model, targets=TARGETS):
+    deltas = []
+    for i in range(COUNT):
+        tx = peftjax.lora(rank=1 + i, targets=targets)
+        adapter, frozen = tx.init(jax.random.key(i), model)
+        deltas.append(merging.delta(model, tx, testing.perturb(adapter, i, 0.3), frozen))
+    return deltas
+
+
+@pytest.mark.parametrize('form', ['linen scanned', 'nnx looped'])
+@pytest.mark.parametrize('top', [None, 2])
+def test_x_lora_keeps_the_laws_of_methods(form, top):
+    model = MODELS[form]()
+    deltas = _deltas(model)
+    case = testing.Case(
+        make=lambda targets: merging.x_lora(deltas, top=top, targets=targets),
+        targets=TARGETS,
+        model=model,
+        inputs={'ids': IDS},
+        fewer_targets=ONE,
+        identity=None,
+        mergeable=False,
+        parameters=LAYERS * COUNT * (WIDTH + HIDDEN + 2),
+    )
+    testing.check(case)
+
+
+def _mlp_deltas():
+    mlp = testing.tiny_mlp()
+    return mlp, _deltas(mlp, r'hidden|out')
+
+
+def test_arrow_is_its_formula():
+    mlp, deltas = _mlp_deltas()
+    tx = merging.arrow(deltas, top=2, temperature=0.5)
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    assert not jax.tree.leaves(adapter)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)), jnp.float32)
+
+    def layer(x, path, bias):
+        matrices = [np.asarray(delta[path].matrix()) for delta in deltas]
+        scores = np.stack([np.abs(x @ np.linalg.svd(m)[0][:, 0]) for m in matrices], -1) / 0.5
+        scores[scores < np.sort(scores, -1)[:, -2:-1]] = -np.inf
+        shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        name = path.split('/')[0]
+        y = x @ np.asarray(mlp.params[name]['kernel']) + np.asarray(mlp.params[name][bias])
+        return y + sum(shares[:, i : i + 1] * (x @ m) for i, m in enumerate(matrices))
+
+    expected = layer(
+        np.maximum(layer(np.asarray(x), 'hidden/kernel', 'bias'), 0), 'out/kernel', 'bias'
+    )
+    found = jax.jit(peftjax.adapt(mlp, tx))(adapter, frozen, x=x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_fresh_gates_are_the_mean_of_the_adapters():
+    mlp, deltas = _mlp_deltas()
+    tx = merging.x_lora(deltas)
+    x = jnp.ones((5, 4))
+    mixed = peftjax.adapt(mlp, tx)(*tx.init(jax.random.key(0), mlp), x=x)
+    mean = merging.apply_delta(mlp.params, merging.average(deltas))
+    assert far(mixed, mlp.apply(mean, x)) < 1e-5
+
+
+def test_a_mixture_refuses_by_name():
+    mlp, deltas = _mlp_deltas()
+    full = merging.delta_of(mlp.params, mlp)
+    for act, error, words in [
+        (lambda: merging.arrow([full]), ValueError, 'is full, and a mixture takes factors'),
+        (lambda: merging.arrow(deltas, top=4), ValueError, 'from 1 to 3'),
+        (lambda: merging.arrow(deltas, temperature=0.0), ValueError, 'temperature is 0.0'),
+    ]:
+        with pytest.raises(error, match=words):
+            act()
+    tx = merging.arrow(deltas)
+    with pytest.raises(peftjax.MergeError, match='hidden/kernel'):
+        tx.merge(*tx.init(jax.random.key(0), mlp))
+    few = merging.arrow(
+        [merging.split(each, r'out/kernel')[0] for each in deltas], targets=r'hidden'
+    )
+    with pytest.raises(peftjax.TargetError, match="no delta changes 'hidden/kernel'"):
+        few.init(jax.random.key(0), mlp)
