@@ -1,31 +1,149 @@
-"""`peftjax merge`: a checkpoint that computes what base and adapter do together."""
+"""`peftjax merge`: a checkpoint, or a LoRA, that computes what base and adapters do together."""
 
 import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 import peftjax
+from peftjax import merging
 from peftjax.cli.parser import Parser
-from peftjax.cli.source import ADAPTER, BASE, RUN, add_labels, add_which, open_source
+from peftjax.cli.source import ADAPTER, BASE, RUN, Source, add_labels, add_which, open_source
+
+_Rule = Callable[[Sequence[merging.Delta], argparse.Namespace], merging.Delta]
+
+RULES: dict[str, _Rule] = {
+    'average': lambda deltas, given: merging.average(deltas, given.weights),
+    'sum': lambda deltas, given: merging.weighted_sum(deltas, _asked(given, 'weights')),
+    'ties': lambda deltas, given: merging.ties(deltas, weights=given.weights, **_density(given)),
+    'dare': lambda deltas, given: merging.dare(
+        deltas, _key(given), density=_asked(given, 'density'), weights=given.weights
+    ),
+    'della': lambda deltas, given: merging.della(
+        deltas, _key(given), density=_asked(given, 'density'), weights=given.weights
+    ),
+    'breadcrumbs': lambda deltas, given: merging.breadcrumbs(
+        deltas, weights=given.weights, **_density(given)
+    ),
+    'sce': lambda deltas, given: merging.sce(deltas, **_density(given)),
+    'karcher': lambda deltas, given: merging.karcher_mean(deltas, given.weights),
+    'model_stock': lambda deltas, given: merging.model_stock(deltas),
+}
+_IGNORED = {
+    'weights': ('sce', 'model_stock'),
+    'density': ('average', 'sum', 'karcher', 'model_stock'),
+    'seed': tuple(name for name in RULES if name not in ('dare', 'della')),
+}
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', help=f'{BASE}, but no .gguf file; or {RUN}')
-    parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; left out for a run')
+    parser.add_argument(
+        'adapters', nargs='*', metavar='adapter', help=f'{ADAPTER}; several, or none for a run'
+    )
     parser.add_argument('out', help='the folder to write; transformers and peftjax.load read it')
     parser.add_argument(
         '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of the file'
+    )
+    several = parser.add_argument_group('several adapters', 'see docs/merging.md')
+    several.add_argument('--rule', choices=tuple(RULES), help='how they are merged (average)')
+    several.add_argument(
+        '--weights', type=_numbers, metavar='W,W', help='one number for all adapters, or one each'
+    )
+    several.add_argument('--density', type=float, metavar='D', help='the share that stays of each')
+    several.add_argument('--seed', type=int, metavar='N', help='of what is drawn (0)')
+    several.add_argument(
+        '--core', action='store_true', help='merge in Core Space; of LoRAs and their relatives'
+    )
+    several.add_argument(
+        '--without',
+        metavar='PATTERN',
+        help='leaves of the base to leave as they are, such as heads',
+    )
+    several.add_argument(
+        '--rank', type=int, metavar='R', help="write a LoRA of this rank in peft's files instead"
     )
     add_which(parser)
     add_labels(parser)
 
 
+def _numbers(text: str) -> float | list[float]:
+    found = [float(each) for each in text.split(',')]
+    return found if len(found) > 1 else found[0]
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the checkpoint and prints its folder."""
-    source = open_source(arguments, scan=False)
-    merged = peftjax.dequantize(source.transform.merge(source.adapter, source.frozen))
-    merged = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), merged)
-    peftjax.save_checkpoint(arguments.out, source.model, merged, source.base)
+    """Writes the checkpoint, or the LoRA, and prints its folder."""
+    first, *others = arguments.adapters or [None]
+    source = _open(arguments, first)
+    if _rule_is_asked(arguments):
+        # One base at a time: of the other sources the deltas alone are kept.
+        deltas = [_delta(source), *(_delta(_open(arguments, each)) for each in others)]
+        merged = merged_delta(deltas, arguments)
+        if arguments.rank is not None:
+            found = merging.to_lora(merged, source.model, rank=arguments.rank)
+            peftjax.save_adapter(arguments.out, source.model, found.transform, found.adapter)
+            print(arguments.out)
+            return
+        params = merging.apply_delta(peftjax.dequantize(source.model.params), merged)
+    else:
+        params = peftjax.dequantize(source.transform.merge(source.adapter, source.frozen))
+    params = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), params)
+    peftjax.save_checkpoint(arguments.out, source.model, params, source.base)
     print(arguments.out)
     if source.model.only_here:
         print(f'read it with peftjax alone: {source.model.only_here}')
+
+
+def _delta(source: Source) -> merging.Delta:
+    return merging.delta(source.model, source.transform, source.adapter, source.frozen)
+
+
+def _open(arguments: argparse.Namespace, adapter: str | None) -> Source:
+    return open_source(argparse.Namespace(**{**vars(arguments), 'adapter': adapter}), scan=False)
+
+
+def _rule_is_asked(given: argparse.Namespace) -> bool:
+    return (
+        len(given.adapters) > 1
+        or given.core
+        or any(getattr(given, name) is not None for name in ('rule', 'rank', 'without', *_IGNORED))
+    )
+
+
+def merged_delta(deltas: Sequence[merging.Delta], given: argparse.Namespace) -> merging.Delta:
+    """The delta that the rule makes of those of the adapters.
+
+    Raises:
+        ValueError: a flag that the rule does not take, or one that it needs is missing.
+        TargetError: `--without` matches no leaf that an adapter changes.
+    """
+    name = given.rule or 'average'
+    for flag, rules in _IGNORED.items():
+        if name in rules and getattr(given, flag) is not None:
+            raise ValueError(f'--rule {name} takes no --{flag}; leave it out')
+    if given.without is not None:
+        names = {path: change for each in deltas for path, change in each.items()}
+        left = merging.split(names, given.without)[1]
+        deltas = [{path: each[path] for path in each if path in left} for each in deltas]
+
+    def rule(deltas: Sequence[merging.Delta]) -> merging.Delta:
+        return RULES[name](deltas, given)
+
+    return (merging.core_space(rule) if given.core else rule)(deltas)
+
+
+def _asked(given: argparse.Namespace, flag: str) -> Any:
+    value = getattr(given, flag)
+    if value is None:
+        raise ValueError(f'--rule {given.rule} needs --{flag}')
+    return value
+
+
+def _density(given: argparse.Namespace) -> dict[str, Any]:
+    return {} if given.density is None else {'density': given.density}
+
+
+def _key(given: argparse.Namespace) -> jax.Array:
+    return jax.random.key(given.seed or 0)
