@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,13 +14,17 @@ from matplotlib.ticker import MaxNLocator
 
 from peftjax.sweep.intervals import Setting, ended
 from peftjax.sweep.names import Line, short, show
+from peftjax.train.files import new_file
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow.
 COLOURS = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000 #8c564b'.split()
 _MARKS = 'osD^vPX*'
 _LINES = '-', '--', ':', '-.'
+# What stands between two dollar signs, in targets say, is no mathematics.
+_PLAIN = {'text.parse_math': False, 'text.usetex': False}
 
 
+@matplotlib.rc_context(_PLAIN)
 def scatter(
     file: Path,
     settings: Sequence[Setting],
@@ -94,6 +99,7 @@ def _half(setting: Setting) -> float:
     return half if math.isfinite(half) else 0.0
 
 
+@matplotlib.rc_context(_PLAIN)
 def curves(
     file: Path,
     name: str,
@@ -146,9 +152,11 @@ def _finish(figure: Figure, axes: Axes, title: str, file: Path) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(fontsize=9, title=title, title_fontsize=9, loc='outside right upper')
-    figure.savefig(file, dpi=150)
+    with new_file(file) as new:
+        figure.savefig(new, dpi=150)
 
 
+@matplotlib.rc_context(_PLAIN)
 def heat_map(file: Path, lines: Sequence[Line], fields: Sequence[str], metric: str) -> None:
     """Two fields as a map of the mean score; no file where no run ended.
 
@@ -190,7 +198,8 @@ def heat_map(file: Path, lines: Sequence[Line], fields: Sequence[str], metric: s
             colour = 'black' if bright else 'white'
             axes.text(j, i, f'{value:.4g}', ha='center', va='center', fontsize=9, color=colour)
     figure.colorbar(image, label=metric)
-    figure.savefig(file, dpi=150)
+    with new_file(file) as new:
+        figure.savefig(new, dpi=150)
 
 
 def bands(all_values: Sequence[Any]) -> list[list[Any]]:

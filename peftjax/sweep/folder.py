@@ -16,9 +16,9 @@ from peftjax.sweep.groups import Group
 from peftjax.sweep.names import show
 from peftjax.sweep.rows import SweepRun
 from peftjax.train.artifacts import RESULT
-from peftjax.train.checkpoints import differences
-from peftjax.train.files import write_whole
+from peftjax.train.files import new_file, write_whole
 from peftjax.train.trackers.log import read_metrics
+from peftjax.train.wholeness import differences
 
 _ABOUT = 'sweep.json'
 
@@ -160,9 +160,8 @@ class SweepFolder:
         table = pa.table(columns)
         with filelock.FileLock(self.path / '.lock'):
             for suffix, write in (('parquet', parquet.write_table), ('csv', csv.write_csv)):
-                new = self.path / f'.results.{suffix}.new'
-                write(table, new)
-                new.replace(self.path / f'results.{suffix}')
+                with new_file(self.path / f'results.{suffix}') as new:
+                    write(table, new)
         return lines
 
 

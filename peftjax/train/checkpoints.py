@@ -2,11 +2,13 @@
 
 A checkpoint holds the adapter, the optimiser's state, the step, the PRNG key, the position in the
 data, scores, and all settings; the base by its name in the settings and by a fingerprint of its
-values.
+values. One digest is of all that, so that a checkpoint is whole or is not used.
 """
 
 import shutil
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +18,21 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from peftjax.interop.whole import flush, flush_one
 from peftjax.train.fingerprint import fingerprint
 from peftjax.train.step import TrainState
+from peftjax.train.wholeness import (
+    as_json,
+    beside,
+    differences,
+    digest,
+    first_line,
+    passing,
+    unreadable,
+)
 
-# Placement-only fields: they may change between save and restore.
-_MAY_CHANGE = frozenset({'mesh'})
+# Seconds before a checkpoint that could not be read is read again.
+_PAUSES = 0.1, 1.0
 
 
 class CheckpointsError(RuntimeError):
@@ -34,17 +46,43 @@ class Restored(NamedTuple):
     about: dict[str, Any]
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
+
+
 class Checkpoints:
     """The checkpoints of one work folder: the newest `keep`.
 
-    They are written while training goes on, into a folder that gets its name when it is whole. The
-    state is stored as a flat `{path: array}`, so that reading it back needs no pytree class of the
-    library, with a fingerprint of its own: one whose files were cut or changed later is moved to
-    `damaged/`, and the run goes on from the one before.
+    They are written while training goes on, into a folder that gets its name when it is whole, and
+    each is flushed to the disk before the next one is begun, so that one at least is there after a
+    power cut. The state is stored as a flat `{path: array}`, so that reading it back needs no
+    pytree class of the library. One digest covers arrays, position, scores and settings: where it
+    differs, a file was cut or changed later; the run goes on from the one before, and the damaged
+    one is moved to `damaged/`. One that the system cannot read at the moment is never moved.
     """
 
-    def __init__(self, workdir: Path, config: Mapping[str, Any], base: str, keep: int = 2):
-        self._config, self._base = dict(config), base
+    def __init__(
+        self,
+        workdir: Path,
+        config: Mapping[str, Any],
+        base: str,
+        keep: int = 2,
+        say: Callable[[str], None] = _warn,
+    ):
+        """Opens a work folder.
+
+        Args:
+            workdir: of the run.
+            config: all settings, as JSON holds them.
+            base: fingerprint of all that is not trained.
+            keep: how many of the newest stay.
+            say: is told what was damaged, and what could be read only later.
+
+        Raises:
+            CheckpointsError: the folder has damaged checkpoints and no others.
+        """
+        self._config, self._base, self._say = as_json(config), base, say
+        self._flushed: int | None = None
         self._name = config.get('model', {}).get('source', 'the model')
         self._folder = (workdir / 'checkpoints').resolve()
         self._damaged = workdir / 'damaged'
@@ -55,6 +93,11 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        if self.latest_step is None and any(self._damaged.glob('[0-9]*')):
+            raise CheckpointsError(
+                f'{self._folder} holds no checkpoint, and {self._damaged} some that are damaged: '
+                'the run would start from step 0. Put a whole one back, or choose another --workdir'
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -80,14 +123,16 @@ class Checkpoints:
         if step == self.latest_step:
             return
         flat = jax.block_until_ready(jax.tree.map(jnp.copy, _flatten(state)))
-        marks = {'base': self._base, 'state': fingerprint(flat)}
+        about, state_mark = as_json(about), fingerprint(flat)
+        whole = digest(self._config, about, self._base, state_mark)
+        self.wait()
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(flat),
-                    about=ocp.args.JsonSave(dict(about)),
-                    marks=ocp.args.JsonSave(marks),
+                    about=ocp.args.JsonSave(about),
+                    marks=ocp.args.JsonSave({'base': self._base, 'digest': whole}),
                     config=ocp.args.JsonSave(self._config),
                 ),
             )
@@ -103,6 +148,11 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            step = self.latest_step
+            if step is not None and step != self._flushed and jax.process_index() == 0:
+                flush(self._folder / str(step))
+                flush_one(self._folder)
+                self._flushed = step
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -111,20 +161,28 @@ class Checkpoints:
 
         Raises:
             ValueError: it was written under other settings, or on another base.
-            CheckpointsError: none of those there is whole.
+            CheckpointsError: none of those there is whole, or the system cannot read one.
         """
-        reasons = []
+        reasons: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                return self._restore(step, like)
+                found = self._read(step, like)
             except _NotOursError as error:
                 raise ValueError(str(error)) from None
-            except Exception as error:  # noqa: BLE001 (what a damaged file raises has no class)
-                reasons.append(f'step {step}: {str(error).strip().splitlines()[0][:200]}')
-            self._set_aside(step)
+            except _DamagedError as error:
+                reasons[step] = str(error)
+                continue
+            for damaged, reason in reasons.items():
+                self._set_aside(damaged)
+                self._say(
+                    f'the checkpoint of step {damaged} is damaged ({reason}): it is in '
+                    f'{self._damaged} now, and the run goes on from step {step}'
+                )
+            return found
+        said = '; '.join(f'step {step}: {reason}' for step, reason in reasons.items())
         raise CheckpointsError(
-            f'no checkpoint in {self._folder} is whole ({"; ".join(reasons)}); they are in '
-            f'{self._damaged} now. Start again in another --workdir, or put whole ones back'
+            f'no checkpoint in {self._folder} is whole ({said}); start again in another --workdir, '
+            'or put whole ones back'
         )
 
     def _set_aside(self, step: int) -> None:
@@ -136,28 +194,60 @@ class Checkpoints:
         multihost_utils.sync_global_devices(f'step {step} is damaged')
         self._manager.reload()
 
+    def _read(self, step: int, like: TrainState) -> Restored:
+        """Reads a checkpoint, some times where it must be.
+
+        Raises:
+            _DamagedError: all its files can be read, and they are not what was saved.
+            CheckpointsError: the system cannot read a file.
+        """
+        reason, failure = '', None
+        for pause in (*_PAUSES, None):
+            try:
+                found = self._restore(step, like)
+            except _NotOursError:
+                raise
+            except Exception as error:  # noqa: BLE001 (what a damaged file raises has no class)
+                reason, failure = first_line(error), error
+            else:
+                if reason:
+                    self._say(f'step {step} could be read only when it was tried again: {reason}')
+                return found
+            if pause is not None:
+                time.sleep(pause)
+        why = passing(failure) or unreadable(self._folder / str(step))
+        if why is not None:
+            raise CheckpointsError(
+                f'the checkpoint of step {step} in {self._folder} cannot be read: {why}. '
+                'Nothing was moved or changed; start again when it can be read'
+            )
+        raise _DamagedError(reason)
+
     def _restore(self, step: int, like: TrainState) -> Restored:
         read = self._manager.restore
-        json = ocp.args.JsonRestore()
-        saved = read(step, args=ocp.args.Composite(config=json, about=json, marks=json))
-        changed = differences(saved['config'], self._config)
+        parts = ocp.args.JsonRestore()
+        saved = read(step, args=ocp.args.Composite(config=parts, about=parts, marks=parts))
+        config, about, base = saved['config'], saved['about'], saved['marks']['base']
+        whole = saved['marks']['digest']
+        if whole['beside'] != beside(config, about, base):
+            raise ValueError('what stands beside its arrays is not what was saved')
+        changed = differences(config, self._config)
         if changed:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run with other settings '
                 f'({"; ".join(changed)}): choose another --workdir, or give the same settings'
             )
-        if saved['marks']['base'] != self._base:
+        if base != self._base:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run on another base: the values of '
                 f'{self._name} have the fingerprint {self._base}, those it '
-                f'was trained on {saved["marks"]["base"]}. Choose another --workdir, or give the '
-                'same base'
+                f'was trained on {base}. Choose another --workdir, or give the same base'
             )
         flat = _flatten(like)
         state = read(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat)))['state']
-        if fingerprint(state) != saved['marks']['state']:
+        if whole['all'] != digest(config, about, base, fingerprint(state))['all']:
             raise ValueError('its arrays are not those that were saved')
-        return Restored(_unflatten(state, like), saved['about'])
+        return Restored(_unflatten(state, like), about)
 
     def close(self) -> None:
         """Waits, and closes.
@@ -169,10 +259,10 @@ class Checkpoints:
         self._manager.close()
 
     def _unwritten(self, error: Exception) -> CheckpointsError:
-        reason = str(error).strip().splitlines()[0][:300] or type(error).__name__
         return CheckpointsError(
-            f'a checkpoint could not be written to {self._folder}: {reason}. The newest whole one '
-            f'is of step {self.latest_step}; start again with the same --workdir to go on from it'
+            f'a checkpoint could not be written to {self._folder}: {first_line(error)}. The '
+            f'newest whole one is of step {self.latest_step}; start again with the same --workdir '
+            'to go on from it'
         )
 
 
@@ -180,23 +270,8 @@ class _NotOursError(Exception):
     """A whole checkpoint of something else."""
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
-    """What differs between two nested configs, one text `name: old -> new` for each field.
-
-    Where a run is placed is left out.
-
-    Example:
-        >>> differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'c': 2})
-        ['a.b: 1 -> 3']
-    """
-    found = []
-    for name in sorted((old.keys() | new.keys()) - (set() if prefix else _MAY_CHANGE)):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f'{prefix}{name}.')
-        elif before != after:
-            found.append(f'{prefix}{name}: {before!r} -> {after!r}')
-    return found
+class _DamagedError(Exception):
+    """A checkpoint that is not what was saved."""
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:

@@ -1,11 +1,18 @@
 """Files that are whole or not there."""
 
-import os
 from pathlib import Path
+
+from peftjax.interop import whole
+from peftjax.interop.whole import new_file
+
+__all__ = ['new_file', 'write_whole']
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a text beside the file and puts it in its place in one go.
+
+    Raises:
+        OSError: it cannot be written; an older file is left as it was.
 
     Example:
         >>> folder = getfixture('tmp_path')
@@ -13,6 +20,5 @@ def write_whole(path: Path, text: str) -> None:
         >>> [path.name for path in folder.iterdir()]
         ['a.json']
     """
-    new = path.with_name(f'.{path.name}.new')
-    new.write_text(text, encoding='utf-8')
-    os.replace(new, path)
+    with new_file(path) as new:
+        whole.write_text(new, text)

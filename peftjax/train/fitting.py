@@ -262,7 +262,7 @@ def run_alone(
         checkpoints = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints = Checkpoints(folder, run.description, base)
+            checkpoints = Checkpoints(folder, run.description, base, say=_printing(console))
             stack.enter_context(closing(checkpoints))
         shown = _Shown(console)
         machine = peftjax.plan.machine_here()
@@ -291,6 +291,10 @@ def run_alone(
     best = last if member.best is None else member.best_written(engine.state(0))
     step = None if member.best is None else member.best.step
     return Fit(run.model, run.transform, run.task, last, beside.frozen, best, step, result, folder)
+
+
+def _printing(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, highlight=False, markup=False)
 
 
 class _Shown:

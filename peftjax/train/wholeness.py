@@ -1,0 +1,74 @@
+"""What tells whether a checkpoint is whole, and of which run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Placement-only fields: they may change between save and restore.
+MAY_CHANGE = frozenset({'mesh'})
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
+    """What differs between two nested configs, one text `name: old -> new` for each field.
+
+    Where a run is placed is left out.
+
+    Example:
+        >>> differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'c': 2})
+        ['a.b: 1 -> 3']
+    """
+    found = []
+    for name in sorted((old.keys() | new.keys()) - (set() if prefix else MAY_CHANGE)):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f'{prefix}{name}.')
+        elif before != after:
+            found.append(f'{prefix}{name}: {before!r} -> {after!r}')
+    return found
+
+
+def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
+def beside(config: Any, about: Any, base: Any) -> str:
+    """A digest of what a checkpoint holds beside its arrays."""
+    text = json.dumps([config, about, base], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest(config: Any, about: Any, base: Any, state: str) -> dict[str, str]:
+    """Digests of all of a checkpoint, and of all but its arrays, which can be told without them."""
+    first = beside(config, about, base)
+    return {'beside': first, 'all': hashlib.sha256((first + state).encode()).hexdigest()}
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def passing(error: BaseException | None) -> str | None:
+    """What the system said where that is no fault of the files; None where it said nothing."""
+    while error is not None:
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not absent):
+            return first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def unreadable(folder: Path) -> str | None:
+    """What the system says of the first file of a folder that it cannot read; None if it can."""
+    try:
+        for path in sorted(folder.rglob('*')):
+            if path.is_file():
+                with path.open('rb') as file:
+                    while file.read(2**20):
+                        pass
+    except OSError as error:
+        return f'{error.filename}: {error.strerror}'
+    return None
