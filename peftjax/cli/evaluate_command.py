@@ -10,6 +10,7 @@ import peftjax
 from peftjax.cli.parser import Parser, UsageError, settings_of
 from peftjax.cli.source import ADAPTER, BASE, RUN, Source, add_which, is_run
 from peftjax.evaluation.harness import evaluate_tasks, language_model
+from peftjax.train.files import write_whole
 from peftjax.train.inference import evaluate
 from peftjax.train.run_folder import RunFolder
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, value in scores.items():
         print(f'{name:40} {value:.4f}' if isinstance(value, float) else f'{name:40} {value}')
     if arguments.out is not None:
-        Path(arguments.out).write_text(json.dumps(scores, indent=2) + '\n', encoding='utf-8')
+        write_whole(Path(arguments.out), json.dumps(scores, indent=2) + '\n')
 
 
 def _on_split(arguments: argparse.Namespace) -> Mapping[str, Any]:

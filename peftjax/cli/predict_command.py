@@ -12,6 +12,7 @@ from peftjax.cli.evaluate_command import open_folder
 from peftjax.cli.parser import Parser, UsageError
 from peftjax.cli.source import RUN, add_which
 from peftjax.train.data.table_files import read_table
+from peftjax.train.files import new_file
 from peftjax.train.inference import predict
 from peftjax.train.settings import DataSettings
 
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     if out is None:
         _write_json(rows, sys.stdout)
         return
-    with out.open('w', encoding='utf-8', newline='') as file:
+    with new_file(out) as new, new.open('x', encoding='utf-8', newline='') as file:
         (_write_csv if out.suffix == '.csv' else _write_json)(rows, file)
     print(out)
 

@@ -1,5 +1,6 @@
 """`export_gguf`: LoRA as a GGUF adapter, which llama.cpp loads beside a GGUF base."""
 
+import errno
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ from peftjax.core import paths
 from peftjax.core.entries import Adapter, check_entries
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
+from peftjax.interop import whole
+from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_files import LLAMA_GGUF_NAMES, permute
+from peftjax.interop.gguf_format import open_gguf, read_tensor
 from peftjax.interop.peft.names import sliced
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.names import slots
@@ -44,6 +48,7 @@ def export_gguf(
         ValueError: another method or family, a lookup (llama.cpp transposes those), another
             ending.
         AdapterError: the adapter is of another transform.
+        OSError: it cannot be written, on a full disk say; an older one is left as it was.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -76,9 +81,18 @@ def export_gguf(
         )
     check_entries(adapter, 'lora', ('a', 'b'))
     tensors, alpha = _tensors(model, model.config, about.arguments, adapter)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f'.{target.name}.new')
-    writer = gguf.GGUFWriter(new, _architecture(model.config))
+    with whole.new_file(target) as new:
+        _write(new, model.config, tensors, alpha, name)
+
+
+def _write(
+    path: pathlib.Path,
+    config: LlamaConfig,
+    tensors: Mapping[str, np.ndarray],
+    alpha: float,
+    name: str,
+) -> None:
+    writer = gguf.GGUFWriter(path, _architecture(config))
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, 'lora')
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
@@ -92,7 +106,17 @@ def export_gguf(
         writer.write_tensors_to_file()
     finally:
         writer.close()
-    os.replace(new, target)
+    # The writer says nothing where the disk is full.
+    try:
+        stored = open_gguf(path)
+        same = set(stored.tensors) == set(tensors) and all(
+            whole.same_bytes(read_tensor(stored, tensor), np.ascontiguousarray(value))
+            for tensor, value in tensors.items()
+        )
+    except CheckpointError as error:
+        raise OSError(errno.ENOSPC, f'was not written whole: {error}', str(path)) from error
+    if not same:
+        raise OSError(errno.EIO, 'has other numbers than were written to it', str(path))
 
 
 def _architecture(config: LlamaConfig) -> str:

@@ -1,6 +1,7 @@
 """`load`: a checkpoint on disk or on the hub, as a Model."""
 
 import os
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from peftjax.interop import assemble, gguf_files, packing, sources
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf
 from peftjax.interop.safetensors_files import has_weights, open_folder, read_json
+from peftjax.interop.steady import steadily
 from peftjax.interop.tensors import Tensors
 from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from peftjax.models.names import Rule, slots
@@ -184,6 +186,10 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...], abstract: boo
             (re.escape(gguf_files.ROPE_DIVISORS),),
             tokenizer_from_gguf(file.metadata, str(path)),
         )
+    return steadily(path, lambda: _open_folder(path, ignore, abstract))
+
+
+def _open_folder(path: pathlib.Path, ignore: tuple[str, ...], abstract: bool) -> _Checkpoint:
     raw = read_json(path / 'config.json')
     family = family_of(raw.get('model_type'))
     try:

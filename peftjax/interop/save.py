@@ -3,16 +3,16 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
-from peftjax.interop import sources
+from peftjax.interop import sources, whole
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.names import Names, sliced
 from peftjax.interop.safetensors_files import read_json
@@ -35,14 +35,17 @@ def save_checkpoint(
     arguments: other libraries would compute something else with the file.
 
     Args:
-        folder: is made; may not be the source itself. Gets config.json, model.safetensors and what
-            the source has of a tokenizer.
+        folder: of config.json, model.safetensors and what the source has of a tokenizer; is made,
+            or takes the place of an older one in one step, when all is on the disk. Other files in
+            it stay. May not be the source itself.
         model: of `peftjax.load`, which knows the names of tensors.
         params: of its structure, merged for example; written in their own dtype.
         source: what the model was loaded from, in Hugging Face layout: a folder, or a hub id.
 
     Raises:
-        CheckpointError: a source without a config.json (a GGUF file), or the target itself.
+        CheckpointError: a source without a config.json (a GGUF file), or the target itself; a
+            file of its tokenizer that is a link to another folder, which would be published.
+        OSError: it cannot be written, on a full disk say; an older one is left as it was.
         ValueError: params of another structure or shape, or quantised ones, with the path.
 
     Example:
@@ -91,15 +94,22 @@ def save_checkpoint(
     config = read_json(origin / 'config.json') | _head(leaves)
     config['dtype'] = str(next(iter(tensors.values())).dtype)
     config.pop('torch_dtype', None)
-    target.mkdir(parents=True, exist_ok=True)
-    new = {name: target / f'.{name}.new' for name in ('config.json', 'model.safetensors')}
-    save_file(tensors, new['model.safetensors'], metadata={'format': 'pt'})
-    new['config.json'].write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-    for name in ('model.safetensors', 'config.json'):
-        os.replace(new[name], target / name)
-    for name in _TOKENIZER:
-        if (origin / name).is_file():
-            shutil.copyfile(origin / name, target / name)
+    copied = [name for name in _TOKENIZER if (origin / name).is_file()]
+    for name in copied:
+        sources.check_inside(origin, name)
+    with whole.new_folder(target, _is_own) as new:
+        whole.write_tensors(new / 'model.safetensors', tensors, metadata={'format': 'pt'})
+        whole.write_text(new / 'config.json', json.dumps(config, indent=2) + '\n')
+        for name in copied:
+            shutil.copyfile(origin / name, new / name)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file of an older folder belongs to its version: weights, config, tokenizer."""
+    return (
+        name in ('config.json', 'model.safetensors', 'model.safetensors.index.json', *_TOKENIZER)
+        or re.fullmatch(r'model-\d+-of-\d+\.safetensors', name) is not None
+    )
 
 
 def _head(leaves: Any) -> dict[str, Any]:

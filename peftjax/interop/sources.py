@@ -77,6 +77,21 @@ def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
     )
 
 
+def check_inside(folder: pathlib.Path, name: str) -> None:
+    """Checks that a file of a folder lies in it, or in the hub's cache if the folder does.
+
+    Raises:
+        CheckpointError: it is a link to a file elsewhere.
+    """
+    found, inside = (folder / name).resolve(), folder.resolve()
+    cache = inside.parent.parent / 'blobs' if inside.parent.name == 'snapshots' else inside
+    if not (found.is_relative_to(inside) or found.is_relative_to(cache)):
+        raise CheckpointError(
+            f'{folder / name} is a link to {found}, outside its folder; put a copy in its place if '
+            'that file is meant'
+        )
+
+
 def package_path(source: str) -> pathlib.Path:
     """The file or folder that 'package:name/sub/path' means, found without importing the package.
 

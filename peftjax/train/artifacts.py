@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from rich.table import Table
 
 import peftjax
 from peftjax.core.holes import is_hole
-from peftjax.train.files import write_whole
+from peftjax.train.files import new_file, write_whole
 from peftjax.train.member import ADAPTER, LAST, PEFT, Member
 from peftjax.train.step import TrainState
 from peftjax.train.trackers.log import read_metrics
@@ -188,6 +189,8 @@ def card(member: Member, result: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+# What stands between two dollar signs, in the name of a score say, is no mathematics.
+@matplotlib.rc_context({'text.parse_math': False, 'text.usetex': False})
 def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draws the loss and the other scores over steps into a PNG.
 
@@ -210,7 +213,8 @@ def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    with new_file(path) as new:
+        figure.savefig(new, dpi=120)
 
 
 def peak_memory_mib() -> float:

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from peftjax.core import paths
 from peftjax.core.quantized import QuantizedArray, is_quantized
+from peftjax.interop import whole
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.safetensors_files import open_file
 
@@ -123,7 +123,7 @@ def write(path: pathlib.Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
             dtypes[name] = dtype
             value = value[..., None].view(_HELD_AS[dtype])
         tensors[name] = value
-    save_file(tensors, path)
+    whole.write_tensors(path, tensors)
     return {'sha256': _digest(path), 'dtypes': dtypes}
 
 

@@ -32,6 +32,7 @@ from peftjax.interop.folder.write import (
     check_is_transform,
     is_real,
 )
+from peftjax.interop.steady import steadily
 
 # Of the largest number of a weight: how far products differ between machines, in TF32 for example.
 _ROUNDING = 2e-3
@@ -93,11 +94,15 @@ def restore(
     """
     check_is_model(model)
     place = pathlib.Path(folder)
-    fields = _fields(place / DESCRIPTION)
-    trees.check_model(str(place), fields['model'], model.params)
-    about = fields['files']
-    trained = files.Stored(place / ADAPTER, about.get(ADAPTER))
-    others = files.Stored(place / FROZEN, about[FROZEN]) if FROZEN in about else None
+
+    def opened() -> tuple[dict[str, Any], files.Stored, files.Stored | None]:
+        fields = _fields(place / DESCRIPTION)
+        trees.check_model(str(place), fields['model'], model.params)
+        about = fields['files']
+        others = files.Stored(place / FROZEN, about[FROZEN]) if FROZEN in about else None
+        return fields, files.Stored(place / ADAPTER, about.get(ADAPTER)), others
+
+    fields, trained, others = steadily(place, opened)
     reader = _Reader(str(place), fields, model, trained, others)
     if transform is not None:  # What its functions raise is for those who wrote them.
         check_is_transform(transform)
@@ -146,8 +151,12 @@ def read_arrays(folder: str | os.PathLike[str]) -> Arrays:
         CheckpointError: a file that is absent, corrupt, or of another save.
     """
     place = pathlib.Path(folder)
-    fields = _fields(place / DESCRIPTION)
-    stored = files.Stored(place / ADAPTER, fields['files'].get(ADAPTER))
+
+    def opened() -> tuple[dict[str, Any], files.Stored]:
+        fields = _fields(place / DESCRIPTION)
+        return fields, files.Stored(place / ADAPTER, fields['files'].get(ADAPTER))
+
+    fields, stored = steadily(place, opened)
     arrays = {name: stored.take(name) for name in stored.names}
     return Arrays(arrays, str(fields['params'].get('from')))
 

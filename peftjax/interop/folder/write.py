@@ -3,7 +3,6 @@
 import importlib
 import math
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
 from peftjax.core.transform import PeftTransform
+from peftjax.interop import whole as whole_files
 from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder import trees
 from peftjax.interop.folder.encode import encode, is_described
@@ -61,8 +61,8 @@ def save(
     Call it in one process, with arrays that it holds whole.
 
     Args:
-        folder: is made. Each file is whole before it takes the place of an older one, and
-            peftjax.json, which knows the checksums of the others, comes last.
+        folder: is made, or takes the place of an older one in one step, when all its files are
+            on the disk; other files that it holds stay.
         model: the model that `init` was given.
         transform: what the adapter belongs to. One of functions of your own is not described;
             `restore` has to be given it.
@@ -73,6 +73,7 @@ def save(
         AdapterError: the adapter, or `frozen`, is of another transform or another model.
         ValueError: an argument of the transform that no file holds, such as a function of your
             own, by name; an array of a dtype that no file holds.
+        OSError: it cannot be written, on a full disk say; an older save is left as it was.
 
     Example:
         >>> mlp = peftjax.testing.tiny_mlp()
@@ -130,21 +131,11 @@ class Saver:
         """Writes the folder with this adapter."""
         trained = trees.by_path(adapter)
         trees.check_alike('the adapter', trained, self._shapes)
-        target = pathlib.Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         written = {ADAPTER: trained, **({FROZEN: self._arrays} if self._arrays else {})}
-        new = {name: target / f'.{name}.new' for name in (*written, DESCRIPTION)}
-        try:
-            about = {name: files.write(new[name], each) for name, each in written.items()}
+        with whole_files.new_folder(folder, {DESCRIPTION, ADAPTER, FROZEN}.__contains__) as new:
+            about = {name: files.write(new / name, each) for name, each in written.items()}
             text = text_of({**self._fields, 'files': about})
-            new[DESCRIPTION].write_text(text, encoding='utf-8')
-            for name, path in new.items():
-                os.replace(path, target / name)
-        finally:
-            for path in new.values():
-                path.unlink(missing_ok=True)
-        if FROZEN not in written:
-            (target / FROZEN).unlink(missing_ok=True)
+            whole_files.write_text(new / DESCRIPTION, text)
 
 
 def check_is_model(model: Any) -> None:

