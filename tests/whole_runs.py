@@ -12,6 +12,7 @@ from rich.console import Console
 
 from peftjax.train.build import build
 from peftjax.train.checkpoints import Checkpoints, Restored
+from peftjax.train.data_marks import data_marks
 from peftjax.train.fingerprint import fingerprint
 from peftjax.train.fitting import train
 from peftjax.train.placement import Placement
@@ -37,7 +38,10 @@ def final_states(config: Mapping[str, Any], *workdirs: Path) -> list[Restored]:
     state = placement.state(state, run.model)
     beside = placement.beside(beside, run.model)
     base = fingerprint((run.model.params, beside.frozen))
-    return [Checkpoints(workdir, run.description, base).restore(state) for workdir in workdirs]
+    opened = [
+        Checkpoints(workdir, run.description, base, data=data_marks(run)) for workdir in workdirs
+    ]
+    return [each.restore(state) for each in opened]
 
 
 def without_rates(workdir: Path) -> list[dict[str, float]]:

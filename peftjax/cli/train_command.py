@@ -30,6 +30,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         '--profile', action='store_true', help='write a trace of three steps for TensorBoard'
     )
+    parser.add_argument(
+        '--allow-changed-data',
+        action='store_true',
+        help='go on though rows, tokenizer or chat template are others than they were',
+    )
     several = parser.add_argument_group('of several processes, each runs the same command')
     several.add_argument(
         '--distributed', action='store_true', help='SLURM or a TPU pod says which this one is'
@@ -70,6 +75,12 @@ def run(arguments: argparse.Namespace) -> None:
             )
         console = terminal(quiet=jax.process_index() != 0)
         try:
-            train(settings, Path(arguments.workdir), console, profile=arguments.profile)
+            train(
+                settings,
+                Path(arguments.workdir),
+                console,
+                profile=arguments.profile,
+                allow_changed_data=arguments.allow_changed_data,
+            )
         except _NO_FILE as error:
             raise SettingsError(f'{error.filename}: {error.strerror}') from error

@@ -20,9 +20,10 @@ from peftjax.core.quantized import QuantizedArray, Scheme
 from peftjax.core.sharding import shardings
 from peftjax.core.sites import Sites
 from peftjax.interop import assemble, gguf_files, packing, sources
+from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.gguf_format import open_gguf
-from peftjax.interop.safetensors_files import has_weights, open_folder, read_json
+from peftjax.interop.safetensors_files import has_weights, open_folder
 from peftjax.interop.steady import steadily
 from peftjax.interop.tensors import Tensors
 from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
@@ -190,7 +191,7 @@ def _open(source: str | os.PathLike[str], ignore: tuple[str, ...], abstract: boo
 
 
 def _open_folder(path: pathlib.Path, ignore: tuple[str, ...], abstract: bool) -> _Checkpoint:
-    raw = read_json(path / 'config.json')
+    raw = read_object(path / 'config.json')
     family = family_of(raw.get('model_type'))
     try:
         config = family.parse(raw, ignore)

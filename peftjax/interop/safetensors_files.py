@@ -1,32 +1,15 @@
 """Checkpoint folders in Hugging Face layout: config.json and safetensors, sharded or not."""
 
-import json
 import pathlib
 from typing import Any
 
 import safetensors
 
+from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.tensors import Header, Tensors
 
 _SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: the file is absent, is not JSON, or holds something other than an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise CheckpointError(f'{path} does not exist') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f'{path} is not JSON: {error}') from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f'{path} holds a JSON {type(value).__name__}, expected an object')
-    return value
 
 
 def has_weights(folder: pathlib.Path) -> bool:
@@ -100,7 +83,7 @@ def _open(path: pathlib.Path) -> Any:
 
 
 def _shards(index: pathlib.Path) -> dict[str, str]:
-    claims = read_json(index).get('weight_map')
+    claims = read_object(index).get('weight_map')
     if not isinstance(claims, dict) or not claims:
         raise CheckpointError(f'{index} has no weight_map')
     for name, file in claims.items():

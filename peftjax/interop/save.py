@@ -13,9 +13,9 @@ from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
 from peftjax.interop import sources, whole
+from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.names import Names, sliced
-from peftjax.interop.safetensors_files import read_json
 
 _TOKENIZER = (
     *('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'),
@@ -91,7 +91,7 @@ def save_checkpoint(
             tensors[names.tensor(path, index)] = np.ascontiguousarray(
                 one.T if slot.transposed else one
             )
-    config = read_json(origin / 'config.json') | _head(leaves)
+    config = read_object(origin / 'config.json') | _head(leaves)
     config['dtype'] = str(next(iter(tensors.values())).dtype)
     config.pop('torch_dtype', None)
     copied = [name for name in _TOKENIZER if (origin / name).is_file()]

@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
+from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.safetensors_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
     settings: dict[str, Any] = {}
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
         if (folder / name).is_file():
-            settings |= read_json(folder / name)
+            settings |= read_object(folder / name)
     template, jinja = settings.get('chat_template'), folder / 'chat_template.jinja'
     try:
         bos, eos, pad = (
@@ -91,7 +91,7 @@ def _end_ids(folder: pathlib.Path, backend: tokenizers.Tokenizer) -> tuple[int, 
     """What generation_config.json, or else config.json, lists as the ends of a text."""
     for name in ('generation_config.json', 'config.json'):
         path = folder / name
-        found = read_json(path).get('eos_token_id') if path.is_file() else None
+        found = read_object(path).get('eos_token_id') if path.is_file() else None
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]

@@ -21,7 +21,7 @@ COLOURS = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000 #8c564b'.spli
 _MARKS = 'osD^vPX*'
 _LINES = '-', '--', ':', '-.'
 # What stands between two dollar signs, in targets say, is no mathematics.
-_PLAIN = {'text.parse_math': False, 'text.usetex': False}
+_PLAIN: Any = {'text.parse_math': False, 'text.usetex': False}
 
 
 @matplotlib.rc_context(_PLAIN)

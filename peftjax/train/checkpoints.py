@@ -19,7 +19,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from peftjax.interop.whole import flush, flush_one
+from peftjax.train.data_marks import changes
 from peftjax.train.fingerprint import fingerprint
+from peftjax.train.flat_state import flatten, unflatten
 from peftjax.train.step import TrainState
 from peftjax.train.wholeness import (
     as_json,
@@ -67,6 +69,9 @@ class Checkpoints:
         config: Mapping[str, Any],
         base: str,
         keep: int = 2,
+        *,
+        data: Mapping[str, Any] | None = None,
+        allow_changed_data: bool = False,
         say: Callable[[str], None] = _warn,
     ):
         """Opens a work folder.
@@ -76,12 +81,15 @@ class Checkpoints:
             config: all settings, as JSON holds them.
             base: fingerprint of all that is not trained.
             keep: how many of the newest stay.
+            data: digests of what was read beside the base, by name; see `data_marks`.
+            allow_changed_data: whether a checkpoint of other data is gone on from.
             say: is told what was damaged, and what could be read only later.
 
         Raises:
             CheckpointsError: the folder has damaged checkpoints and no others.
         """
         self._config, self._base, self._say = as_json(config), base, say
+        self._data, self._allow_changed_data = as_json(data or {}), allow_changed_data
         self._flushed: int | None = None
         self._name = config.get('model', {}).get('source', 'the model')
         self._folder = (workdir / 'checkpoints').resolve()
@@ -122,9 +130,10 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        flat = jax.block_until_ready(jax.tree.map(jnp.copy, _flatten(state)))
+        flat = jax.block_until_ready(jax.tree.map(jnp.copy, flatten(state)))
         about, state_mark = as_json(about), fingerprint(flat)
-        whole = digest(self._config, about, self._base, state_mark)
+        marks: dict[str, Any] = {'base': self._base, 'data': self._data}
+        marks['digest'] = digest(self._config, about, marks, state_mark)
         self.wait()
         try:
             self._manager.save(
@@ -132,7 +141,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(flat),
                     about=ocp.args.JsonSave(about),
-                    marks=ocp.args.JsonSave({'base': self._base, 'digest': whole}),
+                    marks=ocp.args.JsonSave(marks),
                     config=ocp.args.JsonSave(self._config),
                 ),
             )
@@ -160,7 +169,7 @@ class Checkpoints:
         """Reads the newest whole checkpoint into the structure and the shardings of `like`.
 
         Raises:
-            ValueError: it was written under other settings, or on another base.
+            ValueError: it was written under other settings, on another base or on other data.
             CheckpointsError: none of those there is whole, or the system cannot read one.
         """
         reasons: dict[int, str] = {}
@@ -227,27 +236,40 @@ class Checkpoints:
         read = self._manager.restore
         parts = ocp.args.JsonRestore()
         saved = read(step, args=ocp.args.Composite(config=parts, about=parts, marks=parts))
-        config, about, base = saved['config'], saved['about'], saved['marks']['base']
-        whole = saved['marks']['digest']
-        if whole['beside'] != beside(config, about, base):
+        config, about, marks = saved['config'], saved['about'], saved['marks']
+        whole = marks.pop('digest')
+        if whole['beside'] != beside(config, about, marks):
             raise ValueError('what stands beside its arrays is not what was saved')
+        self._check_is_ours(step, config, marks)
+        flat = flatten(like)
+        state = read(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat)))['state']
+        if whole['all'] != digest(config, about, marks, fingerprint(state))['all']:
+            raise ValueError('its arrays are not those that were saved')
+        return Restored(unflatten(state, like), about)
+
+    def _check_is_ours(self, step: int, config: dict[str, Any], marks: Mapping[str, Any]) -> None:
+        """Raises `_NotOursError` for a checkpoint of other settings, another base or other data."""
         changed = differences(config, self._config)
         if changed:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run with other settings '
                 f'({"; ".join(changed)}): choose another --workdir, or give the same settings'
             )
+        base = marks['base']
         if base != self._base:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run on another base: the values of '
                 f'{self._name} have the fingerprint {self._base}, those it '
                 f'was trained on {base}. Choose another --workdir, or give the same base'
             )
-        flat = _flatten(like)
-        state = read(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat)))['state']
-        if whole['all'] != digest(config, about, base, fingerprint(state))['all']:
-            raise ValueError('its arrays are not those that were saved')
-        return Restored(_unflatten(state, like), about)
+        if others := changes(marks['data'], self._data):
+            text = f'the work folder holds step {step} of a run on other data ({"; ".join(others)})'
+            if not self._allow_changed_data:
+                raise _NotOursError(
+                    f'{text}: put back what was there, choose another --workdir, or give '
+                    '--allow-changed-data to go on with what is there now'
+                )
+            self._say(f'{text}; it goes on with what is there now, as asked')
 
     def close(self) -> None:
         """Waits, and closes.
@@ -272,15 +294,3 @@ class _NotOursError(Exception):
 
 class _DamagedError(Exception):
     """A checkpoint that is not what was saved."""
-
-
-def _flatten(state: TrainState) -> dict[str, Any]:
-    raw = state._replace(key=jax.random.key_data(state.key))
-    leaves, _ = jax.tree.flatten_with_path(raw)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _unflatten(flat: dict[str, Any], like: TrainState) -> TrainState:
-    leaves, structure = jax.tree.flatten_with_path(like._replace(key=jax.random.key_data(like.key)))
-    raw = structure.unflatten([flat[jax.tree_util.keystr(path)] for path, _ in leaves])
-    return raw._replace(key=jax.random.wrap_key_data(raw.key))

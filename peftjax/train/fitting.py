@@ -1,61 +1,24 @@
 """`fit`: trains a method on a task, from a notebook or from settings."""
 
-import dataclasses
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
 import peftjax
 from peftjax.train import cadence
-from peftjax.train.artifacts import Artifacts, result_table
+from peftjax.train.alone import Fit, run_alone
 from peftjax.train.build import build
-from peftjax.train.checkpoints import Checkpoints
-from peftjax.train.engine import Alone
-from peftjax.train.fingerprint import fingerprint
-from peftjax.train.interrupt import requests_to_stop
-from peftjax.train.loop import Loop, OnStep
-from peftjax.train.member import Member
+from peftjax.train.loop import OnStep
 from peftjax.train.metrics.registry import better
 from peftjax.train.placement import Placement
-from peftjax.train.profile import Trace
-from peftjax.train.progress import StepProgress, step_progress, terminal
+from peftjax.train.progress import terminal
 from peftjax.train.run import Run
 from peftjax.train.settings import Settings
-from peftjax.train.step import TrainState
-from peftjax.train.task import Beside, Evaluator, Task
+from peftjax.train.task import Evaluator, Task
 from peftjax.train.tasks.infer import infer
-from peftjax.train.trackers.registry import trackers_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """What a run gives.
-
-    Attributes:
-        model, transform, task: that it trained.
-        adapter: after the last step. frozen: everything beside it.
-        best_adapter: of the best evaluation; the last one where there is no validation split.
-        best_step: when that was; None without a validation split.
-        result: scores and costs by name, as result.json holds them.
-        workdir: its folder; None where nothing was written.
-    """
-
-    model: peftjax.Model
-    transform: peftjax.PeftTransform
-    task: Task
-    adapter: Any
-    frozen: peftjax.Frozen
-    best_adapter: Any
-    best_step: int | None
-    result: Mapping[str, Any]
-    workdir: Path | None
 
 
 def fit(
@@ -72,6 +35,7 @@ def fit(
     accumulate: int = 1,
     seed: int = 0,
     resume: bool = True,
+    allow_changed_data: bool = False,
     best: str | None = None,
     log_every: str = '20 steps',
     eval_every: str = '1 epoch',
@@ -100,6 +64,7 @@ def fit(
         accumulate: parts of a batch, one after another, that make one step.
         seed: decides the adapter's start and the order of the examples.
         resume: False refuses a work folder that holds a run.
+        allow_changed_data: go on in a work folder whose run had other rows or another tokenizer.
         best: the score of the validation split that chooses the best adapter, with a minus sign in
             front where less is better; the task's own unless given.
         log_every, eval_every, save_every: durations.
@@ -110,8 +75,9 @@ def fit(
         See `Fit`.
 
     Raises:
-        ValueError: a work folder of a run with other settings or on another base, or any with
-            resume=False; a duration that does not read as one; too few examples for a batch.
+        ValueError: a work folder of a run with other settings, on another base or on other data, or
+            any with resume=False; one that another process works in; a duration that does not read
+            as one; too few examples for a batch.
         NonFiniteError: the loss or the gradient became NaN or infinite. The newest checkpoint is
             from before that step.
         Interrupted: SIGTERM came; the state was saved.
@@ -177,6 +143,7 @@ def fit(
         trackers=trackers,
         on_step=on_step,
         console=terminal(quiet=True) if console is None else console,
+        allow_changed_data=allow_changed_data,
         keep_values=True,
     )
 
@@ -187,6 +154,7 @@ def train(
     console: Console | None = None,
     *,
     profile: bool = False,
+    allow_changed_data: bool = False,
 ) -> Fit:
     """Runs settings to their end, from the newest checkpoint in the work folder if there is one.
 
@@ -201,6 +169,7 @@ def train(
         console: where progress and results are shown.
         profile: write a trace of three steps, the tenth of this start and two more, to
             `workdir/profile`, for TensorBoard and Perfetto.
+        allow_changed_data: see `fit`.
 
     Raises:
         SettingsError: the settings do not fit.
@@ -215,110 +184,5 @@ def train(
         trackers=settings.trackers,
         console=console,
         profile=profile,
+        allow_changed_data=allow_changed_data,
     )
-
-
-def run_alone(
-    make: Callable[[], Run],
-    folder: Path | None,
-    placement: Placement,
-    *,
-    trackers: Sequence[str],
-    console: Console,
-    on_step: Sequence[OnStep] = (),
-    profile: bool = False,
-    keep_values: bool = False,
-) -> Fit:
-    """Trains one run to its end; `make` builds it, so that nobody else holds its base.
-
-    keep_values: of the model, which a method may have moved into the adapter.
-    """
-    sinks = trackers_of(trackers)
-    run = make()
-    for note in run.task.notes:
-        console.print(note, highlight=False)
-    is_main = placement.is_main_process
-    member = Member(run, folder if is_main else None, sinks if is_main else None)
-    run.check_best(member.state.adapter, member.beside)
-    console.print(f'{member.summary}\n', highlight=False)
-    if member.unsaved is not None:
-        warnings.warn(
-            f'no adapter is written to {folder}, only checkpoints: {member.unsaved}', stacklevel=3
-        )
-    state: TrainState = placement.state(member.state, run.model)
-    beside: Beside = placement.beside(member.beside, run.model)
-    fixed = run.model.params, beside.frozen
-    fixed = fixed if beside.constants is None else (*fixed, beside.constants)
-    base = '' if folder is None else fingerprint(fixed)
-    if not keep_values:
-        # So that no leaf that moved into the adapter is held beside it.
-        run = run.without_values()
-    # The engine alone holds the state from now on: a step overwrites it.
-    engine = Alone(run, state, beside, placement)
-    member.run, member.beside = run, beside
-    member.state = state = jax.eval_shape(lambda: state)
-    artifacts = Artifacts()
-    with ExitStack() as stack:
-        checkpoints = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoints = Checkpoints(folder, run.description, base, say=_printing(console))
-            stack.enter_context(closing(checkpoints))
-        shown = _Shown(console)
-        machine = peftjax.plan.machine_here()
-        loop = Loop(
-            [member],
-            engine,
-            checkpoints,
-            ending=artifacts,
-            tell=shown.tell,
-            on_step=(*on_step, shown.moved),
-            trace=Trace(folder / 'profile') if profile and folder is not None else None,
-            peak=machine and machine.flops * placement.devices,
-            alone=True,
-        )
-        stack.enter_context(closing(loop))
-        if loop.done < run.steps:
-            stopped = stack.enter_context(requests_to_stop())
-            with step_progress(console, total=run.steps, done=loop.done) as shown.progress:
-                loop.run(stopped)
-    result = artifacts.results.get(member.name) or artifacts.written(member)
-    if folder is not None and is_main:
-        console.print(result_table(member, result))
-        # Unbroken, as it holds a command to copy.
-        console.print(artifacts.left(member, result), highlight=False, markup=False, soft_wrap=True)
-    last = engine.state(0).adapter
-    best = last if member.best is None else member.best_written(engine.state(0))
-    step = None if member.best is None else member.best.step
-    return Fit(run.model, run.transform, run.task, last, beside.frozen, best, step, result, folder)
-
-
-def _printing(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(text, highlight=False, markup=False)
-
-
-class _Shown:
-    """Shows a run's progress: the bar moves, and scores stay as lines."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        self.progress: StepProgress | None = None
-
-    def moved(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Moves the bar."""
-        del metrics
-        if self.progress is not None:
-            self.progress.update(step)
-
-    def tell(self, name: str, values: Mapping[str, Any]) -> None:
-        """Takes what the run tells."""
-        del name
-        if self.progress is None:
-            return
-        if 'loss' in values:
-            status = f'loss {values["loss"]:.4f}  {values["tokens_per_second"]:,.0f} tokens/s'
-            self.progress.update(values['step'], status)
-        scores = {n: v for n, v in values.items() if n.startswith('validation/')}
-        if scores:
-            line = '  '.join(f'{name} {value:.4f}' for name, value in scores.items())
-            self.progress.say(f'step {values["step"]}: {line}')

@@ -1,18 +1,41 @@
 """What a run left in its work folder, to be used."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import peftjax
+from peftjax.interop.bounded_json import read_object
 from peftjax.train.artifacts import RESULT
 from peftjax.train.build import build_model, build_task
 from peftjax.train.member import ADAPTER, LAST
 from peftjax.train.placement import Placement
 from peftjax.train.settings import Settings, SettingsError, read_settings
 from peftjax.train.task import Task
+from peftjax.train.wholeness import differences
 
 Which = Literal['best', 'last']
+
+
+def check_is_same(folder: Path, description: Mapping[str, Any]) -> None:
+    """Checks that a folder in which something was trained was given these settings.
+
+    Raises:
+        ValueError: it has other settings, named, or it holds a sweep.
+    """
+    if (folder / 'sweep.json').exists():
+        raise ValueError(f'{folder} holds a sweep: choose another --workdir')
+    left = [name for name in (RESULT, ADAPTER, LAST) if (folder / name).exists()]
+    file = folder / 'config.json'
+    if not left or not file.exists():
+        return
+    changed = differences(read_object(file), json.loads(json.dumps(description)))
+    if changed:
+        raise ValueError(
+            f'{folder} holds {left[0]} of a run with other settings ({"; ".join(changed)}): choose '
+            'another --workdir, or give the same settings'
+        )
 
 
 class RunFolder:
@@ -33,10 +56,10 @@ class RunFolder:
         if not file.is_file():
             raise SettingsError(f'{self.path} is no work folder of a run: it has no config.json')
         try:
-            content = json.loads(file.read_text(encoding='utf-8'))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise SettingsError(f'{file} is not JSON: {error}') from None
-        if not isinstance(content, dict) or 'model' not in content:
+            content = read_object(file)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if 'model' not in content:
             raise SettingsError(
                 f'{self.path} holds a run of a model of your own; wrap the model again, and read '
                 f'the adapter with peftjax.restore({str(self.path / ADAPTER)!r}, model)'
@@ -52,7 +75,7 @@ class RunFolder:
     def result(self) -> dict[str, object]:
         """What the run ended with; empty for one that is not over."""
         file = self.path / RESULT
-        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+        return read_object(file, finite=False) if file.is_file() else {}
 
     def load_model(self) -> peftjax.Model:
         """The base, its new head as the run began with it."""

@@ -34,15 +34,15 @@ def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value))
 
 
-def beside(config: Any, about: Any, base: Any) -> str:
+def beside(config: Any, about: Any, marks: Any) -> str:
     """A digest of what a checkpoint holds beside its arrays."""
-    text = json.dumps([config, about, base], sort_keys=True)
+    text = json.dumps([config, about, marks], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest(config: Any, about: Any, base: Any, state: str) -> dict[str, str]:
+def digest(config: Any, about: Any, marks: Any, state: str) -> dict[str, str]:
     """Digests of all of a checkpoint, and of all but its arrays, which can be told without them."""
-    first = beside(config, about, base)
+    first = beside(config, about, marks)
     return {'beside': first, 'all': hashlib.sha256((first + state).encode()).hexdigest()}
 
 

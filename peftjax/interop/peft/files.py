@@ -16,13 +16,14 @@ from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop import sources, whole
 from peftjax.interop.adapterhub import files as adapterhub
+from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.config import PeftConfig
 from peftjax.interop.peft.found import Found, check_shapes
 from peftjax.interop.peft.names import Names
 from peftjax.interop.peft.read import read
 from peftjax.interop.peft.write import write
-from peftjax.interop.safetensors_files import open_file, read_json
+from peftjax.interop.safetensors_files import open_file
 from peftjax.interop.steady import steadily
 from peftjax.interop.tensors import Header, Tensors
 
@@ -121,7 +122,7 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
 
 def _opened(folder: pathlib.Path) -> tuple[PeftConfig, Tensors]:
     """The config and the tensors of a folder."""
-    config = PeftConfig(read_json(folder / CONFIG), str(folder / CONFIG))
+    config = PeftConfig(read_object(folder / CONFIG), str(folder / CONFIG))
     weights = folder / (HUB_WEIGHTS if _is_hub(config) else WEIGHTS)
     if not weights.is_file():
         raise CheckpointError(

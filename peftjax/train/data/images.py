@@ -30,6 +30,10 @@ class Images(Sequence[Row]):
             'weights': np.float32(1.0),
         }
 
+    def sources(self) -> Iterator[tuple[Any, int]]:
+        """What each row is read from, and its class."""
+        return ((image, int(target)) for image, target in self._rows)
+
     def sizes(self) -> np.ndarray:
         """int [rows]: all alike, and none has tokens to pad."""
         return np.zeros(len(self), np.int64)
