@@ -66,7 +66,12 @@ HOSTILE = {
     'a negative rank': (f'{_LORA} arguments rank', -1, 'rank must be'),
     'another rank': (f'{_LORA} arguments rank', 3, r'shape \(4, 2\), the transform makes \(4, 3\)'),
     'no dtype': (f'{_LORA} arguments dtype', {'dtype': 'object'}, "'object' is no dtype"),
-    'a pattern that takes for ever': (f'{_LORA} arguments targets', '(h*)*x', 'can take for ever'),
+    'a pattern that looks ahead': (f'{_LORA} arguments targets', '(?!a)(h*)*x', 'RE2 matches'),
+    'a pattern that would take for ever': (
+        f'{_LORA} arguments targets',
+        '(.?)*' + '.?' * 60 + '(.|.)*!',
+        'matches no',
+    ),
     'a pattern that is none': (f'{_LORA} arguments targets', '(hidden', 'not a regular expression'),
     'a tensor that is not there': (
         _INIT,

@@ -16,7 +16,7 @@ def as_last_part(pattern: paths.Pattern, names: Iterable[str]) -> str:
 
 def selecting(pattern: paths.Pattern, leaves: Iterable[str]) -> str:
     """The `select` of the leaves that a pattern means, by their own path or by their module's."""
-    text, means = pattern.text, pattern.regex.pattern
+    text, means = pattern.text, pattern.regex.text
     if not any(map(pattern.matches, leaves)):
         text = means = f'({means})/[^/]*'
     shown = repr(text) if "'" in text else f"r'{text}'"

@@ -10,6 +10,7 @@ from typing import Any, Union
 import jax
 
 from peftjax.core.holes import is_hole
+from peftjax.core.patterns import Matcher, matcher
 from peftjax.core.quantized import is_quantized
 
 Targets = Union[str, Sequence[Union[str, 'Selection']], 'Selection']
@@ -147,11 +148,11 @@ class Pattern:
     """
 
     text: str
-    regex: re.Pattern[str]
+    regex: Matcher
 
     def matches(self, path: str) -> bool:
         """Whether it fully matches `path`."""
-        return self.regex.fullmatch(path) is not None
+        return self.regex.fullmatch(path)
 
 
 def entries_of(targets: Targets) -> tuple[Pattern | Selection, ...]:
@@ -175,7 +176,7 @@ def entries_of(targets: Targets) -> tuple[Pattern | Selection, ...]:
 def _pattern(text: str, listed: bool) -> Pattern:
     plain = listed and re.fullmatch(r'[A-Za-z0-9_]+', text)
     try:
-        return Pattern(text, re.compile(f'(?:.*/)?{text}' if plain else text))
+        return Pattern(text, matcher(f'(?:.*/)?{text}' if plain else text))
     except re.error as error:
         raise TargetError(
             f'target {text!r} is not a regular expression: {error}; '
@@ -268,7 +269,8 @@ def choose_names(targets: Targets, names: Iterable[str], what: str) -> list[str]
 def first_match(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """Value of the first pattern that fully matches `path` or its module, else `default`."""
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(pattern, path) or re.fullmatch(pattern, parent(path)):
+        found = matcher(pattern)
+        if found.fullmatch(path) or found.fullmatch(parent(path)):
             return value
     return default
 

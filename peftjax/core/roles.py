@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from peftjax.core.paths import TargetError
+from peftjax.core.patterns import matcher
 
 _ARGUMENTS = (
     *('token_ids', 'mask', 'positions', 'position_shift', 'segments', 'targets'),
@@ -90,7 +91,7 @@ class Roles:
                 )
         for name in _MODULES:
             try:
-                re.compile(getattr(self, name))
+                matcher(getattr(self, name))
             except re.error as error:
                 raise ValueError(
                     f'Roles({name}={getattr(self, name)!r}) is no regular expression: {error}'
@@ -105,7 +106,7 @@ class Roles:
     def matches(self, role: str, path: str) -> bool:
         """Whether the module at `path` has a role of modules, such as `'attention'`."""
         pattern = getattr(self, role)
-        return bool(pattern) and re.fullmatch(pattern, path) is not None
+        return bool(pattern) and matcher(pattern).fullmatch(path)
 
     def check_known(self, arguments: Mapping[str, Any], where: str) -> None:
         """Raises `ValueError` if an array among arguments by name has no role.

@@ -13,6 +13,7 @@ from peftjax.core.entries import Entry, check_entries
 from peftjax.core.errors import AdapterError
 from peftjax.core.layout import Layout
 from peftjax.core.model import Model
+from peftjax.core.patterns import matcher
 from peftjax.core.rules import ModuleRule
 from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described
@@ -162,5 +163,5 @@ def _layout(site: ModuleSite, model: Model, key: str, value: str) -> Layout:
 
 def _modules(beside: str, name: str, leaves: Iterable[str]) -> list[str]:
     """Modules with a kernel whose path below `beside` is `name`."""
-    pattern = re.compile(f'{re.escape(beside)}/({name})/kernel'.removeprefix('/'))
+    pattern = matcher(f'{re.escape(beside)}/({name})/kernel'.removeprefix('/'))
     return [paths.parent(leaf) for leaf in leaves if pattern.fullmatch(leaf)]

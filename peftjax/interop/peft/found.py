@@ -1,7 +1,6 @@
 """A file of peft that is being read: its tensors, by the modules of the model they belong to."""
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.config import PeftConfig
-from peftjax.interop.peft.names import ROOT, Names, Place, checked, stacked
+from peftjax.interop.peft.names import ROOT, Names, Place, linear, stacked
 
 Part = tuple[PeftTransform, Adapter]
 Arrays = dict[str, np.ndarray]
@@ -117,7 +116,7 @@ class Found:
 
 def meant_by(name: str, targets: Any) -> bool:
     if isinstance(targets, str):
-        return bool(re.fullmatch(checked(targets), name))
+        return linear(targets).fullmatch(name) is not None
     if not isinstance(targets, list):
         raise CheckpointError(f'target_modules is {str(targets)[:80]!r}, no pattern and no list')
     return any(f'.{name}'.endswith(f'.{target}') for target in targets)
@@ -129,8 +128,9 @@ def _in_layers(name: str, layers: Any, pattern: Any) -> bool:
     wanted = [layers] if isinstance(layers, int) else layers
     scopes = [pattern] if isinstance(pattern, str) else pattern or [r'[^.]*']
     for scope in scopes:
-        if match := re.match(rf'.*\.{checked(scope)}\.(\d+)\.', f'.{name}'):
-            return int(match[1]) in wanted
+        found = linear(scope, r'.*\.{}\.(?P<layer>\d+)\..*').fullmatch(f'.{name}')
+        if found is not None:
+            return int(found['layer']) in wanted
     return False
 
 

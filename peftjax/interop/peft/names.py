@@ -1,11 +1,13 @@
 """Modules by the names that Hugging Face's peft gives them, and the leaves that hold them."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import re2
 
 from peftjax.core import paths
 from peftjax.core.model import Model
@@ -14,6 +16,7 @@ from peftjax.models.names import Slot, slots
 from peftjax.models.registry import family_of_config
 
 ROOT = 'base_model.model.'
+_LONGEST = 2000  # characters of a pattern
 
 
 class Place(NamedTuple):
@@ -140,30 +143,40 @@ def stacked(
 def matches_end(pattern: str, module: str) -> bool:
     """Whether a key of rank_pattern, alpha_pattern or target_modules means a module.
 
-    The library matches it as a regular expression at the end of the name, behind a dot. Files are
-    not trusted, so that only patterns which cannot take for ever are run.
+    The library matches it as a regular expression at the end of the name, behind a dot.
 
     Raises:
-        CheckpointError: a pattern that repeats a group, or has more than three repetitions.
+        CheckpointError: no pattern that RE2 matches.
     """
-    if re.fullmatch(r'[\w.]+', pattern):
+    if isinstance(pattern, str) and re.fullmatch(r'[\w.]+', pattern):
         return f'.{module}'.endswith(f'.{pattern}')
-    return bool(re.match(rf'(.*\.)?({checked(pattern)})$', module))
+    return linear(pattern, '(?:.*\\.)?(?:{})').fullmatch(module) is not None
 
 
-def checked(pattern: Any) -> str:
-    """A regular expression from a file, if it is harmless."""
-    if not isinstance(pattern, str) or len(pattern) > 200:
+def linear(pattern: Any, around: str = '{}') -> Any:
+    """A regular expression from a file, for RE2: files are not trusted, and it never backtracks.
+
+    around: the pattern to compile, '{}' where that of the file goes.
+
+    Raises:
+        CheckpointError: no pattern, or none that RE2 has.
+    """
+    if not isinstance(pattern, str) or len(pattern) > _LONGEST:
         raise CheckpointError(f'{str(pattern)[:60]!r} is no pattern of module names')
-    if re.search(r'\)[*+?{]', pattern) or len(re.findall(r'[*+{]', pattern)) > 3:
-        raise CheckpointError(
-            f'the pattern {pattern!r} repeats a group or repeats more than three times, which can '
-            'take for ever; list the modules by name'
-        )
     try:
-        re.compile(pattern)
-    except re.error as error:
+        return _compiled(pattern, around)
+    except re2.error as error:
+        said = error.args[0]
         raise CheckpointError(
-            f'the pattern {pattern!r} is no regular expression: {error}'
+            f'the pattern {pattern[:200]!r} is none that RE2 matches in linear time '
+            f'({said.decode(errors="replace") if isinstance(said, bytes) else said}); list the '
+            'modules by name'
         ) from None
-    return pattern
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(pattern: str, around: str) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    re2.compile(pattern, options)  # By itself, so that no bracket of it closes one around it.
+    return re2.compile(around.replace('{}', pattern), options)

@@ -1,0 +1,68 @@
+"""Regular expressions on paths, matched in linear time where that can be done."""
+
+import functools
+import re
+
+import re2
+
+_OPTIONS = re2.Options()
+_OPTIONS.log_errors = False
+# What both engines take and read otherwise: repetitions from none on, classes of POSIX.
+_DIFFERENT = '{,', '[:'
+
+
+class Matcher:
+    """A regular expression of Python's `re`, matched as a whole.
+
+    RE2 runs it, without backtracking, where RE2 has all that it asks for. Otherwise (assertions
+    about what follows, references to groups) `re` does, which some patterns keep busy for ever.
+
+    Attributes:
+        text: the pattern. linear: whether RE2 runs it.
+    """
+
+    def __init__(self, text: str):
+        """Compiles a pattern.
+
+        Raises:
+            re.error: it is none.
+        """
+        self.text = text
+        self._backtracking = re.compile(text)
+        self._linear = _linear(text)
+
+    @property
+    def linear(self) -> bool:
+        return self._linear is not None
+
+    def fullmatch(self, path: str) -> bool:
+        """Whether it matches all of `path`."""
+        # Beyond ASCII the two differ in what a letter is.
+        if self._linear is None or not path.isascii():
+            return self._backtracking.fullmatch(path) is not None
+        return self._linear.fullmatch(path) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def matcher(text: str) -> Matcher:
+    """The matcher of a pattern.
+
+    Raises:
+        re.error: it is none.
+
+    Example:
+        >>> matcher(r'.*/(query|value)').fullmatch('layers/attention/query')
+        True
+        >>> matcher(r'(.|.)*!').linear, matcher(r'(?!a).*').linear
+        (True, False)
+    """
+    return Matcher(text)
+
+
+def _linear(text: str) -> 're2._Regexp | None':
+    if not text.isascii() or any(each in text for each in _DIFFERENT):
+        return None
+    try:
+        return re2.compile(text, _OPTIONS)
+    except re2.error:
+        return None
