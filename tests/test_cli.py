@@ -178,7 +178,7 @@ def test_all_ends_of_a_generation_config_are_read(tmp_path):
         (['merge', LLAMA], 'the following arguments are required: out'),
         (['inspect', LLAMA, 'more'], "unexpected argument 'more'"),
         (['inspect', LLAMA, '--adaptr', 'x'], 'unknown flag --adaptr; near names: --adapter'),
-        (['generate', LLAMA, '--prompt', 'a', '--top-k', 'b'], "invalid int value: 'b'"),
+        (['generate', LLAMA, '--prompt', 'a', '--top-k', 'b'], "'b' is no whole number from 1"),
         (['trian'], "no command 'trian'; near names: train"),
         (['report', LLAMA], 'holds no sweep'),
     ],

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+import jax
+
 import peftjax
 from peftjax.cli.commands import COMMANDS, Command, load_command, overview
 from peftjax.cli.parser import Parser
+from peftjax.train.files import readable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(_command(name), given[1:])
     except (ValueError, OSError, ImportError) as error:
-        print(f'peftjax{name and " " + name}: {_line(error)}', file=sys.stderr)
-        return 2
+        return _refused(name, _line(error))
+    except MemoryError as error:
+        return _refused(name, f'there is not enough memory: {error}')
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return _refused(name, f'there is not enough memory: {str(error).splitlines()[0]}')
     except KeyboardInterrupt:
         return 130
     return 0
@@ -64,6 +72,12 @@ def _command(name: str) -> Command:
         near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0)
         raise ValueError(f'no command {name!r}; near names: {", ".join(near)}')
     return COMMANDS[name]
+
+
+def _refused(name: str, text: str) -> int:
+    """Prints why a command ended, and gives its exit code."""
+    print(readable(f'peftjax{name and " " + name}: {text}'), file=sys.stderr)
+    return 2
 
 
 def _line(error: Exception) -> str:

@@ -4,7 +4,15 @@ import argparse
 
 import peftjax
 from peftjax.cli.parser import Parser
-from peftjax.cli.source import ADAPTER, BASE, RUN, add_labels, add_which, open_source
+from peftjax.cli.source import (
+    ADAPTER,
+    BASE,
+    RUN,
+    add_labels,
+    add_non_finite,
+    add_which,
+    open_source,
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -14,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('--to', required=True, choices=('peft', 'adapterhub'))
     parser.add_argument('--name', default='default', help="the adapter's, which adapterhub keeps")
     add_which(parser)
+    add_non_finite(parser)
     add_labels(parser)
 
 

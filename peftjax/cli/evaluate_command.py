@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import peftjax
-from peftjax.cli.parser import Parser, UsageError, settings_of
+from peftjax.cli.parser import Parser, UsageError, settings_of, whole
 from peftjax.cli.source import ADAPTER, BASE, RUN, Source, add_which, is_run
 from peftjax.evaluation.harness import evaluate_tasks, language_model
 from peftjax.train.files import write_whole
@@ -24,11 +24,17 @@ def add_arguments(parser: Parser) -> None:
     harness.add_argument('--tasks', metavar='A,B', help='its tasks, such as hellaswag,arc_easy')
     harness.add_argument('--adapter', help=f'of a base: {ADAPTER}')
     harness.add_argument('--include', metavar='DIR', help='a folder of further tasks')
-    harness.add_argument('--few-shot', type=int, metavar='N', help='examples before a question')
-    harness.add_argument('--limit', type=int, metavar='N', help='questions of each task')
+    harness.add_argument(
+        '--few-shot', type=whole(0), metavar='N', help='examples before a question'
+    )
+    harness.add_argument('--limit', type=whole(1), metavar='N', help='questions of each task')
     harness.add_argument('--chat', action='store_true', help='ask through the chat template')
-    harness.add_argument('--batch', type=int, default=8, metavar='N', help='rows of a batch (8)')
-    harness.add_argument('--max-length', type=int, metavar='N', help='tokens of the longest row')
+    harness.add_argument(
+        '--batch', type=whole(1), default=8, metavar='N', help='rows of a batch (8)'
+    )
+    harness.add_argument(
+        '--max-length', type=whole(1), metavar='N', help='tokens of the longest row'
+    )
     parser.add_settings('model', 'data')
 
 

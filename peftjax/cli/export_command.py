@@ -4,7 +4,7 @@ import argparse
 
 import peftjax
 from peftjax.cli.parser import Parser
-from peftjax.cli.source import ADAPTER, BASE, RUN, add_which, open_source
+from peftjax.cli.source import ADAPTER, BASE, RUN, add_non_finite, add_which, open_source
 
 
 def add_arguments(parser: Parser) -> None:
@@ -13,6 +13,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('out', help='the .gguf file to write; llama-cli takes it as --lora')
     parser.add_argument('--name', default='', help='what the file calls the adapter')
     add_which(parser)
+    add_non_finite(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

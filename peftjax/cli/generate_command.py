@@ -8,9 +8,18 @@ import jax
 import jax.numpy as jnp
 
 import peftjax
-from peftjax.cli.parser import Parser
+from peftjax.cli.parser import Parser, number, whole
 from peftjax.cli.plan_command import add_quantize
-from peftjax.cli.source import ADAPTER, BASE, RUN, Source, add_which, is_run, open_run
+from peftjax.cli.source import (
+    ADAPTER,
+    BASE,
+    RUN,
+    Source,
+    add_non_finite,
+    add_which,
+    is_run,
+    open_run,
+)
 from peftjax.evaluation.scorer import until_end
 from peftjax.train.optional import library
 
@@ -20,15 +29,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('--prompt', required=True, action='append', help='may be given again')
     parser.add_argument('--adapter', help=ADAPTER)
     add_which(parser)
+    add_non_finite(parser)
     parser.add_argument(
         '--raw', action='store_true', help='continue the text, without the chat template'
     )
     parser.add_argument('--system', metavar='TEXT', help='a message in front of the conversation')
-    parser.add_argument('--max-new-tokens', type=int, default=256, metavar='N')
-    parser.add_argument('--temperature', type=float, default=0.0, help='0 takes the best token')
-    parser.add_argument('--top-k', type=int, metavar='K')
-    parser.add_argument('--top-p', type=float, default=1.0, metavar='P')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--max-new-tokens', type=whole(1, 10**6), default=256, metavar='N')
+    parser.add_argument('--temperature', type=number(0), default=0.0, help='0 takes the best token')
+    parser.add_argument('--top-k', type=whole(1), metavar='K')
+    parser.add_argument('--top-p', type=number(0), default=1.0, metavar='P')
+    parser.add_argument('--seed', type=whole(0), default=0)
     add_quantize(parser)
 
 
@@ -92,14 +102,15 @@ def conversations(
 
 def _source(arguments: argparse.Namespace) -> Source:
     if arguments.adapter is None and is_run(arguments.base):
-        return open_run(arguments.base, arguments.which)
+        return open_run(arguments.base, arguments.which, arguments.allow_non_finite)
+    finite = {'allow_non_finite': arguments.allow_non_finite}
     model = peftjax.load(
-        arguments.base, scan=arguments.adapter is None, quantize=arguments.quantize
+        arguments.base, scan=arguments.adapter is None, quantize=arguments.quantize, **finite
     )
     if arguments.adapter is None:
         method = peftjax.chain()
         return Source(model, method, (), method.freeze(model, ()), arguments.base)
-    loaded = peftjax.load_adapter(arguments.adapter, model)
+    loaded = peftjax.load_adapter(arguments.adapter, model, **finite)
     return Source(model, loaded.transform, loaded.adapter, loaded.frozen, arguments.base)
 
 

@@ -11,6 +11,7 @@ from peftjax.cli.source import (
     BASE,
     RUN,
     add_labels,
+    add_non_finite,
     add_which,
     is_run,
     load_base,
@@ -22,6 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', help=f'{BASE}; or {RUN}')
     parser.add_argument('--adapter', help=ADAPTER)
     add_which(parser)
+    add_non_finite(parser)
     add_labels(parser)
 
 

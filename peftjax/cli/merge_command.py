@@ -9,7 +9,16 @@ import jax
 import peftjax
 from peftjax import merging
 from peftjax.cli.parser import Parser
-from peftjax.cli.source import ADAPTER, BASE, RUN, Source, add_labels, add_which, open_source
+from peftjax.cli.source import (
+    ADAPTER,
+    BASE,
+    RUN,
+    Source,
+    add_labels,
+    add_non_finite,
+    add_which,
+    open_source,
+)
 
 _Rule = Callable[[Sequence[merging.Delta], argparse.Namespace], merging.Delta]
 
@@ -65,6 +74,7 @@ def add_arguments(parser: Parser) -> None:
         '--rank', type=int, metavar='R', help="write a LoRA of this rank in peft's files instead"
     )
     add_which(parser)
+    add_non_finite(parser)
     add_labels(parser)
 
 

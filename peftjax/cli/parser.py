@@ -2,8 +2,9 @@
 
 import argparse
 import difflib
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from peftjax.cli import settings_flags
@@ -14,6 +15,45 @@ _SECTIONS = (
     'Arguments of the functions that are in use are flags too: --lora.rank 4, '
     '--adamw.weight_decay 0.1. A value reads as Python where it can: [1, 2], None, true.'
 )
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Reads whole numbers from `least` to `most`.
+
+    Example:
+        >>> whole(1)('16')
+        16
+    """
+
+    def read(text: str) -> int:
+        plain = text.removeprefix('-').isdecimal() and len(text) < 20
+        if not plain or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f'{text[:40]!r} is no whole number from {least} to {most}'
+            )
+        return int(text)
+
+    return read
+
+
+def number(least: float) -> Callable[[str], float]:
+    """Reads finite numbers from `least` on.
+
+    Example:
+        >>> number(0)('0.5')
+        0.5
+    """
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f'{text[:40]!r} is no finite number from {least:g} on')
+        return value
+
+    return read
 
 
 class UsageError(ValueError):

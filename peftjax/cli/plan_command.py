@@ -10,7 +10,7 @@ import optax
 
 import peftjax
 from peftjax.cli.config_files import read_config
-from peftjax.cli.parser import Parser, UsageError, add_config, settings_of
+from peftjax.cli.parser import Parser, UsageError, add_config, settings_of, whole
 from peftjax.cli.plan_settings import plans
 from peftjax.cli.settings_flags import changed
 from peftjax.cli.sizes import count, llama_of, read_size
@@ -37,13 +37,15 @@ def add_arguments(parser: Parser) -> None:
         metavar='CALL',
         help='a method of peftjax with its arguments; may be given again, one row each',
     )
-    parser.add_argument('--batch', type=int, metavar='N', help='examples in a step; 8')
-    parser.add_argument('--length', type=int, metavar='N', help='tokens in an example; 512')
+    parser.add_argument('--batch', type=whole(1), metavar='N', help='examples in a step; 8')
+    parser.add_argument('--length', type=whole(1), metavar='N', help='tokens in an example; 512')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
     parser.add_argument('--remat', metavar='POLICY', help="'full', or a policy of jax by its name")
     add_quantize(parser)
     for axis in _AXES:
-        parser.add_argument(f'--{axis}', type=int, default=1, metavar='N', help='axis of the mesh')
+        parser.add_argument(
+            f'--{axis}', type=whole(1), default=1, metavar='N', help='axis of the mesh'
+        )
     parser.add_argument(
         '--machine',
         choices=tuple(peftjax.plan.MACHINES),
@@ -83,10 +85,6 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.changes:
         raise UsageError(f'--{next(iter(arguments.changes))} changes a config: give --config too')
-    for name in ('batch', 'length'):
-        given = getattr(arguments, name)
-        if given is not None and given < 1:
-            raise ValueError(f'--{name} {given} is below 1; write 1 or more')
     size = read_size(arguments.base)
     if size is not None and not arguments.method:
         _print_textbook(size, arguments)

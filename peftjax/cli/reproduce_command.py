@@ -6,7 +6,7 @@ from pathlib import Path
 
 import peftjax
 from peftjax import reproduce
-from peftjax.cli.parser import Parser, UsageError
+from peftjax.cli.parser import Parser, UsageError, whole
 from peftjax.train.compilation_cache import keep_compiled_programs
 from peftjax.train.endings import plain_endings
 from peftjax.train.progress import quiet_libraries, terminal
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument('--workdir', metavar='DIR', help='gets a folder for each run of the row')
     parser.add_argument(
-        '--seeds', type=int, metavar='N', help='how many runs; unless given, as in the paper'
+        '--seeds', type=whole(1), metavar='N', help='how many runs; unless given, as in the paper'
     )
     parser.add_settings('model', 'data', 'run', 'mesh', sections=True)
 

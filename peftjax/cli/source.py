@@ -5,7 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import peftjax
-from peftjax.cli.parser import Parser
+from peftjax.cli.parser import Parser, whole
 
 BASE = (
     "a folder in Hugging Face layout, 'org/name' on the hub, a .gguf file, or "
@@ -38,7 +38,7 @@ def add_labels(parser: Parser) -> None:
     """The flag that says how many classes a head has."""
     parser.add_argument(
         '--num-labels',
-        type=int,
+        type=whole(1),
         metavar='N',
         help='classes of an encoder whose adapter brings its head',
     )
@@ -54,6 +54,15 @@ def add_which(parser: Parser) -> None:
     )
 
 
+def add_non_finite(parser: Parser) -> None:
+    """The flag that lets weights be NaN or infinite."""
+    parser.add_argument(
+        '--allow-non-finite',
+        action='store_true',
+        help='read weights that are NaN or infinite, to look at them',
+    )
+
+
 def is_run(path: str) -> bool:
     """Whether a path is the work folder of a run."""
     folder = pathlib.Path(path)
@@ -63,6 +72,7 @@ def is_run(path: str) -> bool:
 def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
     """The base as its adapters mean it: an encoder with a head, if it or they have one."""
     base, labels = arguments.base, arguments.num_labels
+    options = {'allow_non_finite': arguments.allow_non_finite, **options}
     if labels is not None:
         return peftjax.load(base, task='classification', num_labels=labels, **options)
     try:
@@ -71,7 +81,7 @@ def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
         return peftjax.load(base, **options)
 
 
-def open_run(path: str, which: str = 'best') -> Source:
+def open_run(path: str, which: str = 'best', allow_non_finite: bool = False) -> Source:
     """Base and adapter of a run.
 
     Raises:
@@ -79,7 +89,9 @@ def open_run(path: str, which: str = 'best') -> Source:
     """
     folder = peftjax.train.RunFolder(path)
     model = folder.load_model()
-    restored = folder.load_adapter(model, 'last' if which == 'last' else 'best')
+    restored = folder.load_adapter(
+        model, 'last' if which == 'last' else 'best', allow_non_finite=allow_non_finite
+    )
     return Source(model, *restored, folder.settings.model.source)
 
 
@@ -87,7 +99,7 @@ def open_source(arguments: argparse.Namespace, **options: Any) -> Source:
     """Base and adapter, or a run in the place of both.
 
     Args:
-        arguments: base, adapter, num_labels and, of a run, which.
+        arguments: base, adapter, num_labels, allow_non_finite and, of a run, which.
         options: of `peftjax.load`.
 
     Raises:
@@ -98,11 +110,16 @@ def open_source(arguments: argparse.Namespace, **options: Any) -> Source:
             raise ValueError(
                 f'{arguments.base} is no work folder of a run; name an adapter behind the base'
             )
-        return open_run(arguments.base, arguments.which)
+        return open_run(arguments.base, arguments.which, arguments.allow_non_finite)
     if (pathlib.Path(arguments.adapter) / 'peftjax.json').is_file():
         # Its paths are those of the model as a run loads it, with its layers stacked.
         model = load_base(arguments, **{**options, 'scan': True})
-        return Source(model, *peftjax.restore(arguments.adapter, model), arguments.base)
+        restored = peftjax.restore(
+            arguments.adapter, model, allow_non_finite=arguments.allow_non_finite
+        )
+        return Source(model, *restored, arguments.base)
     model = load_base(arguments, **options)
-    loaded = peftjax.load_adapter(arguments.adapter, model)
+    loaded = peftjax.load_adapter(
+        arguments.adapter, model, allow_non_finite=arguments.allow_non_finite
+    )
     return Source(model, loaded.transform, loaded.adapter, loaded.frozen, arguments.base)

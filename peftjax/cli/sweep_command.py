@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from peftjax.cli.config_files import ConfigFile, read_config
-from peftjax.cli.parser import Parser, UsageError, add_config, settings_of
+from peftjax.cli.parser import Parser, UsageError, add_config, number, settings_of, whole
 from peftjax.sweep.asynchronous import AsynchronousHalving
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.on_ray import OnRay
@@ -24,14 +24,16 @@ def add_arguments(parser: Parser) -> None:
     rows = parser.add_argument_group('which runs')
     rows.add_argument('--sweep', metavar='NAME', help='what sweep_NAME(add) of the config adds')
     rows.add_argument('--search', metavar='NAME', help='what search_NAME(trial) of it draws')
-    rows.add_argument('--trials', type=_count, default=16, metavar='N', help='of a search (16)')
+    rows.add_argument('--trials', type=whole(1), default=16, metavar='N', help='of a search (16)')
     rows.add_argument(
-        '--wave', type=_count, default=8, metavar='N', help='draws of a search at a time (8)'
+        '--wave', type=whole(1), default=8, metavar='N', help='draws of a search at a time (8)'
     )
     rows.add_argument(
         '--sampler', choices=SAMPLERS, default=SAMPLERS[0], help=f'of a search ({SAMPLERS[0]})'
     )
-    rows.add_argument('--search-seed', type=int, default=0, metavar='N', help='of the sampler (0)')
+    rows.add_argument(
+        '--search-seed', type=whole(0), default=0, metavar='N', help='of the sampler (0)'
+    )
     ends = parser.add_argument_group('how runs are compared, and which stop early')
     ends.add_argument(
         '--score',
@@ -40,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
         'unless given, the one that chooses the best checkpoint',
     )
     ends.add_argument(
-        '--halving', type=_several, metavar='N', help='of a group, one run in N goes on at a rung'
+        '--halving', type=whole(2), metavar='N', help='of a group, one run in N goes on at a rung'
     )
     ends.add_argument(
         '--asynchronous', action='store_true', help='--halving of all groups together'
@@ -48,14 +50,21 @@ def add_arguments(parser: Parser) -> None:
     ends.add_argument('--median', action='store_true', help='stop a search below the median')
     where = parser.add_argument_group('where they run')
     where.add_argument(
-        '--together', type=_count, default=32, metavar='N', help='runs in one program at most (32)'
+        '--together',
+        type=whole(1),
+        default=32,
+        metavar='N',
+        help='runs in one program at most (32)',
     )
     where.add_argument(
-        '--memory-gib', type=float, metavar='X', help='for a program; unless given, what is here'
+        '--memory-gib',
+        type=number(0),
+        metavar='X',
+        help='for a program; unless given, what is here',
     )
     where.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster's, or 'local'")
-    where.add_argument('--ray-cpus', type=float, default=1.0, metavar='X', help='of a task (1)')
-    where.add_argument('--ray-gpus', type=float, default=0.0, metavar='X', help='of a task (0)')
+    where.add_argument('--ray-cpus', type=number(0), default=1.0, metavar='X', help='of a task (1)')
+    where.add_argument('--ray-gpus', type=number(0), default=0.0, metavar='X', help='of a task (0)')
     parser.add_settings('model', 'data', 'run', 'mesh', sections=True, chained=True)
 
 
@@ -107,19 +116,3 @@ def _halving(arguments: argparse.Namespace, folder: SweepFolder, score: str) -> 
     if arguments.asynchronous:
         return [AsynchronousHalving(arguments.halving, score, folder)]
     return [Halving(arguments.halving, score)]
-
-
-def _count(text: str) -> int:
-    """A number of at least 1."""
-    return _at_least(1, text)
-
-
-def _several(text: str) -> int:
-    """A number of at least 2."""
-    return _at_least(2, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number of at least {least}')
-    return int(text)

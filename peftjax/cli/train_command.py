@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from peftjax.cli.config_files import read_config
-from peftjax.cli.parser import Parser, UsageError, add_config, settings_of
+from peftjax.cli.parser import Parser, UsageError, add_config, settings_of, whole
 from peftjax.train.compilation_cache import keep_compiled_programs
 from peftjax.train.endings import plain_endings
 from peftjax.train.fitting import train
@@ -40,8 +40,10 @@ def add_arguments(parser: Parser) -> None:
         '--distributed', action='store_true', help='SLURM or a TPU pod says which this one is'
     )
     several.add_argument('--coordinator', metavar='HOST:PORT', help='where the first one listens')
-    several.add_argument('--processes', type=int, metavar='N', help='how many there are')
-    several.add_argument('--process', type=int, metavar='N', help='which this one is, from 0 on')
+    several.add_argument('--processes', type=whole(1), metavar='N', help='how many there are')
+    several.add_argument(
+        '--process', type=whole(0), metavar='N', help='which this one is, from 0 on'
+    )
     parser.add_settings('model', 'data', 'run', 'mesh', sections=True, chained=True)
 
 

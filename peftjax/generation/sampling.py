@@ -18,7 +18,8 @@ class Sampling:
             `top_k`, sum to at least this are left; 1 for all.
 
     Raises:
-        ValueError: a negative temperature, a top_k below 1, or a top_p outside of (0, 1].
+        ValueError: a temperature below 0 or not finite, a top_k below 1, or a top_p outside of
+            (0, 1].
 
     Example:
         >>> Sampling(temperature=0.7, top_p=0.9)
@@ -33,8 +34,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f'temperature must be at least 0, got {self.temperature}')
+        if not 0 <= self.temperature < float('inf'):
+            raise ValueError(f'temperature must be a number of at least 0, got {self.temperature}')
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f'top_k must be at least 1, or None, got {self.top_k}')
         if not 0 < self.top_p <= 1:

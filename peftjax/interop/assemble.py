@@ -1,15 +1,20 @@
 """Fills the leaves of a model from the tensors of a checkpoint, strictly."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from peftjax.interop import finite
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.tensors import Header, Tensors
+from peftjax.models.config_fields import NO_SIZES
 from peftjax.models.names import Slot
 
 
@@ -77,12 +82,34 @@ def check(slots: Sequence[Slot], tensors: Tensors, surplus: Collection[str]) -> 
         )
 
 
+def check_sizes(config: Any, tensors: Tensors) -> None:
+    """Compares the sizes in a config with the file, before any of them is the size of an array.
+
+    Raises:
+        CheckpointError: a size that is greater than all that the file holds.
+    """
+    held = sum(math.prod(header.shape) for header in tensors.headers.values())
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) is int and field.name not in NO_SIZES and value > max(held, 2**16):
+            raise CheckpointError(
+                f'{tensors.where}: config says {field.name} is {value}, the files hold {held} '
+                'numbers in all'
+            )
+
+
 def fill(slot: Slot, tensors: Tensors, dtype: jnp.dtype, where: Sharding | None) -> jax.Array:
-    """One leaf: its tensors read one by one, transposed, stacked and cast, and placed `where`."""
+    """One leaf: its tensors read one by one, transposed, stacked and cast, and placed `where`.
+
+    Raises:
+        CheckpointError: a number that the dtype does not hold.
+    """
     shape = tuple(reversed(slot.shape)) if slot.transposed else slot.shape
     buffer = np.empty((len(slot.names), *shape), dtype)
     for index, name in enumerate(slot.names):
         values = tensors.read(name)
-        buffer[index] = values.T if slot.transposed else values
+        with np.errstate(over='ignore'):  # It is looked for, and named.
+            buffer[index] = values.T if slot.transposed else values
+        finite.check_cast(tensors.where, name, values, buffer[index])
     values = buffer if slot.stacked else buffer[0]
     return jnp.asarray(values) if where is None else jax.device_put(values, where)

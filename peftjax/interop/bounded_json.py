@@ -37,7 +37,7 @@ def read_object(path: pathlib.Path, *, finite: bool = True) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f'{path} does not exist') from None
     except UnicodeDecodeError as error:
-        raise CheckpointError(f'{path} is not UTF-8: {error}') from None
+        raise CheckpointError(f'{path} is not JSON: {error}') from None
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     try:

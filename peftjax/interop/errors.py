@@ -1,5 +1,31 @@
 """The error of a checkpoint that cannot be used."""
 
+import re
+
+_MOST = 20_000
+# Control characters but line ends, marks that turn the direction of text, halves of characters.
+_UNSEEN = re.compile(
+    '[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)
+
+
+def readable(text: str) -> str:
+    """A text for people and terminals, of words of others: control characters are escaped.
+
+    Of one that is longer than 20,000 characters, the middle is left out.
+
+    Example:
+        >>> readable('name \\x1b]0;evil')
+        'name \\\\x1b]0;evil'
+    """
+    if len(text) > _MOST:
+        left = len(text) - _MOST
+        text = f'{text[: _MOST // 2]} ... {left:,} characters ... {text[-_MOST // 2 :]}'
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class CheckpointError(ValueError):
     """A checkpoint file is corrupt, or does not hold the tensors that its config asks for."""
+
+    def __init__(self, message: str = ''):
+        super().__init__(readable(message))

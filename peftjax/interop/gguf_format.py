@@ -23,6 +23,8 @@ _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 
     12: 'd'
 }
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
+# More than any file has: a number in Python takes many times the bytes that it takes in a file.
+_MOST_ENTRIES, _MOST_ELEMENTS = 100_000, 4_000_000
 _SCHEMES = {
     gguf.GGMLQuantizationType.Q4_0: Q4_0(),
     gguf.GGMLQuantizationType.Q4_1: Q4_1(),
@@ -66,23 +68,46 @@ def open_gguf(path: pathlib.Path) -> GgufFile:
         raise CheckpointError(f'{path}: GGUF version {version} is not supported, only 2 and 3')
     tensor_count, pair_count = cursor.scalar('Q', 'tensor count'), cursor.scalar('Q', 'pair count')
     metadata: dict[str, Any] = {}
-    for _ in range(cursor.plausible(pair_count, 12, 'metadata pairs')):
+    for _ in range(cursor.plausible(pair_count, 12, 'metadata pairs', _MOST_ENTRIES)):
         name = cursor.text('metadata key')
         if name in metadata:
             raise CheckpointError(f'{path}: metadata key {name} occurs twice')
         metadata[name] = cursor.value(cursor.scalar('I', name), name)
     infos = {}
-    for _ in range(cursor.plausible(tensor_count, 24, 'tensors')):
+    for _ in range(cursor.plausible(tensor_count, 24, 'tensors', _MOST_ENTRIES)):
         name = cursor.text('tensor name')
         if name in infos:
             raise CheckpointError(f'{path}: tensor {name} occurs twice')
         infos[name] = cursor.tensor_info(name)
     alignment = metadata.get('general.alignment', 32)
-    if not isinstance(alignment, int) or alignment <= 0:
-        raise CheckpointError(f'{path}: general.alignment is {alignment!r}')
+    power = isinstance(alignment, int) and 0 < alignment <= 2**20 and alignment.bit_count() == 1
+    if not power:
+        raise CheckpointError(
+            f'{path}: general.alignment is {str(alignment)[:60]}, no power of two up to {2**20}'
+        )
     begin = math.ceil(cursor.offset / alignment) * alignment
     tensors = {name: _placed(path, name, begin, len(buffer), *info) for name, info in infos.items()}
+    _check_places(path, tensors, begin, alignment)
     return GgufFile(path, metadata, tensors, buffer)
+
+
+def _check_places(
+    path: pathlib.Path, tensors: dict[str, GgufTensor], begin: int, alignment: int
+) -> None:
+    """Tensors lie one behind another in the order in which they are named, each on a boundary."""
+    free, before = begin, 'the header'
+    for name, tensor in tensors.items():
+        if (tensor.start - begin) % alignment:
+            raise CheckpointError(
+                f'{path}: tensor {name} begins at byte {tensor.start - begin} of the data, no '
+                f'multiple of general.alignment {alignment}'
+            )
+        if tensor.start < free:
+            raise CheckpointError(
+                f'{path}: tensor {name} begins at byte {tensor.start}, before the end of {before} '
+                f'at {free}'
+            )
+        free, before = tensor.start + tensor.size, name
 
 
 def read_tensor(file: GgufFile, name: str) -> np.ndarray:
@@ -124,14 +149,16 @@ class _Cursor:
         self.offset += size
         return self.buffer[self.offset - size : self.offset]
 
-    def plausible(self, count: int, size: int, what: str) -> int:
-        """`count` things of at least `size` bytes must fit in what is left."""
+    def plausible(self, count: int, size: int, what: str, most: int | None = None) -> int:
+        """`count` things, `most` of them, of at least `size` bytes must fit in what is left."""
         left = len(self.buffer) - self.offset
         if count * size > left:
             raise CheckpointError(
                 f'{self.path} is corrupt or truncated: {what} at byte {self.offset} asks for '
                 f'{count * size} bytes or more, {left} are left'
             )
+        if most is not None and count > most:
+            raise CheckpointError(f'{self.path}: {what} are {count}, more than {most}')
         return count
 
     def scalar(self, code: str, what: str) -> Any:
@@ -151,6 +178,8 @@ class _Cursor:
         if kind not in _SCALARS:
             raise CheckpointError(f'{self.path}: {what} has the unknown type {kind}')
         value = self.scalar(_SCALARS[kind], what)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CheckpointError(f'{self.path}: {what} is {value}, no finite number')
         # The shortest decimal of the same float32: 1e-05 and not 9.999999747378752e-06.
         return float(str(np.float32(value))) if kind == _FLOAT32 else value
 
@@ -161,8 +190,11 @@ class _Cursor:
         if kind in _SCALARS:
             code = '<' + _SCALARS[kind]
             size = struct.calcsize(code)
+            self.plausible(count, size, what, _MOST_ELEMENTS)
             return np.frombuffer(self.take(count * size, what), code).tolist()
-        return [self.value(kind, what) for _ in range(self.plausible(count, 8, what))]
+        return [
+            self.value(kind, what) for _ in range(self.plausible(count, 8, what, _MOST_ELEMENTS))
+        ]
 
     def tensor_info(self, name: str) -> tuple[tuple[int, ...], int, int]:
         axes = self.scalar('I', name)

@@ -1,10 +1,8 @@
 """`load`: a checkpoint on disk or on the hub, as a Model."""
 
 import os
-import pathlib
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,28 +17,14 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, Scheme
 from peftjax.core.sharding import shardings
 from peftjax.core.sites import Sites
-from peftjax.interop import assemble, gguf_files, packing, sources
-from peftjax.interop.bounded_json import read_object
+from peftjax.interop import assemble, finite, packing
+from peftjax.interop.checkpoint import Checkpoint, open_checkpoint
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_format import open_gguf
-from peftjax.interop.safetensors_files import has_weights, open_folder
-from peftjax.interop.steady import steadily
-from peftjax.interop.tensors import Tensors
-from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
-from peftjax.models.names import Rule, slots
-from peftjax.models.registry import Build, Family, family_of, family_of_config
+from peftjax.models.names import slots
+from peftjax.models.registry import Build, family_of_config
 from peftjax.quantize.model import SCHEMES, pack, quantizable, scheme_of
 
 _CLASSES = ('classification', 'token_classification')
-
-
-class _Checkpoint(NamedTuple):
-    family: Family
-    config: Any
-    names: tuple[Rule, ...]
-    tensors: Tensors | None  # None where only shapes are asked for and there is a config alone
-    surplus: tuple[str, ...]  # regexes of tensors that are not for leaves
-    tokenizer: Tokenizer | None
 
 
 def load(
@@ -59,6 +43,7 @@ def load(
     quantize: str | Scheme | None = None,
     ignore: tuple[str, ...] = (),
     like: Model | None = None,
+    allow_non_finite: bool = False,
 ) -> Model:
     """Reads a checkpoint of a language or image model into a Model.
 
@@ -89,10 +74,12 @@ def load(
         ignore: regexes of config fields and tensors, unknown here, that may be dropped.
         like: what this call gave with another `key`: its leaves are taken, the same arrays, but for
             those of a new head. So many runs, each with a head of its own, share one base.
+        allow_non_finite: reads weights that are NaN or infinite, to look at them.
 
     Raises:
         CheckpointError: a source that is not there; a corrupt file; tensors that are missing, of
-            another shape or unknown, all named at once.
+            another shape or unknown, all named at once; a tensor that is not finite, or that the
+            dtype cannot hold, by name; sizes in a config that no model has, or its files do not.
         ValueError: a config or an argument that asks for something not built, by name; 'stored' of
             a file that keeps no matrix in one of those formats.
 
@@ -102,7 +89,9 @@ def load(
         >>> model.params['layers']['attention']['query']['kernel'].shape
         (6, 384, 384)
     """
-    checkpoint = _open(source, ignore, abstract)
+    checkpoint = open_checkpoint(source, ignore, abstract)
+    if checkpoint.tensors is not None and not allow_non_finite:
+        checkpoint = checkpoint._replace(tensors=finite.checked(checkpoint.tensors))
     for name in ('classifier.weight', 'classifier.out_proj.weight'):
         head = checkpoint.tensors.headers.get(name) if checkpoint.tensors else None
         if task in _CLASSES and num_labels is None and head is not None:
@@ -174,45 +163,6 @@ def abstract_inputs(model: Model, batch: int, length: int) -> dict[str, jax.Shap
     }
 
 
-def _open(source: str | os.PathLike[str], ignore: tuple[str, ...], abstract: bool) -> _Checkpoint:
-    path = sources.locate(source, weights=not abstract)
-    if path.suffix == '.gguf' and path.is_file():
-        file = open_gguf(path)
-        config = gguf_files.parse_gguf(file, ignore)
-        return _Checkpoint(
-            family_of('llama'),
-            config,
-            gguf_files.LLAMA_GGUF_NAMES,
-            gguf_files.gguf_tensors(file, config),
-            (re.escape(gguf_files.ROPE_DIVISORS),),
-            tokenizer_from_gguf(file.metadata, str(path)),
-        )
-    return steadily(path, lambda: _open_folder(path, ignore, abstract))
-
-
-def _open_folder(path: pathlib.Path, ignore: tuple[str, ...], abstract: bool) -> _Checkpoint:
-    raw = read_object(path / 'config.json')
-    family = family_of(raw.get('model_type'))
-    try:
-        config = family.parse(raw, ignore)
-    except (TypeError, AttributeError, ArithmeticError, KeyError) as error:
-        # A file may hold anything in place of a number, a word or an object.
-        raise ValueError(
-            f'{path / "config.json"} has a field of the wrong kind for a {raw["model_type"]}: '
-            f'{error}'
-        ) from error
-    # For shapes the config is enough; weights that are there are held to it all the same.
-    tensors = None if abstract and not has_weights(path) else open_folder(path)
-    return _Checkpoint(
-        family,
-        config,
-        family.names,
-        tensors and assemble.strip_prefix(tensors, family.prefix),
-        (),
-        tokenizer_from_folder(path),
-    )
-
-
 class _Leaves:
     """The leaves of a module, checked against the checkpoint, and read from it one by one.
 
@@ -224,7 +174,7 @@ class _Leaves:
 
     def __init__(
         self,
-        checkpoint: _Checkpoint,
+        checkpoint: Checkpoint,
         module: nn.Module,
         example: Mapping[str, jax.ShapeDtypeStruct],
         ignore: tuple[str, ...],
@@ -242,6 +192,7 @@ class _Leaves:
                 f'{tensors.where}: config says {layers} layers, the files hold '
                 f'{len(headers)} tensors'
             )
+        assemble.check_sizes(checkpoint.config, tensors)
         self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
         table = slots(checkpoint.names, self.abstract)
         self.new = assemble.new_leaves(table, headers, family.head)

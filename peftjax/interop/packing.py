@@ -8,6 +8,7 @@ import numpy as np
 
 from peftjax.core.quantized import QuantizedArray, one_matrix
 from peftjax.core.sites import WeightSite
+from peftjax.interop import finite
 from peftjax.interop.tensors import Tensors
 from peftjax.models.names import Slot
 from peftjax.quantize.model import pack
@@ -55,5 +56,7 @@ def _read(
         assert packed is not None
         return packed[1]
     values = tensors.read(name)
-    values = (values.T if slot.transposed else values).astype(leaf.dtype)
-    return jax.device_get(pack(values, leaf.matrix, leaf.scheme).arrays)
+    with np.errstate(over='ignore'):  # It is looked for, and named.
+        made = (values.T if slot.transposed else values).astype(leaf.dtype)
+    finite.check_cast(tensors.where, name, values, made)
+    return jax.device_get(pack(made, leaf.matrix, leaf.scheme).arrays)

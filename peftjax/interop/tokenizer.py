@@ -44,8 +44,15 @@ class Tokenizer:
         }
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of one text; special tokens as the checkpoint's own tokenizer adds them."""
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of one text; special tokens as the checkpoint's own tokenizer adds them.
+
+        Raises:
+            ValueError: a text with half of a character, which no encoding has.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            raise ValueError(f'{ascii(text[:60])} is no text that can be encoded') from None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""

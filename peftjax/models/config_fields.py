@@ -1,6 +1,7 @@
 """Strict reading of a checkpoint's config.json into a frozen dataclass."""
 
 import dataclasses
+import math
 import re
 import typing
 from collections.abc import Collection, Mapping
@@ -55,6 +56,33 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+# How far a model looks or is told to: no array has that size by itself.
+NO_SIZES = frozenset(
+    {
+        *('max_position_embeddings', 'sliding_window', 'relative_attention_max_distance'),
+        *('pad_token_id', 'image_size'),
+    }
+)
+_LAYERS = re.compile(r'(num_)?(\w+_)?(hidden_)?layers?')
+_MOST_LAYERS, _MOST_PIXELS, _MOST_ROWS, _MOST = 4096, 4096, 2**28, 2**22
+
+
+def greatest(name: str) -> int:
+    """The greatest value of a field that is a whole number; no model comes near it.
+
+    Example:
+        >>> greatest('num_hidden_layers'), greatest('hidden_size')
+        (4096, 4194304)
+    """
+    if _LAYERS.fullmatch(name):
+        return _MOST_LAYERS
+    if name == 'image_size':
+        return _MOST_PIXELS
+    if name == 'vocab_size':
+        return _MOST_ROWS
+    return 2**31 - 1 if name in NO_SIZES else _MOST
+
+
 def read_config(
     cls: type,
     raw: Mapping[str, Any],
@@ -86,6 +114,11 @@ def read_config(
             )
         elif type(value) is int and value < (0 if _has_type(0.0, hint) else 1):
             problems.append(f'{field.name}: {value} is out of range')
+        elif type(value) is int and value > greatest(field.name):
+            most = greatest(field.name)
+            problems.append(f'{field.name}: {str(value)[:40]} is out of range, above {most}')
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f'{field.name}: {value} is no finite number')
         else:
             values[field.name] = value
     off = UNSUPPORTED | dict(off)

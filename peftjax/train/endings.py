@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from peftjax.train.checkpoints import CheckpointsError
+from peftjax.train.files import readable
 from peftjax.train.interrupt import Interrupted
 from peftjax.train.window import NonFiniteError
 
@@ -33,4 +34,4 @@ def plain_endings(*also: type[Exception]) -> Iterator[None]:
         reason = str(error)
     # What a failed save leaves unfinished goes now: most of it would complain after the reason.
     gc.collect()
-    sys.exit(f'stopped: {reason}')
+    sys.exit(readable(f'stopped: {reason}'))

@@ -86,8 +86,12 @@ class RunFolder:
         settings = self.settings if data else self.settings.change({'data.source': ''})
         return build_task(settings, model)
 
-    def load_adapter(self, model: peftjax.Model, which: Which = 'best') -> peftjax.Restored:
+    def load_adapter(
+        self, model: peftjax.Model, which: Which = 'best', *, allow_non_finite: bool = False
+    ) -> peftjax.Restored:
         """The method, the adapter, and what is frozen beside it.
+
+        allow_non_finite: see `peftjax.restore`.
 
         Raises:
             SettingsError: the run has written none yet.
@@ -96,4 +100,4 @@ class RunFolder:
         folder = self.path / {'best': ADAPTER, 'last': LAST}[which]
         if not folder.is_dir():
             raise SettingsError(f'{self.path} has no {folder.name}/ yet: the run is not that far')
-        return peftjax.restore(folder, model)
+        return peftjax.restore(folder, model, allow_non_finite=allow_non_finite)

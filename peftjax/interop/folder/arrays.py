@@ -12,7 +12,7 @@ import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.quantized import QuantizedArray, is_quantized
-from peftjax.interop import whole
+from peftjax.interop import finite, whole
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.safetensors_files import open_file
 
@@ -151,6 +151,11 @@ class Stored:
         self._dtypes: dict[str, Any] = about['dtypes']
         self._left = set(self._file.headers)
 
+    def refuse_non_finite(self, *prefixes: str) -> None:
+        """From now on, refuses arrays that are NaN or infinite: all, or those named so."""
+        names = [n for n in self._file.headers if not prefixes or n.startswith(prefixes)]
+        self._file = finite.checked(self._file, names)
+
     @property
     def names(self) -> list[str]:
         """Of the arrays that nothing took yet."""
@@ -160,7 +165,8 @@ class Stored:
         """The array of that name.
 
         Raises:
-            CheckpointError: no such array, one that was taken before, or another shape.
+            CheckpointError: no such array, one that was taken before, or another shape; one that is
+            not finite, where those are refused.
         """
         where = self._file.where
         if name not in self._left:

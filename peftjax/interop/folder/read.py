@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core import paths
@@ -21,21 +20,18 @@ from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder import trees
 from peftjax.interop.folder.decode import Decoder
 from peftjax.interop.folder.encode import difference, encode, is_described
+from peftjax.interop.folder.samples import check_samples
 from peftjax.interop.folder.text import read_text
 from peftjax.interop.folder.write import (
     ADAPTER,
     DESCRIPTION,
     FORMAT,
     FROZEN,
-    SAMPLES,
     check_is_model,
     check_is_transform,
-    is_real,
 )
 from peftjax.interop.steady import steadily
 
-# Of the largest number of a weight: how far products differ between machines, in TF32 for example.
-_ROUNDING = 2e-3
 _FIELDS = {
     'format': int,
     'peftjax': str,
@@ -62,7 +58,11 @@ class Restored(NamedTuple):
 
 
 def restore(
-    folder: str | os.PathLike[str], model: Model, *, transform: PeftTransform | None = None
+    folder: str | os.PathLike[str],
+    model: Model,
+    *,
+    transform: PeftTransform | None = None,
+    allow_non_finite: bool = False,
 ) -> Restored:
     """Reads what `save` wrote: the method, the adapter and what is frozen beside it.
 
@@ -74,14 +74,16 @@ def restore(
         model: the model that the adapter was made for, with its real parameters.
         transform: a transform of your own functions, which no file describes. Given for one that
             the folder describes, it must be described in the same way.
+        allow_non_finite: reads an adapter with numbers that are NaN or infinite, to look at it.
 
     Returns:
         `Restored(transform, adapter, frozen)`; arrays have the dtypes that they were saved in.
 
     Raises:
-        CheckpointError: a file that is absent, corrupt, or of another save; another model, with
-            the first leaf that differs; a tensor that is missing, unknown, or of another shape; a
-            description that means nothing here; a transform of your own that is not given.
+        CheckpointError: a file that is absent, corrupt, or of another save; an array of the
+            adapter or of the weights beside it that is not finite; another model, with the first
+            leaf that differs; a tensor that is missing, unknown, or of another shape; a description
+            that means nothing here; a transform of your own that is not given.
 
     Example:
         >>> mlp = peftjax.testing.tiny_mlp()
@@ -99,10 +101,15 @@ def restore(
         fields = _fields(place / DESCRIPTION)
         trees.check_model(str(place), fields['model'], model.params)
         about = fields['files']
+        trained = files.Stored(place / ADAPTER, about.get(ADAPTER))
         others = files.Stored(place / FROZEN, about[FROZEN]) if FROZEN in about else None
-        return fields, files.Stored(place / ADAPTER, about.get(ADAPTER)), others
+        return fields, trained, others
 
     fields, trained, others = steadily(place, opened)
+    if not allow_non_finite:
+        trained.refuse_non_finite()
+        if others is not None:
+            others.refuse_non_finite('start/', 'params/')
     reader = _Reader(str(place), fields, model, trained, others)
     if transform is not None:  # What its functions raise is for those who wrote them.
         check_is_transform(transform)
@@ -262,7 +269,7 @@ class _Reader:
                 f'{self._where}: params come from {str(source)[:60]!r}, which is not how this '
                 'transform leaves them'
             )
-        self._check_samples(params, samples)
+        check_samples(self._where, params, before, samples)
         return self._replaced(params, values) if values else params
 
     def _replaced(self, params: Any, values: dict[str, Any]) -> Any:
@@ -277,26 +284,3 @@ class _Reader:
                     f'model has {leaves[path].shape}'
                 )
         return paths.replace(params, stored)
-
-    def _check_samples(self, params: Any, samples: dict[str, Any]) -> None:
-        leaves, before = paths.flatten(params), paths.flatten(self._model.params)
-        for path, numbers in samples.items():
-            if path not in leaves or not (_numbers(numbers) and is_real(leaves[path])):
-                raise CheckpointError(f'{self._where}: {path[:60]!r} has no numbers to compare')
-            expected = np.asarray([np.nan if each is None else each for each in numbers])
-            found, whole = (files.sample(tree[path], SAMPLES) for tree in (leaves, before))
-            rounding = max(_ROUNDING, float(jnp.finfo(found.dtype).eps))
-            found = found.astype(np.float64)
-            most = rounding * np.max(np.abs(whole), initial=0.0, where=np.isfinite(whole))
-            if found.shape != expected.shape or not np.allclose(
-                found, expected, rtol=0.0, atol=most, equal_nan=True
-            ):
-                raise CheckpointError(
-                    f'{self._where}: what is left of {path!r} beside a fresh adapter differs from '
-                    'what it was where it was saved; save it there with whole=True'
-                )
-
-
-def _numbers(value: Any) -> bool:
-    plain = isinstance(value, list) and len(value) <= SAMPLES
-    return plain and all(isinstance(each, int | float | None) for each in value)

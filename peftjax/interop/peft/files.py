@@ -14,7 +14,7 @@ from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import sources, whole
+from peftjax.interop import finite, sources, whole
 from peftjax.interop.adapterhub import files as adapterhub
 from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
@@ -47,7 +47,9 @@ class PeftAdapter(NamedTuple):
     config: Mapping[str, Any]
 
 
-def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
+def load_adapter(
+    source: str | os.PathLike[str], model: Model, *, allow_non_finite: bool = False
+) -> PeftAdapter:
     """Reads an adapter that Hugging Face's peft or AdapterHub wrote, for a model of `peftjax.load`.
 
     What a file of peft trains beside the method (a head, biases, an embedding, single tokens)
@@ -100,6 +102,8 @@ def load_adapter(source: str | os.PathLike[str], model: Model) -> PeftAdapter:
     if wrong:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
     tensors = {name: _widened(file.read(name)) for name in file.headers}
+    if not allow_non_finite:
+        finite.check_all(file.where, tensors)
     if hub:
         parts = adapterhub.read(model, config.raw, tensors, file.where)
         for part in parts:
