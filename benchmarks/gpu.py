@@ -53,9 +53,14 @@ def rows(tiny: bool) -> list[Row]:
     sweeps = [{**sweep, 'runs': runs, **size} for runs in ((1, 4) if tiny else (1, 16, 4, 64))]
     decode = {'kind': 'decode', 'shape': large, 'rows': 64, 'length': 128, 'new': 128, 'steps': 3}
     decode |= {'new': 4, **size} if tiny else {}
+    many = decode['rows']
+    decodes = [{**decode, 'adapters': count, 'side': 'peftjax'} for count in (0, many, 1)]
+    # torch writes so slowly with many adapters that one turn has to do.
+    slow = {**decode, 'adapters': many, 'side': 'torch', 'method': 'LoRA q,v', 'remat': None}
+    decodes.append({**slow, 'new': min(16, decode['new']), 'steps': 1})
     lean = [{**pairs[i], 'remat': 'full'} for i in (0, 1)]
-    ours = [{'side': 'peftjax', **each} for each in (attention, *sweeps, decode)]
-    return [*pairs[:4], ours[0], *ours[1:3], ours[-1], *pairs[4:], *ours[3:-1], *lean]
+    ours = [{'side': 'peftjax', **each} for each in (attention, *sweeps)]
+    return [*pairs[:4], ours[0], *ours[1:3], *decodes, *pairs[4:], *ours[3:], *lean]
 
 
 def command(row: Row, python: str, torch_python: str) -> list[str]:

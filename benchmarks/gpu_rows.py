@@ -19,11 +19,13 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import peftjax
 from benchmarks import gpu_attention
 from benchmarks.gpu_models import METHODS, abstract_model, batch_of, parameters, random_model
+from peftjax import serving
 
 Result = dict[str, Any]
 
@@ -96,16 +98,25 @@ def sweep(row: dict[str, Any]) -> Result:
 
 
 def decode(row: dict[str, Any]) -> Result:
-    """Many rows that write tokens behind a prompt, the prompt's time included."""
+    """Many rows that write tokens behind a prompt, the prompt's time included.
+
+    By the base alone, with one adapter, or with one for each row.
+    """
     model = random_model(row['shape'], remat=None, quantize=None)
-    transform = METHODS['LoRA q,v']()
+    transform = METHODS['LoRA q,v']() if row['adapters'] else peftjax.chain()
     adapter = _adapter(transform, model)
     frozen = transform.freeze(model, adapter)
     prompt = batch_of(row['shape'], row['rows'], row['length'])['input_ids']
-    generate = peftjax.generator(model, transform)
+    if row['adapters'] > 1:
+        member = (transform, adapter, frozen)
+        bank, frozen = serving.bank(model, [member] * row['adapters'])
+        mixed, slots = serving.generator(model), np.arange(row['rows']) % row['adapters'] + 1
+        generate = functools.partial(mixed, bank, slots, frozen)
+    else:
+        generate = functools.partial(peftjax.generator(model, transform), adapter, frozen)
 
     def take() -> float:
-        written = generate(adapter, frozen, prompt, max_new_tokens=row['new'])
+        written = generate(prompt, max_new_tokens=row['new'])
         return float(jax.block_until_ready(written)[0, -1])
 
     begun = time.perf_counter()

@@ -105,7 +105,13 @@ def _decode(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     ]
     for row in rows:
         result = row['result']
-        title = f'{row["rows"]} rows, {row["shape"]}, {row["length"]} + {row["new"]} tokens'
+        adapters = {0: 'the base', 1: '1 adapter'}.get(
+            row['adapters'], f'{row["adapters"]} adapters'
+        )
+        title = (
+            f'{row["side"]}, {adapters}, {row["rows"]} rows, {row["shape"]}, '
+            f'{row["length"]} + {row["new"]} tokens'
+        )
         table.append(
             (
                 *(title, f'{result["ms"]:.1f}', f'{result["ms_per_token"]:.2f}'),

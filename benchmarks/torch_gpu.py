@@ -1,4 +1,4 @@
-"""The training step of `benchmarks.gpu` by torch, transformers and peft, on the same device.
+"""Rows of `benchmarks.gpu` by torch, transformers and peft, on the same device.
 
     <a Python with torch, transformers, peft> -m benchmarks.torch_gpu '<row as JSON>'
 
@@ -114,6 +114,39 @@ def measure(row: dict[str, Any], device: str) -> dict[str, Any]:
     }
 
 
+def decode(row: dict[str, Any], device: str) -> dict[str, Any]:
+    """Times and memory of text with an adapter for each row, the prompt's time included."""
+    torch.manual_seed(0)
+    model, _ = build(row, device)
+    names = ['default', *(f'adapter{number}' for number in range(1, row['adapters']))]
+    for name in names[1:]:
+        model.add_adapter(name, model.peft_config['default'])
+    model.eval()
+    model.config.use_cache = True
+    ids = torch.randint(1, row['config']['vocab_size'], (row['rows'], row['length']), device=device)
+    given = {'input_ids': ids, 'attention_mask': torch.ones_like(ids), 'do_sample': False}
+    given |= {'adapter_names': [names[i % len(names)] for i in range(row['rows'])]}
+    given |= {'min_new_tokens': row['new'], 'max_new_tokens': row['new'], 'pad_token_id': 0}
+    times = []
+    for _ in range(1 + row['steps']):
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(**given)
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    middle = statistics.median(times[1:])
+    return {
+        'ms': 1e3 * middle,
+        'ms_spread': [1e3 * min(times[1:]), 1e3 * max(times[1:])],
+        'ms_per_token': 1e3 * middle / row['new'],
+        'tokens_per_second': row['rows'] * row['new'] / middle,
+        'peak_bytes': torch.cuda.max_memory_allocated() if device == 'cuda' else None,
+        'device': torch.cuda.get_device_name() if device == 'cuda' else device,
+    }
+
+
 if __name__ == '__main__':
-    there = 'cuda' if torch.cuda.is_available() else 'cpu'
-    print(json.dumps(measure(json.loads(sys.argv[1]), there)), flush=True)
+    there, told = 'cuda' if torch.cuda.is_available() else 'cpu', json.loads(sys.argv[1])
+    kinds = {'train': measure, 'decode': decode}
+    print(json.dumps(kinds[told['kind']](told, there)), flush=True)

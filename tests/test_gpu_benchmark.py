@@ -47,7 +47,7 @@ def test_rows_are_those_that_are_promised():
             assert (row['rows'], row['length']) == (4, 2048)
             assert row['steps'] >= 10
         if row['kind'] == 'decode':
-            assert row['rows'] == 64
+            assert row['rows'] == 64 and row['adapters'] in (0, 1, 64)
 
 
 def test_a_row_that_fails_or_has_no_time_costs_no_other(tmp_path, monkeypatch):
