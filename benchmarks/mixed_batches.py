@@ -10,6 +10,7 @@ its arrays to its first token; and the memory of a bank of 1,000. Random weights
 median over pairs, mixed / one.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -171,14 +172,16 @@ def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
     lengths, rows, pairs, size = _LENGTHS.value, _ROWS.value, _PAIRS.value, _SIZE.value
-    table = [('', 'mixed ms', 'one ms', 'mixed / one')]
-    table += forward_rows(lengths, rows, pairs, size)
-    if _TORCH.value:
-        table += torch_rows(_TORCH.value, lengths, rows, pairs, size)
-    table += text_rows(rows, _NEW.value, pairs, size)
-    table.append(memory_row(size))
-    print(report.plain(table))
     print(report.versions('jax', 'jaxlib', 'flax'))
+    parts = [forward_rows(lengths, rows, pairs, size)]
+    if _TORCH.value:
+        parts.append(torch_rows(_TORCH.value, lengths, rows, pairs, size))
+    parts += [text_rows(rows, _NEW.value, pairs, size), iter([memory_row(size)])]
+    table = [('', 'mixed ms', 'one ms', 'mixed / one')]
+    for line in itertools.chain(*parts):
+        print('  '.join(line), flush=True)
+        table.append(line)
+    print(report.plain(table))
 
 
 if __name__ == '__main__':

@@ -27,7 +27,6 @@ OURS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.p
 _IMPORTED_AS = {
     'google-re2': 're2',
     'absl-py': 'absl',
-    'google-re2': 're2',
     'mlflow-skinny': 'mlflow',
     'nvidia-cudnn-cu12': 'nvidia-cudnn-cu12',
     'orbax-checkpoint': 'orbax',
