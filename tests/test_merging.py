@@ -23,8 +23,13 @@ def test_one_adapter_of_weight_one_is_that_adapter(name):
     delta = merging.delta(model, tx, adapter, frozen)
     same = merging.weighted_sum([delta], 1.0)
     assert far(merging.apply_delta(model.params, same), tx.merge(adapter, frozen)) < 2e-6
-    for rule in (merging.average, merging.karcher_mean, merging.model_stock, merging.sce):
-        assert far(merging.dense(rule([delta])), merging.dense(delta)) < 3e-6
+    entries = [each for each in jax.tree.leaves(adapter, is_leaf=_is_entry) if _is_entry(each)]
+    low_rank = bool(entries) and {each.method for each in entries} <= _FACTORED
+    assert {isinstance(change, merging.Factored) for change in delta.values()} == {low_rank}
+
+
+def _is_entry(node):
+    return isinstance(node, peftjax.Entry)
 
 
 def test_two_loras_in_a_chain_are_their_sum():
@@ -43,21 +48,6 @@ def test_two_loras_in_a_chain_are_their_sum():
     whole = merging.delta(model, both, adapter, frozen)
     assert {change.rank for change in whole.values() if isinstance(change, merging.Factored)} == {5}
     assert far(merging.dense(whole), merging.dense(merging.weighted_sum(apart, 1.0))) < 1e-6
-
-
-@pytest.mark.parametrize('name', MERGEABLE)
-def test_low_rank_methods_give_factors(name):
-    model, tx, adapter, frozen = trained(name)
-    methods = {
-        each.method for each in jax.tree.leaves(adapter, is_leaf=_is_entry) if _is_entry(each)
-    }
-    delta = merging.delta(model, tx, adapter, frozen)
-    for change in delta.values():
-        assert isinstance(change, merging.Factored) == (bool(methods) and methods <= _FACTORED)
-
-
-def _is_entry(node):
-    return isinstance(node, peftjax.Entry)
 
 
 def test_a_method_without_a_merged_weight_is_refused_by_name():

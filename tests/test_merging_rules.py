@@ -20,6 +20,15 @@ def test_the_order_of_the_inputs_changes_nothing(name):
     assert far(merging.dense(one), merging.dense(other)) < 2e-5
 
 
+ALONE = [name for name in RULES if not name.startswith(('sum', 'ties', 'breadcrumbs', 'core ties'))]
+
+
+@pytest.mark.parametrize('name', ALONE)
+def test_a_rule_of_one_delta_gives_that_delta(name):
+    (delta,) = random_deltas(1)
+    assert far(merging.dense(RULES[name]([delta])), merging.dense(delta)) < 3e-6
+
+
 @pytest.mark.parametrize('name', SPANNED)
 def test_core_space_is_full_space_for_linear_rules(name):
     deltas = random_deltas(3)

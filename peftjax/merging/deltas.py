@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.entries import Adapter, Entry
+from peftjax.core.entries import Adapter
 from peftjax.core.errors import AdapterError
 from peftjax.core.frozen import Frozen, check_frozen
 from peftjax.core.holes import is_hole
@@ -17,7 +17,7 @@ from peftjax.core.model import Model
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform
 from peftjax.merging.changes import Delta, Factored, Full, check_delta, vector_layout
-from peftjax.merging.factors import FACTORED, STARTS_FROM_WEIGHT, factored, joined
+from peftjax.merging.factors import FACTORED_BY, STARTS_FROM_WEIGHT, factored, joined
 
 _Part = tuple[PeftTransform, Any, Any]
 
@@ -53,10 +53,10 @@ def delta(model: Model, transform: PeftTransform, adapter: Adapter, frozen: Froz
     rules = transform.rules(adapter, frozen.own)
     found: dict[str, list[Factored] | None] = {}
     for part, entries, numbers in _parts(transform, adapter, frozen.own):
+        terms = _factored(model, part, entries, numbers)
         for path in part.rules(entries, numbers):
-            factors = _factored(model, part, entries, numbers, path)
             known = found.setdefault(path, [])
-            found[path] = None if known is None or factors is None else known + factors
+            found[path] = known + terms[path] if known is not None and path in terms else None
     leaves, before = paths.slots(frozen.params), paths.flatten(model.params)
     _check_leaves(found, leaves, before)
     whole = {path: rules[path] for path, factors in found.items() if factors is None}
@@ -83,16 +83,16 @@ def _parts(transform: PeftTransform, adapter: Any, own: Any) -> Iterator[_Part]:
 
 
 def _factored(
-    model: Model, transform: PeftTransform, adapter: Any, numbers: Any, path: str
-) -> list[Factored] | None:
-    """The terms that a method adds at a leaf, or None where it is no sum of factors."""
-    entry = adapter.get(path) if isinstance(adapter, Mapping) else None
-    if not isinstance(entry, Entry) or entry.method not in FACTORED or transform.about is None:
-        return None
-    terms = [factored(entry, numbers[path])]
-    if entry.method in STARTS_FROM_WEIGHT:
+    model: Model, transform: PeftTransform, adapter: Any, numbers: Any
+) -> dict[str, list[Factored]]:
+    """The terms `L R` that a method adds to each leaf; nothing if its changes are no such sums."""
+    if transform.about is None or transform.about.name not in FACTORED_BY:
+        return {}
+    terms = {path: [factored(entry, numbers[path])] for path, entry in adapter.items()}
+    if any(entry.method in STARTS_FROM_WEIGHT for entry in adapter.values()):
         start = transform.start(jax.random.key(0), model)
-        terms.append(factored(start[path], numbers[path]).scaled(-1.0))
+        for path, entry in start.items():
+            terms[path].append(factored(entry, numbers[path]).scaled(-1.0))
     return terms
 
 

@@ -36,6 +36,9 @@ FACTORED: dict[str, Callable[[Mapping[str, jax.Array]], _Factors]] = {
 }
 """The factors `L, R` of a change `L R` by method, from its leaves and numbers, stacks in front."""
 
+FACTORED_BY = frozenset({'lora', 'lora_fa', 'adalora', 'vera'})
+"""The functions that make transforms of these methods; PiSSA and OLoRA are starts of `lora`."""
+
 STARTS_FROM_WEIGHT = frozenset({'pissa', 'olora'})
 """They subtract the product of their initial factors from the weights that stay frozen."""
 
