@@ -97,3 +97,47 @@ def test_a_mixture_refuses_by_name():
     )
     with pytest.raises(peftjax.TargetError, match="no delta changes 'hidden/kernel'"):
         few.init(jax.random.key(0), mlp)
+
+
+@pytest.mark.parametrize('form', ['linen scanned', 'nnx looped'])
+def test_adapter_fusion_keeps_the_laws_of_methods(form):
+    model = MODELS[form]()
+    members = []
+    for size in (2, 3):
+        tx = peftjax.bottleneck(size=size, targets=r'layers.*/(attention|down)')
+        adapter, frozen = tx.init(jax.random.key(size), model)
+        members.append((tx, testing.perturb(adapter, size, 0.3), frozen))
+    case = testing.Case(
+        make=lambda _: merging.adapter_fusion(members),
+        targets=r'.*',
+        model=model,
+        inputs={'ids': IDS},
+        identity=None,
+        mergeable=False,
+        parameters=LAYERS * 2 * 3 * WIDTH**2,
+    )
+    # It has no targets of its own, and its matrices are of the shape of some kernels.
+    for law in testing.LAWS.values():
+        if law not in (testing.wrong_target_raises, testing.dense_only_if_said):
+            law(case)
+
+
+def test_fusion_starts_near_the_mean_of_what_the_adapters_add():
+    mlp = testing.tiny_mlp()
+    tx = peftjax.bottleneck(size=3, targets=r'out')
+    members = []
+    for i in range(2):
+        adapter, frozen = tx.init(jax.random.key(i), mlp)
+        members.append((tx, testing.perturb(adapter, i, 0.5), frozen))
+    fused = merging.adapter_fusion(members)
+    x = jnp.ones((5, 4))
+    adapter, frozen = fused.init(jax.random.key(3), mlp)
+    found = peftjax.adapt(mlp, fused)(adapter, frozen, x=x)
+    mean = sum(peftjax.adapt(mlp, tx)(*each[1:], x=x) for each in members) / 2
+    assert far(found, mean) < 2e-2
+    adapter['out'] = adapter['out'].replace(query=jnp.zeros((3, 3)))
+    assert far(peftjax.adapt(mlp, fused)(adapter, frozen, x=x), mean) < 1e-6
+    lora = peftjax.lora(rank=2, targets=r'out')
+    weights = merging.adapter_fusion([(lora, *lora.init(jax.random.key(0), mlp))])
+    with pytest.raises(ValueError, match='adapter_fusion takes methods on modules'):
+        weights.init(jax.random.key(0), mlp)

@@ -5,6 +5,7 @@ from peftjax.merging.changes import Change, Delta, Factored, Full, dense, split
 from peftjax.merging.coefficients import Soup, adamerging, entropy, greedy_soup
 from peftjax.merging.deltas import apply_delta, delta, delta_of
 from peftjax.merging.extract import Extracted, to_lora
+from peftjax.merging.fusion import adapter_fusion
 from peftjax.merging.measures import (
     cosines,
     heat_map,
@@ -29,6 +30,7 @@ __all__ = [
     'Rule',
     'Soup',
     'adamerging',
+    'adapter_fusion',
     'apply_delta',
     'arrow',
     'average',
