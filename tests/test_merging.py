@@ -127,3 +127,16 @@ def test_a_quantised_base_gives_factors_and_takes_none():
     mine = peftjax.adapt(model, tx)(testing.perturb(adapter, 1), frozen, ids=IDS)
     theirs = peftjax.adapt(model, found.transform)(found.adapter, found.frozen, ids=IDS)
     assert far(theirs, mine) < 1e-5
+
+
+def test_a_base_in_half_precision_is_rounded_once():
+    model = MODELS[FORM]()
+    low = model.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))
+    tx = peftjax.lora(rank=2, targets=METHODS['lora'].targets)
+    adapter, frozen = tx.init(jax.random.key(0), low)
+    adapter = testing.perturb(adapter, 1)
+    merged = merging.apply_delta(low, merging.delta(low, tx, adapter, frozen)).params
+    expected = tx.merge(adapter, frozen)
+    for found, other in zip(jax.tree.leaves(merged), jax.tree.leaves(expected), strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, other)

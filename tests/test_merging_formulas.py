@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from peftjax import merging
+from peftjax.core.layout import Layout
 from peftjax.train.moments import Moments
 from tests.contract_models import IDS, MODELS
 from tests.deltas import FORM, far, random_deltas, vector
@@ -148,3 +149,65 @@ def test_drawn_rules_keep_the_mean_and_repeat_with_their_key():
         values = np.asarray(one['w'].matrix())
         np.testing.assert_array_equal(values, again['w'].matrix())
         assert abs(values.mean() - 1) < 0.03 and abs((values != 0).mean() - density) < 0.02
+
+
+def test_della_keeps_by_rank_among_the_inputs_of_an_output():
+    """Columns of the same five magnitudes, shuffled: how often each of them stays."""
+    random = np.random.default_rng(0)
+    magnitudes = np.asarray([1.0, 2.0, 3.0, 4.0, 5.0], np.float32)
+    columns = np.stack([random.permutation(magnitudes) for _ in range(20000)], 1)
+    layout = Layout(columns.shape, (), (0,), (1,))
+    delta = {'w': merging.Full(jnp.asarray(columns), layout)}
+    thin = merging.della([delta], jax.random.key(0), density=0.6, epsilon=0.2, elect=False)
+    values = np.asarray(thin['w'].matrix())
+    expected = [0.4, 0.5, 0.6, 0.7, 0.8]
+    for magnitude, probability in zip(magnitudes, expected, strict=True):
+        stayed = values[columns == magnitude]
+        assert abs((stayed != 0).mean() - probability) < 0.015
+        np.testing.assert_allclose(stayed[stayed != 0], magnitude / probability, rtol=1e-5)
+
+
+def test_breadcrumbs_keep_the_middle_of_each_matrix():
+    random = np.random.default_rng(2)
+    large, small = random.normal(size=(20, 30)), random.normal(size=7)
+    base = {'large': jnp.zeros((20, 30)), 'small': jnp.zeros(7)}
+    delta = merging.delta_of({'large': jnp.asarray(large), 'small': jnp.asarray(small)}, base)
+    merged = merging.dense(merging.breadcrumbs([delta], density=0.5, gamma=0.02))
+    order = np.argsort(-np.abs(large).ravel())
+    expected = np.zeros(600)
+    expected[order[12:312]] = large.ravel()[order[12:312]]
+    np.testing.assert_allclose(np.asarray(merged['large']).ravel(), expected, rtol=1e-6)
+    # Seven entries: mergekit gives zeros. None of the largest goes, and four stay.
+    assert set(np.flatnonzero(merged['small'])) == set(np.argsort(-np.abs(small))[:4])
+
+
+@pytest.mark.parametrize('density', [0.3, 1.0])
+def test_sce_is_its_formula(density):
+    random = np.random.default_rng(3)
+    stacked = random.normal(size=(3, 8, 9))
+    deltas = [
+        {'w': merging.Full(jnp.asarray(each, jnp.float32), Layout((8, 9), (), (0,), (1,)))}
+        for each in stacked
+    ]
+    variance = stacked.var(0)
+    least = np.sort(variance.ravel())[-round(density * 72)]
+    chosen = np.where(variance >= least, stacked, 0.0)
+    weights = (chosen**2).sum((1, 2))
+    agrees = np.sign(chosen) == np.where(chosen.sum(0) >= 0, 1, -1)
+    shares = weights[:, None, None] * agrees
+    expected = (shares * chosen).sum(0) / np.where(shares.sum(0) == 0, 1, shares.sum(0))
+    found = merging.sce(deltas, density=density)['w'].matrix()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_weights_differ_by_leaf_and_by_layer():
+    deltas = random_deltas(2)
+    paths = sorted(deltas[0])
+    weights = {paths[0]: [0.3, 0.7], paths[1]: jnp.asarray([[1.0, 0.0], [0.0, 2.0]])}
+    merged = merging.dense(merging.weighted_sum(deltas, weights))
+    first, second = (merging.dense(each) for each in deltas)
+    assert far(merged[paths[0]], 0.3 * first[paths[0]] + 0.7 * second[paths[0]]) < 1e-6
+    expected = jnp.stack([first[paths[1]][0], 2.0 * second[paths[1]][1]])
+    assert far(merged[paths[1]], expected) < 1e-6
+    with pytest.raises(ValueError, match='weights has nothing for'):
+        merging.weighted_sum(deltas, {paths[0]: [0.5, 0.5]})

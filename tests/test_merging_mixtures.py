@@ -141,3 +141,16 @@ def test_fusion_starts_near_the_mean_of_what_the_adapters_add():
     weights = merging.adapter_fusion([(lora, *lora.init(jax.random.key(0), mlp))])
     with pytest.raises(ValueError, match='adapter_fusion takes methods on modules'):
         weights.init(jax.random.key(0), mlp)
+
+
+def test_a_mixture_is_saved_by_value(tmp_path):
+    mlp, deltas = _mlp_deltas()
+    tx = merging.x_lora(deltas, top=2)
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    adapter = testing.perturb(adapter, 1)
+    peftjax.save(tmp_path / 'mixture', mlp, tx, adapter, frozen)
+    restored = peftjax.restore(tmp_path / 'mixture', mlp, transform=tx)
+    predict = peftjax.adapt(mlp, tx)
+    x = jnp.ones((3, 4))
+    found = predict(restored.adapter, restored.frozen, x=x)
+    np.testing.assert_array_equal(found, predict(adapter, frozen, x=x))

@@ -39,7 +39,9 @@ class Factored:
         return dataclasses.replace(self, left=self.left * over(weight, self.left))
 
     def __repr__(self) -> str:
-        return f'Factored({self.layout.shape}, rank {self.rank})'
+        # In a tree of shardings, say, the leaves have no shape.
+        rank = self.rank if hasattr(self.left, 'shape') else '?'
+        return f'Factored({self.layout.shape}, rank {rank})'
 
 
 @jax.tree_util.register_dataclass

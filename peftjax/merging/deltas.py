@@ -14,6 +14,7 @@ from peftjax.core.holes import is_hole
 from peftjax.core.layout import Layout
 from peftjax.core.merge import merged, refuse_quantized
 from peftjax.core.model import Model
+from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform
 from peftjax.merging.changes import Delta, Factored, Full, check_delta, vector_layout
@@ -216,7 +217,6 @@ def apply_delta(params: Any, delta: Delta) -> Any:
             raise ValueError(
                 f'the delta changes {path!r} of shape {change.layout.shape}, params have {there}'
             )
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
-        added = change.layout.from_matrix(change.matrix()).astype(wide)
-        changed[path] = (jnp.asarray(leaf, wide) + added).astype(leaf.dtype)
+        whole, added = widened((leaf, change.layout.from_matrix(change.matrix())))
+        changed[path] = (whole + added).astype(leaf.dtype)
     return paths.replace(params, changed)

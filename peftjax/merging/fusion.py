@@ -12,7 +12,7 @@ from peftjax.core.entries import Adapter, Entry, check_entries
 from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.rules import ModuleRule
-from peftjax.core.transform import PeftTransform, described
+from peftjax.core.transform import PeftTransform
 from peftjax.core.use import ModuleUse
 
 Trained = tuple[PeftTransform, Adapter, Frozen]
@@ -25,7 +25,6 @@ class _Attention(TypedDict):
     value: Float[jax.Array, 'width width']
 
 
-@described
 def adapter_fusion(members: Sequence[Trained], *, dtype: Any = jnp.float32) -> PeftTransform:
     r"""Attention over adapters: each token mixes what every adapter would add at a module.
 

@@ -13,7 +13,7 @@ from peftjax.core import paths
 from peftjax.core.numbers import is_plain
 from peftjax.core.rules import MatrixRule, Rule
 from peftjax.core.sites import WeightSite
-from peftjax.core.transform import PeftTransform, described
+from peftjax.core.transform import PeftTransform
 from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
 from peftjax.merging.changes import Delta, Factored, aligned
@@ -22,7 +22,6 @@ from peftjax.merging.extract import decomposed
 _Leaves = Mapping[str, Any]
 
 
-@described
 def arrow(
     deltas: Sequence[Delta],
     *,
@@ -86,7 +85,6 @@ def arrow(
     return experts.transform('arrow', targets, init_weight, own, scores)
 
 
-@described
 def x_lora(
     deltas: Sequence[Delta],
     *,
