@@ -179,6 +179,8 @@ def test_breadcrumbs_keep_the_middle_of_each_matrix():
     np.testing.assert_allclose(np.asarray(merged['large']).ravel(), expected, rtol=1e-6)
     # Seven entries: mergekit gives zeros. None of the largest goes, and four stay.
     assert set(np.flatnonzero(merged['small'])) == set(np.argsort(-np.abs(small))[:4])
+    alike = merging.breadcrumbs([vector([1.0, -1.0, 1.0, 1.0])], density=0.5, gamma=0.25)
+    np.testing.assert_array_equal(alike['w'].matrix(), [[1.0, -1.0, 1.0, 1.0]])
 
 
 @pytest.mark.parametrize('density', [0.3, 1.0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from peftjax import merging
-from tests.deltas import RULES, SPANNED, far, random_deltas
+from tests.deltas import RULES, SPANNED, far, random_deltas, vector
 
 
 @pytest.mark.parametrize('name', RULES)
@@ -84,10 +84,10 @@ def test_rules_are_pure_compiled_and_differentiable(name):
 def _reference_ties(vectors, density, scale, weights):
     """The formula of the paper, on whole vectors, in numpy."""
     trimmed = []
-    for vector in vectors:
-        keep = np.argsort(-np.abs(vector), kind='stable')[: round(density * vector.size)]
-        thin = np.zeros_like(vector)
-        thin[keep] = vector[keep]
+    for each in vectors:
+        keep = np.argsort(-np.abs(each), kind='stable')[: round(density * each.size)]
+        thin = np.zeros_like(each)
+        thin[keep] = each[keep]
         trimmed.append(thin)
     trimmed = np.stack(trimmed)
     mass = (weights[:, None] * trimmed).sum(0)
@@ -117,6 +117,15 @@ def test_ties_is_the_formula_of_its_paper(seed, density, count, weighted):
     found = np.concatenate([np.asarray(each).ravel() for each in merging.dense(merged).values()])
     expected = _reference_ties(vectors.astype(np.float64), density, 0.7, weights.astype(float))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_ties_elects_on_weighted_deltas_and_divides_by_their_weights():
+    """The example in which peft gives 0.1: it elects without weights, and divides by a count."""
+    first, second = (vector([each]) for each in (1.0, -0.9))
+    merged = merging.ties([first, second], density=1.0, weights=[0.1, 1.0])
+    np.testing.assert_allclose(merged['w'].matrix(), [[-0.9]], rtol=1e-6)
+    alike = merging.ties([vector([2.0]), vector([4.0])], density=1.0, weights=[0.5, 0.5])
+    np.testing.assert_allclose(alike['w'].matrix(), [[3.0]], rtol=1e-6)
 
 
 @hypothesis.settings(deadline=None, max_examples=25)

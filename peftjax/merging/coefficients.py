@@ -40,7 +40,7 @@ def adamerging(
 
     Args:
       logits: `logits(params, batch)`, an array `[..., C]`, or a tree of one for each task; the
-        entropies of the tasks add up. Heads that were split off are for this function to put in.
+        entropies of the tasks add up. It puts the heads that were split off into `params`.
       params: of the base.
       deltas: to merge.
       batches: unlabelled inputs; as many as steps are wanted.

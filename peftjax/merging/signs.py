@@ -163,7 +163,8 @@ def breadcrumbs(
     r"""Model breadcrumbs: drop the largest and the smallest entries of each matrix, and add.
 
     Of the `n` entries of a matrix the `round(gamma n)` largest go; of the others the `round(density
-    n)` largest stay. A matrix of few entries loses none of its largest, and keeps at least one.
+    n)` largest stay, and any that equal one of these. A matrix of few entries loses none of its
+    largest, and keeps at least one.
 
     Args:
       deltas: to merge.

@@ -77,14 +77,15 @@ def _keep(matrix: Float32[jax.Array, 'in out'], density: float) -> Float32[jax.A
 def without_extremes(
     matrix: Float32[jax.Array, 'in out'], density: float, gamma: float
 ) -> Float32[jax.Array, 'in out']:
-    """The matrix without its `round(gamma n)` largest entries, and then of density `density`."""
+    """The matrix without its `round(gamma n)` largest entries, and then of density `density`.
+
+    Entries that equal one that stays stay as well: a matrix of one magnitude stays whole.
+    """
     bits, size = _bits(matrix), matrix.size
-    largest = min(round(gamma * size), size - kept(density, size))
-    last = _kth_largest([bits], largest + kept(density, size))
-    inside = bits >= last
-    if largest:
-        inside &= bits < _kth_largest([bits], largest)
-    return jnp.where(inside, matrix, 0.0)
+    count = kept(density, size)
+    gone = min(round(gamma * size), size - count)
+    most, least = _kth_largest([bits], gone + 1), _kth_largest([bits], gone + count)
+    return jnp.where((bits <= most) & (bits >= least), matrix, 0.0)
 
 
 def _bits(array: Float32[jax.Array, '...']) -> Int32[jax.Array, '...']:
