@@ -36,8 +36,7 @@ def slerp(first: Delta, second: Delta, t: Any, *, per: Per = 'tensor') -> Delta:
     Array([[0.7071, 0.7071]], dtype=float32)
 
     References:
-      Shoemake, Animating Rotation with Quaternion Curves, 1985. mergekit interpolates weights; this
-      interpolates what was learnt.
+      Shoemake, Animating Rotation with Quaternion Curves, 1985.
     """
     share = jnp.asarray(t, jnp.float32)
 
@@ -98,7 +97,8 @@ def karcher_mean(
     Array([[1.4142, 1.4142]], dtype=float32)
 
     References:
-      Karcher, Riemannian Center of Mass and Mollifier Smoothing, 1977. mergekit's `karcher`.
+      Karcher, Riemannian Center of Mass and Mollifier Smoothing, 1977; mergekit's code,
+      which stops at a tolerance.
     """
     if isinstance(weights, Mapping):
         raise ValueError('weights is a dict of paths; write one number for each delta')
@@ -186,7 +186,7 @@ def model_stock(deltas: Sequence[Delta], *, per: Per = 'tensor') -> Delta:
     Array([[0.6, 0.3]], dtype=float32)
 
     References:
-      Jang et al., Model Stock, 2024 (arXiv:2403.19522), equation 7.
+      Jang et al., Model Stock, 2024 (arXiv:2403.19522).
     """
     count = len(deltas)
 

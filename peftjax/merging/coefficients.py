@@ -1,5 +1,6 @@
 """Coefficients by search: AdaMerging by gradients, the greedy soup by a score."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,8 +65,7 @@ def adamerging(
     True
 
     References:
-      Yang et al., AdaMerging, 2023 (arXiv:2310.02575), equations 4 to 6. With `trimmed` deltas it
-      is their AdaMerging++.
+      Yang et al., AdaMerging, 2023 (arXiv:2310.02575).
     """
     check_per(per)
     tuned = optax.adam(1e-3) if optimizer is None else optimizer
@@ -120,7 +120,7 @@ def greedy_soup(deltas: Sequence[Delta], score: Callable[[Delta], float]) -> Sou
       score: of a delta on held-out data, higher is better.
 
     Raises:
-      ValueError: there are no deltas.
+      ValueError: there are no deltas, or a score is NaN.
 
     >>> base = {'w': jnp.zeros(1)}
     >>> deltas = [peftjax.merging.delta_of({'w': jnp.asarray([w])}, base) for w in (3.0, 0.5, -1.0)]
@@ -129,10 +129,12 @@ def greedy_soup(deltas: Sequence[Delta], score: Callable[[Delta], float]) -> Sou
     ((1,), -0.5)
 
     References:
-      Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), recipe 1.
+      Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), the greedy soup.
     """
     aligned(deltas)
     alone = [float(score(each)) for each in deltas]
+    if any(math.isnan(each) for each in alone):
+        raise ValueError(f'the scores are {alone}; a score that is no number orders nothing')
     order = sorted(range(len(deltas)), key=lambda i: -alone[i])
     chosen, best = [order[0]], alone[order[0]]
     for i in order[1:]:

@@ -54,8 +54,8 @@ def adapter_fusion(members: Sequence[Trained], *, dtype: Any = jnp.float32) -> P
     (8, 8)
 
     References:
-      Pfeiffer et al., AdapterFusion, 2020 (arXiv:2005.00247), section 3.2. AdapterHub adds biases
-      to `Q` and `K`; the paper and we have none.
+      Pfeiffer et al., AdapterFusion, 2020 (arXiv:2005.00247). The formula and the starts are those
+      of AdapterHub's code, which adds biases to `Q` and `K`, and dropout on the scores.
     """
     members = tuple(members)
     if not members:

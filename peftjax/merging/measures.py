@@ -66,8 +66,7 @@ def sign_conflicts(
     0.667
 
     References:
-      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708), section 3, look at the same after
-      trimming.
+      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708).
     """
     found, size = aligned(deltas), len(deltas)
     parts = [{path: changes[i] for path, changes in found.items()} for i in range(size)]
@@ -96,9 +95,9 @@ def intruder_dimensions(
     r"""How many of the leading singular vectors of a tuned weight are unlike all of its base's.
 
     Of the `first` singular vectors `u_j` of `W + D` on the side of the outputs, those count for
-    which `max_i |u_j . v_i| < threshold` over the singular vectors `v_i` of `W`. LoRA with a large
-    rate makes such vectors, full fine-tuning hardly any; models with many of them forget more. Two
-    full decompositions a matrix: minutes for a model of a billion parameters on a CPU.
+    which `max_i |u_j . v_i| < threshold` over the singular vectors `v_i` of `W`. The paper finds
+    them after LoRA and not after full fine-tuning, and that models with them forget more. It takes
+    two full decompositions a matrix.
 
     Args:
       model: the base, or its parameters; a quantised leaf is taken dequantised.
@@ -119,7 +118,7 @@ def intruder_dimensions(
 
     References:
       Shuttleworth et al., LoRA vs Full Fine-tuning: An Illusion of Equivalence, 2024
-      (arXiv:2410.21228), definition 1; the authors' code, which takes the side of the outputs.
+      (arXiv:2410.21228); the authors' code, which takes the side of the outputs.
     """
     check_delta(delta)
     leaves = paths.flatten(model.params if isinstance(model, Model) else model)

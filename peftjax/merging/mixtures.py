@@ -60,7 +60,7 @@ def arrow(
 
     References:
       Ostapenko et al., Towards Modular LLMs by Building and Reusing a Library of LoRAs, 2024
-      (arXiv:2405.11157), section 4.1. peft finds the vector by 15 steps of power iteration; here it
+      (arXiv:2405.11157). peft finds the vector by 15 steps of power iteration; here it
       is that of the decomposition.
     """
     experts = _Experts(deltas, top)
@@ -118,9 +118,9 @@ def x_lora(
     (4, 2)
 
     References:
-      Buehler and Buehler, X-LoRA, 2024 (arXiv:2402.07148). The paper's gates for all layers come
-      from one network that reads the last hidden states of a first pass without adapters; these
-      read the input of their own layer, in one pass, and work behind a cache.
+      Buehler and Buehler, X-LoRA, 2024 (arXiv:2402.07148). In peft, the gates for all layers
+      come from one network that reads the last hidden states of a first pass without adapters.
+      These read the input of their own layer, in one pass, and work behind a cache.
     """
     experts = _Experts(deltas, top)
     _check_temperature(temperature)

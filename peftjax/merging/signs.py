@@ -56,7 +56,7 @@ def ties(
     Array([[ 2., -2.,  0.]], dtype=float32)
 
     References:
-      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708), section 3 and algorithm 1; the
+      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708); the
       authors' code, whose threshold is one place lower, so that `k + 1` entries stay. peft trims
       each tensor, elects on deltas without weights, and divides by the count of those who agree;
       mergekit trims each tensor, elects on weighted deltas, and divides by their weights, as here.
@@ -97,7 +97,7 @@ def dare(
     [0.0, 1.0, 2.0]
 
     References:
-      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099), section 3.2. peft draws
+      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099). peft draws
       from torch's global generator; mergekit rescales to the L1 norm before, and not by `1 / p`.
     """
     check_density(density)
@@ -139,7 +139,7 @@ def della(
     (1, 4)
 
     References:
-      Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617), section 3. mergekit's code ranks the
+      Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617). mergekit's code ranks the
       inputs of an output, as here, and rescales to the tensor's L1 norm and not entry by entry.
     """
     check_spread(density, epsilon)
@@ -182,7 +182,7 @@ def breadcrumbs(
     Array([[ 0., -4.,  2.,  0.]], dtype=float32)
 
     References:
-      Davari and Belilovsky, Model Breadcrumbs, 2023 (arXiv:2312.06795), section 3. mergekit's code
+      Davari and Belilovsky, Model Breadcrumbs, 2023 (arXiv:2312.06795). mergekit's code
       returns zeros for a tensor of fewer than `1 / gamma` entries (its slice ends at `-0`).
     """
     check_density(density)

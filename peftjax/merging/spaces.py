@@ -36,7 +36,7 @@ def core_space(rule: Rule) -> Rule:
     the right ones of `[R_1; ...; R_T]`. Each change is `U M_i V` with the core `M_i = U' L_i R_i
     V'` of `[T r, T r]`, exactly. `rule` merges the cores, and the result is factored: `(U M) V`.
     A linear rule gives what it gives on full changes. TIES and other rules that act on each number
-    give something else, which the paper finds better. Changes in full (heads, biases) are merged by
+    give something else. Changes in full (heads, biases) are merged by
     `rule` as they are, in the same call.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float32
 
 from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, product
@@ -40,7 +41,7 @@ def weighted_sum(deltas: Sequence[Delta], weights: Weights) -> Delta:
     {'hidden/kernel': Factored((4, 8), rank 4)}
 
     References:
-      Ilharco et al., Editing Models with Task Arithmetic, 2022 (arXiv:2212.04089), section 2.
+      Ilharco et al., Editing Models with Task Arithmetic, 2022 (arXiv:2212.04089).
     """
     found = aligned(deltas)
     given = {
@@ -73,7 +74,14 @@ def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
 
 
 def shared(weights: Weights | None, count: int) -> Any:
-    """Weights divided by their sum, for all leaves or by path; all alike if there are none."""
+    """Weights divided by their sum, for all leaves or by path; all alike if there are none.
+
+    Raises:
+      ValueError: plain numbers whose sum is zero.
+    """
+    for each in weights.values() if isinstance(weights, Mapping) else [weights]:
+        if isinstance(each, Sequence | np.ndarray) and not np.sum(np.asarray(each, np.float64)):
+            raise ValueError(f'the weights {each} of a mean sum to zero; write weighted_sum')
     if isinstance(weights, Mapping):
         given = {path: weights_at(weights, path, count) for path in weights}
         return {path: each / each.sum() for path, each in given.items()}

@@ -55,8 +55,7 @@ def fisher(
     Array([[3., 2.]], dtype=float32)
 
     References:
-      Matena and Raffel, Merging Models with Fisher-Weighted Averaging, 2021 (arXiv:2111.09832),
-      equation 4.
+      Matena and Raffel, Merging Models with Fisher-Weighted Averaging, 2021 (arXiv:2111.09832).
     """
     found = aligned(deltas)
     _check_count('values', values, deltas)
@@ -131,8 +130,8 @@ def regmean(
            [2.]], dtype=float32)
 
     References:
-      Jin et al., Dataless Knowledge Fusion, 2022 (arXiv:2212.09849), section 3, equation 2. The
-      authors' code inverts the sum. Here each task counts alike, however many inputs it has.
+      Jin et al., Dataless Knowledge Fusion, 2022 (arXiv:2212.09849); the authors' code, which
+      inverts the sum. Here each task counts alike, however many inputs it has.
     """
     if not 0.0 <= off_diagonal <= 1.0:
         raise ValueError(f'off_diagonal is {off_diagonal}; write a number in [0, 1]')

@@ -154,7 +154,7 @@ def dropped(key: PRNGKeyArray, delta: Delta, density: float) -> Delta:
     Array([[0., 0., 0., 2.]], dtype=float32)
 
     References:
-      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099), section 3.2.
+      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099).
     """
     check_density(density)
     return as_delta(drop(key, matrices(delta), density), delta)
