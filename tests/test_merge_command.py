@@ -63,3 +63,23 @@ def test_a_merge_that_cannot_be_is_refused(flags, message, tmp_path, capsys):
     assert cli.main(['merge', BASE, LORA, LORA, str(tmp_path / 'out'), *flags]) != 0
     assert message in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_a_lora_of_several_ranks_survives_its_file(scan, tmp_path):
+    """Each leaf has its rank, and a scale of 1: the file says so by patterns."""
+    model = peftjax.load(BASE, scan=scan)
+    merged = merging.average(_deltas(model))
+    kept = {path: 1 + i % 3 for i, path in enumerate(merged)}
+    merged = {
+        path: merging.to_lora({path: change}, model, rank=kept[path])
+        for path, change in merged.items()
+    }
+    merged = {path: merging.delta(model, *found[:3])[path] for path, found in merged.items()}
+    found = merging.to_lora(merged, model)
+    assert {path: entry['a'].shape[-1] for path, entry in found.adapter.items()} == kept
+    peftjax.save_adapter(tmp_path, model, found.transform, found.adapter)
+    loaded = peftjax.load_adapter(tmp_path, model)
+    mine = merging.dense(merging.delta(model, *found[:3]))
+    theirs = merging.dense(merging.delta(model, *loaded[:3]))
+    assert far(theirs, mine) < 1e-6
