@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(base, adapter, value, t
         peftjax.load_adapter(adapter, model)
     peftjax.load_adapter(adapter, model, allow_non_finite=True)
     name = _set(base / 'model.safetensors', value)
-    for options in ({}, {'quantize': 'int8'}, {'dtype': jnp.bfloat16}):
+    ways: list[dict[str, Any]] = [{}, {'quantize': 'int8'}, {'dtype': jnp.bfloat16}]
+    for options in ways:
         with pytest.raises(CheckpointError, match=f'{name.removeprefix("model.")} .*not finite'):
             peftjax.load(base, **options)
     assert peftjax.load(base, allow_non_finite=True).params

@@ -72,6 +72,8 @@ class DataSettings:
         limit: examples kept of each split; 0 keeps all.
         packing: several examples in one row, where the task can.
         chat_template: a Jinja template, or a file that holds one; None is the checkpoint's own.
+        today: the date that a chat template writes, such as '2026-11-28', where it writes one;
+            empty is the day of each start.
         options: what else the task takes, by name.
     """
 
@@ -88,6 +90,7 @@ class DataSettings:
     limit: int = 0
     packing: bool = False
     chat_template: str | None = None
+    today: str = ''
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Placement-only fields: they may change between save and restore.
-MAY_CHANGE = frozenset({'mesh'})
+# What may change between save and restore: where a run is placed, and the date that a chat template
+# is told, as the rows that it writes are compared themselves.
+MAY_CHANGE = frozenset({'mesh', 'data.today'})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
@@ -20,7 +21,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> l
         ['a.b: 1 -> 3']
     """
     found = []
-    for name in sorted((old.keys() | new.keys()) - (set() if prefix else MAY_CHANGE)):
+    for name in sorted(old.keys() | new.keys()):
+        if f'{prefix}{name}' in MAY_CHANGE:
+            continue
         before, after = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f'{prefix}{name}.')

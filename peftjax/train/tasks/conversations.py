@@ -66,7 +66,7 @@ def chats(
 ) -> list[tuple[str, str]]:
     """Each conversation as (text in front of its last message, text of that message)."""
     written = write_conversations(
-        template_of(settings, tokenizer), conversations, special_tokens(tokenizer)
+        template_of(settings, tokenizer), conversations, tokenizer.special, settings.data.today
     )
     pairs = []
     for prompt, whole in written:
@@ -82,8 +82,8 @@ def chats(
 def chat_prompt(settings: Settings, tokenizer: peftjax.Tokenizer, record: Mapping[str, Any]) -> str:
     """The text in front of a record's answer, which need not be there."""
     asked = conversation(settings, record, answered=False)
-    template, special = template_of(settings, tokenizer), special_tokens(tokenizer)
-    [(prompt, _)] = write_conversations(template, [asked], special)
+    template, today = template_of(settings, tokenizer), settings.data.today
+    [(prompt, _)] = write_conversations(template, [asked], tokenizer.special, today)
     return prompt
 
 
@@ -105,12 +105,3 @@ def template_of(settings: Settings, tokenizer: peftjax.Tokenizer) -> str:
             'instruction-tuned checkpoint, or write --data.chat_template FILE'
         )
     return tokenizer.chat_template
-
-
-def special_tokens(tokenizer: peftjax.Tokenizer) -> dict[str, str]:
-    """Texts of special tokens, by the names that templates know them by."""
-    ids = (('bos_token', tokenizer.bos_id), ('eos_token', tokenizer.eos_id))
-    return {
-        name: '' if number is None else tokenizer.decode([number], skip_special_tokens=False)
-        for name, number in ids
-    }
