@@ -14,7 +14,7 @@ import peftjax
 from peftjax.core import paths
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.load import load
-from peftjax.interop.sources import locate
+from peftjax.interop.sources import locate, locate_adapter
 from peftjax.interop.tokenizer import tokenizer_from_folder
 from peftjax.models.llama import LLAMA_NAMES
 from peftjax.models.names import slots
@@ -183,6 +183,35 @@ def test_a_hub_id_downloads_named_files_and_no_pickles(folder, monkeypatch):
     assert all(
         '*.bin' not in p and p.endswith(('json', 'safetensors', 'jinja')) for p in asked['patterns']
     )
+
+
+def test_the_hub_is_asked_for_what_looks_like_a_hub_id_alone(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(repo, *, revision, allow_patterns):
+        asked.append(repo)
+        raise FileNotFoundError('no network\nand much advice')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine').mkdir()
+    for source in (
+        'runs/my_model',
+        'mine/model',
+        'Checkpoints/best',
+        './a/b',
+        '-x/y',
+        'a/..',
+        'a/b.',
+    ):
+        for find in (locate, locate_adapter):
+            with pytest.raises(CheckpointError, match=re.escape(repr(source))):
+                find(source)
+    assert asked == []
+    for source in ('runs/my_model@main', 'org/name'):
+        with pytest.raises(CheckpointError, match=f"'{source}' is no folder .*: no network$"):
+            locate(source)
+    assert asked == ['runs/my_model', 'org/name']
 
 
 @pytest.mark.parametrize(

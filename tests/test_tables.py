@@ -62,16 +62,33 @@ def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
-        ('a.jsonl', b'{"text": "a", "label": 1}\n{', 'a.jsonl, line 2: not JSON'),
+        ('a.jsonl', b'{"text": "a", "label": 1}\n{', 'a.jsonl, line 2: is not JSON'),
         ('a.jsonl', b'[1]', 'row 1: .* is no object'),
         ('a.jsonl', b'{"sentence": "a"}', r'row 1 has no text, label; its columns are sentence'),
-        ('a.csv', b'text,label\n"a', 'a.csv: not CSV'),
+        ('a.csv', b'text,label\n"a', 'a.csv, line 2: not CSV'),
         (
             'a.csv',
             b'text,label\nwell, fine,1',
             r"row 1 has more parts than .* \(text, label\): \['1'\]",
         ),
-        ('a.csv', b'text,label\nfine', 'row 1 has no label'),
+        ('a.csv', b'text,label\nfine', 'row 1 has no label, up to line 2'),
+        (
+            'a.csv',
+            b'text,label,more\n"fi\nne",1',
+            'row 1 has no more, up to line 3: it has 2 parts',
+        ),
+        ('a.csv', b'text,label,text\na,1,b', "two columns called 'text', among text, label, text"),
+        ('a.csv', b'text,label\na,1\n ,0', 'row 2 has an empty text; write what it is'),
+        ('a.csv', b'\xff\xfet\x00', 'is not utf-8: .* --data.encoding utf-16'),
+        ('a.csv', b'text,label\ncaf\xe9,1', 'a.csv is not utf-8: .* latin-1'),
+        (
+            'a.jsonl',
+            b'{"text": "a", "text": "b", "label": 1}',
+            'line 1: has a key that stands twice',
+        ),
+        ('a.jsonl', b'{"text": "\\ud800", "label": 1}', r"row 1: text is no text .*'\\ud800'"),
+        ('a.jsonl', b'{"text": "a", "label": NaN}', 'line 1: holds NaN'),
+        ('a.jsonl', b'{"text": "", "label": 1}', 'row 1 has an empty text'),
         ('a.tsv', b'text\tlabel\n\xe9\t1', 'is not utf-8: .* --data.encoding latin-1'),
         ('a.parquet', b'PAR1 no', 'a.parquet: not Parquet'),
         ('a.txt', b'', 'is none of .jsonl, .csv, .tsv, .parquet'),
@@ -93,6 +110,27 @@ def test_any_bytes_are_read_or_refused(content, ending, tmp_path_factory):
     path.write_bytes(content)
     with pytest.raises(ValueError):
         read_table(str(path), ('text', 'label'))
+
+
+@pytest.mark.parametrize('ending', ['.csv', '.jsonl', '.tsv'])
+def test_a_byte_order_mark_is_no_part_of_a_name(ending, tmp_path):
+    text = {
+        '.csv': 'text,label\n' + ''.join(f'a{i},1\n' for i in range(40)),
+        '.tsv': 'text\tlabel\n' + ''.join(f'a{i}\t1\n' for i in range(40)),
+        '.jsonl': ''.join(json.dumps({'text': f'a{i}', 'label': '1'}) + '\n' for i in range(40)),
+    }[ending]
+    for mark in ('', '\ufeff'):
+        (tmp_path / f'a{ending}').write_text(mark + text, encoding='utf-8')
+        found = read_table(str(tmp_path / f'a{ending}'), ('text', 'label'))
+        assert sum(map(len, found.values())) == 40
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    column = pyarrow.array(['a'])
+    table = pyarrow.Table.from_arrays([column, column, column], ['text', 'label', 'text'])
+    pyarrow.parquet.write_table(table, tmp_path / 'a.parquet')
+    with pytest.raises(ValueError, match="two columns called 'text'"):
+        read_table(str(tmp_path / 'a.parquet'), ('text', 'label'))
 
 
 def test_a_hub_source_needs_a_split():

@@ -22,7 +22,17 @@ HUB_FILES = (
     'chat_template.jinja',
 )
 
-_HUB = r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?'
+_HUB = r'([A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9_](?:[\w.-]*\w)?)(?:@([\w./-]+))?'
+# What people call folders of their own: anyone may own such a name on the hub.
+_FOLDERS = frozenset(
+    {
+        *('adapter', 'adapters', 'artifacts', 'base', 'bases', 'build', 'ckpt', 'ckpts', 'cache'),
+        *('checkpoint', 'checkpoints', 'data', 'dist', 'exp', 'experiment', 'experiments', 'home'),
+        *('log', 'logs', 'lora', 'loras', 'merged', 'mnt', 'model', 'models', 'out', 'output'),
+        *('outputs', 'result', 'results', 'run', 'runs', 'save', 'saved', 'saves', 'scratch'),
+        *('src', 'sweep', 'sweeps', 'tmp', 'weights', 'work', 'workdir'),
+    }
+)
 
 
 def locate(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
@@ -51,9 +61,29 @@ def locate(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.P
             "'package:name/sub/folder' for files inside an installed package"
         )
     files = [name for name in HUB_FILES if weights or not name.endswith('.safetensors')]
-    return pathlib.Path(
-        huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
-    )
+    return _downloaded(text, hub, files)
+
+
+def _downloaded(text: str, hub: re.Match[str], files: list[str]) -> pathlib.Path:
+    """The folder of a hub id's files in the hub's cache.
+
+    Raises:
+        CheckpointError: the text looks like a path here, or the hub gives no such files.
+    """
+    first = hub[1].partition('/')[0]
+    if hub[2] is None and (pathlib.Path(first).exists() or first.lower() in _FOLDERS):
+        raise CheckpointError(
+            f'{text!r} is no folder here, and {first!r} is or sounds like one, so that the hub, '
+            f"where anyone may own that name, is not asked; if it is meant, write '{text}@main'"
+        )
+    try:
+        found = huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
+    except (OSError, ValueError) as error:  # What the library's own errors are.
+        raise CheckpointError(
+            f'{text!r} is no folder here, and the hub gives no such repository: '
+            f'{str(error).strip().partition(chr(10))[0]}'
+        ) from error
+    return pathlib.Path(found)
 
 
 def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
@@ -72,9 +102,7 @@ def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
             "that save_adapter wrote, or a hub id 'org/name'"
         )
     files = ['adapter_config.json', 'adapter_model.safetensors', 'adapter.safetensors']
-    return pathlib.Path(
-        huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
-    )
+    return _downloaded(os.fspath(source), hub, files)
 
 
 def check_inside(folder: pathlib.Path, name: str) -> None:

@@ -164,8 +164,9 @@ def _start(
     keep_values: bool,
 ) -> _Ready:
     """Places the arrays of a run, and says what it is."""
-    for note in run.task.notes:
-        console.print(note, highlight=False)
+    counts = ', '.join(f'{name} {len(rows):,}' for name, rows in run.task.splits.items())
+    for note in (f'rows: {counts}', *run.task.notes):
+        console.print(note, highlight=False, markup=False)
     is_main = placement.is_main_process
     if folder is not None and is_main:
         check_is_same(folder, run.description)

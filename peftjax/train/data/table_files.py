@@ -1,7 +1,7 @@
 """Tables in files, and data sets of the hub: JSON lines, CSV, TSV, Parquet."""
 
+import codecs
 import csv
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from peftjax.interop.bounded_json import parse
 from peftjax.train.optional import library
 from peftjax.train.settings import DataSettings
 
@@ -32,6 +33,8 @@ def read_table(
     data: DataSettings,
     columns: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    *,
+    empty: bool = True,
 ) -> Iterable[Record]:
     """The rows of one table.
 
@@ -40,10 +43,12 @@ def read_table(
         data: the header and the encoding of files.
         columns: what each row must have; all are kept where none is named.
         optional: what is kept too, where a row has it.
+        empty: whether a text of `columns` may be empty.
 
     Raises:
-        ValueError: a file that is not there or of another kind, a line that cannot be read, or a
-            missing column; by file and line.
+        ValueError: a file that is not there or of another kind; a line that cannot be read, that
+            has more or fewer parts than there are columns, or a text that no encoding has; two
+            columns of one name; a column that is missing, or an empty text in it; by file and line.
     """
     if source.startswith('hf:'):
         rows: Iterable[tuple[int, Any]] = _hub(source)
@@ -66,31 +71,61 @@ def read_table(
                 f'{", ".join(map(str, record))}; write for example --data.columns.'
                 f'text={next(iter(record), "sentence")}'
             )
+        void = [n for n in columns if isinstance(record[n], str) and not record[n].strip()]
+        if void and not empty:
+            raise ValueError(
+                f'{source}, row {number} has an empty {void[0]}; write what it is, or leave such '
+                'rows out of the file'
+            )
         kept = (*columns, *optional) if columns else [name for name in record if name]
-        yield {name: record[name] for name in kept if name in record}
+        row = {name: record[name] for name in kept if name in record}
+        _check_texts(f'{source}, row {number}', row)
+        yield row
+
+
+def _check_texts(where: str, row: Record) -> None:
+    """Raises `ValueError` for a text with half of a character, which no encoding has."""
+    for name, value in row.items():
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f'{where}: {name} is no text at character {error.start}: '
+                    f'{ascii(value[error.start : error.start + 20])}'
+                ) from None
 
 
 def _decoded(path: Path, data: DataSettings, rows: Iterable[Any]) -> Iterable[Any]:
     try:
         yield from rows
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
+        with path.open('rb') as file:
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        exact = isinstance(error, UnicodeDecodeError)
+        found = f'{error.reason} at byte {error.start}' if exact else str(error)
         raise ValueError(
-            f'{path} is not {data.encoding}: {error.reason} at byte {error.start}; '
-            'write for example --data.encoding latin-1'
+            f'{path} is not {data.encoding}: {found}; '
+            f'write for example --data.encoding {"utf-16" if wide else "latin-1"}'
         ) from None
     except LookupError:
         raise ValueError(f'{data.encoding!r} is no encoding; write for example utf-8') from None
 
 
 def _json_lines(path: Path, data: DataSettings) -> Iterable[tuple[int, Any]]:
-    with path.open(encoding=data.encoding) as file:
+    with path.open(encoding=_encoding(data)) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f'{path}, line {number}: not JSON: {error}') from None
+                yield number, parse(line)
+            except ValueError as error:
+                raise ValueError(f'{path}, line {number}: {error}') from None
+
+
+def _encoding(data: DataSettings) -> str:
+    # A mark at the start of a file, which spreadsheets write, is no part of the first name.
+    return 'utf-8-sig' if data.encoding.lower() in ('utf-8', 'utf8') else data.encoding
 
 
 def _csv(path: Path, data: DataSettings) -> Iterable[tuple[int, Any]]:
@@ -103,28 +138,58 @@ def _tsv(path: Path, data: DataSettings) -> Iterable[tuple[int, Any]]:
 
 
 def _separated(path: Path, data: DataSettings, **form: Any) -> Iterable[tuple[int, Any]]:
-    # A mark at the start of a file, which spreadsheets write, is no part of the first name.
-    encoding = 'utf-8-sig' if data.encoding.lower() in ('utf-8', 'utf8') else data.encoding
-    with path.open(encoding=encoding, newline='') as file:
+    with path.open(encoding=_encoding(data), newline='') as file:
+        lines = csv.reader(file, **form)
+        names = list(data.header)
+        row = 0
         try:
-            for row, record in enumerate(
-                csv.DictReader(file, data.header or None, **form), start=1
-            ):
-                if None in record:  # which would cut a text at a comma of its own
-                    raise ValueError(
-                        f'{path}, row {row} has more parts than there are columns '
-                        f'({", ".join(filter(None, record))}): {str(record[None])[:60]}; put texts '
-                        'that hold the separator in quotation marks, in a .csv file'
-                    )
-                yield row, record
+            for parts in lines:
+                if not parts:  # An empty line.
+                    continue
+                if not names:
+                    names = parts
+                    _check_names(path, names)
+                    continue
+                row += 1
+                if len(parts) != len(names):
+                    raise ValueError(_other_length(path, row, lines.line_num, parts, names))
+                yield row, dict(zip(names, parts, strict=True))
         except csv.Error as error:
-            raise ValueError(f'{path}: not {path.suffix[1:].upper()}: {error}') from None
+            raise ValueError(
+                f'{path}, line {lines.line_num}: not {path.suffix[1:].upper()}: {error}'
+            ) from None
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Raises `ValueError` for two columns of one name, of which one would be dropped."""
+    names = list(names)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f'{path} has two columns called {twice[0]!r}, among {", ".join(names)}: rename one'
+        )
+
+
+def _other_length(path: Path, row: int, line: int, parts: list[str], names: list[str]) -> str:
+    """Why a row that would be cut at a comma of its own, or filled up, is not taken."""
+    known = ', '.join(names)
+    if len(parts) > len(names):
+        return (
+            f'{path}, row {row} has more parts than there are columns ({known}): '
+            f'{str(parts[len(names) :])[:60]}, up to line {line}; put texts that hold the separator '
+            'in quotation marks, in a .csv file'
+        )
+    return (
+        f'{path}, row {row} has no {", ".join(names[len(parts) :])}, up to line {line}: it has '
+        f'{len(parts)} parts and there are {len(names)} columns ({known})'
+    )
 
 
 def _parquet(path: Path, data: DataSettings) -> Iterable[tuple[int, Any]]:
     del data
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_names(path, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches():
                 for record in batch.to_pylist():

@@ -30,7 +30,7 @@ def read_splits(
 
     Raises:
         ValueError: a file that is not there or of another kind, a line that cannot be read, a
-            missing column, a split without rows; by file and line.
+            missing column or an empty text in one, a split without rows; by file and line.
     """
     columns, optional, source = tuple(columns), tuple(optional), data.source
     if data.reader:
@@ -38,18 +38,21 @@ def read_splits(
     if '{split}' in source:
         tables = {name: source.replace('{split}', name) for name in SPLITS}
         there = [name for name in SPLITS if name == 'train' or is_there(tables[name])]
-        found = {name: list(read_table(tables[name], data, columns, optional)) for name in there}
+        found = {
+            name: list(read_table(tables[name], data, columns, optional, empty=False))
+            for name in there
+        }
         if 'validation' not in found:
             places = [(_place(record), record) for record in found['train']]
             found['validation'] = [record for place, record in places if place < 0.1]
             found['train'] = [record for place, record in places if place >= 0.1]
     else:
         found = {name: [] for name in SPLITS}
-        for record in read_table(source, data, columns, optional):
+        for record in read_table(source, data, columns, optional, empty=False):
             place = _place(record)
             found[next(name for name, end in _SHARES if place < end)].append(record)
     for name, place in data.splits.items():
-        found[name] = list(read_table(place, data, columns, optional))
+        found[name] = list(read_table(place, data, columns, optional, empty=False))
     if empty := [name for name, rows in found.items() if not rows]:
         raise ValueError(f'{source} has no rows for {", ".join(empty)}')
     return found
