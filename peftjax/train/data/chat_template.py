@@ -112,7 +112,7 @@ def _written(lines: Sequence[str], conversations: Sequence[Any]) -> list[Any]:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`, around what the assistant writes; it stands where it stood."""
 
-    tags = {'generation'}  # noqa: RUF012 (jinja2 declares it so)
+    tags = {'generation'}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
