@@ -25,7 +25,6 @@ LIBRARY = sorted((ROOT / 'peftjax').rglob('*.py'))
 OURS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.py'))]
 # Packages whose module has another name.
 _IMPORTED_AS = {
-    'google-re2': 're2',
     'absl-py': 'absl',
     'mlflow-skinny': 'mlflow',
     'nvidia-cudnn-cu12': 'nvidia-cudnn-cu12',

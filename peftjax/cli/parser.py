@@ -29,7 +29,7 @@ def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         plain = text.removeprefix('-').isdecimal() and len(text) < 20
         if not plain or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(
-                f'{text[:40]!r} is no whole number from {least} to {most}'
+                f'{text[:40]!r} is no whole number from {least} to {most}; write {least} or more'
             )
         return int(text)
 

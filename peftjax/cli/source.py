@@ -72,7 +72,8 @@ def is_run(path: str) -> bool:
 def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
     """The base as its adapters mean it: an encoder with a head, if it or they have one."""
     base, labels = arguments.base, arguments.num_labels
-    options = {'allow_non_finite': arguments.allow_non_finite, **options}
+    # Where no weights are read, a command has no such flag.
+    options = {'allow_non_finite': vars(arguments).get('allow_non_finite', False), **options}
     if labels is not None:
         return peftjax.load(base, task='classification', num_labels=labels, **options)
     try:

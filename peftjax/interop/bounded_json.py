@@ -13,10 +13,13 @@ _MOST_CONTAINERS = 200_000
 _MOST_DIGITS = 400
 
 
-def read_object(path: pathlib.Path, *, finite: bool = True) -> dict[str, Any]:
+def read_object(
+    path: pathlib.Path, *, finite: bool = True, most: int = MOST_BYTES
+) -> dict[str, Any]:
     """The object in a file, which is not trusted.
 
     finite: whether NaN and Infinity, which are no JSON, are refused; scores may be such.
+    most: bytes that it may have; as many more lists and objects it may hold.
 
     Raises:
         CheckpointError: it is absent, not JSON, no object, or beyond the bounds: 16 MiB, 200,000
@@ -31,8 +34,8 @@ def read_object(path: pathlib.Path, *, finite: bool = True) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise CheckpointError(f'{path} has {size} bytes, more than {MOST_BYTES}')
+        if size > most:
+            raise CheckpointError(f'{path} has {size} bytes, more than {most}')
         text = path.read_text(encoding='utf-8')
     except FileNotFoundError:
         raise CheckpointError(f'{path} does not exist') from None
@@ -41,7 +44,7 @@ def read_object(path: pathlib.Path, *, finite: bool = True) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
     try:
-        value = parse(text, finite=finite)
+        value = parse(text, finite=finite, containers=_MOST_CONTAINERS * most // MOST_BYTES)
     except ValueError as error:
         raise CheckpointError(f'{path} {error}') from None
     if not isinstance(value, dict):
@@ -49,14 +52,14 @@ def read_object(path: pathlib.Path, *, finite: bool = True) -> dict[str, Any]:
     return value
 
 
-def parse(text: str, *, finite: bool = True) -> Any:
+def parse(text: str, *, finite: bool = True, containers: int = _MOST_CONTAINERS) -> Any:
     """The value of a text, which is not trusted.
 
     Raises:
         ValueError: see `read_object`; the message is the end of a sentence.
     """
-    if text.count('[') + text.count('{') > _MOST_CONTAINERS:
-        raise ValueError(f'holds more than {_MOST_CONTAINERS} lists and objects')
+    if text.count('[') + text.count('{') > containers:
+        raise ValueError(f'holds more than {containers} lists and objects')
 
     def constant(name: str) -> float:
         if finite:

@@ -9,7 +9,7 @@ import filelock
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import Rung, best_first, level_of
 from peftjax.sweep.score import Score, read_score
-from peftjax.train.files import write_whole
+from peftjax.train.files import read_object, write_whole
 
 _RUNGS = 'rungs.json'
 
@@ -94,7 +94,9 @@ class AsynchronousHalving(NamedTuple):
         mine = {'eta': self.eta, 'score': score.name, 'smaller': score.smaller}
         if not file.exists():
             return {**mine, 'rungs': {}}
-        held = json.loads(file.read_text(encoding='utf-8'))
+        held = read_object(file, finite=False)
+        if not isinstance(held.get('rungs'), dict) or not mine.keys() <= held.keys():
+            raise ValueError(f'{file} is damaged: it lacks some of {", ".join(mine)} and rungs')
         theirs = {name: held[name] for name in mine}
         if theirs != mine:
             sign = '-' if held['smaller'] else ''

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from peftjax.sweep.intervals import Setting, ended
 from peftjax.sweep.names import Line, short, show
@@ -62,6 +62,9 @@ def scatter(
             )
     if points:
         axes.set_xscale('log')
+        # Those of matplotlib for such an axis are mathematics.
+        axes.xaxis.set_major_formatter(LogFormatter())
+        axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
         _limit(axes, points)
     axes.margins(x=0.12)
     best = f'\nbest: {points[0].name}, {points[0].score.mean:.4g}' if points else ''

@@ -15,8 +15,9 @@ from pyarrow import csv, parquet
 from peftjax.sweep.groups import Group
 from peftjax.sweep.names import show
 from peftjax.sweep.rows import SweepRun
-from peftjax.train.artifacts import RESULT
-from peftjax.train.files import new_file, write_whole
+from peftjax.train.artifacts import read_result
+from peftjax.train.files import new_file, read_object, write_whole
+from peftjax.train.redo import take_back
 from peftjax.train.trackers.log import read_metrics
 from peftjax.train.wholeness import differences
 
@@ -65,6 +66,8 @@ class SweepFolder:
             row.name: {'changes': row.changes, 'config': row.settings.to_dict()} for row in rows
         }
         given = json.loads(json.dumps(given))
+        if (self.path / 'checkpoints').exists():
+            raise ValueError(f'{self.path} holds a run: choose another --workdir for the sweep')
         self.path.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.path / '.lock'):
             new = {'config': config, 'sweep': sweep, 'score': '', 'commit': commit()}
@@ -94,13 +97,30 @@ class SweepFolder:
         return all(self.result(run) is not None for run in runs)
 
     def about(self) -> dict[str, Any]:
-        """What `begin` wrote."""
-        return json.loads((self.path / _ABOUT).read_text(encoding='utf-8'))
+        """What `begin` wrote.
+
+        Raises:
+            CheckpointError: the file is damaged, by name.
+        """
+        return read_object(self.path / _ABOUT, most=2**28)
 
     def result(self, run: str) -> dict[str, Any] | None:
-        """What came of a run; None as long as it is not over."""
-        file = self.runs / run / RESULT
-        return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+        """What came of a run; None as long as it is not over.
+
+        Raises:
+            CheckpointError: its file is damaged, by name.
+        """
+        return read_result(self.runs / run)
+
+    def take_back(self) -> dict[str, str]:
+        """Gives up results of runs whose folders are damaged, so that they are trained again.
+
+        Returns:
+            What is wrong, by the name of the run.
+        """
+        names = self.about()['runs'] if self.begun else ()
+        found = {name: take_back(self.runs / name) for name in names}
+        return {name: why for name, why in found.items() if why is not None}
 
     def progress(self, run: str) -> dict[str, Any]:
         """Where a run stands: its status, the last step, loss and scores in its log, its result."""

@@ -73,6 +73,12 @@ class Sweep(NamedTuple):
             Interrupted: SIGTERM came; the state was saved.
         """
         read_score(self.score)  # a wrong name ends here, before anything is built
+        for name, why in self.folder.take_back().items():
+            self.console.print(
+                f'run {name} is trained again, as its folder is damaged: {why}',
+                highlight=False,
+                markup=False,
+            )
         with self.console.status(f'building {len(rows)} runs'):
             groups = self._plan(rows)
         if not groups:
@@ -83,6 +89,9 @@ class Sweep(NamedTuple):
         with Live(board.table(), console=self.console, auto_refresh=False, transient=True) as live:
 
             def tell(row: str, values: Any) -> None:
+                if 'note' in values:
+                    live.console.print(f'run {values["note"]}', highlight=False, markup=False)
+                    return
                 board.update(row, values)
                 if shown:
                     live.update(board.table(), refresh=True)

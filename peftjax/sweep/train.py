@@ -14,10 +14,13 @@ from peftjax.sweep.pruning import Prune, Rung
 from peftjax.train import share
 from peftjax.train.artifacts import Artifacts, steps_taken
 from peftjax.train.checkpoints import Checkpoints
+from peftjax.train.data_marks import data_marks
 from peftjax.train.fingerprint import fingerprint
 from peftjax.train.interrupt import requests_to_stop
 from peftjax.train.loop import Loop, Tell
 from peftjax.train.member import Member
+from peftjax.train.owner import owned
+from peftjax.train.redo import go_back
 from peftjax.train.task import Beside
 from peftjax.train.trackers.registry import trackers_of
 
@@ -39,7 +42,8 @@ def train_group(group: Group, folder: Path, runs_folder: Path, prune: Prune, tel
     Raises:
         Interrupted: SIGTERM came; the state of the group was saved.
         CheckpointsError: a checkpoint could not be written, or none of those there is whole.
-        ValueError: the folder holds a group with other runs or on another base.
+        ValueError: the folder holds a group with other runs, on another base or on other data;
+            another process works in the folder of a run.
     """
     members = members_of(group, runs_folder)
     over = {
@@ -57,9 +61,19 @@ def train_group(group: Group, folder: Path, runs_folder: Path, prune: Prune, tel
         'rows': [member.run.description for member in members],
     }
     bases = share([(member.run.model.params, member.beside) for member in members])[0]
-    checkpoints = Checkpoints(folder, about, fingerprint(bases))
     with ExitStack() as stack:
+        for member in members:
+            stack.enter_context(owned(runs_folder / member.name))
+        checkpoints = Checkpoints(
+            folder,
+            about,
+            fingerprint(bases),
+            data=_marks(members),
+            say=lambda text: tell(members[0].name, {'note': text}),
+        )
         stack.callback(checkpoints.close)
+        rest = [member for place, member in enumerate(members) if place not in over]
+        go_back(checkpoints, rest, lambda text: tell(rest[0].name, {'note': text}))
         loop = Loop(
             members,
             engine,
@@ -71,6 +85,17 @@ def train_group(group: Group, folder: Path, runs_folder: Path, prune: Prune, tel
         )
         stack.enter_context(closing(loop))
         loop.run(stack.enter_context(requests_to_stop()))
+
+
+def _marks(members: Sequence[Member]) -> dict[str, str]:
+    """Digests of what the runs read beside their bases, each task's once."""
+    known: dict[int, dict[str, str]] = {}
+    found: dict[str, str] = {}
+    for member in members:
+        task = id(member.run.task)
+        known[task] = known.get(task) or data_marks(member.run)
+        found |= {f'{what} (run {member.name})': mark for what, mark in known[task].items()}
+    return found
 
 
 class _Rungs:

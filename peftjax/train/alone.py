@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 import peftjax
-from peftjax.train.artifacts import Artifacts, result_table
+from peftjax.train.artifacts import RESULT, Artifacts, result_table
 from peftjax.train.checkpoints import Checkpoints
 from peftjax.train.data_marks import data_marks
 from peftjax.train.engine import Alone
@@ -25,6 +25,7 @@ from peftjax.train.owner import OwnedError, owned
 from peftjax.train.placement import Placement
 from peftjax.train.profile import Trace
 from peftjax.train.progress import StepProgress, step_progress
+from peftjax.train.redo import go_back, take_back
 from peftjax.train.run import Run
 from peftjax.train.run_folder import check_is_same
 from peftjax.train.step import TrainState
@@ -111,6 +112,10 @@ def run_alone(
                 say=_printing(console),
             )
             stack.enter_context(closing(checkpoints))
+            if placement.is_main_process and (why := take_back(folder)):
+                _printing(console)(f'the run is not over, as its folder is damaged: {why}')
+            if not (folder / RESULT).exists():
+                go_back(checkpoints, [member], _printing(console))
         machine = peftjax.plan.machine_here()
         loop = Loop(
             [member],

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import peftjax
 from peftjax.core.holes import is_hole
+from peftjax.interop.bounded_json import read_object
 from peftjax.train.files import new_file, write_whole
 from peftjax.train.member import ADAPTER, LAST, PEFT, Member
 from peftjax.train.step import TrainState
@@ -71,7 +72,7 @@ class Artifacts:
         """The result of a run that was over before, from its folder."""
         if member.folder is None:  # In further processes of a run.
             return {}
-        return json.loads((member.folder / RESULT).read_text(encoding='utf-8'))
+        return read_result(member.folder) or {}
 
     def left(self, member: Member, result: Mapping[str, Any]) -> str:
         """What lies in the folder, and the command that uses it, for people."""
@@ -94,10 +95,25 @@ class Artifacts:
         return '\n'.join([*lines, f'use it: peftjax {use}'])
 
 
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a run ended with; None of one that is not over.
+
+    Raises:
+        CheckpointError: the file is damaged, by its name.
+    """
+    file = folder / RESULT
+    if not file.exists():
+        return None
+    result = read_object(file, finite=False)
+    if type(result.get('steps')) is not int or not isinstance(result.get('status'), str):
+        raise peftjax.CheckpointError(f'{file} holds no result of a run')
+    return result
+
+
 def steps_taken(folder: Path) -> int | None:
     """The steps of a run that is over; None of one that is not."""
-    file = folder / RESULT
-    return json.loads(file.read_text(encoding='utf-8'))['steps'] if file.exists() else None
+    result = read_result(folder)
+    return None if result is None else result['steps']
 
 
 def write_peft(member: Member, state: TrainState) -> str:

@@ -48,19 +48,15 @@ class Restored(NamedTuple):
     about: dict[str, Any]
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
-
-
 class Checkpoints:
     """The checkpoints of one work folder: the newest `keep`.
 
-    They are written while training goes on, into a folder that gets its name when it is whole, and
-    each is flushed to the disk before the next one is begun, so that one at least is there after a
-    power cut. The state is stored as a flat `{path: array}`, so that reading it back needs no
-    pytree class of the library. One digest covers arrays, position, scores and settings: where it
-    differs, a file was cut or changed later; the run goes on from the one before, and the damaged
-    one is moved to `damaged/`. One that the system cannot read at the moment is never moved.
+    They are written while training goes on, into a folder that gets its name when it is whole; each
+    is flushed to the disk before the next one is begun, so that one is there after a power cut. The
+    state is a flat `{path: array}`, which needs no class of the library. One digest covers arrays,
+    position, scores and settings: where it differs, a file was cut or changed later; the run goes
+    on from the one before, and the damaged one is moved to `damaged/`. One that the system cannot
+    read at the moment is never moved.
     """
 
     def __init__(
@@ -72,7 +68,7 @@ class Checkpoints:
         *,
         data: Mapping[str, Any] | None = None,
         allow_changed_data: bool = False,
-        say: Callable[[str], None] = _warn,
+        say: Callable[[str], None] = warnings.warn,
     ):
         """Opens a work folder.
 
@@ -270,6 +266,12 @@ class Checkpoints:
                     '--allow-changed-data to go on with what is there now'
                 )
             self._say(f'{text}; it goes on with what is there now, as asked')
+
+    def go_back(self, step: int | None) -> None:
+        """Removes all that are newer than a step; None removes all."""
+        for each in self.steps:
+            if step is None or each > step:
+                self._manager.delete(each)
 
     def close(self) -> None:
         """Waits, and closes.

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from peftjax.interop import whole
+from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import readable
 from peftjax.interop.whole import new_file
 
-__all__ = ['new_file', 'readable', 'write_whole']
+__all__ = ['new_file', 'read_object', 'readable', 'write_whole']
 
 
 def write_whole(path: Path, text: str) -> None:

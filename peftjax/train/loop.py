@@ -291,6 +291,8 @@ class Loop:
     def _save(self, number: int) -> None:
         if self._checkpoints is None:
             return
+        for _, member in self._here():
+            member.flush()
         state, about = self.engine.snapshot(number)
         members = [member.about() for member in self.members]
         position = {'data': self._batches.get_state(), 'engine': about, 'members': members}

@@ -20,6 +20,7 @@ from peftjax.train.run import Run
 from peftjax.train.settings import SettingsError
 from peftjax.train.step import TrainState
 from peftjax.train.task import Beside
+from peftjax.train.trackers.log import flush_metrics
 from peftjax.train.trackers.trackers import Trackers
 
 ADAPTER, LAST, PEFT = 'adapter', 'adapter_last', 'adapter_peft'
@@ -87,6 +88,11 @@ class Member:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Sends numbers of a step to the trackers."""
         self._trackers.write(step, values)
+
+    def flush(self) -> None:
+        """Waits until its log is on the disk, so that a checkpoint is never ahead of it."""
+        if self.folder is not None:
+            flush_metrics(self.folder)
 
     def close(self) -> None:
         """Ends the trackers."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import peftjax
 from peftjax.interop.bounded_json import read_object
-from peftjax.train.artifacts import RESULT
+from peftjax.train.artifacts import RESULT, read_result
 from peftjax.train.build import build_model, build_task
 from peftjax.train.member import ADAPTER, LAST
 from peftjax.train.placement import Placement
@@ -74,8 +74,7 @@ class RunFolder:
     @property
     def result(self) -> dict[str, object]:
         """What the run ended with; empty for one that is not over."""
-        file = self.path / RESULT
-        return read_object(file, finite=False) if file.is_file() else {}
+        return read_result(self.path) or {}
 
     def load_model(self) -> peftjax.Model:
         """The base, its new head as the run began with it."""

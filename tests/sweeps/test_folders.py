@@ -5,15 +5,18 @@ import shutil
 import subprocess
 from types import ModuleType
 
+import jax
+import numpy as np
 import pytest
 
+from peftjax.interop.folder.read import read_arrays
 from peftjax.sweep import work
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import group, prepare
 from peftjax.sweep.rows import expand
 from peftjax.train.settings import read_settings
 from tests.tiny_sweeps import RATES, TWO, rows_of, run
-from tests.whole_runs import ROOT
+from tests.whole_runs import ROOT, run_config, without_rates
 
 pytestmark = pytest.mark.usefixtures('rows_are_traced_once')
 
@@ -82,6 +85,48 @@ def test_rows_that_are_added_are_run_and_no_others(config, whole, tmp_path, monk
     lines = run(rows_of(config, *TWO, RATES[0]), tmp_path / 'a')
     assert trained == [['002']]
     assert [line['status'] for line in lines] == ['done'] * 3
+
+
+@pytest.mark.parametrize('harm', ['deleted', 'a cut result', 'a cut adapter'])
+def test_a_folder_that_is_deleted_or_damaged_is_trained_again(config, whole, tmp_path, harm):
+    shutil.copytree(whole, tmp_path / 'a')
+    row = tmp_path / 'a/runs/001'
+    if harm == 'deleted':
+        shutil.rmtree(row)
+    else:
+        file = row / ('result.json' if harm == 'a cut result' else 'adapter/adapter.safetensors')
+        file.write_bytes(file.read_bytes()[:60])
+        assert SweepFolder(tmp_path / 'a').over(['000'])
+    other = (tmp_path / 'a/runs/000/result.json').stat().st_mtime_ns
+    lines = run(rows_of(config, *TWO), tmp_path / 'a')
+    assert [line['status'] for line in lines] == ['done', 'done']
+    assert (tmp_path / 'a/runs/000/result.json').stat().st_mtime_ns == other
+    assert without_rates(row) == without_rates(whole / 'runs/001')
+    arrays = [read_arrays(each / 'adapter').adapter for each in (row, whole / 'runs/001')]
+    jax.tree.map(np.testing.assert_array_equal, *arrays)
+
+
+def test_damaged_files_of_a_sweep_are_named(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'a')
+    folder = SweepFolder(tmp_path / 'a')
+    log = tmp_path / 'a/runs/000/metrics.jsonl'
+    log.write_text('{\n' + log.read_text())
+    with pytest.raises(ValueError, match=r'runs/000/metrics\.jsonl, line 1 is not JSON'):
+        folder.write_results()
+    (tmp_path / 'a/runs/000/result.json').write_text('[]')
+    with pytest.raises(ValueError, match=r'runs/000/result\.json holds a JSON list'):
+        folder.results()
+    (tmp_path / 'a/sweep.json').write_text('{')
+    with pytest.raises(ValueError, match=r'sweep\.json is not JSON'):
+        folder.about()
+
+
+def test_a_sweep_and_a_run_do_not_share_a_folder(config, whole, tmp_path):
+    (tmp_path / 'a/checkpoints').mkdir(parents=True)
+    with pytest.raises(ValueError, match='holds a run: choose another'):
+        run(rows_of(config, *TWO), tmp_path / 'a')
+    with pytest.raises(ValueError, match='holds a sweep: choose another'):
+        run_config(config, whole)
 
 
 def test_the_jobs_of_an_array_run_the_command():

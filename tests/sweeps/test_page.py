@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from playwright import sync_api
 
+from peftjax.sweep import figures
 from peftjax.sweep.figures import bands
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.intervals import settings
 from peftjax.sweep.page import write_report
+from peftjax.train.artifacts import learning_curve
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None)
 FIELDS = ['config.lora.rank', 'config.lr', 'config.seed']
@@ -232,3 +234,35 @@ def test_the_page_fits_the_window_and_the_colours_of_the_reader(open_page, schem
         'svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width'
     )
     assert size == pytest.approx(1)
+
+
+DOLLARS = r'a$\w*$', r'\$_{$', '$x_$'
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path):
+    runs = [
+        {
+            'run': f'{number:03d}',
+            'status': 'done',
+            'seed': number,
+            'config.lora.targets': text,
+            'config.a': DOLLARS[0],
+            'validation/$l_$': 0.1 * number,
+            'trainable': 100 * number + 10,
+        }
+        for number, text in enumerate(DOLLARS)
+    ]
+    score, fields = 'validation/$l_$', ['config.lora.targets', 'config.a']
+    found = settings(runs, fields, score, False, labels=DOLLARS)
+    figures.scatter(tmp_path / 'a.png', found, 'trainable', '$s_$', score, DOLLARS, '$t_$')
+    figures.heat_map(tmp_path / 'b.png', runs, fields, score)
+    figures.curves(
+        tmp_path / 'c.png',
+        score,
+        {run['run']: [{'step': 1, score: 0.5}, {'step': 2, score: 0.4}] for run in runs},
+        dict(zip((run['run'] for run in runs), DOLLARS, strict=True)),
+        '$t_$',
+        '000',
+    )
+    learning_curve([{'step': 1, score: 0.5}, {'step': 2, score: 0.4}], tmp_path / 'd.png')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.png', 'b.png', 'c.png', 'd.png']

@@ -176,8 +176,8 @@ def _other_length(path: Path, row: int, line: int, parts: list[str], names: list
     if len(parts) > len(names):
         return (
             f'{path}, row {row} has more parts than there are columns ({known}): '
-            f'{str(parts[len(names) :])[:60]}, up to line {line}; put texts that hold the separator '
-            'in quotation marks, in a .csv file'
+            f'{str(parts[len(names) :])[:60]}, up to line {line}; put texts that hold the '
+            'separator in quotation marks, in a .csv file'
         )
     return (
         f'{path}, row {row} has no {", ".join(names[len(parts) :])}, up to line {line}: it has '

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from peftjax.interop.bounded_json import parse
+from peftjax.interop.whole import flush_one
 from peftjax.train.files import write_whole
 
 _FILE = 'metrics.jsonl'
@@ -29,7 +31,7 @@ class MetricsWriter:
         self._path = workdir / _FILE
         kept = [
             row
-            for row in read_metrics(workdir)
+            for row in whole_lines(workdir)[0]
             if row['step'] <= resumed_from and not any(name.startswith('test/') for name in row)
         ]
         write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
@@ -47,9 +49,34 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
     """The lines written so far, in order; none if there is no file.
 
     A last line cut short by an interrupted write is left out.
+
+    Raises:
+        ValueError: another line is damaged, by file and line.
     """
+    lines, damaged = whole_lines(workdir)
+    if damaged is not None:
+        raise ValueError(f'{workdir / _FILE}, line {len(lines) + 1} {damaged}')
+    return lines
+
+
+def whole_lines(workdir: Path) -> tuple[list[dict[str, float]], str | None]:
+    """The lines in front of the first damaged one, and what is wrong with that."""
     path = workdir / _FILE
     if not path.exists():
-        return []
-    lines = path.read_text(encoding='utf-8').split('\n')
-    return [json.loads(line) for line in lines[:-1]]
+        return [], None
+    found: list[dict[str, float]] = []
+    for line in path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1]:
+        try:
+            row = parse(line, finite=False)
+        except ValueError as error:
+            return found, str(error)
+        if not isinstance(row, dict) or type(row.get('step')) is not int:
+            return found, 'is no line of a log'
+        found.append(row)
+    return found, None
+
+
+def flush_metrics(workdir: Path) -> None:
+    """Waits until the lines are on the disk."""
+    if (workdir / _FILE).exists():
+        flush_one(workdir / _FILE)
