@@ -271,6 +271,7 @@ def _nest_module(inner: ModuleRule, outer: ModuleRule) -> ModuleRule:
         prepare if prepared else None,
         inner.whole or outer.whole,
         shorten if lengths else None,
+        inner.only_virtual and outer.only_virtual,
     )
 
 

@@ -65,6 +65,7 @@ class ModuleRule:
         `{leaf path: array}`, once for each call of the model and outside of its loops; or None.
       whole: it reads whole examples, so that text cannot be generated from a cache.
       shorten: see `CallRule`.
+      only_virtual: with `shorten(0)` it does nothing.
     """
 
     leaves: Any
@@ -72,6 +73,7 @@ class ModuleRule:
     prepare: Callable[[Any, Mapping[str, Any]], Any] | None = None
     whole: bool = False
     shorten: Callable[[jax.Array], 'ModuleRule'] | None = None
+    only_virtual: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,12 +93,16 @@ def c3a(
         dense = jnp.transpose(blocks, (1, 2, 0, 3)).reshape(matrix.shape)
         return matrix + dense / matrix.shape[0]
 
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Leaves:
+        del matrix
+        # A correlation: the kernel's transform is conjugated.
+        spectrum = jnp.conj(leaves['kernel'].astype(jnp.complex64) @ to_spectrum)
+        return {**leaves, 'spectrum': spectrum}
+
     def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         tokens, inputs = use.x.shape
         blocks = use.x.astype(jnp.complex64).reshape(tokens, -1, block_size)
-        # A correlation: the kernel's transform is conjugated.
-        kernel = jnp.conj(leaves['kernel'].astype(jnp.complex64) @ to_spectrum)
-        product = jnp.einsum('tif,oif->tof', blocks @ to_spectrum, kernel)
+        product = jnp.einsum('tif,oif->tof', blocks @ to_spectrum, leaves['spectrum'])
         real, imaginary = from_spectrum
         added = (product.real @ real + product.imag @ imaginary).reshape(tokens, -1) / inputs
         return use.forward(use.x) + added.astype(use.dtype)
@@ -107,6 +111,7 @@ def c3a(
         init_weight,
         merge,
         on_plain_dots(apply, merge),
+        prepare=prepare,
         name='c3a',
         targets=targets,
         materialize=materialize,

@@ -110,6 +110,10 @@ def lokr(
         delta = leaves['scale'] * jnp.kron(_whole(leaves, 'c'), _whole(leaves, 'd'))
         return matrix + delta
 
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Leaves:
+        del matrix
+        return {**leaves, 'c': _whole(leaves, 'c'), 'd': _whole(leaves, 'd')}
+
     def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
         # The scale goes into the lesser factor: at the output it would cost T out more.
         c = _whole(leaves, 'c').astype(use.dtype)
@@ -123,6 +127,7 @@ def lokr(
         merge,
         on_plain_dots(apply, merge),
         own=lambda site: {'scale': scale},
+        prepare=prepare,
         name='lokr',
         targets=targets,
         materialize=materialize,

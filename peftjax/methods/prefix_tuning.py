@@ -155,7 +155,8 @@ def _at_core(path: str, entry: Mapping[str, Any], length: jax.Array | None = Non
     def shorten(length: jax.Array) -> ModuleRule:
         return _at_core(path, entry, length)
 
-    return ModuleRule(dict(entry), _attend(path, length), whole='gate' in entry, shorten=shorten)
+    apply, whole = _attend(path, length), 'gate' in entry
+    return ModuleRule(dict(entry), apply, whole=whole, shorten=shorten, only_virtual=True)
 
 
 def export_prefix(adapter: Mapping[str, Any]) -> dict[str, Any]:

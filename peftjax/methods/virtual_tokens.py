@@ -75,7 +75,9 @@ def rules_of(
     def of_embedding(length: jax.Array | None = None) -> ModuleRule:
         # Where a virtual token stands among the tokens may follow from tokens still to come.
         whole, apply = max(places) > 0, _embed(path, places, length)
-        return ModuleRule({'prompt': prompt}, apply, whole=whole, shorten=of_embedding)
+        return ModuleRule(
+            {'prompt': prompt}, apply, whole=whole, shorten=of_embedding, only_virtual=True
+        )
 
     return {ROOT: of_call(), path: of_embedding()}
 

@@ -196,7 +196,7 @@ def put(model: Model, bank: Bank, frozen: Frozen, slot: int, member: Trained) ->
     )
     length = virtual_tokens(transform, adapter, beside.own)
     adapter = widened(transform, adapter, shapes)
-    own = like_own(beside.own, bank.own)
+    own = like_own(beside.own, _of_slot(bank.own, slice(0, 1), bank.shared))
     _check_shared(bank, own)
     small = [
         np.asarray(leaf)

@@ -1,6 +1,7 @@
 """One row of a mixed batch: the model with the adapter of that row in force."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,16 +20,43 @@ from peftjax.core.transform import PeftTransform
 from peftjax.core.use import ModuleUse, Use
 
 
-class Prepared(NamedTuple):
-    """What an adapter makes of the weights, once for many calls.
+class Source(NamedTuple):
+    """Where the leaves of a rule are from.
+
+    Attributes:
+      structure: of the leaves.
+      given: for each the number of the same array in `(adapter, own)`; None for one that was made.
+    """
+
+    structure: Any
+    given: tuple[int | None, ...]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['leaves', 'made'], meta_fields=['sources']
+)
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What an adapter makes of the weights and of itself, once for many calls.
 
     Attributes:
       leaves: the model's leaves that the adapter replaces, by path.
-      rules: what rules see in the place of their leaves, by path.
+      made: arrays that rules see and that are not the adapter's own, by path.
+      sources: `(path, source)` of each rule.
     """
 
     leaves: dict[str, Any]
-    rules: dict[str, Any]
+    made: dict[str, tuple[Any, ...]]
+    sources: tuple[tuple[str, Source], ...]
+
+    def seen(self, adapter: Any, own: Any) -> dict[str, Any]:
+        """What each rule sees in the place of its leaves, by path."""
+        given, found = jax.tree.leaves((adapter, own)), {}
+        for path, source in self.sources:
+            made = iter(self.made[path])
+            leaves = [next(made) if number is None else given[number] for number in source.given]
+            found[path] = jax.tree.unflatten(source.structure, leaves)
+        return found
 
 
 class Member(NamedTuple):
@@ -74,14 +102,16 @@ def prepare(
         for path, rule in rules.items()
         if leaf_rule(rule) is not None
     }
-    made = {path: ready[path] for path, rule in rules.items() if _prepares(rule, many_calls)}
-    return Prepared(leaves, {path: rule.leaves for path, rule in made.items()})
-
-
-def _prepares(rule: Rule, many_calls: bool) -> bool:
-    if isinstance(rule, MatrixRule) and rule.dense and many_calls:
-        return True
-    return isinstance(rule, MatrixRule | ModuleRule) and rule.prepare is not None
+    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves((adapter, own)))}
+    made, sources = {}, []
+    for path, rule in ready.items():
+        if isinstance(rule, CallRule):
+            continue
+        seen, structure = jax.tree.flatten(rule.leaves)
+        given = tuple(numbers.get(id(leaf)) for leaf in seen)
+        made[path] = tuple(leaf for leaf, number in zip(seen, given, strict=True) if number is None)
+        sources.append((path, Source(structure, given)))
+    return Prepared(leaves, made, tuple(sources))
 
 
 def _switched_merge(rule: MatrixRule, active: Any) -> Callable[[Any, jax.Array], jax.Array]:
@@ -115,19 +145,19 @@ def evaluate_row(method: Method, member: Member, params: Any, key: Any, call: ca
     """The model's outputs with the rules of one adapter in force."""
     model, transform = method.model, method.transform
     rules: dict[str, Rule] = {}
+    seen = member.prepared.seen(member.adapter, member.own)
     for path, rule in transform.rules(member.adapter, member.own).items():
         if isinstance(rule, LeafRule):
             continue
         if method.many_calls and isinstance(rule, MatrixRule) and rule.dense:
-            rules[path] = by_matrix(rule, member.prepared.rules[path])
+            rules[path] = by_matrix(rule, seen[path])
             continue
-        if _prepares(rule, method.many_calls):
-            ready: Any = member.prepared.rules[path]
-            rule = dataclasses.replace(rule, leaves=ready, prepare=None)
-        if isinstance(rule, MatrixRule) and rule.before is not None:
-            rule = dataclasses.replace(rule, before=None)
         if isinstance(rule, CallRule | ModuleRule) and rule.shorten is not None:
-            rule = dataclasses.replace(rule.shorten(member.length), leaves=rule.leaves)
+            rule = rule.shorten(member.length)
+        if isinstance(rule, MatrixRule):
+            rule = dataclasses.replace(rule, leaves=seen[path], prepare=None, before=None)
+        elif isinstance(rule, ModuleRule):
+            rule = dataclasses.replace(rule, leaves=seen[path], prepare=None)
         rules[path] = _switched(rule, member.active) if transform.rest is None else rule
     params = paths.replace(params, member.prepared.leaves)
     return evaluate_precomputed(model, rules, params, key, call)
@@ -137,16 +167,14 @@ def _switched(rule: Rule, active: Any) -> Rule:
     """The rule, which does nothing where `active` is off."""
     if isinstance(rule, MatrixRule):
         return dataclasses.replace(rule, apply=_switched_use(rule.apply, active))
-    if isinstance(rule, ModuleRule):
+    if isinstance(rule, ModuleRule) and not rule.only_virtual:
         apply = rule.apply
 
         def of_module(leaves: Any, use: ModuleUse) -> jax.Array:
             return jnp.where(active, apply(leaves, use), use.output)
 
         return dataclasses.replace(rule, apply=of_module)
-    # Virtual tokens are masked by their own length, which is 0 in the empty slot.
-    assert isinstance(rule, CallRule)
-    return rule
+    return rule  # Its virtual tokens are masked, all of them in the empty slot.
 
 
 def _switched_use(apply: Callable[[Any, Use], jax.Array], active: Any) -> Callable[..., jax.Array]:

@@ -116,6 +116,8 @@ def _padded(leaf: Any, like: Any, front: bool) -> np.ndarray:
 def like_own(own: Any, like: Any) -> Any:
     """A method's own numbers with the names of `like`: a rate of dropout is 0 where it is missing.
 
+    like: the numbers of one slot, the slot in front of those that are not shared.
+
     Raises:
       ValueError: other names.
     """
@@ -130,7 +132,7 @@ def like_own(own: Any, like: Any) -> Any:
             f'{sorted(map(str, own))}'
         )
     parts = {
-        name: np.zeros(each.shape, each.dtype) if name in missing else like_own(own[name], each)
+        name: np.zeros((), each.dtype) if name in missing else like_own(own[name], each)
         for name, each in like.items()
     }
     return Entry(like.method, parts, like.layout) if isinstance(like, Entry) else parts
