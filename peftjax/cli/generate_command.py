@@ -2,13 +2,15 @@
 
 import argparse
 import importlib
+import json
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 import peftjax
-from peftjax.cli.parser import Parser, number, whole
+from peftjax.cli import many_adapters, prompts_file
+from peftjax.cli.parser import Parser, UsageError, number, whole
 from peftjax.cli.plan_command import add_quantize
 from peftjax.cli.source import (
     ADAPTER,
@@ -18,6 +20,8 @@ from peftjax.cli.source import (
     add_non_finite,
     add_which,
     is_run,
+    is_saved,
+    open_adapter,
     open_run,
 )
 from peftjax.evaluation.scorer import until_end
@@ -26,15 +30,33 @@ from peftjax.train.optional import library
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', help=f'{BASE}; or {RUN}')
-    parser.add_argument('--prompt', required=True, action='append', help='may be given again')
+    parser.add_argument('--prompt', action='append', help='may be given again')
     parser.add_argument('--adapter', help=ADAPTER)
+    many = parser.add_argument_group('many prompts and adapters', 'see docs/serving.md')
+    many.add_argument(
+        '--prompts',
+        metavar='FILE',
+        help='one JSON object a line: {"prompt": "...", "adapter": "a", "max_new_tokens": 64}; '
+        'without an adapter, the base answers',
+    )
+    many.add_argument(
+        '--adapters',
+        metavar='A,B',
+        help='folders as of --adapter, or of runs; a name is the last part of a folder, or '
+        'name=folder',
+    )
+    many.add_argument(
+        '--rows', type=whole(1, 4096), default=8, help='prompts that are answered at a time (8)'
+    )
     add_which(parser)
     add_non_finite(parser)
     parser.add_argument(
         '--raw', action='store_true', help='continue the text, without the chat template'
     )
     parser.add_argument('--system', metavar='TEXT', help='a message in front of the conversation')
-    parser.add_argument('--max-new-tokens', type=whole(1, 10**6), default=256, metavar='N')
+    parser.add_argument(
+        '--max-new-tokens', type=whole(1, prompts_file.MOST_NEW_TOKENS), default=256, metavar='N'
+    )
     parser.add_argument('--temperature', type=number(0), default=0.0, help='0 takes the best token')
     parser.add_argument('--top-k', type=whole(1), metavar='K')
     parser.add_argument('--top-p', type=number(0), default=1.0, metavar='P')
@@ -46,26 +68,84 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints an answer to each prompt; with --raw, or of a model without a chat template, each
     prompt with its continuation.
 
+    With --prompts, prints a JSON line for each line of the file, in its order, as soon as it and
+    all before it are answered.
+
     Raises:
-        ValueError: a model without a tokenizer; --system without a chat template.
+        ValueError: a model without a tokenizer; --system without a chat template; flags that do
+            not go together; a line of the file that is wrong.
     """
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        raise UsageError('give --prompt TEXT, or --prompts FILE')
+    if arguments.prompts is None:
+        if arguments.adapters is not None:
+            raise UsageError('--adapters goes with --prompts FILE; write --adapter for one')
+        _answer_texts(arguments)
+        return
+    if arguments.adapter is not None:
+        raise UsageError(f'--adapter goes with --prompt; write --adapters {arguments.adapter}')
+    _answer_file(arguments)
+
+
+def _answer_texts(arguments: argparse.Namespace) -> None:
     source = _source(arguments)
-    tokenizer = source.model.tokenizer
-    if tokenizer is None:
-        raise ValueError(f'{source.base} has no tokenizer.json to read the prompt with')
-    chat = tokenizer.chat_template is not None and not arguments.raw
-    if arguments.system is not None and not chat:
-        raise ValueError('--system is for conversations, and no chat template is used')
-    if chat:
-        texts, ends = conversations(tokenizer, arguments.prompt, arguments.system)
-        prompts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    else:
-        prompts, ends = [tokenizer.encode(text) for text in arguments.prompt], tokenizer.ends
-    rows = _write(source, prompts, ends, arguments)
+    read = _Read(source.model, source.base, arguments.prompt, arguments)
+    rows = _write(source, read.tokens, read.ends, arguments)
     encoder = source.model.roles is not None and source.model.roles.decoder_ids
     for prompt, row in zip(arguments.prompt, rows, strict=True):
-        text = tokenizer.decode(row)
-        print(text.strip() if chat else text if encoder else prompt + text)
+        text = read.text(row)
+        print(text if read.chat or encoder else prompt + text)
+
+
+def _answer_file(arguments: argparse.Namespace) -> None:
+    folders = {} if arguments.adapters is None else prompts_file.named(arguments.adapters)
+    prompts = prompts_file.read(arguments.prompts, list(folders), arguments.max_new_tokens)
+    served = many_adapters.open_bank(folders, arguments)
+    read = _Read(served.model, arguments.base, [each.text for each in prompts], arguments)
+    waiting: dict[int, str] = {}
+    first = 0
+    for done, row in many_adapters.answers(served, prompts, read.tokens, read.ends, arguments):
+        waiting[done] = read.text(until_end(row.tolist(), read.ends))
+        while first in waiting:
+            one = prompts[first]
+            line = {'prompt': one.text, 'adapter': one.adapter, 'answer': waiting.pop(first)}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+            first += 1
+
+
+class _Read:
+    """Prompts as a model reads them.
+
+    Attributes:
+        chat: whether they went through the chat template.
+        tokens: of each prompt.
+        ends: tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        model: peftjax.Model,
+        base: str,
+        prompts: Sequence[str],
+        arguments: argparse.Namespace,
+    ):
+        if model.tokenizer is None:
+            raise ValueError(f'{base} has no tokenizer.json to read the prompt with')
+        self._tokenizer = model.tokenizer
+        self.chat = self._tokenizer.chat_template is not None and not arguments.raw
+        if arguments.system is not None and not self.chat:
+            raise ValueError('--system is for conversations, and no chat template is used')
+        texts, self.ends = prompts, self._tokenizer.ends
+        if self.chat:
+            texts, self.ends = conversations(self._tokenizer, prompts, arguments.system)
+        self.tokens = [
+            self._tokenizer.encode(text, add_special_tokens=not self.chat) for text in texts
+        ]
+
+    def text(self, row: Sequence[int]) -> str:
+        """An answer as text."""
+        text = self._tokenizer.decode(row)
+        return text.strip() if self.chat else text
 
 
 def conversations(
@@ -103,15 +183,20 @@ def conversations(
 def _source(arguments: argparse.Namespace) -> Source:
     if arguments.adapter is None and is_run(arguments.base):
         return open_run(arguments.base, arguments.which, arguments.allow_non_finite)
-    finite = {'allow_non_finite': arguments.allow_non_finite}
+    # The paths of `peftjax.save` are those of a model with its layers stacked; an adapter of some
+    # layers alone needs them apart.
+    stacked = arguments.adapter is None or is_run(arguments.adapter) or is_saved(arguments.adapter)
     model = peftjax.load(
-        arguments.base, scan=arguments.adapter is None, quantize=arguments.quantize, **finite
+        arguments.base,
+        scan=stacked,
+        quantize=arguments.quantize,
+        allow_non_finite=arguments.allow_non_finite,
     )
     if arguments.adapter is None:
         method = peftjax.chain()
         return Source(model, method, (), method.freeze(model, ()), arguments.base)
-    loaded = peftjax.load_adapter(arguments.adapter, model, **finite)
-    return Source(model, loaded.transform, loaded.adapter, loaded.frozen, arguments.base)
+    trained = open_adapter(arguments.adapter, model, arguments.which, arguments.allow_non_finite)
+    return Source(model, *trained, arguments.base)
 
 
 def _write(

@@ -96,6 +96,35 @@ def open_run(path: str, which: str = 'best', allow_non_finite: bool = False) -> 
     return Source(model, *restored, folder.settings.model.source)
 
 
+def is_saved(path: str) -> bool:
+    """Whether a path is a folder of `peftjax.save`."""
+    return (pathlib.Path(path) / 'peftjax.json').is_file()
+
+
+def open_adapter(
+    path: str, model: peftjax.Model, which: str = 'best', allow_non_finite: bool = False
+) -> peftjax.serving.Trained:
+    """A transform, its adapter and what is frozen beside, from any folder that holds an adapter.
+
+    Args:
+        path: a folder of peft's or AdapterHub's files or of `peftjax.save`, the work folder of a
+            run, or 'org/name'.
+        model: the base. Folders of `peftjax.save` and runs need its layers stacked.
+        which: of a run.
+
+    Raises:
+        ValueError: files that are not there, or do not fit the model.
+    """
+    if is_run(path):
+        return peftjax.train.RunFolder(path).load_adapter(
+            model, 'last' if which == 'last' else 'best', allow_non_finite=allow_non_finite
+        )
+    if is_saved(path):
+        return peftjax.restore(path, model, allow_non_finite=allow_non_finite)
+    loaded = peftjax.load_adapter(path, model, allow_non_finite=allow_non_finite)
+    return loaded.transform, loaded.adapter, loaded.frozen
+
+
 def open_source(arguments: argparse.Namespace, **options: Any) -> Source:
     """Base and adapter, or a run in the place of both.
 
@@ -112,7 +141,7 @@ def open_source(arguments: argparse.Namespace, **options: Any) -> Source:
                 f'{arguments.base} is no work folder of a run; name an adapter behind the base'
             )
         return open_run(arguments.base, arguments.which, arguments.allow_non_finite)
-    if (pathlib.Path(arguments.adapter) / 'peftjax.json').is_file():
+    if is_saved(arguments.adapter):
         # Its paths are those of the model as a run loads it, with its layers stacked.
         model = load_base(arguments, **{**options, 'scan': True})
         restored = peftjax.restore(

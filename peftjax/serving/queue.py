@@ -37,6 +37,11 @@ class Request(NamedTuple):
     slot: int
     max_new_tokens: int
 
+    @property
+    def places(self) -> int:
+        """Tokens of the padded prompt and of the answer: what `max_length` must hold of them."""
+        return _padded(len(self.prompt)) + self.max_new_tokens
+
 
 class Answer(NamedTuple):
     """What was written for a request.

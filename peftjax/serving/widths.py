@@ -1,5 +1,6 @@
 """Adapters of several sizes in the shapes of one: ranks padded, prompts longer in front."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,12 +47,40 @@ def _holds(one: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> 
 
 def check_alike(transform: PeftTransform, other: PeftTransform) -> None:
     """Raises `ValueError` unless two transforms differ in numbers and sizes alone."""
-    if program_key(transform, masked=True) == program_key(other, masked=True):
+    one, two = (program_key(_without_start(each), masked=True) for each in (transform, other))
+    if one == two:
         return
     raise ValueError(
         'adapters of one bank are of one method, and differ in numbers, ranks and lengths alone; '
         f'found {transform!r} and {other!r}. Write a bank for each'
     )
+
+
+# Arguments that say which leaves and modules there are; the adapters' own trees are compared.
+_TARGETS = {'targets', 'feedforward', 'cores', 'kernels', 'branches'}
+
+
+def _without_start(value: Any) -> Any:
+    """A transform described without the arguments that `start` alone reads.
+
+    Those say which leaves there are, of which ranks, and with what values they begin; arrays are
+    compared by themselves.
+    """
+    if isinstance(value, Mapping):
+        return {name: _without_start(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_without_start(each) for each in value)
+    if not isinstance(value, PeftTransform) or value.about is None:
+        return value
+    about, left = value.about, set(_TARGETS)
+    if value.rest is None:
+        left.add('init')
+    if about.padded_by == 'rank':
+        left.add('rank_pattern')
+    arguments = {n: _without_start(each) for n, each in about.arguments.items() if n not in left}
+    if arguments.get('dtype') is not None:
+        arguments['dtype'] = str(np.dtype(arguments['dtype']))
+    return value.replace(about=dataclasses.replace(about, arguments=arguments))
 
 
 def virtual_tokens(transform: PeftTransform, adapter: Adapter, own: Any) -> int:

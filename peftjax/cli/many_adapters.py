@@ -1,0 +1,101 @@
+"""Many prompts on one base, each with its adapter, by continuous batching."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import peftjax
+from peftjax.cli.prompts_file import Prompt
+from peftjax.cli.source import is_run, is_saved, open_adapter
+
+
+class Served(NamedTuple):
+    """A base with a bank of its adapters.
+
+    Attributes:
+        model: the base.
+        bank, frozen: of `peftjax.serving.bank`, slots in the order of the adapters, from 1.
+    """
+
+    model: peftjax.Model
+    bank: peftjax.serving.Bank
+    frozen: peftjax.Frozen
+
+
+def open_bank(folders: Mapping[str, str], arguments: argparse.Namespace) -> Served:
+    """Reads the base and its adapters.
+
+    Args:
+        folders: of adapters, by name.
+        arguments: base, quantize, which and allow_non_finite.
+
+    Raises:
+        ValueError: the base is a run; files that are not there or do not fit; adapters that one
+            bank cannot hold.
+    """
+    if is_run(arguments.base):
+        raise ValueError(
+            f'{arguments.base} is the work folder of a run; --prompts takes the base model, and '
+            'runs among --adapters'
+        )
+    try:
+        return _bank(folders, arguments, stacked=True)
+    except peftjax.CheckpointError:
+        if not folders or any(is_run(path) or is_saved(path) for path in folders.values()):
+            raise
+    # An adapter of some layers alone: it needs layers that are apart.
+    return _bank(folders, arguments, stacked=False)
+
+
+def _bank(folders: Mapping[str, str], arguments: argparse.Namespace, *, stacked: bool) -> Served:
+    finite = arguments.allow_non_finite
+    model = peftjax.load(
+        arguments.base, scan=stacked, quantize=arguments.quantize, allow_non_finite=finite
+    )
+    members = [open_adapter(path, model, arguments.which, finite) for path in folders.values()]
+    if not members:
+        return Served(model, *peftjax.serving.bank(model, transform=peftjax.chain()))
+    try:
+        return Served(model, *peftjax.serving.bank(model, members))
+    except ValueError as error:
+        raise ValueError(f'--adapters {", ".join(folders)}: {error}') from None
+
+
+def answers(
+    served: Served,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    arguments: argparse.Namespace,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What is written behind each prompt, with the prompt's number, as it is finished.
+
+    Args:
+        prompts: see there.
+        tokens: of each prompt.
+        ends: tokens that end an answer.
+        arguments: rows, temperature, top_k, top_p and seed.
+
+    Raises:
+        ValueError: a prompt without a token; a model that is no decoder.
+    """
+    for prompt, ids in zip(prompts, tokens, strict=True):
+        if not ids:
+            raise ValueError(f'{prompt.where}: the prompt has no token; write one word at least')
+    requests = [
+        peftjax.serving.Request(ids, prompt.slot, prompt.max_new_tokens)
+        for prompt, ids in zip(prompts, tokens, strict=True)
+    ]
+    virtual = int(served.bank.lengths.max())
+    serve = peftjax.serving.server(
+        served.model,
+        rows=min(arguments.rows, len(requests)),
+        max_length=max(request.places for request in requests) + virtual,
+        eos_token_id=list(ends) or None,
+        sampling=peftjax.Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        key=jax.random.key(arguments.seed),
+    )
+    yield from serve(served.bank, served.frozen, requests)
