@@ -48,7 +48,12 @@ def open_checkpoint(
     path = sources.locate(source, weights=not abstract)
     if path.suffix == '.gguf' and path.is_file():
         file = open_gguf(path)
-        config = gguf_files.parse_gguf(file, ignore)
+        try:
+            config = gguf_files.parse_gguf(file, ignore)
+        except CheckpointError:
+            raise
+        except (ValueError, TypeError, ArithmeticError, KeyError) as error:
+            raise CheckpointError(f'{path}: {error}') from error
         return Checkpoint(
             family_of('llama'),
             config,
@@ -62,8 +67,8 @@ def open_checkpoint(
 
 def _open_folder(path: pathlib.Path, ignore: tuple[str, ...], abstract: bool) -> Checkpoint:
     raw = read_object(path / 'config.json')
-    family = family_of(raw.get('model_type'))
     try:
+        family = family_of(raw.get('model_type'))
         config = family.parse(raw, ignore)
     except (TypeError, AttributeError, ArithmeticError, KeyError) as error:
         # A file may hold anything in place of a number, a word or an object.

@@ -29,3 +29,8 @@ class CheckpointError(ValueError):
 
     def __init__(self, message: str = ''):
         super().__init__(readable(message))
+
+    def at(self, where: str) -> 'CheckpointError':
+        """The same error with the file in front, unless it names it or its folder already."""
+        folder = where.rpartition('/')[0]
+        return self if folder and folder in str(self) else CheckpointError(f'{where}: {self}')

@@ -90,7 +90,10 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
             f'{folder}: a special token or chat_template is of the wrong kind: {error}'
         ) from None
     if jinja.is_file():
-        template = jinja.read_text(encoding='utf-8')
+        try:
+            template = jinja.read_text(encoding='utf-8')
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f'{jinja} is not UTF-8: {error}') from None
     return Tokenizer(backend, bos, eos, pad, template, _end_ids(folder, backend))
 
 

@@ -9,6 +9,7 @@ import peftjax
 from peftjax.interop.bounded_json import read_object
 from peftjax.train.artifacts import RESULT, read_result
 from peftjax.train.build import build_model, build_task
+from peftjax.train.files import readable
 from peftjax.train.member import ADAPTER, LAST
 from peftjax.train.placement import Placement
 from peftjax.train.settings import Settings, SettingsError, read_settings
@@ -64,7 +65,10 @@ class RunFolder:
                 f'{self.path} holds a run of a model of your own; wrap the model again, and read '
                 f'the adapter with peftjax.restore({str(self.path / ADAPTER)!r}, model)'
             )
-        self.settings: Settings = read_settings(content)
+        try:
+            self.settings: Settings = read_settings(content)
+        except SettingsError as error:
+            raise SettingsError(readable(f'{file}: {error}')) from None
 
     @staticmethod
     def is_one(path: str | Path) -> bool:

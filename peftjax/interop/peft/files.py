@@ -105,9 +105,12 @@ def load_adapter(
     if not allow_non_finite:
         finite.check_all(file.where, tensors)
     if hub:
-        parts = adapterhub.read(model, config.raw, tensors, file.where)
-        for part in parts:
-            check_shapes(model, file.where, part)
+        try:
+            parts = adapterhub.read(model, config.raw, tensors, file.where)
+            for part in parts:
+                check_shapes(model, file.where, part)
+        except CheckpointError as error:
+            raise error.at(file.where) from error
     else:
         parts = read(Found(model, Names.of_file(model, tensors), config, tensors, file.where))
     left = sorted(tensors)

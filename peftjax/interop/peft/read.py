@@ -62,6 +62,6 @@ def read(found: Found) -> list[Part]:
             check_shapes(found.model, found.where, part)
     except (TypeError, ValueError, OverflowError, LookupError) as error:
         if isinstance(error, CheckpointError):
-            raise
+            raise error.at(found.config.where) from error
         raise CheckpointError(f'{found.config.where} does not fit a {kind}: {error}') from error
     return [*copies, *parts]

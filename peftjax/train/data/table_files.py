@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from peftjax.interop.bounded_json import parse
+from peftjax.interop.errors import readable
 from peftjax.train.optional import library
 from peftjax.train.settings import DataSettings
 
@@ -50,6 +51,20 @@ def read_table(
             has more or fewer parts than there are columns, or a text that no encoding has; two
             columns of one name; a column that is missing, or an empty text in it; by file and line.
     """
+    try:
+        yield from _read(source, data, columns, optional, empty=empty)
+    except ValueError as error:
+        raise ValueError(readable(str(error))) from None
+
+
+def _read(
+    source: str,
+    data: DataSettings,
+    columns: tuple[str, ...],
+    optional: tuple[str, ...],
+    *,
+    empty: bool,
+) -> Iterable[Record]:
     if source.startswith('hf:'):
         rows: Iterable[tuple[int, Any]] = _hub(source)
     else:
