@@ -22,7 +22,7 @@ import math
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from rich.console import Console
 import configs
 import peftjax
 from experiments import comparison
+from experiments.comparison import best_exponent
 from peftjax.train.artifacts import Artifacts
 from peftjax.train.build import build
 from peftjax.train.data import corpora
@@ -182,23 +183,6 @@ def _compare_one(
     )
     for seed in range(protocol.seeds):
         fit('final', exponent, seed, 'test')
-
-
-def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
-    """The exponent of least loss, looked for outwards while it is at the edge of those tried.
-
-    >>> best_exponent(lambda exponent: (exponent + 9) ** 2, (-7, -6, -5))
-    -9
-    """
-    tried = {exponent: loss(exponent) for exponent in grid}
-    while True:
-        best = min(tried, key=lambda exponent: tried[exponent])
-        if best == min(tried):
-            tried[best - 1] = loss(best - 1)
-        elif best == max(tried):
-            tried[best + 1] = loss(best + 1)
-        else:
-            return best
 
 
 def load_configs(chosen: Sequence[str] | None) -> dict[str, Settings]:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,23 @@ class Results:
     def find(self, **fields: Any) -> Row | None:
         """The row with these values, if there is one."""
         return next((row for row in self.rows if fields.items() <= row.items()), None)
+
+
+def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
+    """The exponent of least loss, looked for outwards while it is at the edge of those tried.
+
+    >>> best_exponent(lambda exponent: (exponent + 9) ** 2, (-7, -6, -5))
+    -9
+    """
+    tried = {exponent: loss(exponent) for exponent in grid}
+    while True:
+        best = min(tried, key=lambda exponent: tried[exponent])
+        if best == min(tried):
+            tried[best - 1] = loss(best - 1)
+        elif best == max(tried):
+            tried[best + 1] = loss(best + 1)
+        else:
+            return best
 
 
 class Score(NamedTuple):
