@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Complex, Float, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.sites import WeightSite
@@ -18,6 +18,10 @@ from peftjax.methods.blocks import check_divides, check_positive
 
 class Leaves(TypedDict):
     kernel: Float[jax.Array, 'blocks_out blocks_in block']
+
+
+class Prepared(Leaves):
+    spectrum: Complex[jax.Array, 'blocks_out blocks_in frequencies']
 
 
 @described
@@ -93,13 +97,13 @@ def c3a(
         dense = jnp.transpose(blocks, (1, 2, 0, 3)).reshape(matrix.shape)
         return matrix + dense / matrix.shape[0]
 
-    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Leaves:
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
         del matrix
         # A correlation: the kernel's transform is conjugated.
         spectrum = jnp.conj(leaves['kernel'].astype(jnp.complex64) @ to_spectrum)
-        return {**leaves, 'spectrum': spectrum}
+        return {'kernel': leaves['kernel'], 'spectrum': spectrum}
 
-    def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, 'T out']:
         tokens, inputs = use.x.shape
         blocks = use.x.astype(jnp.complex64).reshape(tokens, -1, block_size)
         product = jnp.einsum('tif,oif->tof', blocks @ to_spectrum, leaves['spectrum'])

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from peftjax.binding import calls
 from peftjax.core.frozen import Frozen
@@ -111,7 +112,7 @@ def checked(bank: Bank, slots: Any, frozen: Frozen) -> jax.Array:
         raise ValueError(
             f'slots is {rows.dtype}{list(rows.shape)}; write one whole number for each row'
         )
-    if not any(isinstance(each, jax.core.Tracer) for each in (rows, bank.filled)):
+    if not any(isinstance(each, Tracer) for each in (rows, bank.filled)):
         filled = np.asarray(bank.filled)
         for slot in np.unique(np.asarray(rows)):
             if slot and not (0 < slot < bank.slots and filled[slot]):

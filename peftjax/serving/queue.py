@@ -242,15 +242,13 @@ class _Programs:
         requests = [(number, request.slot, request.max_new_tokens) for number, request in group]
         numbers, slots, limits = np.array(requests, np.int32).T
         read = np.pad(ids, before), np.pad(mask, before)
-        fresh = self._read(bank, frozen, slots, numbers, limits, *read)
+        fresh: _Rows = self._read(bank, frozen, slots, numbers, limits, *read)
         if state is None:
             rows = np.zeros(self.rows, np.int32)
-            state = jax.tree.map(
-                lambda axis, leaf: jnp.repeat(jnp.take(leaf, rows[:1], axis), self.rows, axis),
-                self._row_axes(),
-                fresh,
+            empty: _Rows = jax.tree.map(
+                lambda axis, leaf: jnp.take(leaf, rows, axis), self._row_axes(), fresh
             )
-            state = dataclasses.replace(state, done=jnp.ones(self.rows, bool))
+            state = dataclasses.replace(empty, done=jnp.ones(self.rows, bool))
         return self._exchange(state, np.array(places, np.int32), fresh)
 
     def advance(self, bank: Bank, frozen: Frozen, state: _Rows) -> _Rows:

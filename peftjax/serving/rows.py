@@ -105,7 +105,7 @@ def prepare(
     numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves((adapter, own)))}
     made, sources = {}, []
     for path, rule in ready.items():
-        if isinstance(rule, CallRule):
+        if not isinstance(rule, MatrixRule | ModuleRule):
             continue
         seen, structure = jax.tree.flatten(rule.leaves)
         given = tuple(numbers.get(id(leaf)) for leaf in seen)
