@@ -2,11 +2,15 @@
 
 import functools
 import re
+from typing import Any
 
-import re2
+# Patterns of one's own program run without it, on machines where nothing can be installed; those
+# of files are refused there.
+try:
+    import re2
+except ImportError:
+    re2 = None
 
-_OPTIONS = re2.Options()
-_OPTIONS.log_errors = False
 # What both engines take and read otherwise: repetitions from none on, classes of POSIX.
 _DIFFERENT = '{,', '[:'
 
@@ -59,10 +63,13 @@ def matcher(text: str) -> Matcher:
     return Matcher(text)
 
 
-def _linear(text: str) -> 're2._Regexp | None':
-    if not text.isascii() or any(each in text for each in _DIFFERENT):
+def _linear(text: str) -> Any:
+    """The pattern for RE2; None where it is not there, or has not what the pattern asks for."""
+    if re2 is None or not text.isascii() or any(each in text for each in _DIFFERENT):
         return None
+    options = re2.Options()
+    options.log_errors = False
     try:
-        return re2.compile(text, _OPTIONS)
+        return re2.compile(text, options)
     except re2.error:
         return None
