@@ -35,20 +35,19 @@ class Merger:
         self._benches, self._seed = benches, seed
         self._models = {name: individual(bench, folder, seed) for name, bench in benches.items()}
         self._key = jax.random.key(seed)
-        self._deltas = []
-        for found in self._models.values():
+        self._deltas, self._heads = [], {}
+        for name, found in self._models.items():
             whole = merging.delta(found.model, found.transform, found.adapter, found.frozen)
             self._deltas.append(merging.split(whole, HEAD)[1])
+            self._heads[name] = tuned(found)['classifier']
 
     def score(self, point: Point, split: str) -> dict[str, float]:
         """Accuracy on each task, by its name."""
-        delta = self.delta(point)
+        pretrained = next(iter(self._models.values())).model
+        encoder = merging.apply_delta(pretrained.params, self.delta(point))
         accuracy = {}
         for name, bench in self._benches.items():
-            found = self._models[name]
-            params = found.transform.merge(found.adapter, found.frozen)
-            merged = merging.apply_delta(found.model.params, delta)
-            params = {**merged, 'classifier': params['classifier']}
+            params = {**encoder, 'classifier': self._heads[name]}
             accuracy[name] = bench.score(params, split, self._seed)['accuracy']
         return accuracy
 
@@ -94,9 +93,14 @@ class Merger:
         ]
 
 
+def tuned(found: Individual) -> Any:
+    """The parameters of a trained model."""
+    return found.transform.merge(found.adapter, found.frozen)
+
+
 def fisher_values(bench: Bench, found: Individual, seed: int) -> Any:
     """Fisher values of an encoder, on examples that it was trained on, under its head."""
-    params = found.transform.merge(found.adapter, found.frozen)
+    params = tuned(found)
     changed, rest = peftjax.partition(params, CHANGED[bench.method])
 
     def log_likelihood(changed: Any, example: Any) -> jax.Array:
@@ -108,7 +112,7 @@ def fisher_values(bench: Bench, found: Individual, seed: int) -> Any:
 
 def input_moments(bench: Bench, found: Individual, seed: int) -> Mapping[str, Moments]:
     """Moments of the inputs of an encoder's kernels, on examples that it was trained on."""
-    params = found.transform.merge(found.adapter, found.frozen)
+    params = tuned(found)
     batch = encoder_inputs(_batch(bench, seed, bench.protocol.moment_examples))
     parts = [
         {name: each[start : start + 64] for name, each in batch.items()}

@@ -229,7 +229,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes[0, column].set_title(f'Four models by {title}, merged into one')
     axes[0, 0].set_ylabel('accuracy on test, mean of four tasks')
     axes[1, 0].set_ylabel('accuracy on test, mean of four tasks')
-    axes[0, -1].legend(loc='lower left', fontsize=8)
+    axes[0, 0].legend(loc='lower left', fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -249,7 +249,7 @@ def _draw_curves(
     label = 'task arithmetic (band: least to greatest seed)'
     axes.plot(weights, values.mean(1), color='tab:blue', marker='o', markersize=4, label=label)
     axes.fill_between(weights, values.min(1), values.max(1), color='tab:blue', alpha=0.2)
-    axes.set_xlabel('λ: how much of the four summed changes is added to the pretrained encoder')
+    axes.set_xlabel('λ, the factor of the four summed changes')
     axes.grid(alpha=0.3)
 
 
