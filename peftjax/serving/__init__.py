@@ -3,6 +3,7 @@
 from peftjax.serving.bank import Bank, Trained, bank, put
 from peftjax.serving.generate import generator
 from peftjax.serving.predict import adapt
-from peftjax.serving.queue import Answer, Request, server
+from peftjax.serving.programs import Request
+from peftjax.serving.queue import Answer, server
 
 __all__ = ['Answer', 'Bank', 'Request', 'Trained', 'adapt', 'bank', 'generator', 'put', 'server']

@@ -1,0 +1,225 @@
+"""The programs of a server: one that reads prompts, and one that writes tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int32, PRNGKeyArray
+
+from peftjax.core.frozen import Frozen
+from peftjax.core.model import Model
+from peftjax.core.roles import Roles
+from peftjax.generation.loop import positions_of
+from peftjax.generation.prompts import pad_left
+from peftjax.generation.sampling import Sampling
+from peftjax.serving.bank import Bank
+from peftjax.serving.generate import RowCalls
+from peftjax.serving.predict import checked, members_of
+
+
+class Request(NamedTuple):
+    """A prompt, and the adapter that answers it.
+
+    Attributes:
+        prompt: token ids, at least one.
+        slot: of the bank; 0 for the base.
+        max_new_tokens: at least 1.
+    """
+
+    prompt: Sequence[int]
+    slot: int
+    max_new_tokens: int
+
+    @property
+    def places(self) -> int:
+        """Tokens of the padded prompt and of the answer: what `max_length` must hold of them."""
+        return _padded(len(self.prompt)) + self.max_new_tokens
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['slots', 'numbers', 'limits', 'counts', 'last', 'done', 'written', 'cache'],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The rows of the batch.
+
+    Attributes:
+        slots: int32 [rows], of the bank.
+        numbers: int32 [rows], of the requests.
+        limits, counts: int32 [rows], tokens to write and written.
+        last: int32 [rows], the token written last.
+        done: bool [rows]; a row without a request is done too.
+        written: int32 [rows, most].
+        cache: a tree, rows on the axes that the model has them on, and in front where it has none.
+    """
+
+    slots: jax.Array
+    numbers: jax.Array
+    limits: jax.Array
+    counts: jax.Array
+    last: jax.Array
+    done: jax.Array
+    written: jax.Array
+    cache: Any
+
+
+class Programs:
+    """The programs of a server: one that reads prompts, one that writes tokens."""
+
+    def __init__(
+        self,
+        model: Model,
+        rows: int,
+        max_length: int,
+        ends: tuple[int, ...],
+        sampling: Sampling,
+        key: PRNGKeyArray,
+    ):
+        self.rows = rows
+        self._model, self._roles = model, model.roles or Roles()
+        self._max_length, self._ends = max_length, ends
+        self._sampling, self._key = sampling, key
+        self._cache_axes: Any = None  # Known once a prompt was read.
+        self._read = jax.jit(self._traced_read)
+        self._exchange = jax.jit(self._traced_exchange)
+        self._write = jax.jit(self._traced_write)
+
+    def groups(
+        self, bank: Bank, frozen: Frozen, coming: list[tuple[int, Request]], virtual: int
+    ) -> list[tuple[int, list[tuple[int, Request]]]]:
+        """Requests whose prompts are padded to one length: `(length, [(number, request)])`."""
+        found: dict[int, list[tuple[int, Request]]] = {}
+        for number, request in coming:
+            length, count = _padded(len(request.prompt)), request.max_new_tokens
+            if not len(request.prompt) or count < 1:
+                raise ValueError(
+                    f'request {number} has {len(request.prompt)} prompt tokens and max_new_tokens='
+                    f'{count}; each is 1 at least'
+                )
+            if length + virtual + count > self._max_length:
+                raise ValueError(
+                    f'request {number} needs {length} places for its prompt, {virtual} for virtual '
+                    f'tokens and {count} for its answer, and max_length is {self._max_length}'
+                )
+            checked(bank, np.array([request.slot]), frozen)
+            found.setdefault(length, []).append((number, request))
+        return list(found.items())
+
+    def admit(
+        self,
+        bank: Bank,
+        frozen: Frozen,
+        state: _Rows | None,
+        places: list[int],
+        length: int,
+        group: list[tuple[int, Request]],
+    ) -> _Rows:
+        """The rows, with new requests at `places` whose prompts have been read."""
+        # A group of 3 is one of 4, whose last is there twice.
+        more = (1 << (len(group) - 1).bit_length()) - len(group)
+        places, group = places + places[-1:] * more, group + group[-1:] * more
+        ids, mask = pad_left([request.prompt for _, request in group])
+        before = ((0, 0), (length - ids.shape[1], 0))
+        requests = [(number, request.slot, request.max_new_tokens) for number, request in group]
+        numbers, slots, limits = np.array(requests, np.int32).T
+        read = np.pad(ids, before), np.pad(mask, before)
+        fresh: _Rows = self._read(bank, frozen, slots, numbers, limits, *read)
+        if state is None:
+            rows = np.zeros(self.rows, np.int32)
+            empty: _Rows = jax.tree.map(
+                lambda axis, leaf: jnp.take(leaf, rows, axis), self._row_axes(), fresh
+            )
+            state = dataclasses.replace(empty, done=jnp.ones(self.rows, bool))
+        return self._exchange(state, np.array(places, np.int32), fresh)
+
+    def advance(self, bank: Bank, frozen: Frozen, state: _Rows) -> _Rows:
+        """The rows after as many tokens as it takes until another row is done."""
+        return self._write(bank, frozen, state)
+
+    def _row_axes(self) -> _Rows:
+        cache = jax.tree.map(
+            lambda axis: axis or 0, self._cache_axes, is_leaf=lambda axis: axis is None
+        )
+        return _Rows(0, 0, 0, 0, 0, 0, 0, cache)  # pyright: ignore[reportArgumentType] (axes)
+
+    def _calls(self, bank: Bank, frozen: Frozen, slots: jax.Array) -> RowCalls:
+        members = members_of(self._model, bank, slots, frozen.params)
+        return RowCalls(
+            self._model, bank, members, frozen.params, cache_axes=self._cache_axes, apart=True
+        )
+
+    def _traced_read(
+        self,
+        bank: Bank,
+        frozen: Frozen,
+        slots: Int32[jax.Array, ' n'],
+        numbers: Int32[jax.Array, ' n'],
+        limits: Int32[jax.Array, ' n'],
+        ids: Int32[jax.Array, 'n L'],
+        mask: Int32[jax.Array, 'n L'],
+    ) -> _Rows:
+        roles, call = self._roles, self._calls(bank, frozen, slots)
+        read = {roles.token_ids: ids, roles.mask: mask, **positions_of(roles, mask)}
+        logits, cache = call(**read, **{roles.cache_length: self._max_length})
+        self._cache_axes = call.cache_axes
+        counts = jnp.ones_like(limits)
+        last = self._choose(logits, numbers, jnp.zeros_like(counts))
+        written = jnp.zeros((len(ids), self._max_length), jnp.int32).at[:, 0].set(last)
+        done = self._ended(last) | (counts >= limits)
+        return _Rows(slots, numbers, limits, counts, last, done, written, cache)
+
+    def _traced_exchange(self, state: _Rows, places: Int32[jax.Array, ' n'], fresh: _Rows) -> _Rows:
+        def exchanged(axis: int, many: jax.Array, few: jax.Array) -> jax.Array:
+            return many.at[(slice(None),) * axis + (places,)].set(few)
+
+        return jax.tree.map(exchanged, self._row_axes(), state, fresh)
+
+    def _traced_write(self, bank: Bank, frozen: Frozen, state: _Rows) -> _Rows:
+        roles, call = self._roles, self._calls(bank, frozen, state.slots)
+        before = state.done.sum()
+
+        def goes_on(state: _Rows) -> Bool[jax.Array, '']:
+            return state.done.sum() == before
+
+        def step(state: _Rows) -> _Rows:
+            ids = {roles.token_ids: state.last[:, None], roles.cache: state.cache}
+            logits, cache = call(**ids)
+            last = self._choose(logits, state.numbers, state.counts)
+            row = jnp.arange(self.rows)
+            kept = state.written[row, state.counts]
+            written = state.written.at[row, state.counts].set(jnp.where(state.done, kept, last))
+            counts = jnp.where(state.done, state.counts, state.counts + 1)
+            done = state.done | self._ended(last) | (counts >= state.limits)
+            return dataclasses.replace(
+                state, cache=cache, last=last, written=written, counts=counts, done=done
+            )
+
+        return jax.lax.while_loop(goes_on, step, state)
+
+    def _choose(
+        self,
+        logits: Float[jax.Array, 'n _ V'],
+        numbers: Int32[jax.Array, ' n'],
+        counts: Int32[jax.Array, ' n'],
+    ) -> Int32[jax.Array, ' n']:
+        def one(
+            logits: Float[jax.Array, '_ V'], number: Int32[jax.Array, ''], count: Any
+        ) -> Int32[jax.Array, '']:
+            key = jax.random.fold_in(jax.random.fold_in(self._key, number), count)
+            return self._sampling.choose(logits[-1:], key)[0]
+
+        return jax.vmap(one)(logits, numbers, counts)
+
+    def _ended(self, tokens: Int32[jax.Array, ' n']) -> Bool[jax.Array, ' n']:
+        return jnp.isin(tokens, jnp.asarray(self._ends, jnp.int32))
+
+
+def _padded(length: int) -> int:
+    """The length that a prompt is padded to."""
+    return max(16, 1 << (length - 1).bit_length())
