@@ -164,7 +164,7 @@ def test_the_folder_of_an_adapter_of_ours_goes_beside_its_base(trained, tmp_path
         (['reproduce', 'lora.rt', '--workdir', 'w'], "no row 'lora.rt'; near"),
         (['reproduce', '--list', 'none.*'], "no row is like 'none.*'"),
         (['sweep', '--config', 'a.py', '--workdir', 'w'], 'one of --sweep NAME and --search'),
-        (['sweep', '--halving', '1'], "'1' is no whole number of at least 2"),
+        (['sweep', '--halving', '1'], "'1' is no whole number from 2 to"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_status_2(line, message, trained, capsys):
