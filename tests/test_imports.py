@@ -26,6 +26,7 @@ OURS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob('*.p
 # Packages whose module has another name.
 _IMPORTED_AS = {
     'absl-py': 'absl',
+    'google-re2': 're2',
     'mlflow-skinny': 'mlflow',
     'nvidia-cudnn-cu12': 'nvidia-cudnn-cu12',
     'orbax-checkpoint': 'orbax',

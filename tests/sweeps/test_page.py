@@ -49,10 +49,15 @@ def folder(tmp_path) -> Path:
             for step in (1, 2, 3)
         ]
         (home / 'metrics.jsonl').write_text(''.join(json.dumps(p) + '\n' for p in curve))
-        result = {'status': 'done', 'test/accuracy': score, 'validation/accuracy': score}
+        result = {
+            'steps': 3,
+            'status': 'done',
+            'test/accuracy': score,
+            'validation/accuracy': score,
+        }
         result |= {'trainable': 1000 * run['changes']['lora.rank'], 'tflop': 1.5 + number}
         if number == 6:
-            result = {'status': 'diverged', 'diverged_at': 2, 'trainable': 8000}
+            result = {'steps': 3, 'status': 'diverged', 'diverged_at': 2, 'trainable': 8000}
         if number != 7:
             (home / 'result.json').write_text(json.dumps(result))
     return tmp_path
