@@ -177,7 +177,7 @@ def main(argv: list[str]) -> None:
     if _TORCH.value:
         parts.append(torch_rows(_TORCH.value, lengths, rows, pairs, size))
     parts += [text_rows(rows, _NEW.value, pairs, size), iter([memory_row(size)])]
-    table = [('', 'mixed ms', 'one ms', 'mixed / one')]
+    table: list[tuple[str, ...]] = [('', 'mixed ms', 'one ms', 'mixed / one')]
     for line in itertools.chain(*parts):
         print('  '.join(line), flush=True)
         table.append(line)
