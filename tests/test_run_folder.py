@@ -75,10 +75,10 @@ def test_the_last_adapter_is_the_state_that_training_ended_with(run):
     [
         (None, 'is no work folder of a run: it has no config.json'),
         ('{"model', 'config.json is not JSON'),
-        ('[]', 'a model of your own'),
+        ('[]', 'holds a JSON list, expected an object'),
         (json.dumps({'model': {'sorce': 'x'}}), r"no setting 'model.sorce'"),
         ('\udcff', 'is not JSON'),
-        ('[' * 100_000, 'is not JSON'),
+        ('[' * 100_000, 'is nested too deeply'),
     ],
 )
 def test_folders_that_hold_no_run_are_refused(tmp_path, content, message):
