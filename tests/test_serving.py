@@ -190,12 +190,27 @@ def test_wrong_slots_are_refused(slots, message):
         serving.adapt(MLP)(bank, slots, frozen, X)
 
 
-def test_a_traced_slot_that_is_not_there_gives_no_other_adapters_numbers():
-    bank, frozen = serving.bank(MLP, _ranks()[:2])
+@pytest.mark.parametrize('slot', [3, 4, 99, -1])
+def test_a_traced_slot_without_an_adapter_gives_neither_the_base_nor_another(slot):
+    bank, frozen = serving.bank(MLP, _ranks()[:2], slots=5)
     outputs = jax.jit(lambda slots: serving.adapt(MLP)(bank, slots, frozen, X))(
-        jnp.array([0, 1, 7, 2])
+        jnp.array([0, 1, slot, 2])
     )
     assert np.isnan(outputs[2]).all() and np.isfinite(outputs[np.array([0, 1, 3])]).all()
+
+
+def test_other_adapters_in_a_prepared_bank_are_refused():
+    tx = peftjax.dora(rank=2, targets=r'hidden')
+    bank, frozen = serving.bank(MLP, _members(MLP, lambda _: tx, count=1))
+    other = jax.tree.map(lambda leaf: 2 * leaf, bank.adapters)
+    with pytest.raises(ValueError, match='keeps what it prepared'):
+        bank.replace(adapters=other)
+    outputs = serving.adapt(MLP)(
+        bank.replace(adapters=other, prepared=None), [1, 1, 1, 1], frozen, X
+    )
+    one = jax.tree.map(lambda leaf: leaf[1], other)
+    alone = peftjax.adapt(MLP, tx)(one, tx.init(jax.random.key(0), MLP)[1], X)
+    assert_close(outputs, alone, 1e-6)
 
 
 def test_adapters_that_do_not_belong_together_are_refused():

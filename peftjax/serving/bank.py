@@ -64,7 +64,17 @@ class Bank:
         return len(self.filled)
 
     def replace(self, **changes: Any) -> 'Bank':
-        """A copy with some fields changed, for example `adapters` to differentiate by them."""
+        """A copy with some fields changed, for example `adapters` to differentiate by them.
+
+        Raises:
+          ValueError: other adapters in a bank that keeps what it prepared from those that it had.
+        """
+        stale = self.prepared is not None and 'prepared' not in changes
+        if stale and changes.keys() & {'adapters', 'own'}:
+            raise ValueError(
+                'the bank keeps what it prepared from its adapters; write prepared=None beside '
+                'other adapters, or peftjax.serving.put'
+            )
         return dataclasses.replace(self, **changes)
 
     def axes(self) -> Member:

@@ -18,7 +18,7 @@ from peftjax.generation.loop import Settings, write
 from peftjax.generation.prompts import Ids
 from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
-from peftjax.serving.predict import checked, members_of, result_axes, shapes_alone
+from peftjax.serving.predict import checked, holds, members_of, result_axes, shapes_alone
 from peftjax.serving.rows import Axes, Member, mapped
 
 
@@ -34,7 +34,8 @@ def generator(model: Model) -> Callable[..., jax.Array]:
     Returns:
         `generate(bank, slots, frozen, input_ids, attention_mask=None, *, max_new_tokens, ...) ->
         int32 [B, max_new_tokens]`. `slots`: int [B], see `peftjax.serving.adapt`. Compiled once for
-        each shape and setting; other adapters and other slots are data.
+        each shape and setting; other adapters and other slots are data. Under `jax.jit` a slot that
+        is empty or not there gives -1 in its row.
 
     Raises:
         ValueError: from the call, slots that are empty or not there; see `peftjax.generator`.
@@ -67,7 +68,8 @@ def generator(model: Model) -> Callable[..., jax.Array]:
         settings: Settings,
     ) -> Int32[jax.Array, 'B {settings.count}']:
         call = RowCalls(model, bank, members_of(model, bank, slots, frozen.params), frozen.params)
-        return write(roles, rules_of(bank), call, read, key, settings)
+        tokens = write(roles, rules_of(bank), call, read, key, settings)
+        return jnp.where(holds(bank, slots)[:, None], tokens, -1)
 
     def generate(
         bank: Bank,

@@ -31,7 +31,7 @@ def adapt(model: Model) -> Callable[..., Any]:
     Returns:
       A pure function. `slots`: int [rows], for each row a slot of the bank, 0 for the base. Each
       array among the arguments has the rows in front, but scalars, which all rows share. Under
-      `jax.jit` a slot that is not there gives NaN in its row.
+      `jax.jit` a slot that is empty or not there gives NaN in its row.
 
     Raises:
       ValueError: at a call, slots that are empty or not there; an array whose first axis is not
@@ -62,7 +62,9 @@ def adapt(model: Model) -> Callable[..., Any]:
         _check_rows(axes.results)
         keys = None if key is None else jax.random.split(key, len(slots))
         members = members_of(model, bank, slots, frozen.params)
-        return mapped(bank.method(model), members, frozen.params, keys, call, axes)
+        outputs = mapped(bank.method(model), members, frozen.params, keys, call, axes)
+        there = holds(bank, slots)
+        return jax.tree.map(lambda axis, leaf: _or_nan(leaf, there, axis), axes.results, outputs)
 
     def predict(
         bank: Bank,
@@ -136,11 +138,23 @@ def members_of(model: Model, bank: Bank, slots: jax.Array, params: Any) -> Membe
     return jax.tree.map(lambda leaf: _rows(leaf, slots), rest)._replace(own=own)
 
 
-def _rows(leaf: jax.Array, slots: jax.Array) -> jax.Array:
+def holds(bank: Bank, slots: jax.Array) -> jax.Array:
+    """bool [rows]: whether the slot of a row is the base's, or one that holds an adapter."""
+    inside = (slots > 0) & (slots < bank.slots)
+    return (slots == 0) | (inside & jnp.take(bank.filled, slots, mode='clip'))
+
+
+def _or_nan(leaf: jax.Array, there: jax.Array, axis: int) -> jax.Array:
+    """An output, NaN in rows without an adapter: they are not the base's, nor another's."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.take(leaf, slots, axis=0, mode='clip')
-    # A slot that is not there is not that of another adapter.
-    return jnp.take(leaf, slots, axis=0, mode='fill', fill_value=jnp.nan)
+        return leaf
+    shape = [1] * leaf.ndim
+    shape[axis] = len(there)
+    return jnp.where(there.reshape(shape), leaf, jnp.full_like(leaf, jnp.nan))
+
+
+def _rows(leaf: jax.Array, slots: jax.Array) -> jax.Array:
+    return jnp.take(leaf, slots, axis=0, mode='clip')
 
 
 def result_axes(model: Model, call: calls.Call, axes: Sequence[int | None]) -> Any:
