@@ -94,9 +94,9 @@ def test_prompts_go_through_the_chat_template_and_end_where_it_ends_a_turn(
     serve = peftjax.serving.server
 
     def noted(model, **options):
-        def served(bank, frozen, requests):
+        def served(bank, frozen, requests, key):
             seen.append((list(requests), options['eos_token_id']))
-            yield from serve(model, **options)(bank, frozen, seen[0][0])
+            yield from serve(model, **options)(bank, frozen, seen[0][0], key)
 
         return served
 

@@ -228,6 +228,9 @@ def test_adapters_that_do_not_belong_together_are_refused():
     elsewhere = MLP.replace(params=jax.tree.map(lambda leaf: leaf + 1, MLP.params))
     with pytest.raises(ValueError, match='made for another base model'):
         serving.put(MLP, bank, frozen, 1, (lora, *lora.init(jax.random.key(0), elsewhere)))
+    starts = [peftjax.lora(rank=n, init='pissa', targets=r'hidden') for n in (1, 2)]
+    with pytest.raises(ValueError, match='write a bank for each rank'):
+        serving.bank(MLP, [(tx, *tx.init(jax.random.key(0), MLP)) for tx in starts])
     with pytest.raises(ValueError, match='do not hold the base and 1 adapters'):
         serving.bank(MLP, members, slots=1)
     with pytest.raises(ValueError, match='write transform=tx'):

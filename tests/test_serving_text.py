@@ -139,15 +139,21 @@ def test_the_server_answers_each_request_as_if_it_were_alone(name, make):
 def test_draws_of_a_request_do_not_depend_on_the_others():
     model = MODELS['llama']()
     bank, frozen = serving.bank(model, _members(model, _prefix))
-    options = {'sampling': peftjax.Sampling(temperature=1.0), 'key': jax.random.key(3)}
-    few = serving.server(model, rows=1, max_length=64, **options)
-    many = serving.server(model, rows=4, max_length=64, **options)
+    sampling = peftjax.Sampling(temperature=1.0)
+    few = serving.server(model, rows=1, max_length=64, sampling=sampling)
+    many = serving.server(model, rows=4, max_length=64, sampling=sampling)
     requests = list(_requests(6, seed=2))
-    one, other = (
-        {answer.number: answer.tokens.tolist() for answer in serve(bank, frozen, requests)}
-        for serve in (few, many)
+    one, same, other = (
+        {each.number: each.tokens.tolist() for each in serve(bank, frozen, requests, key)}
+        for serve, key in (
+            (few, jax.random.key(3)),
+            (many, jax.random.key(3)),
+            (many, jax.random.key(4)),
+        )
     )
-    assert one == other
+    assert one == same != other
+    with pytest.raises(ValueError, match='draws tokens; give key='):
+        few(bank, frozen, requests)
 
 
 def test_requests_are_taken_when_rows_are_free():
@@ -165,20 +171,40 @@ def test_requests_are_taken_when_rows_are_free():
     assert taken == [0, 1]
 
 
+def test_rows_at_work_do_not_wait_for_requests_to_come():
+    """A user sends the next request when the last one is answered."""
+    model = MODELS['llama']()
+    bank, frozen = serving.bank(model, _members(model, _prefix))
+    answered = []
+
+    def coming():
+        for number in range(3):
+            while len(answered) < number:
+                yield None
+            yield serving.Request([5, 6], 1, 2)
+
+    for answer in serving.server(model, rows=2, max_length=32)(bank, frozen, coming()):
+        answered.append(answer.number)
+    assert answered == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
-    ('request_', 'message'),
+    ('wrong', 'message'),
     [
-        (serving.Request([], 1, 2), 'request 0 has 0 prompt tokens'),
+        (serving.Request([], 1, 2), '0 prompt tokens and max_new_tokens=2; each is 1 at least'),
         (serving.Request([5], 1, 0), 'max_new_tokens=0; each is 1 at least'),
-        (serving.Request([5], 1, 30), 'needs 16 places for its prompt, 4 for virtual'),
+        (serving.Request([5], 1, 30), '16 places for the prompt, 4 for virtual'),
         (serving.Request([5], 9, 2), 'slot 9 holds no adapter'),
     ],
 )
-def test_wrong_requests_are_refused(request_, message):
+def test_a_request_that_is_refused_costs_no_other(wrong, message):
     model = MODELS['llama']()
     bank, frozen = serving.bank(model, _members(model, _prefix))
-    with pytest.raises(ValueError, match=message):
-        list(serving.server(model, rows=2, max_length=32)(bank, frozen, [request_]))
+    right = serving.Request([5, 6], 1, 3)
+    serve = serving.server(model, rows=2, max_length=32)
+    answers = {each.number: each for each in serve(bank, frozen, [right, wrong, right])}
+    assert message in answers[1].refused and not len(answers[1].tokens)
+    assert answers[0].tokens.tolist() == answers[2].tokens.tolist() and not answers[0].refused
 
 
 def test_what_cannot_be_served_is_refused():

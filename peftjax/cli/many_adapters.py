@@ -96,6 +96,9 @@ def answers(
         max_length=max(request.places for request in requests) + virtual,
         eos_token_id=list(ends) or None,
         sampling=peftjax.Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
-        key=jax.random.key(arguments.seed),
     )
-    yield from serve(served.bank, served.frozen, requests)
+    key = jax.random.key(arguments.seed)
+    for answer in serve(served.bank, served.frozen, requests, key):
+        if answer.refused:
+            raise ValueError(f'{prompts[answer.number].where}: {answer.refused}')
+        yield answer.number, answer.tokens

@@ -220,6 +220,26 @@ def _keeps_zeros(activation: Any) -> bool:
         return not bool(jnp.any(moved))
 
 
+def _amended(
+    field: str, argument: str, holds: Callable[[Mapping[str, Any]], bool]
+) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
+    """Sets a field of `about` to `argument` where `holds` of the method's arguments."""
+
+    def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
+        @functools.wraps(make)
+        def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
+            transform = make(*args, **kwargs)
+            about = transform.about
+            assert about is not None, f'{field} stands above described'
+            if not holds(about.arguments):
+                return transform
+            return transform.replace(about=dataclasses.replace(about, **{field: argument}))
+
+        return made
+
+    return wrap
+
+
 def padded_by(
     argument: str,
 ) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
@@ -232,20 +252,7 @@ def padded_by(
     >>> peftjax.lora(rank=2, targets=r'hidden').about.padded_by
     'rank'
     """
-
-    def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
-        @functools.wraps(make)
-        def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
-            transform = make(*args, **kwargs)
-            about = transform.about
-            assert about is not None, 'padded_by stands above described'
-            if not _keeps_zeros(about.arguments.get('activation')):
-                return transform
-            return transform.replace(about=dataclasses.replace(about, padded_by=argument))
-
-        return made
-
-    return wrap
+    return _amended('padded_by', argument, lambda given: _keeps_zeros(given.get('activation')))
 
 
 def masked_by(
@@ -263,17 +270,7 @@ def masked_by(
     >>> peftjax.prefix_tuning(num_virtual_tokens=4, targets='core').about.masked_by
     'num_virtual_tokens'
     """
-
-    def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
-        @functools.wraps(make)
-        def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
-            transform = make(*args, **kwargs)
-            about = transform.about
-            assert about is not None, 'masked_by stands above described'
-            if any(about.arguments[name] == value for name, value in (unless or {}).items()):
-                return transform
-            return transform.replace(about=dataclasses.replace(about, masked_by=argument))
-
-        return made
-
-    return wrap
+    other = unless or {}
+    return _amended(
+        'masked_by', argument, lambda given: all(given[name] != other[name] for name in other)
+    )

@@ -94,27 +94,10 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
         frozen: Frozen,
         input_ids: Ids,
         attention_mask: Ids | None = None,
-        *,
-        max_new_tokens: int,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int = 0,
-        start_token_id: int | Sequence[int] = 0,
-        sampling: Sampling | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> Int32[jax.Array, 'B {max_new_tokens}']:
+        **options: Any,
+    ) -> Int32[jax.Array, 'B new']:
         check_frozen(adapter, frozen)
-        read, settings = request(
-            model,
-            input_ids,
-            attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            start_token_id=start_token_id,
-            sampling=sampling,
-            key=key,
-        )
-        key = jax.random.key(0) if key is None else key
+        read, key, settings = request(model, input_ids, attention_mask, **options)
         return compiled(adapter, frozen, read, key, settings=settings)
 
     return generate
@@ -123,32 +106,34 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
 def request(
     model: Model,
     input_ids: Ids,
-    attention_mask: Ids | None,
+    attention_mask: Ids | None = None,
     *,
     max_new_tokens: int,
-    eos_token_id: int | Sequence[int] | None,
-    pad_token_id: int,
-    start_token_id: int | Sequence[int],
-    sampling: Sampling | None,
-    key: PRNGKeyArray | None,
-) -> tuple[dict[str, jax.Array], Settings]:
-    """The arguments of `generate` as those of the model, and what a program is compiled for.
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int = 0,
+    start_token_id: int | Sequence[int] = 0,
+    sampling: Sampling | None = None,
+    key: PRNGKeyArray | None = None,
+) -> tuple[dict[str, jax.Array], PRNGKeyArray, Settings]:
+    """The arguments of `generate` as those of the model, the key, and what is compiled for.
 
     Raises:
         ValueError: see `generator`.
     """
     sampling = Sampling() if sampling is None else sampling
-    check_decoder(model, sampling, key)
+    check_decoder(model)
+    check_key(sampling, key)
     if max_new_tokens < 1:
         raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}')
     read = read_prompts(model.roles or Roles(), input_ids, attention_mask)
     ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
     start = tuple(np.atleast_1d(start_token_id).tolist())
-    return read, Settings(max_new_tokens, ends, pad_token_id, start, sampling)
+    key = jax.random.key(0) if key is None else key
+    return read, key, Settings(max_new_tokens, ends, pad_token_id, start, sampling)
 
 
-def check_decoder(model: Model, sampling: Sampling, key: PRNGKeyArray | None) -> None:
-    """Raises `ValueError` for a model without a cache, and for draws without a key."""
+def check_decoder(model: Model) -> None:
+    """Raises `ValueError` for a model without a cache."""
     roles = model.roles or Roles()
     own = ('decoder_ids', 'decoder_mask') if roles.decoder_ids else ('mask', 'positions')
     own += ('token_ids',) if not roles.features else ()
@@ -158,6 +143,10 @@ def check_decoder(model: Model, sampling: Sampling, key: PRNGKeyArray | None) ->
             f'this model takes {model.takes}, and has no argument with the roles {missing}: '
             'generation needs a decoder that takes them, as those of peftjax.load do'
         )
+
+
+def check_key(sampling: Sampling, key: PRNGKeyArray | None) -> None:
+    """Raises `ValueError` for draws without a key."""
     if sampling.temperature > 0 and key is None:
         raise ValueError(
             f'temperature {sampling.temperature} draws tokens; give key=jax.random.key(0)'

@@ -51,8 +51,7 @@ def lokr(
       rank: `r`. A factor whose larger side is at most `2 r` is kept whole.
       alpha: numerator of the scale; `rank` (a scale of 1) by default.
       factor: `m` and `l`, where it divides `in` and `out`; -1 for the divisors nearest to the
-      square
-        roots.
+        square roots.
       decompose_both: also keep `C = C_a C_b` of rank `r`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.

@@ -15,7 +15,8 @@ from peftjax.core.quantized import dense
 from peftjax.core.rules import Rule
 from peftjax.core.transform import PeftTransform, described, masked_by
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.virtual_tokens import check_places, embedding_of, rules_of, table_of
+from peftjax.methods.virtual_order import check_places
+from peftjax.methods.virtual_tokens import embedding_of, rules_of, table_of
 
 
 @masked_by('num_virtual_tokens')

@@ -9,14 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core import paths, readable
 from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen
-from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.serving.rows import Member, Method, Prepared, prepare
-from peftjax.serving.widths import check_alike, like_own, virtual_tokens, widened, widest
+from peftjax.serving.widths import (
+    check_alike,
+    check_params,
+    check_shared,
+    check_starts,
+    like_own,
+    virtual_tokens,
+    widened,
+    widest,
+)
 
 Trained = tuple[PeftTransform, Adapter, Frozen]
 """A transform, an adapter of it, and what is frozen beside: the first three of `load_adapter`,
@@ -62,6 +69,16 @@ class Bank:
     def slots(self) -> int:
         """How many slots there are, the base's among them."""
         return len(self.filled)
+
+    def refusal(self, slot: int) -> str:
+        """Why no row may name that slot, or ''."""
+        filled = np.asarray(self.filled)
+        if slot == 0 or (0 < slot < self.slots and filled[slot]):
+            return ''
+        return (
+            f'slot {slot} holds no adapter; those that do are {np.flatnonzero(filled).tolist()}, '
+            'and 0 is the base'
+        )
 
     def replace(self, **changes: Any) -> 'Bank':
         """A copy with some fields changed, for example `adapters` to differentiate by them.
@@ -200,14 +217,15 @@ def put(model: Model, bank: Bank, frozen: Frozen, slot: int, member: Trained) ->
             'slot 0 is the base'
         )
     check_alike(bank.transform, transform)
-    _check_params(frozen.params, beside.params)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), bank.adapters
     )
+    check_starts(transform, adapter, shapes)
+    check_params(frozen.params, beside.params)
     length = virtual_tokens(transform, adapter, beside.own)
     adapter = widened(transform, adapter, shapes)
     own = like_own(beside.own, _of_slot(bank.own, slice(0, 1), bank.shared))
-    _check_shared(bank, own)
+    check_shared(own, bank.own, bank.shared)
     small = [
         np.asarray(leaf)
         for leaf, same in zip(jax.tree.leaves(own), bank.shared, strict=True)
@@ -275,32 +293,3 @@ def _unless(shared: Sequence[bool], function: Any, tree: Any) -> Any:
 
 def _of_slot(own: Any, slot: Any, shared: Sequence[bool]) -> Any:
     return _unless(shared, lambda leaf: leaf[slot], own)
-
-
-def _check_params(params: Any, others: Any) -> None:
-    """Raises `ValueError` unless both are what is left of one base."""
-    leaves, beside = paths.slots(params), paths.slots(others)
-    for path, leaf in leaves.items():
-        other = beside.get(path)
-        if other is leaf or (is_hole(leaf) and is_hole(other)):
-            continue
-        if is_hole(leaf) or other is None or is_hole(other) or not _same(leaf, other):
-            raise ValueError(
-                f'frozen.params of this adapter has {readable.told(other)} at {path!r} with other '
-                'values than the bank. Was it made for another base model?'
-            )
-
-
-def _same(leaf: Any, other: Any) -> bool:
-    pairs = zip(jax.tree.leaves(leaf), jax.tree.leaves(other), strict=True)
-    return all(a.shape == b.shape and bool(jnp.array_equal(a, b)) for a, b in pairs)
-
-
-def _check_shared(bank: Bank, own: Any) -> None:
-    named, _ = jax.tree_util.tree_flatten_with_path(own)
-    for (path, leaf), kept, same in zip(named, jax.tree.leaves(bank.own), bank.shared, strict=True):
-        if same and leaf is not kept and not np.array_equal(leaf, kept):
-            raise ValueError(
-                f'{jax.tree_util.keystr(path)} of this adapter has other values than in the bank, '
-                'whose adapters share it; were they made from another seed?'
-            )

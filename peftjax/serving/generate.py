@@ -1,7 +1,7 @@
 """Text from a decoder, with an adapter for each row."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ from peftjax.core.rules import Rule
 from peftjax.generation.generate import request
 from peftjax.generation.loop import Settings, write
 from peftjax.generation.prompts import Ids
-from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
 from peftjax.serving.predict import checked, holds, members_of, result_axes, shapes_alone
 from peftjax.serving.rows import Axes, Member, mapped
@@ -77,29 +76,12 @@ def generator(model: Model) -> Callable[..., jax.Array]:
         frozen: Frozen,
         input_ids: Ids,
         attention_mask: Ids | None = None,
-        *,
-        max_new_tokens: int,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int = 0,
-        start_token_id: int | Sequence[int] = 0,
-        sampling: Sampling | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> Int32[jax.Array, 'B {max_new_tokens}']:
+        **options: Any,
+    ) -> Int32[jax.Array, 'B new']:
         slots = checked(bank, slots, frozen)
         if len(input_ids) != len(slots):
             raise ValueError(f'input_ids has {len(input_ids)} rows, and slots names {len(slots)}')
-        read, settings = request(
-            model,
-            input_ids,
-            attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            start_token_id=start_token_id,
-            sampling=sampling,
-            key=key,
-        )
-        key = jax.random.key(0) if key is None else key
+        read, key, settings = request(model, input_ids, attention_mask, **options)
         return compiled(bank, slots, frozen, read, key, settings=settings)
 
     return generate

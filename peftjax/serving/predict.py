@@ -30,7 +30,7 @@ def adapt(model: Model) -> Callable[..., Any]:
 
     Returns:
       A pure function. `slots`: int [rows], for each row a slot of the bank, 0 for the base. Each
-      array among the arguments has the rows in front, but scalars, which all rows share. Under
+      array among the arguments has rows as its first axis; scalars are shared. Under
       `jax.jit` a slot that is empty or not there gives NaN in its row.
 
     Raises:
@@ -115,13 +115,9 @@ def checked(bank: Bank, slots: Any, frozen: Frozen) -> jax.Array:
             f'slots is {rows.dtype}{list(rows.shape)}; write one whole number for each row'
         )
     if not any(isinstance(each, Tracer) for each in (rows, bank.filled)):
-        filled = np.asarray(bank.filled)
         for slot in np.unique(np.asarray(rows)):
-            if slot and not (0 < slot < bank.slots and filled[slot]):
-                raise ValueError(
-                    f'slot {slot} holds no adapter; those that do are '
-                    f'{np.flatnonzero(filled).tolist()}, and 0 is the base'
-                )
+            if refused := bank.refusal(int(slot)):
+                raise ValueError(refused)
     return jnp.asarray(rows, jnp.int32)
 
 

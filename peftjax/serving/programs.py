@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from peftjax.generation.prompts import pad_left
 from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
 from peftjax.serving.generate import RowCalls
-from peftjax.serving.predict import checked, members_of
+from peftjax.serving.predict import members_of
 
 
 class Request(NamedTuple):
@@ -69,6 +69,26 @@ class _Rows:
     cache: Any
 
 
+class Served(NamedTuple):
+    """What the requests of one call share.
+
+    Attributes:
+        bank, frozen: as `peftjax.serving.bank` gives them.
+        key: for draws.
+        virtual: places that the bank's adapters take in front of a prompt.
+    """
+
+    bank: Bank
+    frozen: Frozen
+    key: PRNGKeyArray
+    virtual: int
+
+    @property
+    def arrays(self) -> tuple[Bank, Frozen, PRNGKeyArray]:
+        """What programs take of it."""
+        return self.bank, self.frozen, self.key
+
+
 class Programs:
     """The programs of a server: one that reads prompts, one that writes tokens."""
 
@@ -79,57 +99,49 @@ class Programs:
         max_length: int,
         ends: tuple[int, ...],
         sampling: Sampling,
-        key: PRNGKeyArray,
     ):
         self.rows = rows
         self._model, self._roles = model, model.roles or Roles()
         self._max_length, self._ends = max_length, ends
-        self._sampling, self._key = sampling, key
+        self._sampling = sampling
         self._cache_axes: Any = None  # Known once a prompt was read.
         self._read = jax.jit(self._traced_read)
         self._exchange = jax.jit(self._traced_exchange)
         self._write = jax.jit(self._traced_write)
 
-    def groups(
-        self, bank: Bank, frozen: Frozen, coming: list[tuple[int, Request]], virtual: int
-    ) -> list[tuple[int, list[tuple[int, Request]]]]:
-        """Requests whose prompts are padded to one length: `(length, [(number, request)])`."""
-        found: dict[int, list[tuple[int, Request]]] = {}
-        for number, request in coming:
-            length, count = _padded(len(request.prompt)), request.max_new_tokens
-            if not len(request.prompt) or count < 1:
-                raise ValueError(
-                    f'request {number} has {len(request.prompt)} prompt tokens and max_new_tokens='
-                    f'{count}; each is 1 at least'
-                )
-            if length + virtual + count > self._max_length:
-                raise ValueError(
-                    f'request {number} needs {length} places for its prompt, {virtual} for virtual '
-                    f'tokens and {count} for its answer, and max_length is {self._max_length}'
-                )
-            checked(bank, np.array([request.slot]), frozen)
-            found.setdefault(length, []).append((number, request))
-        return list(found.items())
+    def refusal(self, served: Served, request: Request) -> str:
+        """Why a request cannot be answered, or ''."""
+        count, given = request.max_new_tokens, len(request.prompt)
+        if not given or count < 1:
+            return f'{given} prompt tokens and max_new_tokens={count}; each is 1 at least'
+        if request.places + served.virtual > self._max_length:
+            return (
+                f'{request.places - count} places for the prompt, {served.virtual} for virtual '
+                f'tokens and {count} for the answer are more than max_length={self._max_length}'
+            )
+        return served.bank.refusal(request.slot)
+
+    def groups(self, coming: Mapping[int, Request]) -> list[dict[int, Request]]:
+        """Requests by number, those whose prompts are padded to one length together."""
+        found: dict[int, dict[int, Request]] = {}
+        for number, request in coming.items():
+            found.setdefault(_padded(len(request.prompt)), {})[number] = request
+        return list(found.values())
 
     def admit(
-        self,
-        bank: Bank,
-        frozen: Frozen,
-        state: _Rows | None,
-        places: list[int],
-        length: int,
-        group: list[tuple[int, Request]],
+        self, served: Served, state: _Rows | None, places: list[int], group: Mapping[int, Request]
     ) -> _Rows:
         """The rows, with new requests at `places` whose prompts have been read."""
         # A group of 3 is one of 4, whose last is there twice.
         more = (1 << (len(group) - 1).bit_length()) - len(group)
-        places, group = places + places[-1:] * more, group + group[-1:] * more
-        ids, mask = pad_left([request.prompt for _, request in group])
-        before = ((0, 0), (length - ids.shape[1], 0))
-        requests = [(number, request.slot, request.max_new_tokens) for number, request in group]
-        numbers, slots, limits = np.array(requests, np.int32).T
+        members = list(group.items())
+        places, members = places + places[-1:] * more, members + members[-1:] * more
+        ids, mask = pad_left([request.prompt for _, request in members])
+        before = ((0, 0), (_padded(ids.shape[1]) - ids.shape[1], 0))
+        told = [(number, request.slot, request.max_new_tokens) for number, request in members]
+        numbers, slots, limits = np.array(told, np.int32).T
         read = np.pad(ids, before), np.pad(mask, before)
-        fresh: _Rows = self._read(bank, frozen, slots, numbers, limits, *read)
+        fresh: _Rows = self._read(*served.arrays, slots, numbers, limits, *read)
         if state is None:
             rows = np.zeros(self.rows, np.int32)
             empty: _Rows = jax.tree.map(
@@ -138,9 +150,9 @@ class Programs:
             state = dataclasses.replace(empty, done=jnp.ones(self.rows, bool))
         return self._exchange(state, np.array(places, np.int32), fresh)
 
-    def advance(self, bank: Bank, frozen: Frozen, state: _Rows) -> _Rows:
+    def advance(self, served: Served, state: _Rows) -> _Rows:
         """The rows after as many tokens as it takes until another row is done."""
-        return self._write(bank, frozen, state)
+        return self._write(*served.arrays, state)
 
     def _row_axes(self) -> _Rows:
         cache = jax.tree.map(
@@ -158,6 +170,7 @@ class Programs:
         self,
         bank: Bank,
         frozen: Frozen,
+        key: PRNGKeyArray,
         slots: Int32[jax.Array, ' n'],
         numbers: Int32[jax.Array, ' n'],
         limits: Int32[jax.Array, ' n'],
@@ -169,7 +182,7 @@ class Programs:
         logits, cache = call(**read, **{roles.cache_length: self._max_length})
         self._cache_axes = call.cache_axes
         counts = jnp.ones_like(limits)
-        last = self._choose(logits, numbers, jnp.zeros_like(counts))
+        last = self._choose(key, logits, numbers, jnp.zeros_like(counts))
         written = jnp.zeros((len(ids), self._max_length), jnp.int32).at[:, 0].set(last)
         done = self._ended(last) | (counts >= limits)
         return _Rows(slots, numbers, limits, counts, last, done, written, cache)
@@ -180,7 +193,7 @@ class Programs:
 
         return jax.tree.map(exchanged, self._row_axes(), state, fresh)
 
-    def _traced_write(self, bank: Bank, frozen: Frozen, state: _Rows) -> _Rows:
+    def _traced_write(self, bank: Bank, frozen: Frozen, key: PRNGKeyArray, state: _Rows) -> _Rows:
         roles, call = self._roles, self._calls(bank, frozen, state.slots)
         before = state.done.sum()
 
@@ -190,7 +203,7 @@ class Programs:
         def step(state: _Rows) -> _Rows:
             ids = {roles.token_ids: state.last[:, None], roles.cache: state.cache}
             logits, cache = call(**ids)
-            last = self._choose(logits, state.numbers, state.counts)
+            last = self._choose(key, logits, state.numbers, state.counts)
             row = jnp.arange(self.rows)
             kept = state.written[row, state.counts]
             written = state.written.at[row, state.counts].set(jnp.where(state.done, kept, last))
@@ -204,6 +217,7 @@ class Programs:
 
     def _choose(
         self,
+        key: PRNGKeyArray,
         logits: Float[jax.Array, 'n _ V'],
         numbers: Int32[jax.Array, ' n'],
         counts: Int32[jax.Array, ' n'],
@@ -211,8 +225,8 @@ class Programs:
         def one(
             logits: Float[jax.Array, '_ V'], number: Int32[jax.Array, ''], count: Any
         ) -> Int32[jax.Array, '']:
-            key = jax.random.fold_in(jax.random.fold_in(self._key, number), count)
-            return self._sampling.choose(logits[-1:], key)[0]
+            own = jax.random.fold_in(jax.random.fold_in(key, number), count)
+            return self._sampling.choose(logits[-1:], own)[0]
 
         return jax.vmap(one)(logits, numbers, counts)
 

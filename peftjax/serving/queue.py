@@ -12,12 +12,14 @@ from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.roles import Roles
 from peftjax.core.rules import ROOT, CallRule
-from peftjax.generation.generate import check_decoder
+from peftjax.generation.generate import check_decoder, check_key
 from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
 from peftjax.serving.generate import rules_of
 from peftjax.serving.predict import shapes_alone
-from peftjax.serving.programs import Programs, Request
+from peftjax.serving.programs import Programs, Request, Served
+
+_END = object()
 
 
 class Answer(NamedTuple):
@@ -26,10 +28,12 @@ class Answer(NamedTuple):
     Attributes:
         number: of the request, from 0.
         tokens: int32 [at most max_new_tokens], up to the end token and with it.
+        refused: why the request cannot be answered; '' for one that was.
     """
 
     number: int
     tokens: np.ndarray
+    refused: str = ''
 
 
 def server(
@@ -39,31 +43,33 @@ def server(
     max_length: int,
     eos_token_id: int | Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    key: PRNGKeyArray | None = None,
-) -> Callable[[Bank, Frozen, Iterable[Request]], Iterator[Answer]]:
-    """`serve(bank, frozen, requests)`: answers as they are finished, with continuous batching.
+) -> Callable[..., Iterator[Answer]]:
+    """`serve(bank, frozen, requests, key=None)`: answers as they are finished.
 
-    A batch has a fixed number of rows. A row whose answer is finished takes the next request, while
-    the others go on. Each row has its adapter, its prompt and its place in the cache, so that what
-    is written does not depend on what else is in the batch. Programs are compiled for prompts
-    of 16, 32, 64, ... tokens, and for 1, 2, 4, ... requests that begin at once.
+    Continuous batching: a batch has a fixed number of rows, and a row whose answer is finished
+    takes the next request while the others go on. Each row has its adapter, its prompt and its
+    place in the cache, so that an answer does not depend on what else is in the batch. Programs
+    are compiled for prompts of 16, 32, 64, ... tokens, and for 1, 2, 4, ... requests that begin at
+    once.
 
     Args:
         model: a decoder of `peftjax.load`, or one with the roles that `peftjax.generator` needs.
         rows: how many requests are answered at a time.
-        max_length: tokens of a prompt and its answer together, the virtual ones among them, at
-            most, where a prompt counts with the length that it is padded to. The cache has so
-            many slots for each row.
+        max_length: size of the cache for each row: the padded prompt, the virtual tokens and the
+            answer.
         eos_token_id: an answer ends with it (one id, or several).
         sampling: see `peftjax.Sampling`; greedy by default.
-        key: for draws, of each request its own.
 
     Returns:
-        An iterator of `Answer`. Requests are taken from their iterable when rows are free.
+        A function that returns an iterator of `Answer`. It takes requests from their iterable when
+        rows are free. The iterable may yield None where there is no request at the moment: the
+        rows at work then go on. Each request draws by `key` and its own number. A request with an
+        empty slot, no prompt, no new token, or more than `max_length` is answered with the reason
+        in `Answer.refused`; the others go on.
 
     Raises:
-        ValueError: no row; a model without a cache; a method that reads whole examples; when it is
-            taken, a request with an empty slot, no prompt, no new token, or more than `max_length`.
+        ValueError: no row; a model without a cache; from `serve`, a method that reads whole
+            examples, or a temperature without a key.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -84,17 +90,23 @@ def server(
     if rows < 1:
         raise ValueError(f'rows must be at least 1, got {rows}')
     sampling = Sampling() if sampling is None else sampling
-    check_decoder(model, sampling, key)
+    check_decoder(model)
     if (model.roles or Roles()).decoder_ids:
         raise ValueError(
             'an encoder reads each prompt whole, and a server exchanges the rows of a decoder; '
             'write peftjax.serving.generator for this model'
         )
     ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
-    key = jax.random.key(0) if key is None else key
-    programs = Programs(shapes_alone(model), rows, max_length, ends, sampling, key)
+    programs = Programs(shapes_alone(model), rows, max_length, ends, sampling)
 
-    def serve(bank: Bank, frozen: Frozen, requests: Iterable[Request]) -> Iterator[Answer]:
+    def serve(
+        bank: Bank,
+        frozen: Frozen,
+        requests: Iterable[Request | None],
+        key: PRNGKeyArray | None = None,
+    ) -> Iterator[Answer]:
+        check_key(sampling, key)
+        key = jax.random.key(0) if key is None else key
         rules = rules_of(bank)
         if any(getattr(rule, 'whole', False) for rule in rules.values()):
             raise ValueError(
@@ -103,27 +115,37 @@ def server(
             )
         root = rules.get(ROOT)
         virtual = root.virtual_tokens if isinstance(root, CallRule) else 0
-        return _serve(programs, bank, frozen, iter(requests), virtual)
+        return _serve(programs, Served(bank, frozen, key, virtual), iter(requests))
 
     return serve
 
 
 def _serve(
-    programs: Programs, bank: Bank, frozen: Frozen, requests: Iterator[Request], virtual: int
+    programs: Programs, served: Served, requests: Iterator[Request | None]
 ) -> Iterator[Answer]:
-    numbered, taken, state = enumerate(requests), dict[int, int](), None
-    while True:
+    numbers, taken, state, more = itertools.count(), dict[int, int](), None, True
+    while more or taken:
         free = [place for place in range(programs.rows) if place not in taken]
-        coming = list(itertools.islice(numbered, len(free)))
-        for length, group in programs.groups(bank, frozen, coming, virtual):
+        coming: dict[int, Request] = {}
+        while more and len(coming) < len(free):
+            request = next(requests, _END)
+            more = request is not _END
+            if not isinstance(request, Request):
+                break
+            number = next(numbers)
+            if refused := programs.refusal(served, request):
+                yield Answer(number, np.zeros(0, np.int32), refused)
+            else:
+                coming[number] = request
+        for group in programs.groups(coming):
             places, free = free[: len(group)], free[len(group) :]
-            state = programs.admit(bank, frozen, state, places, length, group)
-            taken |= {place: number for place, (number, _) in zip(places, group, strict=True)}
+            state = programs.admit(served, state, places, group)
+            taken |= dict(zip(places, group, strict=True))
         if state is None or not taken:
-            return
+            continue
         done = np.asarray(state.done)
         if not any(done[place] for place in taken):
-            state = programs.advance(bank, frozen, state)
+            state = programs.advance(served, state)
             done = np.asarray(state.done)
         counts, written = np.asarray(state.counts), np.asarray(state.written)
         for place in [place for place in taken if done[place]]:

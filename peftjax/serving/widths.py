@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from peftjax.core import paths, readable
 from peftjax.core.entries import Adapter, Entry
+from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.rules import ROOT, CallRule
 from peftjax.core.transform import PeftTransform
@@ -165,3 +168,48 @@ def like_own(own: Any, like: Any) -> Any:
         for name, each in like.items()
     }
     return Entry(like.method, parts, like.layout) if isinstance(like, Entry) else parts
+
+
+def check_starts(transform: PeftTransform, adapter: Adapter, like: Any) -> None:
+    """Raises `ValueError` for adapters of other sizes that took other parts of the weights."""
+    if transform.rest is None:
+        return
+    sizes, others = ([leaf.shape for leaf in jax.tree.leaves(each)] for each in (adapter, like))
+    if sizes != others:
+        raise ValueError(
+            f'{transform!r} takes a part of the weights that depends on its rank, so that adapters '
+            'of other ranks are beside other frozen parameters; write a bank for each rank, or '
+            'peftjax.merging.to_lora for adapters of the whole base'
+        )
+
+
+def check_params(params: Any, others: Any) -> None:
+    """Raises `ValueError` unless both are what is left of one base."""
+    leaves, beside = paths.slots(params), paths.slots(others)
+    for path, leaf in leaves.items():
+        other = beside.get(path)
+        if other is leaf or (is_hole(leaf) and is_hole(other)):
+            continue
+        if is_hole(leaf) or other is None or is_hole(other) or not _same(leaf, other):
+            raise ValueError(
+                f'frozen.params of this adapter has {readable.told(other)} at {path!r} with other '
+                'values than the bank. Was it made for another base model?'
+            )
+
+
+def _same(leaf: Any, other: Any) -> bool:
+    if jax.tree.structure(leaf) != jax.tree.structure(other):
+        return False  # One of them is quantised.
+    pairs = zip(jax.tree.leaves(leaf), jax.tree.leaves(other), strict=True)
+    return all(a.shape == b.shape and bool(jnp.array_equal(a, b)) for a, b in pairs)
+
+
+def check_shared(own: Any, others: Any, shared: Sequence[bool]) -> None:
+    """Raises `ValueError` unless numbers that a bank holds once are the same in `own`."""
+    named, _ = jax.tree_util.tree_flatten_with_path(own)
+    for (path, leaf), kept, same in zip(named, jax.tree.leaves(others), shared, strict=True):
+        if same and leaf is not kept and not np.array_equal(leaf, kept):
+            raise ValueError(
+                f'{jax.tree_util.keystr(path)} of this adapter has other values than in the bank, '
+                'whose adapters share it; were they made from another seed?'
+            )

@@ -1,0 +1,114 @@
+"""Where virtual tokens stand among the tokens of a row."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+
+Places = tuple[int, ...]
+"""For each virtual token, ascending, before which token of the sequence it stands."""
+
+
+def check_places(places: Any, count: int) -> Places:
+    """`places`, or all in front.
+
+    Raises:
+      ValueError: not one ascending whole number of at least 0 for each virtual token.
+    """
+    if places is None:
+        return (0,) * count
+    given = tuple(places)
+    if len(given) != count or list(given) != sorted(given) or any(place < 0 for place in given):
+        raise ValueError(
+            f'places must be {count} ascending numbers of at least 0, one for each virtual token, '
+            f'got {given}; write for example places={tuple(range(count))}'
+        )
+    return given
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Where virtual tokens stand in the longer row, for each row or one for all.
+
+    Letters: `T` positions of a row as it was given, `L = T + n` of the longer one.
+
+    Attributes:
+      count: of virtual tokens.
+      start: the first position of the longer row that is no padding.
+      virtual: which virtual token stands at each position of the longer row; -1 for none.
+      before: how many virtual tokens stand before each position of the longer row.
+    """
+
+    count: int
+    start: Int[jax.Array, 'B 1']
+    virtual: Int[jax.Array, 'B L']
+    before: Int[jax.Array, 'B L']
+
+    def spread(self, values: Shaped[jax.Array, 'B T'], filled: Any) -> Shaped[jax.Array, 'B L']:
+        """Values of the given row in the longer one, with `filled` at the virtual tokens."""
+        length, longer = values.shape[1], self.virtual.shape[1]
+        rows = max(len(values), len(self.virtual))
+        token = jnp.minimum(jnp.arange(longer)[None] - self.before, length - 1)
+        found = jnp.take_along_axis(
+            jnp.broadcast_to(values, (rows, length)),
+            jnp.broadcast_to(token, (rows, longer)),
+            axis=1,
+        )
+        return jnp.where(self.virtual >= 0, jnp.asarray(filled).astype(values.dtype), found)
+
+    def as_without(self, leaf: Any, plain: Any) -> Any:
+        """An output without the virtual positions, where `plain` is the model's own output.
+
+        Raises:
+          ValueError: it is longer, and not as `[batch, length, ...]`.
+        """
+        if leaf.shape == plain.shape:
+            return leaf
+        shorter = (*leaf.shape[:1], leaf.shape[1] - self.count, *leaf.shape[2:])
+        if shorter != plain.shape:
+            raise ValueError(
+                f'virtual tokens make an output of the model {list(leaf.shape)}, which is '
+                f'{list(plain.shape)} without them; outputs [batch, length, ...] lose them again, '
+                'for others write keep_virtual=True'
+            )
+        return self.without_virtual(leaf)
+
+    def without_virtual(self, values: Shaped[jax.Array, 'B L *rest']) -> jax.Array:
+        """Values of the longer row without those of the virtual tokens."""
+        is_virtual = self.virtual >= 0
+        # Tokens in their order, and the virtual ones behind them, which are then left out.
+        real = jnp.argsort(is_virtual, axis=1, stable=True)[:, : values.shape[1] - self.count]
+        places = real.reshape(*real.shape, *(1,) * (values.ndim - 2))
+        return jnp.take_along_axis(values, places, axis=1)
+
+
+def order_of(places: Places, longer: int, real: Bool[jax.Array, 'B L'] | None) -> Order:
+    """The order of a row of `longer` positions, of which `real` are tokens, virtual ones included.
+
+    A place counts tokens and no padding, so that padding on either side changes nothing: virtual
+    tokens of place 0 stand right before the first token, behind padding on the left. In a row with
+    fewer tokens than a place says it stands behind the last.
+    """
+    numbers = np.arange(len(places))
+    if real is None:
+        slots = jnp.asarray(np.minimum(places, longer - len(places)) + numbers)[None]
+        start = jnp.zeros((1, 1), jnp.int32)
+    else:
+        start = jnp.argmax(real, axis=1, keepdims=True).astype(jnp.int32)
+        count = real.sum(axis=1, keepdims=True, dtype=jnp.int32) - len(places)
+        slots = start + jnp.minimum(jnp.asarray(places)[None], count) + numbers[None]
+    at = slots[:, :, None] == jnp.arange(longer)[None, None]
+    is_virtual = at.any(axis=1)
+    virtual = jnp.where(is_virtual, jnp.argmax(at, axis=1), -1)
+    before = jnp.cumsum(is_virtual.astype(jnp.int32), axis=1) - is_virtual.astype(jnp.int32)
+    return Order(len(places), start, virtual.astype(jnp.int32), before)
+
+
+def with_hidden(real: Bool[jax.Array, 'B L'], hidden: jax.Array) -> Bool[jax.Array, 'B L']:
+    """The tokens, and so many hidden virtual ones before them."""
+    start = jnp.argmax(real, axis=1, keepdims=True)
+    slot = jnp.arange(real.shape[1])[None]
+    return real | ((slot >= start - hidden) & (slot < start))
