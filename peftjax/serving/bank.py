@@ -13,7 +13,7 @@ from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.serving.rows import Member, Method, Prepared, prepare
+from peftjax.serving.rows import Member, Prepared, prepare
 from peftjax.serving.widths import (
     check_alike,
     check_params,
@@ -100,10 +100,6 @@ class Bank:
             jax.tree.structure(self.own), [None if each else 0 for each in self.shared]
         )
         return Member(0, own, 0, 0, 0)  # pyright: ignore[reportArgumentType] (axes for arrays)
-
-    def method(self, model: Model) -> Method:
-        """What all adapters share."""
-        return Method(model, self.transform, self.prepared is not None, self.axes())
 
     def members(self, model: Model, params: Any) -> Member:
         """All adapters, with what they prepare from the weights."""

@@ -18,7 +18,7 @@ from peftjax.generation.loop import Settings, write
 from peftjax.generation.prompts import Ids
 from peftjax.serving.bank import Bank
 from peftjax.serving.predict import checked, holds, members_of, result_axes, shapes_alone
-from peftjax.serving.rows import Axes, Member, mapped
+from peftjax.serving.rows import Axes, Member, Method, mapped
 
 
 def generator(model: Model) -> Callable[..., jax.Array]:
@@ -66,7 +66,8 @@ def generator(model: Model) -> Callable[..., jax.Array]:
         *,
         settings: Settings,
     ) -> Int32[jax.Array, 'B {settings.count}']:
-        call = RowCalls(model, bank, members_of(model, bank, slots, frozen.params), frozen.params)
+        method, members = members_of(model, bank, slots, frozen.params)
+        call = RowCalls(method, members, frozen.params)
         tokens = write(roles, rules_of(bank), call, read, key, settings)
         return jnp.where(holds(bank, slots)[:, None], tokens, -1)
 
@@ -106,9 +107,8 @@ class RowCalls:
     """Calls of the model by keywords, each row with its adapter.
 
     Args:
-        model: its parameters are looked at as shapes.
-        bank: of the adapters.
-        members: those of the rows.
+        method: what the rows share.
+        members: the adapters of the rows.
         params: of the base.
         cache_axes: of rows in a cache that an earlier program made; else a first call finds them.
         apart: whether each row has a cache with a length of its own, so that rows can be exchanged;
@@ -117,16 +117,15 @@ class RowCalls:
 
     def __init__(
         self,
-        model: Model,
-        bank: Bank,
+        method: Method,
         members: Member,
         params: Any,
         *,
         cache_axes: Any = None,
         apart: bool = False,
     ):
-        self._model, self._bank, self._members, self._params = model, bank, members, params
-        self._cache = (model.roles or Roles()).cache
+        self._method, self._members, self._params = method, members, params
+        self._cache = (method.model.roles or Roles()).cache
         self._apart = apart
         self.cache_axes = cache_axes
 
@@ -138,11 +137,11 @@ class RowCalls:
             results = 0, self.cache_axes
         else:
             arrays = [0 if jnp.ndim(each) else None for each in call.arrays]
-            results = result_axes(self._model, call, arrays)
+            results = result_axes(self._method.model, call, arrays)
             if isinstance(results, tuple):
                 self.cache_axes = results[1]
-        method, axes = self._bank.method(self._model), Axes(arrays, results, own_cache)
-        return mapped(method, self._members, self._params, None, call, axes)
+        axes = Axes(arrays, results, own_cache)
+        return mapped(self._method, self._members, self._params, None, call, axes)
 
     def _with_cache(
         self, keywords: dict[str, Any], own_cache: frozenset[int] | None

@@ -1,6 +1,7 @@
 """The base model on a batch whose rows have an adapter each."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import like_dense
 from peftjax.serving.bank import Bank
-from peftjax.serving.rows import Axes, Member, mapped, row_axes
+from peftjax.serving.rows import Axes, Member, Method, mapped, row_axes
 
 
 def adapt(model: Model) -> Callable[..., Any]:
@@ -61,8 +62,8 @@ def adapt(model: Model) -> Callable[..., Any]:
         axes = Axes(rows, result_axes(model, call, rows))
         _check_rows(axes.results)
         keys = None if key is None else jax.random.split(key, len(slots))
-        members = members_of(model, bank, slots, frozen.params)
-        outputs = mapped(bank.method(model), members, frozen.params, keys, call, axes)
+        method, members = members_of(model, bank, slots, frozen.params)
+        outputs = mapped(method, members, frozen.params, keys, call, axes)
         there = holds(bank, slots)
         return jax.tree.map(lambda axis, leaf: _or_nan(leaf, there, axis), axes.results, outputs)
 
@@ -121,17 +122,53 @@ def checked(bank: Bank, slots: Any, frozen: Frozen) -> jax.Array:
     return jnp.asarray(rows, jnp.int32)
 
 
-def members_of(model: Model, bank: Bank, slots: jax.Array, params: Any) -> Member:
-    """The adapter of each row, and what it prepared from the weights."""
-    every, axes = bank.members(model, params), bank.axes()
-    own = jax.tree.map(
-        lambda axis, leaf: leaf if axis is None else _rows(leaf, slots),
-        axes.own,
-        every.own,
+def members_of(model: Model, bank: Bank, slots: jax.Array, params: Any) -> tuple[Method, Member]:
+    """What the rows share, and the adapter of each with what it prepared from the weights."""
+    every, slot_axes = bank.members(model, params), bank.axes()
+    flat, structure = jax.tree_util.tree_flatten_with_path(every)
+    shared = _spread(slot_axes, every)
+    depths = [
+        None if axis is None else stack_depth(model, path, leaf)
+        for (path, leaf), axis in zip(flat, shared, strict=True)
+    ]
+    leaves = [
+        leaf if depth is None else _rows(leaf, slots, depth)
+        for (_, leaf), depth in zip(flat, depths, strict=True)
+    ]
+    axes = jax.tree.unflatten(structure, depths)
+    many_calls = bank.prepared is not None
+    return Method(model, bank.transform, many_calls, axes), jax.tree.unflatten(structure, leaves)
+
+
+def _spread(axes: Member, tree: Member) -> list[int | None]:
+    """The axis of each leaf of `tree`, from axes that stand for whole branches."""
+    found: list[int | None] = []
+    jax.tree.map(
+        lambda axis, branch: found.extend([axis] * len(jax.tree.leaves(branch))),
+        axes,
+        tree,
         is_leaf=lambda axis: axis is None,
     )
-    rest = every._replace(own=())
-    return jax.tree.map(lambda leaf: _rows(leaf, slots), rest)._replace(own=own)
+    return found
+
+
+def stack_depth(model: Model, path: Any, leaf: jax.Array) -> int:
+    """How many axes of layers an array of a bank has behind its slots.
+
+    Rows go behind them: a scan over layers then takes the arrays as they are, and does not
+    transpose all of them first.
+    """
+    for entry in path:
+        site: Any = getattr(entry, 'key', None)
+        if site in model.sites.weights:
+            layout = model.sites.weights[site].layout
+            stack = () if layout is None else layout.stack_shape
+        elif site in model.sites.modules:
+            stack = model.sites.modules[site].stack
+        else:
+            continue
+        return len(stack) if leaf.shape[1 : 1 + len(stack)] == tuple(stack) else 0
+    return 0
 
 
 def holds(bank: Bank, slots: jax.Array) -> jax.Array:
@@ -149,8 +186,14 @@ def _or_nan(leaf: jax.Array, there: jax.Array, axis: int) -> jax.Array:
     return jnp.where(there.reshape(shape), leaf, jnp.full_like(leaf, jnp.nan))
 
 
-def _rows(leaf: jax.Array, slots: jax.Array) -> jax.Array:
-    return jnp.take(leaf, slots, axis=0, mode='clip')
+def _rows(leaf: jax.Array, slots: jax.Array, depth: int) -> jax.Array:
+    """Those slots of an array of a bank, rows behind `depth` axes."""
+    stack = leaf.shape[1 : 1 + depth]
+    count = math.prod(stack)
+    flat = leaf.reshape(len(leaf) * count, *leaf.shape[1 + depth :])
+    places = jnp.clip(slots, 0, len(leaf) - 1)[None] * count + jnp.arange(count)[:, None]
+    taken = jnp.take(flat, places, axis=0, mode='clip')
+    return taken.reshape(*stack, len(slots), *leaf.shape[1 + depth :])
 
 
 def result_axes(model: Model, call: calls.Call, axes: Sequence[int | None]) -> Any:

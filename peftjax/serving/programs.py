@@ -161,10 +161,8 @@ class Programs:
         return _Rows(0, 0, 0, 0, 0, 0, 0, cache)  # pyright: ignore[reportArgumentType] (axes)
 
     def _calls(self, bank: Bank, frozen: Frozen, slots: jax.Array) -> RowCalls:
-        members = members_of(self._model, bank, slots, frozen.params)
-        return RowCalls(
-            self._model, bank, members, frozen.params, cache_axes=self._cache_axes, apart=True
-        )
+        method, members = members_of(self._model, bank, slots, frozen.params)
+        return RowCalls(method, members, frozen.params, cache_axes=self._cache_axes, apart=True)
 
     def _traced_read(
         self,
