@@ -1,6 +1,7 @@
 """The laws that every rule of merging keeps, and TIES against its paper."""
 
 import dataclasses
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from peftjax import merging
+from peftjax.merging.changes import product
+from peftjax.train.moments import Moments
 from tests.deltas import RULES, SPANNED, far, random_deltas, vector
 
 
@@ -41,7 +44,13 @@ def test_core_space_is_full_space_for_linear_rules(name):
 def test_a_stack_of_layers_merges_as_its_layers_do(name):
     """Scanned layers are one leaf; a threshold, an angle or a coefficient is still of a matrix."""
     deltas = random_deltas(3)
-    apart = [
+    whole, single = RULES[name](deltas), RULES[name](_apart(deltas))
+    assert far(merging.dense(whole), _stacked(merging.dense(single))) < 1e-5
+
+
+def _apart(deltas):
+    """Each layer as a leaf by itself."""
+    return [
         {
             f'{path}/{layer}': _layer(change, layer)
             for path, change in delta.items()
@@ -49,10 +58,88 @@ def test_a_stack_of_layers_merges_as_its_layers_do(name):
         }
         for delta in deltas
     ]
-    whole, single = merging.dense(RULES[name](deltas)), merging.dense(RULES[name](apart))
-    for path, array in whole.items():
-        each = jnp.stack([single[f'{path}/{layer}'] for layer in range(2)])
-        assert far(array, each) < 1e-5
+
+
+def _stacked(arrays):
+    names = sorted({path.rsplit('/', 1)[0] for path in arrays})
+    return {name: jnp.stack([arrays[f'{name}/{layer}'] for layer in range(2)]) for name in names}
+
+
+def _fisher(deltas, weights):
+    values = [{path: jnp.abs(each) for path, each in merging.dense(d).items()} for d in deltas]
+    return merging.fisher(deltas, values, weights=weights, smooth=0.1)
+
+
+def _regmean(deltas, weights):
+    def moments(change):
+        x = change.left
+        return Moments(product(x, x.mT), x[..., 0], jnp.full(x.shape[:-2], 7.0))
+
+    given = [{path: moments(change) for path, change in delta.items()} for delta in deltas]
+    return merging.regmean(deltas, given, weights=weights)
+
+
+KEY = jax.random.key(0)
+WEIGHTED = {
+    'average': merging.average,
+    'sum': merging.weighted_sum,
+    'ties': lambda deltas, weights: merging.ties(deltas, weights=weights, density=0.4),
+    'dare': lambda deltas, weights: merging.dare(deltas, KEY, weights=weights, density=1.0),
+    'dare, elected': lambda deltas, weights: merging.dare(
+        deltas, KEY, weights=weights, density=1.0, elect=True
+    ),
+    'della': lambda deltas, weights: merging.della(
+        deltas, KEY, weights=weights, density=1.0, epsilon=0.0
+    ),
+    'breadcrumbs': lambda deltas, weights: merging.breadcrumbs(deltas, weights=weights),
+    'fisher': _fisher,
+    'regmean': _regmean,
+    'regmean, no moments': lambda deltas, weights: merging.regmean(
+        deltas, [{}] * len(deltas), weights=weights
+    ),
+    'core ties': lambda deltas, weights: merging.core_space(
+        lambda cores: merging.ties(cores, weights=weights, density=0.3)
+    )(deltas),
+}
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_layers_of_a_stack_have_weights_of_their_own(name):
+    deltas, rule = random_deltas(3), WEIGHTED[name]
+    random = np.random.default_rng(5)
+    weights = {
+        path: jnp.asarray(random.uniform(0.1, 2.0, (2, 3)), jnp.float32) for path in deltas[0]
+    }
+    by_layer = {
+        f'{path}/{layer}': each[layer] for path, each in weights.items() for layer in range(2)
+    }
+    whole = merging.dense(rule(deltas, weights))
+    assert far(whole, _stacked(merging.dense(rule(_apart(deltas), by_layer)))) < 1e-4
+    alike = {path: each[:1].repeat(2, 0) for path, each in weights.items()}
+    assert far(whole, merging.dense(rule(deltas, alike))) > 1e-2
+    traced = jax.jit(lambda given: merging.dense(rule(deltas, given)))(weights)
+    assert far(traced, whole) < 1e-4
+    with pytest.raises(ValueError, match=r'weights of shape \(3, 3\).*shape \(2, 3\)'):
+        rule(deltas, {path: jnp.ones((3, 3)) for path in weights})
+
+
+SHARED = ('average', 'fisher', 'regmean', 'regmean, no moments')
+
+
+@pytest.mark.parametrize('make', [list, np.asarray, jnp.asarray])
+@pytest.mark.parametrize('name', SHARED)
+def test_a_mean_whose_weights_sum_to_zero_is_refused(name, make):
+    deltas, rule = random_deltas(3), WEIGHTED[name]
+    for weights in ([1.0, -1.0, 0.0], [0.1, 0.2, -0.3], [1.0, math.nan, 1.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match='sum to zero, or to no number'):
+            rule(deltas, make(weights))
+    by_layer = {path: make([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]]) for path in deltas[0]}
+    with pytest.raises(ValueError, match="at 'layers/.*' sum to zero"):
+        rule(deltas, by_layer)
+    with pytest.raises(ValueError, match='sum to zero'):
+        rule(deltas, jnp.float32(0.0))
+    with pytest.raises(ValueError, match='sum to zero'):
+        merging.karcher_mean(deltas, make([1.0, -1.0, 0.0]))
 
 
 def _layer(change, layer):

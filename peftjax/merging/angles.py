@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float32
 
 from peftjax.merging.changes import Delta
-from peftjax.merging.span import Per, Weights, shared, spanned
+from peftjax.merging.span import Per, Weights, shares_at, spanned
 
 _PARALLEL = 0.9995
 """The cosine from which on two directions count as one, and linear interpolation takes over."""
@@ -102,7 +102,7 @@ def karcher_mean(
     """
     if isinstance(weights, Mapping):
         raise ValueError('weights is a dict of paths; write one number for each delta')
-    shares = shared(weights, len(deltas))
+    shares = shares_at(weights, '', len(deltas))
 
     def coefficients(inner: Float32[jax.Array, '*stack T T']) -> Float32[jax.Array, '*stack T']:
         norms, cosines = _norms(inner), directions(inner)

@@ -51,7 +51,8 @@ def adamerging(
       optimizer: Adam with the rate 1e-3 by default.
 
     Returns:
-      Weights for `weighted_sum`: `[T]`, or `{leaf path: [*stack, T]}`.
+      Weights for `weighted_sum`, and for every rule that takes weights as it does: `[T]`, or
+      `{leaf path: [*stack, T]}`.
 
     Raises:
       ValueError: no batches, or deltas that do not fit each other.

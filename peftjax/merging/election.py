@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float32
 
 from peftjax.merging.changes import Delta, aligned, over
-from peftjax.merging.span import Weights, sum_of, weights_at
+from peftjax.merging.span import Weights, sum_of, weighted, weights_at
 from peftjax.merging.trimming import Arrays, as_delta, matrices
 
 
@@ -24,9 +24,12 @@ class Found:
         ]
 
     def weights(self, weights: Weights | None) -> dict[str, jax.Array]:
-        """`{leaf path: [T]}`."""
+        """`{leaf path: [T] or [*stack, T]}`."""
         given = 1.0 if weights is None else weights
-        return {path: weights_at(given, path, self.count) for path in self.like}
+        return {
+            path: weights_at(given, path, self.count, change.layout)
+            for path, change in self.like.items()
+        }
 
     def shares(self, weights: Weights | None) -> dict[str, jax.Array]:
         """The weights of a sum; those of a mean if none are given."""
@@ -37,10 +40,7 @@ def agreeing(
     arrays: Sequence[Arrays], weights: Mapping[str, jax.Array]
 ) -> dict[str, Float32[jax.Array, '*stack in out']]:
     """The weighted mean, at each number, of those that have the elected sign."""
-    mass = {
-        path: sum_of([weights[path][i] * each[path] for i, each in enumerate(arrays)])
-        for path in weights
-    }
+    mass = {path: weighted(weights[path], [each[path] for each in arrays]) for path in weights}
     majority = jnp.sign(sum_of([jnp.sign(each).sum() for each in mass.values()]))
     return {path: _mean_of_sign(path, arrays, weights[path], mass[path], majority) for path in mass}
 
@@ -50,7 +50,8 @@ def _mean_of_sign(
 ) -> jax.Array:
     sign = jnp.where(mass == 0, majority, jnp.sign(mass))
     total, divisor = jnp.zeros_like(mass), jnp.zeros_like(mass)
-    for weight, each in zip(weights, arrays, strict=True):
+    for i, each in enumerate(arrays):
+        weight = over(weights[..., i], mass)
         agrees = weight * each[path] * sign > 0
         total += jnp.where(agrees, weight * each[path], 0.0)
         divisor += jnp.where(agrees, jnp.abs(weight), 0.0)
@@ -66,7 +67,6 @@ def added(found: Found, arrays: Sequence[Arrays], weights: Weights | None, elect
         return as_delta(agreeing(arrays, found.weights(weights)), found.like)
     shares = found.shares(weights)
     total = {
-        path: sum_of([share[i] * each[path] for i, each in enumerate(arrays)])
-        for path, share in shares.items()
+        path: weighted(share, [each[path] for each in arrays]) for path, share in shares.items()
     }
     return as_delta(total, found.like)

@@ -6,13 +6,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float32
 
-from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, product
+from peftjax.core.layout import Layout
+from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, over, product
 from peftjax.merging.factors import joined
 
 Weights = Any
-"""One number for all deltas, one for each, or `{leaf path: one for each}`; traced or not."""
+"""One number for all deltas, one for each (`[T]`), or `{leaf path: [T] or [*stack, T]}`; traced or
+not."""
 Per = Literal['tensor', 'model']
 
 
@@ -45,7 +48,7 @@ def weighted_sum(deltas: Sequence[Delta], weights: Weights) -> Delta:
     """
     found = aligned(deltas)
     given = {
-        path: weights_at(weights, path, len(deltas), changes[0].layout.stack_shape)
+        path: weights_at(weights, path, len(deltas), changes[0].layout)
         for path, changes in found.items()
     }
     return {path: combined(changes, given[path]) for path, changes in found.items()}
@@ -56,10 +59,11 @@ def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
 
     Args:
       deltas: to average.
-      weights: as `weighted_sum` takes them; all alike by default.
+      weights: as `weighted_sum` takes them; all alike by default. Those of `[*stack, T]` are
+        divided by the sum of each layer's own.
 
     Raises:
-      ValueError: as `weighted_sum`.
+      ValueError: as `weighted_sum`; weights that are not traced, and have a sum of zero.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tuned = jax.tree.map(lambda leaf: leaf + 1, mlp.params)
@@ -70,29 +74,42 @@ def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
     References:
       Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), the uniform soup.
     """
-    return weighted_sum(deltas, shared(weights, len(deltas)))
+    return {
+        path: combined(changes, shares_at(weights, path, len(deltas), changes[0].layout))
+        for path, changes in aligned(deltas).items()
+    }
 
 
-def shared(weights: Weights | None, count: int) -> Any:
-    """Weights divided by their sum, for all leaves or by path; all alike if there are none.
+def shares_at(
+    weights: Weights | None, path: str, count: int, layout: Layout | None = None
+) -> Float32[jax.Array, '... T']:
+    """The weights at a leaf divided by their sum, layer by layer; all alike if there are none.
 
     Raises:
-      ValueError: plain numbers whose sum is zero.
+      ValueError: as `weights_at`; or weights that are not traced, and have a sum of zero.
     """
-    for each in weights.values() if isinstance(weights, Mapping) else [weights]:
-        if isinstance(each, Sequence | np.ndarray) and not np.sum(np.asarray(each, np.float64)):
-            raise ValueError(f'the weights {each} of a mean sum to zero; write weighted_sum')
-    if isinstance(weights, Mapping):
-        given = {path: weights_at(weights, path, count) for path in weights}
-        return {path: each / each.sum() for path, each in given.items()}
-    each = weights_at(1.0 if weights is None else weights, '', count)
-    return each / each.sum()
+    given = 1.0 if weights is None else weights
+    array = weights_at(given, path, count, layout)
+    _check_sum(given[path] if isinstance(given, Mapping) else given, path)
+    return array / array.sum(-1, keepdims=True)
+
+
+def _check_sum(weights: Any, path: str) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights)):
+        return
+    each = np.atleast_1d(np.asarray(weights, np.float64))
+    # 0.1 + 0.2 - 0.3 is not zero in floats, and the mean would be nothing but rounding.
+    if not np.all(np.abs(each.sum(-1)) > 1e-6 * np.abs(each).sum(-1)):
+        raise ValueError(
+            f'the weights {each.tolist()} of a mean{_at(path)} sum to zero, or to no '
+            'number, and a mean divides by the sum; write weighted_sum'
+        )
 
 
 def weights_at(
-    weights: Weights, path: str, count: int, stack: tuple[int, ...] = ()
+    weights: Weights, path: str, count: int, layout: Layout | None = None
 ) -> Float32[jax.Array, '... T']:
-    """The weights of `count` deltas at a leaf, `[T]`, or `[*stack, T]` where a stack is given.
+    """The weights of `count` deltas at a leaf: `[T]`, or `[*stack, T]` where a layout is given.
 
     Raises:
       ValueError: there is another number of them, or none for this leaf.
@@ -104,12 +121,18 @@ def weights_at(
     array = jnp.asarray(weights, jnp.float32)
     if array.ndim == 0:
         return jnp.full(count, array)
+    stack = layout.stack_shape if layout is not None else ()
     if array.shape not in ((count,), (*stack, count)):
+        layers = f', or an array of shape {(*stack, count)}' if stack else ''
         raise ValueError(
-            f'there are {count} deltas and weights of shape {array.shape}; write one number, or '
-            'one for each delta'
+            f'there are {count} deltas and weights of shape {array.shape}{_at(path)}; write one '
+            f'number, or one for each delta{layers}'
         )
     return array
+
+
+def _at(path: str) -> str:
+    return f' at {path!r}' if path else ''
 
 
 def combined(changes: Sequence[Change], weights: jax.Array) -> Change:
@@ -118,6 +141,13 @@ def combined(changes: Sequence[Change], weights: jax.Array) -> Change:
     if all(isinstance(change, Factored) for change in scaled):
         return joined([change for change in scaled if isinstance(change, Factored)])
     return Full(sum_of([change.matrix() for change in scaled]), scaled[0].layout)
+
+
+def weighted(
+    weights: jax.Array, arrays: Sequence[jax.Array]
+) -> Float32[jax.Array, '*stack in out']:
+    """`sum_i w_i X_i` of arrays `[*stack, in, out]`; weights are `[T]` or `[*stack, T]`."""
+    return sum_of([over(weights[..., i], each) * each for i, each in enumerate(arrays)])
 
 
 def sum_of(arrays: Sequence[jax.Array]) -> jax.Array:

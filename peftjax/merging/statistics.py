@@ -7,9 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, is_matrix, product
+from peftjax.core.layout import Layout
+from peftjax.merging.changes import (
+    Change,
+    Delta,
+    Factored,
+    Full,
+    aligned,
+    is_matrix,
+    over,
+    product,
+)
 from peftjax.merging.factors import joined
-from peftjax.merging.span import Weights, combined, sum_of, weights_at
+from peftjax.merging.span import Weights, combined, shares_at, sum_of
 
 
 class Squares(Protocol):
@@ -42,11 +52,12 @@ def fisher(
       deltas: to merge.
       values: for each delta the Fisher values of the tuned model, a tree like its parameters, as
         `peftjax.train.fisher` gives it.
-      weights: of the tasks; all alike by default.
+      weights: of the tasks, as `weighted_sum` takes them; all alike by default.
       smooth: added to every Fisher value.
 
     Raises:
-      ValueError: another number of `values` than of deltas, or a leaf without Fisher values.
+      ValueError: another number of `values` than of deltas, a leaf without Fisher values, or
+        weights as `average` refuses them.
 
     >>> base = {'w': jnp.zeros(2)}
     >>> both = [peftjax.merging.delta_of({'w': jnp.asarray(w)}, base) for w in ([4., 1.], [0., 3.])]
@@ -62,12 +73,13 @@ def fisher(
     by_path = [paths.flatten(each) for each in values]
     merged = {}
     for path, changes in found.items():
-        shares = weights_at(1.0 if weights is None else weights, path, len(deltas))
+        given = shares_at(weights, path, len(deltas), changes[0].layout)
         each = [_fisher_at(path, changes[0], tree) + smooth for tree in by_path]
+        shares = [over(given[..., i], value) for i, value in enumerate(each)]
         information = [share * value for share, value in zip(shares, each, strict=True)]
         total = sum_of(information)
         parts = [
-            jnp.where(total > 0, value / jnp.where(total > 0, total, 1.0), share / shares.sum())
+            jnp.where(total != 0, value / jnp.where(total != 0, total, 1.0), share)
             * change.matrix()
             for value, share, change in zip(information, shares, changes, strict=True)
         ]
@@ -111,11 +123,12 @@ def regmean(
       moments: for each delta `{leaf path: moments}` of the inputs of the tuned model, as
         `peftjax.train.moments` gives them. All of them have the same paths.
       off_diagonal: `alpha`, below 1 it makes the sums invertible.
-      weights: of the tasks; all alike by default, however many inputs each has.
+      weights: of the tasks, as `weighted_sum` takes them; all alike by default, however many
+        inputs each has.
 
     Raises:
-      ValueError: another number of `moments` than of deltas, other paths or shapes, or
-        `off_diagonal` outside [0, 1].
+      ValueError: another number of `moments` than of deltas, other paths or shapes,
+        `off_diagonal` outside [0, 1], or weights as `average` refuses them.
 
     >>> class One:
     ...     squares, rows = jnp.diag(jnp.asarray([3.0, 1.0])), jnp.float32(1)
@@ -139,44 +152,40 @@ def regmean(
     _check_count('moments', moments, deltas)
     merged = {}
     for path, changes in found.items():
-        shares = weights_at(1.0 if weights is None else weights, path, len(deltas))
+        shares = shares_at(weights, path, len(deltas), changes[0].layout)
         known = [path in each for each in moments]
         if not any(known):
-            merged[path] = combined(changes, shares / shares.sum())
+            merged[path] = combined(changes, shares)
             continue
         if not all(known) or not is_matrix(changes[0]):
             raise ValueError(
                 f'moments has {path!r} for {sum(known)} of {len(deltas)} deltas, or it is read as '
                 'a vector; give moments of the same matrices for each, and delta_of a model'
             )
-        grams = [
-            share * _gram_at(path, each[path], off_diagonal)
-            for share, each in zip(shares, moments, strict=True)
-        ]
-        merged[path] = _solved(path, changes, grams, shares / shares.sum())
+        grams = [_gram_at(path, each[path], off_diagonal, changes[0].layout) for each in moments]
+        merged[path] = _solved(changes, grams, shares)
     return merged
 
 
-def _gram_at(path: str, moments: Squares, off_diagonal: float) -> jax.Array:
+def _gram_at(path: str, moments: Squares, off_diagonal: float, layout: Layout) -> jax.Array:
     squares = jnp.asarray(moments.squares, jnp.float32)
+    expected = (*layout.stack_shape, layout.inputs, layout.inputs)
+    if squares.shape != expected:
+        raise ValueError(f'moments of {path!r} have shape {squares.shape}; it takes {expected}')
     mean = squares / jnp.maximum(jnp.asarray(moments.rows, jnp.float32), 1.0)[..., None, None]
     identity = jnp.eye(mean.shape[-1])
     keep = identity + off_diagonal * (1 - identity)
     return mean * jnp.broadcast_to(keep, mean.shape)
 
 
-def _solved(
-    path: str, changes: Sequence[Change], grams: Sequence[jax.Array], shares: jax.Array
-) -> Change:
+def _solved(changes: Sequence[Change], grams: Sequence[jax.Array], given: jax.Array) -> Change:
     layout = changes[0].layout
-    expected = (*layout.stack_shape, layout.inputs, layout.inputs)
-    for each in grams:
-        if each.shape != expected:
-            raise ValueError(f'moments of {path!r} have shape {each.shape}; it takes {expected}')
+    shares = [over(given[..., i], each) for i, each in enumerate(grams)]
+    grams = [share * each for share, each in zip(shares, grams, strict=True)]
     diagonal = jnp.diagonal(sum_of(grams), axis1=-2, axis2=-1)
     # A little of the average: an input that is always zero leaves a zero on the diagonal.
     ridge = jnp.where(diagonal > 0, 1e-6 * diagonal, 1.0)[..., None]
-    ridge = ridge * jnp.broadcast_to(jnp.eye(layout.inputs), expected)
+    ridge = ridge * jnp.broadcast_to(jnp.eye(layout.inputs), grams[0].shape)
     grams = [each + share * ridge for each, share in zip(grams, shares, strict=True)]
     if all(isinstance(change, Factored) for change in changes):
         whole = joined(
