@@ -70,6 +70,58 @@ def test_arrow_is_its_formula():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def _lora_delta(model, targets, seed):
+    tx = peftjax.lora(rank=2, targets=targets)
+    adapter, frozen = tx.init(jax.random.key(seed), model)
+    return merging.delta(model, tx, testing.perturb(adapter, seed, 0.5), frozen)
+
+
+@pytest.mark.parametrize('top', [None, 1, 2])
+def test_an_adapter_that_leaves_a_leaf_out_takes_no_share_there(top):
+    mlp, x = testing.tiny_mlp(), jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)))
+    x = x.astype(jnp.float32)
+
+    def mixed(deltas, top):
+        tx = merging.arrow(deltas, top=top)
+        return peftjax.adapt(mlp, tx)(*tx.init(jax.random.key(0), mlp), x=x)
+
+    first, second = _lora_delta(mlp, r'hidden', 1), _lora_delta(mlp, r'out', 2)
+    both = merging.apply_delta(mlp.params, merging.weighted_sum([first, second], 1.0))
+    assert far(mixed([first, second], top), mlp.apply(both, x)) < 1e-5
+    hidden = [first, _lora_delta(mlp, r'hidden', 3)]
+    head = merging.apply_delta(mlp.params, second)
+    tx = merging.arrow(hidden, top=top)
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    params = {**frozen.params, 'out': head['out']}
+    expected = peftjax.adapt(mlp, tx)(adapter, frozen._replace(params=params), x=x)
+    assert far(mixed([*hidden, second], top), expected) < 1e-5
+
+
+@pytest.mark.parametrize('silent', [((0,), (1,)), ((0, 1), (1,))])
+def test_a_change_of_zero_in_one_layer_takes_no_share_there(silent):
+    """Each layer is left with at most one adapter, so that the mixture is the sum."""
+    model, deltas = MODELS['linen scanned'](), []
+    for seed, layers in enumerate(silent):
+        delta = _lora_delta(model, TARGETS, seed + 1)
+        keep = jnp.asarray([layer not in layers for layer in range(LAYERS)], jnp.float32)
+        deltas.append({path: change.scaled(keep) for path, change in delta.items()})
+    tx = merging.arrow(deltas)
+    found = peftjax.adapt(model, tx)(*tx.init(jax.random.key(0), model), ids=IDS)
+    merged = merging.apply_delta(model.params, merging.weighted_sum(deltas, 1.0))
+    assert far(found, model.apply(merged, ids=IDS)) < 1e-5
+
+
+def test_the_mask_of_a_mixture_is_saved(tmp_path):
+    mlp = testing.tiny_mlp()
+    tx = merging.arrow([_lora_delta(mlp, r'hidden', 1), _lora_delta(mlp, r'out', 2)])
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    peftjax.save(tmp_path / 'mixture', mlp, tx, adapter, frozen)
+    restored = peftjax.restore(tmp_path / 'mixture', mlp, transform=tx)
+    predict, x = peftjax.adapt(mlp, tx), jnp.ones((3, 4))
+    found = predict(restored.adapter, restored.frozen, x=x)
+    np.testing.assert_array_equal(found, predict(adapter, frozen, x=x))
+
+
 def test_fresh_gates_are_the_mean_of_the_adapters():
     mlp, deltas = _mlp_deltas()
     tx = merging.x_lora(deltas)

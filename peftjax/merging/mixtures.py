@@ -33,6 +33,11 @@ def arrow(
 
     `y = x W + sum_i g_i(x) x L_i R_i` with `g = softmax over the top k of |x . p_i| / temperature`.
     The prototype `p_i: [in]` is the first singular vector of `L_i R_i` on the side of the inputs.
+    An adapter that does not change a matrix (its targets leave it out, or its change is zero) has
+    no direction there. Its score is minus infinity, and the others share the token among
+    themselves. Every leaf of the mixture is in at least one of `deltas`; where all changes of a
+    layer are zero, no score is masked, and the shares multiply zeros.
+
     Nothing trains. With T adapters of rank r and N tokens, `2 N T (r (in + out) + in)` more FLOPs
     forward, and no array of a weight's size. The share depends on the token, so that nothing can be
     merged.
@@ -67,15 +72,18 @@ def arrow(
     _check_temperature(temperature)
 
     def own(site: WeightSite) -> dict[str, Any]:
-        prototypes = [decomposed(change)[0][..., 0] for change in experts.at(site.path)]
+        found = [_prototype(change) for change in experts.at(site.path)]
+        known = jnp.stack([stretch != 0 for _, stretch in found], -1)
         return {
             **experts.factors(site.path),
-            'prototypes': jnp.stack(prototypes, -1),
+            'prototypes': jnp.stack([direction for direction, _ in found], -1),
+            'known': known | ~known.any(-1, keepdims=True),
             'temperature': temperature,
         }
 
     def scores(leaves: _Leaves, x: Float32[jax.Array, 'T in']) -> Float32[jax.Array, 'T k']:
-        return jnp.abs(x @ leaves['prototypes']) / leaves['temperature']
+        found = jnp.abs(x @ leaves['prototypes']) / leaves['temperature']
+        return jnp.where(leaves['known'][None], found, -jnp.inf)
 
     def init_weight(key: PRNGKeyArray, matrix: Any, site: WeightSite) -> dict[str, jax.Array]:
         del key, matrix
@@ -96,8 +104,9 @@ def x_lora(
     r"""Trained gates over frozen adapters, as in X-LoRA: a share for each token and layer.
 
     `y = x W + sum_i g_i(x) x L_i R_i` with `g = softmax over the top k of (x V + c) / temperature`,
-    `V: [in, T]` and `c: [T]` trained, zero at the start: the mean of the adapters. `2 N T (r (in +
-    out) + in)` more FLOPs forward for N tokens. Nothing can be merged.
+    `V: [in, T]` and `c: [T]` trained, zero at the start: the mean of the adapters. As in `average`,
+    an adapter that does not change a leaf counts as a change of zero there; its gate trains too.
+    `2 N T (r (in + out) + in)` more FLOPs forward for N tokens. Nothing can be merged.
 
     Args:
       deltas: of LoRA and its like, factored; the arrays go into `frozen.own`.
@@ -211,6 +220,17 @@ class _Experts:
             return {path: _unmerged(rule) for path, rule in made.items()}
 
         return found.replace(rules=rules)
+
+
+def _prototype(
+    change: Factored,
+) -> tuple[Float32[jax.Array, '*stack in'], Float32[jax.Array, '*stack']]:
+    """The direction of the inputs that a change stretches most, and by how much."""
+    if change.rank == 0:
+        nothing = jnp.zeros(change.left.shape[:-1], change.left.dtype)
+        return nothing, nothing[..., 0]
+    left, values, _ = decomposed(change)
+    return left[..., 0], values[..., 0]
 
 
 def _unmerged(rule: Rule) -> Rule:
