@@ -1,5 +1,7 @@
 """Mixtures of LoRAs keep the contract of methods, and compute their formula."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import peftjax
 from peftjax import merging, testing
 from tests.contract_models import HIDDEN, IDS, LAYERS, MODELS, WIDTH
 from tests.deltas import far
+from tests.oracle.cases import GOLDEN, load_base
 
 TARGETS = r'layers.*/(up|down)'
 ONE = r'layers.*/up'
@@ -193,6 +196,42 @@ def test_fusion_starts_near_the_mean_of_what_the_adapters_add():
     weights = merging.adapter_fusion([(lora, *lora.init(jax.random.key(0), mlp))])
     with pytest.raises(ValueError, match='adapter_fusion takes methods on modules'):
         weights.init(jax.random.key(0), mlp)
+
+
+def test_fusion_takes_what_the_readers_of_files_return(tmp_path):
+    """`load_adapter` has a fourth field, of a config."""
+    model = load_base(GOLDEN / 'llama/base', None, True)
+    loaded = peftjax.load_adapter(GOLDEN / 'adapters/llama/seq_bn', model)
+    peftjax.save(tmp_path / 'again', model, *loaded[:3])
+    restored = peftjax.restore(tmp_path / 'again', model)
+    found = []
+    for members in ([loaded, restored], [loaded[:3], loaded[:3]]):
+        fused = merging.adapter_fusion(members)
+        adapter, frozen = fused.init(jax.random.key(0), model)
+        assert adapter
+        found.append(peftjax.adapt(model, fused)(adapter, frozen, input_ids=jnp.ones((1, 5), int)))
+    assert far(*found) < 1e-6
+
+
+@pytest.mark.parametrize('take', ['fusion', 'bank', 'put'])
+def test_what_is_no_member_is_refused_by_name(take):
+    mlp = testing.tiny_mlp()
+    tx = peftjax.lora(rank=2, targets=r'out')
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    bank, beside = peftjax.serving.bank(mlp, [(tx, adapter, frozen, 'more')], slots=3)
+    act = {
+        'fusion': lambda member: merging.adapter_fusion([member]),
+        'bank': lambda member: peftjax.serving.bank(mlp, [member]),
+        'put': lambda member: peftjax.serving.put(mlp, bank, beside, 2, member),
+    }[take]
+    for member, words in [
+        ((adapter, frozen), 'a tuple of 2; write'),
+        (adapter, 'a dict; write'),
+        ((adapter, tx, frozen), 'begins with a dict'),
+        ((tx, frozen, adapter), 'swapped'),
+    ]:
+        with pytest.raises(TypeError, match=words):
+            act(typing.cast(typing.Any, member))
 
 
 def test_a_mixture_is_saved_by_value(tmp_path):

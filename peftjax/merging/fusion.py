@@ -8,15 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths
-from peftjax.core.entries import Adapter, Entry, check_entries
-from peftjax.core.frozen import Frozen
+from peftjax.core.entries import Entry, check_entries
 from peftjax.core.model import Model
 from peftjax.core.rules import ModuleRule
+from peftjax.core.trained import Trained, parts
 from peftjax.core.transform import PeftTransform
 from peftjax.core.use import ModuleUse
-
-Trained = tuple[PeftTransform, Adapter, Frozen]
-"""A transform, an adapter of it, and what is frozen beside."""
 
 
 class _Attention(TypedDict):
@@ -35,8 +32,9 @@ def adapter_fusion(members: Sequence[Trained], *, dtype: Any = jnp.float32) -> P
     adapters, `2 N (T + 2) width^2` more FLOPs forward than all adapters. Nothing can be merged.
 
     Args:
-      members: `(transform, adapter, frozen)` each, of methods on modules: bottleneck adapters and
-        their like, of any sizes. They may act on different modules.
+      members: `(transform, adapter, frozen)` each, or what `load_adapter` and `restore` return, of
+        methods on modules: bottleneck adapters and their like, of any sizes. They may act on
+        different modules.
       dtype: of what trains.
 
     Returns:
@@ -45,6 +43,7 @@ def adapter_fusion(members: Sequence[Trained], *, dtype: Any = jnp.float32) -> P
 
     Raises:
       ValueError: no members, or from `init`, a method that acts on other than modules.
+      TypeError: a member is something else.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.bottleneck(size=2, targets=r'hidden')
@@ -57,15 +56,15 @@ def adapter_fusion(members: Sequence[Trained], *, dtype: Any = jnp.float32) -> P
       Pfeiffer et al., AdapterFusion, 2020 (arXiv:2005.00247). The formula and the starts are those
       of AdapterHub's code, which adds biases to `Q` and `K`, and dropout on the scores.
     """
-    members = tuple(members)
-    if not members:
+    known = [parts(each) for each in members]
+    if not known:
         raise ValueError('members is empty; write (transform, adapter, frozen) of each adapter')
-    transforms = [transform for transform, _, _ in members]
+    transforms = [transform for transform, _, _ in known]
 
     def numbers() -> dict[str, Any]:
         return {
-            'adapters': tuple(adapter for _, adapter, _ in members),
-            'own': tuple(frozen.own for _, _, frozen in members),
+            'adapters': tuple(adapter for _, adapter, _ in known),
+            'own': tuple(frozen.own for _, _, frozen in known),
         }
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:

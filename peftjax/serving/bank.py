@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
+from peftjax.core.trained import Trained, parts
 from peftjax.core.transform import PeftTransform
 from peftjax.serving.rows import Member, Prepared, prepare
 from peftjax.serving.widths import (
@@ -24,10 +24,6 @@ from peftjax.serving.widths import (
     widened,
     widest,
 )
-
-Trained = tuple[PeftTransform, Adapter, Frozen]
-"""A transform, an adapter of it, and what is frozen beside: the first three of `load_adapter`,
-`restore` or, with the transform, of `init`."""
 
 # Numbers of a method that are larger than this are held once where all adapters share them.
 _SMALL = 1024
@@ -130,8 +126,8 @@ def bank(
 
     Args:
       model: the base, with real parameters.
-      members: of slots 1, 2, ...: `(transform, adapter, frozen)` each. Their transforms differ in
-        numbers and ranks alone.
+      members: of slots 1, 2, ...: `(transform, adapter, frozen)` each, or what `load_adapter` and
+        `restore` return. Their transforms differ in numbers and ranks alone.
       transform: with ranks that hold those of all members and of adapters to come; the widest of
         the members' own by default.
       slots: that of the base among them; one for each member by default.
@@ -145,6 +141,7 @@ def bank(
     Raises:
       ValueError: no member and no transform; transforms that differ in more than numbers and ranks;
         an adapter that does not fit; fewer slots than adapters.
+      TypeError: a member is something else.
 
     >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
     >>> methods = [peftjax.lora(rank=rank, targets=r'hidden') for rank in (1, 4)]
@@ -153,7 +150,7 @@ def bank(
     >>> bank.slots, bank.adapters['hidden/kernel']['a'].shape
     (8, (8, 4, 4))
     """
-    given = [(tx, adapter, frozen) for tx, adapter, frozen, *_ in members]
+    given = [parts(each) for each in members]
     if transform is None and not given:
         raise ValueError('a bank without members needs a transform; write transform=tx')
     tx = widest(model, [each[0] for each in given]) if transform is None else transform
@@ -198,6 +195,7 @@ def put(model: Model, bank: Bank, frozen: Frozen, slot: int, member: Trained) ->
 
     Raises:
       ValueError: a slot that is not there; an adapter of another method, or too large.
+      TypeError: `member` is something else.
 
     >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -206,7 +204,7 @@ def put(model: Model, bank: Bank, frozen: Frozen, slot: int, member: Trained) ->
     >>> bank.filled.tolist()
     [False, False, True]
     """
-    transform, adapter, beside, *_ = member
+    transform, adapter, beside = parts(member)
     if not 0 < slot < bank.slots:
         raise ValueError(
             f'slot {slot} is not one of the {bank.slots} of the bank; write 1 to {bank.slots - 1}, '
