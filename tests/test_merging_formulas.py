@@ -1,5 +1,7 @@
 """Rules of merging against formulas by hand, and those that look at data."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,20 @@ def test_a_greedy_soup_takes_what_helps_in_any_order():
     assert soup.score >= max(score(each) for each in deltas)
 
 
+@pytest.mark.parametrize('ill', [1, 2, 3])
+def test_a_greedy_soup_refuses_a_score_that_is_no_number(ill):
+    """The third score is of a mean: it must not count as a mean that does harm."""
+    calls = []
+
+    def score(delta):
+        calls.append(delta)
+        return math.nan if len(calls) == ill else 1.0
+
+    what = {1: 'delta 0', 2: 'delta 1', 3: r'the mean of the deltas \[0, 1\]'}[ill]
+    with pytest.raises(ValueError, match=f'the score of {what} is NaN'):
+        merging.greedy_soup(random_deltas(2), score)
+
+
 def test_slerp_and_model_stock_by_hand():
     first, second = (vector(each) for each in ([2.0, 0.0], [0.0, 1.0]))
     half = merging.slerp(first, second, 0.25)['w'].matrix()[0]
@@ -165,6 +181,20 @@ def test_della_keeps_by_rank_among_the_inputs_of_an_output():
         stayed = values[columns == magnitude]
         assert abs((stayed != 0).mean() - probability) < 0.015
         np.testing.assert_allclose(stayed[stayed != 0], magnitude / probability, rtol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(20000, 1, 1), (1, 1)])
+def test_della_keeps_a_lone_entry_with_its_density(shape):
+    """A scale or a bias of one number, of each layer, has no rank among others."""
+    layout = Layout(shape, tuple(range(len(shape) - 2)), (len(shape) - 2,), (len(shape) - 1,))
+    delta = {'w': merging.Full(jnp.ones(shape), layout)}
+    keys = jax.random.split(jax.random.key(0), 1 if len(shape) == 3 else 2000)
+    thin = jax.vmap(
+        lambda key: merging.della([delta], key, density=0.5, epsilon=0.4, elect=False)['w'].matrix()
+    )(keys)
+    values = np.asarray(thin)
+    assert abs((values != 0).mean() - 0.5) < 0.04
+    np.testing.assert_allclose(values[values != 0], 2.0)
 
 
 def test_breadcrumbs_keep_the_middle_of_each_matrix():

@@ -75,7 +75,7 @@ Delta = Mapping[str, Change]
 
 
 def product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """A product of matrices in full float32, on hardware too that would take fewer bits."""
+    """A product of matrices in full float32, even on hardware that defaults to lower precision."""
     return jnp.matmul(left, right, precision='highest')
 
 

@@ -121,7 +121,7 @@ def greedy_soup(deltas: Sequence[Delta], score: Callable[[Delta], float]) -> Sou
       score: of a delta on held-out data, higher is better.
 
     Raises:
-      ValueError: there are no deltas, or a score is NaN.
+      ValueError: there are no deltas, or a score is NaN, of a delta alone or of a mean.
 
     >>> base = {'w': jnp.zeros(1)}
     >>> deltas = [peftjax.merging.delta_of({'w': jnp.asarray([w])}, base) for w in (3.0, 0.5, -1.0)]
@@ -133,13 +133,25 @@ def greedy_soup(deltas: Sequence[Delta], score: Callable[[Delta], float]) -> Sou
       Wortsman et al., Model Soups, 2022 (arXiv:2203.05482), the greedy soup.
     """
     aligned(deltas)
-    alone = [float(score(each)) for each in deltas]
-    if any(math.isnan(each) for each in alone):
-        raise ValueError(f'the scores are {alone}; a score that is no number orders nothing')
+    alone = [_scored(score, deltas, (i,)) for i in range(len(deltas))]
     order = sorted(range(len(deltas)), key=lambda i: -alone[i])
     chosen, best = [order[0]], alone[order[0]]
     for i in order[1:]:
-        tried = float(score(average([deltas[j] for j in (*chosen, i)])))
+        tried = _scored(score, deltas, (*chosen, i))
         if tried >= best:
             chosen, best = [*chosen, i], tried
     return Soup(average([deltas[i] for i in chosen]), tuple(chosen), best)
+
+
+def _scored(
+    score: Callable[[Delta], float], deltas: Sequence[Delta], places: tuple[int, ...]
+) -> float:
+    """The score of a delta, or of the mean of several."""
+    alone = len(places) == 1
+    found = float(score(deltas[places[0]] if alone else average([deltas[i] for i in places])))
+    if math.isnan(found):
+        what = f'delta {places[0]}' if alone else f'the mean of the deltas {list(places)}'
+        raise ValueError(
+            f'the score of {what} is NaN, and a score that is no number orders nothing'
+        )
+    return found

@@ -120,6 +120,8 @@ def della(
 
     Among the `n` entries of an output's column, the one of rank `j` by magnitude (0 the smallest)
     stays with probability `p = density - epsilon + 2 epsilon j / (n - 1)`, and is divided by `p`.
+    The entries of a vector, or of a matrix of one row, are ranked together; one alone has `p =
+    density`.
 
     Args:
       deltas: to merge.

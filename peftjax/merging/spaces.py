@@ -36,8 +36,11 @@ def core_space(rule: Rule) -> Rule:
     the right ones of `[R_1; ...; R_T]`. Each change is `U M_i V` with the core `M_i = U' L_i R_i
     V'` of `[T r, T r]`, exactly. `rule` merges the cores, and the result is factored: `(U M) V`.
     A linear rule gives what it gives on full changes. TIES and other rules that act on each number
-    give something else. Changes in full (heads, biases) are merged by
-    `rule` as they are, in the same call.
+    give something else. Changes in full (heads, biases) are merged by `rule` as they are, in the
+    same call.
+
+    The bases are computed anew at each call. For a grid of settings it is cheaper to call `cores`
+    once, and `from_cores(rule(found.cores), found)` for each setting.
 
     Args:
       rule: of deltas, `lambda cores: peftjax.merging.ties(cores, density=0.1)`.

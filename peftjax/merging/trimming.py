@@ -176,7 +176,8 @@ def drop_by_rank(
     def one(path: str, array: jax.Array) -> jax.Array:
         axis = -2 if array.shape[-2] > 1 else -1  # A vector is ranked as a whole.
         order = jnp.argsort(jnp.argsort(jnp.abs(array), axis), axis).astype(array.dtype)
-        share = order / max(1, array.shape[axis] - 1)
+        most = array.shape[axis] - 1
+        share = order / most if most else jnp.full_like(order, 0.5)  # Alone, it has the mean.
         probability = density - epsilon + 2 * epsilon * share
         return _stay(paths.fold_in(key, path), array, probability)
 
