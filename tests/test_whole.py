@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax.interop import whole
+from peftjax.interop import exchange, whole
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.steady import steadily
 from tests import tiny_runs
@@ -47,16 +47,19 @@ def test_a_file_or_a_folder_is_left_as_it_was_where_the_writer_fails(tmp_path):
     assert _names(tmp_path) == ['file', 'save']
 
 
+def _no_exchange(monkeypatch):
+    class Without:
+        def renameat2(self, *args):
+            return -1
+
+    monkeypatch.setattr(exchange.ctypes, 'CDLL', lambda *args, **kwargs: Without())
+    monkeypatch.setattr(exchange.ctypes, 'get_errno', lambda: errno.EINVAL)
+
+
 @pytest.mark.parametrize('exchanges', [True, False])
 def test_other_files_and_folders_stay_beside_a_save(tmp_path, monkeypatch, exchanges):
     if not exchanges:
-
-        class Without:
-            def renameat2(self, *args):
-                return -1
-
-        monkeypatch.setattr(whole.ctypes, 'CDLL', lambda *args, **kwargs: Without())
-        monkeypatch.setattr(whole.ctypes, 'get_errno', lambda: errno.EINVAL)
+        _no_exchange(monkeypatch)
     folder = tmp_path / 'save'
     _text(folder, 'old')
     (folder / 'README.md').write_text('mine')
@@ -69,6 +72,173 @@ def test_other_files_and_folders_stay_beside_a_save(tmp_path, monkeypatch, excha
     assert (folder / 'a').read_text() == 'new' and (folder / 'link').read_text() == 'mine'
     assert (folder / 'notes/first').read_text() == 'mine too'
     assert _names(tmp_path) == ['save']
+
+
+@pytest.mark.parametrize('exchanges', [True, False])
+@pytest.mark.parametrize('after', [False, True])
+def test_what_others_do_to_their_files_during_a_save_stays(tmp_path, monkeypatch, exchanges, after):
+    if not exchanges:
+        _no_exchange(monkeypatch)
+    folder, other = tmp_path / 'save', tmp_path / 'other'
+    names = 'replaced written appended deleted kept renamed'.split()
+    _text(folder, 'old')
+    for name in names:
+        (folder / name).write_text('before')
+    for name in ('link', 'gone'):
+        (folder / name).symlink_to('kept')
+    (folder / 'notes').mkdir()
+    (folder / 'notes/first').write_text('first')
+
+    def meddle():
+        other.write_text('after')
+        os.replace(other, folder / 'replaced')
+        (folder / 'written').write_text('after')
+        with (folder / 'appended').open('a') as file:
+            file.write(' after')
+        (folder / 'deleted').unlink()
+        (folder / 'renamed').rename(folder / 'made')
+        (folder / 'gone').unlink()
+        other.symlink_to('written')
+        os.replace(other, folder / 'link')
+        (folder / 'notes').mkdir(exist_ok=True)
+        (folder / 'notes/second').write_text('second')
+
+    swap = exchange._exchange
+
+    def swapping(new, target):
+        if after:
+            found = swap(new, target)
+            meddle()
+            return found
+        meddle()
+        return swap(new, target)
+
+    monkeypatch.setattr(exchange, '_exchange', swapping)
+    _text(folder, 'new')
+    files = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    assert files == {
+        'a': 'new',
+        'b': 'new',
+        'replaced': 'after',
+        'written': 'after',
+        'appended': 'before after',
+        'kept': 'before',
+        'made': 'before',
+        'link': 'after',
+    }
+    assert _names(folder / 'notes') == ['first', 'second'] and _names(tmp_path) == ['save']
+
+
+def test_a_folder_that_cannot_be_moved_is_kept_and_named(tmp_path, monkeypatch):
+    folder, rename = tmp_path / 'save', os.rename
+    _text(folder, 'old')
+    for name in ('data', 'mounted', 'notes'):
+        (folder / name).mkdir()
+        (folder / name / 'file').write_text(name)
+
+    def renaming(source, target):
+        if Path(source).name == 'mounted':
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', renaming)
+    with pytest.raises(OSError, match='what could not be moved is in ') as caught:
+        _text(folder, 'new')
+    [place] = tmp_path.glob('.save.*.new')
+    assert str(place) in str(caught.value) and 'mounted' in str(caught.value)
+    assert [path.read_text() for path in place.rglob('file')] == ['mounted']
+    assert _names(folder) == ['a', 'b', 'data', 'notes'] and (folder / 'a').read_text() == 'new'
+    monkeypatch.setattr(os, 'rename', rename)
+    monkeypatch.setattr(whole, '_STALE', -1.0)
+    _text(folder, 'newer')
+    assert (folder / 'mounted/file').read_text() == 'mounted' and _names(tmp_path) == ['save']
+
+
+@pytest.mark.parametrize('moment', ['between the renames', 'after the exchange'])
+def test_an_interrupt_in_the_exchange_loses_nothing(tmp_path, monkeypatch, moment):
+    folder, rename = tmp_path / 'save', os.rename
+    _text(folder, 'old')
+    (folder / 'notes').mkdir()
+    (folder / 'notes/first').write_text('first')
+
+    def interrupted(source, target):
+        if Path(target) == folder and Path(source).name == 'new' and not folder.exists():
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    if moment == 'between the renames':
+        _no_exchange(monkeypatch)
+        monkeypatch.setattr(os, 'rename', interrupted)
+    else:
+        monkeypatch.setattr(exchange, '_give_changed', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _text(folder, 'new')
+    assert _names(folder) == ['a', 'b', 'notes'] and _names(folder / 'notes') == ['first']
+    assert (folder / 'a').read_text() == ('old' if moment == 'between the renames' else 'new')
+    assert _names(tmp_path) == ['save']
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+def test_a_save_keeps_the_permissions_of_what_it_replaces(tmp_path):
+    file, folder = tmp_path / 'file', tmp_path / 'save'
+    file.write_text('old')
+    file.chmod(0o600)
+    _text(folder, 'old')
+    folder.chmod(0o700)
+    (folder / 'a').chmod(0o640)
+    plain = _mode(folder / 'b')
+    with whole.new_file(file) as new:
+        assert _mode(new.parent) == 0o700  # nobody else reads it before it is in its place either
+        new.write_text('new')
+    _text(folder, 'new')
+    assert (file.read_text(), (folder / 'a').read_text()) == ('new', 'new')
+    assert (_mode(file), _mode(folder), _mode(folder / 'a')) == (0o600, 0o700, 0o640)
+    assert _mode(folder / 'b') == plain
+    empty = tmp_path / 'empty'
+    empty.mkdir(mode=0o2770)
+    empty.chmod(0o2770)
+    _text(empty, 'new')
+    assert _mode(empty) == 0o2770
+
+
+def test_permissions_of_a_group_are_not_given_to_another(tmp_path, monkeypatch):
+    older, new = tmp_path / 'older', tmp_path / 'new'
+    older.write_text('')
+    new.write_text('')
+    older.chmod(0o664)
+    os.chown(older, -1, os.getgid())
+    whole.permit_alike(new, older)
+    assert _mode(new) == 0o664
+
+    def refused(*args):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    about = Path.stat
+
+    def of_another_group(self, **kwargs):
+        found = about(self, **kwargs)
+        if self != older:
+            return found
+        return os.stat_result((*found[:5], found.st_gid + 1, *found[6:10]))
+
+    monkeypatch.setattr(os, 'chown', refused)
+    monkeypatch.setattr(Path, 'stat', of_another_group)
+    whole.permit_alike(new, older)
+    monkeypatch.undo()
+    assert _mode(new) == 0o604
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(tmp_path, monkeypatch):
+    _text(tmp_path / 'save', 'old')
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    with pytest.raises(PermissionError, match='save'), whole.new_folder(tmp_path / 'save', bool):
+        raise AssertionError('it was given a folder')
 
 
 def test_a_killed_writer_leaves_the_older_save_and_the_next_one_tidies_up(tmp_path, monkeypatch):

@@ -7,14 +7,13 @@ killed leaves its working folder, which the next save to the same target removes
 """
 
 import contextlib
-import ctypes
 import errno
+import fcntl
 import glob
 import os
 import pathlib
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -22,14 +21,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-try:
-    import fcntl
-except ImportError:  # Windows, where the folder of a killed process stays.
-    fcntl = None
+from peftjax.interop.disk import flush, flush_one, permit_alike
+from peftjax.interop.exchange import NEW, OLD, NotMovedError, give_back, take_place
 
-_NEW, _OLD = 'new', 'old'
 _STALE = 60.0  # seconds after which a working folder that nobody has locked belongs to nobody
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextlib.contextmanager
@@ -37,6 +32,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives the path of a file to write, which takes the place of `path` when the block ends.
 
     Where the block raises, `path` is left as it was. A link at `path` is replaced, not followed.
+    The new file has the permissions of the one that it replaces.
 
     Raises:
         OSError: it cannot be written, or `path` is a folder, a device or a pipe.
@@ -56,6 +52,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         new = place / target.name
         yield new
         flush(new)
+        permit_alike(new, target)
         os.replace(new, target)
         flush_one(target.parent)
 
@@ -64,11 +61,12 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def new_folder(
     folder: str | os.PathLike[str], own: Callable[[str], bool]
 ) -> Iterator[pathlib.Path]:
-    """Gives an empty folder to write to, which takes the place of `folder` when the block ends.
+    """Gives an empty folder for files, which takes the place of `folder` when the block ends.
 
-    Where the block raises, `folder` is left as it was. Links in `folder` are not followed. What
-    else it holds stays in it: other files are there in both versions; folders in it move over right
-    after the exchange.
+    Where the block raises, `folder` is left as it was. Links in `folder` are not followed. The new
+    folder and its files have the permissions of those that they replace, by name. What else the
+    folder holds stays in it: other files are there in both versions, also when another process
+    changes them meanwhile; folders in it move over right after the exchange.
 
     Args:
         folder: is made, or replaced.
@@ -76,7 +74,8 @@ def new_folder(
             of such a file goes with the older folder.
 
     Raises:
-        OSError: it cannot be written, or `folder` is a file or the working folder of this process.
+        OSError: it cannot be written, or `folder` is a file, the working folder of this process, or
+            a folder that this process may not write to.
 
     Example:
         >>> folder = getfixture('tmp_path') / 'adapter'
@@ -90,12 +89,14 @@ def new_folder(
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if target.exists() and target.samefile(pathlib.Path.cwd()):
         raise OSError(errno.EBUSY, 'is the current folder; write to one inside it', str(folder))
+    if target.exists() and not os.access(target, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     with _beside(target) as place:
-        new = place / _NEW
+        new = place / NEW
         new.mkdir()
         yield new
         flush(new)
-        _take_place(new, target, own)
+        take_place(new, target, own)
         flush_one(target.parent)
 
 
@@ -145,27 +146,6 @@ def same_bytes(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(first.view(np.uint8), second.view(np.uint8))
 
 
-def flush(path: pathlib.Path) -> None:
-    """Waits until a file, or a folder with all that is in it, is on the disk."""
-    if path.is_dir() and not path.is_symlink():
-        for each in path.iterdir():
-            flush(each)
-    if not path.is_symlink():
-        flush_one(path)
-
-
-def flush_one(path: pathlib.Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        if hasattr(os, 'posix_fadvise') and not stat.S_ISDIR(os.fstat(handle).st_mode):
-            # What is read next comes from the disk, and not from memory.
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
-
-
 def _other(file: pathlib.Path) -> OSError:
     return OSError(errno.EIO, 'has other bytes than were written to it', str(file))
 
@@ -176,11 +156,15 @@ def _beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear(target)
     place = target.parent / f'{_prefix(target)}{secrets.token_hex(8)}.new'
-    place.mkdir()
+    place.mkdir(mode=0o700)  # What replaces a private file is not to be read here either.
     handle = os.open(place, os.O_RDONLY)
+    removed = True
     try:
         _lock(handle)
         yield place
+    except NotMovedError:
+        removed = False
+        raise
     except OSError as error:
         elsewhere = error.filename is not None and place.name not in str(error.filename)
         if elsewhere or error.errno is None:
@@ -188,8 +172,10 @@ def _beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
         # The path that the caller gave says more than that of the working folder.
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
+        if removed:
+            with contextlib.suppress(OSError):
+                _remove(place, target)
         os.close(handle)
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _prefix(target: pathlib.Path) -> str:
@@ -198,8 +184,6 @@ def _prefix(target: pathlib.Path) -> str:
 
 def _lock(handle: int) -> bool:
     """Locks a folder for as long as `handle` is open; False where another process has it."""
-    if fcntl is None:
-        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # Others have it, or a file system that has no locks.
@@ -213,64 +197,20 @@ def _clear(target: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             if place.is_symlink() or time.time() - place.stat().st_mtime < _STALE:
                 continue
-            handle = os.open(place, os.O_RDONLY | getattr(os, 'O_NOFOLLOW', 0))
+            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 if not _lock(handle):
                     continue
-                if not target.exists() and (place / _OLD).is_dir():
-                    (place / _OLD).rename(target)
-                for version in (_NEW, _OLD):
-                    if target.is_dir() and (place / version).is_dir():
-                        _give_back(place / version, target, lambda each: not each.is_dir())
+                _remove(place, target)
             finally:
                 os.close(handle)
-            shutil.rmtree(place)
 
 
-def _take_place(new: pathlib.Path, target: pathlib.Path, own: Callable[[str], bool]) -> None:
-    try:
-        os.rename(new, target)  # Also over an empty folder.
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    else:
-        return
-    for each in target.iterdir():
-        if own(each.name) or (each.is_dir() and not each.is_symlink()):
-            continue
-        with contextlib.suppress(FileNotFoundError):  # Gone since it was listed.
-            if each.is_symlink():
-                (new / each.name).symlink_to(os.readlink(each))
-            else:
-                os.link(each, new / each.name)
-    flush_one(new)
-    old = _exchange(new, target)
-    _give_back(old, target, lambda each: own(each.name))
-
-
-def _exchange(new: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """Puts two folders in each other's place; gives the one where the older is now."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
-    if call is not None:
-        if call(_HERE, os.fsencode(new), _HERE, os.fsencode(target), _EXCHANGE) == 0:
-            return new
-        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
-    # A file system that cannot: for a moment the older version is in the working folder alone.
-    old = new.with_name(_OLD)
-    os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    return old
-
-
-def _give_back(
-    old: pathlib.Path, target: pathlib.Path, stays: Callable[[pathlib.Path], bool]
-) -> None:
-    """Moves to the target what is in the older folder and does not belong to its version."""
-    for each in old.iterdir():
-        if not stays(each) and not (target / each.name).exists():
-            os.rename(each, target / each.name)
+def _remove(place: pathlib.Path, target: pathlib.Path) -> None:
+    """Removes a working folder; an older version and folders that are not a writer's go back."""
+    if not target.exists() and (place / OLD).is_dir():
+        (place / OLD).rename(target)
+    for version in (NEW, OLD):
+        if target.is_dir() and (place / version).is_dir():
+            give_back(place / version, target, lambda each: not each.is_dir() or each.is_symlink())
+    shutil.rmtree(place, ignore_errors=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peftjax.interop.bounded_json import parse
-from peftjax.interop.whole import flush_one
+from peftjax.interop.disk import flush_one
 from peftjax.train.files import write_whole
 
 _FILE = 'metrics.jsonl'
