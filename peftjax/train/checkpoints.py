@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from peftjax.interop.whole import flush, flush_one
+from peftjax.interop.disk import flush, flush_one
 from peftjax.train.data_marks import changes
 from peftjax.train.fingerprint import fingerprint
 from peftjax.train.flat_state import flatten, unflatten
@@ -196,6 +196,7 @@ class Checkpoints:
             target = self._damaged / str(step)
             shutil.rmtree(target, ignore_errors=True)
             (self._folder / str(step)).rename(target)
+        self._flushed = None
         multihost_utils.sync_global_devices(f'step {step} is damaged')
         self._manager.reload()
 
@@ -272,6 +273,7 @@ class Checkpoints:
         for each in self.steps:
             if step is None or each > step:
                 self._manager.delete(each)
+        self._flushed = None  # The next checkpoint may have the number of one that is gone.
 
     def close(self) -> None:
         """Waits, and closes.
