@@ -38,6 +38,7 @@ from peftjax.train.build import build
 from peftjax.train.data import corpora
 from peftjax.train.data.packing import Row
 from peftjax.train.engine import Alone
+from peftjax.train.files import write_whole
 from peftjax.train.loop import Loop
 from peftjax.train.member import Member
 from peftjax.train.placement import Placement
@@ -153,7 +154,7 @@ def compare(
     for name, settings in contestants.items():
         _compare_one(name, settings, protocol, results, console)
         comparison.draw(results.rows, folder / 'comparison.png')
-        (folder / 'results.md').write_text(comparison.table(results.rows), encoding='utf-8')
+        write_whole(folder / 'results.md', comparison.table(results.rows))
     return results.rows
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from peftjax.train.files import new_file, write_whole
+
 Row = dict[str, Any]
 
 
@@ -29,7 +31,7 @@ class Results:
             raise ValueError(
                 f'{written} differs from the protocol asked for, {text}; use another folder'
             )
-        written.write_text(text, encoding='utf-8')
+        write_whole(written, text)
         self.rows = read(self._path)
 
     def add(self, row: Row) -> None:
@@ -82,7 +84,7 @@ def read(path: Path) -> list[Row]:
     text = path.read_text(encoding='utf-8')
     whole = text[: text.rfind('\n') + 1]
     if whole != text:
-        path.write_text(whole, encoding='utf-8')
+        write_whole(path, whole)
     return [json.loads(line) for line in whole.splitlines()]
 
 
@@ -165,4 +167,5 @@ def draw(rows: Sequence[Row], path: Path, ends: Sequence[str] = ('frozen', 'full
     figure.legend(
         loc='outside right upper', fontsize=7, ncols=columns, title='accuracy, best first'
     )
-    figure.savefig(path, dpi=120)
+    with new_file(path) as new:
+        figure.savefig(new, dpi=120)

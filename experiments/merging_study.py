@@ -32,6 +32,7 @@ from experiments.merging_study_rules import CORE, POINTS, Point
 from experiments.merging_study_runs import METHODS, Bench, Protocol, train_all
 from experiments.merging_study_tables import Table, read_tables
 from peftjax.train.compilation_cache import keep_compiled_programs
+from peftjax.train.files import write_whole
 
 
 def study(tables: Mapping[str, Table], protocol: Protocol, folder: Path) -> list[dict[str, Any]]:
@@ -54,8 +55,8 @@ def study(tables: Mapping[str, Table], protocol: Protocol, folder: Path) -> list
     for method in METHODS:
         for seed in range(protocol.seeds):
             _merge_all(benches[method], method, seed, results, folder)
-    (folder / 'results.md').write_text(report.table(results.rows), encoding='utf-8')
-    (folder / 'verdicts.md').write_text(report.verdicts(results.rows), encoding='utf-8')
+    write_whole(folder / 'results.md', report.table(results.rows))
+    write_whole(folder / 'verdicts.md', report.verdicts(results.rows))
     report.draw(results.rows, folder / 'merging_study.png')
     return results.rows
 

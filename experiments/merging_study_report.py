@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from peftjax.sweep.intervals import Interval, interval
+from peftjax.train.files import new_file
 
 Row = Mapping[str, Any]
 TITLES = {'lora': 'LoRA, rank 8, all kernels', 'full': 'full fine-tuning'}
@@ -230,7 +231,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes[0, 0].set_ylabel('accuracy on test, mean of four tasks')
     axes[1, 0].set_ylabel('accuracy on test, mean of four tasks')
     axes[0, 0].legend(loc='lower left', fontsize=8)
-    figure.savefig(path, dpi=110)
+    with new_file(path) as new:
+        figure.savefig(new, dpi=110)
 
 
 def _draw_curves(

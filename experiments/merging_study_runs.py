@@ -19,6 +19,7 @@ from peftjax.train.build import build, build_model
 from peftjax.train.data import corpora
 from peftjax.train.data.batches import eval_batches, train_batches
 from peftjax.train.data.packing import Row
+from peftjax.train.files import write_whole
 from peftjax.train.placement import Placement
 from peftjax.train.run import without_values
 from peftjax.train.task import Batch, Beside, Totals
@@ -101,7 +102,7 @@ class Bench:
         source.parent.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             lines = [json.dumps(each._asdict()) + '\n' for each in table[split]]
-            (source.parent / f'{split}.jsonl').write_text(''.join(lines), encoding='utf-8')
+            write_whole(source.parent / f'{split}.jsonl', ''.join(lines))
         labels = sorted({each.label for each in table['train']})
         self._settings = read_settings(
             {

@@ -1,6 +1,8 @@
 """Comparing methods: one protocol, a tuned rate, several seeds; a run that was cut goes on."""
 
+import errno
 import json
+import os
 
 import pytest
 from rich.console import Console
@@ -82,6 +84,32 @@ def test_a_comparison_that_was_cut_short_goes_on_and_ends_the_same(tmp_path):
 
     with pytest.raises(ValueError, match='another folder'):
         compare(configs, Protocol(seeds=1), tmp_path / 'cut', QUIET)
+
+
+def test_a_disk_that_fails_leaves_the_results_as_they_were(tmp_path, monkeypatch):
+    results = comparison.Results(tmp_path, {'seeds': 2})
+    for row in ROWS:
+        results.add(row)
+    picture = tmp_path / 'comparison.png'
+    comparison.draw(ROWS, picture)
+    with (tmp_path / 'results.jsonl').open('a') as file:
+        file.write('{"cut')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def failing(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, 'fsync', failing)
+    for write in (
+        lambda: comparison.Results(tmp_path, {'seeds': 2}),
+        lambda: comparison.read(tmp_path / 'results.jsonl'),
+        lambda: comparison.draw(ROWS[:2], picture),
+    ):
+        with pytest.raises(OSError, match='Input/output'):
+            write()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    assert comparison.Results(tmp_path, {'seeds': 2}).rows == ROWS
 
 
 def _without_time(row):

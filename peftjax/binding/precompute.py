@@ -26,8 +26,8 @@ def precompute(
     It replaces the leaves that a rule replaces, and calls the `prepare` of each rule. Each of many
     calls, as in decoding, then computes only what depends on its tokens.
 
-    many_calls: also form the matrices in force of rules that would form an array of that size in
-        each call. Such rules draw no dropout then.
+    many_calls: merge the rules that form matrices into their weights once, instead of in every
+        call; such rules draw no dropout then.
     """
     leaves = paths.slots(params)
     _check(rules, leaves, model.sites)

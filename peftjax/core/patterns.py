@@ -11,7 +11,7 @@ try:
 except ImportError:
     re2 = None
 
-# What both engines take and read otherwise: repetitions from none on, classes of POSIX.
+# Syntax that both engines accept but read differently: `{,n}` and POSIX classes.
 _DIFFERENT = '{,', '[:'
 
 

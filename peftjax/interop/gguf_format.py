@@ -121,7 +121,7 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
     rows = raw.reshape(*tensor.shape[:-1], -1)
     try:
         values = gguf.dequantize(rows, tensor.kind)
-    except NotImplementedError:
+    except NotImplementedError:  # The package names what it can dequantise in no public table.
         raise CheckpointError(
             f'{file.path}: tensor {name} has the format {tensor.kind.name}, which cannot be read'
         ) from None

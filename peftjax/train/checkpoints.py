@@ -196,7 +196,6 @@ class Checkpoints:
             target = self._damaged / str(step)
             shutil.rmtree(target, ignore_errors=True)
             (self._folder / str(step)).rename(target)
-        self._flushed = None
         multihost_utils.sync_global_devices(f'step {step} is damaged')
         self._manager.reload()
 
