@@ -181,6 +181,22 @@ def test_an_interrupt_in_the_exchange_loses_nothing(tmp_path, monkeypatch, momen
     assert _names(tmp_path) == ['save']
 
 
+@pytest.mark.parametrize('asked', ['ismount', 'access'])
+def test_a_folder_that_could_not_move_is_refused_and_all_stays(tmp_path, monkeypatch, asked):
+    folder = tmp_path / 'save'
+    _text(folder, 'old')
+    (folder / 'data').mkdir()
+    (folder / 'data/file').write_text('mine')
+    if asked == 'ismount':
+        monkeypatch.setattr(os.path, 'ismount', lambda path: path.name == 'data')
+    else:
+        monkeypatch.setattr(os, 'access', lambda path, mode: path.name != 'data')
+    with pytest.raises(OSError, match='cannot move to a new version.*data'):
+        _text(folder, 'new')
+    assert _names(folder) == ['a', 'b', 'data'] and (folder / 'a').read_text() == 'old'
+    assert (folder / 'data/file').read_text() == 'mine' and _names(tmp_path) == ['save']
+
+
 def _mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 

@@ -49,7 +49,7 @@ def give_back(
     """Moves to the target what is in the older folder and does not belong to its version.
 
     Raises:
-        NotMovedError: some of it cannot be moved, a mount point say. The rest was moved.
+        NotMovedError: some of it cannot be moved. The rest was moved.
     """
     failed = None
     for each in old.iterdir():
@@ -71,10 +71,21 @@ def give_back(
 def _copy_others(
     target: pathlib.Path, new: pathlib.Path, own: Callable[[str], bool]
 ) -> dict[str, tuple[_Identity, _Identity]]:
-    """Links the files that are not the writer's to the new folder; by name, both identities."""
+    """Links the files that are not the writer's to the new folder; by name, both identities.
+
+    Raises:
+        OSError: a file cannot be linked, or a folder could not be moved later.
+    """
     copies = {}
     for each in target.iterdir():
-        if own(each.name) or _is_folder(each):
+        if own(each.name):
+            continue
+        if _is_folder(each):
+            if os.path.ismount(each) or not os.access(each, os.W_OK):
+                text = (
+                    'is a mount point or read-only, and cannot move to a new version of its folder'
+                )
+                raise OSError(errno.EPERM, text, str(each))
             continue
         with contextlib.suppress(FileNotFoundError):  # Gone since it was listed.
             original, copy = _identity(each), new / each.name
