@@ -195,8 +195,10 @@ def _source(arguments: argparse.Namespace) -> Source:
     if arguments.adapter is None:
         method = peftjax.chain()
         return Source(model, method, (), method.freeze(model, ()), arguments.base)
-    trained = open_adapter(arguments.adapter, model, arguments.which, arguments.allow_non_finite)
-    return Source(model, *trained, arguments.base)
+    transform, adapter, frozen = open_adapter(
+        arguments.adapter, model, arguments.which, arguments.allow_non_finite
+    )
+    return Source(model, transform, adapter, frozen, arguments.base)
 
 
 def _write(
