@@ -31,7 +31,7 @@ import jax
 import numpy as np
 
 from benchmarks import fuzz_readers
-from peftjax.interop import finite
+from peftjax.interop.files import finite
 
 SECONDS, MEGABYTES, TIMES = 5.0, 200, 3
 _NUMBERS = (0, -1, 1, 2**31, 2**63, 2**64, 10**30, -(10**30), 0.5, 1e308, -0.0)

@@ -87,18 +87,18 @@ _LATE = {
     'generator': 'peftjax.generation.generate',
     'pad_left': 'peftjax.generation.prompts',
     'Sampling': 'peftjax.generation.sampling',
-    'export_gguf': 'peftjax.interop.gguf_lora',
-    'abstract_inputs': 'peftjax.interop.load',
-    'load': 'peftjax.interop.load',
+    'export_gguf': 'peftjax.interop.gguf.lora',
+    'abstract_inputs': 'peftjax.interop.checkpoints.load',
+    'load': 'peftjax.interop.checkpoints.load',
     'PeftAdapter': 'peftjax.interop.peft.files',
     'load_adapter': 'peftjax.interop.peft.files',
     'save_adapter': 'peftjax.interop.peft.files',
     'Restored': 'peftjax.interop.folder.read',
     'restore': 'peftjax.interop.folder.read',
     'save': 'peftjax.interop.folder.write',
-    'save_checkpoint': 'peftjax.interop.save',
-    'package_path': 'peftjax.interop.sources',
-    'Tokenizer': 'peftjax.interop.tokenizer',
+    'save_checkpoint': 'peftjax.interop.checkpoints.save',
+    'package_path': 'peftjax.interop.files.sources',
+    'Tokenizer': 'peftjax.interop.checkpoints.tokenizer',
     'TokenScores': 'peftjax.models.read_out',
     'testing': 'peftjax.testing',
     'merging': 'peftjax.merging',
@@ -113,14 +113,14 @@ if TYPE_CHECKING:
     from peftjax.generation.generate import generator
     from peftjax.generation.prompts import pad_left
     from peftjax.generation.sampling import Sampling
+    from peftjax.interop.checkpoints.load import abstract_inputs, load
+    from peftjax.interop.checkpoints.save import save_checkpoint
+    from peftjax.interop.checkpoints.tokenizer import Tokenizer
+    from peftjax.interop.files.sources import package_path
     from peftjax.interop.folder.read import Restored, restore
     from peftjax.interop.folder.write import save
-    from peftjax.interop.gguf_lora import export_gguf
-    from peftjax.interop.load import abstract_inputs, load
+    from peftjax.interop.gguf.lora import export_gguf
     from peftjax.interop.peft.files import PeftAdapter, load_adapter, save_adapter
-    from peftjax.interop.save import save_checkpoint
-    from peftjax.interop.sources import package_path
-    from peftjax.interop.tokenizer import Tokenizer
     from peftjax.models.read_out import TokenScores
 else:  # A type checker that saw this function would believe that every name exists.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from peftjax.interop.load import load
+from peftjax.interop.checkpoints.load import load
 from tests.oracle.cases import GOLDEN, arrays
 
 VARIANTS = sorted(path.name.removeprefix('tiny_') for path in GOLDEN.glob('tiny_*'))

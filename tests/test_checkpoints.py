@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 
 import peftjax
 from peftjax.core import paths
+from peftjax.interop.checkpoints.load import load
+from peftjax.interop.checkpoints.tokenizer import tokenizer_from_folder
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.load import load
-from peftjax.interop.sources import locate, locate_adapter
-from peftjax.interop.tokenizer import tokenizer_from_folder
+from peftjax.interop.files.sources import locate, locate_adapter
 from peftjax.models.llama import LLAMA_NAMES
 from peftjax.models.names import slots
 from tests import tiny_runs

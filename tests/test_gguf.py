@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from gguf.gguf_writer import GGUFValue
 
+from peftjax.interop.checkpoints.load import load
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_format import open_gguf, read_tensor
-from peftjax.interop.load import load
+from peftjax.interop.gguf.format import open_gguf, read_tensor
 from peftjax.models.llama_config import parse_llama
 from tests.checkpoint_files import (
     SMOLLM2,

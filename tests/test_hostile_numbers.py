@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax
 from peftjax import cli
-from peftjax.interop import finite
-from peftjax.interop.bounded_json import parse, read_object
 from peftjax.interop.errors import CheckpointError, readable
+from peftjax.interop.files import finite
+from peftjax.interop.files.bounded_json import parse, read_object
 from tests import tiny_runs
 from tests.checkpoint_files import golden, write_gguf
 

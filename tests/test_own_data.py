@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import peftjax
 from configs import own_data as own_config
-from peftjax.interop import tokenizer as interop
+from peftjax.interop.checkpoints import tokenizer as interop
 from peftjax.train.data import batches as data
 from peftjax.train.data import tables
 from peftjax.train.fitting import train

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from peftjax.interop.load import load
+from peftjax.interop.checkpoints.load import load
 from tests.checkpoint_files import (
     MINILM,
     SMOLLM2,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax.interop import whole
+from peftjax.interop.files import whole
 from peftjax.interop.folder import arrays as files
 from tests.saved_folders import MLP, assert_same
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from peftjax.interop.checkpoints.load import load
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.load import load
 from peftjax.models.llama_config import parse_llama
 from tests.checkpoint_files import (
     VARIANTS,

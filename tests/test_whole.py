@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax.interop import exchange, whole
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.steady import steadily
+from peftjax.interop.files import exchange, whole
+from peftjax.interop.files.steady import steadily
 from tests import tiny_runs
 from tests.saved_folders import MLP
 
@@ -260,7 +260,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(tmp_path
 def test_a_killed_writer_leaves_the_older_save_and_the_next_one_tidies_up(tmp_path, monkeypatch):
     _text(tmp_path / 'save', 'old')
     code = (
-        'import os, signal, sys; from peftjax.interop import whole\n'
+        'import os, signal, sys; from peftjax.interop.files import whole\n'
         'with whole.new_folder(sys.argv[1], bool) as new:\n'
         '    whole.write_text(new / "a", "new")\n'
         '    os.kill(os.getpid(), signal.SIGKILL)\n'

@@ -19,7 +19,7 @@ from rich.table import Table
 
 import peftjax
 from peftjax.core.holes import is_hole
-from peftjax.interop.bounded_json import read_object
+from peftjax.interop.files.bounded_json import read_object
 from peftjax.train.files import new_file, write_whole
 from peftjax.train.member import ADAPTER, LAST, PEFT, Member
 from peftjax.train.step import TrainState

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from peftjax.interop.disk import flush, flush_one
+from peftjax.interop.files.disk import flush, flush_one
 from peftjax.train.data_marks import changes
 from peftjax.train.fingerprint import fingerprint
 from peftjax.train.flat_state import flatten, unflatten

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from peftjax.interop import whole
-from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import readable
-from peftjax.interop.whole import new_file
+from peftjax.interop.files import whole
+from peftjax.interop.files.bounded_json import read_object
+from peftjax.interop.files.whole import new_file
 
 __all__ = ['new_file', 'read_object', 'readable', 'write_whole']
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import peftjax
-from peftjax.interop.bounded_json import read_object
+from peftjax.interop.files.bounded_json import read_object
 from peftjax.train.artifacts import RESULT, read_result
 from peftjax.train.build import build_model, build_task
 from peftjax.train.files import readable

@@ -12,9 +12,9 @@ import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.quantized import QuantizedArray, is_quantized
-from peftjax.interop import finite, whole
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.safetensors_files import open_file
+from peftjax.interop.files import finite, whole
+from peftjax.interop.files.safetensors_files import open_file
 
 _NATIVE = frozenset({
     *('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),

@@ -16,6 +16,7 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.files.steady import steadily
 from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder import trees
 from peftjax.interop.folder.decode import Decoder
@@ -30,7 +31,6 @@ from peftjax.interop.folder.write import (
     check_is_model,
     check_is_transform,
 )
-from peftjax.interop.steady import steadily
 
 _FIELDS = {
     'format': int,

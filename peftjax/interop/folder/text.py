@@ -4,8 +4,8 @@ import json
 import pathlib
 from typing import Any
 
-from peftjax.interop.bounded_json import MOST_BYTES, MOST_DEPTH, depth, read_object
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.files.bounded_json import MOST_BYTES, MOST_DEPTH, depth, read_object
 
 
 def text_of(fields: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import whole as whole_files
+from peftjax.interop.files import whole as whole_files
 from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder import trees
 from peftjax.interop.folder.encode import encode, is_described

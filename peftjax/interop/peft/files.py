@@ -14,18 +14,18 @@ from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import finite, sources, whole
 from peftjax.interop.adapterhub import files as adapterhub
-from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.files import finite, sources, whole
+from peftjax.interop.files.bounded_json import read_object
+from peftjax.interop.files.safetensors_files import open_file
+from peftjax.interop.files.steady import steadily
+from peftjax.interop.files.tensors import Header, Tensors
 from peftjax.interop.peft.config import PeftConfig
 from peftjax.interop.peft.found import Found, check_shapes
 from peftjax.interop.peft.names import Names
 from peftjax.interop.peft.read import read
 from peftjax.interop.peft.write import write
-from peftjax.interop.safetensors_files import open_file
-from peftjax.interop.steady import steadily
-from peftjax.interop.tensors import Header, Tensors
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 HUB_WEIGHTS = 'adapter.safetensors'  # AdapterHub's

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftjax.interop.bounded_json import parse
+from peftjax.interop.files.bounded_json import parse
 
 MOST_LINE = 2**22
 MOST_BYTES = 2**28

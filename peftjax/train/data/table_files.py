@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from peftjax.interop.bounded_json import parse
 from peftjax.interop.errors import readable
+from peftjax.interop.files.bounded_json import parse
 from peftjax.train.optional import library
 from peftjax.train.settings import DataSettings
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from peftjax.interop.bounded_json import parse
-from peftjax.interop.disk import flush_one
+from peftjax.interop.files.bounded_json import parse
+from peftjax.interop.files.disk import flush_one
 from peftjax.train.files import write_whole
 
 _FILE = 'metrics.jsonl'

@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.tensors import Packed
+from peftjax.interop.files.tensors import Packed
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q'} | {

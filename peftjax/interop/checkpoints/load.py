@@ -17,9 +17,10 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, Scheme
 from peftjax.core.sharding import shardings
 from peftjax.core.sites import Sites
-from peftjax.interop import assemble, finite, packing
-from peftjax.interop.checkpoint import Checkpoint, open_checkpoint
+from peftjax.interop.checkpoints import assemble, packing
+from peftjax.interop.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.files import finite
 from peftjax.models.names import slots
 from peftjax.models.registry import Build, family_of_config
 from peftjax.quantize.model import SCHEMES, pack, quantizable, scheme_of

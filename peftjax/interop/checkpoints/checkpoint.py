@@ -5,14 +5,20 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from peftjax.interop import assemble, gguf_files, sources
-from peftjax.interop.bounded_json import read_object
+from peftjax.interop.checkpoints import assemble
+from peftjax.interop.checkpoints.tokenizer import (
+    Tokenizer,
+    tokenizer_from_folder,
+    tokenizer_from_gguf,
+)
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_format import open_gguf
-from peftjax.interop.safetensors_files import has_weights, open_folder
-from peftjax.interop.steady import steadily
-from peftjax.interop.tensors import Tensors
-from peftjax.interop.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from peftjax.interop.files import sources
+from peftjax.interop.files.bounded_json import read_object
+from peftjax.interop.files.safetensors_files import has_weights, open_folder
+from peftjax.interop.files.steady import steadily
+from peftjax.interop.files.tensors import Tensors
+from peftjax.interop.gguf import files as gguf_files
+from peftjax.interop.gguf.format import open_gguf
 from peftjax.models.names import Rule
 from peftjax.models.registry import Family, family_of
 

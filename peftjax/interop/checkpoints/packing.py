@@ -8,8 +8,8 @@ import numpy as np
 
 from peftjax.core.quantized import QuantizedArray, one_matrix
 from peftjax.core.sites import WeightSite
-from peftjax.interop import finite
-from peftjax.interop.tensors import Tensors
+from peftjax.interop.files import finite
+from peftjax.interop.files.tensors import Tensors
 from peftjax.models.names import Slot
 from peftjax.quantize.model import pack
 

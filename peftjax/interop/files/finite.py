@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.tensors import Packed, Tensors
+from peftjax.interop.files.tensors import Packed, Tensors
 
 _CHUNK = 2**22
 # The bits of the exponent, all of which are set in NaN and infinity.

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
-from peftjax.interop.disk import flush_one, permit_alike
+from peftjax.interop.files.disk import flush_one, permit_alike
 
 NEW, OLD = 'new', 'old'
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux

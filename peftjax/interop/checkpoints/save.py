@@ -12,9 +12,9 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
-from peftjax.interop import sources, whole
-from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.files import sources, whole
+from peftjax.interop.files.bounded_json import read_object
 from peftjax.interop.peft.names import Names, sliced
 
 _TOKENIZER = (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_format import GgufFile, read_packed, read_tensor
-from peftjax.interop.tensors import Header, Packed, Tensors
+from peftjax.interop.files.tensors import Header, Packed, Tensors
+from peftjax.interop.gguf.format import GgufFile, read_packed, read_tensor
 from peftjax.models import names
 from peftjax.models.config_fields import read_config
 from peftjax.models.llama_config import LlamaConfig

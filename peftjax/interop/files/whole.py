@@ -21,8 +21,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from peftjax.interop.disk import flush, flush_one, permit_alike
-from peftjax.interop.exchange import NEW, OLD, NotMovedError, give_back, take_place
+from peftjax.interop.files.disk import flush, flush_one, permit_alike
+from peftjax.interop.files.exchange import NEW, OLD, NotMovedError, give_back, take_place
 
 _STALE = 60.0  # seconds after which a working folder that nobody has locked belongs to nobody
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from peftjax.interop import finite
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.tensors import Header, Tensors
+from peftjax.interop.files import finite
+from peftjax.interop.files.tensors import Header, Tensors
 from peftjax.models.config_fields import NO_SIZES
 from peftjax.models.names import Slot
 

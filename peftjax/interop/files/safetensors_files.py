@@ -5,9 +5,9 @@ from typing import Any
 
 import safetensors
 
-from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.tensors import Header, Tensors
+from peftjax.interop.files.bounded_json import read_object
+from peftjax.interop.files.tensors import Header, Tensors
 
 _SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 

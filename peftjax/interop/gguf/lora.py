@@ -14,10 +14,10 @@ from peftjax.core import paths
 from peftjax.core.entries import Adapter, check_entries
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop import whole
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.gguf_files import LLAMA_GGUF_NAMES, permute
-from peftjax.interop.gguf_format import open_gguf, read_tensor
+from peftjax.interop.files import whole
+from peftjax.interop.gguf.files import LLAMA_GGUF_NAMES, permute
+from peftjax.interop.gguf.format import open_gguf, read_tensor
 from peftjax.interop.peft.names import sliced
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.names import slots

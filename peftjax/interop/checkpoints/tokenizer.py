@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from peftjax.interop.bounded_json import read_object
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.files.bounded_json import read_object
 
 
 @dataclasses.dataclass(frozen=True)

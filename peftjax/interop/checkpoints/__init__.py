@@ -1,0 +1,1 @@
+"""Checkpoints and tokenizers in Hugging Face layout, in and out."""

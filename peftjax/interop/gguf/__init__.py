@@ -1,0 +1,1 @@
+"""GGUF files: checkpoints in, adapters out."""
