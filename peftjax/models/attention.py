@@ -1,10 +1,12 @@
 """The attention core, a module of its own so that methods can reach it, and what families share."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.core.masks import Mask
 from peftjax.models.along_batch import along_batch
@@ -131,7 +133,11 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def _gelu_exact(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
+    if x.dtype != jnp.float32:  # 1 + erf(x) of fewer bits loses what is left of small results.
+        return jax.nn.gelu(x, approximate=False)
+    # As torch computes it. XLA's erfc is two polynomials and an exponential in place of one
+    # polynomial, and its CPU compiler evaluates them three times where a reshape follows.
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(math.sqrt(0.5))))
 
 
 def _gelu_tanh(x: jax.Array) -> jax.Array:

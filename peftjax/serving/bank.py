@@ -95,7 +95,7 @@ class Bank:
         own = jax.tree.unflatten(
             jax.tree.structure(self.own), [None if each else 0 for each in self.shared]
         )
-        return Member(0, own, 0, 0, 0)  # pyright: ignore[reportArgumentType] (axes for arrays)
+        return Member(0, own, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType] (axes for arrays)
 
     def members(self, model: Model, params: Any) -> Member:
         """All adapters, with what they prepare from the weights."""
@@ -105,7 +105,8 @@ class Bank:
             made = jax.vmap(one, in_axes=(0, self.axes().own, 0, None))(
                 self.adapters, self.own, self.filled, params
             )
-        return Member(self.adapters, self.own, self.lengths, self.filled, made)
+        places = jnp.arange(self.slots, dtype=jnp.int32)
+        return Member(self.adapters, self.own, self.lengths, self.filled, made, places)
 
     def __repr__(self) -> str:
         return f'Bank of {self.slots} slots of {self.transform!r}'

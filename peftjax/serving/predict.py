@@ -63,6 +63,8 @@ def adapt(model: Model) -> Callable[..., Any]:
         _check_rows(axes.results)
         keys = None if key is None else jax.random.split(key, len(slots))
         method, members = members_of(model, bank, slots, frozen.params)
+        if bank.prepared is not None:
+            method = method._replace(bank=bank.members(model, frozen.params))
         outputs = mapped(method, members, frozen.params, keys, call, axes)
         there = holds(bank, slots)
         return jax.tree.map(lambda axis, leaf: _or_nan(leaf, there, axis), axes.results, outputs)

@@ -17,7 +17,7 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import dense
 from peftjax.core.rules import CallRule, LeafRule, MatrixRule, ModuleRule, Rule, leaf_rule
 from peftjax.core.transform import PeftTransform
-from peftjax.core.use import ModuleUse, Use
+from peftjax.serving.row_rules import read_inside, switched
 
 
 class Source(NamedTuple):
@@ -68,6 +68,7 @@ class Member(NamedTuple):
       length: int32 [], of its virtual tokens.
       active: bool []; where it is off, the model computes what it does without an adapter.
       prepared: see `prepare`.
+      slot: int32 [], where it is in its bank.
     """
 
     adapter: Any
@@ -75,6 +76,7 @@ class Member(NamedTuple):
     length: jax.Array
     active: jax.Array
     prepared: Prepared
+    slot: jax.Array
 
 
 def prepare(
@@ -133,12 +135,16 @@ class Method(NamedTuple):
       transform: of the bank.
       many_calls: whether `prepare` was told so.
       axes: those of rows in `Member`; None for numbers that all adapters share.
+      bank: all slots, slots in front, for rules that read theirs where they are used; None where
+        the rows' own arrays are read: in many calls, and for gradients, which are of the size of
+        the bank in each turn of a loop otherwise.
     """
 
     model: Model
     transform: PeftTransform
     many_calls: bool
     axes: Member
+    bank: Member | None = None
 
 
 def evaluate_row(method: Method, member: Member, params: Any, key: Any, call: calls.Call) -> Any:
@@ -146,53 +152,32 @@ def evaluate_row(method: Method, member: Member, params: Any, key: Any, call: ca
     model, transform = method.model, method.transform
     rules: dict[str, Rule] = {}
     seen = member.prepared.seen(member.adapter, member.own)
+    bank = method.bank
+    every = None if bank is None else bank.prepared.seen(bank.adapter, bank.own)
+
+    def read(path: str, rule: MatrixRule | ModuleRule, stack: tuple[int, ...]) -> Any:
+        if every is None or not stack:
+            return rule
+        return read_inside(rule, every[path], member.slot, stack)
+
     for path, rule in transform.rules(member.adapter, member.own).items():
         if isinstance(rule, LeafRule):
             continue
         if method.many_calls and isinstance(rule, MatrixRule) and rule.dense:
-            rules[path] = by_matrix(rule, seen[path])
+            by = by_matrix(rule, seen[path])
+            rules[path] = read(path, by, rule.layout.stack_shape)
             continue
         if isinstance(rule, CallRule | ModuleRule) and rule.shorten is not None:
             rule = rule.shorten(member.length)
         if isinstance(rule, MatrixRule):
             rule = dataclasses.replace(rule, leaves=seen[path], prepare=None, before=None)
+            rule = read(path, rule, rule.layout.stack_shape)
         elif isinstance(rule, ModuleRule):
             rule = dataclasses.replace(rule, leaves=seen[path], prepare=None)
-        rules[path] = _switched(rule, member.active) if transform.rest is None else rule
+            rule = read(path, rule, tuple(model.sites.modules[path].stack))
+        rules[path] = switched(rule, member.active) if transform.rest is None else rule
     params = paths.replace(params, member.prepared.leaves)
     return evaluate_precomputed(model, rules, params, key, call)
-
-
-def _switched(rule: Rule, active: Any) -> Rule:
-    """The rule, which does nothing where `active` is off."""
-    if isinstance(rule, MatrixRule):
-        return dataclasses.replace(rule, apply=_switched_use(rule.apply, active))
-    if isinstance(rule, ModuleRule) and not rule.only_virtual:
-        apply = rule.apply
-
-        def of_module(leaves: Any, use: ModuleUse) -> jax.Array:
-            return jnp.where(active, apply(leaves, use), use.output)
-
-        return dataclasses.replace(rule, apply=of_module)
-    return rule  # Its virtual tokens are masked, all of them in the empty slot.
-
-
-def _switched_use(apply: Callable[[Any, Use], jax.Array], active: Any) -> Callable[..., jax.Array]:
-    def of_use(leaves: Any, use: Use) -> jax.Array:
-        plain: list[jax.Array] = []
-
-        def forward(x: jax.Array) -> jax.Array:
-            # So one product serves both: a method that turns the input need not be followed by a
-            # second product with the input as it was.
-            y = use.forward(x if x is use.x else jnp.where(active, x, use.x))
-            plain.append(y)
-            return y
-
-        y = apply(leaves, use.replace(forward=forward))
-        unchanged = plain[-1] if plain else use.forward(use.x)
-        return jnp.where(active, y, unchanged.astype(y.dtype))
-
-    return of_use
 
 
 class Axes(NamedTuple):
