@@ -9,7 +9,8 @@ bound, a pattern that backtracks, deep lists, control characters), of the header
 file, or of a weight (NaN, infinity). Read: the reader took the files, and every weight is finite.
 Refused: a ValueError that names the file or its folder. Anything else is a fault, which is printed
 with its seed: an error that names no file, another exception, more than five seconds of the
-processor or sixty of the clock, a memory of more than three times the files and 200 MB, a weight that is not finite.
+processor or sixty of the clock, a memory of more than three times the files and 200 MB, a weight
+that is not finite.
 """
 
 import argparse
