@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 import peftjax
 from configs import own_data as own_config
@@ -263,3 +263,17 @@ def test_the_order_is_that_of_seed_and_step_for_images_too(tmp_path):
     np.testing.assert_array_equal(
         np.stack([part.rows['pixel_values'] for part in resumed]), whole[2:]
     )
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_an_error():
+    backend = Tokenizer(models.WordLevel({'a': 0}, 'a'))
+    pattern = Regex(r'(a+)+\1c')
+    backend.pre_tokenizer = pre_tokenizers.Split(pattern, 'isolated')
+    with pytest.raises(ValueError, match="tokenizer.json does not come to an end on 'aaa"):
+        interop.Tokenizer(backend).encode('a' * 40)
+
+
+def test_half_of_a_character_is_refused_when_a_text_is_cut():
+    backend = Tokenizer(models.WordLevel({'a': 0}, 'a'))
+    with pytest.raises(ValueError, match='no text that can be encoded'):
+        base.cutting(interop.Tokenizer(backend), 4).encode('\ud800')

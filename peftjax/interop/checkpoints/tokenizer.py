@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Regex, decoders, models, pre_tokenizers
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.files.bounded_json import read_object
@@ -47,16 +47,36 @@ class Tokenizer:
         """Token ids of one text; special tokens as the checkpoint's own tokenizer adds them.
 
         Raises:
-            ValueError: a text with half of a character, which no encoding has.
+            ValueError: see `encoded`.
         """
-        try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError:
-            raise ValueError(f'{ascii(text[:60])} is no text that can be encoded') from None
+        return encoded(self.backend, text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+
+def encoded(backend: tokenizers.Tokenizer, text: Any, *more: Any, **options: Any) -> Encoding:
+    """`backend.encode`, whose failures are errors that name the text.
+
+    The patterns of a tokenizer.json may backtrack. The library stops after ten million steps at one
+    place of a text, and then panics.
+
+    Raises:
+        ValueError: a text with half of a character, which no encoding has; one on which a pattern
+            of the tokenizer does not come to an end.
+    """
+    try:
+        return backend.encode(text, *more, **options)
+    except TypeError:
+        raise ValueError(f'{ascii(str(text)[:60])} is no text that can be encoded') from None
+    except BaseException as error:  # The panic of a Rust library is no Exception.
+        if type(error).__name__ != 'PanicException':
+            raise
+        raise ValueError(
+            'a pattern in tokenizer.json does not come to an end on '
+            f'{ascii(str(text)[:60])}: {error}'
+        ) from None
 
 
 def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:

@@ -11,6 +11,7 @@ import optax
 import tokenizers
 
 import peftjax
+from peftjax.interop.checkpoints.tokenizer import encoded
 from peftjax.train.data.packing import Row, chat_row
 from peftjax.train.data.tables import Record, read_splits
 from peftjax.train.settings import DataSettings, Settings, SettingsError
@@ -206,11 +207,11 @@ class Cutting:
 
     def encode(self, text: str, pair: str | None = None) -> tokenizers.Encoding:
         """The tokens of a text, or of a pair of texts, of which the longer one is cut first."""
-        return self._counted(self._backend.encode(text, pair))
+        return self._counted(encoded(self._backend, text, pair))
 
     def encode_words(self, words: Sequence[str]) -> tokenizers.Encoding:
         """The tokens of a text that is cut into words already."""
-        return self._counted(self._backend.encode(list(words), is_pretokenized=True))
+        return self._counted(encoded(self._backend, list(words), is_pretokenized=True))
 
     def _counted(self, encoded: tokenizers.Encoding) -> tokenizers.Encoding:
         self.seen += 1
