@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from peftjax.binding import calls
+from peftjax.binding import calls, described
 from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.quantized import like_dense
+from peftjax.core.roles import Roles
 from peftjax.serving.bank import Bank
+from peftjax.serving.row_rules import Blocks
 from peftjax.serving.rows import Axes, Member, Method, mapped, row_axes
 
 
@@ -32,11 +34,15 @@ def adapt(model: Model) -> Callable[..., Any]:
     Returns:
       A pure function. `slots`: int [rows], for each row a slot of the bank, 0 for the base. Each
       array among the arguments has rows as its first axis; scalars are shared. Under
-      `jax.jit` a slot that is empty or not there gives NaN in its row.
+      `jax.jit` a slot that is empty or not there gives NaN in its row. For packed rows, `slots`
+      of int [rows, blocks]: the tokens of each row are cut into so many blocks of one length, and
+      each block has an adapter; pack so that a text begins where a block does. Methods that act on
+      weights are computed so.
 
     Raises:
       ValueError: at a call, slots that are empty or not there; an array whose first axis is not
-        that of the rows; outputs that mix rows, such as a mean over the batch.
+        that of the rows; outputs that mix rows, such as a mean over the batch; slots for blocks
+        of a method, or of a model, whose adapters act on more than single tokens.
 
     >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -65,8 +71,10 @@ def adapt(model: Model) -> Callable[..., Any]:
         method, members = members_of(model, bank, slots, frozen.params)
         if bank.prepared is not None:
             method = method._replace(bank=bank.members(model, frozen.params))
+        if slots.ndim == 2:
+            method = method._replace(blocks=_blocks(model, call, slots.shape[1]))
         outputs = mapped(method, members, frozen.params, keys, call, axes)
-        there = holds(bank, slots)
+        there = holds(bank, slots).reshape(len(slots), -1).all(axis=1)
         return jax.tree.map(lambda axis, leaf: _or_nan(leaf, there, axis), axes.results, outputs)
 
     def predict(
@@ -77,7 +85,7 @@ def adapt(model: Model) -> Callable[..., Any]:
         adapter_key: jax.Array | None = None,
         **kwargs: Any,
     ) -> Any:
-        slots = checked(bank, slots, frozen)
+        slots = checked(bank, slots, frozen, blocks=True)
         call = calls.split(args, kwargs)
         if adapter_key is not None and bank.prepared is not None:
             raise ValueError(
@@ -95,13 +103,36 @@ def adapt(model: Model) -> Callable[..., Any]:
     return predict
 
 
+def _blocks(model: Model, call: calls.Call, count: int) -> Blocks:
+    """Into what the rows of a call are cut.
+
+    Raises:
+      ValueError: it is not known which argument holds tokens; blocks of unequal lengths.
+    """
+    args, keywords = call.arguments()
+    roles = model.roles or Roles()
+    ids = described.by_name(model.signature, args, keywords).get(roles.token_ids or '')
+    if ids is None:
+        raise ValueError(
+            'slots for blocks of a row need to know the tokens: write '
+            "peftjax.wrap(..., roles=peftjax.Roles(token_ids='...')), or one slot for each row"
+        )
+    tokens = ids.shape[1]
+    if tokens % count:
+        raise ValueError(
+            f'rows of {tokens} tokens are not {count} blocks of one length; pad them to '
+            f'{-(-tokens // count) * count}'
+        )
+    return Blocks(tokens, count)
+
+
 def shapes_alone(model: Model) -> Model:
     """The model with shapes in the place of its parameters, so that it keeps none alive."""
     return model.replace(params=like_dense(model.params))
 
 
-def checked(bank: Bank, slots: Any, frozen: Frozen) -> jax.Array:
-    """`slots` as int32 [rows].
+def checked(bank: Bank, slots: Any, frozen: Frozen, *, blocks: bool = False) -> jax.Array:
+    """`slots` as int32 [rows]; as [rows, blocks] where there may be `blocks`.
 
     Raises:
       TypeError: something else in the place of an argument.
@@ -113,7 +144,7 @@ def checked(bank: Bank, slots: Any, frozen: Frozen) -> jax.Array:
             'write bank, frozen = peftjax.serving.bank(...) and predict(bank, slots, frozen, ...)'
         )
     rows = slots if isinstance(slots, jax.Array) else np.asarray(slots)
-    if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
+    if rows.ndim not in ((1, 2) if blocks else (1,)) or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise ValueError(
             f'slots is {rows.dtype}{list(rows.shape)}; write one whole number for each row'
         )
@@ -193,9 +224,10 @@ def _rows(leaf: jax.Array, slots: jax.Array, depth: int) -> jax.Array:
     stack = leaf.shape[1 : 1 + depth]
     count = math.prod(stack)
     flat = leaf.reshape(len(leaf) * count, *leaf.shape[1 + depth :])
-    places = jnp.clip(slots, 0, len(leaf) - 1)[None] * count + jnp.arange(count)[:, None]
+    layer = jnp.arange(count).reshape(-1, *[1] * slots.ndim)
+    places = jnp.clip(slots, 0, len(leaf) - 1)[None] * count + layer
     taken = jnp.take(flat, places, axis=0, mode='clip')
-    return taken.reshape(*stack, len(slots), *leaf.shape[1 + depth :])
+    return taken.reshape(*stack, *slots.shape, *leaf.shape[1 + depth :])
 
 
 def result_axes(model: Model, call: calls.Call, axes: Sequence[int | None]) -> Any:

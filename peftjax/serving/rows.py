@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from peftjax.binding import calls
 from peftjax.binding.adapt import evaluate_precomputed
-from peftjax.binding.precompute import by_matrix, precompute
+from peftjax.binding.precompute import precompute
 from peftjax.core import paths
 from peftjax.core.holes import is_hole
 from peftjax.core.model import Model
 from peftjax.core.quantized import dense
-from peftjax.core.rules import CallRule, LeafRule, MatrixRule, ModuleRule, Rule, leaf_rule
+from peftjax.core.rules import LeafRule, MatrixRule, ModuleRule, Rule, leaf_rule
 from peftjax.core.transform import PeftTransform
-from peftjax.serving.row_rules import read_inside, switched
+from peftjax.serving.row_rules import Blocks, in_blocks, read_inside, ready, stack_of, switched
 
 
 class Source(NamedTuple):
@@ -138,6 +138,8 @@ class Method(NamedTuple):
       bank: all slots, slots in front, for rules that read theirs where they are used; None where
         the rows' own arrays are read: in many calls, and for gradients, which are of the size of
         the bank in each turn of a loop otherwise.
+      blocks: into what each row is cut, where its blocks have an adapter each; None where a row has
+        one.
     """
 
     model: Model
@@ -145,39 +147,66 @@ class Method(NamedTuple):
     many_calls: bool
     axes: Member
     bank: Member | None = None
+    blocks: Blocks | None = None
 
 
 def evaluate_row(method: Method, member: Member, params: Any, key: Any, call: calls.Call) -> Any:
-    """The model's outputs with the rules of one adapter in force."""
-    model, transform = method.model, method.transform
-    rules: dict[str, Rule] = {}
+    """The model's outputs with the rules of one adapter in force, or of one for each block."""
+    rules = (_rules if method.blocks is None else _rules_of_blocks)(method, member)
+    params = paths.replace(params, member.prepared.leaves)
+    return evaluate_precomputed(method.model, rules, params, key, call)
+
+
+def _rules(method: Method, member: Member) -> dict[str, Rule]:
+    transform, bank = method.transform, method.bank
     seen = member.prepared.seen(member.adapter, member.own)
-    bank = method.bank
     every = None if bank is None else bank.prepared.seen(bank.adapter, bank.own)
-
-    def read(path: str, rule: MatrixRule | ModuleRule, stack: tuple[int, ...]) -> Any:
-        if every is None or not stack:
-            return rule
-        return read_inside(rule, every[path], member.slot, stack)
-
+    rules: dict[str, Rule] = {}
     for path, rule in transform.rules(member.adapter, member.own).items():
         if isinstance(rule, LeafRule):
             continue
-        if method.many_calls and isinstance(rule, MatrixRule) and rule.dense:
-            by = by_matrix(rule, seen[path])
-            rules[path] = read(path, by, rule.layout.stack_shape)
-            continue
-        if isinstance(rule, CallRule | ModuleRule) and rule.shorten is not None:
-            rule = rule.shorten(member.length)
-        if isinstance(rule, MatrixRule):
-            rule = dataclasses.replace(rule, leaves=seen[path], prepare=None, before=None)
-            rule = read(path, rule, rule.layout.stack_shape)
-        elif isinstance(rule, ModuleRule):
-            rule = dataclasses.replace(rule, leaves=seen[path], prepare=None)
-            rule = read(path, rule, tuple(model.sites.modules[path].stack))
-        rules[path] = switched(rule, member.active) if transform.rest is None else rule
-    params = paths.replace(params, member.prepared.leaves)
-    return evaluate_precomputed(model, rules, params, key, call)
+        merged = method.many_calls and isinstance(rule, MatrixRule) and rule.dense
+        rule = ready(rule, merged, seen.get(path), member.length)
+        stack = stack_of(method.model, path, rule)
+        if every is not None and isinstance(rule, MatrixRule | ModuleRule) and stack:
+            rule = read_inside(rule, every[path], member.slot, stack)
+        keep = merged or transform.rest is not None
+        rules[path] = rule if keep else switched(rule, member.active)
+    return rules
+
+
+def _rules_of_blocks(method: Method, members: Member) -> dict[str, Rule]:
+    """Rules of a row whose blocks have an adapter each; `members` has an axis of blocks."""
+    assert method.blocks is not None
+    if members.prepared.leaves:
+        raise ValueError(
+            f'the method replaces {next(iter(members.prepared.leaves))!r}, which all tokens of a '
+            'row share; write one slot for each row, and pack no rows'
+        )
+    first = _over(_first_block, method.axes, members)
+    leaves = members.prepared.seen(members.adapter, members.own)
+    rules = _rules(method, first._replace(slot=members.slot))
+    for path, rule in rules.items():
+        axes: Any = None, 0  # What blocks share, and where the leaves of each are in the bank.
+        inside = method.bank is not None and stack_of(method.model, path, rule)
+        if isinstance(rule, MatrixRule) and not inside:
+            axes = jax.tree.map(_block_axis, leaves[path], rule.leaves)
+            rule = dataclasses.replace(rule, leaves=leaves[path])
+
+        def of_member(member: Member, path: str = path) -> Any:
+            # A rule closes over numbers, so that each block needs the rule of its own adapter.
+            return _rules(method, member)[path]
+
+        rules[path] = in_blocks(path, rule, of_member, members, (method.axes, axes), method.blocks)
+    return rules
+
+
+def _first_block(axis: int | None, leaf: jax.Array) -> jax.Array:
+    return leaf if axis is None else jax.lax.index_in_dim(leaf, 0, axis, keepdims=False)
+
+
+def _block_axis(leaf: jax.Array, of_one: jax.Array) -> int | None:
+    return None if leaf.ndim == of_one.ndim else 0
 
 
 class Axes(NamedTuple):
