@@ -24,6 +24,8 @@ def test_the_page_runs_and_rows_are_those_of_each_adapter():
     np.testing.assert_allclose(
         names['logits'][1], model.apply(model.params, input_ids=ids)[1], atol=1e-5
     )
+    text = peftjax.adapt(model, tx)(adapter, beside, input_ids=ids[:1, :4])
+    np.testing.assert_allclose(names['packed'][0, :4], text[0], atol=1e-5)
     tx, adapter, beside = names['members'][1]
     alone = peftjax.generator(model, tx)(adapter, beside, ids[:1, :1], max_new_tokens=5)
     mixed = names['generate'](
