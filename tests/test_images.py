@@ -112,8 +112,14 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize('name', METHODS)
-@pytest.mark.parametrize('variant', ['vit', 'dinov2'])
+@pytest.mark.parametrize(
+    ('variant', 'name'),
+    [
+        pytest.param(variant, name, marks=() if turn == number % 2 else pytest.mark.slow)
+        for number, name in enumerate(METHODS)
+        for turn, variant in enumerate(('vit', 'dinov2'))
+    ],
+)
 def test_methods_train_an_image_classifier(variant, name, tmp_path):
     config, weights, inputs, logits = golden(variant)
     model = peftjax.load(write_folder(tmp_path, config, weights), task='classification')

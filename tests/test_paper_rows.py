@@ -77,12 +77,13 @@ def _base(source: str, head: str, labels: int | None) -> peftjax.Model:
 
 
 def _rows():
-    """All rows that can be built; those behind the first of each method are slow."""
+    """All rows that can be built; those behind the first of each task and data set are slow."""
     seen = set()
     for key in BUILT:
-        method = key.partition('.')[0]
-        yield pytest.param(key, marks=[pytest.mark.slow] if method in seen else [])
-        seen.add(method)
+        settings = ROWS[key].settings
+        kind = settings.task, settings.data.source, settings.model.task
+        yield pytest.param(key, marks=[pytest.mark.slow] if kind in seen else [])
+        seen.add(kind)
 
 
 @pytest.mark.parametrize('key', list(_rows()))
