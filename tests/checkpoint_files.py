@@ -46,8 +46,8 @@ def pretrained(name):
 def task_of(variant):
     if variant.endswith('_tokens'):
         return 'token_classification'
-    headed = ('bert', 'roberta', 'vit', 'dinov2')
-    return 'classification' if variant.startswith(headed) else None
+    headed = variant.startswith(('bert', 'roberta', 'vit', 'dinov2')) or variant.endswith('_score')
+    return 'classification' if headed else None
 
 
 def write_folder(folder, config, weights, shards=1):

@@ -17,16 +17,20 @@ from peftjax.models.attention import (
     AttentionCore,
     Branch,
     activation,
-    check_token_inputs,
     merge_heads,
     split_heads,
+)
+from peftjax.models.decoder import (
+    Classifier,
+    Decoder,
+    LanguageModel,
+    roles_of_reading,
+    roles_of_writing,
 )
 from peftjax.models.gemma_config import GemmaConfig
 from peftjax.models.norms import RMSNorm
 from peftjax.models.plain import softcapped
-from peftjax.models.read_out import read_out
 from peftjax.models.rope import rotate, rotation
-from peftjax.models.stack import apply_stack
 
 
 class _Embed(nn.Embed):
@@ -109,24 +113,45 @@ class _Layer(_Part):
         return x, present if self.keeps else None
 
 
-class Gemma(nn.Module):
+class _Layers(Decoder):
+    """What stands in a Gemma."""
+
+    block: ClassVar[type[nn.Module]] = _Layer
+
+    config: GemmaConfig
+
+    def embedding(self) -> nn.Embed:
+        return _Embed(
+            self.config.vocab_size,
+            self.config.hidden_size,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='embed_tokens',
+        )
+
+    def last_norm(self) -> nn.Module:
+        return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, 1.0, name='norm')
+
+    def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
+        # Once for all layers: outside the scan, so that they are not computed again in each.
+        turns, local_turns = (
+            rotation(rope, positions, self.config.head_dim)
+            for rope in (self.config.rope, self.config.local_rope)
+        )
+        return ((mask, *zip(turns, local_turns, strict=True)),)
+
+    def own(self, past: Any) -> Any:
+        return np.array(self.config.sliding), past
+
+    def finished(self, logits: jax.Array) -> jax.Array:
+        return softcapped(logits, self.config.final_logit_softcapping)
+
+
+class Gemma(_Layers, LanguageModel):
     """A causal language model of the Gemma 2 or Gemma 3 family: logits [B, T, V].
 
-    The head is the embedding itself, or `lm_head` where the config does not tie the two.
-    scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
-
-    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
-    padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
-    restart with it; position_ids [B, T] overrides the positions; deterministic=False turns the
-    attention dropout of the config on and needs `rngs={'dropout': key}`.
-
-    cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and a `Cache` of S slots, in sliding layers as in the others. cache=that, in place
-    of attention_mask and segment_ids, lets input_ids [B, T] follow it: logits [B, T, V], and the
-    cache with them.
-
-    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
-    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+    Inputs, what comes of them and what is refused: see `LanguageModel`. A cache has as many slots
+    in sliding layers as in the others.
 
     Example:
         >>> config = GemmaConfig(
@@ -141,86 +166,28 @@ class Gemma(nn.Module):
     https://arxiv.org/abs/2503.19786 (its text model).
     """
 
-    peftjax_roles: ClassVar[Roles] = Roles(
-        token_ids='input_ids',
-        mask='attention_mask',
-        positions='position_ids',
-        segments='segment_ids',
-        targets='targets',
-        cache='cache',
-        cache_length='cache_length',
-        embedding=r'embed_tokens',
-        attention=r'.*/core',
-        residual_end=r'.*branch',
-    )
+    peftjax_roles: ClassVar[Roles] = roles_of_writing('embed_tokens')
 
-    config: GemmaConfig
-    scan: bool = True
-    remat: str | None = None
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        deterministic: bool = True,
-        cache_length: int | None = None,
-        cache: caches.Cache | None = None,
-        targets: jax.Array | None = None,
-    ) -> Any:
-        given = {
-            'attention_mask': attention_mask,
-            'position_ids': position_ids,
-            'segment_ids': segment_ids,
-        }
-        check_token_inputs(input_ids, **given, targets=targets)
-        config = self.config
-        mask, positions = caches.look(
-            input_ids.shape[1], cache, **given, window=config.sliding_window
-        )
-        # Once for all layers: outside the scan, so that they are not computed again in each.
-        turns, local_turns = (
-            rotation(rope, positions, config.head_dim) for rope in (config.rope, config.local_rope)
-        )
-        embed = _Embed(
-            config.vocab_size,
-            config.hidden_size,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='embed_tokens',
-        )
-        x, present = apply_stack(
-            _Layer,
-            {
-                'config': config,
-                'deterministic': deterministic,
-                'dtype': self.dtype,
-                'param_dtype': self.param_dtype,
-                'keeps': cache is not None or cache_length is not None,
-            },
-            embed(input_ids),
-            (mask, *zip(turns, local_turns, strict=True)),
-            None if cache is None else cache.length,
-            count=config.num_hidden_layers,
-            scan=self.scan,
-            remat=self.remat,
-            own=(np.array(config.sliding), None if cache is None else (cache.keys, cache.values)),
-        )
-        if cache_length is not None:
-            x = x[:, -1:]
-        x = RMSNorm(config.rms_norm_eps, self.dtype, self.param_dtype, 1.0, name='norm')(x)
-        logits = read_out(
-            x,
-            embed,
-            tied=config.tie_word_embeddings,
-            targets=targets,
-            finish=lambda logits: softcapped(logits, config.final_logit_softcapping),
-        )
-        return caches.with_logits(logits, present, cache, cache_length, attention_mask, positions)
+class GemmaClassifier(_Layers, Classifier):
+    """A Gemma with a head on texts or tokens: logits [B, K] or [B, T, K]; see `Classifier`.
+
+    The bound on the logits of words (`final_logit_softcapping`) is none of the head's.
+
+    Example:
+        >>> config = GemmaConfig(
+        ...     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=4, num_key_value_heads=2, head_dim=4, sliding=(True, False))
+        >>> model, ids = GemmaClassifier(config, outputs=3), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), input_ids=ids)
+        >>> model.apply(variables, input_ids=ids).shape
+        (2, 3)
+
+    Source: `Gemma2ForSequenceClassification`, `Gemma2ForTokenClassification` and
+    `Gemma3TextForSequenceClassification` of transformers 5.23.
+    """
+
+    peftjax_roles: ClassVar[Roles] = roles_of_reading('embed_tokens')
 
 
 _LAYER = 'layers.{layer}'
@@ -245,4 +212,5 @@ GEMMA_NAMES = (
     ),
     *names.norm('norm', 'norm'),
     *names.dense('lm_head', 'lm_head'),
+    *names.dense('score', 'score'),
 )

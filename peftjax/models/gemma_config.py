@@ -41,6 +41,7 @@ class GemmaConfig:
     qk_norm: bool = False
     rope: Rope = Rope()
     local_rope: Rope = Rope()
+    classifier_dropout: float | None = None
 
     def __post_init__(self) -> None:
         activation(self.hidden_activation)

@@ -1,6 +1,6 @@
 """The GPT-2 decoder: learned positions, layer norms before the sublayers, a fused q, k and v."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,14 +14,18 @@ from peftjax.models.attention import (
     AttentionCore,
     Branch,
     activation,
-    check_token_inputs,
     merge_heads,
     split_heads,
 )
+from peftjax.models.decoder import (
+    Classifier,
+    Decoder,
+    LanguageModel,
+    roles_of_reading,
+    roles_of_writing,
+)
 from peftjax.models.gpt2_config import GPT2Config
 from peftjax.models.norms import LayerNorm
-from peftjax.models.read_out import read_out
-from peftjax.models.stack import apply_stack
 
 
 class _Part(nn.Module):
@@ -79,23 +83,44 @@ class _Layer(_Part):
         return x, present if self.keeps else None
 
 
-class GPT2(nn.Module):
+class _Layers(Decoder):
+    """What stands in a GPT-2."""
+
+    block: ClassVar[type[nn.Module]] = _Layer
+
+    config: GPT2Config
+
+    def embedding(self) -> nn.Embed:
+        return self._table('wte', self.config.vocab_size)
+
+    def last_norm(self) -> nn.Module:
+        epsilon = self.config.layer_norm_epsilon
+        return LayerNorm(epsilon, self.dtype, self.param_dtype, name='ln_f')
+
+    def embedded(
+        self, embed: nn.Embed, input_ids: jax.Array, positions: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        rows = embed(input_ids) + self._table('wpe', self.config.n_positions)(positions)
+        rate = self.config.embd_pdrop
+        return nn.Dropout(rate, deterministic=deterministic, name='dropout')(rows)
+
+    def check_length(self, length: int) -> None:
+        if length > self.config.n_positions:
+            raise ValueError(
+                f'{length} tokens: this checkpoint has {self.config.n_positions} position '
+                'embeddings'
+            )
+
+    def _table(self, name: str, rows: int) -> nn.Embed:
+        return nn.Embed(
+            rows, self.config.n_embd, dtype=self.dtype, param_dtype=self.param_dtype, name=name
+        )
+
+
+class GPT2(_Layers, LanguageModel):
     """A causal language model of the GPT-2 family: logits [B, T, V].
 
-    The head is the embedding `wte` itself, or `lm_head` where the config does not tie the two.
-    scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
-
-    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
-    padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
-    restart with it; position_ids [B, T] overrides the positions, which count padding too;
-    deterministic=False turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
-
-    cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
-    lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
-
-    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
-    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+    Inputs, what comes of them and what is refused: see `LanguageModel`.
 
     Example:
         >>> config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=8)
@@ -107,80 +132,26 @@ class GPT2(nn.Module):
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3.
     """
 
-    peftjax_roles: ClassVar[Roles] = Roles(
-        token_ids='input_ids',
-        mask='attention_mask',
-        positions='position_ids',
-        segments='segment_ids',
-        targets='targets',
-        cache='cache',
-        cache_length='cache_length',
-        embedding=r'wte',
-        attention=r'.*/core',
-        residual_end=r'.*branch',
-    )
+    peftjax_roles: ClassVar[Roles] = roles_of_writing('wte')
 
-    config: GPT2Config
-    scan: bool = True
-    remat: str | None = None
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        deterministic: bool = True,
-        cache_length: int | None = None,
-        cache: caches.Cache | None = None,
-        targets: jax.Array | None = None,
-    ) -> Any:
-        given = {
-            'attention_mask': attention_mask,
-            'position_ids': position_ids,
-            'segment_ids': segment_ids,
-        }
-        check_token_inputs(input_ids, **given, targets=targets)
-        config, length = self.config, input_ids.shape[1]
-        longest = cache_length or (length if cache is None else cache.mask.shape[1])
-        if max(length, longest) > config.n_positions:
-            raise ValueError(
-                f'{max(length, longest)} tokens: this checkpoint has {config.n_positions} position '
-                'embeddings'
-            )
-        mask, position_ids = caches.look(length, cache, **given, window=None)
-        tokens, positions = (
-            nn.Embed(size, config.n_embd, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
-            for name, size in (('wte', config.vocab_size), ('wpe', config.n_positions))
-        )
-        dropout = nn.Dropout(config.embd_pdrop, deterministic=deterministic, name='dropout')
-        x, present = apply_stack(
-            _Layer,
-            {
-                'config': config,
-                'deterministic': deterministic,
-                'dtype': self.dtype,
-                'param_dtype': self.param_dtype,
-                'keeps': cache is not None or cache_length is not None,
-            },
-            dropout(tokens(input_ids) + positions(position_ids)),
-            mask,
-            None if cache is None else cache.length,
-            count=config.n_layer,
-            scan=self.scan,
-            remat=self.remat,
-            own=None if cache is None else (cache.keys, cache.values),
-        )
-        if cache_length is not None:
-            x = x[:, -1:]
-        x = LayerNorm(config.layer_norm_epsilon, self.dtype, self.param_dtype, name='ln_f')(x)
-        logits = read_out(x, tokens, tied=config.tie_word_embeddings, targets=targets)
-        return caches.with_logits(
-            logits, present, cache, cache_length, attention_mask, position_ids
-        )
+class GPT2Classifier(_Layers, Classifier):
+    """A GPT-2 with a head on texts or tokens: logits [B, K] or [B, T, K]; see `Classifier`.
+
+    The head on tokens is called `classifier`, as in transformers.
+
+    Example:
+        >>> config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=8)
+        >>> model, ids = GPT2Classifier(config, outputs=3), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), input_ids=ids)
+        >>> model.apply(variables, input_ids=ids).shape
+        (2, 3)
+
+    Source: `GPT2ForSequenceClassification` and `GPT2ForTokenClassification` of transformers 5.23.
+    """
+
+    peftjax_roles: ClassVar[Roles] = roles_of_reading('wte')
+    head_of_tokens: ClassVar[str] = 'classifier'
 
 
 def _projection(theirs: str, ours: str) -> tuple[names.Rule, ...]:
@@ -202,4 +173,6 @@ GPT2_NAMES = (
     *_projection(f'{_LAYER}.mlp.c_proj', 'layers/mlp/c_proj'),
     *names.norm('ln_f', 'ln_f'),
     *names.dense('lm_head', 'lm_head'),
+    *names.dense('score', 'score'),
+    *names.dense('classifier', 'classifier'),
 )

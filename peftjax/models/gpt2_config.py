@@ -27,6 +27,7 @@ class GPT2Config:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     tie_word_embeddings: bool = True
+    classifier_dropout: float | None = None
 
     def __post_init__(self) -> None:
         activation(self.activation_function)

@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from peftjax.core.roles import Roles
@@ -14,15 +13,19 @@ from peftjax.models.attention import (
     AttentionCore,
     Branch,
     activation,
-    check_token_inputs,
     merge_heads,
     split_heads,
 )
+from peftjax.models.decoder import (
+    Classifier,
+    Decoder,
+    LanguageModel,
+    roles_of_reading,
+    roles_of_writing,
+)
 from peftjax.models.llama_config import LlamaConfig
 from peftjax.models.norms import RMSNorm
-from peftjax.models.read_out import read_out
 from peftjax.models.rope import rotate, rotation
-from peftjax.models.stack import apply_stack
 
 
 class _Part(nn.Module):
@@ -87,23 +90,34 @@ class _Layer(_Part):
         return x, present if self.keeps else None
 
 
-class Llama(nn.Module):
+class _Layers(Decoder):
+    """What stands in a Llama."""
+
+    block: ClassVar[type[nn.Module]] = _Layer
+
+    config: LlamaConfig
+
+    def embedding(self) -> nn.Embed:
+        return nn.Embed(
+            self.config.vocab_size,
+            self.config.hidden_size,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='embed_tokens',
+        )
+
+    def last_norm(self) -> nn.Module:
+        return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')
+
+    def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
+        # Once for all layers: outside the scan, so that they are not computed again in each.
+        return mask, *rotation(self.config.rope, positions, self.config.head_dim)
+
+
+class Llama(_Layers, LanguageModel):
     """A causal language model of the Llama family: logits [B, T, V].
 
-    The head is `lm_head`, or the embedding itself where the config ties the two.
-    scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
-
-    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
-    padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
-    restart with it; position_ids [B, T] overrides the positions; deterministic=False turns the
-    attention dropout of the config on and needs `rngs={'dropout': key}`.
-
-    cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
-    lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
-
-    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
-    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+    Inputs, what comes of them and what is refused: see `LanguageModel`.
 
     Example:
         >>> config = LlamaConfig(
@@ -117,78 +131,25 @@ class Llama(nn.Module):
     Source: Touvron et al. 2023, https://arxiv.org/abs/2302.13971.
     """
 
-    peftjax_roles: ClassVar[Roles] = Roles(
-        token_ids='input_ids',
-        mask='attention_mask',
-        positions='position_ids',
-        segments='segment_ids',
-        targets='targets',
-        cache='cache',
-        cache_length='cache_length',
-        embedding=r'embed_tokens',
-        attention=r'.*/core',
-        residual_end=r'.*branch',
-    )
+    peftjax_roles: ClassVar[Roles] = roles_of_writing('embed_tokens')
 
-    config: LlamaConfig
-    scan: bool = True
-    remat: str | None = None
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        deterministic: bool = True,
-        cache_length: int | None = None,
-        cache: caches.Cache | None = None,
-        targets: jax.Array | None = None,
-    ) -> Any:
-        given = {
-            'attention_mask': attention_mask,
-            'position_ids': position_ids,
-            'segment_ids': segment_ids,
-        }
-        check_token_inputs(input_ids, **given, targets=targets)
-        config, length = self.config, input_ids.shape[1]
-        mask, position_ids = caches.look(length, cache, **given, window=config.sliding_window)
-        embed = nn.Embed(
-            config.vocab_size,
-            config.hidden_size,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='embed_tokens',
-        )
-        x, present = apply_stack(
-            _Layer,
-            {
-                'config': config,
-                'deterministic': deterministic,
-                'dtype': self.dtype,
-                'param_dtype': self.param_dtype,
-                'keeps': cache is not None or cache_length is not None,
-            },
-            embed(input_ids),
-            mask,
-            None if cache is None else cache.length,
-            # Once for all layers: outside the scan, so that they are not computed again in each.
-            *rotation(config.rope, position_ids, config.head_dim),
-            count=config.num_hidden_layers,
-            scan=self.scan,
-            remat=self.remat,
-            own=None if cache is None else (cache.keys, cache.values),
-        )
-        if cache_length is not None:
-            x = x[:, -1:]
-        x = RMSNorm(config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')(x)
-        logits = read_out(x, embed, tied=config.tie_word_embeddings, targets=targets)
-        return caches.with_logits(
-            logits, present, cache, cache_length, attention_mask, position_ids
-        )
+class LlamaClassifier(_Layers, Classifier):
+    """A Llama with a head on texts or tokens: logits [B, K] or [B, T, K]; see `Classifier`.
+
+    Example:
+        >>> config = LlamaConfig(
+        ...     vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+        >>> model, ids = LlamaClassifier(config, outputs=3), jnp.ones((2, 5), int)
+        >>> variables = model.init(jax.random.key(0), input_ids=ids)
+        >>> model.apply(variables, input_ids=ids).shape
+        (2, 3)
+
+    Source: `LlamaForSequenceClassification` and `LlamaForTokenClassification` of transformers 5.23.
+    """
+
+    peftjax_roles: ClassVar[Roles] = roles_of_reading('embed_tokens')
 
 
 _LAYER = 'layers.{layer}'
@@ -207,4 +168,5 @@ LLAMA_NAMES = (
     *names.dense(f'{_LAYER}.mlp.down_proj', 'layers/mlp/down_proj'),
     *names.norm('norm', 'norm'),
     *names.dense('lm_head', 'lm_head'),
+    *names.dense('score', 'score'),
 )

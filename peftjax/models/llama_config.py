@@ -36,6 +36,7 @@ class LlamaConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     rope: Rope = Rope()
+    classifier_dropout: float | None = None
 
     def __post_init__(self) -> None:
         activation(self.hidden_act)

@@ -16,11 +16,12 @@ from peftjax.models.bert_config import (
     parse_bert,
     parse_roberta,
 )
-from peftjax.models.gemma import GEMMA_NAMES, Gemma
+from peftjax.models.decoder import Classifier, LanguageModel
+from peftjax.models.gemma import GEMMA_NAMES, Gemma, GemmaClassifier
 from peftjax.models.gemma_config import GemmaConfig, parse_gemma
-from peftjax.models.gpt2 import GPT2, GPT2_NAMES
+from peftjax.models.gpt2 import GPT2, GPT2_NAMES, GPT2Classifier
 from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
-from peftjax.models.llama import LLAMA_NAMES, Llama
+from peftjax.models.llama import LLAMA_NAMES, Llama, LlamaClassifier
 from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
 from peftjax.models.t5 import T5
@@ -87,7 +88,9 @@ class Family(NamedTuple):
     config: of its models. parse: config.json -> such a config. build: config -> module.
     names: the tensor table.
     prefix: what full checkpoints put before the names of the backbone, and bare ones leave out.
-    head: regex of leaves that are new when a checkpoint has none of them.
+    heads: names of modules, in checkpoints as in our trees, that stand on the backbone for a task;
+        their leaves are new when a checkpoint has none of them.
+    writes: whether the model without such a head gives logits of tokens.
     surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
     example: config -> the arguments of a call.
     modules: regexes, and what they become, that turn a tensor's name in a checkpoint into its name
@@ -99,10 +102,15 @@ class Family(NamedTuple):
     build: Callable[[Any, Build], nn.Module]
     names: tuple[Rule, ...]
     prefix: str
-    head: str
+    heads: tuple[str, ...]
+    writes: bool
     surplus: Callable[[Any], tuple[str, ...]]
     example: Callable[[Any], Inputs] = _tokens
     modules: tuple[tuple[str, str], ...] = ()
+
+    def of_head(self, path: str) -> bool:
+        """Whether a leaf belongs to the head of a task."""
+        return path.partition('/')[0] in self.heads
 
 
 def family_of(model_type: Any) -> Family:
@@ -159,28 +167,37 @@ def _build_vit(config: ViTConfig, build: Build) -> ViT:
     return ViT(config, outputs=outputs, **build.common())
 
 
-def _build_llama(config: LlamaConfig, build: Build) -> Llama:
-    _check_decoder('Llama', build)
-    return Llama(config, **build.common())
+def _decoder(
+    kind: str, writer: type[LanguageModel], classifier: type[Classifier]
+) -> Callable[[Any, Build], nn.Module]:
+    """How a decoder is built: as a model that writes, or with a head in place of that."""
 
+    def build_decoder(config: Any, build: Build) -> nn.Module:
+        if build.pooling != 'first':
+            raise ValueError(
+                f'pooling {build.pooling!r} is for BERT: a {kind} decoder reads the last token'
+            )
+        if build.task in (None, 'causal_lm'):
+            _check_writer(kind, build, 'causal_lm')
+            return writer(config, **build.common())
+        tasks = ('causal_lm', 'classification', 'regression', 'token_classification')
+        return classifier(
+            config,
+            outputs=_outputs(f'a {kind} decoder', build, tasks) or 1,
+            each_token=build.task == 'token_classification',
+            **build.common(),
+        )
 
-def _build_gemma(config: GemmaConfig, build: Build) -> Gemma:
-    _check_decoder('Gemma', build)
-    return Gemma(config, **build.common())
-
-
-def _build_gpt2(config: GPT2Config, build: Build) -> GPT2:
-    _check_decoder('GPT-2', build)
-    return GPT2(config, **build.common())
+    return build_decoder
 
 
 def _build_t5(config: T5Config, build: Build) -> T5:
-    _check_decoder('T5', build, 'seq2seq_lm')
+    _check_writer('T5', build, 'seq2seq_lm')
     return T5(config, **build.common())
 
 
 def _build_whisper(config: WhisperConfig, build: Build) -> Whisper:
-    _check_decoder('Whisper', build, 'seq2seq_lm')
+    _check_writer('Whisper', build, 'seq2seq_lm')
     return Whisper(config, **build.common())
 
 
@@ -202,7 +219,7 @@ def _outputs(kind: str, build: Build, tasks: tuple[str, ...]) -> int | None:
     return build.num_labels
 
 
-def _check_decoder(family: str, build: Build, task: str = 'causal_lm') -> None:
+def _check_writer(family: str, build: Build, task: str) -> None:
     if build.pooling != 'first':
         raise ValueError(f'pooling {build.pooling!r} is for BERT: a {family} decoder does not pool')
     if build.task not in (None, task) or build.num_labels is not None:
@@ -213,46 +230,66 @@ def _check_decoder(family: str, build: Build, task: str = 'causal_lm') -> None:
 
 
 _BERT = Family(
-    BertConfig, parse_bert, _build_bert, BERT_NAMES, 'bert.', r'classifier/.*', surplus.of_bert
-)
-_ROBERTA = Family(
-    RobertaConfig,
-    parse_roberta,
+    BertConfig,
+    parse_bert,
     _build_bert,
-    ROBERTA_NAMES,
-    'roberta.',
-    r'classifier/.*',
-    surplus.of_bert,
+    BERT_NAMES,
+    prefix='bert.',
+    heads=('classifier',),
+    writes=False,
+    surplus=surplus.of_bert,
+)
+_ROBERTA = _BERT._replace(
+    config=RobertaConfig, parse=parse_roberta, names=ROBERTA_NAMES, prefix='roberta.'
 )
 _LLAMA = Family(
-    LlamaConfig, parse_llama, _build_llama, LLAMA_NAMES, 'model.', r'', surplus.of_llama
+    LlamaConfig,
+    parse_llama,
+    _decoder('Llama', Llama, LlamaClassifier),
+    LLAMA_NAMES,
+    prefix='model.',
+    heads=('score',),
+    writes=True,
+    surplus=surplus.of_llama,
 )
-_GEMMA = Family(
-    GemmaConfig, parse_gemma, _build_gemma, GEMMA_NAMES, 'model.', r'', surplus.of_llama
+_GEMMA = _LLAMA._replace(
+    config=GemmaConfig,
+    parse=parse_gemma,
+    build=_decoder('Gemma', Gemma, GemmaClassifier),
+    names=GEMMA_NAMES,
 )
 _GPT2 = Family(
-    GPT2Config, parse_gpt2, _build_gpt2, GPT2_NAMES, 'transformer.', r'', surplus.of_gpt2
+    GPT2Config,
+    parse_gpt2,
+    _decoder('GPT-2', GPT2, GPT2Classifier),
+    GPT2_NAMES,
+    prefix='transformer.',
+    heads=('score', 'classifier'),
+    writes=True,
+    surplus=surplus.of_gpt2,
 )
 _T5 = Family(
     T5Config,
     parse_t5,
     _build_t5,
     T5_NAMES,
-    '',
-    r'',
-    surplus.of_t5,
-    _tokens_of_two,
+    prefix='',
+    heads=(),
+    writes=True,
+    surplus=surplus.of_t5,
+    example=_tokens_of_two,
 )
 _VIT = Family(
     ViTConfig,
     parse_vit,
     _build_vit,
     VIT_NAMES,
-    'vit.',
-    r'classifier/.*',
-    surplus.of_vit,
-    _pixels,
-    VIT_MODULES,
+    prefix='vit.',
+    heads=('classifier',),
+    writes=False,
+    surplus=surplus.of_vit,
+    example=_pixels,
+    modules=VIT_MODULES,
 )
 _DINOV2 = _VIT._replace(
     config=Dinov2Config, names=DINOV2_NAMES, prefix='dinov2.', modules=DINOV2_MODULES
@@ -262,10 +299,11 @@ _WHISPER = Family(
     parse_whisper,
     _build_whisper,
     WHISPER_NAMES,
-    'model.',
-    r'',
-    surplus.of_whisper,
-    _speech,
+    prefix='model.',
+    heads=(),
+    writes=True,
+    surplus=surplus.of_whisper,
+    example=_speech,
 )
 _FAMILIES = {
     'bert': _BERT,

@@ -2,9 +2,7 @@
 
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import RobertaConfig
-from peftjax.models.gemma import Gemma
-from peftjax.models.gpt2 import GPT2
-from peftjax.models.llama import Llama
+from peftjax.models.decoder import Classifier, Decoder
 from peftjax.models.t5 import T5
 from peftjax.models.vit import ViT
 from peftjax.models.whisper import Whisper
@@ -29,18 +27,21 @@ def of_vit(module: ViT) -> tuple[str, ...]:
     return surplus + ((r'classifier\..*',) if module.outputs is None else ())
 
 
-def of_llama(module: Llama | Gemma) -> tuple[str, ...]:
+def of_llama(module: Decoder) -> tuple[str, ...]:
     """Of Llama, Gemma and their kin."""
-    surplus = (r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
-    # Some files of tied models hold the embedding a second time under this name.
-    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
+    return (r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq', *_head_of_words(module))
 
 
-def of_gpt2(module: GPT2) -> tuple[str, ...]:
+def of_gpt2(module: Decoder) -> tuple[str, ...]:
     """Of GPT-2."""
     # Old checkpoints keep each layer's causal mask.
-    surplus = (r'h\.\d+\.attn\.(bias|masked_bias)',)
-    return surplus + ((r'lm_head\.weight',) if module.config.tie_word_embeddings else ())
+    return (r'h\.\d+\.attn\.(bias|masked_bias)', *_head_of_words(module))
+
+
+def _head_of_words(module: Decoder) -> tuple[str, ...]:
+    # Some files of tied models hold the embedding a second time under this name.
+    unused = isinstance(module, Classifier) or module.config.tie_word_embeddings
+    return (r'lm_head\.weight',) if unused else ()
 
 
 def of_t5(module: T5) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from peftjax.interop.files import finite
 from peftjax.interop.files.tensors import Header, Tensors
 from peftjax.models.config_fields import NO_SIZES
 from peftjax.models.names import Slot
+from peftjax.models.registry import Family
 
 
 def strip_prefix(tensors: Tensors, prefix: str) -> Tensors:
@@ -43,9 +44,11 @@ def strip_prefix(tensors: Tensors, prefix: str) -> Tensors:
     )
 
 
-def new_leaves(slots: Sequence[Slot], headers: Mapping[str, Header], head: str) -> frozenset[str]:
+def new_leaves(
+    slots: Sequence[Slot], headers: Mapping[str, Header], family: Family
+) -> frozenset[str]:
     """Paths of the head's leaves, if the checkpoint holds no tensor of the head at all."""
-    of_head = [slot for slot in slots if re.fullmatch(head, slot.path)]
+    of_head = [slot for slot in slots if family.of_head(slot.path)]
     held = any(name in headers for slot in of_head for name in slot.names)
     return frozenset() if held else frozenset(slot.path for slot in of_head)
 

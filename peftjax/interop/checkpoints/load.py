@@ -25,7 +25,7 @@ from peftjax.models.names import slots
 from peftjax.models.registry import Build, family_of_config
 from peftjax.quantize.model import SCHEMES, pack, quantizable, scheme_of
 
-_CLASSES = ('classification', 'token_classification')
+_HEADED = ('classification', 'regression', 'token_classification')
 
 
 def load(
@@ -93,10 +93,8 @@ def load(
     checkpoint = open_checkpoint(source, ignore, abstract)
     if checkpoint.tensors is not None and not allow_non_finite:
         checkpoint = checkpoint._replace(tensors=finite.checked(checkpoint.tensors))
-    for name in ('classifier.weight', 'classifier.out_proj.weight'):
-        head = checkpoint.tensors.headers.get(name) if checkpoint.tensors else None
-        if task in _CLASSES and num_labels is None and head is not None:
-            num_labels = head.shape[0]
+    if num_labels is None and task in _HEADED:
+        num_labels = _labels_of(checkpoint)
     param_dtype = dtype if param_dtype is None else param_dtype
     module = checkpoint.family.build(
         checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)
@@ -130,8 +128,18 @@ def load(
     return model.replace(params=unflatten_dict(params, sep='/'))
 
 
+def _labels_of(checkpoint: Checkpoint) -> int | None:
+    """How many numbers the head in the file gives; None where it has none."""
+    headers = {} if checkpoint.tensors is None else checkpoint.tensors.headers
+    for head in checkpoint.family.heads:
+        for name in (f'{head}.weight', f'{head}.out_proj.weight'):
+            if name in headers and headers[name].shape:
+                return headers[name].shape[0]
+    return None
+
+
 def _only_here(task: str | None, pooling: str) -> str:
-    if task not in _CLASSES or pooling != 'mean':
+    if task not in _HEADED or pooling != 'mean':
         return ''
     return (
         'its head reads the mean of all tokens, and the classifiers of other libraries read the '
@@ -196,7 +204,7 @@ class _Leaves:
         assemble.check_sizes(checkpoint.config, tensors)
         self.abstract = jax.eval_shape(lambda: self._initial(jax.random.key(0), None))
         table = slots(checkpoint.names, self.abstract)
-        self.new = assemble.new_leaves(table, headers, family.head)
+        self.new = assemble.new_leaves(table, headers, family)
         self._held = [slot for slot in table if slot.path not in self.new]
         surplus = family.surplus(module) + checkpoint.surplus + ignore
         assemble.check(self._held, tensors, surplus)

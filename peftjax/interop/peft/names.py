@@ -38,19 +38,19 @@ class Names:
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for path, leaf in paths.flatten(model.params).items()
         }
+        headed = any(map(family.of_head, leaves))
         # Without a head of its own an encoder is saved as the bare backbone.
-        bare = bool(family.head) and not any(re.fullmatch(family.head, path) for path in leaves)
-        heads = {'CAUSAL_LM': r'', 'SEQ_CLS': r'classifier/.*'}
-        self.task: str | None = next(
-            (task for task, head in heads.items() if head == family.head and not bare),
-            'FEATURE_EXTRACTION',
+        bare = not (headed or family.writes)
+        self.heads: tuple[str, ...] = family.heads
+        self.task: str | None = (
+            'SEQ_CLS' if headed else 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
         )
         if 'decoder_input_ids' in model.takes:
             self.task = 'SEQ_2_SEQ_LM'
         elif 'pixel_values' in model.takes:
             self.task = None  # the library has no word for images
         # The table of a tied head is two modules in torch, of which an adapter there changes one.
-        self.tied: bool = family.head == '' and 'lm_head/kernel' not in leaves
+        self.tied: bool = family.writes and not headed and 'lm_head/kernel' not in leaves
         self._prefix = '' if bare else family.prefix
         self.slots: dict[str, Slot] = {slot.path: slot for slot in slots(family.names, leaves)}
         self._places: dict[str, Place] = {}
@@ -73,7 +73,8 @@ class Names:
 
     def full(self, name: str) -> str:
         """The name that a tensor of the family's table has in this model."""
-        return name if re.match(r'(lm_head|classifier)\.', name) else self._prefix + name
+        beside = name.partition('.')[0] in ('lm_head', *self.heads)
+        return name if beside else self._prefix + name
 
     def place(self, tensor: str) -> Place | None:
         """Of a tensor of the base, `...weight` or `...bias`, whatever stands around its name."""

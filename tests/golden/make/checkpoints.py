@@ -51,6 +51,9 @@ def _draw_inputs(config: transformers.PretrainedConfig) -> dict[str, torch.Tenso
         ids = torch.randint(3, config.vocab_size, (2, 24))
         return {'input_ids': torch.where(mask == 1, ids, config.pad_token_id), **inputs}
     inputs['input_ids'] = torch.randint(1, config.vocab_size, (2, 24))
+    if 'ForSequenceClassification' in config.architectures[0] and kind != 'bert':
+        # A decoder's head reads the last token that is none of padding, whatever the mask says.
+        inputs['input_ids'] = inputs['input_ids'] * mask
     if kind == 'bert':
         inputs['token_type_ids'] = (torch.arange(24) > 9).long().expand(2, 24).contiguous()
     return inputs | (decoder if kind == 't5' else {})

@@ -1,0 +1,250 @@
+"""What the decoders have in common: from tokens to states, and from states to logits or a head."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from peftjax.core.roles import Roles
+from peftjax.models import cache as caches
+from peftjax.models.attention import check_token_inputs, is_token
+from peftjax.models.read_out import read_out
+from peftjax.models.stack import apply_stack
+
+
+class Decoder(nn.Module):
+    """A stack of causal layers over embedded tokens. A family says what stands in it.
+
+    scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
+    """
+
+    block: ClassVar[type[nn.Module]]
+
+    config: Any
+    scan: bool = True
+    remat: str | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def embedding(self) -> nn.Embed:
+        """The table of tokens, which a tied head reads as well."""
+        raise NotImplementedError
+
+    def last_norm(self) -> nn.Module:
+        """What stands behind the last layer."""
+        raise NotImplementedError
+
+    def embedded(
+        self, embed: nn.Embed, input_ids: jax.Array, positions: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        """What enters the first layer, [B, T, D]."""
+        del positions, deterministic
+        return embed(input_ids)
+
+    def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
+        """What every layer is given besides states, cache and the cache's length."""
+        del positions
+        return (mask,)
+
+    def own(self, past: Any) -> Any:
+        """What each layer has of its own, with a leading axis of layers; past: of the cache."""
+        return past
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError for more tokens than the model can tell apart."""
+
+    def finished(self, logits: jax.Array) -> jax.Array:
+        """The logits of tokens, of those of the head."""
+        return logits
+
+    def states(
+        self,
+        input_ids: jax.Array,
+        given: Mapping[str, jax.Array | None],
+        deterministic: bool,
+        cache: caches.Cache | None = None,
+        cache_length: int | None = None,
+    ) -> tuple[jax.Array, Any, nn.Embed, jax.Array]:
+        """States [B, T, D] before the last norm, keys and values, the embedding, the positions.
+
+        Call it inside a compact method. given: attention_mask, position_ids, segment_ids.
+        """
+        length, config = input_ids.shape[1], self.config
+        slots = length if cache is None else cache.mask.shape[1]
+        self.check_length(max(length, cache_length or slots))
+        window = getattr(config, 'sliding_window', None)
+        mask, positions = caches.look(length, cache, **given, window=window)
+        embed = self.embedding()
+        first, *others = self.shared(mask, positions)
+        x, present = apply_stack(
+            self.block,
+            {
+                'config': config,
+                'deterministic': deterministic,
+                'dtype': self.dtype,
+                'param_dtype': self.param_dtype,
+                'keeps': cache is not None or cache_length is not None,
+            },
+            self.embedded(embed, input_ids, positions, deterministic),
+            first,
+            None if cache is None else cache.length,
+            *others,
+            count=config.num_hidden_layers,
+            scan=self.scan,
+            remat=self.remat,
+            own=self.own(None if cache is None else (cache.keys, cache.values)),
+        )
+        return x, present, embed, positions
+
+
+class LanguageModel(Decoder):
+    """A decoder that writes: logits [B, T, V] of the token behind each.
+
+    The head is `lm_head`, or the embedding itself where the config ties the two.
+
+    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
+    padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
+    restart with it; position_ids [B, T] overrides the positions, which count padding too;
+    deterministic=False turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
+
+    cache_length=S makes this the first call of several: it returns the logits of the last token,
+    [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
+    lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
+
+    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
+    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+
+    Raises:
+        ValueError: an input of another shape; a mask or segments beside a cache; more tokens than
+            the model has positions for, or than the cache has slots.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+        cache_length: int | None = None,
+        cache: caches.Cache | None = None,
+        targets: jax.Array | None = None,
+    ) -> Any:
+        given = {
+            'attention_mask': attention_mask,
+            'position_ids': position_ids,
+            'segment_ids': segment_ids,
+        }
+        check_token_inputs(input_ids, **given, targets=targets)
+        x, present, embed, positions = self.states(
+            input_ids, given, deterministic, cache, cache_length
+        )
+        if cache_length is not None:
+            x = x[:, -1:]
+        logits = read_out(
+            self.last_norm()(x),
+            embed,
+            tied=self.config.tie_word_embeddings,
+            targets=targets,
+            finish=self.finished,
+        )
+        return caches.with_logits(logits, present, cache, cache_length, attention_mask, positions)
+
+
+class Classifier(Decoder):
+    """A decoder with a head on the last token of a text, or on each token, in place of the words.
+
+    outputs: K numbers that the head gives: logits [B, K], `score(h)` of the last state h whose
+        attention_mask is 1, without a bias; padding may stand on either side. A row of nothing but
+        padding is read at its first place.
+    each_token: logits [B, T, K] of every token in place of that, by a head with a bias; behind
+        dropout at the rate `classifier_dropout` of the config, 0.1 unless given, where
+        deterministic=False.
+
+    Inputs are those of `LanguageModel`, without cache and targets. Packed rows (segment_ids) go
+    with a head on each token.
+
+    transformers (5.23) finds the last token by `input_ids != pad_token_id`, whatever the
+    attention_mask. That is another one where a text ends with the padding token (such as the end
+    of text, where that is what pads) or where the mask hides tokens that are no padding.
+
+    Raises:
+        ValueError: an input of another shape; packed rows for a head on a text's last token.
+    """
+
+    head_of_tokens: ClassVar[str] = 'score'
+
+    outputs: int = 1
+    each_token: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        given = {
+            'attention_mask': attention_mask,
+            'position_ids': position_ids,
+            'segment_ids': segment_ids,
+        }
+        check_token_inputs(input_ids, **given)
+        if segment_ids is not None and not self.each_token:
+            raise ValueError(
+                f'segment_ids {segment_ids.shape} pack several texts into a row, and the head '
+                'reads the last token of one; give attention_mask, and one text a row'
+            )
+        x, *_ = self.states(input_ids, given, deterministic)
+        x = self.last_norm()(x)
+        if self.each_token:
+            rate = self.config.classifier_dropout
+            rate = 0.1 if rate is None else rate
+            x = nn.Dropout(rate, deterministic=deterministic, name='head_dropout')(x)
+        else:
+            x = _last_tokens(x, attention_mask)
+        return nn.Dense(
+            self.outputs,
+            use_bias=self.each_token,
+            kernel_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=self.head_of_tokens if self.each_token else 'score',
+        )(x)
+
+
+def _last_tokens(x: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    """Of states [B, T, D] those of each row's last token, [B, D]."""
+    real = is_token(attention_mask)
+    if real is None:
+        return x[:, -1]
+    places = jnp.max(jnp.where(real, jnp.arange(x.shape[1])[None], 0), axis=1)
+    places = jnp.broadcast_to(places, x.shape[:1])
+    return jnp.take_along_axis(x, places[:, None, None], axis=1)[:, 0]
+
+
+def roles_of_reading(embedding: str) -> Roles:
+    """The roles of a `Classifier` whose table of tokens is at the path `embedding`."""
+    return Roles(
+        token_ids='input_ids',
+        mask='attention_mask',
+        positions='position_ids',
+        segments='segment_ids',
+        embedding=embedding,
+        attention=r'.*/core',
+        residual_end=r'.*branch',
+    )
+
+
+def roles_of_writing(embedding: str) -> Roles:
+    """The roles of a `LanguageModel` whose table of tokens is at the path `embedding`."""
+    return dataclasses.replace(
+        roles_of_reading(embedding), targets='targets', cache='cache', cache_length='cache_length'
+    )
