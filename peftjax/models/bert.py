@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 
 from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
-from peftjax.models import names
 from peftjax.models.attention import (
     AttentionCore,
     Branch,
@@ -29,6 +28,28 @@ class BertOutput(NamedTuple):
 
     last_hidden_state: jax.Array
     pooler_output: jax.Array
+
+
+class TokenStates(NamedTuple):
+    """last_hidden_state [B, T, D] of an encoder that pools nothing.
+
+    Raises:
+        ValueError: its `pooler_output` is asked for.
+
+    Example:
+        >>> TokenStates(jnp.ones((2, 5, 16))).last_hidden_state.shape
+        (2, 5, 16)
+    """
+
+    last_hidden_state: jax.Array
+
+    @property
+    def pooler_output(self) -> jax.Array:
+        raise ValueError(
+            'there is no pooled output: the checkpoint has no pooler, or the model was loaded with '
+            "pooling='none'; write peftjax.load(..., pooling='mean') for the mean of all tokens, or "
+            'read last_hidden_state[:, 0]'
+        )
 
 
 class _Part(nn.Module):
@@ -120,11 +141,11 @@ class _Head(_Part):
 class Bert(nn.Module):
     """A BERT or RoBERTa encoder, and what stands on it: nothing, or a head.
 
-    outputs: None returns BertOutput; a number returns logits [B, outputs], or [B, T, outputs]
+    outputs: None returns BertOutput, or TokenStates where nothing is pooled; a number returns logits [B, outputs], or [B, T, outputs]
         where nothing is pooled.
     pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token; 'mean' averages the tokens
         that are not padding and has no pooler weights, as sentence encoders are trained; 'none'
-        puts the head on every token, a single linear layer in both families.
+        has none either, and puts a head on every token, a single linear layer in both families.
     scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
 
     Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
@@ -173,7 +194,7 @@ class Bert(nn.Module):
         position_ids: jax.Array | None = None,
         deterministic: bool = True,
         position_shift: jax.Array | int = 0,
-    ) -> BertOutput | jax.Array:
+    ) -> BertOutput | TokenStates | jax.Array:
         check_token_inputs(
             input_ids,
             attention_mask=attention_mask,
@@ -210,6 +231,8 @@ class Bert(nn.Module):
             scan=self.scan,
             remat=self.remat,
         )
+        if self.outputs is None and self.pooling == 'none':
+            return TokenStates(x)
         if self.outputs is None:
             return BertOutput(x, self._pool(x, attention_mask))
         if self.pooling == 'none':
@@ -258,27 +281,3 @@ class Bert(nn.Module):
             param_dtype=self.param_dtype,
             name='classifier',
         )(dropout(pooled))
-
-
-_ATTENTION, _LAYER = 'encoder.layer.{layer}.attention', 'encoder.layer.{layer}'
-BERT_NAMES = (
-    *names.embedding('embeddings.word_embeddings', 'embeddings/word_embeddings'),
-    *names.embedding('embeddings.position_embeddings', 'embeddings/position_embeddings'),
-    *names.embedding('embeddings.token_type_embeddings', 'embeddings/token_type_embeddings'),
-    *names.norm('embeddings.LayerNorm', 'embeddings/layer_norm'),
-    *names.dense(f'{_ATTENTION}.self.query', 'layers/attention/query'),
-    *names.dense(f'{_ATTENTION}.self.key', 'layers/attention/key'),
-    *names.dense(f'{_ATTENTION}.self.value', 'layers/attention/value'),
-    *names.dense(f'{_ATTENTION}.output.dense', 'layers/attention/output'),
-    *names.norm(f'{_ATTENTION}.output.LayerNorm', 'layers/attention/layer_norm'),
-    *names.dense(f'{_LAYER}.intermediate.dense', 'layers/ffn/intermediate'),
-    *names.dense(f'{_LAYER}.output.dense', 'layers/ffn/output'),
-    *names.norm(f'{_LAYER}.output.LayerNorm', 'layers/ffn/layer_norm'),
-    *names.dense('pooler.dense', 'pooler'),
-    *names.dense('classifier', 'classifier'),
-)
-ROBERTA_NAMES = (
-    *BERT_NAMES,
-    *names.dense('classifier.dense', 'classifier/dense'),
-    *names.dense('classifier.out_proj', 'classifier/out_proj'),
-)

@@ -6,17 +6,23 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from peftjax.models import surplus
-from peftjax.models.bert import BERT_NAMES, ROBERTA_NAMES, Bert
 from peftjax.models.bert_config import (
     BertConfig,
     RobertaConfig,
     parse_bert,
     parse_roberta,
 )
-from peftjax.models.decoder import Classifier, LanguageModel
+from peftjax.models.bert_names import BERT_NAMES, ROBERTA_NAMES
+from peftjax.models.build import (
+    Build,
+    build_bert,
+    build_t5,
+    build_vit,
+    build_whisper,
+    decoder_builder,
+)
 from peftjax.models.gemma import GEMMA_NAMES, Gemma, GemmaClassifier
 from peftjax.models.gemma_config import GemmaConfig, parse_gemma
 from peftjax.models.gpt2 import GPT2, GPT2_NAMES, GPT2Classifier
@@ -24,31 +30,12 @@ from peftjax.models.gpt2_config import GPT2Config, parse_gpt2
 from peftjax.models.llama import LLAMA_NAMES, Llama, LlamaClassifier
 from peftjax.models.llama_config import LlamaConfig, parse_llama
 from peftjax.models.names import Rule
-from peftjax.models.t5 import T5
 from peftjax.models.t5_config import T5Config, parse_t5
 from peftjax.models.t5_names import T5_NAMES
-from peftjax.models.vit import DINOV2_MODULES, DINOV2_NAMES, VIT_MODULES, VIT_NAMES, ViT
+from peftjax.models.vit import DINOV2_MODULES, DINOV2_NAMES, VIT_MODULES, VIT_NAMES
 from peftjax.models.vit_config import Dinov2Config, ViTConfig, parse_vit
-from peftjax.models.whisper import Whisper
 from peftjax.models.whisper_config import WhisperConfig, parse_whisper
 from peftjax.models.whisper_names import WHISPER_NAMES
-
-
-class Build(NamedTuple):
-    """How a user wants a family built: the arguments of `load` that reach the module."""
-
-    task: str | None
-    num_labels: int | None
-    pooling: str
-    scan: bool
-    remat: str | None
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-    def common(self) -> dict[str, Any]:
-        """What every family's module is told in the same words."""
-        return {name: getattr(self, name) for name in ('scan', 'remat', 'dtype', 'param_dtype')}
-
 
 Inputs = dict[str, jax.ShapeDtypeStruct]
 
@@ -91,6 +78,9 @@ class Family(NamedTuple):
     heads: names of modules, in checkpoints as in our trees, that stand on the backbone for a task;
         their leaves are new when a checkpoint has none of them.
     writes: whether the model without such a head gives logits of tokens.
+    vocabulary: paths of leaves whose tensors have a row for each token.
+    marks_tokens: leaves that a head on each token has, and leaves that it lacks, whereby it is told
+        from a head on the text.
     surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
     example: config -> the arguments of a call.
     modules: regexes, and what they become, that turn a tensor's name in a checkpoint into its name
@@ -106,11 +96,18 @@ class Family(NamedTuple):
     writes: bool
     surplus: Callable[[Any], tuple[str, ...]]
     example: Callable[[Any], Inputs] = _tokens
+    vocabulary: tuple[str, ...] = ()
+    marks_tokens: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     modules: tuple[tuple[str, str], ...] = ()
 
     def of_head(self, path: str) -> bool:
         """Whether a leaf belongs to the head of a task."""
         return path.partition('/')[0] in self.heads
+
+    def reads_tokens(self, leaves: Collection[str]) -> bool:
+        """Whether the head of a model with these leaves is one on each token."""
+        some, none = self.marks_tokens
+        return any(leaf in leaves for leaf in some) and not any(leaf in leaves for leaf in none)
 
 
 def family_of(model_type: Any) -> Family:
@@ -142,102 +139,17 @@ def family_of_config(config: Any) -> Family:
     )
 
 
-def _build_bert(config: BertConfig, build: Build) -> Bert:
-    tasks = ('classification', 'regression', 'token_classification')
-    outputs = _outputs('a BERT encoder', build, tasks)
-    pooling = build.pooling
-    if build.task == 'token_classification':
-        if pooling != 'first':
-            raise ValueError(
-                f'pooling {pooling!r} is for a head on the sentence: leave it out for '
-                "task 'token_classification'"
-            )
-        pooling = 'none'
-    elif pooling == 'none':
-        raise ValueError(
-            "pooling 'none' is what task 'token_classification' uses; use 'first' or 'mean'"
-        )
-    return Bert(config, outputs=outputs, pooling=pooling, **build.common())
-
-
-def _build_vit(config: ViTConfig, build: Build) -> ViT:
-    outputs = _outputs('an image encoder', build, ('classification', 'regression'))
-    if build.pooling != 'first':
-        raise ValueError(f'pooling {build.pooling!r} is for BERT: an image encoder has its own')
-    return ViT(config, outputs=outputs, **build.common())
-
-
-def _decoder(
-    kind: str, writer: type[LanguageModel], classifier: type[Classifier]
-) -> Callable[[Any, Build], nn.Module]:
-    """How a decoder is built: as a model that writes, or with a head in place of that."""
-
-    def build_decoder(config: Any, build: Build) -> nn.Module:
-        if build.pooling != 'first':
-            raise ValueError(
-                f'pooling {build.pooling!r} is for BERT: a {kind} decoder reads the last token'
-            )
-        if build.task in (None, 'causal_lm'):
-            _check_writer(kind, build, 'causal_lm')
-            return writer(config, **build.common())
-        tasks = ('causal_lm', 'classification', 'regression', 'token_classification')
-        return classifier(
-            config,
-            outputs=_outputs(f'a {kind} decoder', build, tasks) or 1,
-            each_token=build.task == 'token_classification',
-            **build.common(),
-        )
-
-    return build_decoder
-
-
-def _build_t5(config: T5Config, build: Build) -> T5:
-    _check_writer('T5', build, 'seq2seq_lm')
-    return T5(config, **build.common())
-
-
-def _build_whisper(config: WhisperConfig, build: Build) -> Whisper:
-    _check_writer('Whisper', build, 'seq2seq_lm')
-    return Whisper(config, **build.common())
-
-
-def _outputs(kind: str, build: Build, tasks: tuple[str, ...]) -> int | None:
-    """How many numbers the head gives, None without a head."""
-    if build.task is None:
-        if build.num_labels is not None:
-            raise ValueError(f'num_labels needs a task: use one of {", ".join(map(repr, tasks))}')
-        return None
-    if build.task not in tasks:
-        raise ValueError(
-            f'task {build.task!r} does not suit {kind}: use None or one of '
-            f'{", ".join(map(repr, tasks))}'
-        )
-    if build.task == 'regression':
-        return build.num_labels or 1
-    if not build.num_labels:
-        raise ValueError(f'task {build.task!r} needs num_labels, the number of classes')
-    return build.num_labels
-
-
-def _check_writer(family: str, build: Build, task: str) -> None:
-    if build.pooling != 'first':
-        raise ValueError(f'pooling {build.pooling!r} is for BERT: a {family} decoder does not pool')
-    if build.task not in (None, task) or build.num_labels is not None:
-        raise ValueError(
-            f'task {build.task!r} with num_labels {build.num_labels} does not suit a {family} '
-            f'decoder: use None or {task!r}, and no num_labels'
-        )
-
-
 _BERT = Family(
     BertConfig,
     parse_bert,
-    _build_bert,
+    build_bert,
     BERT_NAMES,
     prefix='bert.',
     heads=('classifier',),
     writes=False,
     surplus=surplus.of_bert,
+    vocabulary=('embeddings/word_embeddings/embedding',),
+    marks_tokens=(('classifier/kernel',), ('pooler/kernel',)),
 )
 _ROBERTA = _BERT._replace(
     config=RobertaConfig, parse=parse_roberta, names=ROBERTA_NAMES, prefix='roberta.'
@@ -245,44 +157,49 @@ _ROBERTA = _BERT._replace(
 _LLAMA = Family(
     LlamaConfig,
     parse_llama,
-    _decoder('Llama', Llama, LlamaClassifier),
+    decoder_builder('Llama', Llama, LlamaClassifier),
     LLAMA_NAMES,
     prefix='model.',
     heads=('score',),
     writes=True,
     surplus=surplus.of_llama,
+    vocabulary=('embed_tokens/embedding', 'lm_head/kernel'),
+    marks_tokens=(('score/bias',), ()),
 )
 _GEMMA = _LLAMA._replace(
     config=GemmaConfig,
     parse=parse_gemma,
-    build=_decoder('Gemma', Gemma, GemmaClassifier),
+    build=decoder_builder('Gemma', Gemma, GemmaClassifier),
     names=GEMMA_NAMES,
 )
 _GPT2 = Family(
     GPT2Config,
     parse_gpt2,
-    _decoder('GPT-2', GPT2, GPT2Classifier),
+    decoder_builder('GPT-2', GPT2, GPT2Classifier),
     GPT2_NAMES,
     prefix='transformer.',
     heads=('score', 'classifier'),
     writes=True,
     surplus=surplus.of_gpt2,
+    vocabulary=('wte/embedding', 'lm_head/kernel'),
+    marks_tokens=(('classifier/kernel',), ()),
 )
 _T5 = Family(
     T5Config,
     parse_t5,
-    _build_t5,
+    build_t5,
     T5_NAMES,
     prefix='',
     heads=(),
     writes=True,
     surplus=surplus.of_t5,
+    vocabulary=('embed/embedding', 'lm_head/kernel'),
     example=_tokens_of_two,
 )
 _VIT = Family(
     ViTConfig,
     parse_vit,
-    _build_vit,
+    build_vit,
     VIT_NAMES,
     prefix='vit.',
     heads=('classifier',),
@@ -297,12 +214,13 @@ _DINOV2 = _VIT._replace(
 _WHISPER = Family(
     WhisperConfig,
     parse_whisper,
-    _build_whisper,
+    build_whisper,
     WHISPER_NAMES,
     prefix='model.',
     heads=(),
     writes=True,
     surplus=surplus.of_whisper,
+    vocabulary=('decoder/embed_tokens/embedding',),
     example=_speech,
 )
 _FAMILIES = {

@@ -17,12 +17,13 @@ from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, Scheme
 from peftjax.core.sharding import shardings
 from peftjax.core.sites import Sites
-from peftjax.interop.checkpoints import assemble, packing
+from peftjax.interop.checkpoints import assemble, packing, vocabulary
 from peftjax.interop.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.files import finite
+from peftjax.models.build import Build
 from peftjax.models.names import slots
-from peftjax.models.registry import Build, family_of_config
+from peftjax.models.registry import family_of_config
 from peftjax.quantize.model import SCHEMES, pack, quantizable, scheme_of
 
 _HEADED = ('classification', 'regression', 'token_classification')
@@ -34,6 +35,9 @@ def load(
     task: str | None = None,
     num_labels: int | None = None,
     pooling: str = 'first',
+    vocab_size: int | None = None,
+    cut_vocabulary: bool = False,
+    tie: bool | None = None,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike | None = None,
     scan: bool = True,
@@ -57,10 +61,17 @@ def load(
             'package:name/file.gguf' for files inside an installed package, which is not imported.
         task: None for the backbone (BERT: last hidden state and pooled sentence; decoders:
             logits; images: last hidden states); 'classification' or 'regression' of a text or an
-            image; 'token_classification' for BERT; 'causal_lm' for decoders, 'seq2seq_lm' for T5.
+            image; 'token_classification' of texts; 'causal_lm' for decoders, 'seq2seq_lm' for T5.
+            A head on a decoder takes the place of the logits, and reads the last token.
         num_labels: number of classes; not needed if the checkpoint holds a head.
         pooling: what BERT's head sees: 'first', the pooler on the first token, or 'mean', the
-            average of all tokens, as sentence encoders are trained.
+            average of all tokens, as sentence encoders are trained; 'none' for a backbone without
+            a pooler, which is also what a file without one gives.
+        vocab_size: number of tokens, if it is another than the checkpoint's: rows of new tokens
+            are the mean of the old ones, in the embedding and in an untied head.
+            cut_vocabulary: whether it may be smaller, which drops the last tokens.
+        tie: False for a head of its own, a copy of the embedding, where the checkpoint ties the
+            two, so that each can be adapted apart; None as the checkpoint says.
         dtype: of the computation. param_dtype: of the leaves; `dtype` unless given.
         scan: layers stacked on axis 0 and compiled once; False for `layers_0`, `layers_1`, ...
         remat: None, 'full', or the name of a policy in `peftjax.models.stack.REMAT_POLICIES`.
@@ -93,8 +104,11 @@ def load(
     checkpoint = open_checkpoint(source, ignore, abstract)
     if checkpoint.tensors is not None and not allow_non_finite:
         checkpoint = checkpoint._replace(tensors=finite.checked(checkpoint.tensors))
+    checkpoint = vocabulary.resized(vocabulary.untied(checkpoint, tie), vocab_size, cut_vocabulary)
     if num_labels is None and task in _HEADED:
         num_labels = _labels_of(checkpoint)
+    if task is None and pooling == 'first' and _lacks_pooler(checkpoint):
+        pooling = 'none'
     param_dtype = dtype if param_dtype is None else param_dtype
     module = checkpoint.family.build(
         checkpoint.config, Build(task, num_labels, pooling, scan, remat, dtype, param_dtype)
@@ -136,6 +150,13 @@ def _labels_of(checkpoint: Checkpoint) -> int | None:
             if name in headers and headers[name].shape:
                 return headers[name].shape[0]
     return None
+
+
+def _lacks_pooler(checkpoint: Checkpoint) -> bool:
+    """Whether the files are of an encoder whose pooler they leave out, as RoBERTa's own do."""
+    pooler = [rule.theirs for rule in checkpoint.names if rule.ours.startswith('pooler/')]
+    headers = None if checkpoint.tensors is None else checkpoint.tensors.headers
+    return bool(pooler) and headers is not None and not any(name in headers for name in pooler)
 
 
 def _only_here(task: str | None, pooling: str) -> str:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.files import sources, whole
 from peftjax.interop.files.bounded_json import read_object
 from peftjax.interop.peft.names import Names, sliced
+from peftjax.models.registry import family_of_config
 
 _TOKENIZER = (
     *('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'),
@@ -91,7 +93,7 @@ def save_checkpoint(
             tensors[names.tensor(path, index)] = np.ascontiguousarray(
                 one.T if slot.transposed else one
             )
-    config = read_object(origin / 'config.json') | _head(leaves)
+    config = _config(read_object(origin / 'config.json'), model, leaves)
     config['dtype'] = str(next(iter(tensors.values())).dtype)
     config.pop('torch_dtype', None)
     copied = [name for name in _TOKENIZER if (origin / name).is_file()]
@@ -112,13 +114,34 @@ def _is_own(name: str) -> bool:
     )
 
 
-def _head(leaves: Any) -> dict[str, Any]:
-    """Labels for a head that the source did not have."""
-    heads = [p for p in leaves if p in ('classifier/kernel', 'classifier/out_proj/kernel')]
+_SIZES = ('vocab_size', 'tie_word_embeddings', 'scale_decoder_outputs')
+_CLASS = re.compile(r'(LMHeadModel|For[A-Z]\w*|Model)$')
+
+
+def _config(raw: dict[str, Any], model: Model, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The source's config.json with what `load` was told to change."""
+    family = family_of_config(model.config)
+    source = family.parse(raw, ('.*',))
+    mine = {name: getattr(model.config, name) for name in _SIZES if hasattr(model.config, name)}
+    if any(getattr(source, name) != value for name, value in mine.items()):
+        raw = raw | mine
+    heads = sorted(path for path in leaves if family.of_head(path) and path.endswith('kernel'))
     if not heads:
-        return {}
-    count = leaves[heads[0]].shape[-1]
-    return {
-        'id2label': {str(i): f'LABEL_{i}' for i in range(count)},
-        'label2id': {f'LABEL_{i}': i for i in range(count)},
-    }
+        return raw
+    count = leaves[heads[-1]].shape[-1]  # RoBERTa's has two layers, `dense` and `out_proj`.
+    if len(raw.get('id2label') or ()) != count:
+        raw = {name: value for name, value in raw.items() if name != 'num_labels'} | {
+            'id2label': {str(i): f'LABEL_{i}' for i in range(count)},
+            'label2id': {f'LABEL_{i}': i for i in range(count)},
+        }
+    if 'pixel_values' in model.takes:
+        return raw
+    ending = 'Token' if family.reads_tokens(leaves) else 'Sequence'
+    named = raw.get('architectures')
+    if isinstance(named, list) and all(isinstance(each, str) for each in named):
+        classes = [_CLASS.sub(f'For{ending}Classification', each) for each in named]
+        raw = raw | {'architectures': classes}
+    if raw.get('pad_token_id') is None and model.tokenizer is not None:
+        # transformers takes no more than one text at a time without it.
+        raw = raw | {'pad_token_id': model.tokenizer.pad_id}
+    return raw
