@@ -1,5 +1,6 @@
 """Reading checkpoints: where they may lie and every layout they come in."""
 
+import pathlib
 import re
 import sys
 
@@ -203,15 +204,21 @@ def test_the_hub_is_asked_for_what_looks_like_a_hub_id_alone(tmp_path, monkeypat
         '-x/y',
         'a/..',
         'a/b.',
+        'model',
+        'gpt2.safetensors',
     ):
         for find in (locate, locate_adapter):
             with pytest.raises(CheckpointError, match=re.escape(repr(source))):
                 find(source)
     assert asked == []
-    for source in ('runs/my_model@main', 'org/name'):
+    for source in ('runs/my_model@main', 'org/name', 'gpt2', 'bert-base-uncased@main'):
         with pytest.raises(CheckpointError, match=f"'{source}' is no folder .*: no network$"):
             locate(source)
-    assert asked == ['runs/my_model', 'org/name']
+    assert asked == ['runs/my_model', 'org/name', 'gpt2', 'bert-base-uncased']
+    (tmp_path / 'gpt2').mkdir()
+    assert locate('gpt2') == pathlib.Path('gpt2')
+    with pytest.raises(CheckpointError, match='no folder of an adapter'):
+        locate_adapter('bert-base-uncased')
 
 
 @pytest.mark.parametrize(
@@ -219,7 +226,7 @@ def test_the_hub_is_asked_for_what_looks_like_a_hub_id_alone(tmp_path, monkeypat
     [
         ('nowhere/at/all', 'not found: write an existing folder'),
         ('missing.gguf', 'not found'),
-        ('gpt2', 'not found'),
+        ('./gpt2', 'not found'),
         ('package:no_such_package_here/model', "no package 'no_such_package_here' is installed"),
         ('package:jax/../../etc', 'must stay inside the package'),
         ('package:jax//etc', 'must stay inside the package'),

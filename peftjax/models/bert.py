@@ -46,9 +46,9 @@ class TokenStates(NamedTuple):
     @property
     def pooler_output(self) -> jax.Array:
         raise ValueError(
-            'there is no pooled output: the checkpoint has no pooler, or the model was loaded with '
-            "pooling='none'; write peftjax.load(..., pooling='mean') for the mean of all tokens, or "
-            'read last_hidden_state[:, 0]'
+            'there is no pooled output: the checkpoint has no pooler, or the model was loaded '
+            "with pooling='none'; write peftjax.load(..., pooling='mean') for the mean of all "
+            'tokens, or read last_hidden_state[:, 0]'
         )
 
 
@@ -141,8 +141,8 @@ class _Head(_Part):
 class Bert(nn.Module):
     """A BERT or RoBERTa encoder, and what stands on it: nothing, or a head.
 
-    outputs: None returns BertOutput, or TokenStates where nothing is pooled; a number returns logits [B, outputs], or [B, T, outputs]
-        where nothing is pooled.
+    outputs: None returns BertOutput, or TokenStates where nothing is pooled; a number returns
+        logits [B, outputs], or [B, T, outputs] where nothing is pooled.
     pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token; 'mean' averages the tokens
         that are not padding and has no pooler weights, as sentence encoders are trained; 'none'
         has none either, and puts a head on every token, a single linear layer in both families.

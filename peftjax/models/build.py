@@ -46,8 +46,8 @@ def build_bert(config: BertConfig, build: Build) -> Bert:
         pooling = 'none'
     elif pooling == 'none' and outputs is not None:
         raise ValueError(
-            f"pooling 'none' leaves task {build.task!r} no sentence to read; use 'first' or 'mean', "
-            "or task 'token_classification'"
+            f"pooling 'none' leaves task {build.task!r} no sentence to read; use 'first' or "
+            "'mean', or task 'token_classification'"
         )
     return Bert(config, outputs=outputs, pooling=pooling, **build.common())
 

@@ -26,6 +26,8 @@ class ModelSettings:
         task: the head, as `peftjax.load` names it; None takes the head that the task needs.
         num_labels: classes of a new head; None counts them in the data.
         pooling: what a head reads: 'first' token, or 'mean' of all tokens.
+        vocab_size: number of tokens, if more than the checkpoint's; new rows are the mean of all.
+        tie: False for a head of its own, where the checkpoint ties it to the embedding.
         dtype: of the computation; None is float32.
         param_dtype: of the weights; None is `dtype`.
         remat: None, 'full', or the name of a policy: recompute activations in the backward pass.
@@ -38,6 +40,8 @@ class ModelSettings:
     task: str | None = None
     num_labels: int | None = None
     pooling: str = 'first'
+    vocab_size: int | None = None
+    tie: bool | None = None
     dtype: str | None = None
     param_dtype: str | None = None
     remat: str | None = None

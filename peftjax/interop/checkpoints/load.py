@@ -56,9 +56,10 @@ def load(
     DINOv2.
 
     Args:
-        source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only); a
-            local folder in that layout; a .gguf file; 'package:name/sub/folder' or
-            'package:name/file.gguf' for files inside an installed package, which is not imported.
+        source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only), or one
+            of its first models, such as 'gpt2'; a local folder in that layout; a .gguf file;
+            'package:name/sub/folder' or 'package:name/file.gguf' for files inside an installed
+            package, which is not imported.
         task: None for the backbone (BERT: last hidden state and pooled sentence; decoders:
             logits; images: last hidden states); 'classification' or 'regression' of a text or an
             image; 'token_classification' of texts; 'causal_lm' for decoders, 'seq2seq_lm' for T5.

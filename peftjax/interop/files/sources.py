@@ -23,6 +23,9 @@ HUB_FILES = (
 )
 
 _HUB = r'([A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9_](?:[\w.-]*\w)?)(?:@([\w./-]+))?'
+# Of the hub's first models, such as 'gpt2'. It gives such names to nobody any more.
+_BARE = r'([A-Za-z0-9](?:[\w.-]*\w)?)(?:@([\w./-]+))?'
+_FILE = re.compile(r'.*\.(gguf|safetensors|bin|pt|pth|ckpt|json|zip|tar|gz)', re.IGNORECASE)
 # What people call folders of their own: anyone may own such a name on the hub.
 _FOLDERS = frozenset(
     {
@@ -38,9 +41,10 @@ _FOLDERS = frozenset(
 def locate(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
     """The local folder or .gguf file that `source` means, downloaded first if it is a hub id.
 
-    source: 'org/name' or 'org/name@revision' on the Hugging Face hub; a local folder; a local
-    .gguf file; 'package:name/sub/folder' or 'package:name/file.gguf' inside an installed package,
-    which is found without being imported. A local path goes before a hub id of the same spelling.
+    source: 'org/name' or 'org/name@revision' on the Hugging Face hub, or a name without an
+    organisation, as the first models there have ('gpt2'); a local folder; a local .gguf file;
+    'package:name/sub/folder' or 'package:name/file.gguf' inside an installed package, which is
+    found without being imported. A local path goes before a hub id of the same spelling.
     weights: whether to download them too.
 
     Raises:
@@ -54,8 +58,8 @@ def locate(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.P
         return path
     if path.exists():
         raise CheckpointError(f'{path} is neither a folder nor a .gguf file')
-    hub = re.fullmatch(_HUB, text)
-    if hub is None or path.suffix == '.gguf':
+    hub = re.fullmatch(_HUB, text) or re.fullmatch(_BARE, text)
+    if hub is None or _FILE.fullmatch(text):
         raise CheckpointError(
             f"{text!r} not found: write an existing folder or .gguf file, a hub id 'org/name', or "
             "'package:name/sub/folder' for files inside an installed package"
@@ -73,8 +77,9 @@ def _downloaded(text: str, hub: re.Match[str], files: list[str]) -> pathlib.Path
     first = hub[1].partition('/')[0]
     if hub[2] is None and (pathlib.Path(first).exists() or first.lower() in _FOLDERS):
         raise CheckpointError(
-            f'{text!r} is no folder here, and {first!r} is or sounds like one, so that the hub, '
-            f"where anyone may own that name, is not asked; if it is meant, write '{text}@main'"
+            f'{text!r} is not found: it is no folder here, and {first!r} is or sounds like one, so '
+            'that the hub, where anyone may own that name, is not asked; if it is meant, write '
+            f"'{text}@main'"
         )
     try:
         found = huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)

@@ -1,6 +1,7 @@
 """A file of peft that is being read: its tensors, by the modules of the model they belong to."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from peftjax.interop.peft.names import ROOT, Names, Place, linear, stacked
 
 Part = tuple[PeftTransform, Adapter]
 Arrays = dict[str, np.ndarray]
+_HEAD_COPY = re.compile(r'lm_head\.(modules_to_save\.)?(base_layer\.)?weight')
 
 
 @dataclasses.dataclass
@@ -41,6 +43,7 @@ class Found:
             for name in [name for name in self.tensors if name.endswith(ending)]:
                 module = name.removesuffix(ending)
                 if self.names.place_of_module(module) is None:
+                    refuse_tied_head(self, module)
                     near = paths.nearby(module.removeprefix(ROOT), self.names.modules())
                     raise CheckpointError(
                         f'{self.where}: {name} belongs to no module of this model{near}'
@@ -150,8 +153,33 @@ def refuse_tied(found: Found, module: str) -> None:
     if found.names.tied:
         raise CheckpointError(
             f'{found.where} changes {module.removeprefix(ROOT)} where it is looked up and not '
-            'where it is the head, although the model ties the two; here an adapter acts on both'
+            'where it is the head, although the model ties the two; write peftjax.load(..., '
+            'tie=False) for a head of its own'
         )
+
+
+def refuse_tied_head(found: Found, module: str) -> None:
+    """Raises CheckpointError for a change of the head alone, where it is the embedding's table."""
+    if found.names.tied and module.removeprefix(ROOT).partition('.')[0] == 'lm_head':
+        raise CheckpointError(
+            f'{found.where} changes {module.removeprefix(ROOT)}, and the head of this model is '
+            'tied to its embedding; write peftjax.load(..., tie=False) for a head of its own'
+        )
+
+
+def take_tied(found: Found, name: str, value: np.ndarray) -> None:
+    """Takes the second copy of a tied table that the file holds whole.
+
+    Raises:
+        CheckpointError: there is none, or another one, so that the two would not be tied any more.
+    """
+    if not found.names.tied:
+        return
+    copies = [each for each in found.tensors if _HEAD_COPY.fullmatch(each.removeprefix(ROOT))]
+    if not copies or not all(np.array_equal(found.tensors[each], value) for each in copies):
+        refuse_tied(found, name)
+    for each in copies:
+        found.tensors.pop(each)
 
 
 def check_shapes(model: Model, where: str, part: Part) -> None:

@@ -51,6 +51,9 @@ class Names:
             self.task = None  # the library has no word for images
         # The table of a tied head is two modules in torch, of which an adapter there changes one.
         self.tied: bool = family.writes and not headed and 'lm_head/kernel' not in leaves
+        # The table, and in torch the head that it is as well.
+        self.table: str = next(iter(family.vocabulary), '')
+        self.tied_head: str | None = 'lm_head' if 'lm_head/kernel' in family.vocabulary else None
         self._prefix = '' if bare else family.prefix
         self.slots: dict[str, Slot] = {slot.path: slot for slot in slots(family.names, leaves)}
         self._places: dict[str, Place] = {}

@@ -8,7 +8,7 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.entries import Entry
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft.found import Arrays, Found, Part, check_shapes, literal, refuse_tied
+from peftjax.interop.peft.found import Arrays, Found, Part, check_shapes, literal, take_tied
 from peftjax.interop.peft.names import ROOT, Names, sliced, stacked
 from peftjax.interop.peft.written import Written, common
 from peftjax.methods.select import select
@@ -18,15 +18,17 @@ def read_whole(found: Found) -> list[Part]:
     """The leaves that the file holds whole: heads, embeddings, biases, norms."""
     grouped: dict[str, dict[int, Arrays]] = {}
     for name in list(found.tensors):
+        if name not in found.tensors:
+            continue  # The second copy of a tied table, taken with the first.
         if '.original_module.' in name:
             found.tensors.pop(name)  # What the trained copy of a module stands in for.
             continue
         place = found.names.place(name.replace('.modules_to_save.', '.'))
         if place is None or (name.endswith('.weight') and 'lora' in name):
             continue
-        if place.slot.path.endswith('embedding'):
-            refuse_tied(found, name)
         value = found.tensors.pop(name)
+        if place.slot.path == found.names.table:
+            take_tied(found, name, value)
         turned = value.T if place.slot.transposed else value
         grouped.setdefault(place.slot.path, {})[place.number] = {'w': turned}
     if not grouped:
@@ -79,11 +81,15 @@ def copies_of(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.nda
                 f'{path!r} is trained whole and {absent} not; peft trains whole modules: choose '
                 'all leaves of one'
             )
-        if path.endswith('embedding') and names.tied:
-            raise ValueError(
-                f'{path!r} is trained where it is looked up and as the tied head; peft would '
-                'change the first alone'
-            )
+        if path == names.table and names.tied:
+            if names.tied_head is None:
+                raise ValueError(
+                    f'{path!r} is trained where it is looked up and as the tied head; peft would '
+                    'change the first alone'
+                )
+            # Its copies of the two modules are not tied, and hold the same.
+            modules.add(names.tied_head)
+            tensors[f'{names.tied_head}.weight'] = np.asarray(value)
         slot = names.slots[path]
         for index in range(len(slot.names)):
             one = sliced(slot, value, index)
@@ -101,5 +107,6 @@ def modules_to_save(names: Names, modules: set[str]) -> list[str] | None:
             f'{sorted(head & modules)} are trained whole and {sorted(head - modules)} not; peft '
             'trains a head as one module: choose all its leaves'
         )
-    rest = names.short(modules - head)
+    tied = {names.tied_head} & modules if names.tied else set()
+    rest = [*names.short(modules - head - tied), *sorted(filter(None, tied))]
     return ([*rest, 'classifier'] if head & modules else rest) or None

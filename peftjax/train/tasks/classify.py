@@ -25,9 +25,9 @@ IGNORED = -100
 def classification(settings: Settings, model: peftjax.Model) -> Task:
     """The class of a text, or of a pair of texts where there is a column for the second one.
 
-    A row: input_ids, segment_ids, and for pairs token_type_ids, int32 [T]; targets int32 [];
-    weights float32 []. Texts too long for the greatest length are cut by the tokenizer, which
-    keeps its special tokens and cuts the longer text of a pair first.
+    A row: input_ids, segment_ids, and for pairs of an encoder token_type_ids, int32 [T]; targets
+    int32 []; weights float32 []. Texts too long for the greatest length are cut by the tokenizer,
+    which keeps its special tokens and cuts the longer text of a pair first.
 
     Options: label_smoothing, and metrics (accuracy is always there): f1, f1_macro, matthews.
     The loss of an evaluation is smoothed as that of a training step is.
@@ -35,7 +35,7 @@ def classification(settings: Settings, model: peftjax.Model) -> Task:
     options = base.options_of(settings, label_smoothing=0.0, metrics=())
     number = class_number(settings)
     backend = _backend(settings, model)
-    encode = _encoder(settings, backend)
+    encode = _encoder(settings, model, backend)
     columns = settings.data.columns
 
     def row(record: Record) -> Row:
@@ -61,7 +61,7 @@ def regression(settings: Settings, model: peftjax.Model) -> Task:
     """
     options = base.options_of(settings, metrics=('pearson', 'spearman'))
     backend = _backend(settings, model)
-    encode, columns = _encoder(settings, backend), settings.data.columns
+    encode, columns = _encoder(settings, model, backend), settings.data.columns
 
     def row(record: Record) -> Row:
         return {
@@ -232,16 +232,20 @@ def _backend(settings: Settings, model: peftjax.Model) -> base.Cutting:
     return base.cutting(base.needed(model, settings), longest)
 
 
-def _encoder(settings: Settings, backend: base.Cutting) -> Callable[[Mapping[str, Any]], Row]:
+def _encoder(
+    settings: Settings, model: peftjax.Model, backend: base.Cutting
+) -> Callable[[Mapping[str, Any]], Row]:
     """From a record to the tokens of its text or pair of texts."""
     columns = settings.data.columns
     second = columns.get('second')
+    # A decoder tells the texts of a pair apart by the tokens between them.
+    typed = second and 'token_type_ids' in model.takes
 
     def encode(record: Mapping[str, Any]) -> Row:
         pair = base.text_of(record, second) if second else None
         encoded = backend.encode(base.text_of(record, columns['text']), pair)
         ids = np.asarray(encoded.ids, np.int32)
-        types = {'token_type_ids': np.asarray(encoded.type_ids, np.int32)} if second else {}
+        types = {'token_type_ids': np.asarray(encoded.type_ids, np.int32)} if typed else {}
         return {'input_ids': ids, **types, 'segment_ids': np.ones_like(ids)}
 
     return encode
