@@ -8,9 +8,11 @@ from peftjax.cli.source import (
     ADAPTER,
     BASE,
     RUN,
-    add_labels,
+    add_force,
     add_non_finite,
+    add_reading,
     add_which,
+    check_target,
     open_source,
 )
 
@@ -21,13 +23,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('out', help='the folder to write')
     parser.add_argument('--to', required=True, choices=('peft', 'adapterhub'))
     parser.add_argument('--name', default='default', help="the adapter's, which adapterhub keeps")
+    add_force(parser)
     add_which(parser)
     add_non_finite(parser)
-    add_labels(parser)
+    add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the adapter and prints its folder."""
+    check_target(arguments.out, arguments.force)
     source = open_source(arguments, scan=False)
     peftjax.save_adapter(
         arguments.out,

@@ -10,8 +10,8 @@ from peftjax.cli.source import (
     ADAPTER,
     BASE,
     RUN,
-    add_labels,
     add_non_finite,
+    add_reading,
     add_which,
     is_run,
     load_base,
@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('--adapter', help=ADAPTER)
     add_which(parser)
     add_non_finite(parser)
-    add_labels(parser)
+    add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

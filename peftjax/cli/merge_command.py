@@ -14,9 +14,11 @@ from peftjax.cli.source import (
     BASE,
     RUN,
     Source,
-    add_labels,
+    add_force,
     add_non_finite,
+    add_reading,
     add_which,
+    check_target,
     open_source,
 )
 
@@ -53,8 +55,12 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument('out', help='the folder to write; transformers and peftjax.load read it')
     parser.add_argument(
-        '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of the file'
+        '--dtype',
+        default='source',
+        choices=('source', 'float32', 'bfloat16', 'float16'),
+        help="of the file; unless given, that of the base's",
     )
+    add_force(parser)
     several = parser.add_argument_group('several adapters', 'see docs/merging.md')
     several.add_argument('--rule', choices=tuple(RULES), help='how they are merged (average)')
     several.add_argument(
@@ -75,7 +81,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_which(parser)
     add_non_finite(parser)
-    add_labels(parser)
+    add_reading(parser)
 
 
 def _numbers(text: str) -> float | list[float]:
@@ -85,6 +91,7 @@ def _numbers(text: str) -> float | list[float]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the checkpoint, or the LoRA, and prints its folder."""
+    check_target(arguments.out, arguments.force)
     first, *others = arguments.adapters or [None]
     source = _open(arguments, first)
     if _rule_is_asked(arguments):
@@ -99,8 +106,14 @@ def run(arguments: argparse.Namespace) -> None:
         params = merging.apply_delta(peftjax.dequantize(source.model.params), merged)
     else:
         params = peftjax.dequantize(source.transform.merge(source.adapter, source.frozen))
-    params = jax.tree.map(lambda leaf: leaf.astype(arguments.dtype), params)
-    peftjax.save_checkpoint(arguments.out, source.model, params, source.base)
+    peftjax.save_checkpoint(
+        arguments.out,
+        source.model,
+        params,
+        source.base,
+        dtype=arguments.dtype,
+        replace_source=arguments.force,
+    )
     print(arguments.out)
     if source.model.only_here:
         print(f'read it with peftjax alone: {source.model.only_here}')

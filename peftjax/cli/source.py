@@ -1,11 +1,13 @@
 """A base with an adapter, from where the command line says: files, or the work folder of a run."""
 
 import argparse
+import itertools
+import json
 import pathlib
 from typing import Any, NamedTuple
 
 import peftjax
-from peftjax.cli.parser import Parser, whole
+from peftjax.cli.parser import Parser, UsageError, whole
 
 BASE = (
     "a folder in Hugging Face layout, 'org/name' on the hub, a .gguf file, or "
@@ -16,6 +18,16 @@ ADAPTER = (
     'a folder of peftjax.save, or one with adapter_config.json and adapter_model.safetensors, or '
     "'org/name'"
 )
+
+
+_MOST = 2**24  # bytes of a config
+_TASKS = ('classification', 'regression', 'token_classification')
+_BY_TYPE = {'SEQ_CLS': 'classification', 'TOKEN_CLS': 'token_classification'}
+_BY_CLASS = {
+    'ForSequenceClassification': 'classification',
+    'ForImageClassification': 'classification',
+    'ForTokenClassification': 'token_classification',
+}
 
 
 class Source(NamedTuple):
@@ -34,14 +46,63 @@ class Source(NamedTuple):
     base: str
 
 
-def add_labels(parser: Parser) -> None:
+def add_labels(parser: argparse._ActionsContainer) -> None:
     """The flag that says how many classes a head has."""
     parser.add_argument(
         '--num-labels',
         type=whole(1),
         metavar='N',
-        help='classes of an encoder whose adapter brings its head',
+        help='classes of a model whose adapter brings its head',
     )
+
+
+def add_reading(parser: Parser) -> None:
+    """The flags that say how the base is read for an adapter, where no file tells."""
+    group = parser.add_argument_group('the base, where neither its files nor the adapter tell')
+    group.add_argument('--task', choices=_TASKS, help='the head')
+    add_labels(group)
+    group.add_argument(
+        '--pooling',
+        choices=('first', 'mean', 'none'),
+        default='first',
+        help='what the head of an encoder reads: the first token, or the mean of all (first)',
+    )
+    group.add_argument(
+        '--vocab-size', type=whole(1), metavar='N', help='tokens, with those that the adapter adds'
+    )
+    group.add_argument(
+        '--untie', action='store_true', help='a head of its own, where it is the embedding'
+    )
+
+
+def add_force(parser: Parser) -> None:
+    """The flag that lets a command write over what is there."""
+    parser.add_argument(
+        '--force',
+        action='store_true',
+        help='write into a folder that is not empty, or over a file, the input too; files of other '
+        'names stay',
+    )
+
+
+def check_target(out: str, force: bool) -> None:
+    """Checks that a command writes over nothing unasked.
+
+    Raises:
+        UsageError: a file, or a folder with something in it, where `force` is not given.
+    """
+    path = pathlib.Path(out)
+    if force or not (path.exists() or path.is_symlink()):
+        return
+    if not path.is_dir():
+        raise UsageError(f'{out} exists; write --force to replace it')
+    held = sorted(each.name for each in itertools.islice(path.iterdir(), 4))
+    if held:
+        shown = ', '.join(held[:3]) + (', ...' if len(held) > 3 else '')
+        raise UsageError(
+            f'{out} holds {shown}; write another folder, or --force to put new files among them '
+            'and replace those of the same names'
+        )
 
 
 def add_which(parser: Parser) -> None:
@@ -70,16 +131,46 @@ def is_run(path: str) -> bool:
 
 
 def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
-    """The base as its adapters mean it: an encoder with a head, if it or they have one."""
-    base, labels = arguments.base, arguments.num_labels
+    """The base as its adapter means it, with the head that it or the adapter has."""
+    given = vars(arguments)
     # Where no weights are read, a command has no such flag.
-    options = {'allow_non_finite': vars(arguments).get('allow_non_finite', False), **options}
+    options = {'allow_non_finite': given.get('allow_non_finite', False), **options}
+    options['vocab_size'] = given.get('vocab_size')
+    options['tie'] = False if given.get('untie') else None
+    options['pooling'] = given.get('pooling', 'first')
+    base, task, labels = arguments.base, given.get('task'), given.get('num_labels')
+    if task is not None:
+        return peftjax.load(base, task=task, num_labels=labels, **options)
+    task = _task_of(base, given.get('adapter'))
     if labels is not None:
-        return peftjax.load(base, task='classification', num_labels=labels, **options)
+        return peftjax.load(base, task=task, num_labels=labels, **options)
     try:
-        return peftjax.load(base, task='classification', **options)
+        return peftjax.load(base, task=task, **options)
     except ValueError:
         return peftjax.load(base, **options)
+
+
+def _task_of(base: str, adapter: str | None) -> str:
+    """The head that the files of a base or an adapter speak of; 'classification' where none do."""
+    kind = (
+        None
+        if adapter is None
+        else _field(pathlib.Path(adapter, 'adapter_config.json'), 'task_type')
+    )
+    named = _field(pathlib.Path(base, 'config.json'), 'architectures')
+    first = named[0] if isinstance(named, list) and named else None
+    ending = first[first.find('For') :] if isinstance(first, str) and 'For' in first else ''
+    found = _BY_TYPE.get(kind) if isinstance(kind, str) else None
+    return _BY_CLASS.get(ending) or found or 'classification'
+
+
+def _field(path: pathlib.Path, name: str) -> Any:
+    """A field of a file that need not be there, nor be what it should; `peftjax.load` says so."""
+    try:
+        with path.open('rb') as file:
+            return json.loads(file.read(_MOST)).get(name)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def open_run(path: str, which: str = 'best', allow_non_finite: bool = False) -> Source:
@@ -129,7 +220,7 @@ def open_source(arguments: argparse.Namespace, **options: Any) -> Source:
     """Base and adapter, or a run in the place of both.
 
     Args:
-        arguments: base, adapter, num_labels, allow_non_finite and, of a run, which.
+        arguments: base, adapter, those of `add_reading`, allow_non_finite and, of a run, which.
         options: of `peftjax.load`.
 
     Raises:

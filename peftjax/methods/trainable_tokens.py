@@ -74,7 +74,9 @@ def trainable_tokens(
         return chosen
 
     def change(
-        entry: Float[jax.Array, 'ids features'], leaf: Float[jax.Array, 'V features'], own: Any
+        entry: Float[jax.Array | np.ndarray, 'ids features'],
+        leaf: Float[jax.Array, 'V features'],
+        own: Any,
     ) -> Float[jax.Array, 'V features']:
         return leaf.at[own].set(entry.astype(leaf.dtype), unique_indices=True)
 

@@ -1,21 +1,26 @@
 """`save_checkpoint`: parameters as a checkpoint in Hugging Face layout."""
 
+import collections
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.quantized import is_quantized
+from peftjax.interop.checkpoints import assemble
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.files import sources, whole
+from peftjax.interop.files import finite, sources, whole
 from peftjax.interop.files.bounded_json import read_object
+from peftjax.interop.files.safetensors_files import open_folder
 from peftjax.interop.peft.names import Names, sliced
 from peftjax.models.registry import family_of_config
 
@@ -30,23 +35,32 @@ def save_checkpoint(
     model: Model,
     params: Any,
     source: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    replace_source: bool = False,
 ) -> None:
     """Writes parameters as config.json and model.safetensors, which transformers loads.
 
     A model with `only_here` set is written too, and `peftjax.load` reads it with the same
-    arguments: other libraries would compute something else with the file.
+    arguments: other libraries would compute something else with the file. The config is that of
+    the source, with the vocabulary, the head and the labels that the model has. A head on the last
+    token is read by transformers with the `pad_token_id` of the config, or else of the tokenizer.
 
     Args:
         folder: of config.json, model.safetensors and what the source has of a tokenizer; is made,
             or takes the place of an older one in one step, when all is on the disk. Other files in
-            it stay. May not be the source itself.
+            it stay.
         model: of `peftjax.load`, which knows the names of tensors.
-        params: of its structure, merged for example; written in their own dtype.
+        params: of its structure, merged for example.
         source: what the model was loaded from, in Hugging Face layout: a folder, or a hub id.
+        dtype: of the tensors; their own unless given; 'source' for that which each has in the
+            files of the source, or, where it is not in them, which most have.
+        replace_source: whether `folder` may be the source itself.
 
     Raises:
         CheckpointError: a source without a config.json (a GGUF file), or the target itself; a
-            file of its tokenizer that is a link to another folder, which would be published.
+            file of its tokenizer that is a link to another folder, which would be published; a
+            number that the dtype does not hold.
         OSError: it cannot be written, on a full disk say; an older one is left as it was.
         ValueError: params of another structure or shape, or quantised ones, with the path.
 
@@ -65,9 +79,28 @@ def save_checkpoint(
             f'{origin} has no config.json to write beside the weights; give a source in Hugging '
             'Face layout'
         )
-    if target.exists() and target.resolve() == origin.resolve():
-        raise CheckpointError(f'{target} is the source itself; write to another folder')
-    leaves, expected = paths.flatten(params), paths.flatten(model.params)
+    if target.exists() and target.resolve() == origin.resolve() and not replace_source:
+        raise CheckpointError(
+            f'{target} is the source itself; write to another folder, or replace_source=True'
+        )
+    leaves = paths.flatten(params)
+    _check(leaves, paths.flatten(model.params))
+    tensors = _tensors(model, leaves, _dtypes(model, origin) if dtype == 'source' else dtype)
+    config = _config(read_object(origin / 'config.json'), model, leaves)
+    config['dtype'] = _most_common(str(tensor.dtype) for tensor in tensors.values())
+    config.pop('torch_dtype', None)
+    copied = [name for name in _TOKENIZER if (origin / name).is_file()]
+    for name in copied:
+        sources.check_inside(origin, name)
+    with whole.new_folder(target, _is_own) as new:
+        whole.write_tensors(new / 'model.safetensors', tensors, metadata={'format': 'pt'})
+        whole.write_text(new / 'config.json', json.dumps(config, indent=2) + '\n')
+        for name in copied:
+            shutil.copyfile(origin / name, new / name)
+
+
+def _check(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the leaves are plain, and those of the model by path and shape."""
     packed = [path for path, leaf in leaves.items() if is_quantized(leaf)]
     if packed:
         raise ValueError(
@@ -84,26 +117,47 @@ def save_checkpoint(
             f'params are not those of the model: {"; ".join(wrong[:8])} '
             f'{sorted(set(leaves) - set(expected))[:8]}'
         )
-    names = Names(model, checkpoint=True)
-    tensors = {}
+
+
+_WORDS = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+
+
+def _dtypes(model: Model, origin: pathlib.Path) -> Mapping[str, Any]:
+    """The dtypes that tensors have in the files of the source, by their names without a prefix."""
+    prefix = family_of_config(model.config).prefix
+    headers = assemble.strip_prefix(open_folder(origin), prefix).headers
+    found = {name: _WORDS[each.dtype] for name, each in headers.items() if each.floating}
+    usual = _most_common(found.values())
+    return collections.defaultdict(
+        lambda: jnp.dtype(usual), {n: jnp.dtype(d) for n, d in found.items()}
+    )
+
+
+def _most_common(words: Iterable[str]) -> str:
+    return collections.Counter(words).most_common(1)[0][0]
+
+
+def _tensors(
+    model: Model, leaves: Mapping[str, Any], dtype: Mapping[str, Any] | DTypeLike | None
+) -> dict[str, np.ndarray]:
+    """What is written, by name. dtype: of all, or by the name in the family's table.
+
+    Raises:
+        CheckpointError: a number that the dtype does not hold.
+    """
+    names, tensors = Names(model, checkpoint=True), {}
     for path, leaf in leaves.items():
         slot = names.slots[path]
-        for index in range(len(slot.names)):
-            one = sliced(slot, leaf, index)
-            tensors[names.tensor(path, index)] = np.ascontiguousarray(
-                one.T if slot.transposed else one
-            )
-    config = _config(read_object(origin / 'config.json'), model, leaves)
-    config['dtype'] = str(next(iter(tensors.values())).dtype)
-    config.pop('torch_dtype', None)
-    copied = [name for name in _TOKENIZER if (origin / name).is_file()]
-    for name in copied:
-        sources.check_inside(origin, name)
-    with whole.new_folder(target, _is_own) as new:
-        whole.write_tensors(new / 'model.safetensors', tensors, metadata={'format': 'pt'})
-        whole.write_text(new / 'config.json', json.dumps(config, indent=2) + '\n')
-        for name in copied:
-            shutil.copyfile(origin / name, new / name)
+        for index, bare in enumerate(slot.names):
+            values = sliced(slot, leaf, index)
+            target = dtype[bare] if isinstance(dtype, Mapping) else dtype
+            target = values.dtype if target is None else target
+            with np.errstate(over='ignore'):  # It is looked for, and named.
+                made = values.astype(target)
+            name = names.tensor(path, index)
+            finite.check_cast('the checkpoint', name, values, made)
+            tensors[name] = np.ascontiguousarray(made.T if slot.transposed else made)
+    return tensors
 
 
 def _is_own(name: str) -> bool:

@@ -63,7 +63,7 @@ def check_cast(where: str, name: str, values: np.ndarray, made: np.ndarray) -> N
     if made.dtype != values.dtype and not is_finite(made) and is_finite(values):
         raise CheckpointError(
             f'{where}: {name} has numbers up to {float(np.max(np.abs(values))):.4g}, which '
-            f'{made.dtype} does not hold; load it in bfloat16 or float32'
+            f'{made.dtype} does not hold; take bfloat16 or float32'
         )
 
 

@@ -42,9 +42,9 @@ class Names:
         # Without a head of its own an encoder is saved as the bare backbone.
         bare = not (headed or family.writes)
         self.heads: tuple[str, ...] = family.heads
-        self.task: str | None = (
-            'SEQ_CLS' if headed else 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
-        )
+        self.task: str | None = 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
+        if headed:
+            self.task = 'TOKEN_CLS' if family.reads_tokens(leaves) else 'SEQ_CLS'
         if 'decoder_input_ids' in model.takes:
             self.task = 'SEQ_2_SEQ_LM'
         elif 'pixel_values' in model.takes:
