@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from peftjax.train import cadence
 from peftjax.train.data import batches as data
 from peftjax.train.data import corpora
-from peftjax.train.data.packing import chat_row, pack, pad
+from peftjax.train.data.packing import chat_row, pack, pad, trains
 
 HEADER = 'category,text,movie_name,has_plot_and_reviews\n'
 
@@ -125,7 +125,19 @@ def test_a_chat_row_predicts_the_answer_and_only_that():
     np.testing.assert_array_equal(row['targets'], [11, 12, 20, 21])
     np.testing.assert_array_equal(row['weights'], [0, 0, 1, 1])
     np.testing.assert_array_equal(row['position_ids'], [0, 1, 2, 3])
-    assert {len(value) for value in chat_row([1] * 9, [2] * 9, max_length=8).values()} == {8}
+    assert {len(value) for value in chat_row([1] * 8, [2] * 9, max_length=8).values()} == {8}
+    for prompt, answer in (([1] * 9, [2] * 9), ([1] * 3, []), ([], [2])):
+        with pytest.raises(ValueError, match='leave no token of the answer to predict'):
+            chat_row(prompt, answer, max_length=8)
+
+
+@given(prompt=st.integers(0, 9), answer=st.integers(0, 9), longest=st.integers(1, 12))
+def test_a_row_that_trains_has_a_weight(prompt, answer, longest):
+    if trains([1] * prompt, [2] * answer, longest):
+        assert chat_row([1] * prompt, [2] * answer, longest)['weights'].any()
+    else:
+        with pytest.raises(ValueError, match='leave no token'):
+            chat_row([1] * prompt, [2] * answer, longest)
 
 
 @settings(deadline=None, max_examples=30)

@@ -20,10 +20,23 @@ def chat_row(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> R
 
     Returns:
         input_ids, targets, segment_ids, position_ids int32 [T]; weights float32 [T].
+
+    Raises:
+        ValueError: no token of the answer would be predicted, so that the row would train nothing.
+
+    Example:
+        >>> chat_row([5, 6], [7, 8], max_length=4)['weights']
+        array([0., 1., 1.], dtype=float32)
     """
     tokens = np.asarray([*prompt, *answer], np.int32)
     length = min(len(tokens) - 1, max_length)
     positions = np.arange(length, dtype=np.int32)
+    if not trains(prompt, answer, max_length):
+        raise ValueError(
+            f'a prompt of {len(prompt)} tokens and an answer of {len(answer)}, cut at '
+            f'{max_length}, leave no token of the answer to predict; leave the example out, or '
+            'write a greater length'
+        )
     return {
         'input_ids': tokens[:-1][:length],
         'targets': tokens[1:][:length],
@@ -31,6 +44,16 @@ def chat_row(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> R
         'segment_ids': np.ones(length, np.int32),
         'position_ids': positions,
     }
+
+
+def trains(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> bool:
+    """Whether a `chat_row` of these would have a token of the answer to predict.
+
+    Example:
+        >>> trains([5, 6, 7], [8], max_length=2), trains([5, 6, 7], [8], max_length=3)
+        (False, True)
+    """
+    return min(len(prompt) + len(answer) - 1, max_length) > max(len(prompt) - 1, 0)
 
 
 def seq2seq_row(text: Sequence[int], answer: Sequence[int], start: int) -> Row:

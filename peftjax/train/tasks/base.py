@@ -12,7 +12,7 @@ import tokenizers
 
 import peftjax
 from peftjax.interop.checkpoints.tokenizer import encoded
-from peftjax.train.data.packing import Row, chat_row
+from peftjax.train.data.packing import Row, chat_row, trains
 from peftjax.train.data.tables import Record, read_splits
 from peftjax.train.settings import DataSettings, Settings, SettingsError
 from peftjax.train.task import Batch, Totals
@@ -235,17 +235,21 @@ class ChatRows:
 
     Attributes:
         longest: where rows are cut.
-        made, cut: how many rows there are, and how many of them lack a part of their answer.
+        made, cut, lost: how many examples there were, how many of them lack a part of their answer,
+            and how many have none of it, cut or not, and are no rows.
     """
 
     def __init__(self, longest: int):
         self.longest = longest
-        self.made = self.cut = 0
+        self.made = self.cut = self.lost = 0
 
-    def row(self, prompt: Sequence[int], answer: Sequence[int]) -> Row:
-        """A row of a prompt and its answer."""
+    def row(self, prompt: Sequence[int], answer: Sequence[int]) -> Row | None:
+        """A row of a prompt and its answer; None where nothing of the answer is left."""
         self.made += 1
         self.cut += len(prompt) + len(answer) - 1 > self.longest
+        if not trains(prompt, answer, self.longest):
+            self.lost += 1
+            return None
         return chat_row(prompt, answer, self.longest)
 
 

@@ -60,10 +60,11 @@ def choices_decoder(settings: Settings, model: peftjax.Model) -> Task:
         """The arrays of a text with a choice; None where they are longer than the greatest row."""
         prompt = tokenizer.encode(text)
         answer = tokenizer.encode(options['separator'] + choice, add_special_tokens=False)
+        if not answer or len(prompt) + len(answer) - 1 > longest:
+            return None
         row = chat_row(prompt, answer, longest)
-        fits = answer and len(prompt) + len(answer) - 1 <= longest
         targets = np.where(row['weights'] > 0, row['targets'], -100).astype(np.int32)
-        return {**{name: row[name] for name in _ARRAYS}, 'targets': targets} if fits else None
+        return {**{name: row[name] for name in _ARRAYS}, 'targets': targets}
 
     def row(record: Record) -> Row:
         text, texts = base.text_of(record, columns['text']), _texts(record, columns['choices'])

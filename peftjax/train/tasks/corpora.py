@@ -84,7 +84,7 @@ def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
         return ids(f'<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n')
 
     rows = base.ChatRows(longest)
-    splits: base.Splits = {}
+    splits: dict[str, list[Row | None]] = {}
     prompts: Prompts = {}
     if data.source:
         problems = corpora.split_problems(corpora.read_problems(base.path_of(data.source)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import peftjax
-from peftjax.train.data.packing import Row, chat_row
+from peftjax.train.data.packing import Row, chat_row, trains
 from peftjax.train.data.tables import Record, read_splits
 from peftjax.train.losses import preference as losses
 from peftjax.train.settings import Settings, SettingsError
@@ -148,14 +148,15 @@ def _task(
             ]
             count += len(made)
             cut += sum(any(was_cut for _, _, was_cut in each) for each in made)
+            kept = [(each[0][0], [side for _, side, _ in each if side]) for each in made]
             splits[name] = [
                 {
-                    **sides.join_sides([side for _, side, _ in each]),
+                    **sides.join_sides(both),
                     'weights': np.float32(1),
-                    'desirable': np.bool_(each[0][0]),
+                    'desirable': np.bool_(desirable),
                 }
-                for each in made
-                if all((side['targets'] >= 0).any() for _, side, _ in each)
+                for each, (desirable, both) in zip(made, kept, strict=True)
+                if len(both) == len(each)
             ]
     if missing := [name for name, rows in splits.items() if not rows]:
         raise SettingsError(
@@ -177,15 +178,20 @@ def _task(
     )
 
 
-def _side(tokenizer: peftjax.Tokenizer, judged: Judged, longest: int) -> tuple[Row, bool]:
-    """The arrays of a prompt with its answer, and whether some of it was cut."""
+def _side(tokenizer: peftjax.Tokenizer, judged: Judged, longest: int) -> tuple[Row | None, bool]:
+    """The arrays of a prompt with its answer, and whether some of it was cut.
+
+    None where nothing of the answer is left.
+    """
     prompt, answer = (
         tokenizer.encode(text, add_special_tokens=False) for text in (judged.prompt, judged.answer)
     )
+    cut = len(prompt) + len(answer) - 1 > longest
+    if not trains(prompt, answer, longest):
+        return None, cut
     row = chat_row(prompt, answer, longest)
     targets = np.where(row['weights'] > 0, row['targets'], -100).astype(np.int32)
-    side = {**{name: row[name] for name in _ARRAYS}, 'targets': targets}
-    return side, len(prompt) + len(answer) - 1 > longest
+    return {**{name: row[name] for name in _ARRAYS}, 'targets': targets}, cut
 
 
 def _log_probs(

@@ -73,7 +73,7 @@ def instructions(settings: Settings, model: peftjax.Model) -> Task:
     )
     tokenizer = base.needed(model, settings)
     longest = max(settings.data.lengths, default=base.most_tokens(model))
-    splits: base.Splits = {}
+    splits: dict[str, list[Row | None]] = {}
     prompts: Prompts = {}
     rows = base.ChatRows(longest)
     if settings.data.source:
@@ -140,19 +140,20 @@ def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
 def decoder_task(
     settings: Settings,
     model: peftjax.Model,
-    splits: base.Splits,
+    found: Mapping[str, Sequence[Row | None]],
     made: base.ChatRows,
     options: Mapping[str, Any],
 ) -> Task:
-    """Rows of a decoder: those without a token that counts are left out, and packed if asked."""
+    """Rows of a decoder, packed if asked; None where an example has nothing to train."""
     notes: list[str] = []
-    empty = sum(not row['weights'].any() for rows in splits.values() for row in rows)
-    if made.cut:
+    if made.cut or made.lost:
         notes.append(
-            f'{made.cut:,} of {made.made:,} examples were cut at {made.longest} tokens; {empty:,} '
-            'of them lost their whole answer and were left out'
+            f'{made.cut:,} of {made.made:,} examples were cut at {made.longest} tokens; '
+            f'{made.lost:,} of them lost their whole answer and were left out'
         )
-    splits = {name: [row for row in rows if row['weights'].any()] for name, rows in splits.items()}
+    splits: base.Splits = {
+        name: [row for row in rows if row is not None] for name, rows in found.items()
+    }
     if missing := [name for name, rows in splits.items() if not rows]:
         raise SettingsError(
             f'{settings.data.source}: no example of {missing[0]} has a token of its answer within '
