@@ -91,6 +91,8 @@ METHODS = {
     'vera': peftjax.vera(rank=2, targets=r'layers/self_attn/q_proj'),
     'loreft': peftjax.loreft(rank=2, positions='f2+l1', targets=r'layers'),
     'loreft at one end': peftjax.loreft(rank=2, positions='l3', targets=r'layers'),
+    'noreft': peftjax.noreft(rank=2, positions='f1+l2', targets=r'layers'),
+    'noreft tied': peftjax.noreft(rank=2, positions='l2', tied=True, targets=r'layers'),
     'invertible': peftjax.chain(
         peftjax.invertible_adapter(size=3, targets=r'embed_tokens', inverse='norm'),
         peftjax.pfeiffer(size=4, targets=r'layers/mlp_branch'),
@@ -104,7 +106,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
     fresh, frozen = transform.init(jax.random.key(0), model)
     adapter = peftjax.testing.perturb(fresh, seed=1)
     peftjax.save_adapter(tmp_path, model, transform, adapter, form='adapterhub', name='mine')
-    again = peftjax.load_adapter(tmp_path, model)
+    again = peftjax.load_adapter(tmp_path, model, reft='noreft' if 'noreft' in name else None)
     if 'loreft' not in name:  # whose projection is written as the orthonormal one it stands for
         jax.tree.map(np.testing.assert_array_equal, adapter, again.adapter)
     inputs = stored('adapters/llama/seq_bn').inputs
@@ -120,7 +122,10 @@ def test_what_is_written_is_read_again(name, tmp_path):
     [
         (peftjax.hra(rank=2, targets=r'.*q_proj'), 'hra has no file of AdapterHub here'),
         (peftjax.vera(rank=2, targets=r'.*[qv]_proj'), 'shares two matrices of one shape'),
-        (peftjax.noreft(rank=2, positions='f1', targets=r'layers'), 'noreft has no file'),
+        (
+            peftjax.direft(rank=2, positions='f1', targets=r'layers'),
+            'direft has no file of AdapterHub here: that library reads such a file as NoReFT',
+        ),
         (peftjax.loreft(rank=2, targets=r'layers'), 'edits the first and last tokens'),
         (
             peftjax.loreft(rank=2, positions='f1', targets=r'layers/mlp'),
@@ -255,6 +260,32 @@ DOWN = 'model.layers.0.output_adapters.adapters.a.adapter_down.0.weight'
 def test_files_that_mean_something_else_are_refused(change, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         peftjax.load_adapter(_copy(tmp_path, change), _base('llama'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'told', 'message'),
+    [
+        ('noreft', {}, "write reft='noreft' or reft='direft' as it was trained"),
+        ('direft', {'reft': 'loreft'}, "reft is 'loreft'; write one of"),
+        ('loreft', {'reft': 'noreft'}, "says itself what reft='noreft' would tell"),
+        ('seq_bn', {'task': 1}, 'says itself what task=1 would tell'),
+    ],
+)
+def test_what_a_file_leaves_out_is_told_and_nothing_else(name, told, message):
+    with pytest.raises(CheckpointError, match=message):
+        peftjax.load_adapter(GOLDEN / 'adapters/llama' / name, _base('llama'), **told)
+
+
+def test_direft_does_not_subtract_what_it_reads():
+    folder, model = GOLDEN / 'adapters/llama/direft', _base('llama')
+    kinds = [peftjax.load_adapter(folder, model, reft=kind) for kind in ('direft', 'noreft')]
+    plain, subtracted = (
+        peftjax.adapt(model, each.transform)(
+            each.adapter, each.frozen, **stored('adapters/llama/direft').inputs
+        )
+        for each in kinds
+    )
+    assert np.abs(plain - subtracted).max() > 1e-2
 
 
 def test_pickled_weights_are_never_read(tmp_path):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import peftjax
 from peftjax.methods import torch_draws
-from tests.oracle.cases import GOLDEN
+from tests.oracle.cases import GOLDEN, stored
 from tests.peft_folders import CONFIG, WEIGHTS, base, changed
 
 BASES = ('llama', 'bert', 'gpt2')
@@ -26,7 +26,11 @@ WRITTEN_OTHERWISE = {
     'llama/lora_embedding': r'the frozen table beside its factors is left out',
     'bert/lora_bias_all': r'an unused copy of the head is left out',
     'bert/vera_noproj': r'projections are written',
+    'llama/multitask_prompt_tuning': r'the prompt of one task',
 }
+
+
+TASKS = {'multitask_prompt_tuning': 1}
 
 
 def _name(folder):
@@ -42,7 +46,7 @@ def _forms(tree):
 @pytest.mark.parametrize('folder', READABLE, ids=map(_name, READABLE))
 def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
     model = base(folder.parent.name, scan)
-    loaded = peftjax.load_adapter(folder, model)
+    loaded = peftjax.load_adapter(folder, model, task=TASKS.get(folder.name))
     # What is read is what `init` makes, but for its numbers.
     fresh = jax.eval_shape(loaded.transform.init, jax.random.key(0), model)
     assert _forms(fresh) == _forms((loaded.adapter, loaded.frozen))
@@ -152,3 +156,15 @@ def test_torchs_draws_are_drawn_again():
                 config['random_loc_seed'], inputs * outputs, config['n_frequency']
             )
             np.testing.assert_array_equal(np.stack(np.divmod(drawn, inputs)), file[name])
+
+
+def test_rows_of_several_tasks_share_one_batch():
+    case, model = stored('llama/multitask_prompt_tuning'), base('llama', True)
+    members = [peftjax.load_adapter(case.folder, model, task=task) for task in range(3)]
+    bank, frozen = peftjax.serving.bank(model, members)
+    inputs = dict(case.inputs)
+    slots = inputs.pop('task_ids') + 1
+    found = peftjax.serving.adapt(model)(bank, slots, frozen, **inputs)
+    # peft leaves the five virtual tokens in what the model gives.
+    theirs, real = case.outputs['logits'][:, 5:], inputs['attention_mask'] == 1
+    np.testing.assert_allclose(np.asarray(found)[real], theirs[real], atol=1e-5)

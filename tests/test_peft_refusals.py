@@ -55,6 +55,28 @@ def test_what_peft_does_not_have_is_refused(transform, message, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(
+    ('task', 'changes', 'message'),
+    [
+        (None, {}, r'a prompt for each of 3 tasks, and task is None; write .*task=0'),
+        (3, {}, 'task is 3'),
+        (True, {}, 'task is True'),
+        (0, {'fields': {'num_tasks': 2}}, r'are \(\(3, 5, 2\), \(3, 2, 32\)\), need \(\(2, 5, 2\)'),
+        (0, {'tensors': {'prefix_task_rows': None}}, 'prefix_task_cols and prefix_task_rows are'),
+        (0, {'tensors': {'prompt_embeddings': None}}, 'prefix_task_cols and prefix_task_rows are'),
+    ],
+)
+def test_a_prompt_of_several_tasks_is_read_for_one(task, changes, message, tmp_path):
+    folder = changed(tmp_path, 'llama/multitask_prompt_tuning', **changes)
+    with pytest.raises(CheckpointError, match=message):
+        peftjax.load_adapter(folder, base('llama', True), task=task)
+
+
+def test_a_task_of_a_file_without_any_is_refused():
+    with pytest.raises(CheckpointError, match='says itself what task=0 would tell'):
+        peftjax.load_adapter(GOLDEN / 'llama/lora', base('llama', True), task=0)
+
+
 def test_an_adapter_of_another_method_is_not_written(tmp_path):
     model = base('llama', True)
     lora, dora = (make(rank=2, targets=r'.*/q_proj') for make in (peftjax.lora, peftjax.dora))

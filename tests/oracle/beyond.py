@@ -1,8 +1,7 @@
-"""What some files leave out, from beside them: encoders of prompts, subspaces, a kind of ReFT.
+"""What some files leave out, from beside them: encoders of prompts, and subspaces.
 
 A prompt's file holds what its encoder made, and not the encoder that was trained. PSOFT's lacks the
-singular vectors that it trained with. AdapterHub's NoReFT and DiReFT have equal files. The methods
-of ours for these are judged all the same.
+singular vectors that it trained with. The methods of ours for these are judged all the same.
 """
 
 import re
@@ -14,8 +13,6 @@ from safetensors.numpy import load_file
 
 import peftjax
 from peftjax import Entry
-from peftjax.interop.adapterhub.file import File, entries
-from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.peft.config import PeftConfig
 from peftjax.interop.peft.found import Found
 from peftjax.interop.peft.names import Names
@@ -40,10 +37,6 @@ def completed(case: Case, model: peftjax.Model) -> Reading | None:
         make, beside = (_psoft if (case.folder / _SUBSPACES).is_file() else None), {}
     if make is not None:
         return _with_copies(case, model, *make(case, model), beside)
-    if case.hub and case.config['config'].get('orthogonality') is False:
-        transform, convert = _plain_reft(case, model)
-        known = {name: case.tensors[name] for name in case.gradients if name in case.tensors}
-        return Reading(transform, convert, known)
     return None
 
 
@@ -162,41 +155,3 @@ def _psoft(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTransform, Con
         for name in found.take(endings)
     }
     return peftjax.psoft(subspaces), convert
-
-
-_REFT = [
-    ('weight', 'learned_source.weight', 'transposed'),
-    ('bias', 'learned_source.bias', 'same'),
-    ('projection', 'projection.weight', 'transposed'),
-]
-
-
-def _plain_reft(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTransform, Convert]:
-    """NoReFT or DiReFT, whichever the folder is called after."""
-    hub, config = Hub(model), case.config['config']
-    counts = {'f': config['prefix_positions'], 'l': config['suffix_positions']}
-    units = {'both': 0} if config['tied_weights'] else {'first': 0, 'last': 1}
-    units = {unit: n for unit, n in units.items() if unit == 'both' or counts[unit[0]]}
-
-    def convert(tensors: Tensors) -> Any:
-        named = {name.removeprefix(hub.prefix): value for name, value in tensors.items()}
-        file = File(hub, PeftConfig(config, case.name), named, case.config['name'], False)
-        inside = f'.reft_layer.refts.{file.name}.units.'
-        by_unit = {
-            unit: file.sites(f'{inside}{n}.', hub.block, lambda start: file.leaves(start, _REFT))
-            for unit, n in units.items()
-        }
-        sites = next(iter(by_unit.values()))
-        return entries(
-            method.__name__,
-            {path: {unit: by_unit[unit][path] for unit in units} for path in sites},
-        )
-
-    method = {'noreft': peftjax.noreft, 'direft': peftjax.direft}[case.folder.name]
-    transform = method(
-        rank=config['r'],
-        positions='+'.join(f'{end}{count}' for end, count in counts.items() if count),
-        tied=config['tied_weights'],
-        targets=r'layers(_\d+)?',
-    )
-    return transform, convert

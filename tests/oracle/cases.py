@@ -83,6 +83,12 @@ class Case:
         return self.hub and self.task is not None
 
     @property
+    def told(self) -> dict[str, Any]:
+        """What `peftjax.load_adapter` is told beside the file: which ReFT its folder is called."""
+        plain = self.hub and self.config['config'].get('orthogonality') is False
+        return {'reft': self.folder.name} if plain else {}
+
+    @property
     def task(self) -> str | None:
         """Of `peftjax.load`."""
         return next((task for end, task in _TASKS.items() if self.kind.endswith(end)), None)

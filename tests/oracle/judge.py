@@ -55,8 +55,10 @@ def judge(case: Case, *, scan: bool = False, tolerance: float = TOLERANCE) -> Ve
     except ValueError as error:
         return Verdict(refused=str(error))
     whole, refused, errors = None if scan else completed(case, model), None, {}
+    if 'task_ids' in case.inputs:
+        return Verdict(_errors_by_task(case, model), tolerance=tolerance)
     try:
-        loaded = peftjax.load_adapter(case.folder, model)
+        loaded = peftjax.load_adapter(case.folder, model, **case.told)
     except ValueError as error:
         refused = str(error)
     else:
@@ -66,6 +68,25 @@ def judge(case: Case, *, scan: bool = False, tolerance: float = TOLERANCE) -> Ve
         more = errors_of(case, model, whole)
         errors |= {f'{name}, completed': error for name, error in more.items()}
     return Verdict(errors, refused, tolerance)
+
+
+def _errors_by_task(case: Case, model: peftjax.Model) -> dict[str, float]:
+    """Errors of logits and loss of a file with a prompt for each task, each row by its own."""
+    inputs, found = dict(case.inputs), None
+    tasks = inputs.pop('task_ids')
+    for task in np.unique(tasks):
+        loaded = peftjax.load_adapter(case.folder, model, task=int(task))
+        transform = _with_virtual(loaded.transform)
+        adapter = jax.tree.map(jnp.asarray, loaded.adapter)
+        predict = jax.jit(functools.partial(peftjax.adapt(model, transform), **inputs))
+        logits = np.asarray(predict(adapter, transform.freeze(model, adapter)))
+        found = np.zeros_like(logits) if found is None else found
+        found[tasks == task] = logits[tasks == task]
+    assert found is not None
+    errors = {'logits': _error(*written(case, found, case.outputs['logits']))}
+    if 'loss' in case.outputs:
+        errors['loss'] = _error(_loss(case, jnp.asarray(found), None), case.outputs['loss'])
+    return errors
 
 
 def _averaging(case: Case, model: peftjax.Model) -> peftjax.Model:
@@ -100,7 +121,7 @@ def errors_of(
         logits = getattr(output, 'last_hidden_state', output)
         return _loss(case, logits, adapter), logits
 
-    known = _comparable(case) and gradients
+    known = comparable(case) and gradients
     run = jax.value_and_grad(loss, has_aux=True) if known else lambda a: (loss(a), None)
     (value, logits), gradient = jax.jit(run)(adapter)
     theirs = case.outputs.get('logits', case.outputs.get('last_hidden_state'))
@@ -150,6 +171,13 @@ def _loss(case: Case, logits: jax.Array, adapter: Any) -> jax.Array:
         weight = case.config['orth_reg_weight']
         penalty = weight * peftjax.orthogonality(_methods_part(adapter), squared=False)
     labels = case.labels
+    if case.config.get('peft_type') == 'CPT':
+        # Its own loss counts the tokens of a prompt whose type is that of an answer.
+        ids, kinds = (
+            np.asarray(case.config[f'cpt_{n}']) for n in ('token_ids', 'tokens_type_mask')
+        )
+        first = np.where((kinds > 0) & (kinds % 4 == 0), ids, -100)
+        labels = np.concatenate([np.tile(first, (len(labels), 1)), labels], axis=1)
     if logits.ndim == 3:
         # Virtual tokens stand in front of the others; none of them is a label.
         ahead = logits.shape[1] - labels.shape[1]
@@ -190,11 +218,16 @@ def _gradient_error(case: Case, reading: Reading, adapter: Any, gradient: Any) -
 _WRONG_GRADIENTS = 'layers_0'
 
 
-def _comparable(case: Case) -> bool:
+def comparable(case: Case) -> bool:
     """Whether there are gradients that ours are meant to equal.
 
-    AdapterHub's DoRA differentiates the lengths of its columns; the paper's, and ours, does not.
+    AdapterHub's DoRA differentiates the lengths of its columns; the paper's, and ours, does not. A
+    cartridge with frozen tokens has gradients of the others alone; peft sets those of some tokens
+    of a CPT to zero; multitask prompts are read for one task.
     """
+    apart = case.config.get('peft_type') in ('CPT', 'MULTITASK_PROMPT_TUNING')
+    if apart or case.config.get('num_frozen_tokens'):
+        return False
     return bool(case.gradients) and not (case.hub and case.config['config'].get('use_dora'))
 
 
@@ -258,7 +291,7 @@ def _errors_without_head(
     missed = jax.nn.softmax(case.outputs['logits']) - np.eye(classes)[case.labels]
     by_head = np.asarray(missed).T @ np.asarray(pooled) / len(pooled)
     errors = {'pooled': _error(by_head, case.gradients['classifier.weight'])}
-    if not gradients or not _comparable(case):
+    if not gradients or not comparable(case):
         return errors
     rows = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(jacobian)]
     ours = np.concatenate([leaf.reshape(pooled.size, -1) for leaf in rows], 1).T

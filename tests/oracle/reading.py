@@ -42,9 +42,12 @@ def file_reading(case: Case, model: peftjax.Model, transform: peftjax.PeftTransf
                 Path(copy, HUB_WEIGHTS if case.hub else WEIGHTS),
             )
             # A gradient that is NaN is wrong, and no damaged file.
-            return peftjax.load_adapter(copy, model, allow_non_finite=True).adapter
+            return peftjax.load_adapter(copy, model, allow_non_finite=True, **case.told).adapter
 
     return Reading(transform, read, values)
+
+
+_PROMPTS = ('embedding.weight', 'delta_embedding.weight', 'trainable_embedding')
 
 
 def places_in_file(case: Case, name: str) -> list[str]:
@@ -58,7 +61,7 @@ def places_in_file(case: Case, name: str) -> list[str]:
         name.replace('.modules_to_save.', '.'),
         name.removesuffix('.weight'),
         f'base_model.{name.rpartition(".")[2]}',
-        'prompt_embeddings' if name == 'embedding.weight' else name,
+        'prompt_embeddings' if name in _PROMPTS else name,
     )
     first = next((each for each in names if each in case.tensors), None)
     if first is None or case.tensors[first].shape != case.gradients[name].shape:

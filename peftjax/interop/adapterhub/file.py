@@ -30,7 +30,8 @@ _TURN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 class File:
     """`tensors` lose what has been taken; the adapter is the one called `name`.
 
-    flexible: it was made in one of the library's own classes, with heads of its own.
+    flexible: it was made in one of the library's own classes, with heads of its own. told: what
+    the caller says and the file does not, by the argument of `load_adapter`; loses what is taken.
     """
 
     hub: Hub
@@ -38,6 +39,7 @@ class File:
     tensors: Arrays
     name: str
     flexible: bool
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def where(self) -> str:

@@ -42,14 +42,18 @@ _WRITERS: dict[str, Callable[[Hub, About, Any, str], Written]] = {
     **bottlenecks.WRITERS,
     **matrices.WRITERS,
     **prefixes.WRITERS,
-    'loreft': reft.write,
+    **reft.WRITERS,
 }
 
 
 def read(
-    model: Model, raw: Mapping[str, Any], tensors: dict[str, np.ndarray], where: str
+    model: Model,
+    raw: Mapping[str, Any],
+    tensors: dict[str, np.ndarray],
+    where: str,
+    told: dict[str, Any],
 ) -> list[Part]:
-    """The methods and adapters of a file; what is read is taken out of `tensors`.
+    """The methods and adapters of a file; what is read is taken out of `tensors` and `told`.
 
     Raises:
         CheckpointError: a method, or a setting of it, that is not built here; tensors that are
@@ -63,7 +67,7 @@ def read(
     flexible = str(raw.get('model_class')).endswith(_FLEXIBLE)
 
     def file_of(each: Mapping[str, Any]) -> File:
-        return File(hub, PeftConfig(each, where), tensors, name, flexible)
+        return File(hub, PeftConfig(each, where), tensors, name, flexible, told)
 
     if inner.get('architecture') != 'union':
         return _read_one(file_of(inner))
@@ -85,8 +89,8 @@ def _read_one(file: File) -> list[Part]:
     if not isinstance(kind, str | None) or kind not in _READERS:
         raise CheckpointError(
             f'{file.where}: architecture {str(kind)[:40]!r} of AdapterHub is not read; '
-            'bottlenecks, Compacter, invertible adapters, LoRA, DoRA, VeRA, (IA)³, LoReFT, '
-            'prefixes, prompts and unions of them are'
+            'bottlenecks, Compacter, invertible adapters, LoRA, DoRA, VeRA, (IA)³, ReFT, prefixes, '
+            'prompts and unions of them are'
         )
     parts = _READERS[kind](file)
     for field in _SAID_ELSEWHERE:
@@ -149,7 +153,8 @@ def _members(transform: PeftTransform, adapter: Any) -> list[tuple[About, Any]]:
 
 def _write_one(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     if about.name not in _WRITERS:
-        raise ValueError(f'{about.name} has no file of AdapterHub here; {_HAVE}')
+        because = reft.UNWRITTEN.get(about.name, '')
+        raise ValueError(f'{about.name} has no file of AdapterHub here{because}; {_HAVE}')
     return _WRITERS[about.name](hub, about, adapter, name)
 
 

@@ -1,23 +1,31 @@
-"""AdapterHub's LoReFT."""
+"""AdapterHub's LoReFT, NoReFT and DiReFT."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.transform import About
+from peftjax.core.transform import About, PeftTransform
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries, give
 from peftjax.interop.adapterhub.names import Hub, layer_of
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import literal
 from peftjax.methods import positions
-from peftjax.methods.reft import loreft, noreft, orthonormal
+from peftjax.methods.reft import direft, loreft, noreft, orthonormal
 
 _LEAVES = [
     ('weight', 'learned_source.weight', 'transposed'),
     ('bias', 'learned_source.bias', 'same'),
 ]
 _PROJECTION = 'projection.parametrizations.weight.'
+_PLAIN = [*_LEAVES, ('projection', 'projection.weight', 'transposed')]
+_REFLECTED = [
+    *_LEAVES,
+    ('original', f'{_PROJECTION}original', 'transposed'),
+    ('base', f'{_PROJECTION}0.base', 'same'),
+]
+_UNSAID = {'noreft': noreft, 'direft': direft}
 
 
 def read(file: File) -> Part:
@@ -27,11 +35,8 @@ def read(file: File) -> Part:
     cuts to whole numbers; weight decay takes that diagonal off -1, and its column becomes zero.
     """
     config, hub = file.config, file.hub
-    if not file.switch('orthogonality'):
-        raise CheckpointError(
-            f"{file.where}: architecture 'reft' of AdapterHub without orthogonality does not say "
-            'whether the projection is subtracted (NoReFT, DiReFT)'
-        )
+    orthogonal = file.switch('orthogonality')
+    unsaid = None if orthogonal else _unsaid(file)
     config.must_be('non_linearity', None)
     config.must_be('output_reft', True)
     config.get('layers')
@@ -48,10 +53,11 @@ def read(file: File) -> Part:
         found = {}
         for number, unit in enumerate(units):
             here = f'{start}units.{number}.'
-            leaves = file.leaves(here, _LEAVES)
-            original = file.take(f'{here}{_PROJECTION}original', rank, None)
-            base = file.take(f'{here}{_PROJECTION}0.base', *2 * original.shape[1:])
-            leaves['projection'] = _projection(original.T, base)
+            leaves = file.leaves(here, _LEAVES if orthogonal else _PLAIN)
+            if orthogonal:
+                original = file.take(f'{here}{_PROJECTION}original', rank, None)
+                base = file.take(f'{here}{_PROJECTION}0.base', *2 * original.shape[1:])
+                leaves['projection'] = _projection(original.T, base)
             if unit in kept:
                 found |= {f'{unit}/{leaf}': value for leaf, value in leaves.items()}
         return found
@@ -64,9 +70,23 @@ def read(file: File) -> Part:
     whole = all(
         np.allclose(each.swapaxes(-1, -2) @ each, np.eye(rank), atol=1e-4) for each in projections
     )
-    method = loreft if whole else noreft
+    method = unsaid or (loreft if whole else noreft)
     transform = method(rank=rank, positions=ends, tied=tied, targets=literal(sites))
     return transform, entries(method.__name__, sites)
+
+
+def _unsaid(file: File) -> Callable[..., PeftTransform]:
+    """The method of a file without orthogonality, as the caller tells."""
+    told = file.told.pop('reft', None)
+    if told is None:
+        raise CheckpointError(
+            f"{file.where}: architecture 'reft' of AdapterHub without orthogonality does not say "
+            "whether the projection is subtracted (NoReFT) or not (DiReFT): write reft='noreft' or "
+            "reft='direft' as it was trained; the library itself reads either as NoReFT"
+        )
+    if told not in _UNSAID:
+        raise CheckpointError(f'reft is {told!r}; write one of {sorted(_UNSAID)}')
+    return _UNSAID[told]
 
 
 def _nested(leaves: Arrays) -> dict[str, Arrays]:
@@ -89,7 +109,7 @@ def _projection(stored: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 
 def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
-    arguments = about.arguments
+    arguments, orthogonal = about.arguments, about.name == 'loreft'
     if arguments['positions'] == 'all':
         raise ValueError(
             "AdapterHub edits the first and last tokens: give positions, such as positions='f1+l1'"
@@ -99,15 +119,16 @@ def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     inside, slots = f'.reft_layer.refts.{name}.units', hub.blocks()
     tensors: Arrays = {}
     for unit, number in numbers.items():
-        sites = {path: _stored(units, unit) for path, units in adapter.items()}
-        table = [*_LEAVES, ('original', f'{_PROJECTION}original', 'transposed')]
-        table.append(('base', f'{_PROJECTION}0.base', 'same'))
+        sites = {path: _unit(units, unit) for path, units in adapter.items()}
+        if orthogonal:
+            sites = {path: _reflected(leaves) for path, leaves in sites.items()}
+        table = _REFLECTED if orthogonal else _PLAIN
         tensors |= give(slots, sites, f'{inside}.{number}.', table)
     layers = {layer_of(n) for slot in slots if slot.path in adapter for n in slot.names}
     everything = {layer_of(n) for slot in slots for n in slot.names}
     return tensors, {
         **{'architecture': 'reft', 'dropout': 0.05, 'dtype': None, 'init_weights_seed': None},
-        **{'non_linearity': None, 'orthogonality': True, 'output_reft': True},
+        **{'non_linearity': None, 'orthogonality': orthogonal, 'output_reft': True},
         'layers': 'all' if layers == everything else sorted(layers),
         'prefix_positions': places.first,
         'suffix_positions': places.last,
@@ -116,17 +137,18 @@ def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     }
 
 
-def _stored(units: Any, unit: str) -> Arrays:
-    """A unit with its projection as torch starts from one: a whole base, and minus the identity.
-
-    A unit of no positions, which the file has all the same, is one that changes nothing.
-    """
+def _unit(units: Any, unit: str) -> Arrays:
+    """A unit; one of no positions, which the file has all the same, changes nothing."""
     some = next(iter(units.values()))
     if unit in units:
-        leaves = {leaf: np.asarray(value) for leaf, value in units[unit].items()}
-    else:
-        leaves = {leaf: np.zeros_like(value) for leaf, value in some.items()}
-        leaves['projection'] = leaves['projection'] + np.eye(*leaves['projection'].shape[-2:])
+        return {leaf: np.asarray(value) for leaf, value in units[unit].items()}
+    leaves = {leaf: np.zeros_like(value) for leaf, value in some.items()}
+    leaves['projection'] = leaves['projection'] + np.eye(*leaves['projection'].shape[-2:])
+    return leaves
+
+
+def _reflected(leaves: Arrays) -> Arrays:
+    """With the projection as torch starts from one: a whole base, and minus the identity."""
     q = np.asarray(orthonormal(jnp.asarray(leaves['projection'])))
     base, r = np.linalg.qr(q, mode='complete')
     rank = q.shape[-1]
@@ -136,3 +158,7 @@ def _stored(units: Any, unit: str) -> Arrays:
     base[..., :rank] = q
     original = np.broadcast_to(-np.eye(*q.shape[-2:], dtype=q.dtype), q.shape)
     return {'weight': leaves['weight'], 'bias': leaves['bias'], 'base': base, 'original': original}
+
+
+WRITERS = {'loreft': write, 'noreft': write}
+UNWRITTEN = {'direft': ': that library reads such a file as NoReFT'}

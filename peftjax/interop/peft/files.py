@@ -48,7 +48,12 @@ class PeftAdapter(NamedTuple):
 
 
 def load_adapter(
-    source: str | os.PathLike[str], model: Model, *, allow_non_finite: bool = False
+    source: str | os.PathLike[str],
+    model: Model,
+    *,
+    task: int | None = None,
+    reft: str | None = None,
+    allow_non_finite: bool = False,
 ) -> PeftAdapter:
     """Reads an adapter that Hugging Face's peft or AdapterHub wrote, for a model of `peftjax.load`.
 
@@ -69,6 +74,11 @@ def load_adapter(
             adapter.safetensors), or 'org/name' or 'org/name@revision' on the hub.
         model: the base that the adapter was made for. Its parameters must be real for methods that
             start from them (DeLoRA).
+        task: of a file with one prompt for each of several tasks (multitask prompt tuning): whose
+            prompt is read. A call of that library takes `task_ids` instead.
+        reft: 'noreft' or 'direft', of a ReFT of AdapterHub without orthogonality: its file does not
+            say which of the two was trained.
+        allow_non_finite: reads numbers that are NaN or infinite, to look at them.
 
     Returns:
         `PeftAdapter(transform, adapter, frozen, config)`.
@@ -76,7 +86,8 @@ def load_adapter(
     Raises:
         CheckpointError: a file that is not there, corrupt, or pickled; a tensor that is missing, of
             another shape, or unknown; a field of the config that would change the meaning and is
-            not built, by name; layers that a scanned model cannot take apart.
+            not built, by name; layers that a scanned model cannot take apart; a `task` or `reft`
+            that the file needs and was not given, or that it has no use for.
         TypeError: swapped arguments.
 
     Example:
@@ -97,7 +108,7 @@ def load_adapter(
         )
     folder = sources.locate_adapter(source)
     config, file = steadily(folder, lambda: _opened(folder))
-    hub = _is_hub(config)
+    hub, told = _is_hub(config), {'task': task, 'reft': reft}
     wrong = [f'{n} is {h.dtype}' for n, h in file.headers.items() if not _readable(n, h)]
     if wrong:
         raise CheckpointError(f'{file.where}: {"; ".join(wrong)}; an adapter is of floats')
@@ -106,13 +117,19 @@ def load_adapter(
         finite.check_all(file.where, tensors)
     if hub:
         try:
-            parts = adapterhub.read(model, config.raw, tensors, file.where)
+            parts = adapterhub.read(model, config.raw, tensors, file.where, told)
             for part in parts:
                 check_shapes(model, file.where, part)
         except CheckpointError as error:
             raise error.at(file.where) from error
     else:
-        parts = read(Found(model, Names.of_file(model, tensors), config, tensors, file.where))
+        names = Names.of_file(model, tensors)
+        parts = read(Found(model, names, config, tensors, file.where, told))
+    unused = [f'{name}={value!r}' for name, value in told.items() if value is not None]
+    if unused:
+        raise CheckpointError(
+            f'{file.where} says itself what {", ".join(unused)} would tell; leave it out'
+        )
     left = sorted(tensors)
     if left:
         raise CheckpointError(

@@ -24,13 +24,18 @@ _HEAD_COPY = re.compile(r'lm_head\.(modules_to_save\.)?(base_layer\.)?weight')
 
 @dataclasses.dataclass
 class Found:
-    """A file that is being read: `tensors` lose what has been taken."""
+    """A file that is being read: `tensors` lose what has been taken.
+
+    told: what the caller says and the file does not, by the argument of `load_adapter`; loses what
+    has been taken too.
+    """
 
     model: Model
     names: Names
     config: PeftConfig
     tensors: Arrays
     where: str
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def take(self, endings: Mapping[str, str], optional: Iterable[str] = ()) -> dict[str, Arrays]:
         """`{module: {our name: array}}` of all tensors with these endings.

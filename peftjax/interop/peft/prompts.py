@@ -65,6 +65,51 @@ def _prompts(found: Any) -> np.ndarray:
     return prompt
 
 
+def read_cpt(found: Any) -> tuple[Any, Any]:
+    """Context-aware prompt tuning: a prompt, whatever its training held it to."""
+    for field in _CPT_TRAINING:
+        found.config.get(field)
+    return read_prompt(found)
+
+
+_CPT_TRAINING = (
+    *('cpt_mask', 'cpt_token_ids', 'cpt_tokens_type_mask', 'opt_loss_decay_factor'),
+    *('opt_projection_epsilon', 'opt_projection_format_epsilon', 'opt_weighted_loss_type'),
+)
+
+
+def read_multitask(found: Any) -> tuple[Any, Any]:
+    """The prompt of the task that the caller chooses: `P * (C_task R_task)`."""
+    config, task = found.config, found.told.pop('task', None)
+    tasks, rank = config.whole('num_tasks'), config.whole('num_ranks')
+    for field in ('prompt_tuning_init_task', 'prompt_tuning_init_state_dict_path'):
+        config.get(field)
+    if type(task) is not int or not 0 <= task < tasks:
+        raise CheckpointError(
+            f'{found.where} holds a prompt for each of {tasks} tasks, and task is {task!r}; write '
+            f'peftjax.load_adapter(..., task=0), a number up to {tasks - 1}, once for each task, '
+            'and peftjax.serving.bank for rows of several'
+        )
+    shared = found.tensors.get('prompt_embeddings')
+    columns, rows = (found.tensors.pop(f'prefix_task_{each}', None) for each in ('cols', 'rows'))
+    wanted = (
+        None if shared is None else ((tasks, len(shared), rank), (tasks, rank, *shared.shape[1:]))
+    )
+    shapes = tuple(None if each is None else each.shape for each in (columns, rows))
+    if shapes != wanted:
+        raise CheckpointError(
+            f'{found.where}: prefix_task_cols and prefix_task_rows are {shapes}, need {wanted}'
+        )
+    found.tensors['prompt_embeddings'] = shared * (columns[task] @ rows[task])
+    return read_prompt(found)
+
+
+def read_cartridge(found: Any) -> tuple[Any, Any]:
+    """A prefix, whose first tokens may have stayed as they were in training."""
+    found.config.get('num_frozen_tokens')
+    return read_prefix(found)
+
+
 def read_prefix(found: Any) -> tuple[Any, Any]:
     """Keys and values of each layer, in one row of the file: key, then value, layer by layer."""
     found.config.get('prefix_projection')

@@ -11,7 +11,14 @@ from peftjax.interop.peft.formats import FORMATS
 from peftjax.interop.peft.found import Found, Part, check_shapes
 from peftjax.interop.peft.ia3 import read_ia3
 from peftjax.interop.peft.lora import read_adalora, read_lora
-from peftjax.interop.peft.prompts import read_adaption, read_prefix, read_prompt
+from peftjax.interop.peft.prompts import (
+    read_adaption,
+    read_cartridge,
+    read_cpt,
+    read_multitask,
+    read_prefix,
+    read_prompt,
+)
 from peftjax.interop.peft.randlora import read_randlora
 from peftjax.interop.peft.tokens import read_tokens
 from peftjax.interop.peft.vblora import read_vblora
@@ -40,6 +47,9 @@ def read(found: Found) -> list[Part]:
         'PROMPT_TUNING': read_prompt,
         'P_TUNING': read_prompt,
         'PREFIX_TUNING': read_prefix,
+        'CPT': read_cpt,
+        'MULTITASK_PROMPT_TUNING': read_multitask,
+        'CARTRIDGE': read_cartridge,
         'ADAPTION_PROMPT': read_adaption,
     }
     if kind == 'PSOFT':

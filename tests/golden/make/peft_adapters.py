@@ -29,7 +29,9 @@ def make(folder: Path) -> dict[str, Arrays]:
             for name, parameter in adapted.named_parameters()
             if parameter.grad is not None
         }
-        if isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
+        # What depends on the tokens has no merged weight.
+        merges = not getattr(adapted.active_peft_config, 'alora_invocation_tokens', None)
+        if merges and isinstance(adapted.base_model, peft.tuners.tuners_utils.BaseTuner):
             with torch.no_grad():
                 found['merged_logits'] = adapted.merge_and_unload()(**inputs).logits.numpy()
     return files
