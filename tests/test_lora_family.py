@@ -1,5 +1,7 @@
 """The mathematics of LoRA's starts and of AdaLoRA's factors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +87,34 @@ def test_wrong_starts_raise(mlp, settings, words):
         _start(mlp, **settings)
 
 
-def test_adalora_rank_too_large_raises(mlp):
+@pytest.mark.parametrize(
+    'tx',
+    [
+        peftjax.lora(rank=9, alpha=3, targets=r'hidden'),
+        peftjax.dora(rank=9, alpha=3, targets=r'hidden'),
+        peftjax.lora_fa(rank=9, alpha=3, targets=r'hidden'),
+        peftjax.adalora(init_rank=9, alpha=3, targets=r'hidden'),
+        peftjax.hira(rank=9, targets=r'hidden'),
+        peftjax.delora(rank=9, targets=r'hidden'),
+    ],
+    ids=lambda tx: tx.about.name,
+)
+def test_a_rank_above_both_sides_of_a_matrix_computes_what_it_merges_to(mlp, tx):
+    fresh, frozen = tx.init(jax.random.key(0), mlp)
+    adapter = peftjax.testing.perturb(fresh, 1, 0.3)
+    x = jax.random.normal(jax.random.key(2), (5, 4))
+    ours = peftjax.adapt(mlp, tx)(adapter, frozen, x)
+    merged = mlp.apply(tx.merge(adapter, frozen), x)
+    np.testing.assert_allclose(ours, merged, rtol=1e-5, atol=1e-5)
+    assert np.abs(ours - mlp.apply(mlp.params, x)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    'make', [functools.partial(peftjax.lora, init='olora'), peftjax.loftq], ids=['olora', 'loftq']
+)
+def test_a_rank_above_the_terms_of_a_decomposition_raises(mlp, make):
     with pytest.raises(ValueError, match='rank 5.*hidden/kernel.*write at most rank=4'):
-        peftjax.adalora(init_rank=5, targets=r'hidden').init(jax.random.key(0), mlp)
+        make(rank=5, targets=r'hidden').init(jax.random.key(0), mlp)
 
 
 def test_orthogonality_of_known_factors(mlp):

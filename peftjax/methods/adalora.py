@@ -61,8 +61,7 @@ def adalora(
       'q': [*stack, r, out]}}`.
 
     Raises:
-      ValueError: a rank below 1, a rate outside [0, 1), or from `init` a rank above the smaller
-        side of a matrix, with its path.
+      ValueError: a rank below 1, or a rate outside [0, 1).
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -82,7 +81,6 @@ def adalora(
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
     ) -> Leaves:
-        settings.check_rank(matrix, site)
         first, second = jax.random.split(key)
         return {
             'p': 0.02 * jax.random.normal(first, (matrix.shape[0], init_rank), dtype),

@@ -61,7 +61,7 @@ def delora(
       'strength': [*stack]}}`: `r (in + out) + 1` parameters a matrix.
 
     Raises:
-      ValueError: a rank below 1 or, from `init`, above the smaller side of a matrix.
+      ValueError: a rank below 1.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()

@@ -31,7 +31,7 @@ def hira(
     the start `B = 0` (for an embedding `A = 0`), so that `W' = W`. It merges.
 
     Args:
-      rank: `r`, at most the smaller side of each matrix.
+      rank: `r`.
       dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.

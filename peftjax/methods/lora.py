@@ -38,7 +38,7 @@ def lora(
     so that `W' = W`; for an embedding, `A = 0` and `B ~ N(0, 1)`, since its rows are looked up.
 
     Args:
-      rank: `r`, at most the smaller side of each matrix.
+      rank: `r`. It may exceed the smaller side of a matrix, except with `'pissa'` and `'olora'`.
       targets: which weights, see `Sites.match_weights`.
       alpha: numerator of the scale; `rank` (a scale of 1) by default.
       rslora: scale by `alpha / sqrt(rank)`, which keeps large ranks learning.
@@ -58,8 +58,9 @@ def lora(
       A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out]}}`.
 
     Raises:
-      ValueError: a rank below 1, a rate outside [0, 1), an unknown `init`, or from `init` a rank
-        above the smaller side of a matrix, or a given `A` of another shape, with its path.
+      ValueError: a rank below 1, a rate outside [0, 1), an unknown `init`; from `init`, with its
+        path, a rank above the smaller side of a matrix that `'pissa'` or `'olora'` decomposes, or
+        a given `A` of another shape.
       TargetError: from `init`, see `Sites.match_weights`; or a pattern for rank or alpha matches
         none of the targets.
 

@@ -91,14 +91,14 @@ class LowRank:
         return {'scale': self.scale_at(site.path), **rate(self.dropout)}
 
     def check_rank(self, matrix: Inexact[jax.Array, 'in out'], site: WeightSite) -> None:
-        """Raises `ValueError` where the rank is larger than the smaller side of the matrix."""
+        """Raises `ValueError` where a decomposition of the matrix has fewer terms than the rank."""
         inputs, outputs = matrix.shape
         rank = self.rank_at(site.path)
         if rank > min(inputs, outputs):
             raise ValueError(
-                f'rank {rank} is larger than {site.path!r} allows: its matrix is '
-                f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}); write at '
-                f'most rank={min(inputs, outputs)}, or a rank_pattern for it'
+                f'rank {rank} is larger than {site.path!r} allows: a decomposition of its matrix, '
+                f'[{inputs}, {outputs}] (leaf {site.shape} {site.dtype}), has fewer terms; write '
+                f'at most rank={min(inputs, outputs)}, or a rank_pattern for it'
             )
 
     def factors(
@@ -107,9 +107,10 @@ class LowRank:
         """`A` and `B` as `init` says; where it says `A B = 0`, a lookup has `A = 0`, `B ~ N(0, 1)`.
 
         Raises:
-          ValueError: the rank is larger than the smaller side of the matrix.
+          ValueError: factors that come from the matrix, and a rank above its smaller side.
         """
-        self.check_rank(matrix, site)
+        if self.init in lora_init.FROM_WEIGHT:
+            self.check_rank(matrix, site)
         rank = self.rank_at(site.path)
         looked_up = site.layout is not None and site.layout.lookup
         if looked_up and self.init in lora_init.FROM_NOTHING:
