@@ -1,6 +1,7 @@
 """Heads on decoders: which token they read, and what goes with them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +120,9 @@ def test_dropout_stands_in_front_of_a_head_on_tokens():
     'transform',
     [
         peftjax.prompt_tuning(num_virtual_tokens=2),
-        peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core'),
+        peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*/core'),
         peftjax.lora(rank=2, targets=r'score/kernel'),
-        peftjax.houlsby(bottleneck=3),
+        peftjax.houlsby(size=3, targets=r'.*branch'),
     ],
     ids=['prompt', 'prefix', 'head', 'houlsby'],
 )
@@ -211,9 +212,9 @@ def test_roberta_without_a_pooler_says_so_where_one_is_asked_for(tmp_path):
 
 def test_every_head_equals_the_one_of_another_form_of_the_model():
     inputs = arrays(_base('llama_score') / 'inputs.npz')
+    forms: list[dict[str, Any]] = [{}, {'scan': False}, {'remat': 'full'}, {'dtype': jnp.bfloat16}]
     found = [
-        peftjax.load(_base('llama_score'), task='classification', **options)
-        for options in ({}, {'scan': False}, {'remat': 'full'}, {'dtype': jnp.bfloat16})
+        peftjax.load(_base('llama_score'), task='classification', **options) for options in forms
     ]
     logits = [model.apply(model.params, **inputs).astype(jnp.float32) for model in found]
     for other, error in zip(logits[1:], (1e-5, 1e-5, 0.2), strict=True):

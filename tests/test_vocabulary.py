@@ -15,7 +15,12 @@ from peftjax.interop.errors import CheckpointError
 from tests.checkpoint_files import golden, write_folder
 from tests.oracle.cases import GOLDEN, arrays
 
-CASES = ('llama/whole', 'llama_tied/whole', 'llama_tied/rows')
+CASES = (
+    *('llama/whole', 'llama/rows_and_tables', 'llama/rows_of_both'),
+    *('llama_tied/whole', 'llama_tied/rows', 'llama_tied/rows_and_tables'),
+)
+# Those whose tensors need no others.
+ROUND = ('llama/whole', 'llama_tied/whole', 'llama_tied/rows', 'llama/rows_of_both')
 DECODERS = ('llama_tied', 'gpt2', 'gemma3')
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 
@@ -46,7 +51,7 @@ def test_adapters_with_new_tokens_equal_peft(case, scan):
     _close(found, expected, inputs['attention_mask'])
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', ROUND)
 def test_adapters_with_new_tokens_go_out_with_the_tensors_that_they_came_with(case, tmp_path):
     folder = GOLDEN / 'new_tokens' / case
     model = peftjax.load(_base(case.partition('/')[0]), vocab_size=36)
@@ -178,3 +183,65 @@ def test_copies_of_a_tied_table_that_differ_are_refused(tmp_path):
     adapter = peftjax.load_adapter(tmp_path, apart).adapter
     found = next(part for part in adapter if part.method == 'select')
     np.testing.assert_array_equal(found['lm_head/kernel'].T, 2 * found['embed_tokens/embedding'])
+
+
+def test_tables_around_rows_are_left_out_where_the_model_has_them():
+    """What trains then is the rows alone, as in the library."""
+    folder = GOLDEN / 'new_tokens/llama_tied/rows_and_tables'
+    tensors = load_file(folder / WEIGHTS)
+    name = 'base_model.model.model.embed_tokens.token_adapter.base_layer.weight'
+    model = peftjax.load(_base('llama_tied'), vocab_size=36)
+    same = model.replace(
+        params=paths.replace(model.params, {'embed_tokens/embedding': tensors[name]})
+    )
+    inputs = arrays(folder / 'inputs.npz')
+    expected = arrays(folder / 'logits.npz')['logits']
+    for one, methods in ((model, ['select', 'lora']), (same, ['trainable_tokens', 'lora'])):
+        loaded = peftjax.load_adapter(folder, one)
+        about = loaded.transform.about
+        assert about is not None
+        assert [part.about.name for part in about.arguments['transforms']] == methods
+        _close(_run(one, loaded, inputs), expected, inputs['attention_mask'])
+
+
+def test_rows_of_a_tied_base_train_both_of_an_untied_model(tmp_path):
+    """The library puts them where the head reads too."""
+    folder = GOLDEN / 'new_tokens/llama_tied/rows'
+    apart = peftjax.load(_base('llama_tied'), vocab_size=36, tie=False)
+    loaded = peftjax.load_adapter(folder, apart)
+    inputs = arrays(folder / 'inputs.npz')
+    _close(
+        _run(apart, loaded, inputs),
+        arrays(folder / 'logits.npz')['logits'],
+        inputs['attention_mask'],
+    )
+    peftjax.save_adapter(tmp_path, apart, loaded.transform, loaded.adapter)
+    theirs, ours = (load_file(each / WEIGHTS) for each in (folder, tmp_path))
+    assert set(theirs) == set(ours)
+    rows = peftjax.trainable_tokens([32, 33], targets=r'embed_tokens/embedding')
+    adapter, _ = rows.init(jax.random.key(0), apart)
+    with pytest.raises(ValueError, match='that the checkpoint ties are the same in peft'):
+        peftjax.save_adapter(tmp_path / 'out', apart, rows, adapter)
+
+
+def test_tokens_of_a_head_are_its_columns():
+    model = peftjax.load(_base('llama'), vocab_size=36)
+    tx = peftjax.trainable_tokens([33, 2], targets=(r'embed_tokens/embedding', r'lm_head/kernel'))
+    adapter, frozen = tx.init(jax.random.key(0), model)
+    before = paths.flatten(model.params)
+    np.testing.assert_array_equal(
+        adapter['lm_head/kernel'], before['lm_head/kernel'].T[np.array([33, 2])]
+    )
+    adapter = peftjax.testing.perturb(adapter, seed=1)
+    merged = paths.flatten(tx.merge(adapter, frozen))
+    for path, table in (('embed_tokens/embedding', lambda x: x), ('lm_head/kernel', np.transpose)):
+        new, old = table(np.asarray(merged[path])), table(np.asarray(before[path]))
+        np.testing.assert_array_equal(new[[33, 2]], adapter[path])
+        kept = np.setdiff1d(np.arange(36), [33, 2])
+        np.testing.assert_array_equal(new[kept], old[kept])
+    ids = np.asarray([[33, 2, 5]], np.int32)
+    found = peftjax.adapt(model, tx)(adapter, frozen, input_ids=ids)
+    whole = model.apply(tx.merge(adapter, frozen), input_ids=ids)
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='token 40 is beyond the 36 tokens of'):
+        peftjax.trainable_tokens([40], targets=r'lm_head/kernel').init(jax.random.key(0), model)

@@ -31,6 +31,7 @@ class Model:
         `model.replace(params=..., fresh=())` once they are trained.
       only_here: why other libraries compute something else with the same weights; '' where they
         compute the same. Adapters of such a model are not written in their files.
+      untied: whether its head is a copy of an embedding that the checkpoint ties to it.
     """
 
     apply: Callable[..., Any]
@@ -43,6 +44,7 @@ class Model:
     signature: inspect.Signature = inspect.Signature()
     fresh: tuple[str, ...] = ()
     only_here: str = ''
+    untied: bool = False
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class _SameObjects:
 def _flatten_model(model: Model) -> tuple[Any, _SameObjects]:
     static = (
         *(model.apply, model.sites, model.traceable, model.config, model.tokenizer),
-        *(model.roles, model.signature, model.fresh, model.only_here),
+        *(model.roles, model.signature, model.fresh, model.only_here, model.untied),
     )
     return ((jax.tree_util.GetAttrKey('params'), model.params),), _SameObjects(static)
 

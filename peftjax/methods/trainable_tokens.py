@@ -1,6 +1,6 @@
 """Trainable tokens: a few rows of an embedding train, and no other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from peftjax.core import paths
 from peftjax.core.leafwise import leafwise
 from peftjax.core.model import Model
+from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.select import trained_copy
 
@@ -22,13 +23,14 @@ def trainable_tokens(
     r"""Trains the rows `ids` of an embedding `E: [vocabulary, features]`; all others stay frozen.
 
     The adapter holds the rows themselves: `E'[ids] = rows`. A head tied to the embedding reads them
-    as well. At the start they are those of `E`, so that `E' = E`. It costs no products; each step
-    copies `E` once to put the rows in, and its gradient is gathered from that of `E'`, which is
-    dense. It merges.
+    as well. Of a head of its own, a kernel `W: [features, vocabulary]`, they are columns:
+    `W'[:, ids] = rowsᵀ`; target both for new tokens of such a model. At the start they are those of
+    `E`, so that `E' = E`. It costs no products; each step copies `E` once to put the rows in, and
+    its gradient is gathered from that of `E'`, which is dense. It merges.
 
     Args:
       ids: the tokens, each once; new ones of an embedding that was enlarged, or special ones.
-      targets: regular expressions, full match on leaf paths of embeddings.
+      targets: regular expressions, full match on leaf paths of embeddings and untied heads.
       dtype: of what trains, see `select`.
 
     Returns:
@@ -36,7 +38,7 @@ def trainable_tokens(
 
     Raises:
       ValueError: no ids, a repeated or a negative one, or from `init` one beyond the vocabulary or
-        a leaf that is no `[vocabulary, features]`.
+        a leaf that is no `[vocabulary, features]`, and no kernel of a head.
       TargetError: from `init`, if a pattern matches no leaf.
 
     >>> import flax.linen as nn
@@ -66,29 +68,45 @@ def trainable_tokens(
                     f'{path!r} has shape {site.shape} {site.dtype}, which is no '
                     '[vocabulary, features]; target the leaf of an embedding'
                 )
-            if rows.max() >= site.shape[0]:
+            size = site.shape[1 if _of_head(site) else 0]
+            if rows.max() >= size:
                 raise ValueError(
-                    f'token {rows.max()} is beyond the {site.shape[0]} rows of {path!r} '
-                    f'{site.shape} {site.dtype}; write ids below {site.shape[0]}'
+                    f'token {rows.max()} is beyond the {size} tokens of {path!r} '
+                    f'{site.shape} {site.dtype}; write ids below {size}'
                 )
         return chosen
 
+    def start(leaf: jax.Array, site: WeightSite) -> jax.Array:
+        table = leaf.T if _of_head(site) else leaf
+        return trained_copy(jnp.take(table, rows, axis=0), dtype)
+
     def change(
         entry: Float[jax.Array | np.ndarray, 'ids features'],
-        leaf: Float[jax.Array, 'V features'],
+        leaf: Float[jax.Array, '_ _'],
         own: Any,
-    ) -> Float[jax.Array, 'V features']:
-        return leaf.at[own].set(entry.astype(leaf.dtype), unique_indices=True)
+    ) -> Float[jax.Array, '_ _']:
+        new = entry.astype(leaf.dtype)
+        if isinstance(own, Mapping):
+            return leaf.at[:, own['columns']].set(new.T, unique_indices=True)
+        return leaf.at[own].set(new, unique_indices=True)
 
     def fits(entry: jax.Array, leaf: Any, own: Any) -> bool:
-        return leaf.ndim == 2 and entry.shape == (len(own), leaf.shape[1])
+        of_head = isinstance(own, Mapping)
+        count = len(own['columns']) if of_head else len(own)
+        return leaf.ndim == 2 and entry.shape == (count, leaf.shape[0 if of_head else 1])
 
     return leafwise(
         'trainable_tokens',
-        lambda leaf, site: trained_copy(jnp.take(leaf, rows, axis=0), dtype),
+        start,
         change,
         choose,
         fits,
-        own=lambda site: rows,
+        own=lambda site: {'columns': rows} if _of_head(site) else rows,
         keeps='part',
     )
+
+
+def _of_head(site: WeightSite) -> bool:
+    """Whether a leaf is the kernel of a head, with a column for each token."""
+    layout = site.layout
+    return layout is not None and not layout.lookup and layout.columns == (1,)

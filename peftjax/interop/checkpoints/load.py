@@ -134,7 +134,10 @@ def load(
     packed = {} if quantize is None else leaves.packed(model.sites, quantize)
     params = paths.replace(model.params, packed)
     model = model.replace(
-        params=params, fresh=tuple(sorted(leaves.new)), only_here=_only_here(task, pooling)
+        params=params,
+        fresh=tuple(sorted(leaves.new)),
+        only_here=_only_here(task, pooling),
+        untied=tie is False,
     )
     if abstract:
         return model

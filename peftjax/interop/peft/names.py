@@ -53,6 +53,7 @@ class Names:
         self.tied: bool = family.writes and not headed and 'lm_head/kernel' not in leaves
         # The table, and in torch the head that it is as well.
         self.table: str = next(iter(family.vocabulary), '')
+        self.untied: bool = model.untied
         self.tied_head: str | None = 'lm_head' if 'lm_head/kernel' in family.vocabulary else None
         self._prefix = '' if bare else family.prefix
         self.slots: dict[str, Slot] = {slot.path: slot for slot in slots(family.names, leaves)}

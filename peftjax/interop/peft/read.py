@@ -43,7 +43,6 @@ def read(found: Found) -> list[Part]:
         'VBLORA': read_vblora,
         'RANDLORA': read_randlora,
         'LN_TUNING': read_norms,
-        'TRAINABLE_TOKENS': read_tokens,
         'PROMPT_TUNING': read_prompt,
         'P_TUNING': read_prompt,
         'PREFIX_TUNING': read_prefix,
@@ -57,14 +56,14 @@ def read(found: Found) -> list[Part]:
             f'{found.config.where}: a PSOFT adapter depends on the signs of singular vectors, '
             'which are not in the file and differ between machines; see peftjax.principal_subspaces'
         )
-    if kind not in readers:
+    if kind not in readers and kind != 'TRAINABLE_TOKENS':
         raise CheckpointError(
             f'{found.config.where}: peft_type {kind!r} is not built here; there are '
-            f'{", ".join(sorted(readers))}'
+            f'{", ".join(sorted((*readers, "TRAINABLE_TOKENS")))}'
         )
     try:
         rows = kind == 'TRAINABLE_TOKENS' or found.config.get('trainable_token_indices')
-        parts = [read_tokens(found)] if rows else []
+        parts = read_tokens(found) if rows else []
         if kind != 'TRAINABLE_TOKENS':
             parts.append(readers[kind](found))
         copies = read_whole(found)

@@ -1,67 +1,177 @@
-"""Rows of an embedding that are trained for single tokens, in and out."""
+"""Rows of an embedding, and of a head, that are trained for single tokens, in and out."""
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from peftjax.core import paths
 from peftjax.core.entries import Entry
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft.found import Found, Part
+from peftjax.interop.peft.found import Found, Part, literal
 from peftjax.interop.peft.names import ROOT, Names
 from peftjax.interop.peft.written import Written, common
 from peftjax.methods.trainable_tokens import trainable_tokens
 
 _ROWS = '.trainable_tokens_delta'
+_TABLE = '.token_adapter.base_layer.weight'
+_HEAD = 'lm_head/kernel'
 
 
-def read_tokens(found: Found) -> Part:
-    """Rows of one embedding; the file calls them a change, but they are new rows."""
+class Rows(NamedTuple):
+    """Rows of one table: of which tokens, the path of the leaf, and [ids, features]."""
+
+    ids: tuple[int, ...]
+    path: str
+    values: Any
+
+
+def read_tokens(found: Found) -> list[Part]:
+    """Rows of an embedding and of a head; the file calls them a change, but they are new rows.
+
+    A file that has the table around the rows as well gives the whole table, with the rows in it,
+    unless the model has the same one.
+    """
     config = found.config
-    indices = config.get('trainable_token_indices') or config.get('token_indices')
-    if isinstance(indices, dict) and len(indices) == 1:
-        (indices,) = indices.values()
-    if not isinstance(indices, list) or not all(type(each) is int for each in indices):
-        raise CheckpointError(f'{config.where}: {indices!r} are not the tokens of one embedding')
+    given = config.get('trainable_token_indices') or config.get('token_indices')
     config.get('target_modules')
-    rows = {name: found.tensors.pop(name) for name in list(found.tensors) if name.endswith(_ROWS)}
-    places = {}
-    for name, value in rows.items():
+    tables: dict[str, np.ndarray] = {}
+    numbers: dict[str, tuple[int, ...]] = {}
+    for name in [name for name in found.tensors if name.endswith(_ROWS)]:
         module = name.removesuffix(_ROWS).removesuffix('.token_adapter')
-        place = found.names.place_of_module(module)
-        if place is not None and place.slot.path.endswith('embedding'):
-            places[place.slot.path] = value
-    if len(places) != 1:
-        raise CheckpointError(f'{found.where} holds rows of {sorted(rows)}, one embedding is meant')
-    (path, value), *_ = places.items()
-    # A tied head's rows stand in the file as well.
-    if any(not np.array_equal(value, other) for other in rows.values()):
-        raise CheckpointError(f'{found.where}: the rows {sorted(rows)} of one table differ')
-    transform = trainable_tokens(indices, targets=re.escape(path))
-    return transform, Entry('trainable_tokens', {path: value})
+        values = found.tensors.pop(name)
+        path = _path(found, module)
+        # A tied head's rows stand in the file as well.
+        if path in tables and not np.array_equal(values, tables[path]):
+            raise CheckpointError(f'{found.where}: the rows {name} and others of one table differ')
+        numbers[path], tables[path] = _ids_of(found, given, module), values
+    if not tables:
+        raise CheckpointError(f'{found.where} holds no rows of an embedding')
+    if found.model.untied and set(tables) == {found.names.table} and _HEAD in found.names.slots:
+        # They were made where the two are one.
+        numbers[_HEAD], tables[_HEAD] = numbers[found.names.table], tables[found.names.table]
+    for path in list(tables):
+        if _takes_whole(found, path, numbers[path], tables[path]):
+            del tables[path]
+    groups: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+    for path, values in tables.items():
+        groups.setdefault(numbers[path], {})[path] = values
+    return [
+        (trainable_tokens(ids, targets=literal(some)), Entry('trainable_tokens', some))
+        for ids, some in groups.items()
+    ]
 
 
-def write_tokens(names: Names, rows: Mapping[Any, Any]) -> Written:
+def _path(found: Found, module: str) -> str:
+    """The leaf of a table, whether it is looked up, a head, or both."""
+    names = found.names
+    if names.tied and module.removeprefix(ROOT) == names.tied_head:
+        return names.table
+    place = names.place_of_module(module)
+    if place is None or place.slot.path not in (names.table, _HEAD):
+        raise CheckpointError(
+            f'{found.where} holds rows of {module.removeprefix(ROOT)}, and those of the embedding '
+            f'or the head are meant{paths.nearby(module.removeprefix(ROOT), names.modules())}'
+        )
+    return place.slot.path
+
+
+def _ids_of(found: Found, given: Any, module: str) -> tuple[int, ...]:
+    """The tokens whose rows a module has."""
+    if isinstance(given, dict):
+        meant = [ids for name, ids in given.items() if f'.{module}'.endswith(f'.{name}')]
+        tied = found.names.tied and module.removeprefix(ROOT) == found.names.tied_head
+        given = meant[0] if meant else next(iter(given.values())) if tied and given else None
+    if not isinstance(given, list) or not all(type(each) is int for each in given):
+        raise CheckpointError(
+            f'{found.config.where}: {str(given)[:80]} are not the tokens of one embedding'
+        )
+    return tuple(given)
+
+
+def _takes_whole(found: Found, path: str, ids: Sequence[int], rows: np.ndarray) -> bool:
+    """Whether the file has the table around these rows, another than the model's.
+
+    Then it stays among the tensors, with the rows in it, as one that is trained whole.
+    """
+    names = found.names
+    modules = [f'{ROOT}{names.module(path, 0)}']
+    if path == names.table and names.tied and names.tied_head is not None:
+        modules.append(f'{ROOT}{names.tied_head}')
+    copies = {m: found.tensors.pop(m + _TABLE) for m in modules if m + _TABLE in found.tensors}
+    if not copies:
+        return False
+    first = next(iter(copies.values()))
+    mine = paths.flatten(found.model.params)[path]
+    table = mine.T if path == _HEAD else mine
+    others = [each for each in copies.values() if not np.array_equal(each, first)]
+    if others or first.shape != table.shape or max(ids, default=0) >= len(first):
+        raise CheckpointError(
+            f'{found.where} has tables {[each.shape for each in copies.values()]} around its rows, '
+            f'which are others than one of {table.shape}; write peftjax.load(..., vocab_size=...) '
+            'for the number of tokens that they have'
+        )
+    kept = np.setdiff1d(np.arange(len(first)), ids)
+    if np.array_equal(first[kept], np.asarray(table, first.dtype)[kept]):
+        return False
+    whole = first.copy()
+    whole[list(ids)] = rows
+    found.tensors.update({f'{module}.weight': whole for module in modules})
+    return True
+
+
+def write_tokens(names: Names, rows: Sequence[Rows]) -> Written:
     """Rows without a method beside them."""
-    ((ids, tables),) = rows.items()
-    ((path, value),) = tables.items()
-    module = names.module(path, 0)
-    tensors = {f'{ROOT}{module}{_ROWS}': np.asarray(value)}
-    if names.tied:
-        tensors[f'{ROOT}lm_head{_ROWS}'] = np.asarray(value)
+    numbers = {each.ids for each in rows}
+    if len(numbers) > 1:
+        raise ValueError(
+            'a file of peft for tokens alone has the same ones for every table, here are '
+            f'{sorted(numbers)[:2]}; chain them with a method, whose file has tokens of each'
+        )
+    modules = {
+        names.module(each.path, 0): np.asarray(each.values) for each in _checked(names, rows)
+    }
+    tensors = {f'{ROOT}{module}{_ROWS}': values for module, values in modules.items()}
+    if names.tied and names.tied_head is not None:
+        tensors[f'{ROOT}{names.tied_head}{_ROWS}'] = np.asarray(rows[0].values)
     return tensors, {
-        **common(names, 'TRAINABLE_TOKENS', [module]),
-        'token_indices': list(map(int, ids)),
+        **common(names, 'TRAINABLE_TOKENS', sorted(modules)),
+        'token_indices': list(map(int, numbers.pop())),
     }
 
 
-def write_tokens_beside(names: Names, rows: Mapping[Any, Any]) -> Written:
+def write_tokens_beside(names: Names, rows: Sequence[Rows]) -> Written:
     """What rows add to the file of a method."""
-    tensors, fields = {}, {}
-    for ids, tables in rows.items():
-        ((path, value),) = tables.items()
-        module = names.module(path, 0)
-        tensors[f'{ROOT}{module}.token_adapter{_ROWS}'] = np.asarray(value)
-        fields['trainable_token_indices'] = {module.rpartition('.')[2]: list(map(int, ids))}
-    return tensors, fields
+    tensors, numbers = {}, {}
+    for each in _checked(names, rows):
+        module = names.module(each.path, 0)
+        tensors[f'{ROOT}{module}.token_adapter{_ROWS}'] = np.asarray(each.values)
+        numbers[module.rpartition('.')[2]] = list(map(int, each.ids))
+    return tensors, {'trainable_token_indices': numbers} if numbers else {}
+
+
+def _checked(names: Names, rows: Sequence[Rows]) -> Sequence[Rows]:
+    """The rows that a file has.
+
+    Raises:
+        ValueError: two of one table; those of an embedding and a head that differ, on a base whose
+            head the library ties.
+    """
+    by_path = {each.path: each for each in rows}
+    if len(by_path) < len(rows):
+        raise ValueError('peft has rows of one list of tokens for a table; chain them as one')
+    if not names.untied or not rows:
+        return rows
+    table, head = by_path.get(names.table), by_path.get(_HEAD)
+    if (
+        table is None
+        or head is None
+        or table.ids != head.ids
+        or not np.array_equal(np.asarray(table.values), np.asarray(head.values))
+    ):
+        raise ValueError(
+            'rows of an embedding and of a head that the checkpoint ties are the same in peft; '
+            'load the model without tie=False, or save it with peftjax.save_checkpoint and adapt '
+            'that'
+        )
+    return [table]

@@ -1,7 +1,7 @@
 """Each of our methods as one of Hugging Face's peft, where it has one."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from peftjax.interop.peft.ia3 import write_ia3
 from peftjax.interop.peft.lora import write_adalora, write_lora
 from peftjax.interop.peft.names import ROOT, Names
 from peftjax.interop.peft.prompts import write_adaption, write_prefix, write_prompt
-from peftjax.interop.peft.tokens import write_tokens, write_tokens_beside
+from peftjax.interop.peft.tokens import Rows, write_tokens, write_tokens_beside
 from peftjax.interop.peft.vblora import write_vblora
 from peftjax.interop.peft.whole import copies_of, modules_to_save, write_norms
 from peftjax.interop.peft.written import Written
@@ -44,7 +44,8 @@ def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter
     Raises:
         ValueError: what the library does not have.
     """
-    methods, copies, rows = [], {}, {}
+    methods, copies = [], {}
+    rows: list[Rows] = []
     for part, entry in _flat(transform, adapter):
         about = part.about
         if about is None:
@@ -52,10 +53,11 @@ def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter
         if about.name in ('select', 'full'):
             copies |= entry
         elif about.name == 'trainable_tokens':
-            rows[tuple(about.arguments['ids'])] = entry
+            ids = tuple(about.arguments['ids'])
+            rows += [Rows(ids, path, values) for path, values in entry.items()]
         else:
             methods.append((part, about, entry))
-    if len(methods) > 1 or len(rows) > 1:
+    if len(methods) > 1:
         found = [about.name for _, about, _ in methods]
         raise ValueError(f'one file of peft holds one method, here are {found}; save them apart')
     if not methods:
@@ -92,7 +94,7 @@ def _writer(method: str) -> Writer:
     return _WRITERS[method]
 
 
-def _without_method(names: Names, copies: Mapping[str, Any], rows: Mapping[Any, Any]) -> Written:
+def _without_method(names: Names, copies: Mapping[str, Any], rows: Sequence[Rows]) -> Written:
     """A file of tokens alone, or of layer norms."""
     if rows and not copies:
         return write_tokens(names, rows)

@@ -14,6 +14,8 @@ SIZE, IDS = 36, [32, 33, 34, 35]
 SETTINGS = {
     'whole': {},
     'rows': {'trainable_token_indices': IDS},
+    'rows_and_tables': {'trainable_token_indices': IDS},
+    'rows_of_both': {'trainable_token_indices': {'embed_tokens': IDS, 'lm_head': IDS[::-1]}},
 }
 
 
@@ -37,7 +39,8 @@ def _enlarged(folder: Path) -> torch.nn.Module:
 def _draw(folder: Path) -> None:
     model = _enlarged(folder)
     tables = {each.weight for each in (model.get_input_embeddings(), model.get_output_embeddings())}
-    draw(folder, [('tables', each) for each in tables] if folder.name == 'whole' else [])
+    whole = folder.name in ('whole', 'rows_and_tables')
+    draw(folder, [('tables', each) for each in tables] if whole else [])
     adapted = peft.get_peft_model(
         model,
         peft.LoraConfig(
@@ -49,7 +52,7 @@ def _draw(folder: Path) -> None:
         ),
     )
     draw(folder, [each for each in adapted.named_parameters() if each[1].requires_grad])
-    adapted.save_pretrained(folder, save_embedding_layers=folder.name == 'whole')
+    adapted.save_pretrained(folder, save_embedding_layers=whole)
     (folder / 'README.md').unlink()
     config = folder / 'adapter_config.json'
     config.write_text(config.read_text().replace(str(GOLDEN.resolve()), 'golden') + '\n')
@@ -61,5 +64,8 @@ def _draw(folder: Path) -> None:
 
 
 if __name__ == '__main__':
-    cases = ('llama/whole', 'llama_tied/whole', 'llama_tied/rows')
+    cases = (
+        *('llama/whole', 'llama/rows_and_tables', 'llama/rows_of_both'),
+        *('llama_tied/whole', 'llama_tied/rows', 'llama_tied/rows_and_tables'),
+    )
     run(make, [GOLDEN / 'new_tokens' / case for case in cases])
