@@ -1,5 +1,6 @@
 """T5 however it is built, and methods on an encoder and a decoder."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -16,6 +17,7 @@ from peftjax.models.relative import relative_buckets
 from peftjax.models.t5 import T5
 from peftjax.models.t5_config import T5Config, parse_t5
 from tests.linen import applied, once
+from tests.oracle.cases import stored
 
 CONFIG = T5Config(
     vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, num_decoder_layers=3
@@ -174,6 +176,12 @@ METHODS = {
         num_virtual_tokens=3, projection=4, targets=r'.*self_attn/core'
     ),
     'intrinsic': peftjax.intrinsic(dimension=20),
+    'prompt': peftjax.prompt_tuning(num_virtual_tokens=3),
+    'placed prompt': peftjax.prompt_tuning(num_virtual_tokens=2, places=(1, 5)),
+    'prompt by a network': peftjax.p_tuning(num_virtual_tokens=3, encoder='lstm', hidden=4),
+    'prefix without positions': peftjax.prefix_tuning(
+        num_virtual_tokens=3, targets=r'.*core', shift_positions=False
+    ),
 }
 
 
@@ -212,12 +220,125 @@ def test_the_core_adds_a_bias_to_its_scores():
     np.testing.assert_allclose(plain, by_hand, atol=1e-5)
 
 
-def test_prompts_before_two_stacks_are_refused():
+def _ahead(ids, mask, tokens):
+    """Rows with tokens in front of those that are no padding."""
+    longer, seen = [], []
+    for row, real in zip(ids, mask, strict=True):
+        start = int(np.argmax(real))
+        longer.append([*row[:start], *tokens, *row[start:]])
+        seen.append([*real[:start], *(1 for _ in tokens), *real[start:]])
+    return np.array(longer), np.array(seen)
+
+
+MASKS = {
+    'whole': np.ones_like(IDS),
+    'right': np.array([[1] * 9, [1] * 6 + [0] * 3]),
+    'left': np.array([[1] * 9, [0] * 4 + [1] * 5]),
+}
+
+
+@pytest.mark.parametrize('side', MASKS)
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+def test_a_prompt_of_embedded_tokens_is_those_tokens_of_the_encoder(scan, side):
+    module = T5(CONFIG, scan=scan)
+    params = _params(T5(CONFIG)) if scan else _looped(_params(T5(CONFIG)))
+    model = peftjax.wrap(module, params, {**INPUTS, 'attention_mask': MASKS[side]})
+    transform = peftjax.prompt_tuning(num_virtual_tokens=3, init=[5, 9])
+    found = peftjax.adapt(model, transform)(
+        *transform.init(jax.random.key(0), model), **INPUTS, attention_mask=MASKS[side]
+    )
+    longer, mask = _ahead(IDS, MASKS[side], (5, 9, 5))
+    expected = model.apply(params, input_ids=longer, attention_mask=mask, decoder_input_ids=WRITTEN)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_prompt_may_stand_among_the_tokens_of_the_encoder():
     model = _model()
-    transform = peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed')
+    transform = peftjax.prompt_tuning(num_virtual_tokens=2, init=[5, 9], places=(1, 4))
     adapter, frozen = transform.init(jax.random.key(0), model)
-    with pytest.raises(ValueError, match='write prefix_tuning for this model'):
-        peftjax.adapt(model, transform)(adapter, frozen, **INPUTS)
+    longer = np.insert(IDS, [1, 4], [5, 9], axis=1)
+    expected = model.apply(model.params, input_ids=longer, decoder_input_ids=WRITTEN)
+    found = peftjax.adapt(model, transform)(adapter, frozen, **INPUTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # In the first of several calls too: an encoder sees the whole text there.
+    logits, _ = peftjax.adapt(model, transform)(adapter, frozen, **INPUTS, cache_length=9)
+    np.testing.assert_allclose(logits, expected[:, -1:], atol=1e-5)
+
+
+def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
+    config = dataclasses.replace(CONFIG, num_decoder_layers=1)
+    params = dict(_params(T5(CONFIG)))
+    params['decoder'] = jax.tree.map(lambda leaf: leaf, params['decoder'])
+    params['decoder']['layers'] = jax.tree.map(lambda leaf: leaf[:1], params['decoder']['layers'])
+    model = peftjax.wrap(T5(config), params, INPUTS)
+    ahead = np.array([[8, 3]])
+    first = {**INPUTS, 'decoder_input_ids': np.repeat(ahead, 2, axis=0)}
+    cache = model.apply(params, **first, cache_length=2)[1]
+    transform = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'decoder/.*/self_attn/core')
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    (path,) = adapter['sites']
+    leaves = {'key': cache.keys[:, 0], 'value': cache.values[:, 0]}
+    adapter = {'sites': {path: peftjax.Entry('prefix_tuning', leaves)}}
+    whole = np.concatenate([first['decoder_input_ids'], WRITTEN], axis=1)
+    expected = model.apply(params, **{**INPUTS, 'decoder_input_ids': whole})[:, 2:]
+    found = peftjax.adapt(model, transform)(adapter, frozen, **INPUTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # Without positions the bias of a prefix is zero, wherever it stands.
+    still = peftjax.prefix_tuning(
+        num_virtual_tokens=2, targets=r'decoder/.*/self_attn/core', shift_positions=False
+    )
+    other = peftjax.adapt(model, still)(adapter, frozen, **INPUTS)
+    assert np.abs(np.asarray(other - expected)).max() > 1e-3
+
+
+def test_a_prompt_of_a_bank_is_as_long_as_its_own():
+    model = _model()
+    members = []
+    for size in (1, 4):
+        transform = peftjax.prompt_tuning(num_virtual_tokens=size, shift_positions=False)
+        adapter, frozen = transform.init(jax.random.key(size), model)
+        members.append((transform, adapter, frozen))
+    bank, frozen = peftjax.serving.bank(model, members)
+    mask = MASKS['right']
+    mixed = peftjax.serving.adapt(model)(bank, [2, 1], frozen, **INPUTS, attention_mask=mask)
+    for row, (transform, adapter, own) in zip((1, 0), members, strict=True):
+        alone = peftjax.adapt(model, transform)(adapter, own, **INPUTS, attention_mask=mask)
+        np.testing.assert_allclose(mixed[row], alone[row], atol=1e-5)
+
+
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('t5_pair/prompt_tuning', 't5_pair/prompt_tuning_encoder', 't5_pair/p_tuning'),
+        *('t5_pair/prefix_tuning', 't5_three/prefix_tuning'),
+    ],
+)
+def test_it_writes_what_the_torch_library_writes(name, scan):
+    case = stored(name)
+    model = case.model(scan)
+    loaded = peftjax.load_adapter(case.folder, model)
+    read = case.inputs['input_ids'], case.inputs['attention_mask']
+    generate = peftjax.generator(model, loaded.transform)
+    found = generate(loaded.adapter, loaded.frozen, *read, max_new_tokens=8, eos_token_id=1)
+    np.testing.assert_array_equal(found, case.outputs['written'])
+    plain = peftjax.generator(model)((), _nothing_trains(model), *read, max_new_tokens=8)
+    assert plain.tolist() != found.tolist()
+
+
+@pytest.mark.parametrize(
+    ('transform', 'message'),
+    [
+        (peftjax.prompt_tuning(num_virtual_tokens=2, targets=r'decoder/relative.*'), 'encoder'),
+        (
+            peftjax.p_tuning(num_virtual_tokens=2, targets=r'decoder/relative.*'),
+            r"go among the tokens 'input_ids' of its encoder, .* write targets='embed'",
+        ),
+    ],
+)
+def test_a_prompt_elsewhere_is_refused_at_init(transform, message):
+    with pytest.raises(peftjax.TargetError, match=message):
+        transform.init(jax.random.key(0), _model())
 
 
 def _nothing_trains(model):
@@ -247,7 +368,10 @@ def test_a_cache_changes_nothing(scan):
     assert written.tolist() == _without_a_cache(apply)
 
 
-@pytest.mark.parametrize('name', ['lora', 'ia3', 'houlsby', 'prefix'])
+@pytest.mark.parametrize(
+    'name',
+    ['lora', 'ia3', 'houlsby', 'prefix', 'prefix without positions', 'prompt', 'placed prompt'],
+)
 def test_an_adapted_model_writes_the_same_with_a_cache(name):
     model, transform = _model(), METHODS[name]
     fresh, frozen = transform.init(jax.random.key(0), model)

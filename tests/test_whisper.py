@@ -1,6 +1,8 @@
 """Whisper however it is built, what it writes of what it hears, and methods on it."""
 
+import dataclasses
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from peftjax.models.whisper import Whisper
 from peftjax.models.whisper_config import WhisperConfig, parse_whisper
 from tests.checkpoint_files import golden, write_folder
 from tests.linen import applied
+from tests.oracle.cases import GOLDEN
 
 CONFIG = WhisperConfig(
     vocab_size=32,
@@ -89,6 +92,12 @@ METHODS = {
     'biases': peftjax.select(r'.*bias'),
     'houlsby': peftjax.houlsby(size=2, targets=r'.*(self_attn|ffn)_branch'),
     'prefix': peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*core'),
+    'prefix without positions': peftjax.prefix_tuning(
+        num_virtual_tokens=3, targets=r'.*core', shift_positions=False
+    ),
+    'prompt': peftjax.prompt_tuning(num_virtual_tokens=3),
+    'prompt without positions': peftjax.prompt_tuning(num_virtual_tokens=3, shift_positions=False),
+    'prompt by a network': peftjax.p_tuning(num_virtual_tokens=3),
 }
 
 
@@ -110,6 +119,77 @@ def test_methods_train_it_and_it_writes_the_same_with_a_cache(name, model):
     assert written.tolist() == _without_a_cache(
         jax.jit(lambda inputs: predict(adapter, frozen, **inputs))
     )
+
+
+def test_a_prompt_of_embedded_tokens_is_those_tokens_of_the_decoder(model):
+    transform = peftjax.prompt_tuning(num_virtual_tokens=2, init=[5, 9])
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    assert list(adapter) == ['decoder/embed_tokens']
+    mask = np.array([[1] * 7, [1] * 4 + [0] * 3])
+    found = peftjax.adapt(model, transform)(
+        adapter, frozen, **INPUTS, decoder_attention_mask=mask, targets=WRITTEN
+    )
+    longer = np.insert(WRITTEN, [0, 0], [5, 9], axis=1)
+    inputs = {**INPUTS, 'decoder_input_ids': longer}
+    inputs['decoder_attention_mask'] = np.insert(mask, [0, 0], 1, axis=1)
+    targets = np.insert(WRITTEN, [0, 0], -100, axis=1)
+    expected = model.apply(model.params, **inputs, targets=targets)
+    np.testing.assert_allclose(found.losses[0], expected.losses[0, 2:], atol=1e-5)
+    np.testing.assert_allclose(found.losses[1, :4], expected.losses[1, 2:6], atol=1e-5)
+
+
+def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
+    config = dataclasses.replace(CONFIG, decoder_layers=1)
+    module = Whisper(config)
+    model = peftjax.wrap(module, _params(module), INPUTS)
+    ahead = {**INPUTS, 'decoder_input_ids': np.array([[8, 3]] * 2)}
+    cache = model.apply(model.params, **ahead, cache_length=2)[1]
+    transform = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'decoder/.*/self_attn/core')
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    (path,) = adapter['sites']
+    leaves = {'key': cache.keys[:, 0], 'value': cache.values[:, 0]}
+    adapter = {'sites': {path: peftjax.Entry('prefix_tuning', leaves)}}
+    whole = np.concatenate([ahead['decoder_input_ids'], WRITTEN], axis=1)
+    expected = model.apply(model.params, **{**INPUTS, 'decoder_input_ids': whole})[:, 2:]
+    found = peftjax.adapt(model, transform)(adapter, frozen, **INPUTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_prefix_on_what_is_heard_moves_no_token(model):
+    transform = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'encoder/.*/core')
+    still = peftjax.prefix_tuning(
+        num_virtual_tokens=2, targets=r'encoder/.*/core', shift_positions=False
+    )
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    found = [peftjax.adapt(model, each)(adapter, frozen, **INPUTS) for each in (transform, still)]
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(ValueError, match='27 tokens: this checkpoint has 24 positions'):
+        model.apply(model.params, **INPUTS, position_shift=20)
+
+
+@pytest.mark.parametrize('method', [peftjax.prompt_tuning, peftjax.p_tuning])
+def test_a_prompt_elsewhere_is_refused_at_init(method, model):
+    transform = method(num_virtual_tokens=2, targets='encoder/embed_positions')
+    with pytest.raises(peftjax.TargetError, match="'decoder_input_ids' of its decoder"):
+        transform.init(jax.random.key(0), model)
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        peftjax.prompt_tuning(num_virtual_tokens=2),
+        peftjax.p_tuning(num_virtual_tokens=2),
+        peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'decoder/.*/self_attn/core'),
+    ],
+)
+def test_the_torch_library_has_no_virtual_tokens_for_speech(transform, model, tmp_path):
+    base = peftjax.load(GOLDEN / 'tiny_whisper/base')
+    adapter, _ = transform.init(jax.random.key(0), base)
+    with pytest.raises(ValueError, match="this one reads 'input_features'; peftjax.save keeps"):
+        peftjax.save_adapter(tmp_path / 'new', base, transform, adapter)
+    folder = shutil.copytree(GOLDEN / 't5_pair/prompt_tuning', tmp_path / 'file')
+    with pytest.raises(ValueError, match="this one reads 'input_features'"):
+        peftjax.load_adapter(folder, base)
 
 
 def _without_a_cache(predict, count=6):

@@ -158,7 +158,7 @@ def reads_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
             return apply(params, *args, **kwargs)
         call = calls.split(args, kwargs)
         values = [_enter(path, leaf, None, None) for path, leaf in leaves.items()]
-        return _followed(apply, params, values, call, Context(Binder({}, {}, lambda _: Tokens())))
+        return _followed(apply, params, values, call, Context(Binder({}, {}, lambda *_: Tokens())))
 
     return reading
 

@@ -18,6 +18,7 @@ from peftjax.binding import calls, tags
 from peftjax.core.use import AttentionUse
 
 _OWN = ('query', 'key', 'value')
+_KNOWN = (*_OWN, 'mask', 'bias', 'prefix_bias')
 _STARRED = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 Core = Callable[..., jax.Array]
 """`core(rng, query, key, value, ...)`: `rng` is a key for its own dropout, or None."""
@@ -129,7 +130,7 @@ def use_of(number: int, arrays: tuple[Any, ...], path: str) -> AttentionUse:
             f'the attention core {path!r} is called with a mask of {mask.dtype}, and a mask is '
             'booleans, True for a key that is seen; what is added to scores is bias'
         )
-    others = {name: value for name, value in named.items() if name not in (*_OWN, 'mask', 'bias')}
+    others = {name: value for name, value in named.items() if name not in _KNOWN}
     unknown = [name for name, value in others.items() if _is_unknown(name, value)]
     if unknown:
         raise ValueError(
@@ -151,7 +152,14 @@ def use_of(number: int, arrays: tuple[Any, ...], path: str) -> AttentionUse:
         return call.core(rng, query, key, value, **given)
 
     return AttentionUse(
-        named['query'], named['key'], named['value'], mask, named.get('bias'), core, core
+        named['query'],
+        named['key'],
+        named['value'],
+        mask,
+        named.get('bias'),
+        core,
+        core,
+        named.get('prefix_bias'),
     )
 
 

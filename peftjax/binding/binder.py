@@ -23,9 +23,9 @@ class Binder:
         self,
         weights: dict[str, MatrixRule],
         modules: dict[str, ModuleRule],
-        tokens: Callable[[str], Tokens],
+        tokens: Callable[..., Tokens],
     ):
-        """`tokens(path)`: the tokens that a module or a leaf sees in this call."""
+        """`tokens(path, number)`: those that a module sees in one of its calls; or a leaf."""
         self._weights, self._modules = weights, modules
         self._tokens = tokens
         self._count: dict[str, int] = {}
@@ -73,7 +73,8 @@ class Binder:
         leaves, key = self._split(tag.path, context.modules[tag.path])
         core = None if tag.core is None else attention.use_of(tag.core, inputs, tag.path)
         inputs = inputs if core is None else (core.query, core.key, core.value)
-        tokens, number = functools.partial(self._tokens, tag.path), self._count[tag.path]
+        number = self._count[tag.path]
+        tokens = functools.partial(self._tokens, tag.path, number)
         use = ModuleUse(inputs, output, key, tokens, around, core, number)
         result = rule.apply(leaves, use)
         if result.shape != output.shape:

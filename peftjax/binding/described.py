@@ -31,10 +31,13 @@ def by_place(signature: inspect.Signature, named: Mapping[str, Any]) -> tuple[An
     return bound.args, {**bound.kwargs, **beside}
 
 
-def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[[str], Tokens]:
-    """`at(path)`: the tokens that the module or the leaf at `path` sees in a call of the model."""
+def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[..., Tokens]:
+    """`at(path, number=None)`: the tokens that the module or leaf at `path` sees in a call.
 
-    def at(path: str) -> Tokens:
+    number: of the call of the module among those in one call of the model, from 0.
+    """
+
+    def at(path: str, number: int | None = None) -> Tokens:
         roles = model.roles
         if roles is None:
             raise ValueError(
@@ -51,7 +54,7 @@ def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[
                 f"{path!r} is asked for its tokens, and a call with Flax's own cache sees a part "
                 'of an example: call the model on whole rows, without that state'
             )
-        return _tokens(roles, by_name(model.signature, args, keywords), path)
+        return _tokens(roles, by_name(model.signature, args, keywords), path, number)
 
     return at
 
@@ -72,15 +75,17 @@ def _goes_on(state: Any, mutable: Any) -> bool:
     return any(isinstance(leaf, nnx.Cache) for leaf in kept)
 
 
-def _tokens(roles: Roles, named: Mapping[str, Any], path: str) -> Tokens:
+def _tokens(roles: Roles, named: Mapping[str, Any], path: str, number: int | None) -> Tokens:
     roles.check_known(named, f'{path!r}')
     written = roles.matches('decoder', path) and not roles.matches('crossing', path)
     shared = roles.decoder_ids and roles.token_ids and not roles.matches('decoder', path)
     if shared and (roles.matches('embedding', path) or roles.matches('embedding', parent(path))):
-        raise ValueError(
-            f'{path!r} is asked for its tokens, and sees those of the encoder and of the decoder; '
-            'leave it out of the targets'
-        )
+        if number not in (0, 1):
+            raise ValueError(
+                f'{path!r} is asked for its tokens, and sees those of the encoder and of the '
+                'decoder; leave it out of the targets'
+            )
+        written = number == 1 or named.get(roles.cache) is not None
     ids = named.get(roles.decoder_ids if written else roles.token_ids)
     mask = named.get(roles.decoder_mask if written else roles.mask)
     if mask is not None and jnp.ndim(mask) != 2:
@@ -95,4 +100,5 @@ def _tokens(roles: Roles, named: Mapping[str, Any], path: str) -> Tokens:
         named.get(roles.cache) is not None,
         named.get(roles.cache_length) is not None,
         jnp.shape(ids)[:2] if ids is not None else None,
+        written and bool(roles.token_ids),
     )

@@ -12,7 +12,7 @@ from peftjax.core.paths import TargetError
 from peftjax.core.patterns import matcher
 
 _ARGUMENTS = (
-    *('token_ids', 'mask', 'positions', 'position_shift', 'segments', 'targets'),
+    *('token_ids', 'mask', 'positions', 'position_shift', 'prefix_length', 'segments', 'targets'),
     *('features', 'decoder_ids', 'decoder_mask', 'cache', 'cache_length'),
 )
 # Arguments of the binding, not of the model; they say nothing about tokens.
@@ -35,7 +35,10 @@ class Roles:
       token_ids: name of the argument with integers `[B, T]` that are looked up in `embedding`.
       mask: of the argument `[B, T]` with 1 for tokens and 0 for padding; left out, all are tokens.
       positions: of the integers `[B, T]`; left out, the model counts from 0, anew in each segment.
-      position_shift: of a number that is added where the model counts positions in its own way.
+      position_shift: of a number that is added where the model counts positions in its own way;
+        of the sequence in `decoder_ids` if there is no other.
+      prefix_length: of a whole number of keys that a method puts in front of those of each
+        attention; a model with a bias by distance then gives its core the `prefix_bias` of these.
       segments: of the integers `[B, T]` that tell packed examples apart.
       targets: of the integers `[B, T]` that make the model return one number for each token.
       features: of an array that an encoder reads in place of tokens, such as a spectrogram.
@@ -44,7 +47,8 @@ class Roles:
       cache_length: of the number that makes a call the first of several.
       along: names of other arguments `[B, T]`; a virtual token gets a 0 there.
       other: names of the arrays that say nothing about tokens, such as an image.
-      embedding: regular expression, full match on the path of the module that embeds tokens.
+      embedding: regular expression, full match on the path of the module that embeds tokens. Where
+        an encoder and a decoder share it, a call of the model embeds `token_ids` first.
       attention: of modules without parameters, called with query `[B, T, N, H]`, key and value
         `[B, S, K, H]`, and if there are any with `mask` and `bias` by these names. They must take
         more keys than the model gives them, so all that hides a key comes in `mask`, 1 or True for
@@ -67,6 +71,7 @@ class Roles:
     mask: str = ''
     positions: str = ''
     position_shift: str = ''
+    prefix_length: str = ''
     segments: str = ''
     targets: str = ''
     features: str = ''
@@ -102,6 +107,21 @@ class Roles:
         """The names of all arguments that have a role."""
         named = (getattr(self, name) for name in _ARGUMENTS)
         return (*(name for name in named if name), *self.along, *self.other)
+
+    @property
+    def prompted(self) -> 'Roles':
+        """The roles of the one sequence that virtual tokens go into, as those of a model with one.
+
+        This is the sequence in `token_ids`, or in `decoder_ids` if there is no other.
+        """
+        alone = {'decoder_ids': '', 'decoder_mask': ''}
+        if not self.decoder_ids:
+            return self
+        if self.token_ids:  # The targets belong to the other one.
+            return dataclasses.replace(self, targets='', **alone)
+        return dataclasses.replace(
+            self, token_ids=self.decoder_ids, mask=self.decoder_mask, **alone
+        )
 
     def matches(self, role: str, path: str) -> bool:
         """Whether the module at `path` has a role of modules, such as `'attention'`."""

@@ -19,6 +19,7 @@ class Tokens:
       follows: the tokens go on behind those of earlier calls.
       begins: later calls go on behind these.
       shape: `(B, T)` of the call; None where no argument tells.
+      written: they are those of the second of two sequences, which a decoder writes.
     """
 
     real: Bool[jax.Array, 'B T'] | None = None
@@ -26,6 +27,7 @@ class Tokens:
     follows: bool = False
     begins: bool = False
     shape: tuple[int, ...] | None = None
+    written: bool = False
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
         """Raises `ValueError` unless activations of this shape are `[B, T, features]` of them."""

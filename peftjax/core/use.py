@@ -76,6 +76,8 @@ class AttentionUse:
       core: `core(query, key, value, mask, bias)`: the core's own function, with its scale, soft cap
         and dropout, of other arrays.
       attend: the same with all rules in force that stand before this one at the core.
+      prefix_bias: of the keys that the role `prefix_length` asks for, `[B or 1, N or 1, T or 1,
+        n]`; None of a model without biases by distance.
     """
 
     query: jax.Array
@@ -85,6 +87,7 @@ class AttentionUse:
     bias: jax.Array | None
     core: Callable[..., jax.Array]
     attend: Callable[..., jax.Array]
+    prefix_bias: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

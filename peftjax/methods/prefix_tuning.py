@@ -1,6 +1,6 @@
 """Prefix tuning: trained keys and values in front of those of every attention."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,16 +10,14 @@ from jaxtyping import Float, PRNGKeyArray
 from peftjax.core import paths
 from peftjax.core.entries import Entry, check_entries, found_in, is_abstract
 from peftjax.core.errors import AdapterError
-from peftjax.core.masks import behind
 from peftjax.core.model import Model
 from peftjax.core.roles import require
-from peftjax.core.rules import ROOT, CallRule, ModuleRule, Rule
+from peftjax.core.rules import ROOT, Rule
 from peftjax.core.sites import ModuleSite
 from peftjax.core.transform import PeftTransform, described, masked_by
-from peftjax.core.use import AttentionUse, ModelCall, ModuleUse
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.cores import check_core
-from peftjax.methods.virtual_tokens import positions_of, token_ids_of
+from peftjax.methods.prefix_rules import at_core, of_call
 
 
 @masked_by('num_virtual_tokens')
@@ -37,7 +35,8 @@ def prefix_tuning(
     r"""Attention over `[P_k; K]` and `[P_v; V]`: a learned start of the key and value cache.
 
     Acts on attention cores, which are called with `query: [B, T, N, H]`, `key, value: [B, S, K, H]`
-    and, if there are any, a mask and a bias; every query sees the prefix, with a bias of zero. The
+    and, if there are any, a mask and a bias; every query sees the prefix, with a bias of zero. Of
+    an encoder and a decoder all three kinds of attention may be targets, also the crossing one. The
     core itself computes the attention over the longer keys, so that its scale, soft cap, window and
     dropout stay what they are. Cores are known by the role `attention`, see `peftjax.Roles`; those
     of Flax's attention modules are recognised, `'.../attention_fn'`. Prefix keys are inserted after
@@ -58,7 +57,9 @@ def prefix_tuning(
         argument of the module that calls the core.
       shift_positions: give tokens the positions from `n` on where the model has the role
         `positions` (or `position_shift`, where it counts them in its own way), as a cache would;
-        else they stay where they are.
+        else they stay where they are. In place of a zero the prefix then has the bias of its
+        distance where the model has the role `prefix_length`, as T5. A decoder that hears, as of
+        Whisper, moves its tokens if a core of it is a target; frames of speech never move.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
@@ -130,33 +131,11 @@ def prefix_tuning(
         del own
         _check(adapter)
         direct = jax.eval_shape(_direct, adapter) if is_abstract(adapter) else _direct(adapter)
-        found: dict[str, Rule] = {path: _at_core(path, entry) for path, entry in direct.items()}
-        return {**found, ROOT: of_call()} if found else found
-
-    def of_call(length: jax.Array | int = num_virtual_tokens) -> CallRule:
-        def shifted(_: Any, call: ModelCall) -> Any:
-            roles = call.roles
-            if not shift_positions or call.follows or not roles.positions:
-                return call.run(call.arguments)
-            if call.given('positions') is None and roles.position_shift:
-                shift = call.arguments.get(roles.position_shift, 0)
-                moved = {roles.position_shift: shift + length}
-            else:
-                given = positions_of(call, token_ids_of(call).shape[1])
-                moved = {roles.positions: given + jnp.asarray(length, given.dtype)}
-            return call.run({**call.arguments, **moved})
-
-        return CallRule((), shifted, num_virtual_tokens, shorten=of_call)
+        found: dict[str, Rule] = {path: at_core(path, entry) for path, entry in direct.items()}
+        root = of_call(tuple(found), num_virtual_tokens, shift_positions)
+        return {**found, ROOT: root} if found else found
 
     return PeftTransform(start, rules)
-
-
-def _at_core(path: str, entry: Mapping[str, Any], length: jax.Array | None = None) -> ModuleRule:
-    def shorten(length: jax.Array) -> ModuleRule:
-        return _at_core(path, entry, length)
-
-    apply, whole = _attend(path, length), 'gate' in entry
-    return ModuleRule(dict(entry), apply, whole=whole, shorten=shorten, only_virtual=True)
 
 
 def export_prefix(adapter: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,72 +179,6 @@ def _direct(adapter: Mapping[str, Any]) -> dict[str, Any]:
         )
         for path, leaves in adapter['sites'].items()
     }
-
-
-def _attend(path: str, length: jax.Array | None) -> Callable[[Any, ModuleUse], jax.Array]:
-    def apply(
-        leaves: Mapping[str, Float[jax.Array, '...']], use: ModuleUse
-    ) -> Float[jax.Array, 'B L query_heads H']:
-        attention = use.attention
-        if attention is None or attention.key.shape[-2:] != leaves['key'].shape[-2:]:
-            found = use.output if attention is None else attention.key
-            raise AdapterError(
-                f"the adapter's keys for {path!r} are {leaves['key'].shape} "
-                f'{leaves["key"].dtype}, but the module has {found.shape} {found.dtype}. '
-                'Was it made for another model?'
-            )
-        share = _share(leaves, use) if 'gate' in leaves else None
-
-        def longer(
-            x: Float[jax.Array, 'B L heads H'], leaf: Float[jax.Array, 'n heads H']
-        ) -> Float[jax.Array, 'B n+L heads H']:
-            rows = jnp.broadcast_to(leaf[None].astype(x.dtype), (len(x), *leaf.shape))
-            rows = rows if share is None else rows * share.astype(x.dtype)
-            return jnp.concatenate([rows, x], axis=1)
-
-        count = len(leaves['key'])
-        return attention.attend(
-            attention.query,
-            longer(attention.key, leaves['key']),
-            longer(attention.value, leaves['value']),
-            behind(attention.mask, count),
-            _longer_bias(attention, count, length),
-        )
-
-    return apply
-
-
-def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) -> Any:
-    """The bias with `count` more keys in front, of which all but the last `length` are hidden."""
-    bias = attention.bias
-    if bias is None and length is None:
-        return None
-    if bias is None:
-        bias = jnp.zeros((1, 1, 1, attention.key.shape[1]), attention.query.dtype)
-    longer = jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)])
-    if length is None:
-        return longer
-    hidden = jnp.arange(longer.shape[-1]) < count - length
-    least = jnp.finfo(longer.dtype).min
-    return jnp.where(hidden[None, None, None], jnp.asarray(least, longer.dtype), longer)
-
-
-def _share(leaves: Mapping[str, Any], use: ModuleUse) -> Float[jax.Array, 'B 1 1 1']:
-    """The gate of each example, which its prefix is multiplied by.
-
-    Raises:
-      ValueError: several examples in a row, or a part of one.
-    """
-    tokens, x = use.tokens(), use.around[0]
-    if tokens.segments is not None:
-        raise ValueError(
-            'a gate on a prefix is one number for a row, and packed rows hold several examples; '
-            'write prefix_tuning(gate=False), or one example a row'
-        )
-    tokens.check(x.shape, "the prefix's gate")
-    weight, bias = leaves['gate'].astype(x.dtype), leaves['gate_bias'].astype(x.dtype)
-    means = tokens.means(jax.nn.sigmoid(x @ weight + bias), 'prefix_tuning(gate=True)')
-    return means[:, :, None, None]
 
 
 def _init_site(

@@ -38,8 +38,10 @@ def prompt_tuning(
     attention masks, positions and token types to match, and outputs `[batch, length, ...]` lose
     them again, so that they line up with the caller's tokens and labels. Pooling runs over the
     extended sequence, including virtual tokens: the first position is then a virtual token, as in
-    the Hugging Face library. `n features` numbers train; a forward pass costs what `n` more tokens
-    cost. It does not start at the identity. It lives on activations: `merge` raises.
+    the Hugging Face library. Of an encoder and a decoder the encoder's sequence grows; a decoder's
+    does where the encoder reads no tokens, as of Whisper. `n features` numbers train; a forward
+    pass costs what `n` more tokens cost. It does not start at the identity. It lives on
+    activations: `merge` raises.
 
     Args:
       num_virtual_tokens: `n`.
@@ -64,9 +66,9 @@ def prompt_tuning(
 
     Raises:
       ValueError: a size below 1, an `init` or `places` that do not read; from `init` ids beyond the
-        vocabulary; in a call packed rows, or a second call of the embedding.
+        vocabulary; in a call packed rows, or a second call of the embedding for the same tokens.
       TargetError: from `init`, unless the target is one module, and a table of tokens where `init`
-        takes its rows or `shift_positions` is on.
+        takes its rows or `shift_positions` is on; unless it embeds the sequence that grows.
 
     >>> import flax.linen as nn
     >>> ids = jnp.zeros((1, 2), int)

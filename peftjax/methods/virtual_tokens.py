@@ -23,9 +23,13 @@ def embedding_of(model: Model, targets: Targets | None, method: str) -> ModuleSi
     """The one embedding module that is meant, by the role `embedding` unless `targets` are given.
 
     Raises:
-      TargetError: the targets match several modules; the model has no role `token_ids`.
+      TargetError: the targets match several modules; the model has no role `token_ids`, and none
+        `decoder_ids`; the module is not that of the sequence which virtual tokens go into.
     """
-    needed = ('token_ids',) if targets is not None else ('token_ids', 'embedding')
+    own = model.roles or Roles()
+    writes, heard = bool(own.decoder_ids), bool(own.decoder_ids and not own.token_ids)
+    needed = ('decoder_ids' if heard else 'token_ids',)
+    needed += ('embedding',) if targets is None else ()
     roles = require(model.roles, model.takes, method, *needed)
     targets = roles.embedding if targets is None else targets
     sites = model.sites.match_modules(targets)
@@ -33,6 +37,12 @@ def embedding_of(model: Model, targets: Targets | None, method: str) -> ModuleSi
         raise TargetError(
             f'target {targets!r} matches {[site.path for site in sites]}; virtual tokens go '
             'through one embedding, write its path'
+        )
+    if writes and roles.matches('decoder', sites[0].path) != heard:
+        where = 'decoder' if heard else 'encoder'
+        raise TargetError(
+            f'virtual tokens of this model go among the tokens {roles.prompted.token_ids!r} of its '
+            f'{where}, and {sites[0].path!r} is not there; write targets={roles.embedding!r}'
         )
     return sites[0]
 
@@ -118,11 +128,15 @@ def _longer_call(
         if call.follows:
             return call.run(call.arguments)
         _check(call)
+        # An encoder sees its whole text in the first call of several.
+        begins = call.given('cache_length') is not None
+        parts = begins and not (call.roles.decoder_ids and call.roles.token_ids)
+        call = dataclasses.replace(call, roles=call.roles.prompted)
         if length is not None:
             call = _with_mask_and_positions(call, shift)
         ids = token_ids_of(call)
         known = call.given('mask') is None and max(places) <= ids.shape[1]
-        if call.given('cache_length') is not None and max(places) and not known:
+        if parts and max(places) and not known:
             raise ValueError(
                 f'places={places} may stand behind the tokens of a first call that sees a part of '
                 'an example; call the model on whole rows, or leave places out'
@@ -133,7 +147,7 @@ def _longer_call(
             changed |= _shorter(call.roles, changed, order, shift, length)
         result = call.run({**call.arguments, **changed})
         # A first call of several gives the logits of the last token, and a cache that keeps all.
-        if keep or call.given('cache_length') is not None:
+        if keep or begins:
             return result
         return jax.tree.map(order.as_without, result, call.shapes(call.arguments))
 
@@ -180,11 +194,6 @@ def _shorter(
 
 def _check(call: ModelCall) -> None:
     """Raises `ValueError` for calls into which a virtual token does not fit."""
-    if call.given('decoder_ids') is not None:
-        raise ValueError(
-            'encoder and decoder look their tokens up in one embedding, and a prompt would go '
-            'into both; write prefix_tuning for this model'
-        )
     if call.given('segments') is not None:
         raise ValueError(
             'a virtual token would belong to one segment of a packed row; give '
@@ -259,6 +268,8 @@ def _embed(
                 f'module returns {output.shape} {output.dtype}. Was it made for another model?'
             )
         tokens.check(output.shape, f'a prompt at {path!r}')
+        if tokens.written:  # The embedding's call for the decoder.
+            return output
         if use.number:
             raise ValueError(
                 f'{path!r} is called several times in one call of the model, and a prompt goes '

@@ -47,13 +47,16 @@ class AttentionCore(nn.Module):
         mask: Mask | None = None,
         deterministic: bool = True,
         bias: jax.Array | None = None,
+        prefix_bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
 
         mask: which keys a query sees; None for all. S counts the prefix of the mask.
         bias: float, four axes, each of size one or that of [B, N, T, S], added to the scaled (and
             bounded) scores.
+        prefix_bias: of keys that a method puts in front; this call itself has none of them.
         """
+        del prefix_bias
         rate = 0.0 if deterministic else self.dropout_rate
         return attend(
             query,

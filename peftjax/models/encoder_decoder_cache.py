@@ -21,6 +21,7 @@ class EncoderDecoderCache(NamedTuple):
         read_keys, read_values: [L, B, R, N, H], of what was read.
         read_mask: of the places read.
         length: int32 [], how many slots are filled.
+        shift: int32 [B or 1, 1], is added to the positions of tokens, as it was in the first call.
     """
 
     keys: jax.Array
@@ -29,6 +30,7 @@ class EncoderDecoderCache(NamedTuple):
     read_values: jax.Array
     read_mask: Mask
     length: jax.Array
+    shift: jax.Array
 
     def follow(self, tokens: int) -> tuple[Mask, jax.Array, jax.Array]:
         """The mask of new tokens; their places, [T]; those of all slots, [S]."""
@@ -40,11 +42,17 @@ class EncoderDecoderCache(NamedTuple):
         """With keys and values of all layers, into which those of `tokens` were written."""
         keys, values, read_keys, read_values = present
         length = self.length + tokens
-        return EncoderDecoderCache(keys, values, read_keys, read_values, self.read_mask, length)
+        return EncoderDecoderCache(
+            keys, values, read_keys, read_values, self.read_mask, length, self.shift
+        )
 
 
-def begin(present: tuple[jax.Array, ...], read_mask: Mask, slots: int) -> EncoderDecoderCache:
+def begin(
+    present: tuple[jax.Array, ...], read_mask: Mask, slots: int, shift: jax.Array | int = 0
+) -> EncoderDecoderCache:
     """A cache of `slots` that holds a first call: the four of `EncoderDecoderCache`, T for S.
+
+    shift: of positions, int32 [], or [B or 1, T], of which the last goes on.
 
     Raises:
         ValueError: fewer slots than tokens.
@@ -54,7 +62,10 @@ def begin(present: tuple[jax.Array, ...], read_mask: Mask, slots: int) -> Encode
         raise ValueError(f'cache_length {slots} is less than the {length} tokens')
     wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
     keys, values = (jnp.pad(each, wider) for each in present[:2])
-    return EncoderDecoderCache(keys, values, present[2], present[3], read_mask, jnp.int32(length))
+    shift = jnp.atleast_2d(jnp.asarray(shift, jnp.int32))[:, -1:]
+    read_keys, read_values = present[2:]
+    filled = jnp.int32(length)
+    return EncoderDecoderCache(keys, values, read_keys, read_values, read_mask, filled, shift)
 
 
 def mask_of_written(attention_mask: jax.Array | None) -> Mask:

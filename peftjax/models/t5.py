@@ -1,6 +1,5 @@
 """The T5 encoder and decoder: relative positions, RMS norms in front, no biases, no scale."""
 
-import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -10,16 +9,7 @@ from jax.typing import DTypeLike
 
 from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
-from peftjax.models.attention import (
-    AttentionCore,
-    Branch,
-    activation,
-    check_token_inputs,
-    is_token,
-    merge_heads,
-    split_heads,
-)
-from peftjax.models.cache import extend
+from peftjax.models.attention import check_token_inputs, is_token
 from peftjax.models.encoder_decoder_cache import (
     WRITTEN,
     EncoderDecoderCache,
@@ -28,149 +18,9 @@ from peftjax.models.encoder_decoder_cache import (
     mask_of_written,
     needed,
 )
-from peftjax.models.norms import RMSNorm
 from peftjax.models.read_out import read_out
-from peftjax.models.relative import relative_buckets
-from peftjax.models.stack import apply_stack
 from peftjax.models.t5_config import T5Config
-
-
-class _Part(nn.Module):
-    """What every part is told."""
-
-    config: T5Config
-    deterministic: bool
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-    @property
-    def fields(self) -> tuple:
-        return self.config, self.deterministic, self.dtype, self.param_dtype
-
-    def dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
-
-    def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self.config.layer_norm_epsilon, self.dtype, self.param_dtype, name=name)
-
-    def dropout(self, x: jax.Array, name: str = 'dropout') -> jax.Array:
-        rate = self.config.dropout_rate
-        return nn.Dropout(rate, deterministic=self.deterministic, name=name)(x)
-
-
-class _Attention(_Part):
-    """Of the residual itself (`past` goes on, `length` slots filled), or of what was read."""
-
-    crosses: bool = False
-
-    @nn.compact
-    def __call__(self, x, source, mask, bias, past, length):
-        config = self.config
-        inner, heads = config.num_heads * config.d_kv, config.num_heads
-        query = split_heads(self.dense(inner, 'q')(x), heads)
-        if past is not None and self.crosses:
-            key, value = past
-        else:
-            key, value = (split_heads(self.dense(inner, name)(source), heads) for name in 'kv')
-            key, value = extend(past, key, value, length)
-        core = AttentionCore(config.dropout_rate, name='core')
-        # T5 does not scale its scores; what the core divides by is put in before.
-        query = query * math.sqrt(config.d_kv)
-        attended = core(query, key, value, mask, self.deterministic, bias)
-        return self.dropout(self.dense(config.d_model, 'o')(merge_heads(attended))), (key, value)
-
-
-class _FeedForward(_Part):
-    @nn.compact
-    def __call__(self, x):
-        config, function = self.config, activation(self.config.activation)
-        if config.gated:
-            hidden = function(self.dense(config.d_ff, 'wi_0')(x)) * self.dense(config.d_ff, 'wi_1')(
-                x
-            )
-        else:
-            hidden = function(self.dense(config.d_ff, 'wi')(x))
-        return self.dropout(self.dense(config.d_model, 'wo')(self.dropout(hidden, 'dropout_inner')))
-
-
-class _EncoderLayer(_Part):
-    @nn.compact
-    def __call__(self, x, _, mask, bias):
-        normed = self.norm('self_attn_layer_norm')(x)
-        attention = _Attention(*self.fields, name='self_attn')
-        attended, _ = attention(normed, normed, mask, bias, None, None)
-        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
-        hidden = _FeedForward(*self.fields, name='ffn')(self.norm('ffn_layer_norm')(x))
-        return x + Branch(name='ffn_branch')(x, hidden, x + hidden), None
-
-
-class _DecoderLayer(_Part):
-    keeps: bool = False
-
-    @nn.compact
-    def __call__(self, x, past, mask, bias, encoded, encoded_mask, length):
-        own, read = (None, None) if past is None else (past[:2], past[2:])
-        normed = self.norm('self_attn_layer_norm')(x)
-        attention = _Attention(*self.fields, name='self_attn')
-        attended, present = attention(normed, normed, mask, bias, own, length)
-        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
-        crossed, kept = _Attention(*self.fields, crosses=True, name='cross_attn')(
-            self.norm('cross_attn_layer_norm')(x), encoded, encoded_mask, None, read, length
-        )
-        x = x + Branch(name='cross_attn_branch')(x, crossed, x + crossed)
-        hidden = _FeedForward(*self.fields, name='ffn')(self.norm('ffn_layer_norm')(x))
-        x = x + Branch(name='ffn_branch')(x, hidden, x + hidden)
-        return x, (*present, *kept) if self.keeps else None
-
-
-class _Stack(_Part):
-    """One of the two: its layers, the bias that they share, and a norm behind."""
-
-    layers: int
-    decodes: bool
-    scan: bool
-    remat: str | None
-    keeps: bool = False
-
-    @nn.compact
-    def __call__(self, x, mask, *shared, query=None, keys=None, past=None):
-        """`query`, `keys`: positions of each, those of `x` unless given."""
-        config = self.config
-        query = jnp.arange(x.shape[1]) if query is None else query
-        keys = query if keys is None else keys
-        table = nn.Embed(
-            config.relative_attention_num_buckets,
-            config.num_heads,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='relative_attention_bias',
-        )
-        buckets = relative_buckets(
-            keys[None, :] - query[:, None],
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
-            both_ways=not self.decodes,
-        )
-        bias = jnp.moveaxis(table(buckets), -1, 0)[None]  # [1, N, T, S]
-        fields = {
-            'config': config,
-            'deterministic': self.deterministic,
-            'dtype': self.dtype,
-            'param_dtype': self.param_dtype,
-        }
-        x, present = apply_stack(
-            _DecoderLayer if self.decodes else _EncoderLayer,
-            {**fields, 'keeps': self.keeps} if self.decodes else fields,
-            self.dropout(x),
-            mask,
-            bias,
-            *shared,
-            count=self.layers,
-            scan=self.scan,
-            remat=self.remat,
-            own=past,
-        )
-        return self.dropout(self.norm('final_layer_norm')(x), 'dropout_final'), present
+from peftjax.models.t5_layers import Stack
 
 
 class T5(nn.Module):
@@ -192,6 +42,9 @@ class T5(nn.Module):
     targets [B, T], the token that each position should predict, returns `TokenScores` in place of
     logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
 
+    prefix_length=n says that a method puts n keys in front of those of every self-attention, at
+    the positions from -n to -1: its core is then called with the `prefix_bias` of these.
+
     Example:
         >>> config = T5Config(
         ...     vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4,
@@ -211,6 +64,7 @@ class T5(nn.Module):
         decoder_ids='decoder_input_ids',
         decoder_mask='decoder_attention_mask',
         targets='targets',
+        prefix_length='prefix_length',
         cache='cache',
         cache_length='cache_length',
         embedding=r'embed',
@@ -237,6 +91,7 @@ class T5(nn.Module):
         cache_length: int | None = None,
         cache: EncoderDecoderCache | None = None,
         targets: jax.Array | None = None,
+        prefix_length: int = 0,
     ) -> Any:
         decoder_input_ids = needed('decoder_input_ids', decoder_input_ids, WRITTEN)
         check_token_inputs(
@@ -251,8 +106,8 @@ class T5(nn.Module):
             name='embed',
         )
 
-        def stack(name: str, layers: int) -> _Stack:
-            return _Stack(
+        def stack(name: str, layers: int) -> Stack:
+            return Stack(
                 config=config,
                 deterministic=deterministic,
                 dtype=self.dtype,
@@ -278,14 +133,16 @@ class T5(nn.Module):
                 query=query,
                 keys=slots,
                 past=cache[:4],
+                prefix=prefix_length,
             )
             return self._read_out(x, embed, targets), cache.grown(present, length)
         input_ids = needed('input_ids', input_ids, 'what is read')
         check_token_inputs(input_ids, attention_mask=attention_mask)
         read = Mask(valid=is_token(attention_mask))
-        encoded, _ = stack('encoder', config.num_layers)(embed(input_ids), read)
+        encoder, prefix = stack('encoder', config.num_layers), {'prefix': prefix_length}
+        encoded, _ = encoder(embed(input_ids), read, **prefix)
         written = mask_of_written(decoder_attention_mask)
-        x, present = decoder(embed(decoder_input_ids), written, encoded, read, None)
+        x, present = decoder(embed(decoder_input_ids), written, encoded, read, None, **prefix)
         if cache_length is None:
             return self._read_out(x, embed, targets)
         return self._read_out(x[:, -1:], embed, targets), begin(present, read, cache_length)

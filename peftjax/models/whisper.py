@@ -9,15 +9,7 @@ from jax.typing import DTypeLike
 
 from peftjax.core.masks import Mask
 from peftjax.core.roles import Roles
-from peftjax.models.attention import (
-    AttentionCore,
-    Branch,
-    activation,
-    check_token_inputs,
-    merge_heads,
-    split_heads,
-)
-from peftjax.models.cache import extend
+from peftjax.models.attention import check_token_inputs
 from peftjax.models.encoder_decoder_cache import (
     WRITTEN,
     EncoderDecoderCache,
@@ -26,110 +18,13 @@ from peftjax.models.encoder_decoder_cache import (
     mask_of_written,
     needed,
 )
-from peftjax.models.norms import LayerNorm
 from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 from peftjax.models.whisper_config import WhisperConfig
+from peftjax.models.whisper_layers import DecoderLayer, EncoderLayer, Part
 
 
-class _Part(nn.Module):
-    """What every part is told."""
-
-    config: WhisperConfig
-    deterministic: bool
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        names_of = ('config', 'deterministic', 'dtype', 'param_dtype')
-        return {name: getattr(self, name) for name in names_of}
-
-    def dense(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
-        return nn.Dense(
-            features, use_bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-        )
-
-    def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(1e-5, self.dtype, self.param_dtype, name=name)
-
-    def embed(self, rows: int, name: str) -> nn.Embed:
-        return nn.Embed(
-            rows, self.config.d_model, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-        )
-
-    def dropout(self, x: jax.Array, rate: float, name: str = 'dropout') -> jax.Array:
-        return nn.Dropout(rate, deterministic=self.deterministic, name=name)(x)
-
-
-class _Attention(_Part):
-    """Of the residual itself (`past` goes on, `length` slots filled), or of what was read."""
-
-    heads: int = 1
-    crosses: bool = False
-
-    @nn.compact
-    def __call__(self, x, source, mask, past, length):
-        config = self.config
-        query = split_heads(self.dense(config.d_model, 'q_proj')(x), self.heads)
-        if past is not None and self.crosses:
-            key, value = past
-        else:
-            key = split_heads(self.dense(config.d_model, 'k_proj', False)(source), self.heads)
-            value = split_heads(self.dense(config.d_model, 'v_proj')(source), self.heads)
-            key, value = extend(past, key, value, length)
-        core = AttentionCore(config.attention_dropout, name='core')
-        attended = merge_heads(core(query, key, value, mask, self.deterministic))
-        attended = self.dense(config.d_model, 'out_proj')(attended)
-        return self.dropout(attended, config.dropout), (key, value)
-
-
-class _FeedForward(_Part):
-    width: int = 1
-
-    @nn.compact
-    def __call__(self, x):
-        config = self.config
-        hidden = activation(config.activation_function)(self.dense(self.width, 'fc1')(x))
-        hidden = self.dropout(hidden, config.activation_dropout, 'dropout_inner')
-        return self.dropout(self.dense(config.d_model, 'fc2')(hidden), config.dropout)
-
-
-class _EncoderLayer(_Part):
-    @nn.compact
-    def __call__(self, x, _):
-        config, normed = self.config, self.norm('self_attn_layer_norm')(x)
-        attention = _Attention(
-            **self.fields, heads=config.encoder_attention_heads, name='self_attn'
-        )
-        attended, _ = attention(normed, normed, None, None, None)
-        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
-        feed = _FeedForward(**self.fields, width=config.encoder_ffn_dim, name='ffn')
-        hidden = feed(self.norm('ffn_layer_norm')(x))
-        return x + Branch(name='ffn_branch')(x, hidden, x + hidden), None
-
-
-class _DecoderLayer(_Part):
-    keeps: bool = False
-
-    @nn.compact
-    def __call__(self, x, past, mask, encoded, length):
-        config, heads = self.config, self.config.decoder_attention_heads
-        own, read = (None, None) if past is None else (past[:2], past[2:])
-        normed = self.norm('self_attn_layer_norm')(x)
-        attention = _Attention(**self.fields, heads=heads, name='self_attn')
-        attended, present = attention(normed, normed, mask, own, length)
-        x = x + Branch(name='self_attn_branch')(x, attended, x + attended)
-        crossing = _Attention(**self.fields, heads=heads, crosses=True, name='cross_attn')
-        crossed, kept = crossing(self.norm('cross_attn_layer_norm')(x), encoded, None, read, length)
-        x = x + Branch(name='cross_attn_branch')(x, crossed, x + crossed)
-        feed = _FeedForward(**self.fields, width=config.decoder_ffn_dim, name='ffn')
-        hidden = feed(self.norm('ffn_layer_norm')(x))
-        x = x + Branch(name='ffn_branch')(x, hidden, x + hidden)
-        return x, (*present, *kept) if self.keeps else None
-
-
-class _Encoder(_Part):
+class _Encoder(Part):
     scan: bool = True
     remat: str | None = None
 
@@ -150,7 +45,7 @@ class _Encoder(_Part):
         table = self.embed(config.max_source_positions, 'embed_positions')
         x = self.dropout(x + table(jnp.arange(x.shape[1])[None]), config.dropout)
         x, _ = apply_stack(
-            _EncoderLayer,
+            EncoderLayer,
             self.fields,
             x,
             count=config.encoder_layers,
@@ -160,7 +55,7 @@ class _Encoder(_Part):
         return self.norm('layer_norm')(x)
 
 
-class _Decoder(_Part):
+class _Decoder(Part):
     scan: bool = True
     remat: str | None = None
     keeps: bool = False
@@ -172,7 +67,7 @@ class _Decoder(_Part):
         tokens = self.embed(config.vocab_size, 'embed_tokens')
         table = self.embed(config.max_target_positions, 'embed_positions')
         x, present = apply_stack(
-            _DecoderLayer,
+            DecoderLayer,
             {**self.fields, 'keeps': self.keeps},
             self.dropout(tokens(ids) + table(positions), config.dropout),
             mask,
@@ -199,7 +94,8 @@ class Whisper(nn.Module):
     the encoder has positions, as the checkpoint's feature extractor makes them of 30 seconds of
     speech; decoder_input_ids [B, T] and decoder_attention_mask [B, T], 1 for tokens and 0 for
     padding, of the text that is written, which starts with the checkpoint's start tokens;
-    deterministic=False turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
+    position_shift, int [] or [B or 1, T], is added to the positions of these; deterministic=False
+    turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
 
     cache_length=S makes this the first call of several: it returns the logits of the last token,
     [B, 1, V], and an `EncoderDecoderCache` of S slots. cache=that lets decoder_input_ids [B, T]
@@ -228,6 +124,7 @@ class Whisper(nn.Module):
     peftjax_roles: ClassVar[Roles] = Roles(
         decoder_ids='decoder_input_ids',
         decoder_mask='decoder_attention_mask',
+        position_shift='position_shift',
         features='input_features',
         targets='targets',
         cache='cache',
@@ -255,11 +152,13 @@ class Whisper(nn.Module):
         cache_length: int | None = None,
         cache: EncoderDecoderCache | None = None,
         targets: jax.Array | None = None,
+        position_shift: jax.Array | int = 0,
     ) -> Any:
         ids = needed('decoder_input_ids', decoder_input_ids, WRITTEN)
         check_token_inputs(ids, attention_mask=decoder_attention_mask, targets=targets)
         length, most = ids.shape[1], self.config.max_target_positions
         longest = max(length, cache_length or 0)
+        longest += position_shift if isinstance(position_shift, int) else 0
         if longest > most:
             raise ValueError(f'{longest} tokens: this checkpoint has {most} positions to write in')
         fields = {
@@ -275,17 +174,18 @@ class Whisper(nn.Module):
         if cache is not None:
             check_follows('input_features', input_features, cache_length)
             mask, places, _ = cache.follow(length)
-            logits, present = decoder(
-                ids, mask, places[None], None, cache.length, cache[:4], targets
-            )
+            places = places[None] + cache.shift
+            logits, present = decoder(ids, mask, places, None, cache.length, cache[:4], targets)
             return logits, cache.grown(present, length)
         input_features = needed('input_features', input_features, 'what is heard')
         _check_features(input_features, self.config)
         encoded = _Encoder(**fields, name='encoder')(input_features)
         mask = mask_of_written(decoder_attention_mask)
-        places = jnp.arange(length)[None]
+        places = jnp.arange(length)[None] + position_shift
         logits, present = decoder(ids, mask, places, encoded, targets=targets)
-        return logits if cache_length is None else (logits, begin(present, Mask(), cache_length))
+        if cache_length is None:
+            return logits
+        return logits, begin(present, Mask(), cache_length, position_shift)
 
 
 def _check_features(input_features: jax.Array, config: WhisperConfig) -> None:

@@ -89,7 +89,9 @@ def _encoded_prompt(case: Case, model: peftjax.Model) -> tuple[peftjax.PeftTrans
         dense = [
             _dense(tensors, f'mlp_head.{number}') for number in ((0, 2) if lstm else (0, 2, 4))
         ]
-        leaves: dict[str, Any] = {'embedding': tensors['embedding.weight'], 'layers': dense}
+        # Of an encoder and a decoder the first alone has a prompt.
+        rows = tensors['embedding.weight'][: config['num_virtual_tokens']]
+        leaves: dict[str, Any] = {'embedding': rows, 'layers': dense}
         if lstm:
             leaves['lstm'] = [
                 {'forward': way(tensors, f'l{i}'), 'backward': way(tensors, f'l{i}_reverse')}

@@ -10,7 +10,6 @@ from peftjax.core.model import Model
 from peftjax.core.paths import exactly
 from peftjax.core.roles import Roles
 from peftjax.interop.errors import CheckpointError
-from peftjax.methods.adaption_prompt import adaption_prompt
 from peftjax.methods.p_tuning import export_prompt
 from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
 from peftjax.methods.prompt_tuning import prompt_tuning
@@ -28,6 +27,16 @@ def cores(model: Model) -> list[str]:
     return sorted(found, key=lambda path: int((re.search(r'_(\d+)/', path) or [0, 0])[1]))
 
 
+def _order(layers: int, held: int, submodules: int) -> np.ndarray:
+    """Which parts of a row are key and value of each layer, int [layers, 2].
+
+    For two submodules the library sets the row of `held` layers twice and cuts it into four parts
+    a layer, of which the decoder takes the first two.
+    """
+    first = 2 * submodules * np.arange(layers)[:, None] + np.arange(2)[None]
+    return first % (2 * held)
+
+
 _WINDOWED = (
     'a prefix on layers that see a window of tokens alone: peft moves it out of sight with the '
     'tokens, here it stays in sight; use prompt tuning on this model'
@@ -42,9 +51,43 @@ def windowed(model: Model) -> bool:
     return getattr(model.config, 'sliding_window', None) is not None
 
 
+def writes_from(model: Model) -> bool:
+    """Whether a decoder writes from what an encoder has read.
+
+    Raises:
+        ValueError: one that has read no tokens, as of Whisper.
+    """
+    roles = model.roles or Roles()
+    if roles.decoder_ids and not roles.token_ids:
+        raise ValueError(
+            f'peft puts virtual tokens into models that read tokens, and this one reads '
+            f'{roles.features!r}; peftjax.save keeps them'
+        )
+    return bool(roles.decoder_ids)
+
+
+def prefixed(model: Model) -> list[str]:
+    """The cores that peft gives a prefix: of a decoder, those of its own tokens; lowest first."""
+    if not writes_from(model):
+        return cores(model)
+    roles, crossing = model.roles or Roles(), set()
+    for path in model.sites.weights:
+        if roles.matches('crossing', path):
+            crossing.add(path.rpartition('/')[0].rpartition('/')[0])
+    return [
+        path
+        for path in cores(model)
+        if roles.matches('decoder', path) and path.rpartition('/')[0] not in crossing
+    ]
+
+
 def read_prompt(found: Any) -> tuple[Any, Any]:
-    """Prompt tuning, and P-tuning by the prompt that its encoder made."""
-    prompt = _prompts(found)
+    """Prompt tuning, and P-tuning by the prompt that its encoder made.
+
+    Of an encoder and a decoder the encoder alone reads a prompt: the library leaves the rows of a
+    second submodule out.
+    """
+    prompt = _prompts(found, _submodules(found))
     path = embedding_path(found.model)
     transform = prompt_tuning(
         num_virtual_tokens=len(prompt), init='normal', targets=re.escape(path)
@@ -52,17 +95,32 @@ def read_prompt(found: Any) -> tuple[Any, Any]:
     return transform, {path: Entry('prompt_tuning', {'prompt': prompt})}
 
 
-def _prompts(found: Any) -> np.ndarray:
+def _submodules(found: Any) -> int:
+    """How many submodules a prompt has rows for."""
     config = found.config
-    config.must_be('num_transformer_submodules', 1)
+    if not writes_from(found.model):
+        config.must_be('num_transformer_submodules', 1)
+        return 1
+    if config.get('task_type') != 'SEQ_2_SEQ_LM':
+        raise CheckpointError(
+            f'{config.where}: task_type is {config["task_type"]!r}, for which the library puts no '
+            "virtual tokens into an encoder and a decoder; they are trained as 'SEQ_2_SEQ_LM'"
+        )
+    config.must_be('num_transformer_submodules', 2, 1)
+    return config.get('num_transformer_submodules') or 2
+
+
+def _prompts(found: Any, submodules: int = 1) -> np.ndarray:
+    """The rows of the first of the submodules that the file has rows for."""
     prompt = found.tensors.pop('prompt_embeddings', None)
-    if prompt is None or prompt.ndim != 2 or len(prompt) != config.whole('num_virtual_tokens'):
+    count = found.config.whole('num_virtual_tokens')
+    if prompt is None or prompt.ndim != 2 or len(prompt) != count * submodules:
         shape = None if prompt is None else prompt.shape
         raise CheckpointError(
-            f'{found.where}: prompt_embeddings is {shape}, for {config["num_virtual_tokens"]} '
-            'virtual tokens'
+            f'{found.where}: prompt_embeddings is {shape}, for {count} virtual tokens of '
+            f'{submodules} submodules'
         )
-    return prompt
+    return prompt[:count]
 
 
 def read_cpt(found: Any) -> tuple[Any, Any]:
@@ -81,6 +139,11 @@ _CPT_TRAINING = (
 def read_multitask(found: Any) -> tuple[Any, Any]:
     """The prompt of the task that the caller chooses: `P * (C_task R_task)`."""
     config, task = found.config, found.told.pop('task', None)
+    if _submodules(found) != 1:
+        raise CheckpointError(
+            f'{found.where} has prompts for an encoder and for its decoder, by '
+            'num_transformer_submodules 2; here an encoder alone reads one'
+        )
     tasks, rank = config.whole('num_tasks'), config.whole('num_ranks')
     for field in ('prompt_tuning_init_task', 'prompt_tuning_init_state_dict_path'):
         config.get(field)
@@ -115,18 +178,28 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
     found.config.get('prefix_projection')
     if windowed(found.model):
         raise CheckpointError(f'{found.where}: {_WINDOWED}')
-    rows = _prompts(found)
-    paths = cores(found.model)
+    submodules, rows = _submodules(found), _prompts(found)
+    paths = prefixed(found.model)
     sites = found.model.sites.modules
     shape = sites[paths[0]].inputs[1][-2:]
     layers = int(np.prod(sites[paths[0]].stack)) if sites[paths[0]].stack else len(paths)
-    if rows.shape[1] != 2 * layers * shape[0] * shape[1]:
+    held = layers
+    if writes_from(found.model):
+        if submodules == 1:
+            raise CheckpointError(
+                f'{found.where}: a prefix with num_transformer_submodules 1, which that library '
+                'puts before what the decoder has read as well, beside tokens still to be '
+                'written; train it with 2'
+            )
+        held = found.config.whole('num_layers')
+    if rows.shape[1] != 2 * held * shape[0] * shape[1] or held < layers:
         raise CheckpointError(
             f'{found.where}: prompt_embeddings {rows.shape} is no prefix of {layers} layers with '
             f'keys and values {shape}'
         )
+    parts = rows.reshape(len(rows), 2 * held, *shape).transpose(1, 0, 2, 3)
     # [layers, 2, n, K, H]
-    parts = rows.reshape(len(rows), layers, 2, *shape).transpose(1, 2, 0, 3, 4)
+    parts = parts[_order(layers, held, submodules)]
     if sites[paths[0]].stack:
         made = {paths[0]: (parts[:, 0], parts[:, 1])}
     else:
@@ -139,56 +212,9 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
     return transform, {'sites': adapter}
 
 
-def read_adaption(found: Any) -> tuple[Any, Any]:
-    """The topmost layers, as many as the config says."""
-    config = found.config
-    config.get('target_modules')
-    count, length = config.whole('adapter_layers'), config.whole('adapter_len')
-    kernel = '{}/k_proj/kernel'
-    taken: dict[int, dict[str, np.ndarray]] = {}
-    for role in ('prompt', 'gate'):
-        for name in [name for name in found.tensors if name.endswith(f'.adaption_{role}')]:
-            match = re.search(r'\.layers\.(\d+)\.self_attn\.', name)
-            if match is None:
-                raise CheckpointError(f'{found.where}: {name} is in no attention of a decoder')
-            taken.setdefault(int(match[1]), {})[role] = found.tensors.pop(name)[0]
-    paths = cores(found.model)
-    sites = found.model.sites
-    stacked = bool(sites.modules[paths[0]].stack)
-    total = sites.modules[paths[0]].stack[0] if stacked else len(paths)
-    if sorted(taken) != list(range(total - count, total)) or any(
-        len(e) < 2 for e in taken.values()
-    ):
-        raise CheckpointError(
-            f'{found.where} holds prompts of layers {sorted(taken)}, adapter_layers says the '
-            f'topmost {count} of {total}'
-        )
-    if stacked and count < total:
-        raise CheckpointError(
-            f'{found.where} adapts {count} of {total} layers; write peftjax.load(..., scan=False)'
-        )
-    if stacked:
-        arrays = {
-            role: np.stack([taken[layer][role] for layer in sorted(taken)])
-            for role in ('prompt', 'gate')
-        }
-        made = {paths[0]: arrays}
-    else:
-        made = {paths[layer]: arrays for layer, arrays in taken.items()}
-    adapter = {
-        path: Entry(
-            'adaption_prompt',
-            arrays,
-            sites.weights[kernel.format(path.removesuffix('/core'))].layout,
-        )
-        for path, arrays in made.items()
-    }
-    transform = adaption_prompt(num_virtual_tokens=length, targets=exactly(adapter))
-    return transform, adapter
-
-
 def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
     """The prompt, or what an encoder makes of its embedding."""
+    writes_from(model)  # or says that peft has no prompts for this model
     if arguments['places'] is not None and any(arguments['places']):
         raise ValueError('peft puts virtual tokens in front of the others only; leave places out')
     if arguments['keep_virtual']:
@@ -211,20 +237,29 @@ def write_prefix(model: Any, names: Any, arguments: Any, adapter: Any, part: Any
     if arguments['gate'] or not arguments['shift_positions']:
         raise ValueError('peft has prefixes without gates that shift positions only')
     sites = export_prefix(adapter)['sites']
-    ordered = cores(model)
+    ordered, submodules = prefixed(model), 2 if writes_from(model) else 1
     if set(sites) != set(ordered):
-        raise ValueError(f'peft has prefixes at all layers, here are {sorted(sites)}')
+        raise ValueError(
+            f'peft has prefixes at {ordered}, here are {sorted(sites)}; write targets as that'
+        )
     parts = [np.stack([sites[path]['key'], sites[path]['value']], -4) for path in ordered]
     # [layers, 2, n, K, H]
     stacked = parts[0] if model.sites.modules[ordered[0]].stack else np.stack(parts)
-    rows = stacked.transpose(2, 0, 1, 3, 4).reshape(stacked.shape[2], -1)
+    # Of an even number of layers two would share their parts.
+    layers = len(stacked)
+    held = layers + 1 if submodules == 2 and layers % 2 == 0 else layers
+    spread = np.zeros((2 * held, *stacked.shape[2:]), stacked.dtype)
+    spread[_order(layers, held, submodules)] = stacked
+    rows = spread.transpose(1, 0, 2, 3).reshape(stacked.shape[2], -1)
     fields = _prompt_fields(model, 'PREFIX_TUNING', rows)
+    fields |= {'num_layers': held, 'num_transformer_submodules': submodules}
     return {'prompt_embeddings': rows}, {**fields, 'prefix_projection': False}
 
 
 def _prompt_fields(model: Any, kind: str, rows: np.ndarray) -> dict[str, Any]:
-    core = model.sites.modules[cores(model)[0]]
-    layers = core.stack[0] if core.stack else len(cores(model))
+    ordered = prefixed(model)
+    core = model.sites.modules[ordered[0]]
+    layers = core.stack[0] if core.stack else len(ordered)
     heads, width = core.inputs[1][-2:]
     prefix = kind == 'PREFIX_TUNING'
     return {
@@ -234,29 +269,4 @@ def _prompt_fields(model: Any, kind: str, rows: np.ndarray) -> dict[str, Any]:
         'num_layers': layers,
         'num_attention_heads': heads if prefix else core.inputs[0][-2],
         'token_dim': heads * width if prefix else rows.shape[1],
-    }
-
-
-def write_adaption(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
-    """A prompt and a gate for each of the topmost layers."""
-    del names, part
-    ordered = cores(model)
-    stack = model.sites.modules[ordered[0]].stack
-    total = stack[0] if stack else len(ordered)
-    chosen = [path for path in ordered if path in adapter]
-    if not stack and chosen != ordered[total - len(chosen) :]:
-        raise ValueError(f'peft has adaption prompts at the topmost layers, here are {chosen}')
-    tensors = {}
-    count = total if stack else len(chosen)
-    for number in range(count):
-        entry = adapter[chosen[0 if stack else number]]
-        name = f'base_model.model.model.layers.{total - count + number}.self_attn.adaption'
-        prompt, gate = (np.asarray(entry[each]) for each in ('prompt', 'gate'))
-        tensors[f'{name}_prompt'] = (prompt[number] if stack else prompt)[None]
-        tensors[f'{name}_gate'] = (gate[number] if stack else gate).reshape(1)
-    return tensors, {
-        'peft_type': 'ADAPTION_PROMPT',
-        'target_modules': 'self_attn',
-        'adapter_len': arguments['num_virtual_tokens'],
-        'adapter_layers': count,
     }

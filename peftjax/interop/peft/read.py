@@ -6,13 +6,13 @@ A reader takes from `found.tensors` what it understands; what is left is an erro
 from collections.abc import Callable
 
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft.adaption import read_adaption
 from peftjax.interop.peft.by_format import read_format
 from peftjax.interop.peft.formats import FORMATS
 from peftjax.interop.peft.found import Found, Part, check_shapes
 from peftjax.interop.peft.ia3 import read_ia3
 from peftjax.interop.peft.lora import read_adalora, read_lora
 from peftjax.interop.peft.prompts import (
-    read_adaption,
     read_cartridge,
     read_cpt,
     read_multitask,

@@ -10,7 +10,7 @@ import peft
 import torch
 from safetensors.torch import load_file
 
-from tests.golden.make.files import GOLDEN, Arrays, base_of, draw, inputs_of, run
+from tests.golden.make.files import GOLDEN, Arrays, base_of, draw, inputs_of, run, write
 
 
 def make(folder: Path) -> dict[str, Arrays]:
@@ -21,6 +21,11 @@ def make(folder: Path) -> dict[str, Arrays]:
     output = adapted(**inputs)
     found = {'logits': output.logits.detach().numpy()}
     files = {'logits.npz': found}
+    if folder.parent.name.startswith('t5_'):
+        read = {name: inputs[name] for name in ('input_ids', 'attention_mask')}
+        with torch.no_grad():
+            written = adapted.generate(**read, max_new_tokens=8, do_sample=False, num_beams=1)
+        found['written'] = written[:, 1:].numpy()
     if 'labels' in inputs:
         output.loss.backward()
         found['loss'] = output.loss.detach().numpy()
@@ -49,6 +54,8 @@ def _draw(folder: Path) -> None:
     trained = [each for each in adapted.named_parameters() if each[1].requires_grad]
     # A magnitude stays near the length that it stands for.
     draw(folder, [each for each in trained if 'magnitude' not in each[0]])
+    if adapted.active_peft_config.peft_type == 'P_TUNING':  # The file holds what it makes.
+        write(folder / 'encoder.safetensors', {_short(n): p.detach().numpy() for n, p in trained})
     adapted.save_pretrained(folder)
     (folder / 'README.md').unlink()
     written = json.loads((folder / 'adapter_config.json').read_text()) | json.loads(said)
