@@ -1,6 +1,7 @@
 """Heads on decoders: which token they read, and what goes with them."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -15,9 +16,11 @@ from peftjax.core import paths
 from peftjax.models.gemma import GemmaClassifier
 from peftjax.models.gpt2 import GPT2Classifier
 from peftjax.models.llama import LlamaClassifier
+from peftjax.models.registry import FAMILIES
 from tests.checkpoint_files import golden, write_folder
 from tests.linen import applied
 from tests.oracle.cases import GOLDEN, arrays
+from tests.test_imports import ROOT
 from tests.test_models import GEMMA, GPT, IDS, LLAMA, initialised, run
 
 CLASSIFIERS = [(LlamaClassifier, LLAMA), (GemmaClassifier, GEMMA), (GPT2Classifier, GPT)]
@@ -219,3 +222,28 @@ def test_every_head_equals_the_one_of_another_form_of_the_model():
     logits = [model.apply(model.params, **inputs).astype(jnp.float32) for model in found]
     for other, error in zip(logits[1:], (1e-5, 1e-5, 0.2), strict=True):
         np.testing.assert_allclose(other, logits[0], atol=error)
+
+
+def test_the_page_about_models_lists_every_family():
+    rows = [
+        line.split('|')[1:4]
+        for line in (ROOT / 'docs/models.md').read_text().splitlines()
+        if line.startswith('| `') and 'model_type' not in line
+    ]
+    named = [name for cells in rows for name in re.findall(r'`([\w-]+)`', cells[0])]
+    assert sorted(named) == sorted(FAMILIES)
+    heads = ''
+    for cells in rows:
+        heads = heads if 'the same' in cells[2] else cells[2]
+        for name in re.findall(r'`([\w-]+)`', cells[0]):
+            meant = set(re.findall(r'`(\w+)`', heads))
+            assert {bool(meant)} == {bool(FAMILIES[name].heads)}, name
+
+
+def test_a_token_classifier_of_gemma_3_is_for_this_library_alone(tmp_path):
+    model = peftjax.load(_base('gemma3'), task='token_classification', num_labels=2)
+    tx = peftjax.lora(rank=2, targets=r'.*q_proj')
+    adapter, _ = tx.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match='transformers has no token classifier of Gemma 3'):
+        peftjax.save_adapter(tmp_path, model, tx, adapter)
+    assert not peftjax.load(_base('gemma3'), task='classification', num_labels=2).only_here

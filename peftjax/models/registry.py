@@ -116,11 +116,11 @@ def family_of(model_type: Any) -> Family:
     Raises:
         ValueError: on a type without one, listing those there are.
     """
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f'model_type {model_type!r} is not supported: only {", ".join(sorted(_FAMILIES))}'
+            f'model_type {model_type!r} is not supported: only {", ".join(sorted(FAMILIES))}'
         )
-    return _FAMILIES[model_type]
+    return FAMILIES[model_type]
 
 
 def family_of_config(config: Any) -> Family:
@@ -129,7 +129,7 @@ def family_of_config(config: Any) -> Family:
     Raises:
         ValueError: a model that no family here built.
     """
-    for family in _FAMILIES.values():
+    for family in FAMILIES.values():
         if type(config) is family.config:
             return family
     raise ValueError(
@@ -223,7 +223,7 @@ _WHISPER = Family(
     vocabulary=('decoder/embed_tokens/embedding',),
     example=_speech,
 )
-_FAMILIES = {
+FAMILIES = {
     'bert': _BERT,
     'roberta': _ROBERTA,
     'xlm-roberta': _ROBERTA,

@@ -22,6 +22,7 @@ from peftjax.interop.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.files import finite
 from peftjax.models.build import Build
+from peftjax.models.gemma_config import GemmaConfig
 from peftjax.models.names import slots
 from peftjax.models.registry import family_of_config
 from peftjax.quantize.model import SCHEMES, pack, quantizable, scheme_of
@@ -136,7 +137,7 @@ def load(
     model = model.replace(
         params=params,
         fresh=tuple(sorted(leaves.new)),
-        only_here=_only_here(task, pooling),
+        only_here=_only_here(checkpoint.config, task, pooling),
         untied=tie is False,
     )
     if abstract:
@@ -163,7 +164,9 @@ def _lacks_pooler(checkpoint: Checkpoint) -> bool:
     return bool(pooler) and headers is not None and not any(name in headers for name in pooler)
 
 
-def _only_here(task: str | None, pooling: str) -> str:
+def _only_here(config: Any, task: str | None, pooling: str) -> str:
+    if task == 'token_classification' and isinstance(config, GemmaConfig) and config.qk_norm:
+        return 'transformers has no token classifier of Gemma 3'
     if task not in _HEADED or pooling != 'mean':
         return ''
     return (
