@@ -42,7 +42,7 @@ def _close(found, expected, mask):
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('case', CASES)
 def test_adapters_with_new_tokens_equal_peft(case, scan):
-    folder = GOLDEN / 'new_tokens' / case
+    folder = GOLDEN / 'new_tokens' / f'tiny_{case}'
     model = peftjax.load(_base(case.partition('/')[0]), vocab_size=36, scan=scan)
     inputs = arrays(folder / 'inputs.npz')
     found = _run(model, peftjax.load_adapter(folder, model), inputs)
@@ -53,7 +53,7 @@ def test_adapters_with_new_tokens_equal_peft(case, scan):
 
 @pytest.mark.parametrize('case', ROUND)
 def test_adapters_with_new_tokens_go_out_with_the_tensors_that_they_came_with(case, tmp_path):
-    folder = GOLDEN / 'new_tokens' / case
+    folder = GOLDEN / 'new_tokens' / f'tiny_{case}'
     model = peftjax.load(_base(case.partition('/')[0]), vocab_size=36)
     loaded = peftjax.load_adapter(folder, model)
     peftjax.save_adapter(tmp_path / 'out', model, loaded.transform, loaded.adapter)
@@ -68,7 +68,7 @@ def test_adapters_with_new_tokens_go_out_with_the_tensors_that_they_came_with(ca
 def test_a_base_without_the_new_tokens_refuses_their_adapter():
     model = peftjax.load(_base('llama'))
     with pytest.raises(CheckpointError, match=r'embed_tokens/embedding is \(36, 16\), needs'):
-        peftjax.load_adapter(GOLDEN / 'new_tokens/llama/whole', model)
+        peftjax.load_adapter(GOLDEN / 'new_tokens/tiny_llama/whole', model)
 
 
 @pytest.mark.parametrize('variant', ['llama', 'llama_tied', 'bert', 'gpt2', 't5', 't5_untied'])
@@ -172,7 +172,7 @@ def test_a_lora_on_a_tied_head_needs_it_untied(variant, tmp_path):
 
 
 def test_copies_of_a_tied_table_that_differ_are_refused(tmp_path):
-    folder = GOLDEN / 'new_tokens/llama_tied/whole'
+    folder = GOLDEN / 'new_tokens/tiny_llama_tied/whole'
     tensors = load_file(folder / WEIGHTS)
     tensors['base_model.model.lm_head.weight'] = 2 * tensors['base_model.model.lm_head.weight']
     save_file(tensors, tmp_path / WEIGHTS)
@@ -187,7 +187,7 @@ def test_copies_of_a_tied_table_that_differ_are_refused(tmp_path):
 
 def test_tables_around_rows_are_left_out_where_the_model_has_them():
     """What trains then is the rows alone, as in the library."""
-    folder = GOLDEN / 'new_tokens/llama_tied/rows_and_tables'
+    folder = GOLDEN / 'new_tokens/tiny_llama_tied/rows_and_tables'
     tensors = load_file(folder / WEIGHTS)
     name = 'base_model.model.model.embed_tokens.token_adapter.base_layer.weight'
     model = peftjax.load(_base('llama_tied'), vocab_size=36)
@@ -206,7 +206,7 @@ def test_tables_around_rows_are_left_out_where_the_model_has_them():
 
 def test_rows_of_a_tied_base_train_both_of_an_untied_model(tmp_path):
     """The library puts them where the head reads too."""
-    folder = GOLDEN / 'new_tokens/llama_tied/rows'
+    folder = GOLDEN / 'new_tokens/tiny_llama_tied/rows'
     apart = peftjax.load(_base('llama_tied'), vocab_size=36, tie=False)
     loaded = peftjax.load_adapter(folder, apart)
     inputs = arrays(folder / 'inputs.npz')

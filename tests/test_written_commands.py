@@ -147,7 +147,7 @@ def test_merge_of_an_encoder_without_a_head(pooling, tmp_path):
 
 def test_merge_with_new_tokens_and_an_untied_head(tmp_path):
     tied = GOLDEN / 'tiny_llama_tied' / 'base'
-    adapter = GOLDEN / 'new_tokens/llama_tied/rows'
+    adapter = GOLDEN / 'new_tokens/tiny_llama_tied/rows'
     line = (tied, adapter, tmp_path / 'out', '--vocab-size', 36, '--untie')
     assert _merge(*line) == 0
     found = peftjax.load(tmp_path / 'out')

@@ -6,7 +6,8 @@ A folder of cases holds bases and, beside each, the adapters made for it:
     <base>/<case>/  adapter_config.json and adapter_model.safetensors (AdapterHub:
                     adapter.safetensors), as the library wrote them
 
-AdapterHub's cases may stand in `adapters/<base>/`. Each of these folders has its numbers:
+AdapterHub's cases may stand in `adapters/<base>/`, and those of a base that got more tokens in
+another folder, such as `new_tokens/<base>/`. Each of these folders has its numbers:
 
     inputs.npz      arguments of the model, and `labels`; a case without one takes its base's
     logits.npz      `logits` (of a model without a head: `last_hidden_state`), `merged_logits`,
@@ -103,12 +104,23 @@ class Case:
         Raises:
             ValueError: `peftjax.load` does not know it.
         """
-        return load_base(self.base, None if self.headless else self.task, scan)
+        task = None if self.headless else self.task
+        return load_base(self.base, task, scan, self.vocab_size)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Of a base that was enlarged for the adapter; None where it is as it was."""
+        if not self.kind.endswith(('ForCausalLM', 'LMHeadModel')):
+            return None
+        size = self.outputs['logits'].shape[-1]
+        return None if size == self.config_of_base()['vocab_size'] else size
 
 
 @functools.cache
-def load_base(folder: Path, task: str | None, scan: bool) -> peftjax.Model:
-    return peftjax.load(folder, task=task, scan=scan)
+def load_base(
+    folder: Path, task: str | None, scan: bool, vocab_size: int | None = None
+) -> peftjax.Model:
+    return peftjax.load(folder, task=task, scan=scan, vocab_size=vocab_size)
 
 
 class Found(NamedTuple):

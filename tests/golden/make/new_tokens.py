@@ -30,7 +30,7 @@ def make(folder: Path) -> dict[str, Arrays]:
 
 
 def _enlarged(folder: Path) -> torch.nn.Module:
-    model = base_of(GOLDEN / f'tiny_{folder.parent.name}' / 'base')
+    model = base_of(GOLDEN / folder.parent.name / 'base')
     torch.manual_seed(0)
     model.resize_token_embeddings(SIZE)
     return model
@@ -68,4 +68,4 @@ if __name__ == '__main__':
         *('llama/whole', 'llama/rows_and_tables', 'llama/rows_of_both'),
         *('llama_tied/whole', 'llama_tied/rows', 'llama_tied/rows_and_tables'),
     )
-    run(make, [GOLDEN / 'new_tokens' / case for case in cases])
+    run(make, [GOLDEN / 'new_tokens' / f'tiny_{case}' for case in cases])
