@@ -33,6 +33,7 @@ from peftjax.core.transform import PeftTransform
 from peftjax.core.use import AttentionUse, ModelCall, ModuleUse, Use
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
+from peftjax.methods.activated import activated
 from peftjax.methods.adalora import adalora, orthogonality
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.adaption_prompt import adaption_prompt
@@ -220,6 +221,7 @@ __all__ = [
     'fourierft',
     'full',
     'gated',
+    'activated',
     'gralora',
     'hira',
     'houlsby',

@@ -99,7 +99,9 @@ def test_a_tied_table_is_refused_both_ways(tmp_path):
     ('change', 'message'),
     [
         ({'fields': {'peft_type': 'LILY'}}, "peft_type 'LILY' is not built here"),
-        ({'fields': {'alora_invocation_tokens': [1]}}, 'alora_invocation_tokens'),
+        ({'fields': {'alora_invocation_tokens': 'go'}}, 'is go, no list of ids'),
+        ({'fields': {'alora_invocation_tokens': [-1]}}, 'must be token ids'),
+        ({'fields': {'alora_invocation_tokens': [1], 'task_type': 'SEQ_CLS'}}, 'never activates'),
         ({'fields': {'lora_bias': True}}, 'lora_bias is True'),
         ({'fields': {'init_lora_weights': 'pissa'}}, 'convert it to plain LoRA'),
         ({'fields': {'r': 3}}, 'has rank 4, its config says 3'),

@@ -101,4 +101,5 @@ def _tokens(roles: Roles, named: Mapping[str, Any], path: str, number: int | Non
         named.get(roles.cache_length) is not None,
         jnp.shape(ids)[:2] if ids is not None else None,
         written and bool(roles.token_ids),
+        None if ids is None or jnp.ndim(ids) != 2 else jnp.asarray(ids),
     )

@@ -10,7 +10,7 @@ from peftjax.core.entries import Adapter, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.nest import nest
-from peftjax.core.rules import Rule
+from peftjax.core.rules import ROOT, CallRule, Rule
 from peftjax.core.transform import About, PeftTransform
 
 
@@ -132,6 +132,7 @@ def _combined(
         for transform, entry, numbers in parts(adapter, own):
             for path, rule in transform.rules(entry, numbers).items():
                 nested[path] = nest(path, nested[path], rule) if path in nested else rule
+        _check_ids(nested)
         return nested
 
     def rest(params: Any, adapter: Adapter, own: Any) -> Any:
@@ -146,6 +147,17 @@ def _combined(
 
     of_parts = any(transform.rest is not None for _, transform in members)
     return PeftTransform(start, rules, own_of, rest if of_parts else None)
+
+
+def _check_ids(rules: Mapping[str, Rule]) -> None:
+    """Raises `ValueError` where virtual tokens stand among ids that a rule reads."""
+    root = rules.get(ROOT)
+    reading = [path for path, rule in rules.items() if getattr(rule, 'reads_ids', False)]
+    if reading and isinstance(root, CallRule) and root.virtual_tokens:
+        raise ValueError(
+            f'the method at {reading[0]!r} reads the ids of tokens, and another one of the chain '
+            f'puts {root.virtual_tokens} virtual tokens among them; leave one of the two out'
+        )
 
 
 def _check_taken_first(acted_on: set[str], params: Any, left: Any) -> None:

@@ -47,7 +47,8 @@ def _nest_matrix(path: str, inner: MatrixRule, outer: MatrixRule) -> MatrixRule:
     inner_merge, outer_merge = inner.merge, outer.merge
     if inner_merge is None:
         raise ValueError(
-            f'a transform acts on {path!r} after one for which no matrix stands (gated); put that '
+            f'a transform acts on {path!r} after one for which no matrix stands (gated, '
+            'activated); put that '
             'one last in the chain'
         )
 
@@ -84,6 +85,7 @@ def _nest_matrix(path: str, inner: MatrixRule, outer: MatrixRule) -> MatrixRule:
         inner.before,
         inner.whole or outer.whole,
         outer_merge is not None and (inner.dense or outer.dense),
+        inner.reads_ids or outer.reads_ids,
     )
 
 

@@ -40,6 +40,7 @@ class MatrixRule:
         must take them as well. None for `leaves` as they are.
       before: what replaces the leaf first.
       whole: it reads whole examples, so that text cannot be generated from a cache.
+      reads_ids: it reads the ids of tokens, among which virtual ones would stand as id 0.
       dense: `apply` forms an array of the matrix's size, so that many calls with one adapter are
         cheaper with the merged matrix.
     """
@@ -52,6 +53,7 @@ class MatrixRule:
     before: LeafRule | None = None
     whole: bool = False
     dense: bool = False
+    reads_ids: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

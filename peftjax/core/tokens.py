@@ -19,6 +19,7 @@ class Tokens:
       follows: the tokens go on behind those of earlier calls.
       begins: later calls go on behind these.
       shape: `(B, T)` of the call; None where no argument tells.
+      ids: of the tokens; None where no argument tells.
       written: they are those of the second of two sequences, which a decoder writes.
     """
 
@@ -28,6 +29,7 @@ class Tokens:
     begins: bool = False
     shape: tuple[int, ...] | None = None
     written: bool = False
+    ids: Integer[jax.Array, 'B T'] | None = None
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
         """Raises `ValueError` unless activations of this shape are `[B, T, features]` of them."""
@@ -71,6 +73,39 @@ class Tokens:
         wide = values.astype(max(values.dtype, jnp.dtype('float32'), key=lambda d: d.itemsize))
         count = jnp.maximum(self.sums(jnp.ones_like(wide)), 1)
         return (self.sums(wide) / count).astype(values.dtype)
+
+    def from_last(self, wanted: tuple[int, ...]) -> Bool[jax.Array, 'B T']:
+        """Which positions stand at or behind the start of the last `wanted` in their example.
+
+        These ids must stand side by side in one example, and none of them is padding.
+
+        Raises:
+          ValueError: the call has no ids.
+        """
+        if self.ids is None:
+            raise ValueError(
+                'the token ids of this call are not known; give them by the argument of the role '
+                'token_ids'
+            )
+        shape, size = self.ids.shape, len(wanted)
+        real = jnp.ones(shape, bool) if self.real is None else jnp.broadcast_to(self.real, shape)
+        numbers, rows = self.examples(shape), jnp.arange(shape[0])[:, None]
+        # Behind the end of a row stands what no example has.
+        ids, owner = (
+            jnp.pad(jnp.where(real, each, -1), ((0, 0), (0, size)), constant_values=-1)
+            for each in (self.ids, numbers)
+        )
+        starts = real
+        for number, each in enumerate(wanted):
+            there = slice(number, number + shape[1])
+            starts = starts & (ids[:, there] == each) & (owner[:, there] == numbers)
+        place = jnp.arange(shape[1], dtype=jnp.int32)[None]
+        found = jnp.where(starts, place, -1)
+        if self.segments is None:
+            last = found.max(axis=1, keepdims=True)
+        else:
+            last = jnp.full(shape, -1, jnp.int32).at[rows, numbers].max(found)[rows, numbers]
+        return (last >= 0) & (place >= last)
 
     def ranks(self, shape: tuple[int, ...]) -> tuple[Int[jax.Array, 'B T'], Int[jax.Array, 'B T']]:
         """How many tokens of its example stand before each position, and how many behind it."""

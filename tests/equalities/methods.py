@@ -33,6 +33,9 @@ class _Places:
 _MAKERS: dict[str, Callable[[_Places], peftjax.PeftTransform]] = {
     'lora': lambda at: peftjax.lora(rank=2, targets='all-linear'),
     'gated lora': lambda at: peftjax.gated(peftjax.lora(rank=2, targets='all-linear')),
+    'activated lora': lambda at: peftjax.activated(
+        peftjax.lora(rank=2, targets='all-linear'), invocation=(3,)
+    ),
     'prompt': lambda at: at.prompt(num_virtual_tokens=3),
     'placed prompt': lambda at: at.prompt(num_virtual_tokens=3, places=(0, 2, 6)),
     'prefix': lambda at: peftjax.prefix_tuning(num_virtual_tokens=3, targets=at.cores),

@@ -100,6 +100,15 @@ ROWS = {
         identity=None,
         mergeable=False,
     ),
+    'activated lora': Row(
+        make=lambda targets: peftjax.activated(
+            peftjax.lora(rank=2, targets=targets), invocation=(6, 7)
+        ),
+        targets=r'layers.*/(up|down)',
+        fewer_targets=r'layers.*/up',
+        parameters=LAYERS * 2 * 2 * (WIDTH + HIDDEN),
+        mergeable=False,
+    ),
     'gated lora': Row(
         make=lambda targets: peftjax.gated(peftjax.lora(rank=2, targets=targets)),
         targets=r'layers.*/(up|down)',

@@ -8,6 +8,7 @@ from peftjax.core.holes import Hole
 from peftjax.core.layout import Layout
 from peftjax.core.paths import Selection
 from peftjax.core.transform import PeftTransform
+from peftjax.methods.activated import activated
 from peftjax.methods.adalora import adalora
 from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
 from peftjax.methods.adaption_prompt import adaption_prompt
@@ -55,6 +56,7 @@ from peftjax.quantize.nf4 import NF4
 METHODS: dict[str, Callable[..., PeftTransform]] = {
     make.__name__: make
     for make in (
+        activated,
         adalora,
         adaption_prompt,
         boft,

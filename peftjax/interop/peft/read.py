@@ -6,6 +6,7 @@ A reader takes from `found.tensors` what it understands; what is left is an erro
 from collections.abc import Callable
 
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft.activation import read_activated
 from peftjax.interop.peft.adaption import read_adaption
 from peftjax.interop.peft.by_format import read_format
 from peftjax.interop.peft.formats import FORMATS
@@ -66,6 +67,9 @@ def read(found: Found) -> list[Part]:
         parts = read_tokens(found) if rows else []
         if kind != 'TRAINABLE_TOKENS':
             parts.append(readers[kind](found))
+        # Of a LORA; any other type with this field is refused, as nobody has read it.
+        if kind == 'LORA' and found.config.get('alora_invocation_tokens') is not None:
+            parts[-1] = read_activated(found, parts[-1])
         copies = read_whole(found)
         for part in parts:
             check_shapes(found.model, found.where, part)

@@ -9,6 +9,7 @@ import numpy as np
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
+from peftjax.interop.peft.activation import write_activated
 from peftjax.interop.peft.adaption import write_adaption
 from peftjax.interop.peft.biases import bias_tensors, biases_in, which_biases
 from peftjax.interop.peft.by_format import write_format
@@ -28,6 +29,7 @@ Writer = Callable[[Model, Names, Any, Any, Any], Written]
 _WRITERS: dict[str, Writer] = {
     'lora': write_lora,
     'dora': write_lora,
+    'activated': write_activated,
     'adalora': write_adalora,
     'ia3': write_ia3,
     'vblora': write_vblora,
