@@ -107,7 +107,6 @@ def test_an_adapter_of_another_method(method, foreign):
 
 # All that act on one site, by name. Several write arrays of the same names and shapes.
 EACH = {
-    'activated': peftjax.activated(LORA, invocation=(1,)),
     'adalora': peftjax.adalora(init_rank=2, targets=r'hidden'),
     'boft': peftjax.boft(block_size=2, factors=1, targets=r'hidden'),
     'bottleneck': BOTTLENECK,
