@@ -214,6 +214,8 @@ def run(
         counts[reader.name][outcome.name] += 1
         if outcome.name not in ('read', 'refused'):
             print(f'{reader.name}, seed {number}: {outcome.name}: {outcome.detail}', flush=True)
+        if (number + 1 - seed) % 1000 == 0:
+            print(f'tried {number + 1 - seed:,}', file=sys.stderr, flush=True)
         if time.monotonic() > ends:
             break
     return counts
