@@ -1,4 +1,4 @@
-"""LoRA, DoRA and AdaLoRA, in and out."""
+"""LoRA and DoRA, in and out."""
 
 import re
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.quantized import dense
 from peftjax.interop.errors import CheckpointError
+from peftjax.interop.peft.factors import is_table, take_factors, to_file
 from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
-from peftjax.interop.peft.names import ROOT, Names, matches_end
+from peftjax.interop.peft.names import ROOT, Names, matches_end, sliced
 from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
-from peftjax.methods.adalora import adalora
 from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora
 
@@ -29,18 +29,11 @@ def read_lora(found: Found) -> Part:
                 'that its start has changed; convert it to plain LoRA where it was trained'
             )
     decomposed = bool(config.get('use_dora'))
-    endings = {'a': '.lora_A.weight', 'b': '.lora_B.weight'}
-    if decomposed:
-        endings['magnitude'] = '.lora_magnitude_vector'
-    dense = found.take(endings)
-    tables = found.take({'a': '.lora_embedding_A', 'b': '.lora_embedding_B'})
-    for module in tables:
+    modules = take_factors(found, lengths=decomposed)
+    for module in modules:
         _drop_base_copy(found, module)
-        refuse_tied(found, module)
-    modules = {
-        module: {name: value if name == 'magnitude' else value.T for name, value in arrays.items()}
-        for module, arrays in {**dense, **tables}.items()
-    }
+        if is_table(found.place(module).slot):
+            refuse_tied(found, module)
     if not modules:
         raise CheckpointError(f'{found.where} holds no LoRA')
     found.check_targets(modules)
@@ -105,46 +98,19 @@ def _by_end(patterns: Any, module: str, default: Any) -> Any:
 
 
 def _drop_base_copy(found: Found, module: str) -> None:
-    """The embedding beside its own factors is the frozen one, written for convenience."""
+    """The weight beside its own factors is the frozen one: the library writes that of embeddings
+    and heads, so that a table with new rows is in the file."""
     name = f'{module}.base_layer.weight'
     if name not in found.tensors:
         return
-    place = found.place(module)
-    mine = np.asarray(dense(paths.flatten(found.model.params)[place.slot.path]))
-    if not np.array_equal(found.tensors.pop(name), mine):
+    slot, number = found.place(module)
+    frozen = sliced(slot, dense(paths.flatten(found.model.params)[slot.path]), number)
+    mine, theirs = frozen.T if slot.transposed else frozen, found.tensors.pop(name)
+    if not np.array_equal(theirs.astype(mine.dtype), mine):
         raise CheckpointError(
-            f'{found.where}: {name} is not the {place.slot.path!r} of this model; the adapter was '
-            'made for another base, or trains the embedding beside its factors'
+            f'{found.where}: {name} is not the {slot.path!r} of this model; the adapter was '
+            'made for another base, or trains the layer beside its factors'
         )
-
-
-def read_adalora(found: Found) -> Part:
-    config = found.config
-    modules = found.take({'p': '.lora_A', 'q': '.lora_B', 'lambda': '.lora_E'})
-    config.must_be('bias', 'none')
-    config.must_be('use_dora', False)
-    config.must_be('use_rslora', False)
-    if config.get('rank_pattern'):
-        raise CheckpointError(
-            f'{config.where}: rank_pattern holds ranks that training has cut; only adapters of one '
-            'rank are built here'
-        )
-    config.get('r')
-    entries = found.entries(
-        'adalora',
-        {
-            module: {'p': a['p'].T, 'q': a['q'].T, 'lambda': a['lambda'][:, 0]}
-            for module, a in modules.items()
-        },
-    )
-    found.check_targets(modules)
-    transform = adalora(
-        init_rank=config.whole('init_r'),
-        alpha=config.number('lora_alpha'),
-        dropout=config.number('lora_dropout', 0.0),
-        targets=literal(entries),
-    )
-    return transform, entries
 
 
 def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
@@ -159,23 +125,17 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         )
     tensors, ranks, alphas = {}, {}, {}
     for path, entry in entries.items():
-        layout = entry.layout
         default = entry['a'].shape[-1] if arguments['alpha'] is None else alpha
         here = paths.first_match(arguments['alpha_pattern'], path, default)
+        slot = names.slots[path]
+        if is_table(slot) and names.tied:
+            raise ValueError(
+                f'{path!r} is adapted where it is looked up and as the tied head; peft would '
+                'change the first alone'
+            )
         for module, arrays in layers_of(names, path, entry):
-            if layout.lookup:
-                tensors[f'{ROOT}{module}.lora_embedding_A'] = arrays['a'].T
-                tensors[f'{ROOT}{module}.lora_embedding_B'] = arrays['b'].T
-                if names.tied:
-                    raise ValueError(
-                        f'{path!r} is adapted where it is looked up and as the tied head; peft '
-                        'would change the first alone'
-                    )
-            else:
-                tensors[f'{ROOT}{module}.lora_A.weight'] = arrays['a'].T
-                tensors[f'{ROOT}{module}.lora_B.weight'] = arrays['b'].T
-            if 'magnitude' in arrays:
-                tensors[f'{ROOT}{module}.lora_magnitude_vector'] = arrays['magnitude']
+            for ending, value in to_file(slot, arrays).items():
+                tensors[f'{ROOT}{module}{ending}'] = value
             if (found := arrays['a'].shape[1]) != rank:
                 ranks[module] = found
             if here != alpha:
@@ -193,23 +153,4 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         'bias': 'none',
         'fan_in_fan_out': conv1d(names, entries),
         'init_lora_weights': True,
-    }
-
-
-def write_adalora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
-    del model, part
-    tensors = {}
-    for module, arrays in modules_of(names, entries).items():
-        tensors[f'{ROOT}{module}.lora_A'] = arrays['p'].T
-        tensors[f'{ROOT}{module}.lora_B'] = arrays['q'].T
-        tensors[f'{ROOT}{module}.lora_E'] = arrays['lambda'][:, None]
-    rank, alpha = arguments['init_rank'], arguments['alpha']
-    return tensors, {
-        **common(names, 'ADALORA', modules_of(names, entries)),
-        'init_r': rank,
-        'target_r': rank,
-        'lora_alpha': rank if alpha is None else alpha,
-        'lora_dropout': arguments['dropout'],
-        'total_step': 1,
-        'fan_in_fan_out': conv1d(names, entries),
     }

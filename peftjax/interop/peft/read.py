@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.activation import read_activated
+from peftjax.interop.peft.adalora import read_adalora
 from peftjax.interop.peft.adaption import read_adaption
 from peftjax.interop.peft.by_format import read_format
 from peftjax.interop.peft.formats import FORMATS
 from peftjax.interop.peft.found import Found, Part, check_shapes
 from peftjax.interop.peft.ia3 import read_ia3
-from peftjax.interop.peft.lora import read_adalora, read_lora
+from peftjax.interop.peft.lora import read_lora
 from peftjax.interop.peft.prompts import (
     read_cartridge,
     read_cpt,

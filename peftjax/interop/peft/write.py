@@ -10,13 +10,14 @@ from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.peft.activation import write_activated
+from peftjax.interop.peft.adalora import write_adalora
 from peftjax.interop.peft.adaption import write_adaption
 from peftjax.interop.peft.biases import bias_tensors, biases_in, which_biases
 from peftjax.interop.peft.by_format import write_format
 from peftjax.interop.peft.formats import METHODS
 from peftjax.interop.peft.found import Part
 from peftjax.interop.peft.ia3 import write_ia3
-from peftjax.interop.peft.lora import write_adalora, write_lora
+from peftjax.interop.peft.lora import write_lora
 from peftjax.interop.peft.names import ROOT, Names
 from peftjax.interop.peft.prompts import write_prefix, write_prompt
 from peftjax.interop.peft.tokens import Rows, write_tokens, write_tokens_beside
