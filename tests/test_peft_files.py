@@ -24,6 +24,8 @@ READABLE = [folder for folder in FOLDERS if folder.name != 'psoft']
 WRITTEN_OTHERWISE = {
     'llama/delora': r'the lengths of rows, in other last digits',
     'llama/lora_embedding': r'the frozen table beside its factors is left out',
+    'llama/dora_embedding': r'the frozen table beside its factors is left out',
+    'llama/lora_lm_head': r'the frozen head beside its factors is left out',
     'bert/lora_bias_all': r'an unused copy of the head is left out',
     'bert/vera_noproj': r'projections are written',
     'llama/multitask_prompt_tuning': r'the prompt of one task',

@@ -235,13 +235,12 @@ def save_adapter(
         config['model_name'] = base_model
     elif form == 'peft':
         weights, names = WEIGHTS, Names(model)
-        tensors, fields = write(model, names, transform, adapter)
+        tensors, fields = write(model, names, transform, adapter, task_type)
         config = {
             'auto_mapping': None,
             'base_model_name_or_path': base_model,
             'inference_mode': True,
             'revision': None,
-            'task_type': names.task if task_type is None else task_type,
             **fields,
         }
     else:

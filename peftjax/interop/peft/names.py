@@ -42,13 +42,14 @@ class Names:
         # Without a head of its own an encoder is saved as the bare backbone.
         bare = not (headed or family.writes)
         self.heads: tuple[str, ...] = family.heads
+        self.head: tuple[str, ...] = tuple(filter(family.of_head, leaves))
         self.task: str | None = 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
         if headed:
             self.task = 'TOKEN_CLS' if family.reads_tokens(leaves) else 'SEQ_CLS'
-        if 'decoder_input_ids' in model.takes:
+        if {'pixel_values', 'input_features'} & set(model.takes):
+            self.task = None  # the library has no word for images, and passes speech on without one
+        elif 'decoder_input_ids' in model.takes:
             self.task = 'SEQ_2_SEQ_LM'
-        elif 'pixel_values' in model.takes:
-            self.task = None  # the library has no word for images
         # The table of a tied head is two modules in torch, of which an adapter there changes one.
         self.tied: bool = family.writes and not headed and 'lm_head/kernel' not in leaves
         # The table, and in torch the head that it is as well.

@@ -16,6 +16,7 @@ from peftjax.interop.peft.biases import bias_tensors, biases_in, which_biases
 from peftjax.interop.peft.by_format import write_format
 from peftjax.interop.peft.formats import METHODS
 from peftjax.interop.peft.found import Part
+from peftjax.interop.peft.heads import frozen_head, task_of
 from peftjax.interop.peft.ia3 import write_ia3
 from peftjax.interop.peft.lora import write_lora
 from peftjax.interop.peft.names import ROOT, Names
@@ -42,8 +43,16 @@ _WRITERS: dict[str, Writer] = {
 }
 
 
-def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter) -> Written:
+def write(
+    model: Model,
+    names: Names,
+    transform: PeftTransform,
+    adapter: Adapter,
+    task_type: str | None = None,
+) -> Written:
     """Tensors and config of a method, alone or in a chain with leaves and tokens trained whole.
+
+    task_type: as the caller asks for it; by the model unless given.
 
     Raises:
         ValueError: what the library does not have.
@@ -64,14 +73,18 @@ def write(model: Model, names: Names, transform: PeftTransform, adapter: Adapter
     if len(methods) > 1:
         found = [about.name for _, about, _ in methods]
         raise ValueError(f'one file of peft holds one method, here are {found}; save them apart')
-    if not methods:
-        return _without_method(names, copies, rows)
-    part, about, entry = methods[0]
-    tensors, fields = _writer(about.name)(model, names, about.arguments, entry, part)
-    if copies:
-        _add_copies(names, copies, tensors, fields)
-    more, named = write_tokens_beside(names, rows)
-    return tensors | more, fields | named
+    if methods:
+        part, about, entry = methods[0]
+        tensors, fields = _writer(about.name)(model, names, about.arguments, entry, part)
+        copies |= frozen_head(model, names, copies, (tensors, fields), task_type)
+        if copies:
+            _add_copies(names, copies, tensors, fields)
+        more, named = write_tokens_beside(names, rows)
+        tensors, fields = tensors | more, fields | named
+    else:
+        copies |= frozen_head(model, names, copies, ({}, {}), task_type)
+        tensors, fields = _without_method(names, copies, rows)
+    return tensors, {'task_type': task_of(names, fields, task_type), **fields}
 
 
 def _flat(transform: PeftTransform, adapter: Adapter) -> list[Part]:
@@ -116,14 +129,20 @@ def _add_copies(
 ) -> None:
     """Puts leaves that are trained whole beside a method into its tensors and fields."""
     biases = biases_in(names, copies)
+    adapted = {name.rpartition('.lora_')[0] for name in tensors if '.lora_' in name}
     if biases and fields['peft_type'] != 'LORA':
         raise ValueError('peft trains biases beside LoRA alone; leave them out')
     kept, modules = copies_of(names, {p: copies[p] for p in copies if p not in biases})
+    both = [m for m in sorted(modules) if any(name.startswith(f'{ROOT}{m}.') for name in tensors)]
+    if both:
+        raise ValueError(
+            f'{both} are trained whole and adapted too; peft loads the whole copies and drops the '
+            'adapter there: leave one of the two out'
+        )
     # Prompts have the base itself in them, without a wrapper around its modules.
     root = 'base_model.' if 'num_virtual_tokens' in fields else ROOT
     tensors |= {f'{root}{name}': value for name, value in kept.items()}
     fields['modules_to_save'] = modules_to_save(names, modules)
     if biases:
-        adapted = {name.rpartition('.lora_')[0] for name in tensors if '.lora_' in name}
         fields['bias'] = which_biases(names, biases, adapted, set(copies))
         tensors |= bias_tensors(names, {p: copies[p] for p in biases}, adapted)
