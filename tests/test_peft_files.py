@@ -1,6 +1,7 @@
 """Adapters of Hugging Face's peft go out as they came in; test_oracle has their logits."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -170,3 +171,26 @@ def test_rows_of_several_tasks_share_one_batch():
     # peft leaves the five virtual tokens in what the model gives.
     theirs, real = case.outputs['logits'][:, 5:], inputs['attention_mask'] == 1
     np.testing.assert_allclose(np.asarray(found)[real], theirs[real], atol=1e-5)
+
+
+@pytest.mark.parametrize('architecture', ['llama', 'bert'])
+def test_a_file_of_the_bare_backbone_is_read(architecture, tmp_path):
+    source, prefix = f'{architecture}/lora', {'llama': 'model.', 'bert': 'bert.'}[architecture]
+    names = load_file(GOLDEN / source / WEIGHTS)
+    removed = f'base_model.model.{prefix}'
+    kept = {name: value for name, value in names.items() if name.startswith(removed)}
+    bare = {f'base_model.model.{name.removeprefix(removed)}': v for name, v in kept.items()}
+    fields = {'modules_to_save': None, 'target_modules': _whole_names(bare)}
+    folder = changed(tmp_path, source, fields, {**dict.fromkeys(names), **bare})
+    model = base(architecture, True)
+    ours = peftjax.load_adapter(folder, model).adapter
+    theirs = peftjax.load_adapter(GOLDEN / source, model).adapter
+    theirs = theirs[-1] if isinstance(theirs, tuple) else theirs
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
+
+
+def _whole_names(tensors):
+    """A pattern that means the modules of these by their whole names."""
+    modules = {name.partition('.lora_')[0].removeprefix('base_model.model.') for name in tensors}
+    return '|'.join(sorted(map(re.escape, modules)))

@@ -30,9 +30,10 @@ class Names:
     """What the tensors of a model are called in a file of peft, in both directions.
 
     checkpoint: by their names in checkpoints, where transformers' own model has others.
+    bare: as those of a backbone alone, or of one with a head; as the model is unless given.
     """
 
-    def __init__(self, model: Model, *, checkpoint: bool = False):
+    def __init__(self, model: Model, *, checkpoint: bool = False, bare: bool | None = None):
         family = family_of_config(model.config)
         leaves = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -40,7 +41,7 @@ class Names:
         }
         headed = any(map(family.of_head, leaves))
         # Without a head of its own an encoder is saved as the bare backbone.
-        bare = not (headed or family.writes)
+        bare = not (headed or family.writes) if bare is None else bare
         self.heads: tuple[str, ...] = family.heads
         self.head: tuple[str, ...] = tuple(filter(family.of_head, leaves))
         self.task: str | None = 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
@@ -71,8 +72,10 @@ class Names:
 
     @classmethod
     def of_file(cls, model: Model, tensors: Iterable[str]) -> 'Names':
-        """Those that a file has: of transformers 5, or of its earlier releases."""
-        older, newer = cls(model, checkpoint=True), cls(model)
+        """Those that a file has: of transformers 5, or of its earlier releases; of a model with a
+        head, or of the backbone alone (`AutoModel`)."""
+        bare = _of_backbone(model, [tensor.removeprefix(ROOT) for tensor in tensors])
+        older, newer = cls(model, checkpoint=True, bare=bare), cls(model, bare=bare)
         only = {f'.{name}.' for name in set(older.modules()) - set(newer.modules())}
         return older if any(name in tensor for name in only for tensor in tensors) else newer
 
@@ -110,6 +113,17 @@ class Names:
         last = {name.rpartition('.')[2] for name in chosen}
         meant = {name for name in self.modules() if name.rpartition('.')[2] in last}
         return sorted(last if meant == chosen else chosen)
+
+
+def _of_backbone(model: Model, tensors: Iterable[str]) -> bool | None:
+    """Whether a file's names are those of a backbone alone; None if it names no part of one."""
+    family = family_of_config(model.config)
+    if not family.prefix:
+        return None
+    if any(tensor.startswith(family.prefix) for tensor in tensors):
+        return False
+    parts = {rule.theirs.partition('.')[0] for rule in family.names} - {'lm_head', *family.heads}
+    return True if any(tensor.partition('.')[0] in parts for tensor in tensors) else None
 
 
 def sliced(slot: Slot, value: Any, index: int) -> np.ndarray:
