@@ -154,3 +154,45 @@ def test_a_head_that_others_look_for_is_written_as_it_stands(how, tmp_path):
     adapted = peftjax.lora(rank=3, targets=(QUERY, 'classifier'))
     with pytest.raises(ValueError, match='are adapted, and a file of peft cannot hold'):
         _saved(tmp_path / 'other', model, adapted, **asked)
+
+
+@pytest.mark.parametrize(
+    ('transform', 'family', 'told'),
+    [
+        (peftjax.loha(rank=2, targets='embeddings/patch_embeddings'), 'tiny_vit', 'a convolution'),
+        (peftjax.lokr(rank=2, targets='embeddings/patch_embeddings'), 'tiny_vit', 'a convolution'),
+        (peftjax.ia3(targets=r'encoder/conv1'), 'tiny_whisper', 'a convolution'),
+        (peftjax.loha(rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
+        (peftjax.adalora(init_rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
+        (peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*/core'), 'tiny_vit', 'of images'),
+    ],
+    ids=lambda value: value.about.name if isinstance(value, peftjax.PeftTransform) else value,
+)
+def test_places_where_peft_lacks_the_method_are_refused(transform, family, told, tmp_path):
+    task = 'classification' if family == 'tiny_vit' else None
+    model = load_base(GOLDEN / family / 'base', task, True)
+    with pytest.raises(ValueError, match=told):
+        _saved(tmp_path, model, transform)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_loha_of_a_convolution_is_refused(tmp_path):
+    fields = {'peft_type': 'LOHA', 'alpha': 4}
+    place = 'base_model.model.vit.embeddings.patch_embeddings.projection.hada_'
+    names = list(load_file(GOLDEN / 'tiny_vit' / 'dora_convolution' / WEIGHTS))
+    shapes = {'w1_a': (16, 2), 'w1_b': (2, 48), 'w2_a': (16, 2), 'w2_b': (2, 48)}
+    tensors = {f'{place}{name}': np.ones(shape, np.float32) for name, shape in shapes.items()}
+    folder = changed(
+        tmp_path, 'tiny_vit/dora_convolution', fields, {**dict.fromkeys(names), **tensors}
+    )
+    model = load_base(GOLDEN / 'tiny_vit' / 'base', 'classification', True)
+    with pytest.raises(peftjax.CheckpointError, match='is a convolution'):
+        peftjax.load_adapter(folder, model)
+
+
+def test_the_scales_of_a_convolution_come_back(tmp_path):
+    model = load_base(GOLDEN / 'tiny_vit' / 'base', 'classification', True)
+    transform = peftjax.ia3(targets='embeddings/patch_embeddings')
+    adapter, frozen, _, tensors = _saved(tmp_path, model, transform)
+    assert [value.shape for value in tensors.values()] == [(1, 16, 1, 1)]
+    _assert_read_back(tmp_path, model, transform, adapter, frozen, IMAGES)

@@ -70,10 +70,12 @@ def _error(inputs: dict[str, torch.Tensor], ours: np.ndarray, theirs: np.ndarray
     """Relative to the largest of theirs, where a token is written."""
     mask = inputs.get('decoder_attention_mask', inputs.get('attention_mask'))
     if theirs.ndim == 3:
-        length = min(theirs.shape[1], ours.shape[1])
+        length, virtual = min(theirs.shape[1], ours.shape[1]), theirs.shape[1] - ours.shape[1]
         ours, theirs = ours[:, -length:], theirs[:, -length:]
         if mask is not None:
             kept = mask.numpy()[:, -length:] == 1
+            if virtual:  # In front of padding on the left there, and behind it here.
+                kept &= mask.numpy()[:, :1] == 1
             ours, theirs = ours[kept], theirs[kept]
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 

@@ -5,7 +5,7 @@ from typing import Any
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part, literal
 from peftjax.interop.peft.names import ROOT, Names
-from peftjax.interop.peft.written import Written, common, conv1d, modules_of
+from peftjax.interop.peft.written import Written, common, conv1d, linear_alone, modules_of
 from peftjax.methods.adalora import adalora
 
 
@@ -28,6 +28,7 @@ def read_adalora(found: Found) -> Part:
             for module, a in modules.items()
         },
     )
+    found.linear_alone(modules)
     found.check_targets(modules)
     transform = adalora(
         init_rank=config.whole('init_r'),
@@ -40,6 +41,7 @@ def read_adalora(found: Found) -> Part:
 
 def write_adalora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
     del model, part
+    linear_alone(names, entries)
     tensors = {}
     for module, arrays in modules_of(names, entries).items():
         tensors[f'{ROOT}{module}.lora_A'] = arrays['p'].T

@@ -14,7 +14,14 @@ from peftjax.interop.peft.format import Format
 from peftjax.interop.peft.formats import FORMATS, METHODS
 from peftjax.interop.peft.found import Arrays, Found, Part, bias_named, literal
 from peftjax.interop.peft.names import ROOT, Names
-from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
+from peftjax.interop.peft.written import (
+    Written,
+    common,
+    conv1d,
+    layers_of,
+    linear_alone,
+    modules_of,
+)
 
 
 def read_format(found: Found, form: Format) -> Part:
@@ -25,6 +32,7 @@ def read_format(found: Found, form: Format) -> Part:
         raise CheckpointError(
             f'{found.where} holds no tensor ending with {sorted(endings.values())}'
         )
+    found.linear_alone(modules)
     found.check_targets(modules)
     for name, value in form.fixed.items():
         if name != 'save_projection':
@@ -97,6 +105,7 @@ def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
 
 def write_format(model: Model, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
     kind, form = next(each for each in FORMATS.items() if each[1].method == part.about.name)
+    linear_alone(names, entries)
     fields = {
         **common(names, kind, modules_of(names, entries)),
         **form.fixed,

@@ -11,6 +11,7 @@ import numpy as np
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Arrays, Found
+from peftjax.interop.peft.names import is_table, window
 from peftjax.models.names import Slot
 
 LINEAR = {'a': '.lora_A.weight', 'b': '.lora_B.weight'}
@@ -41,16 +42,6 @@ def take_factors(found: Found, *, lengths: bool) -> dict[str, Arrays]:
         plain = {name.removeprefix('table '): value for name, value in arrays.items()}
         modules[module] = _from_file(found, module, slot, plain)
     return modules
-
-
-def is_table(slot: Slot) -> bool:
-    """Whether the module is an embedding."""
-    return slot.path.endswith('embedding')
-
-
-def window(slot: Slot) -> tuple[int, ...]:
-    """The sizes of a convolution's window; () of a matrix."""
-    return slot.shape[2:]
 
 
 def _from_file(found: Found, module: str, slot: Slot, arrays: Arrays) -> Arrays:

@@ -15,7 +15,7 @@ from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.config import PeftConfig
-from peftjax.interop.peft.names import ROOT, Names, Place, linear, stacked
+from peftjax.interop.peft.names import ROOT, Names, Place, linear, not_linear, stacked
 
 Part = tuple[PeftTransform, Adapter]
 Arrays = dict[str, np.ndarray]
@@ -93,6 +93,11 @@ class Found:
             path: Entry(method, arrays, self.layout(path))
             for path, arrays in self.by_leaf(modules).items()
         }
+
+    def linear_alone(self, modules: Iterable[str]) -> None:
+        """Raises CheckpointError for a module that is no linear layer."""
+        if told := not_linear(self.place(module).slot for module in modules):
+            raise CheckpointError(f'{self.where}: {told}')
 
     def check_targets(self, modules: Iterable[str]) -> None:
         """Raises CheckpointError where target_modules means other modules than have tensors."""

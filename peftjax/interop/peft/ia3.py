@@ -3,8 +3,8 @@
 from typing import Any
 
 from peftjax.interop.peft.found import Found, Part, bias_named, literal, meant_by
-from peftjax.interop.peft.names import ROOT, Names
-from peftjax.interop.peft.written import Written, common, conv1d, modules_of
+from peftjax.interop.peft.names import ROOT, Names, window
+from peftjax.interop.peft.written import Written, common, conv1d, linear_alone, modules_of
 from peftjax.methods.ia3 import ia3
 
 
@@ -28,12 +28,19 @@ def read_ia3(found: Found) -> Part:
 
 def write_ia3(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
     del model, arguments, part
+    # The library scales convolutions of images, too.
+    images = {path for path in entries if len(window(names.slots[path])) == 2}
+    linear_alone(names, set(entries) - images)
     tensors, fed = {}, []
     for module, arrays in modules_of(names, entries).items():
         ((name, scale),) = arrays.items()
         if name == 'input':
             fed.append(module)
-        tensors[f'{ROOT}{module}.ia3_l'] = scale[None] if name == 'input' else scale[:, None]
+        place = names.place_of_module(module)
+        assert place is not None
+        shape = (1, -1) if name == 'input' else (-1, 1)
+        image = place.slot.path in images
+        tensors[f'{ROOT}{module}.ia3_l'] = scale.reshape((1, -1, 1, 1) if image else shape)
     fields = common(names, 'IA3', modules_of(names, entries))
     # Each is looked for among the targets, as they are called there.
     short = {module.rpartition('.')[2] for module in fed}

@@ -9,9 +9,9 @@ import numpy as np
 from peftjax.core import paths
 from peftjax.core.quantized import dense
 from peftjax.interop.errors import CheckpointError
-from peftjax.interop.peft.factors import is_table, take_factors, to_file
+from peftjax.interop.peft.factors import take_factors, to_file
 from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
-from peftjax.interop.peft.names import ROOT, Names, matches_end, sliced
+from peftjax.interop.peft.names import ROOT, Names, is_table, matches_end, sliced
 from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
 from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora

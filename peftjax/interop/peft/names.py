@@ -126,6 +126,29 @@ def _of_backbone(model: Model, tensors: Iterable[str]) -> bool | None:
     return True if any(tensor.partition('.')[0] in parts for tensor in tensors) else None
 
 
+def is_table(slot: Slot) -> bool:
+    """Whether the module is an embedding."""
+    return slot.path.endswith('embedding')
+
+
+def window(slot: Slot) -> tuple[int, ...]:
+    """The sizes of a convolution's window; () of a matrix."""
+    return slot.shape[2:]
+
+
+def not_linear(slots: Iterable[Slot]) -> str | None:
+    """What keeps a method of linear layers from the module of one of these; None if nothing does.
+
+    The library has many methods for linear layers alone. At a convolution it numbers the inputs of
+    a window in another order, and has no adapters for embeddings.
+    """
+    for slot in slots:
+        kind = 'an embedding' if is_table(slot) else 'a convolution' if window(slot) else None
+        if kind is not None:
+            return f'{slot.path!r} is {kind}, where files of peft hold LoRA and DoRA alone'
+    return None
+
+
 def sliced(slot: Slot, value: Any, index: int) -> np.ndarray:
     """What a leaf, or an array beside it, holds for one tensor of its slot."""
     return np.asarray(value)[index] if slot.stacked else np.asarray(value)

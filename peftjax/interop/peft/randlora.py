@@ -22,6 +22,7 @@ def read_randlora(found: Found) -> Part:
     for name in drawn.values():  # What stands at each module, once more.
         found.tensors.pop(f'base_model{name}', None)
     modules = found.take({**endings, **drawn})
+    found.linear_alone(modules)
     found.check_targets(modules)
     turned = {module: {'l': a['l'].T, 'g': a['g']} for module, a in modules.items()}
     entries = found.entries('randlora', turned)

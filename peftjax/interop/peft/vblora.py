@@ -7,7 +7,7 @@ import numpy as np
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part, literal
 from peftjax.interop.peft.names import ROOT, Names
-from peftjax.interop.peft.written import Written, common, conv1d, modules_of
+from peftjax.interop.peft.written import Written, common, conv1d, linear_alone, modules_of
 from peftjax.methods.vblora import vblora
 
 
@@ -16,6 +16,7 @@ def read_vblora(found: Found) -> Part:
     config.must_be('bias', 'none')
     config.must_be('save_only_topk_weights', False)
     modules = found.take({'logits_a': '.vblora_logits_A', 'logits_b': '.vblora_logits_B'})
+    found.linear_alone(modules)
     found.check_targets(modules)
     bank = found.tensors.pop('base_model.vblora_vector_bank', None)
     if bank is None:
@@ -40,6 +41,7 @@ def read_vblora(found: Found) -> Part:
 
 def write_vblora(model: Any, names: Names, arguments: Any, adapter: Any, part: Any) -> Written:
     del model, part
+    linear_alone(names, adapter['sites'])
     tensors = {'base_model.vblora_vector_bank': np.asarray(adapter['bank'])}
     modules = modules_of(names, adapter['sites'])
     for module, arrays in modules.items():

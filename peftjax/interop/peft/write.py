@@ -76,6 +76,10 @@ def write(
     if methods:
         part, about, entry = methods[0]
         tensors, fields = _writer(about.name)(model, names, about.arguments, entry, part)
+        if 'num_virtual_tokens' in fields and 'pixel_values' in model.takes:
+            raise ValueError(
+                f'peft has no {about.name} for models of images; save it by peftjax.save'
+            )
         copies |= frozen_head(model, names, copies, (tensors, fields), task_type)
         if copies:
             _add_copies(names, copies, tensors, fields)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from peftjax.interop.peft.found import Arrays
-from peftjax.interop.peft.names import Names, sliced
+from peftjax.interop.peft.names import Names, not_linear, sliced
 
 Written = tuple[dict[str, np.ndarray], dict[str, Any]]
 """Tensors, and fields of adapter_config.json."""
@@ -27,6 +27,12 @@ def layers_of(names: Names, path: str, arrays: Mapping[str, Any]) -> list[tuple[
 def modules_of(names: Names, entries: Mapping[str, Any]) -> dict[str, Arrays]:
     """Arrays of all layers of all leaves, by module."""
     return dict(pair for path, entry in entries.items() for pair in layers_of(names, path, entry))
+
+
+def linear_alone(names: Names, paths: Iterable[str]) -> None:
+    """Raises ValueError for a leaf whose module is no linear layer."""
+    if told := not_linear(names.slots[path] for path in paths):
+        raise ValueError(told)
 
 
 def common(names: Names, kind: str, modules: Iterable[str]) -> dict[str, Any]:
