@@ -21,12 +21,16 @@ FOLDERS = sorted(
 )
 # The signs of singular vectors are not in the file.
 READABLE = [folder for folder in FOLDERS if folder.name != 'psoft']
+# The base without what the start took of it goes out as LoRA on the whole base.
+STARTED = {'lora_pissa', 'lora_olora'}
 # What we write beside or in place of a tensor of theirs; all else is the same byte for byte.
 WRITTEN_OTHERWISE = {
     'llama/delora': r'the lengths of rows, in other last digits',
     'llama/lora_embedding': r'the frozen table beside its factors is left out',
     'llama/dora_embedding': r'the frozen table beside its factors is left out',
     'llama/lora_lm_head': r'the frozen head beside its factors is left out',
+    'llama/lora_kasa': r'is LoRA of twice the rank',
+    'bert/lora_lora_bias': r"LoRA's biases are in those of the layers",
     'bert/lora_bias_all': r'an unused copy of the head is left out',
     'bert/vera_noproj': r'projections are written',
     'llama/multitask_prompt_tuning': r'the prompt of one task',
@@ -53,7 +57,7 @@ def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
     # What is read is what `init` makes, but for its numbers.
     fresh = jax.eval_shape(loaded.transform.init, jax.random.key(0), model)
     assert _forms(fresh) == _forms((loaded.adapter, loaded.frozen))
-    if folder.name == 'randlora':
+    if folder.name == 'randlora' or folder.name in STARTED:
         return
     peftjax.save_adapter(tmp_path, model, loaded.transform, loaded.adapter)
     again = peftjax.load_adapter(tmp_path, model)

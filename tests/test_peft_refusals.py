@@ -22,7 +22,6 @@ A = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
     ('transform', 'message'),
     [
         (peftjax.houlsby(size=2, targets=r'.*branch'), 'bottleneck|houlsby has no form'),
-        (peftjax.lora(rank=2, init='pissa', targets=r'.*/q_proj'), 'a base of its own'),
         (peftjax.fourierft(n_frequency=3, targets=r'.*/q_proj'), "draws='torch'"),
         (peftjax.select(r'.*/q_proj/kernel'), 'layer norms or for tokens alone'),
         (
@@ -102,8 +101,8 @@ def test_a_tied_table_is_refused_both_ways(tmp_path):
         ({'fields': {'alora_invocation_tokens': 'go'}}, 'is go, no list of ids'),
         ({'fields': {'alora_invocation_tokens': [-1]}}, 'must be token ids'),
         ({'fields': {'alora_invocation_tokens': [1], 'task_type': 'SEQ_CLS'}}, 'never activates'),
-        ({'fields': {'lora_bias': True}}, 'lora_bias is True'),
-        ({'fields': {'init_lora_weights': 'pissa'}}, 'convert it to plain LoRA'),
+        ({'fields': {'lora_bias': True}}, 'lacks .*lora_B.bias'),
+        ({'fields': {'init_lora_weights': 'corda'}}, 'convert it to plain LoRA'),
         ({'fields': {'r': 3}}, 'has rank 4, its config says 3'),
         ({'fields': {'r': '4'}}, "r is '4', no whole number"),
         ({'fields': {'lora_alpha': None}}, "lacks the field 'lora_alpha'"),

@@ -105,7 +105,7 @@ def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
 
 def write_format(model: Model, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
     kind, form = next(each for each in FORMATS.items() if each[1].method == part.about.name)
-    linear_alone(names, entries)
+    linear_alone(names, entries, conv1d=form.conv1d)
     fields = {
         **common(names, kind, modules_of(names, entries)),
         **form.fixed,

@@ -16,21 +16,24 @@ from peftjax.models.names import Slot
 
 LINEAR = {'a': '.lora_A.weight', 'b': '.lora_B.weight'}
 TABLE = {'a': '.lora_embedding_A', 'b': '.lora_embedding_B'}
+BIAS = {'bias': '.lora_B.bias'}
 LENGTHS = {'magnitude': '.lora_magnitude_vector'}
 
 
-def take_factors(found: Found, *, lengths: bool) -> dict[str, Arrays]:
-    """`{module: {'a': [in, r], 'b': [r, out]}}`, and 'magnitude' [out] with `lengths`.
+def take_factors(found: Found, *, lengths: bool, biases: bool) -> dict[str, Arrays]:
+    """`{module: {'a': [in, r], 'b': [r, out]}}`, and with `lengths` and `biases` 'magnitude' and
+    'bias' [out].
 
     Raises:
         CheckpointError: a module without one of them, or one of another shape.
     """
     tables = {f'table {name}': ending for name, ending in TABLE.items()}
-    endings = {**LINEAR, **tables, **LENGTHS}
+    endings = {**LINEAR, **tables, **LENGTHS, **(BIAS if biases else {})}
     modules = {}
     for module, arrays in found.take(endings, endings).items():
         slot = found.place(module).slot
         here = (TABLE if is_table(slot) else LINEAR) | (LENGTHS if lengths else {})
+        here |= BIAS if biases else {}
         known = {name.removeprefix('table '): endings[name] for name in arrays}
         if absent := sorted(set(here.values()) - set(known.values())):
             lacking = ', '.join(f'{module}{ending}' for ending in absent)
@@ -59,9 +62,9 @@ def _from_file(found: Found, module: str, slot: Slot, arrays: Arrays) -> Arrays:
                 f'{slot.shape} with rank {a.shape[:1]} needs {wanted[name]}'
             )
     rank = a.shape[0]
-    turned = {'a': a.T.reshape(-1, rank), 'b': b.T.reshape(rank, -1)}
-    if 'magnitude' in arrays:
-        turned['magnitude'] = arrays['magnitude'].reshape(-1) if ones else arrays['magnitude']
+    turned = {**arrays, 'a': a.T.reshape(-1, rank), 'b': b.T.reshape(rank, -1)}
+    if ones and 'magnitude' in arrays:
+        turned['magnitude'] = arrays['magnitude'].reshape(-1)
     return turned
 
 

@@ -55,6 +55,8 @@ class Format(NamedTuple):
         drawn: arrays that are not in the adapter.
         load_more, save_more: `(config, arrays of one matrix) -> arguments` and `(arguments) ->
             fields`, for what is not one field beside one argument.
+        conv1d: whether the library has the method for the linear layers of GPT-2, whose weights
+            are [in, out].
         negated: whether, by the config, the arrays have the other sign in the file.
     """
 
@@ -66,4 +68,5 @@ class Format(NamedTuple):
     drawn: Drawn | None = None
     load_more: Callable[[Mapping[str, Any], Mapping[str, Array]], dict[str, Any]] | None = None
     save_more: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    conv1d: bool = False
     negated: Callable[[Mapping[str, Any]], bool] = lambda config: False

@@ -75,6 +75,7 @@ FORMATS: dict[str, Format] = {
         {'a': _turned('.hira_A'), 'b': _turned('.hira_B')},
         (_RANK, Field('hira_dropout', 'dropout')),
         {'rank_pattern': {}},
+        conv1d=True,
     ),
     'HRA': Format(
         'hra',
@@ -105,6 +106,7 @@ FORMATS: dict[str, Format] = {
         ),
         _NO_BIAS,
         optional=frozenset({'hybrid_a', 'hybrid_b'}),
+        conv1d=True,
     ),
     'OFT': Format(
         'oft',
@@ -130,6 +132,7 @@ FORMATS: dict[str, Format] = {
         (_RANK, Field('d_initial', 'd_initial'), Field('vera_dropout', 'dropout')),
         {**_NO_BIAS, 'save_projection': True},
         drawn=PROJECTIONS,
+        conv1d=True,
     ),
     'FOURIERFT': Format(
         'fourierft',
@@ -142,6 +145,7 @@ FORMATS: dict[str, Format] = {
         {**_NO_BIAS, 'n_frequency_pattern': {}},
         load_more=lambda config, arrays: {'draws': 'torch'},
         save_more=settings.save_fourierft,
+        conv1d=True,
     ),
     'SHIRA': Format(
         'shira',

@@ -1,5 +1,6 @@
 """LoRA and DoRA, in and out."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,14 @@ from peftjax.core.quantized import dense
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.factors import take_factors, to_file
 from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
+from peftjax.interop.peft.lora_kinds import (
+    Chosen,
+    add_biases,
+    doubled,
+    start_of,
+    truncated,
+    whole_factors,
+)
 from peftjax.interop.peft.names import ROOT, Names, is_table, matches_end, sliced
 from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
 from peftjax.methods.dora import dora
@@ -19,17 +28,11 @@ from peftjax.methods.lora import lora
 
 def read_lora(found: Found) -> Part:
     config = found.config
-    config.must_be('lora_bias', False)
     config.must_be('bias', 'none', 'all', 'lora_only')
-    for name in ('pissa', 'olora', 'corda', 'loftq', 'lora_ga'):
-        start = config.get('init_lora_weights')
-        if isinstance(start, str) and start.startswith(name):
-            raise CheckpointError(
-                f'{config.where}: init_lora_weights is {start!r}: the adapter goes with a base '
-                'that its start has changed; convert it to plain LoRA where it was trained'
-            )
-    decomposed = bool(config.get('use_dora'))
-    modules = take_factors(found, lengths=decomposed)
+    decomposed, biased = bool(config.get('use_dora')), bool(config.get('lora_bias'))
+    if decomposed and biased:
+        raise CheckpointError(f'{config.where}: use_dora with lora_bias is not built here')
+    modules = take_factors(found, lengths=decomposed, biases=biased)
     for module in modules:
         _drop_base_copy(found, module)
         if is_table(found.place(module).slot):
@@ -38,13 +41,22 @@ def read_lora(found: Found) -> Part:
         raise CheckpointError(f'{found.where} holds no LoRA')
     found.check_targets(modules)
     rank, alpha = config.whole('r'), config.number('lora_alpha')
-    chosen = _chosen(found, modules, rank, alpha)
-    method = dora if decomposed else lora
-    entries = found.entries(method.__name__, modules)
+    rslora, chosen = bool(config.get('use_rslora')), _chosen(found, modules, rank, alpha)
+    scales = {p: a / (math.sqrt(r) if rslora else r) for p, (r, a) in chosen.items()}
+    start = start_of(found, modules, lengths=decomposed)
+    if biased:
+        add_biases(found, modules, scales)
+    if config.get('kasa_config') is not None:
+        truncated(found, modules, scales)
+        rank, alpha = 2 * rank, doubled(alpha, rslora)
+        chosen = {p: (2 * r, doubled(a, rslora)) for p, (r, a) in chosen.items()}
+    method, more = (dora, {}) if decomposed else (lora, {'init': start} if start else {})
+    entries = found.entries(start or method.__name__, modules)
     transform = method(
+        **more,
         rank=rank,
         alpha=alpha,
-        rslora=bool(config.get('use_rslora')),
+        rslora=rslora,
         dropout=config.number('lora_dropout', 0.0),
         rank_pattern={re.escape(p): r for p, (r, _) in chosen.items() if r != rank} or None,
         alpha_pattern={re.escape(p): a for p, (_, a) in chosen.items() if a != alpha} or None,
@@ -53,14 +65,12 @@ def read_lora(found: Found) -> Part:
     return transform, entries
 
 
-def _chosen(
-    found: Found, modules: Mapping[str, Arrays], rank: int, alpha: float
-) -> dict[str, tuple[int, float]]:
+def _chosen(found: Found, modules: Mapping[str, Arrays], rank: int, alpha: float) -> Chosen:
     """Rank and alpha of each leaf, by the patterns of the config."""
     config = found.config
     ranks, alphas = config.get('rank_pattern') or {}, config.get('alpha_pattern') or {}
     names = [module.removeprefix(ROOT) for module in modules]
-    chosen: dict[str, tuple[int, float]] = {}
+    chosen: Chosen = {}
     for field, patterns in (('rank_pattern', ranks), ('alpha_pattern', alphas)):
         _check_meant(found, field, patterns, names)
     for module, arrays in modules.items():
@@ -113,20 +123,21 @@ def _drop_base_copy(found: Found, module: str) -> None:
         )
 
 
+def _alpha_at(arguments: Mapping[str, Any], path: str, rank: int) -> float:
+    default = rank if arguments['alpha'] is None else arguments['alpha']
+    return paths.first_match(arguments.get('alpha_pattern'), path, default)
+
+
 def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
-    del model
-    rank, alpha = arguments['rank'], arguments['alpha']
-    alpha = rank if alpha is None else alpha
-    start = arguments.get('init')
-    if isinstance(start, str) and start in ('pissa', 'olora'):
-        raise ValueError(
-            f'lora with init={start!r} goes with a base of its own: merge it, or write the base as '
-            'well'
-        )
+    rslora, trained = arguments['rslora'], entries
+    entries, twice = whole_factors(model, part, entries)
+    rank = (1 + twice) * arguments['rank']
+    alpha = arguments['rank'] if arguments['alpha'] is None else arguments['alpha']
+    alpha = doubled(alpha, rslora) if twice else alpha
     tensors, ranks, alphas = {}, {}, {}
     for path, entry in entries.items():
-        default = entry['a'].shape[-1] if arguments['alpha'] is None else alpha
-        here = paths.first_match(arguments['alpha_pattern'], path, default)
+        here = _alpha_at(arguments, path, trained[path]['b'].shape[-2])
+        here = doubled(here, rslora) if twice else here
         slot = names.slots[path]
         if is_table(slot) and names.tied:
             raise ValueError(
@@ -146,7 +157,7 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         'r': rank,
         'lora_alpha': alpha,
         'lora_dropout': arguments['dropout'],
-        'use_rslora': arguments['rslora'],
+        'use_rslora': rslora,
         'use_dora': part.about.name == 'dora',
         'rank_pattern': ranks,
         'alpha_pattern': alphas,

@@ -1,11 +1,11 @@
 """Each of our methods as one of Hugging Face's peft, where it has one."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from peftjax.core import paths
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
@@ -32,6 +32,7 @@ _WRITERS: dict[str, Writer] = {
     'lora': write_lora,
     'dora': write_lora,
     'activated': write_activated,
+    'lora_fa': write_lora,
     'adalora': write_adalora,
     'ia3': write_ia3,
     'vblora': write_vblora,
@@ -119,7 +120,7 @@ def _without_method(names: Names, copies: Mapping[str, Any], rows: Sequence[Rows
     """A file of tokens alone, or of layer norms."""
     if rows and not copies:
         return write_tokens(names, rows)
-    norms = {path for path in copies if re.search(r'(norm|ln_\w+)/(scale|bias)$', path)}
+    norms = {path for path in copies if f'{paths.parent(path)}/scale' in names.slots}
     if rows or not norms:
         raise ValueError(
             f'peft has a file for layer norms or for tokens alone, not for {sorted(copies)[:6]}; '

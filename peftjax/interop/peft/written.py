@@ -29,10 +29,16 @@ def modules_of(names: Names, entries: Mapping[str, Any]) -> dict[str, Arrays]:
     return dict(pair for path, entry in entries.items() for pair in layers_of(names, path, entry))
 
 
-def linear_alone(names: Names, paths: Iterable[str]) -> None:
-    """Raises ValueError for a leaf whose module is no linear layer."""
-    if told := not_linear(names.slots[path] for path in paths):
+def linear_alone(names: Names, paths: Iterable[str], *, conv1d: bool = True) -> None:
+    """Raises ValueError for a leaf whose module is no linear layer, or unless `conv1d` GPT-2's."""
+    found = [names.slots[path] for path in paths]
+    if told := not_linear(found):
         raise ValueError(told)
+    for slot in found:
+        if not (conv1d or slot.transposed):
+            raise ValueError(
+                f'{slot.path!r} is a Conv1D of transformers, where peft does not have this method'
+            )
 
 
 def common(names: Names, kind: str, modules: Iterable[str]) -> dict[str, Any]:
