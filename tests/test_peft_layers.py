@@ -272,9 +272,7 @@ def test_methods_that_peft_lacks_for_the_layers_of_gpt2_are_refused(make, tmp_pa
 @pytest.mark.parametrize('family', ['tiny_vit', 'tiny_dinov2', 'tiny_roberta'])
 def test_norms_by_any_name_are_a_file_of_norms(family, tmp_path):
     model = load_base(GOLDEN / family / 'base', 'classification', True)
-    transform = peftjax.select(
-        r'layers/.*/(scale|bias)', exclude=r'.*/(query|key|value|output|intermediate)/bias'
-    )
+    transform = peftjax.select(r'layers/(.*/)?layer_?norm\w*/(scale|bias)')
     adapter, _, config, tensors = _saved(tmp_path, model, transform)
     assert config['peft_type'] == 'LN_TUNING'
     assert all('.ln_tuning_layers.' in name for name in tensors)
