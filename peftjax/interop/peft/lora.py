@@ -1,5 +1,6 @@
 """LoRA and DoRA, in and out."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -25,13 +26,17 @@ from peftjax.interop.peft.written import Written, common, conv1d, layers_of, mod
 from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora
 
+# Fields that make a LoRA another method, one at a time.
+_VARIANTS = ('use_dora', 'lora_bias', 'kasa_config', 'alora_invocation_tokens')
+
 
 def read_lora(found: Found) -> Part:
     config = found.config
     config.must_be('bias', 'none', 'all', 'lora_only')
-    decomposed, biased = bool(config.get('use_dora')), bool(config.get('lora_bias'))
-    if decomposed and biased:
-        raise CheckpointError(f'{config.where}: use_dora with lora_bias is not built here')
+    variants = [name for name in _VARIANTS if config.get(name) not in (None, False)]
+    if len(variants) > 1:
+        raise CheckpointError(f'{config.where}: {" with ".join(variants)} is not built here')
+    decomposed, biased, kasa = (name in variants for name in _VARIANTS[:3])
     modules = take_factors(found, lengths=decomposed, biases=biased)
     for module in modules:
         _drop_base_copy(found, module)
@@ -41,23 +46,24 @@ def read_lora(found: Found) -> Part:
         raise CheckpointError(f'{found.where} holds no LoRA')
     found.check_targets(modules)
     rank, alpha = config.whole('r'), config.number('lora_alpha')
+    dropout = config.number('lora_dropout', 0.0)
     rslora, chosen = bool(config.get('use_rslora')), _chosen(found, modules, rank, alpha)
     scales = {p: a / (math.sqrt(r) if rslora else r) for p, (r, a) in chosen.items()}
-    start = start_of(found, modules, lengths=decomposed)
+    start = start_of(found, modules, variants)
     if biased:
         add_biases(found, modules, scales)
-    if config.get('kasa_config') is not None:
+    if kasa:
         truncated(found, modules, scales)
         rank, alpha = 2 * rank, doubled(alpha, rslora)
         chosen = {p: (2 * r, doubled(a, rslora)) for p, (r, a) in chosen.items()}
-    method, more = (dora, {}) if decomposed else (lora, {'init': start} if start else {})
-    entries = found.entries(start or method.__name__, modules)
+    entries = found.entries(start or ('dora' if decomposed else 'lora'), modules)
+    method = dora if decomposed else functools.partial(lora, init=start or 'kaiming')
     transform = method(
-        **more,
         rank=rank,
         alpha=alpha,
         rslora=rslora,
-        dropout=config.number('lora_dropout', 0.0),
+        # The part of KaSA's factors that stands for the base has no dropout.
+        dropout=0.0 if kasa else dropout,
         rank_pattern={re.escape(p): r for p, (r, _) in chosen.items() if r != rank} or None,
         alpha_pattern={re.escape(p): a for p, (_, a) in chosen.items() if a != alpha} or None,
         targets=literal(entries),

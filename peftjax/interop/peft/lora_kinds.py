@@ -1,7 +1,7 @@
 """Kinds of LoRA that files hold, as LoRA: PiSSA, OLoRA, KaSA, frozen first factors, biases."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ Chosen = dict[str, tuple[int, float]]
 _ELSEWHERE = ('pissa_niter', 'corda', 'loftq', 'lora_ga')
 
 
-def start_of(found: Found, modules: Mapping[str, Arrays], *, lengths: bool) -> str | None:
+def start_of(found: Found, modules: Mapping[str, Arrays], variants: Collection[str]) -> str | None:
     """The start that took a part of the weights away, if `lora` can take the same part.
 
     Raises:
@@ -40,8 +40,10 @@ def start_of(found: Found, modules: Mapping[str, Arrays], *, lengths: bool) -> s
         )
     if start not in ('pissa', 'olora'):
         return None
-    if lengths:
-        raise CheckpointError(f'{config.where}: use_dora with {start!r} is not built here')
+    if variants:
+        raise CheckpointError(
+            f'{config.where}: {" with ".join(variants)} with {start!r} is not built here'
+        )
     found.linear_alone(modules)
     turned = [m for m in modules if not found.place(m).slot.transposed]
     if start == 'olora' and turned:
