@@ -17,7 +17,7 @@ from peftjax.models.gemma import GemmaClassifier
 from peftjax.models.gpt2 import GPT2Classifier
 from peftjax.models.llama import LlamaClassifier
 from peftjax.models.registry import FAMILIES
-from tests.checkpoint_files import golden, write_folder
+from tests.checkpoint_files import golden, write_folder, write_gguf
 from tests.linen import applied
 from tests.oracle.cases import GOLDEN, arrays
 from tests.test_imports import ROOT
@@ -247,3 +247,18 @@ def test_a_token_classifier_of_gemma_3_is_for_this_library_alone(tmp_path):
     with pytest.raises(ValueError, match='transformers has no token classifier of Gemma 3'):
         peftjax.save_adapter(tmp_path, model, tx, adapter)
     assert not peftjax.load(_base('gemma3'), task='classification', num_labels=2).only_here
+
+
+@pytest.mark.parametrize('variant', ['llama', 'llama_tied'])
+def test_a_gguf_file_takes_a_new_head(variant, tmp_path):
+    config, weights, inputs, _ = golden(variant)
+    if variant == 'llama_tied':
+        weights.pop('lm_head.weight', None)
+    file = write_gguf(tmp_path / 'base.gguf', config, weights)
+    found = [
+        peftjax.load(source, task='classification', num_labels=2)
+        for source in (file, write_folder(tmp_path / 'base', config, weights))
+    ]
+    assert found[0].fresh == ('score/kernel',)
+    logits = [model.apply(model.params, **inputs) for model in found]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)

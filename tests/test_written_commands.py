@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import peftjax
 from peftjax import cli
 from peftjax.interop.files import whole
+from tests import tiny_runs
 from tests.checkpoint_files import golden, write_folder
 from tests.oracle.cases import GOLDEN, arrays
 
@@ -155,6 +156,17 @@ def test_merge_with_new_tokens_and_an_untied_head(tmp_path):
     rows = load_file(adapter / 'adapter_model.safetensors')
     trained = next(value for name, value in rows.items() if name.endswith('tokens_delta'))
     np.testing.assert_array_equal(found.params['embed_tokens']['embedding'][32:], trained)
+
+
+def test_generate_writes_with_new_tokens(tmp_path, capsys):
+    base = tiny_runs.checkpoint(tmp_path / 'base', 'tiny_llama_tied')
+    adapter = GOLDEN / 'new_tokens/tiny_llama_tied/rows'
+    line = ['generate', str(base), '--adapter', str(adapter), '--prompt', 'fine film']
+    line += ['--max-new-tokens', '3']
+    assert cli.main(line) == 2
+    capsys.readouterr()
+    assert cli.main([*line, '--vocab-size', '36']) == 0
+    assert capsys.readouterr().out.startswith('fine film')
 
 
 def _line(command, base, out):

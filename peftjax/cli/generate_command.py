@@ -18,11 +18,13 @@ from peftjax.cli.source import (
     RUN,
     Source,
     add_non_finite,
+    add_vocabulary,
     add_which,
     is_run,
     is_saved,
     open_adapter,
     open_run,
+    vocabulary_of,
 )
 from peftjax.evaluation.scorer import until_end
 from peftjax.train.optional import library
@@ -50,6 +52,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_which(parser)
     add_non_finite(parser)
+    add_vocabulary(parser)
     parser.add_argument(
         '--raw', action='store_true', help='continue the text, without the chat template'
     )
@@ -191,6 +194,7 @@ def _source(arguments: argparse.Namespace) -> Source:
         scan=stacked,
         quantize=arguments.quantize,
         allow_non_finite=arguments.allow_non_finite,
+        **vocabulary_of(arguments),
     )
     if arguments.adapter is None:
         method = peftjax.chain()

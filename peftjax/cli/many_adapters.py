@@ -9,7 +9,7 @@ import numpy as np
 
 import peftjax
 from peftjax.cli.prompts_file import Prompt
-from peftjax.cli.source import is_run, is_saved, open_adapter
+from peftjax.cli.source import is_run, is_saved, open_adapter, vocabulary_of
 
 
 class Served(NamedTuple):
@@ -53,7 +53,11 @@ def open_bank(folders: Mapping[str, str], arguments: argparse.Namespace) -> Serv
 def _bank(folders: Mapping[str, str], arguments: argparse.Namespace, *, stacked: bool) -> Served:
     finite = arguments.allow_non_finite
     model = peftjax.load(
-        arguments.base, scan=stacked, quantize=arguments.quantize, allow_non_finite=finite
+        arguments.base,
+        scan=stacked,
+        quantize=arguments.quantize,
+        allow_non_finite=finite,
+        **vocabulary_of(arguments),
     )
     members = [open_adapter(path, model, arguments.which, finite) for path in folders.values()]
     if not members:

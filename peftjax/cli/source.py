@@ -67,12 +67,23 @@ def add_reading(parser: Parser) -> None:
         default='first',
         help='what the head of an encoder reads: the first token, or the mean of all (first)',
     )
-    group.add_argument(
+    add_vocabulary(group)
+
+
+def add_vocabulary(parser: argparse._ActionsContainer) -> None:
+    """The flags that say which tables the adapter was made for."""
+    parser.add_argument(
         '--vocab-size', type=whole(1), metavar='N', help='tokens, with those that the adapter adds'
     )
-    group.add_argument(
+    parser.add_argument(
         '--untie', action='store_true', help='a head of its own, where it is the embedding'
     )
+
+
+def vocabulary_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `peftjax.load`, of the flags of `add_vocabulary` where a command has them."""
+    given = vars(arguments)
+    return {'vocab_size': given.get('vocab_size'), 'tie': False if given.get('untie') else None}
 
 
 def add_force(parser: Parser) -> None:
@@ -135,8 +146,7 @@ def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
     given = vars(arguments)
     # Where no weights are read, a command has no such flag.
     options = {'allow_non_finite': given.get('allow_non_finite', False), **options}
-    options['vocab_size'] = given.get('vocab_size')
-    options['tie'] = False if given.get('untie') else None
+    options |= vocabulary_of(arguments)
     options['pooling'] = given.get('pooling', 'first')
     base, task, labels = arguments.base, given.get('task'), given.get('num_labels')
     if task is not None:

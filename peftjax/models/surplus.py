@@ -2,7 +2,7 @@
 
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import RobertaConfig
-from peftjax.models.decoder import Classifier, Decoder
+from peftjax.models.decoder import Decoder
 from peftjax.models.t5 import T5
 from peftjax.models.vit import ViT
 from peftjax.models.whisper import Whisper
@@ -40,8 +40,7 @@ def of_gpt2(module: Decoder) -> tuple[str, ...]:
 
 def _head_of_words(module: Decoder) -> tuple[str, ...]:
     # Some files of tied models hold the embedding a second time under this name.
-    unused = isinstance(module, Classifier) or module.config.tie_word_embeddings
-    return (r'lm_head\.weight',) if unused else ()
+    return (r'lm_head\.weight',) if module.config.tie_word_embeddings else ()
 
 
 def of_t5(module: T5) -> tuple[str, ...]:

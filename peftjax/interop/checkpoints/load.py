@@ -1,6 +1,7 @@
 """`load`: a checkpoint on disk or on the hub, as a Model."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -235,6 +236,10 @@ class _Leaves:
         self.new = assemble.new_leaves(table, headers, family)
         self._held = [slot for slot in table if slot.path not in self.new]
         surplus = family.surplus(module) + checkpoint.surplus + ignore
+        if any(map(family.of_head, self.abstract)):
+            # A head in the place of the words, whatever the format calls that of the words.
+            words = (rule.theirs for rule in checkpoint.names if rule.ours == vocabulary.HEAD)
+            surplus += tuple(map(re.escape, words))
         assemble.check(self._held, tensors, surplus)
 
     def _initial(self, key: jax.Array, wanted: frozenset[str] | None) -> dict[str, Any]:

@@ -28,6 +28,8 @@ LLAMA_GGUF_NAMES = (
     *names.dense(f'{_LAYER}.ffn_down', 'layers/mlp/down_proj'),
     *names.norm('output_norm', 'norm'),
     *names.dense('output', 'lm_head'),
+    # No file has one: a head is always new.
+    *names.dense('score', 'score'),
 )
 # Read into the config, not into a leaf.
 ROPE_DIVISORS = 'rope_freqs.weight'
