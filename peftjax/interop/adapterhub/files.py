@@ -31,14 +31,14 @@ _SAID_ELSEWHERE = (
     *('learn_phm', 'attn_matrices', 'selfattn_lora', 'intermediate_lora', 'output_lora', 'dtype'),
     *('vera_b', 'vera_d'),
 )
-_READERS: dict[str | None, Callable[[File], list[Part]]] = {
+READERS: dict[str | None, Callable[[File], list[Part]]] = {
     **dict.fromkeys((None, 'bottleneck'), bottlenecks.read),
     'lora': lambda file: [matrices.read(file)],
     'prefix_tuning': lambda file: [prefixes.read(file)],
     'prompt_tuning': lambda file: [prefixes.read_prompt(file)],
     'reft': lambda file: [reft.read(file)],
 }
-_WRITERS: dict[str, Callable[[Hub, About, Any, str], Written]] = {
+WRITERS: dict[str, Callable[[Hub, About, Any, str], Written]] = {
     **bottlenecks.WRITERS,
     **matrices.WRITERS,
     **prefixes.WRITERS,
@@ -86,13 +86,13 @@ def read(
 
 def _read_one(file: File) -> list[Part]:
     kind = file.config.get('architecture')
-    if not isinstance(kind, str | None) or kind not in _READERS:
+    if not isinstance(kind, str | None) or kind not in READERS:
         raise CheckpointError(
             f'{file.where}: architecture {str(kind)[:40]!r} of AdapterHub is not read; '
             'bottlenecks, Compacter, invertible adapters, LoRA, DoRA, VeRA, (IA)³, ReFT, prefixes, '
             'prompts and unions of them are'
         )
-    parts = _READERS[kind](file)
+    parts = READERS[kind](file)
     for field in _SAID_ELSEWHERE:
         file.config.get(field)
     file.config.check_all_read()
@@ -152,10 +152,10 @@ def _members(transform: PeftTransform, adapter: Any) -> list[tuple[About, Any]]:
 
 
 def _write_one(hub: Hub, about: About, adapter: Any, name: str) -> Written:
-    if about.name not in _WRITERS:
+    if about.name not in WRITERS:
         because = reft.UNWRITTEN.get(about.name, '')
         raise ValueError(f'{about.name} has no file of AdapterHub here{because}; {_HAVE}')
-    return _WRITERS[about.name](hub, about, adapter, name)
+    return WRITERS[about.name](hub, about, adapter, name)
 
 
-_HAVE = f'{", ".join(_WRITERS)}, invertible_adapter and chains of them have'
+_HAVE = f'{", ".join(WRITERS)}, invertible_adapter and chains of them have'

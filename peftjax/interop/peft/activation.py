@@ -4,13 +4,20 @@ from typing import Any
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part
-from peftjax.interop.peft.lora import write_lora
+from peftjax.interop.peft.lora import read_lora, write_lora
 from peftjax.interop.peft.names import Names
 from peftjax.interop.peft.written import Written
 from peftjax.methods.activated import activated
 
 
-def read_activated(found: Found, part: Part) -> Part:
+def read_lora_or_activated(found: Found) -> Part:
+    """A LoRA, which the config may activate by tokens."""
+    part = read_lora(found)
+    activates = found.config.get('alora_invocation_tokens') is not None
+    return _activated(found, part) if activates else part
+
+
+def _activated(found: Found, part: Part) -> Part:
     """A LoRA that the config activates by tokens.
 
     Raises:

@@ -45,12 +45,13 @@ def read_format(found: Found, form: Format) -> Part:
     arguments = {field.ours: config.plain(field.theirs, field.load) for field in form.fields}
     if form.load_more is not None:
         arguments |= form.load_more(config, next(iter(turned.values())))
-    if form.method == 'road':
+    if form.biased:
         turned = {
-            module: bias_named(found, module, arrays, 'alpha') for module, arrays in turned.items()
+            module: bias_named(found, module, arrays, form.biased)
+            for module, arrays in turned.items()
         }
-    if form.method == 'delora':
-        _check_lengths(found, turned)
+    if form.lengths:
+        _check_lengths(found, turned, form.lengths)
     entries = found.entries(form.method, turned)
     if form.drawn is not None:
         sides = {}
@@ -89,22 +90,25 @@ def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -
     }
 
 
-def _check_lengths(found: Found, modules: Mapping[str, Arrays]) -> None:
-    """DeLoRA's lengths of the base's rows are in the file as well: they must be this base's."""
+def _check_lengths(found: Found, modules: Mapping[str, Arrays], ending: str) -> None:
+    """The lengths of the base's rows that are in the file must be this base's."""
     for module in modules:
         place = found.place(module)
-        stored = found.tensors.pop(f'{module}.delora_w_norm', None)
+        stored = found.tensors.pop(f'{module}{ending}', None)
         path = place.slot.path
         mine = _lengths(found.model, path, found.layout(path))[place.number]
         if stored is None or stored.shape != mine.shape or not np.allclose(stored, mine, rtol=1e-4):
             raise CheckpointError(
-                f'{found.where}: the lengths {module}.delora_w_norm are not those of the rows of '
+                f'{found.where}: the lengths {module}{ending} are not those of the rows of '
                 f'{place.slot.path!r}; the adapter was made for another base'
             )
 
 
-def write_format(model: Model, names: Names, arguments: Any, entries: Any, part: Any) -> Written:
-    kind, form = next(each for each in FORMATS.items() if each[1].method == part.about.name)
+def write_format(
+    model: Model, names: Names, arguments: Any, entries: Any, part: Any, *, kind: str
+) -> Written:
+    del part
+    form = FORMATS[kind]
     linear_alone(names, entries, conv1d=form.conv1d)
     fields = {
         **common(names, kind, modules_of(names, entries)),
@@ -125,11 +129,11 @@ def write_format(model: Model, names: Names, arguments: Any, entries: Any, part:
     if form.drawn is not None:
         modules = {path: [m for m, _ in layers_of(names, path, {})] for path in entries}
         tensors |= form.drawn.save(arguments, entries, modules)
-    if form.method == 'delora':
+    if form.lengths:
         for path, entry in entries.items():
             rows = _lengths(model, path, entry.layout)
             for (module, _), each in zip(layers_of(names, path, {}), rows, strict=True):
-                tensors[f'{ROOT}{module}.delora_w_norm'] = each
+                tensors[f'{ROOT}{module}{form.lengths}'] = each
     return tensors, fields
 
 

@@ -57,6 +57,9 @@ class Format(NamedTuple):
             fields`, for what is not one field beside one argument.
         conv1d: whether the library has the method for the linear layers of GPT-2, whose weights
             are [in, out].
+        biased: of our arrays, the one that a method applies to the module's bias as well.
+        lengths: ends the names of tensors that repeat the lengths of the base's rows; '' if none
+            do.
         negated: whether, by the config, the arrays have the other sign in the file.
     """
 
@@ -69,4 +72,6 @@ class Format(NamedTuple):
     load_more: Callable[[Mapping[str, Any], Mapping[str, Array]], dict[str, Any]] | None = None
     save_more: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     conv1d: bool = False
+    biased: str = ''
+    lengths: str = ''
     negated: Callable[[Mapping[str, Any]], bool] = lambda config: False

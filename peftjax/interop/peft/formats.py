@@ -173,6 +173,7 @@ FORMATS: dict[str, Format] = {
             ),
             Field('group_size', 'group_size'),
         ),
+        biased='alpha',
     ),
     'DELORA': Format(
         'delora',
@@ -185,6 +186,7 @@ FORMATS: dict[str, Format] = {
         },
         (_RANK, Field('delora_lambda', 'strength'), Field('module_dropout', 'dropout')),
         {'bias': 'none', 'rank_pattern': {}, 'lambda_pattern': {}},
+        lengths='.delora_w_norm',
     ),
 }
 

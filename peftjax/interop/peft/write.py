@@ -1,6 +1,6 @@
 """Each of our methods as one of Hugging Face's peft, where it has one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,39 +9,14 @@ from peftjax.core import paths
 from peftjax.core.entries import Adapter
 from peftjax.core.model import Model
 from peftjax.core.transform import PeftTransform
-from peftjax.interop.peft.activation import write_activated
-from peftjax.interop.peft.adalora import write_adalora
-from peftjax.interop.peft.adaption import write_adaption
 from peftjax.interop.peft.biases import bias_tensors, biases_in, which_biases
-from peftjax.interop.peft.by_format import write_format
-from peftjax.interop.peft.formats import METHODS
 from peftjax.interop.peft.found import Part
 from peftjax.interop.peft.heads import frozen_head, task_of
-from peftjax.interop.peft.ia3 import write_ia3
-from peftjax.interop.peft.lora import write_lora
+from peftjax.interop.peft.kinds import UNWRITABLE, WRITERS, Writer
 from peftjax.interop.peft.names import ROOT, Names
-from peftjax.interop.peft.prompts import write_prefix, write_prompt
 from peftjax.interop.peft.tokens import Rows, write_tokens, write_tokens_beside
-from peftjax.interop.peft.vblora import write_vblora
 from peftjax.interop.peft.whole import copies_of, modules_to_save, write_norms
 from peftjax.interop.peft.written import Written
-
-Writer = Callable[[Model, Names, Any, Any, Any], Written]
-
-_WRITERS: dict[str, Writer] = {
-    'lora': write_lora,
-    'dora': write_lora,
-    'activated': write_activated,
-    'lora_fa': write_lora,
-    'adalora': write_adalora,
-    'ia3': write_ia3,
-    'vblora': write_vblora,
-    'prompt_tuning': write_prompt,
-    'p_tuning': write_prompt,
-    'prefix_tuning': write_prefix,
-    'adaption_prompt': write_adaption,
-    **dict.fromkeys(METHODS, write_format),
-}
 
 
 def write(
@@ -104,16 +79,13 @@ def _flat(transform: PeftTransform, adapter: Adapter) -> list[Part]:
 
 
 def _writer(method: str) -> Writer:
-    if method == 'randlora':
-        raise ValueError(
-            'a file of peft holds one pair of projections for all matrices, in an order of its own '
-            'that randlora does not keep; merge it'
+    if method not in WRITERS:
+        because = UNWRITABLE.get(
+            method,
+            f'{method} has no form in the files of peft; there are {", ".join(sorted(WRITERS))}',
         )
-    if method not in _WRITERS:
-        raise ValueError(
-            f'{method} has no form in the files of peft; there are {", ".join(sorted(_WRITERS))}'
-        )
-    return _WRITERS[method]
+        raise ValueError(because)
+    return WRITERS[method]
 
 
 def _without_method(names: Names, copies: Mapping[str, Any], rows: Sequence[Rows]) -> Written:
