@@ -30,6 +30,7 @@ WRITTEN_OTHERWISE = {
     'llama/dora_embedding': r'the frozen table beside its factors is left out',
     'llama/lora_lm_head': r'the frozen head beside its factors is left out',
     'llama/lora_kasa': r'is LoRA of twice the rank',
+    'llama/lora_bdlora': r'blocks are written as matrices',
     'bert/lora_lora_bias': r"LoRA's biases are in those of the layers",
     'bert/lora_bias_all': r'an unused copy of the head is left out',
     'bert/vera_noproj': r'projections are written',

@@ -12,6 +12,9 @@ from tests.oracle.cases import GOLDEN, load_base
 from tests.peft_folders import CONFIG, WEIGHTS, base, changed
 
 IMAGES = {'pixel_values': np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)}
+_PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*/core')
+_ADAPTION = peftjax.adaption_prompt(num_virtual_tokens=2, targets=r'.*/core')
+_BLOCKS = {'target_modules_bd_a': ['q_proj']}
 IDS = {'input_ids': np.arange(1, 13, dtype=np.int32).reshape(2, 6)}
 
 
@@ -164,7 +167,9 @@ def test_a_head_that_others_look_for_is_written_as_it_stands(how, tmp_path):
         (peftjax.ia3(targets=r'encoder/conv1'), 'tiny_whisper', 'a convolution'),
         (peftjax.loha(rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
         (peftjax.adalora(init_rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
-        (peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*/core'), 'tiny_vit', 'of images'),
+        (_PREFIX, 'tiny_vit', 'of images'),
+        (_ADAPTION, 'tiny_gemma2', 'Mistral'),
+        (_ADAPTION, 'tiny_qwen2', 'Mistral'),
     ],
     ids=str,
 )
@@ -237,6 +242,18 @@ def test_a_start_that_took_from_the_base_is_written_as_lora_on_the_whole_base(
         ('llama/dora_embedding', {'init_lora_weights': 'pissa'}, "use_dora with 'pissa'"),
         ('llama/lora_lm_head', {'lora_bias': True}, 'lacks .*lora_B.bias'),
         ('llama/lora', {'kasa_config': {}}, 'lacks .*lora_diag'),
+        (
+            'llama/lora',
+            {'layer_replication': [[0, 2], [1, 2]]},
+            'layer_replication is .* not built',
+        ),
+        ('llama/lora', {'lora_bias': True, 'kasa_config': {}}, 'lora_bias with kasa_config'),
+        (
+            'llama/lora',
+            {'use_bdlora': {'nblocks': 3, 'target_modules_bd_a': ['q_proj']}},
+            '3 blocks',
+        ),
+        ('llama/lora', {'use_bdlora': {'nblocks': 2, 'new': 1}}, "use_bdlora .*'new'"),
     ],
 )
 def test_starts_and_biases_that_do_not_fit_are_refused(source, fields, told, tmp_path):

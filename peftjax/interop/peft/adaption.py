@@ -10,6 +10,7 @@ from peftjax.core.paths import exactly
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.prompts import cores
 from peftjax.methods.adaption_prompt import adaption_prompt
+from peftjax.models.llama_config import LlamaConfig
 
 
 def read_adaption(found: Any) -> tuple[Any, Any]:
@@ -61,8 +62,22 @@ def read_adaption(found: Any) -> tuple[Any, Any]:
 
 
 def write_adaption(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
-    """A prompt and a gate for each of the topmost layers."""
+    """A prompt and a gate for each of the topmost layers.
+
+    Raises:
+        ValueError: layers below others, or a decoder that is neither a Llama nor a Mistral.
+    """
     del names, part
+    config = model.config
+    # Qwen's attention has biases on some of its matrices, or norms.
+    own = (
+        isinstance(config, LlamaConfig) and not config.qk_norm and config.qkv_bias == config.o_bias
+    )
+    if not own:
+        raise ValueError(
+            'peft has adaption prompts for Llama and Mistral, and not for this model; save it by '
+            'peftjax.save'
+        )
     ordered = cores(model)
     stack = model.sites.modules[ordered[0]].stack
     total = stack[0] if stack else len(ordered)

@@ -16,6 +16,7 @@ from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
 from peftjax.interop.peft.lora_kinds import (
     Chosen,
     add_biases,
+    as_matrices,
     doubled,
     start_of,
     truncated,
@@ -27,16 +28,19 @@ from peftjax.methods.dora import dora
 from peftjax.methods.lora import lora
 
 # Fields that make a LoRA another method, one at a time.
-_VARIANTS = ('use_dora', 'lora_bias', 'kasa_config', 'alora_invocation_tokens')
+_VARIANTS = ('use_dora', 'lora_bias', 'kasa_config', 'use_bdlora', 'alora_invocation_tokens')
 
 
 def read_lora(found: Found) -> Part:
     config = found.config
     config.must_be('bias', 'none', 'all', 'lora_only')
+    config.must_be('layer_replication', None)
     variants = [name for name in _VARIANTS if config.get(name) not in (None, False)]
     if len(variants) > 1:
         raise CheckpointError(f'{config.where}: {" with ".join(variants)} is not built here')
-    decomposed, biased, kasa = (name in variants for name in _VARIANTS[:3])
+    decomposed, biased, kasa, in_blocks = (name in variants for name in _VARIANTS[:4])
+    if in_blocks:
+        as_matrices(found)
     modules = take_factors(found, lengths=decomposed, biases=biased)
     for module in modules:
         _drop_base_copy(found, module)

@@ -88,6 +88,55 @@ def truncated(found: Found, modules: dict[str, Arrays], scales: Mapping[str, flo
         arrays['b'] = np.concatenate([arrays['b'], -most / np.float32(scales[path])], 0)
 
 
+def as_matrices(found: Found) -> None:
+    """Factors of blocks (BD-LoRA) as matrices with zeros around the blocks.
+
+    Of `n` blocks the file has, below each other, `[rows / n, columns / n]` each.
+
+    Raises:
+        CheckpointError: an unknown field, or a factor that has no such blocks.
+    """
+    config = found.config
+    said = config['use_bdlora']
+    known = {'nblocks', 'match_strict', 'target_modules_bd_a', 'target_modules_bd_b'}
+    if not isinstance(said, dict) or set(said) - known:
+        raise CheckpointError(f'{config.where}: use_bdlora is {str(said)[:80]!r}')
+    count = said.get('nblocks')
+    if type(count) is not int or count < 1:
+        raise CheckpointError(f'{config.where}: use_bdlora has nblocks {str(count)[:40]!r}')
+    for factor in 'AB':
+        patterns = said.get(f'target_modules_bd_{factor.lower()}') or []
+        ending = f'.lora_{factor}.weight'
+        for name in [name for name in found.tensors if name.endswith(ending)]:
+            module = name.removesuffix(ending)
+            if any(str(pattern) in module.rpartition('.')[2] for pattern in patterns):
+                wide = _columns(found, module, factor)
+                value = found.tensors[name]
+                if value.ndim != 2 or len(value) % count or value.shape[1] * count != wide:
+                    raise CheckpointError(
+                        f'{found.where}: {name} {value.shape} is not made of {count} blocks that '
+                        f'are {wide} wide'
+                    )
+                found.tensors[name] = _diagonal(value.reshape(count, -1, value.shape[1]))
+
+
+def _columns(found: Found, module: str, factor: str) -> int:
+    """How many columns a whole factor has: the inputs of the layer, or the rank."""
+    place = found.names.place_of_module(module)
+    if place is None or f'{module}.lora_A.weight' not in found.tensors:
+        raise CheckpointError(f'{found.where} has one factor of {module}, or it is no layer')
+    inputs = found.layout(place.slot.path).inputs
+    return inputs if factor == 'A' else len(found.tensors[f'{module}.lora_A.weight'])
+
+
+def _diagonal(blocks: np.ndarray) -> np.ndarray:
+    """`[n, rows, columns]` as `[n rows, n columns]`."""
+    count, rows, columns = blocks.shape
+    matrix = np.zeros((count, rows, count, columns), blocks.dtype)
+    matrix[np.arange(count), :, np.arange(count)] = blocks
+    return matrix.reshape(count * rows, count * columns)
+
+
 def add_biases(found: Found, modules: dict[str, Arrays], scales: Mapping[str, float]) -> None:
     """Puts LoRA's own biases into the biases of its modules, which then train whole.
 
