@@ -25,6 +25,10 @@ READABLE = [
         *('llama/mam', 'llama/unipelt', 'bert/prompt_after_bos', 'bert/prompt_tuning'),
         *('bert/seq_bn_inv', 'llama/dora_unscaled', 'llama/seq_bn_inv'),
         'llama/seq_bn_inv_flexible',
+        *('gpt2/compacter', 'gpt2/double_seq_bn', 'gpt2/ia3', 'gpt2/lora', 'gpt2/lora_all'),
+        *('gpt2/lora_k', 'gpt2/prefix_tuning_flat', 'gpt2/seq_bn_inv'),
+        *('t5_pair/cross', 't5_pair/dora', 't5_pair/double_seq_bn', 't5_pair/ia3', 't5_pair/lora'),
+        *('t5_pair/lora_all', 't5_pair/lora_gating'),
     )
 ]
 
@@ -72,6 +76,7 @@ def test_a_file_is_written_as_it_was(folder, scan, tmp_path):
 METHODS = {
     'lora': peftjax.lora(rank=2, alpha=6, targets=r'layers/self_attn/[qkv]_proj'),
     'lora everywhere': peftjax.lora(rank=2, targets=r'layers/.*/([qkv]|up|down)_proj'),
+    'rslora': peftjax.lora(rank=3, alpha=5, rslora=True, targets=r'layers/self_attn/[qv]_proj'),
     'ia3': peftjax.ia3(targets=(r'layers/self_attn/[kv]_proj', r'layers/mlp/down_proj')),
     'houlsby': peftjax.houlsby(size=4, targets=r'layers/(self_attn|mlp)_branch'),
     'pfeiffer': peftjax.pfeiffer(size=4, targets=r'layers/mlp_branch', activation='gelu_tanh'),
@@ -98,6 +103,135 @@ METHODS = {
         peftjax.pfeiffer(size=4, targets=r'layers/mlp_branch'),
     ),
 }
+
+
+# On one matrix of query, key and value, and on an encoder and a decoder.
+ELSEWHERE = {
+    'gpt2': {
+        'lora': peftjax.lora(rank=3, alpha=6, targets=r'.*/c_attn'),
+        'lora everywhere': peftjax.lora(rank=3, targets=r'.*/(c_attn|mlp/c_fc|mlp/c_proj)'),
+        'ia3': peftjax.ia3(targets=r'.*/(c_attn|c_fc)'),
+        'houlsby': peftjax.houlsby(size=4, targets=r'layers.*/(attn|mlp)_branch'),
+        'vera': peftjax.vera(rank=2, targets=r'.*/mlp/c_fc'),
+        'loreft': peftjax.loreft(rank=2, positions='f2+l1', targets=r'layers(_\d)?'),
+        'prefix': peftjax.prefix_tuning(
+            num_virtual_tokens=3, projection=4, shift_positions=False, targets=r'.*core'
+        ),
+        'invertible': peftjax.chain(
+            peftjax.invertible_adapter(size=3, targets='dropout', inverse='ln_f'),
+            peftjax.pfeiffer(size=4, targets=r'layers.*/mlp_branch'),
+        ),
+    },
+    't5_pair': {
+        'cross': peftjax.houlsby(size=3, targets=r'.*_branch'),
+        'pfeiffer': peftjax.pfeiffer(size=3, targets=r'.*ffn_branch'),
+        'pfeiffer in the encoder': peftjax.pfeiffer(size=3, targets=r'encoder/.*ffn_branch'),
+        'compacter': peftjax.compacter(size=4, terms=2, targets=r'.*(self_attn|ffn)_branch'),
+        'lora': peftjax.lora(rank=2, targets=r'.*(attn/[qkv]|ffn/w[io])'),
+        'ia3': peftjax.ia3(targets=r'.*(attn/[kv]|ffn/wi)'),
+        'gated': peftjax.gated(peftjax.lora(rank=2, targets=r'.*attn/[qv]')),
+    },
+}
+
+
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+@pytest.mark.parametrize(
+    ('base', 'name'), [(base, name) for base, methods in ELSEWHERE.items() for name in methods]
+)
+def test_what_is_written_for_other_families_computes_the_same(base, name, scan, tmp_path):
+    model, transform = _base(base, scan), ELSEWHERE[base][name]
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1)
+    peftjax.save_adapter(tmp_path, model, transform, adapter, form='adapterhub', name='mine')
+    again = peftjax.load_adapter(tmp_path, model)
+    case = stored(f'adapters/{base}/{"cross" if base == "t5_pair" else "lora"}')
+    np.testing.assert_allclose(
+        peftjax.adapt(model, transform)(adapter, frozen, **case.inputs),
+        peftjax.adapt(model, again.transform)(again.adapter, again.frozen, **case.inputs),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ('base', 'transform', 'message'),
+    [
+        (
+            't5_pair',
+            peftjax.prefix_tuning(num_virtual_tokens=2, targets='.*core', shift_positions=False),
+            'counts their distances from queries so many places earlier',
+        ),
+        (
+            't5_pair',
+            peftjax.loreft(rank=2, positions='f1', targets='encoder/layers'),
+            'counts the tokens of an encoder also where its ReFT edits',
+        ),
+        (
+            't5_pair',
+            peftjax.chain(
+                peftjax.invertible_adapter(size=2, targets='embed'),
+                peftjax.pfeiffer(size=2, targets=r'.*ffn_branch'),
+            ),
+            'an invertible adapter before the encoder alone',
+        ),
+        (
+            't5_pair',
+            peftjax.pfeiffer(size=2, targets='encoder/.*ffn_branch|decoder/.*self_attn_branch'),
+            'encoder.block.0.layer.0.* would be adapted too',
+        ),
+        (
+            'gpt2',
+            peftjax.gated(peftjax.lora(rank=2, targets='.*c_attn')),
+            'a gate for each of query, key and value, not for all',
+        ),
+        (
+            'gpt2',
+            peftjax.lora(rank=2, rank_pattern={'.*c_fc/kernel': 3}, targets='.*(c_fc|mlp/c_proj)'),
+            'has one rank for all matrices',
+        ),
+        (
+            'gpt2',
+            peftjax.lora(rank=3, rank_pattern={'.*c_fc/kernel': 2}, targets='.*(c_fc|c_attn)'),
+            'a LoRA of rank 3 on one matrix of query, key and value, beside others of rank 2',
+        ),
+    ],
+)
+def test_what_has_no_form_for_other_families_is_refused(base, transform, message, tmp_path):
+    model = _base(base)
+    adapter, _ = transform.init(jax.random.key(0), model)
+    with pytest.raises(ValueError, match=message):
+        peftjax.save_adapter(tmp_path / 'out', model, transform, adapter, form='adapterhub')
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('gpt2/lora', lambda c: c.update(attn_matrices=['q']), 'for q of rank 2'),
+        ('gpt2/lora', lambda c: c.update(attn_matrices=['x']), 'none of q, k, v'),
+        ('gpt2/ia3', lambda c: c.update(attn_matrices=['q', 'k', 'v']), 'scales for qkv'),
+        ('gpt2/lora', lambda c: c.update(use_dora=True), 'on one matrix of query, key and value'),
+        ('t5_pair/cross', lambda c: c.update(cross_adapter=1), 'cross_adapter is 1'),
+        ('t5_pair/cross', lambda c: c.update(inv_adapter='nice'), 'before the encoder alone'),
+    ],
+)
+def test_files_of_other_families_that_mean_something_else_are_refused(
+    name, change, message, tmp_path
+):
+    folder = shutil.copytree(GOLDEN / 'adapters' / name, tmp_path / 'copy')
+    config = json.loads((folder / CONFIG).read_text())
+    change(config['config'])
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        peftjax.load_adapter(folder, _base(name.partition('/')[0]))
+
+
+@pytest.mark.parametrize('architecture', ['prefix_tuning', 'reft'])
+def test_files_of_t5_that_count_tokens_elsewhere_are_refused(architecture, tmp_path):
+    folder = shutil.copytree(GOLDEN / 'adapters/t5_pair/lora', tmp_path / 'copy')
+    config = json.loads((folder / CONFIG).read_text())
+    config['config']['architecture'] = architecture
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match='AdapterHub (puts a prefix|counts the tokens)'):
+        peftjax.load_adapter(folder, _base('t5_pair'))
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -146,7 +280,10 @@ def test_what_is_written_is_read_again(name, tmp_path):
             ),
             'a bottleneck of the same activation',
         ),
-        (peftjax.lora(rank=2, rslora=True, targets=r'.*q_proj'), 'no rslora'),
+        (
+            peftjax.lora(rank=2, alpha_pattern={r'.*q_proj/kernel': 6}, targets=r'.*[qv]_proj'),
+            'has one alpha / rank for all matrices',
+        ),
         (peftjax.lora(rank=2, targets=r'.*o_proj'), 'none of the matrices that AdapterHub adapts'),
         (peftjax.ia3(targets=r'.*k_proj', feedforward=r'.*down_proj'), 'not its input'),
         (
@@ -210,7 +347,7 @@ def test_behind_the_embeddings_tokens_keep_their_positions(place, tmp_path):
     np.testing.assert_array_equal(np.delete(longer, [place, place + 1], axis=1), plain)
 
 
-@pytest.mark.parametrize(('variant', 'message'), [('qwen2', 'qkv_bias'), ('gpt2', 'GPT2Config')])
+@pytest.mark.parametrize(('variant', 'message'), [('qwen2', 'qkv_bias'), ('gemma2', 'GemmaConfig')])
 def test_other_families_are_refused(variant, message, tmp_path):
     config, weights, _, _ = golden(variant)
     model = peftjax.load(write_folder(tmp_path, config, weights))

@@ -21,7 +21,7 @@ _BY_DEFAULT = {
     ('prefix', 'roberta'),
 }
 # What cannot be right, by method and model: all else holds.
-_WITHOUT = {'t5': 'two sequences share one embedding', 'whisper': 'prompt', 'vit': 'prompt'}
+_WITHOUT = {'vit': 'nothing is embedded'}
 
 
 def _cases():
@@ -33,7 +33,9 @@ def _cases():
 
 def _may_refuse(method: str, name: str) -> bool:
     if 'prompt' in method and method != 'adaption prompt':
-        return name in _WITHOUT  # Two sequences share one embedding, or nothing is embedded.
+        return name in _WITHOUT
+    if method == 'activated lora':
+        return name in ('t5', 'whisper', 'vit')  # Two sequences, or none of tokens.
     return method == 'adaption prompt' and name == 'gpt2'  # One projection makes all three.
 
 

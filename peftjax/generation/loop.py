@@ -86,7 +86,7 @@ def _first_call(
     if roles.decoder_ids:
         rows = len(next(iter(read.values())))
         tokens = jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))
-        return {roles.decoder_ids: tokens}, len(start)
+        return {roles.decoder_ids: tokens}, len(start) + virtual
     return positions_of(roles, read[roles.mask]), read[roles.token_ids].shape[1] + virtual
 
 

@@ -94,7 +94,8 @@ def _averaging(case: Case, model: peftjax.Model) -> peftjax.Model:
     if not (case.hub and '"use_gating": true' in json.dumps(case.config)):
         return model
     assert model.roles is not None
-    roles = dataclasses.replace(model.roles, mask='', other=(model.roles.mask,))
+    masks = tuple(each for each in (model.roles.mask, model.roles.decoder_mask) if each)
+    roles = dataclasses.replace(model.roles, mask='', decoder_mask='', other=masks)
     return model.replace(roles=roles)
 
 

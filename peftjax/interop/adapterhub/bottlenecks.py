@@ -1,6 +1,5 @@
 """AdapterHub's bottlenecks, Compacter and invertible adapters."""
 
-import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from peftjax.interop.adapterhub.file import (
     give,
     left_out,
 )
-from peftjax.interop.adapterhub.names import Hub, layer_of
+from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import literal
 from peftjax.methods.bottleneck import bottleneck
@@ -83,8 +82,9 @@ _COUPLING = [
 def read(file: File) -> list[Part]:
     """A bottleneck or a Compacter, behind an invertible adapter if the file has one."""
     config = file.config
-    for field in ('adapter_residual_before_ln', 'cross_adapter', 'shared_W_phm'):
+    for field in ('adapter_residual_before_ln', 'shared_W_phm'):
         config.must_be(field, False)
+    config.must_be('cross_adapter', False, *([True] if _has(file.hub, 'cross_adapter') else []))
     config.must_be('factorized_phm_rule', False)
     for field in ('residual_before_ln', 'original_ln_after'):
         config.must_be(field, True)
@@ -148,6 +148,11 @@ def _read_invertible(file: File, activation: str) -> list[Part]:
     if not file.config.get('inv_adapter'):
         return []
     places = file.hub.places
+    if places.embeddings is None:
+        raise CheckpointError(
+            f'{file.where}: an invertible adapter before the encoder alone, which shares its '
+            'embedding with the decoder here'
+        )
     leaves = file.leaves(f'invertible_adapters.{file.name}.', _COUPLING)
     made = invertible_adapter(
         size=_width(leaves['f_down_bias']),
@@ -156,6 +161,10 @@ def _read_invertible(file: File, activation: str) -> list[Part]:
         activation=activation,
     )
     return [(made, entries('invertible_adapter', {places.embeddings: leaves}))]
+
+
+def _has(hub: Hub, switch: str) -> bool:
+    return any(switch == each for _, each in hub.places.branches.values())
 
 
 def _width(bias: np.ndarray) -> int:
@@ -201,6 +210,8 @@ def add_invertible(hub: Hub, about: About, adapter: Any, name: str, written: Wri
         ValueError: it stands elsewhere, or computes with another activation.
     """
     (tensors, inner), arguments, places = written, about.arguments, hub.places
+    if places.embeddings is None:
+        raise ValueError('AdapterHub has an invertible adapter before the encoder alone')
     stands = [*adapter], _word(arguments['activation'])
     needs = [places.embeddings], inner['non_linearity']
     if stands != needs or arguments['inverse'] not in (None, places.last):
@@ -223,20 +234,28 @@ def _inner(hub: Hub, arguments: Mapping[str, Any], sites: Mapping[str, Any]) -> 
     """What the config of every bottleneck says."""
     activation, reads = _word(arguments['activation']), arguments['reads']
     here = {name for slot in hub.branches() if slot.path in sites for name in slot.names}
-    places, layers = list(hub.places.branches), {layer_of(n) for n in here}
-    kinds = collections.Counter(
-        place for n in here for place in places if place.format(layer=layer_of(n)) == n
-    )
-    if set(kinds.values()) != {len(layers)}:
-        raise ValueError(f'{sorted(sites)} are not the same places in each layer that has any')
+    switches = {switch for _, switch in hub.places.branches.values()}
+    chosen = {hub.switch_of(n) for n in here}
+    layers = {hub.layer_of(n) for n in here}
+    # A layer that is left out has nothing, and any other has all that is switched on.
+    meant = {
+        name
+        for slot in hub.branches()
+        for name in slot.names
+        if hub.switch_of(name) in chosen and hub.layer_of(name) in layers
+    }
+    if meant != here:
+        raise ValueError(
+            f'{sorted(sites)} are not the same places in each layer that has any; '
+            f'{sorted(meant - here)} would be adapted too'
+        )
     sizes = {np.shape(leaves['down_bias'])[-1] for leaves in sites.values()}
-    width = hub.model.config.hidden_size  # pyright: ignore[reportOptionalMemberAccess]
+    width = getattr(hub.model.config, hub.places.width)
     return _BOTTLENECK | {
         'non_linearity': activation,
         'is_parallel': reads == 'input',
         'original_ln_before': reads == 'after',
-        'mh_adapter': places[0] in kinds,
-        'output_adapter': places[1] in kinds,
+        **{switch: switch in chosen for switch in switches},
         'leave_out': left_out(hub, layers),
         'reduction_factor': width / sizes.pop(),
     }

@@ -99,7 +99,7 @@ class File:
             if found is None:
                 raise CheckpointError(
                     f'{self.where}: {location} is no place of an adapter in this model; its '
-                    f'places are {", ".join((*self.hub.places.branches, self.hub.places.layer))}'
+                    f'places are {", ".join((*self.hub.places.branches, *self.hub.places.layers))}'
                 )
             slot, index = found
             slots[slot.path] = slot

@@ -23,6 +23,7 @@ _CLASSES = {
     **{'SEQ_CLS': 'ForSequenceClassification', 'CAUSAL_LM': 'ForCausalLM'},
     'FEATURE_EXTRACTION': 'Model',
 }
+_OWN_HEADS = ('CAUSAL_LM', 'SEQ_2_SEQ_LM')
 # How it was trained, or what the tensors say as well.
 _SAID_ELSEWHERE = (
     *('dropout', 'init_weights', 'init_weights_seed', 'stochastic_depth', 'leave_out'),
@@ -107,19 +108,25 @@ def write(model: Model, transform: PeftTransform, adapter: Adapter, name: str) -
     """
     hub, members = Hub(model), _members(transform, adapter)
     tensors, inner = _write_members(hub, members, name)
-    kind = _CLASSES[hub.names.task or 'FEATURE_EXTRACTION']
-    if any(about.arguments.get('inverse') for about, _ in members):
-        kind = _FLEXIBLE
     config = {
         'config': inner,
-        'hidden_size': model.config.hidden_size,  # pyright: ignore[reportOptionalMemberAccess]
-        'model_class': f'{hub.places.name}{kind}',
+        'hidden_size': getattr(model.config, hub.places.width),
+        'model_class': _class_of(hub, any(about.arguments.get('inverse') for about, _ in members)),
         'model_name': '',
         'model_type': hub.family,
         'name': name,
         'version': 'adapters.1.3.0',
     }
     return {f'{hub.prefix}{n}': np.ascontiguousarray(v) for n, v in tensors.items()}, config
+
+
+def _class_of(hub: Hub, inverts: bool) -> str:
+    """The class of a model; one of the library's own where a head undoes an invertible adapter."""
+    if inverts:
+        return f'{hub.places.name}{_FLEXIBLE}'
+    task = hub.names.task or 'FEATURE_EXTRACTION'
+    own = hub.places.kind if task in _OWN_HEADS else None
+    return own or f'{hub.places.name}{_CLASSES[task]}'
 
 
 def _write_members(hub: Hub, members: list[tuple[About, Any]], name: str) -> Written:

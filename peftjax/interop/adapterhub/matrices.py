@@ -4,6 +4,7 @@ from peftjax.interop.adapterhub.dora import read_dora, write_dora
 from peftjax.interop.adapterhub.file import File, Part
 from peftjax.interop.adapterhub.ia3 import read_ia3, write_ia3
 from peftjax.interop.adapterhub.lora import read_lora, write_gated, write_lora
+from peftjax.interop.adapterhub.merged import is_merged
 from peftjax.interop.adapterhub.vera import read_vera, write_vera
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found
@@ -22,6 +23,11 @@ def read(file: File) -> Part:
     ):
         raise CheckpointError(
             f'{file.where} has several of use_gating, use_dora and vera_d; one is built here'
+        )
+    if (decomposed or vectors) and any(is_merged(file.hub, n) for n in file.locations('.loras.')):
+        raise CheckpointError(
+            f'{file.where} has a DoRA or VeRA on one matrix of query, key and value; LoRA and '
+            '(IA)³ are read there'
         )
     if config['composition_mode'] == 'scale':
         return read_ia3(file, found, gates)

@@ -1,8 +1,8 @@
 """Where AdapterHub's adapters stand in a model, and what their tensors are called."""
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from peftjax.core.model import Model
 from peftjax.interop.peft.names import Names
@@ -13,38 +13,51 @@ from peftjax.models.registry import family_of_config
 class Places(NamedTuple):
     """Where a family's adapters stand, `{layer}` in place of the number.
 
-    layer: the whole of one, theirs. branches: their location -> our module. intermediate, output:
-    the matrices of the feed-forward layer that `intermediate_lora` and `output_lora` mean.
-    attention: where q, k and v stand. core: the module that a prefix belongs to.
-    embeddings: our module behind which tokens are vectors. last: ours before the output embedding,
-    or None. prompts: whether their prompt tuning runs on this family.
-    name: what the names of its classes begin with.
+    name: what the names of its classes begin with. kind: that of a model with its own head, where
+    it is not the name and `ForCausalLM`. width: the field of the config with the features of the
+    residual. layers: whole ones, theirs -> ours. branches: their location -> our module, and the
+    switch of a config that means it. attention: where q, k and v stand. merged: one matrix of all
+    three, or None. intermediate, output: the matrices of the feed-forward layers that
+    `intermediate_lora` and `output_lora` mean. core: the module that a prefix belongs to, or the
+    reason why theirs are not read. embeddings: our module behind which tokens are vectors, or None.
+    last: ours before the output embedding, or None. prompts: whether their prompt tuning runs on
+    this family. reft: whether their ReFT knows the tokens that it edits.
     """
 
     name: str
-    layer: str
-    branches: Mapping[str, str]
-    attention: Mapping[str, str]
-    intermediate: str
-    output: str
-    core: str
-    embeddings: str
+    kind: str | None
+    width: str
+    layers: Mapping[str, str]
+    branches: Mapping[str, tuple[str, str]]
+    attention: Mapping[str, tuple[str, ...]]
+    merged: str | None
+    intermediate: tuple[str, ...]
+    output: tuple[str, ...]
+    core: str | None
+    embeddings: str | None
     last: str | None
     prompts: bool
+    reft: bool = True
+
+
+_MULTIHEAD, _OUTPUT, _CROSS = 'mh_adapter', 'output_adapter', 'cross_adapter'
 
 
 def _encoder(name: str) -> Places:
     layer = 'encoder.layer.{layer}'
     return Places(
         name,
-        layer,
+        None,
+        'hidden_size',
+        {layer: 'layers'},
         {
-            f'{layer}.attention.output': 'layers/attention/branch',
-            f'{layer}.output': 'layers/ffn/branch',
+            f'{layer}.attention.output': ('layers/attention/branch', _MULTIHEAD),
+            f'{layer}.output': ('layers/ffn/branch', _OUTPUT),
         },
-        {each[0]: f'{layer}.attention.self.{each}' for each in ('query', 'key', 'value')},
-        f'{layer}.intermediate.dense',
-        f'{layer}.output.dense',
+        {each[0]: (f'{layer}.attention.self.{each}',) for each in ('query', 'key', 'value')},
+        None,
+        (f'{layer}.intermediate.dense',),
+        (f'{layer}.output.dense',),
         f'{layer}.attention.self',
         'embeddings',
         None,
@@ -52,19 +65,22 @@ def _encoder(name: str) -> Places:
     )
 
 
-def _decoder(name: str) -> Places:
+def _llama() -> Places:
     layer = 'layers.{layer}'
     return Places(
-        name,
-        layer,
+        'Llama',
+        None,
+        'hidden_size',
+        {layer: 'layers'},
         {
-            f'{layer}.attention_adapters': 'layers/self_attn_branch',
-            f'{layer}.output_adapters': 'layers/mlp_branch',
+            f'{layer}.attention_adapters': ('layers/self_attn_branch', _MULTIHEAD),
+            f'{layer}.output_adapters': ('layers/mlp_branch', _OUTPUT),
         },
-        {each: f'{layer}.self_attn.{each}_proj' for each in 'qkv'},
+        {each: (f'{layer}.self_attn.{each}_proj',) for each in 'qkv'},
+        None,
         # The library calls the last matrix the intermediate one, and the other way round.
-        f'{layer}.mlp.down_proj',
-        f'{layer}.mlp.up_proj',
+        (f'{layer}.mlp.down_proj',),
+        (f'{layer}.mlp.up_proj',),
         f'{layer}.self_attn',
         'embed_tokens',
         'norm',
@@ -72,10 +88,66 @@ def _decoder(name: str) -> Places:
     )
 
 
-_FAMILIES = {
-    'BertConfig': ('bert', _encoder('Bert')),
-    'RobertaConfig': ('roberta', _encoder('Roberta')),
-    'LlamaConfig': ('llama', _decoder('Llama')),
+def _gpt2() -> Places:
+    layer = 'h.{layer}'
+    return Places(
+        'GPT2',
+        'GPT2LMHeadModel',
+        'n_embd',
+        {layer: 'layers'},
+        {
+            f'{layer}.attention_adapters': ('layers/attn_branch', _MULTIHEAD),
+            f'{layer}.output_adapters': ('layers/mlp_branch', _OUTPUT),
+        },
+        {},
+        f'{layer}.attn.c_attn',
+        (f'{layer}.mlp.c_fc',),
+        (f'{layer}.mlp.c_proj',),
+        f'{layer}.attn',
+        'dropout',
+        'ln_f',
+        False,
+    )
+
+
+def _t5(gated: bool) -> Places:
+    reads, writes = 'encoder.block.{layer}', 'decoder.block.{layer}'
+    attentions = (
+        f'{reads}.layer.0.SelfAttention',
+        f'{writes}.layer.0.SelfAttention',
+        f'{writes}.layer.1.EncDecAttention',
+    )
+    feeds = tuple(f'{each}.DenseReluDense' for each in (f'{reads}.layer.1', f'{writes}.layer.2'))
+    return Places(
+        'T5',
+        'T5ForConditionalGeneration',
+        'd_model',
+        {reads: 'encoder/layers', writes: 'decoder/layers'},
+        {
+            f'{reads}.layer.0': ('encoder/layers/self_attn_branch', _MULTIHEAD),
+            f'{writes}.layer.0': ('decoder/layers/self_attn_branch', _MULTIHEAD),
+            f'{writes}.layer.1': ('decoder/layers/cross_attn_branch', _CROSS),
+            f'{reads}.layer.1': ('encoder/layers/ffn_branch', _OUTPUT),
+            f'{writes}.layer.2': ('decoder/layers/ffn_branch', _OUTPUT),
+        },
+        {letter: tuple(f'{each}.{letter}' for each in attentions) for letter in 'qkv'},
+        None,
+        tuple(f'{each}.{"wi_1" if gated else "wi"}' for each in feeds),
+        tuple(f'{each}.wo' for each in feeds),
+        None,
+        None,
+        None,
+        False,
+        False,
+    )
+
+
+_FAMILIES: dict[str, tuple[str, Callable[[Any], Places]]] = {
+    'BertConfig': ('bert', lambda config: _encoder('Bert')),
+    'RobertaConfig': ('roberta', lambda config: _encoder('Roberta')),
+    'LlamaConfig': ('llama', lambda config: _llama()),
+    'GPT2Config': ('gpt2', lambda config: _gpt2()),
+    'T5Config': ('t5', lambda config: _t5(config.gated)),
 }
 
 
@@ -99,24 +171,36 @@ class Hub:
         self.prefix: str = family_of_config(model.config).prefix
         self.family: str
         self.places: Places
-        self.family, self.places = _FAMILIES[kind]
+        self.family, places = _FAMILIES[kind]
+        self.places = places(model.config)
         self.model: Model = model
 
     def branch(self, location: str) -> tuple[Slot, int] | None:
         """The branch at `encoder.layer.1.output`, its layers as those of a leaf, and which."""
-        return self._found(self.places.branches, location)
+        return self._found({n: ours for n, (ours, _) in self.places.branches.items()}, location)
 
     def block(self, location: str) -> tuple[Slot, int] | None:
         """The same of a whole layer."""
-        return self._found({self.places.layer: 'layers'}, location)
+        return self._found(self.places.layers, location)
 
     def branches(self) -> list[Slot]:
         """The branches of the model, by the names of their layers."""
-        return self._slots(self.places.branches)
+        return self._slots({n: ours for n, (ours, _) in self.places.branches.items()})
 
     def blocks(self) -> list[Slot]:
         """The layers of the model."""
-        return self._slots({self.places.layer: 'layers'})
+        return self._slots(self.places.layers)
+
+    def switch_of(self, location: str) -> str:
+        """The switch of a config that means a branch."""
+        plain = re.sub(r'\.\d+(?=\.|$)', '.{layer}', location, count=1)
+        return self.places.branches[plain][1]
+
+    def layer_of(self, location: str) -> int:
+        """The number of the layer that a module is in; a decoder's go on behind the encoder's."""
+        number = next(int(part) for part in location.split('.') if part.isdigit())
+        before = self.model.config.num_layers if location.startswith('decoder.') else 0  # pyright: ignore[reportOptionalMemberAccess]
+        return number + before
 
     def _found(self, modules: Mapping[str, str], location: str) -> tuple[Slot, int] | None:
         for slot in self._slots(modules):
@@ -136,9 +220,3 @@ class Hub:
                 names = tuple(pattern.format(layer=layer) for layer in layers)
                 found.append(Slot(path, names, match is None, False, ()))
         return found
-
-
-def layer_of(location: str) -> int:
-    """The number in the name of a module."""
-    (number,) = [part for part in location.split('.') if part.isdigit()]
-    return int(number)

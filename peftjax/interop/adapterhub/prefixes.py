@@ -17,6 +17,8 @@ from peftjax.methods.prompt_tuning import prompt_tuning
 
 def read(file: File) -> Part:
     config = file.config
+    if file.hub.places.core is None:
+        raise CheckpointError(f'{file.where}: {_UNSHIFTED}')
     config.must_be('non_linearity', 'tanh')
     config.must_be('shared_gating', True)
     config.must_be('leave_out', [])
@@ -76,8 +78,16 @@ def read(file: File) -> Part:
     return transform, {'sites': entries('prefix_tuning', sites), **network}
 
 
+_UNSHIFTED = (
+    'AdapterHub puts a prefix of T5 in front of keys and counts their distances from queries so '
+    'many places earlier, which no prefix here does; peftjax.save keeps a prefix of ours'
+)
+
+
 def _gate(file: File, layer: int) -> Arrays:
-    place = f'{file.hub.places.core.format(layer=layer)}.prefix_tuning.prefix_gates.{file.name}'
+    place = (
+        f'{str(file.hub.places.core).format(layer=layer)}.prefix_tuning.prefix_gates.{file.name}'
+    )
     leaves: Arrays = {}
     for ours, theirs in (('gate', 'weight'), ('gate_bias', 'bias')):
         tensor = f'{place}.{theirs}'
@@ -101,6 +111,8 @@ def _repeated(file: File, ending: str, *shape: int | None) -> np.ndarray:
 
 def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     arguments, sites, ordered = about.arguments, adapter['sites'], cores(hub.model)
+    if hub.places.core is None:
+        raise ValueError(_UNSHIFTED)
     if arguments['shift_positions']:
         raise ValueError('a prefix of AdapterHub moves no positions: write shift_positions=False')
     if set(sites) != set(ordered):
@@ -162,6 +174,7 @@ def read_prompt(file: File) -> Part:
     config.must_be('combine', *_COMBINED)
     count = config.whole('prompt_length')
     prompt = file.take(_prompt(file.name), count, None)
+    assert places.embeddings is not None
     transform = prompt_tuning(
         num_virtual_tokens=count,
         init='normal',

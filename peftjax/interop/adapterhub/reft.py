@@ -8,7 +8,7 @@ import numpy as np
 
 from peftjax.core.transform import About, PeftTransform
 from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries, give
-from peftjax.interop.adapterhub.names import Hub, layer_of
+from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import literal
 from peftjax.methods import positions
@@ -25,6 +25,10 @@ _REFLECTED = [
     ('original', f'{_PROJECTION}original', 'transposed'),
     ('base', f'{_PROJECTION}0.base', 'same'),
 ]
+_ELSEWHERE = (
+    'AdapterHub counts the tokens of an encoder also where its ReFT edits those of the decoder, '
+    'and would edit others; bottlenecks, Compacter, LoRA and (IA)³ are read and written'
+)
 _UNSAID = {'noreft': noreft, 'direft': direft}
 
 
@@ -35,6 +39,8 @@ def read(file: File) -> Part:
     cuts to whole numbers; weight decay takes that diagonal off -1, and its column becomes zero.
     """
     config, hub = file.config, file.hub
+    if not hub.places.reft:
+        raise CheckpointError(f'{file.where}: {_ELSEWHERE}')
     orthogonal = file.switch('orthogonality')
     unsaid = None if orthogonal else _unsaid(file)
     config.must_be('non_linearity', None)
@@ -110,6 +116,8 @@ def _projection(stored: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     arguments, orthogonal = about.arguments, about.name == 'loreft'
+    if not hub.places.reft:
+        raise ValueError(_ELSEWHERE)
     if arguments['positions'] == 'all':
         raise ValueError(
             "AdapterHub edits the first and last tokens: give positions, such as positions='f1+l1'"
@@ -124,8 +132,8 @@ def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
             sites = {path: _reflected(leaves) for path, leaves in sites.items()}
         table = _REFLECTED if orthogonal else _PLAIN
         tensors |= give(slots, sites, f'{inside}.{number}.', table)
-    layers = {layer_of(n) for slot in slots if slot.path in adapter for n in slot.names}
-    everything = {layer_of(n) for slot in slots for n in slot.names}
+    layers = {hub.layer_of(n) for slot in slots if slot.path in adapter for n in slot.names}
+    everything = {hub.layer_of(n) for slot in slots for n in slot.names}
     return tensors, {
         **{'architecture': 'reft', 'dropout': 0.05, 'dtype': None, 'init_weights_seed': None},
         **{'non_linearity': None, 'orthogonality': orthogonal, 'output_reft': True},

@@ -64,8 +64,8 @@ def load_adapter(
     become float32, in which they go on training: small steps vanish in fewer bits.
 
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
-    invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, LoReFT, prefixes, prompts and unions
-    of them (MAM, UniPELT) are read; a prediction head is a file of its own there and is not. Its
+    invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, ReFT, prefixes, prompts and unions of
+    them (MAM, UniPELT) are read, of BERT, RoBERTa, Llama, GPT-2 and T5; a prediction head is a file of its own there and is not. Its
     DoRA on a matrix with a bias comes with a `select` of that bias, which it multiplies too; its
     VeRA as LoRA once it has trained, for it trains matrices in place of the vectors.
 
@@ -195,7 +195,7 @@ def save_adapter(
         base_model: what the file calls its base: an id on the hub, or a folder.
         task_type: 'CAUSAL_LM', 'SEQ_CLS' and so on; by the model unless given.
         form: 'peft', or 'adapterhub' for a folder that `load_adapter` of the adapters library
-            reads: the methods that are read from one, on BERT, RoBERTa and Llama.
+            reads: the methods that are read from one, on BERT, RoBERTa, Llama, GPT-2 and T5.
         name: the adapter's, which AdapterHub keeps in the file.
 
     Raises:

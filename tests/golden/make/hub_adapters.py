@@ -4,14 +4,13 @@ pip install torch==2.13.0 transformers==4.57.6 adapters==1.3.0
 """
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
 import adapters
 import torch
 
-from tests.golden.make.files import GOLDEN, Arrays, base_of, draw, inputs_of, run
+from tests.golden.make.files import GOLDEN, Arrays, base_of, draw, inputs_of, run, write
 
 
 def make(folder: Path) -> dict[str, Arrays]:
@@ -19,7 +18,7 @@ def make(folder: Path) -> dict[str, Arrays]:
     if not (folder / 'adapter.safetensors').is_file():
         _draw(folder, said)
     model = _model_of(folder, said)
-    name = model.load_adapter(str(folder), load_as=said['name'])
+    name = model.load_adapter(str(folder), load_as=said['name'], use_safetensors=True)
     model.set_active_adapters(name)
     model.train_adapter(name)
     model.eval()
@@ -27,6 +26,8 @@ def make(folder: Path) -> dict[str, Arrays]:
     output = model(**inputs, output_hidden_states=True)
     if folder.parent.name == 'bert':  # A file has no head.
         return {'logits.npz': {'last_hidden_state': output.hidden_states[-1].detach().numpy()}}
+    if 'labels' not in inputs:
+        return {'logits.npz': {'logits': output.logits.detach().numpy()}}
     output.loss.backward()
     found = {'logits': output.logits.detach().numpy(), 'loss': output.loss.detach().numpy()}
     gradients = {
@@ -60,12 +61,16 @@ def _draw(folder: Path, said: dict) -> None:
     start = {n: p.clone() for n, p in own}
     draw(folder, own)
     for n, parameter in own:
-        # Of an orthonormal matrix the part that its reflections are made of; the diagonal is signs.
         whole = not n.endswith('parametrizations.weight.original')
-        parameter.copy_(start[n] + (parameter if whole else parameter.triu(1)))
+        # Of an orthonormal matrix the part that its reflections are made of. The diagonal is signs,
+        # which torch cuts to whole numbers: in between no small step changes them.
+        signs = start[n] - 0.5 * torch.eye(*parameter.shape) if not whole else start[n]
+        parameter.copy_(signs + (parameter if whole else parameter.triu(1)))
     with tempfile.TemporaryDirectory() as saved:
-        model.save_adapter(saved, name, use_safetensors=True, with_head=False)
-        shutil.copyfile(Path(saved, 'adapter.safetensors'), folder / 'adapter.safetensors')
+        # Its safetensors refuse what has two names, such as a prefix that all layers share.
+        model.save_adapter(saved, name, with_head=False)
+        tensors = torch.load(Path(saved, 'pytorch_adapter.bin'), weights_only=True)
+    write(folder / 'adapter.safetensors', {n: each.numpy() for n, each in tensors.items()})
 
 
 def folders() -> list[Path]:
