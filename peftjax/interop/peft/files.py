@@ -65,9 +65,10 @@ def load_adapter(
 
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
     invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, ReFT, prefixes, prompts and unions of
-    them (MAM, UniPELT) are read, of BERT, RoBERTa, Llama, GPT-2 and T5; a prediction head is a file of its own there and is not. Its
-    DoRA on a matrix with a bias comes with a `select` of that bias, which it multiplies too; its
-    VeRA as LoRA once it has trained, for it trains matrices in place of the vectors.
+    them (MAM, UniPELT) are read, for BERT, RoBERTa, Llama, GPT-2 and T5; a prediction head is a
+    file of its own there and is not. Its DoRA on a matrix with a bias comes with a `select` of that
+    bias, which it multiplies too; its VeRA as LoRA once it has trained, for it trains matrices in
+    place of the vectors.
 
     Args:
         source: a folder with adapter_config.json and adapter_model.safetensors (AdapterHub:
