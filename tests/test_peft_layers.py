@@ -14,6 +14,7 @@ from tests.peft_folders import CONFIG, WEIGHTS, base, changed
 IMAGES = {'pixel_values': np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)}
 _PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*/core')
 _ADAPTION = peftjax.adaption_prompt(num_virtual_tokens=2, targets=r'.*/core')
+_PROMPT = peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed_tokens')
 _BLOCKS = {'target_modules_bd_a': ['q_proj']}
 IDS = {'input_ids': np.arange(1, 13, dtype=np.int32).reshape(2, 6)}
 
@@ -168,13 +169,14 @@ def test_a_head_that_others_look_for_is_written_as_it_stands(how, tmp_path):
         (peftjax.loha(rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
         (peftjax.adalora(init_rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
         (_PREFIX, 'tiny_vit', 'of images'),
+        (_PROMPT, 'tiny_llama_score', 'the last position'),
         (_ADAPTION, 'tiny_gemma2', 'Mistral'),
         (_ADAPTION, 'tiny_qwen2', 'Mistral'),
     ],
     ids=str,
 )
 def test_places_where_peft_lacks_the_method_are_refused(transform, family, told, tmp_path):
-    task = 'classification' if family == 'tiny_vit' else None
+    task = 'classification' if family in ('tiny_vit', 'tiny_llama_score') else None
     model = load_base(GOLDEN / family / 'base', task, True)
     with pytest.raises(ValueError, match=told):
         _saved(tmp_path, model, transform)

@@ -56,7 +56,10 @@ def judge(case: Case, *, scan: bool = False, tolerance: float = TOLERANCE) -> Ve
         return Verdict(refused=str(error))
     whole, refused, errors = None if scan else completed(case, model), None, {}
     if 'task_ids' in case.inputs:
-        return Verdict(_errors_by_task(case, model), tolerance=tolerance)
+        try:
+            return Verdict(_errors_by_task(case, model), tolerance=tolerance)
+        except peftjax.CheckpointError as error:
+            return Verdict(refused=str(error))
     try:
         loaded = peftjax.load_adapter(case.folder, model, **case.told)
     except ValueError as error:

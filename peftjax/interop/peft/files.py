@@ -63,6 +63,12 @@ def load_adapter(
     made. Arrays that the library draws from a seed are drawn again. Tensors in bfloat16 and float16
     become float32, in which they go on training: small steps vanish in fewer bits.
 
+    Variants of LoRA are read by what they compute. PiSSA and OLoRA come with the base that their
+    start left, in `frozen`. KaSA is a LoRA of twice the rank on the whole base, without dropout.
+    BD-LoRA is a LoRA with zeros around its blocks. LoRA's own biases are added to those of the
+    layers, which come as a `select`. The frozen weight that stands beside the factors of an
+    embedding or a head must be the model's, and does not train.
+
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
     invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, ReFT, prefixes, prompts and unions of
     them (MAM, UniPELT) are read, for BERT, RoBERTa, Llama, GPT-2 and T5; a prediction head is a
@@ -186,7 +192,13 @@ def save_adapter(
     """Writes an adapter as Hugging Face's peft does, so that `PeftModel.from_pretrained` reads it.
 
     A chain of one method with `select` of whole modules (or of all biases) and `trainable_tokens`
-    is one adapter there. A prompt or prefix that a network makes is written as what it makes.
+    is one adapter there. A prompt or prefix that a network makes is written as what it makes. LoRA
+    that started from the weights (PiSSA, OLoRA) is written as LoRA of twice the rank on the whole
+    base, `lora_fa` as LoRA with its frozen first factor.
+
+    The library looks for the head of a classifier in the file wherever the task type names one. So
+    an adapter on the body alone has the task type None. The head goes into the file as it stands
+    where another base would lack it (`model.fresh`), for a prompt, and if `task_type` asks for it.
 
     Args:
         folder: of adapter_config.json and adapter_model.safetensors; is made, or takes the place

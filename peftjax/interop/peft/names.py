@@ -43,6 +43,8 @@ class Names:
         # Without a head of its own an encoder is saved as the bare backbone.
         bare = not (headed or family.writes) if bare is None else bare
         self.heads: tuple[str, ...] = family.heads
+        # Behind a prompt transformers takes padding for the last token, which such a head reads.
+        self.reads_last: bool = headed and family.writes and not family.reads_tokens(leaves)
         self.head: tuple[str, ...] = tuple(filter(family.of_head, leaves))
         self.task: str | None = 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
         if headed:

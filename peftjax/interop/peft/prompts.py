@@ -215,6 +215,11 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
 def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
     """The prompt, or what an encoder makes of its embedding."""
     writes_from(model)  # or says that peft has no prompts for this model
+    if names.reads_last:
+        raise ValueError(
+            'behind a prompt, transformers gives the head of a decoder the last position, even of '
+            'padding, and here it reads the last token; write prefix_tuning for this model'
+        )
     if arguments['places'] is not None and any(arguments['places']):
         raise ValueError('peft puts virtual tokens in front of the others only; leave places out')
     if arguments['keep_virtual']:
