@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from peftjax.train.settings import SettingsError, read_call, read_settings
+from peftjax.train.method_calls import read_call
+from peftjax.train.settings import SettingsError, read_settings
 
 
 @pytest.mark.parametrize(

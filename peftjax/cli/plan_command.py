@@ -15,8 +15,9 @@ from peftjax.cli.plan_settings import plans
 from peftjax.cli.settings_flags import changed
 from peftjax.cli.sizes import count, llama_of, read_size
 from peftjax.cli.source import BASE, add_labels, load_base
+from peftjax.train.method_calls import read_call
 from peftjax.train.methods import build_transform
-from peftjax.train.settings import Settings, read_call
+from peftjax.train.settings import Settings
 
 _AXES = ('data', 'fsdp', 'tensor')
 _OF_A_BASE = ('quantize', 'remat', 'batch', 'length', 'num_labels')

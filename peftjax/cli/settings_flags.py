@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import peftjax
+from peftjax.train.method_calls import read_call
 from peftjax.train.settings import (
     Settings,
     SettingsError,
-    read_call,
 )
 
 METHOD = (

@@ -1,10 +1,8 @@
 """The settings of a run: typed, checked before anything is loaded, and read from any mapping."""
 
-import ast
 import dataclasses
 import difflib
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,8 +11,6 @@ import optax
 import peftjax
 from peftjax.train.ranges import check_ranges
 from peftjax.train.typed import KINDS, SIMPLE, SettingsError, plain, read_as, said, types_of
-
-_CALL = re.compile(r'\s*[A-Za-z_]\w*\s*(\(.*\))?\s*', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,32 +233,6 @@ def read_settings(config: Any) -> Settings:
             _check_arguments(name, arguments, settings)
     check_ranges(settings)
     return settings
-
-
-def read_call(text: str) -> tuple[str, dict[str, Any]]:
-    """A method with its arguments: `lora`, or `lora(rank=8, targets='all-linear')`.
-
-    Raises:
-        SettingsError: the text is no name of a method, or its arguments are not plain values.
-
-    Example:
-        >>> read_call("lora(rank=8, targets=['query', 'value'])")
-        ('lora', {'rank': 8, 'targets': ['query', 'value']})
-    """
-    try:
-        if _CALL.fullmatch(text) is None:
-            raise ValueError('no call')
-        tree = ast.parse(text.strip(), mode='eval').body
-        if isinstance(tree, ast.Name):
-            return tree.id, {}
-        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
-            raise ValueError('no call')
-        return tree.func.id, {str(k.arg): ast.literal_eval(k.value) for k in tree.keywords}
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise SettingsError(
-            f'{text!r} does not read as a method; write for example '
-            "lora or lora(rank=8, targets='all-linear')"
-        ) from error
 
 
 def near(name: str, settings: Settings) -> str:
