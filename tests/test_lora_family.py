@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import peftjax
+import peftjax.train
 
 KERNEL = 'hidden/kernel'
 
@@ -139,3 +140,63 @@ def test_orthogonality_of_known_factors(mlp):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
     with pytest.raises(ValueError, match='no triplets'):
         peftjax.orthogonality(biases)
+
+
+def test_given_first_factors_are_those_that_stay(mlp):
+    a = np.arange(8, dtype=np.float32).reshape(4, 2) / 8
+    tx = peftjax.lora_fa(rank=2, alpha=6, a={KERNEL: a}, targets=r'hidden')
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    b = np.ones((2, 8), np.float32)
+    moved = {KERNEL: adapter[KERNEL].replace(b=b)}
+    merged = tx.merge(moved, frozen)['hidden']['kernel']
+    np.testing.assert_allclose(merged - mlp.params['hidden']['kernel'], 3 * a @ b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('given', 'told'),
+    [
+        ({KERNEL: np.zeros((4, 3))}, r'\(4, 3\) for .*needs an array of \(4, 2\)'),
+        ({'hiden/kernel': np.zeros((4, 2))}, 'for .*hiden/kernel.*do not cover'),
+        ({}, "nothing for 'hidden/kernel'"),
+    ],
+)
+def test_given_first_factors_that_do_not_fit_raise(mlp, given, told):
+    with pytest.raises(ValueError, match=told):
+        peftjax.lora_fa(rank=2, a=given, targets=r'hidden').init(jax.random.key(0), mlp)
+
+
+def _weight_slope(tx, adapter, frozen, slope):
+    """The gradients of the adapter where that of the merged kernel is `slope`."""
+
+    def loss(adapter):
+        return jnp.vdot(tx.merge(adapter, frozen)['hidden']['kernel'], slope)
+
+    return jax.grad(loss)(adapter)
+
+
+@pytest.mark.parametrize('kind', ['alone', 'chain', 'named'])
+def test_the_projected_step_of_lora_fa_is_the_closest_to_that_of_the_weight(mlp, kind):
+    tx = peftjax.lora_fa(rank=2, alpha=6, targets=r'hidden')
+    bias = peftjax.select(r'out/bias')
+    whole = {
+        'alone': tx,
+        'chain': peftjax.chain(bias, tx),
+        'named': peftjax.named_chain({'bias': bias, 'fa': tx}),
+    }[kind]
+    adapter, frozen = whole.init(jax.random.key(0), mlp)
+    slope = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    gradients = _weight_slope(whole, adapter, frozen, slope)
+    optimizer = peftjax.train.lora_fa_projection(frozen.own)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(adapter), adapter)
+    assert jax.tree.structure(updates) == jax.tree.structure(adapter)
+    part = {'alone': lambda tree: tree, 'chain': lambda tree: tree[1], 'named': lambda t: t['fa']}
+    a = np.asarray(part[kind](frozen.own)[KERNEL]['a'])
+    found = 3 * a @ np.asarray(part[kind](updates)[KERNEL]['b'])
+    closest = a @ np.linalg.lstsq(a, slope, rcond=None)[0]
+    np.testing.assert_allclose(found, closest, rtol=1e-4, atol=1e-5)
+
+
+def test_the_projection_needs_frozen_factors(mlp):
+    _, frozen = peftjax.lora(rank=2, targets=r'hidden').init(jax.random.key(0), mlp)
+    with pytest.raises(ValueError, match='no frozen factors of lora_fa'):
+        peftjax.train.lora_fa_projection(frozen.own)

@@ -1,6 +1,7 @@
 """LoRA-FA: LoRA whose first factor is random and frozen."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Inexact, PRNGKeyArray
 
 from peftjax.core import paths
+from peftjax.core.model import Model
 from peftjax.core.shapes import HostArray
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
@@ -37,6 +39,7 @@ def lora_fa(
     rslora: bool = False,
     dropout: float = 0.0,
     seed: int = 0,
+    a: Mapping[str, Any] | None = None,
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -50,6 +53,7 @@ def lora_fa(
     Args:
       rank, alpha, rslora, dropout: as in `lora`.
       seed: of `A`, which is in `frozen.own`. Every matrix has its own.
+      a: `{leaf path: A}` in place of draws, for all targets, in float32.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
@@ -59,7 +63,8 @@ def lora_fa(
       matrix.
 
     Raises:
-      ValueError, TargetError: as `lora`.
+      ValueError, TargetError: as `lora`; from `init`, an `A` that is missing or of another shape,
+        or for a leaf that is no target.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora_fa(rank=2, targets=r'hidden')
@@ -83,8 +88,16 @@ def lora_fa(
         assert layout is not None
         bound = 1.0 / math.sqrt(layout.inputs)
         shape = (*layout.stack_shape, layout.inputs, rank)
-        a = stream(seed, site.path).uniform(-bound, bound, shape).astype(np.float32)
-        return {'a': a, **settings.own(site)}
+        if a is None:
+            drawn = stream(seed, site.path).uniform(-bound, bound, shape).astype(np.float32)
+            return {'a': drawn, **settings.own(site)}
+        if site.path not in a or np.shape(a[site.path]) != shape:
+            found = np.shape(a[site.path]) if site.path in a else 'nothing'
+            raise ValueError(
+                f'a gives {found} for {site.path!r}, which needs an array of {shape}'
+                f'{paths.nearby(site.path, a)}'
+            )
+        return {'a': jnp.asarray(a[site.path], jnp.float32), **settings.own(site)}
 
     def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
         return settings.sum(leaves, matrix)
@@ -92,6 +105,14 @@ def lora_fa(
     def apply(leaves: Leaves, use: Use) -> Float[jax.Array, '...']:
         return use.forward(use.x) + settings.added(leaves, use)
 
-    return weightwise(
+    transform = weightwise(
         init_weight, merge, apply, own=own, name='lora_fa', targets=targets, materialize=materialize
     )
+
+    def start(key: PRNGKeyArray, model: Model) -> Any:
+        adapter = transform.start(key, model)
+        if extra := sorted(set(a or ()) - set(adapter)):
+            raise ValueError(f'a gives arrays for {extra[:4]}, which the targets do not cover')
+        return adapter
+
+    return transform.replace(start=start)

@@ -8,6 +8,7 @@ from peftjax.train.adalora import AllocationState, adalora_allocation
 from peftjax.train.eva import Eva, eva
 from peftjax.train.fisher import fisher
 from peftjax.train.gptq import gptq
+from peftjax.train.lora_fa import lora_fa_projection
 from peftjax.train.lora_plus import lora_plus, lora_plus_labels
 from peftjax.train.losses.choices import length_normalised_loss, unlikelihood_loss
 from peftjax.train.moments import Moments, moments
@@ -78,6 +79,7 @@ __all__ = [
     'gptq',
     'init_state',
     'length_normalised_loss',
+    'lora_fa_projection',
     'lora_plus',
     'lora_plus_labels',
     'make_train_step',
