@@ -298,3 +298,33 @@ def test_norms_by_any_name_are_a_file_of_norms(family, tmp_path):
     loaded = peftjax.load_adapter(tmp_path / 'new', model)
     for ours, theirs in zip(jax.tree.leaves(loaded.adapter), jax.tree.leaves(adapter), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ('family', 'leaves'),
+    [
+        ('tiny_vit', r'embeddings/(cls_token|position_embeddings)'),
+        ('tiny_llama', r'.*q_proj/kernel'),
+    ],
+)
+def test_parameters_beside_modules_are_no_module_to_save(family, leaves, tmp_path):
+    task = 'classification' if family == 'tiny_vit' else None
+    model = load_base(GOLDEN / family / 'base', task, True)
+    kept = peftjax.select(leaves)
+    targets = r'.*/(value|v_proj)'
+    transform = peftjax.chain(kept, peftjax.lora(rank=2, targets=targets))
+    if family == 'tiny_llama':
+        _, _, config, _ = _saved(tmp_path, model, transform)
+        assert config['modules_to_save'] == ['q_proj']
+        return
+    with pytest.raises(ValueError, match='holds vit.embeddings whole or not at all'):
+        _saved(tmp_path, model, transform)
+
+
+def test_biases_of_a_head_with_two_values_are_refused(tmp_path):
+    name = 'base_model.model.classifier.modules_to_save.default.dense.bias'
+    tensors = {name: np.ones(16, np.float32)}
+    folder = changed(tmp_path, 'tiny_roberta/lora_bias_all', tensors=tensors)
+    model = load_base(GOLDEN / 'tiny_roberta' / 'base', 'classification', True)
+    with pytest.raises(peftjax.CheckpointError, match='other values under its shorter name'):
+        peftjax.load_adapter(folder, model)

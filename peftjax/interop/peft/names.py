@@ -99,6 +99,10 @@ class Names:
         """The name of a tensor of the base, without `base_model.model.`."""
         return self._names[path, index]
 
+    def tensors(self) -> list[str]:
+        """The names of all tensors of the base."""
+        return list(self._names.values())
+
     def module(self, path: str, index: int) -> str:
         """The name of the module that a matrix belongs to."""
         return self.tensor(path, index).removesuffix('.weight')

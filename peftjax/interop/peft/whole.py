@@ -1,5 +1,6 @@
 """What a file of peft trains whole, in and out: heads, embeddings, biases, norms."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,13 @@ from peftjax.interop.peft.names import ROOT, Names, sliced, stacked
 from peftjax.interop.peft.written import Written, common
 from peftjax.methods.select import select
 
+_SECOND = re.compile(r'(.+)\.modules_to_save\.[^.]+\.([^.]+\.[^.]+)')
+
 
 def read_whole(found: Found) -> list[Part]:
     """The leaves that the file holds whole: heads, embeddings, biases, norms."""
     grouped: dict[str, dict[int, Arrays]] = {}
+    _drop_second_names(found)
     for name in list(found.tensors):
         if name not in found.tensors:
             continue  # The second copy of a tied table, taken with the first.
@@ -40,6 +44,21 @@ def read_whole(found: Found) -> list[Part]:
     part = select(literal(adapter)), Entry('select', adapter)
     check_shapes(found.model, found.where, part)
     return [part]
+
+
+def _drop_second_names(found: Found) -> None:
+    """With all biases, those of a head of several layers stand in a file under two names.
+
+    Raises:
+        CheckpointError: with two values.
+    """
+    for name in list(found.tensors):
+        second = _SECOND.fullmatch(name)
+        first = second and found.tensors.get(f'{second[1]}.{second[2]}')
+        if first is None:
+            continue
+        if not np.array_equal(first, found.tensors.pop(name)):
+            raise CheckpointError(f'{found.where}: {name} has other values under its shorter name')
 
 
 def read_norms(found: Found) -> Part:
@@ -96,6 +115,13 @@ def copies_of(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.nda
             name = names.tensor(path, index)
             modules.add(name.rpartition('.')[0])
             tensors[name] = one.T if slot.transposed else one
+    for module in sorted(modules):
+        lacking = [n for n in names.tensors() if n.startswith(f'{module}.') and n not in tensors]
+        if lacking:
+            raise ValueError(
+                f'a file of peft holds {module} whole or not at all, and {lacking[:4]} are not '
+                'trained: choose all of its leaves, or leave those that are chosen out'
+            )
     return tensors, modules
 
 
