@@ -98,6 +98,7 @@ def test_a_tied_table_is_refused_both_ways(tmp_path):
     ('change', 'message'),
     [
         ({'fields': {'peft_type': 'LILY'}}, "peft_type 'LILY' is not built here"),
+        ({'fields': {'peft_type': 'XLORA'}}, 'shares from the last hidden states of a first pass'),
         ({'fields': {'alora_invocation_tokens': 'go'}}, 'is go, no list of ids'),
         ({'fields': {'alora_invocation_tokens': [-1]}}, 'must be token ids'),
         ({'fields': {'alora_invocation_tokens': [1], 'task_type': 'SEQ_CLS'}}, 'never activates'),

@@ -82,7 +82,12 @@ UNREADABLE = {
     'PSOFT': (
         'a PSOFT adapter depends on the signs of singular vectors, which are not in the file and '
         'differ between machines; see peftjax.principal_subspaces'
-    )
+    ),
+    'XLORA': (
+        'an X-LoRA takes its shares from the last hidden states of a first pass of the model, which '
+        'the models here do not return; load its LoRAs, each a folder of its own, and train gates '
+        'over them with peftjax.merging.x_lora'
+    ),
 }
 UNWRITABLE = {
     'randlora': (
