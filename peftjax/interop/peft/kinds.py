@@ -84,9 +84,9 @@ UNREADABLE = {
         'differ between machines; see peftjax.principal_subspaces'
     ),
     'XLORA': (
-        'an X-LoRA takes its shares from the last hidden states of a first pass of the model, which '
-        'the models here do not return; load its LoRAs, each a folder of its own, and train gates '
-        'over them with peftjax.merging.x_lora'
+        'an X-LoRA takes its shares from the last hidden states of a first pass of the model, '
+        'which the models here do not return; load its LoRAs, each a folder of its own, and train '
+        'gates over them with peftjax.merging.x_lora'
     ),
 }
 UNWRITABLE = {
