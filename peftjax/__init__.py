@@ -53,6 +53,7 @@ from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
 from peftjax.methods.intrinsic import Subspace, intrinsic
 from peftjax.methods.invertible import invertible_adapter
+from peftjax.methods.kasa import kasa
 from peftjax.methods.loftq import loftq
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
@@ -229,6 +230,7 @@ __all__ = [
     'ia3',
     'intrinsic',
     'invertible_adapter',
+    'kasa',
     'keep_entries',
     'largest_entries',
     'load',

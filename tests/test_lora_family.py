@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,3 +201,43 @@ def test_the_projection_needs_frozen_factors(mlp):
     _, frozen = peftjax.lora(rank=2, targets=r'hidden').init(jax.random.key(0), mlp)
     with pytest.raises(ValueError, match='no frozen factors of lora_fa'):
         peftjax.train.lora_fa_projection(frozen.own)
+
+
+def test_kasa_drops_the_smallest_singular_values(mlp):
+    tx = peftjax.kasa(rank=1, alpha=2, targets=r'hidden')
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    left, values, right = np.linalg.svd(mlp.params['hidden']['kernel'], full_matrices=False)
+    best = (left[:, :3] * values[:3]) @ right[:3]
+    np.testing.assert_allclose(frozen.params['hidden']['kernel'], best, atol=1e-6)
+    entry = peftjax.testing.perturb(adapter, seed=1)[KERNEL]
+    change = 2 * (entry['a'] * entry['diag'][None]) @ entry['b']
+    merged = tx.merge({KERNEL: entry}, frozen)['hidden']['kernel']
+    np.testing.assert_allclose(merged, best + change, atol=1e-5)
+    with pytest.raises(ValueError, match='leaves no singular value of .*at most rank=3'):
+        peftjax.kasa(rank=4, targets=r'hidden').init(jax.random.key(0), mlp)
+
+
+def test_a_bias_of_lora_is_a_part_of_the_modules_own(mlp):
+    tx = peftjax.lora(rank=2, alpha=6, bias=True, targets=r'hidden')
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    entry = peftjax.testing.perturb(adapter, seed=1)[KERNEL]
+    merged = tx.merge({KERNEL: entry}, frozen)['hidden']
+    np.testing.assert_allclose(
+        merged['bias'], mlp.params['hidden']['bias'] + 3 * entry['bias'], atol=1e-6
+    )
+    with pytest.raises(ValueError, match="init='pissa' starts from the weight"):
+        peftjax.lora(rank=2, bias=True, init='pissa', targets=r'hidden')
+
+
+def test_a_bias_of_lora_beside_a_matrix_without_one_does_not_merge():
+    dense, x = nn.Dense(3, use_bias=False), jnp.ones((2, 4))
+    model = peftjax.wrap(dense, dense.init(jax.random.key(0), x), x)
+    tx = peftjax.lora(rank=2, alpha=6, bias=True, targets=r'kernel')
+    adapter, frozen = tx.init(jax.random.key(0), model)
+    entry = peftjax.testing.perturb(adapter, seed=1)['kernel']
+    found = peftjax.adapt(model, tx)({'kernel': entry}, frozen, x)
+    weight = model.params['kernel'] + 3 * entry['a'] @ entry['b']
+    np.testing.assert_allclose(found, x @ weight + 3 * entry['shift'][None], atol=1e-5)
+    for act in (tx.merge, lambda *both: peftjax.merging.delta(model, tx, *both)):
+        with pytest.raises(peftjax.MergeError, match='nothing can be merged'):
+            act({'kernel': entry}, frozen)

@@ -29,9 +29,7 @@ WRITTEN_OTHERWISE = {
     'llama/lora_embedding': r'the frozen table beside its factors is left out',
     'llama/dora_embedding': r'the frozen table beside its factors is left out',
     'llama/lora_lm_head': r'the frozen head beside its factors is left out',
-    'llama/lora_kasa': r'is LoRA of twice the rank',
     'llama/lora_bdlora': r'blocks are written as matrices',
-    'bert/lora_lora_bias': r"LoRA's biases are in those of the layers",
     'bert/lora_bias_all': r'an unused copy of the head is left out',
     'bert/vera_noproj': r'projections are written',
     'llama/multitask_prompt_tuning': r'the prompt of one task',
@@ -93,6 +91,8 @@ def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
             targets=r'.*/[qkv]_proj',
         ),
         peftjax.dora(rank=2, rslora=True, targets=r'.*/[qv]_proj'),
+        peftjax.lora(rank=3, alpha=5, bias=True, targets=r'.*/[qv]_proj'),
+        peftjax.kasa(rank=3, alpha_pattern={r'.*v_proj.*': 5}, targets=r'.*/[qv]_proj'),
         peftjax.chain(
             peftjax.select(r'lm_head/.*'),
             peftjax.trainable_tokens([3, 1], targets='embed_tokens/embedding'),

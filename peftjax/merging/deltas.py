@@ -18,7 +18,7 @@ from peftjax.core.promotion import widened
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform
 from peftjax.merging.changes import Delta, Factored, Full, check_delta, vector_layout
-from peftjax.merging.factors import FACTORED_BY, STARTS_FROM_WEIGHT, factored, joined
+from peftjax.merging.factors import FACTORED, FACTORED_BY, STARTS_FROM_WEIGHT, factored, joined
 
 _Part = tuple[PeftTransform, Any, Any]
 
@@ -89,6 +89,8 @@ def _factored(
     """The terms `L R` that a method adds to each leaf; nothing if its changes are no such sums."""
     if transform.about is None or transform.about.name not in FACTORED_BY:
         return {}
+    if any(entry.method not in FACTORED for entry in adapter.values()):
+        return {}  # A LoRA with a bias of its own changes more than the matrix.
     terms = {path: [factored(entry, numbers[path])] for path, entry in adapter.items()}
     if any(entry.method in STARTS_FROM_WEIGHT for entry in adapter.values()):
         start = transform.start(jax.random.key(0), model)

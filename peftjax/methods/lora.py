@@ -11,7 +11,7 @@ from peftjax.core import paths
 from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
-from peftjax.methods import lora_init
+from peftjax.methods import lora_bias, lora_init
 from peftjax.methods.low_rank import LowRank, LowRankLeaves
 
 
@@ -27,6 +27,7 @@ def lora(
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
     init: str | Mapping[str, Any] = 'kaiming',
+    bias: bool = False,
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
@@ -51,16 +52,21 @@ def lora(
         of the QR decomposition of `W^T`. These two move a part of `W` into the adapter:
         `frozen.params` holds the rest, `W - s A B` with the initial `A` and `B`. Or
         `{leaf path: A}`, with `B = 0`, as `eva` makes it.
+      bias: also train a bias `c: [out]` of the low-rank branch, which adds `s c` to the module's
+        output. It starts at 0 and merges into the module's own bias. Beside a matrix without one
+        nothing can be merged.
       dtype: of `A` and `B`; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out]}}`.
+      With `bias` there is `'bias': [*stack, out]` too, called `'shift'` beside a matrix without a
+      bias of its own.
 
     Raises:
-      ValueError: a rank below 1, a rate outside [0, 1), an unknown `init`; from `init`, with its
-        path, a rank above the smaller side of a matrix that `'pissa'` or `'olora'` decomposes, or
-        a given `A` of another shape.
+      ValueError: a rank below 1, a rate outside [0, 1), an unknown `init`, a start from the weight
+        with `bias`; or from `init`, with the path, a given `A` of another shape, a start from the
+        weight with a rank above the smaller side of a matrix, or a `bias` beside an embedding.
       TargetError: from `init`, see `Sites.match_weights`; or a pattern for rank or alpha matches
         none of the targets.
 
@@ -76,7 +82,8 @@ def lora(
       and we draw the uniform above (Kaiming with a = sqrt(5)). Starts: Meng et al., PiSSA, 2024
       (arXiv:2404.02948), equations 2 to 4, by the exact decomposition where the authors' code also
       offers a randomised one; Büyükakyüz, OLoRA, 2024 (arXiv:2406.01775); Paischer et al., EVA,
-      2024 (arXiv:2410.07170).
+      2024 (arXiv:2410.07170). The bias of the branch is no part of a paper: Hugging Face's peft has
+      it as `lora_bias`.
     """
     start = init if isinstance(init, str) else 'kaiming'
     settings = LowRank(rank, alpha, rslora, dropout, rank_pattern, alpha_pattern, dtype, start)
@@ -87,24 +94,29 @@ def lora(
         return settings.sum(leaves, matrix)
 
     def apply(leaves: LowRankLeaves, use: Use) -> Inexact[jax.Array, '...']:
-        return use.forward(use.x) + settings.added(leaves, use)
+        return lora_bias.shifted(leaves, use.forward(use.x) + settings.added(leaves, use))
 
     def remainder(
         leaves: LowRankLeaves, matrix: Inexact[jax.Array, 'in out']
     ) -> Inexact[jax.Array, 'in out']:
         return settings.sum(leaves, matrix, sign=-1.0)
 
+    from_weight = start in lora_init.FROM_WEIGHT
+    if bias and from_weight:
+        raise ValueError(f'init={start!r} starts from the weight and has no bias; leave bias out')
     transform = settings.checked(
         weightwise(
-            settings.factors,
+            lora_bias.beside(settings.factors, dtype) if bias else settings.factors,
             merge,
             apply,
             own=settings.own,
-            remainder=remainder if start in lora_init.FROM_WEIGHT else None,
+            remainder=remainder if from_weight else None,
             targets=targets,
             # What starts from a part of the weights belongs beside the rest of them.
-            name=start if start in lora_init.FROM_WEIGHT else 'lora',
+            name=start if from_weight else lora_bias.NAME if bias else 'lora',
             materialize=materialize,
         )
     )
+    if bias:
+        transform = lora_bias.in_force(transform)
     return transform if isinstance(init, str) else lora_init.starting_from(transform, init)

@@ -96,6 +96,8 @@ METHODS: dict[str, Make] = {
         peftjax.trainable_tokens([3, 1], targets=p.table),
         peftjax.lora(rank=2, targets=p.attention),
     ),
+    'lora_bias': lambda p: peftjax.lora(rank=2, bias=True, targets=p.linear),
+    'kasa': lambda p: peftjax.kasa(rank=2, targets=p.linear),
     'lora_fa': lambda p: peftjax.lora_fa(rank=2, targets=p.attention),
     'dora': lambda p: peftjax.dora(rank=2, targets=p.linear),
     'dora on a table': lambda p: peftjax.dora(rank=2, targets=(p.table, p.attention)),

@@ -26,6 +26,22 @@ ROWS = {
         'pissa', (r'embed', MATRICES), _LORA + 2 * (VOCABULARY + WIDTH), identity=1e-5
     ),
     'lora, olora': _started('olora', identity=1e-5),
+    'lora, bias': Row(
+        variant=True,
+        make=lambda targets: peftjax.lora(rank=2, alpha=3, bias=True, targets=targets),
+        targets=MATRICES,
+        fewer_targets=r'layers.*/up',
+        parameters=total(lambda i, o: 2 * (i + o) + o),
+    ),
+    # The base lacks its smallest singular values.
+    'kasa': Row(
+        make=lambda targets: peftjax.kasa(rank=2, alpha=3, dropout=0.1, targets=targets),
+        targets=MATRICES,
+        fewer_targets=r'layers.*/up',
+        parameters=total(lambda i, o: 2 * (i + o + 1)),
+        identity=None,
+        forward_flops=total(lambda i, o: 4 * TOKENS * (i + o) + 2 * TOKENS + TOKENS * o + 2),
+    ),
     # The base that it quantises is near what it was, and not the same.
     'loftq': Row(
         make=lambda targets: peftjax.loftq(rank=2, alpha=3, dropout=0.1, targets=targets),

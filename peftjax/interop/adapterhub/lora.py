@@ -90,6 +90,8 @@ def _of_each(
 
 def write_lora(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     arguments = about.arguments
+    if arguments.get('bias'):
+        raise ValueError('AdapterHub has LoRA without a bias of its own; leave bias out')
     names = 'rank', 'alpha', 'rslora', 'dropout', 'rank_pattern', 'alpha_pattern'
     settings = LowRank(**{each: arguments[each] for each in names})
     scale = one_of([settings.scale_at(path) for path in adapter], 'alpha / rank')

@@ -28,6 +28,7 @@ from peftjax.methods.hra import hra
 from peftjax.methods.ia3 import ia3
 from peftjax.methods.intrinsic import intrinsic
 from peftjax.methods.invertible import invertible_adapter
+from peftjax.methods.kasa import kasa
 from peftjax.methods.loftq import loftq
 from peftjax.methods.loha import loha
 from peftjax.methods.lokr import lokr
@@ -79,6 +80,7 @@ METHODS: dict[str, Callable[..., PeftTransform]] = {
         ia3,
         intrinsic,
         invertible_adapter,
+        kasa,
         loftq,
         loha,
         lokr,

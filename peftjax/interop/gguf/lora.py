@@ -74,7 +74,8 @@ def export_gguf(
             f'a {type(model.config).__name__}'
         )
     start = about.arguments.get('init') if about else None
-    if about is None or about.name != 'lora' or start in ('pissa', 'olora'):
+    unlike = about is None or about.name != 'lora' or about.arguments['bias']
+    if about is None or unlike or start in ('pissa', 'olora'):
         raise ValueError(
             f'{transform!r} is no adapter that llama.cpp has; write plain lora, or merge into a '
             'checkpoint with peftjax.save_checkpoint'

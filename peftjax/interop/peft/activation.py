@@ -49,6 +49,8 @@ def write_activated(model: Any, names: Names, arguments: Any, entries: Any, part
     if inner.about is None or inner.about.name != 'lora':
         named = 'a method of your own' if inner.about is None else inner.about.name
         raise ValueError(f'peft activates LoRA alone, and this is {named}')
+    if inner.about.arguments['bias']:
+        raise ValueError('peft activates LoRA without a bias of its own; leave bias out')
     if tables := [path for path, entry in entries.items() if entry.layout.lookup]:
         raise ValueError(f'peft activates LoRA on linear layers alone; leave {tables} out')
     if names.task != 'CAUSAL_LM':

@@ -5,7 +5,7 @@ of other names, [r, rows] and [width, r]. At a convolution they are convolutions
 *window] and [out, r, 1, ...]. Lengths are [out], at a convolution [1, out, 1, ...].
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -16,24 +16,27 @@ from peftjax.models.names import Slot
 
 LINEAR = {'a': '.lora_A.weight', 'b': '.lora_B.weight'}
 TABLE = {'a': '.lora_embedding_A', 'b': '.lora_embedding_B'}
-BIAS = {'bias': '.lora_B.bias'}
-LENGTHS = {'magnitude': '.lora_magnitude_vector'}
+BESIDE = {
+    'magnitude': '.lora_magnitude_vector',
+    'bias': '.lora_B.bias',
+    'diag': '.lora_diag',
+}
+"""Of DoRA, of LoRA with a bias of its own, of KaSA."""
 
 
-def take_factors(found: Found, *, lengths: bool, biases: bool) -> dict[str, Arrays]:
-    """`{module: {'a': [in, r], 'b': [r, out]}}`, and with `lengths` and `biases` 'magnitude' and
-    'bias' [out].
+def take_factors(found: Found, beside: Collection[str]) -> dict[str, Arrays]:
+    """`{module: {'a': [in, r], 'b': [r, out]}}`, and those of `BESIDE` that `beside` names.
 
     Raises:
         CheckpointError: a module without one of them, or one of another shape.
     """
     tables = {f'table {name}': ending for name, ending in TABLE.items()}
-    endings = {**LINEAR, **tables, **LENGTHS, **(BIAS if biases else {})}
+    more = {name: BESIDE[name] for name in beside}
+    endings = {**LINEAR, **tables, 'magnitude': BESIDE['magnitude'], **more}
     modules = {}
     for module, arrays in found.take(endings, endings).items():
         slot = found.place(module).slot
-        here = (TABLE if is_table(slot) else LINEAR) | (LENGTHS if lengths else {})
-        here |= BIAS if biases else {}
+        here = (TABLE if is_table(slot) else LINEAR) | more
         known = {name.removeprefix('table '): endings[name] for name in arrays}
         if absent := sorted(set(here.values()) - set(known.values())):
             lacking = ', '.join(f'{module}{ending}' for ending in absent)
@@ -70,7 +73,7 @@ def _from_file(found: Found, module: str, slot: Slot, arrays: Arrays) -> Arrays:
 
 def to_file(slot: Slot, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of one module by the endings of their tensors."""
-    endings = (TABLE if is_table(slot) else LINEAR) | LENGTHS
+    endings = {**(TABLE if is_table(slot) else LINEAR), **BESIDE, 'shift': BESIDE['bias']}
     ones, rank = (1,) * len(window(slot)), arrays['a'].shape[1]
     shapes = {
         # Reversed, as the leaf is beside the file's own weight.
@@ -79,5 +82,7 @@ def to_file(slot: Slot, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
         'magnitude': (*ones, -1, 1) if ones else (-1,),
     }
     return {
-        endings[name]: arrays[name].reshape(shapes[name]).T for name in endings if name in arrays
+        endings[name]: arrays[name].reshape(shapes.get(name, -1)).T
+        for name in endings
+        if name in arrays
     }

@@ -64,10 +64,9 @@ def load_adapter(
     become float32, in which they go on training: small steps vanish in fewer bits.
 
     Variants of LoRA are read by what they compute. PiSSA and OLoRA come with the base that their
-    start left, in `frozen`. KaSA is a LoRA of twice the rank on the whole base, without dropout.
-    BD-LoRA is a LoRA with zeros around its blocks. LoRA's own biases are added to those of the
-    layers, which come as a `select`. The frozen weight that stands beside the factors of an
-    embedding or a head must be the model's, and does not train.
+    start left, in `frozen`. BD-LoRA is a LoRA with zeros around its blocks, and MiCA one whose
+    second factor trains as well. The frozen weight that stands beside the factors of an embedding
+    or a head must be the model's, and does not train.
 
     Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
     invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, ReFT, prefixes, prompts and unions of

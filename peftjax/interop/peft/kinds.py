@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
             'lora': write_lora,
             'dora': write_lora,
             'lora_fa': write_lora,
+            'kasa': write_lora,
             'activated': write_activated,
         },
     ),

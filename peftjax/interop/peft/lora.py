@@ -1,47 +1,60 @@
 """LoRA and DoRA, in and out."""
 
-import functools
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.quantized import dense
+from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.factors import take_factors, to_file
 from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
 from peftjax.interop.peft.lora_kinds import (
     Chosen,
-    add_biases,
     as_matrices,
     doubled,
+    named_biases,
     start_of,
-    truncated,
     whole_factors,
 )
 from peftjax.interop.peft.names import ROOT, Names, is_table, matches_end, sliced
 from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
+from peftjax.methods import lora_bias
 from peftjax.methods.dora import dora
+from peftjax.methods.kasa import kasa
 from peftjax.methods.lora import lora
 
 # Fields that make a LoRA another method, one at a time.
-_VARIANTS = ('use_dora', 'lora_bias', 'kasa_config', 'use_bdlora', 'alora_invocation_tokens')
+_METHODS: dict[str, tuple[Callable[..., PeftTransform], tuple[str, ...]]] = {
+    'use_dora': (dora, ('magnitude',)),
+    'lora_bias': (lora, ('bias',)),
+    'kasa_config': (kasa, ('diag',)),
+    'use_bdlora': (lora, ()),
+    'alora_invocation_tokens': (lora, ()),
+}
+"""The method, and what stands beside its factors."""
 
 
 def read_lora(found: Found) -> Part:
     config = found.config
     config.must_be('bias', 'none', 'all', 'lora_only')
-    config.must_be('layer_replication', None)
-    variants = [name for name in _VARIANTS if config.get(name) not in (None, False)]
+    variants = [name for name in _METHODS if config.get(name) not in (None, False)]
     if len(variants) > 1:
         raise CheckpointError(f'{config.where}: {" with ".join(variants)} is not built here')
-    decomposed, biased, kasa, in_blocks = (name in variants for name in _VARIANTS[:4])
-    if in_blocks:
+    if config.get('layer_replication'):
+        raise CheckpointError(
+            f'{config.where}: layer_replication gives the base layers that it does not have; '
+            'make a checkpoint with these layers, and take the field away'
+        )
+    method, beside = next((_METHODS[each] for each in variants), (lora, ()))
+    if 'use_bdlora' in variants:
         as_matrices(found)
-    modules = take_factors(found, lengths=decomposed, biases=biased)
+    modules = take_factors(found, beside)
+    if 'diag' in beside:
+        found.linear_alone(modules)
     for module in modules:
         _drop_base_copy(found, module)
         if is_table(found.place(module).slot):
@@ -50,27 +63,20 @@ def read_lora(found: Found) -> Part:
         raise CheckpointError(f'{found.where} holds no LoRA')
     found.check_targets(modules)
     rank, alpha = config.whole('r'), config.number('lora_alpha')
-    dropout = config.number('lora_dropout', 0.0)
-    rslora, chosen = bool(config.get('use_rslora')), _chosen(found, modules, rank, alpha)
-    scales = {p: a / (math.sqrt(r) if rslora else r) for p, (r, a) in chosen.items()}
-    start = start_of(found, modules, variants)
-    if biased:
-        add_biases(found, modules, scales)
-    if kasa:
-        truncated(found, modules, scales)
-        rank, alpha = 2 * rank, doubled(alpha, rslora)
-        chosen = {p: (2 * r, doubled(a, rslora)) for p, (r, a) in chosen.items()}
-    entries = found.entries(start or ('dora' if decomposed else 'lora'), modules)
-    method = dora if decomposed else functools.partial(lora, init=start or 'kaiming')
+    chosen = _chosen(found, modules, rank, alpha)
+    start, own_bias = start_of(found, modules, variants), 'bias' in beside
+    more = {'init': start or 'kaiming', 'bias': own_bias} if method is lora else {}
+    name = lora_bias.NAME if own_bias else start or method.__name__
+    entries = found.entries(name, named_biases(found, modules))
     transform = method(
         rank=rank,
         alpha=alpha,
-        rslora=rslora,
-        # The part of KaSA's factors that stands for the base has no dropout.
-        dropout=0.0 if kasa else dropout,
+        rslora=bool(config.get('use_rslora')),
+        dropout=config.number('lora_dropout', 0.0),
         rank_pattern={re.escape(p): r for p, (r, _) in chosen.items() if r != rank} or None,
         alpha_pattern={re.escape(p): a for p, (_, a) in chosen.items() if a != alpha} or None,
         targets=literal(entries),
+        **more,
     )
     return transform, entries
 
@@ -149,6 +155,11 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         here = _alpha_at(arguments, path, trained[path]['b'].shape[-2])
         here = doubled(here, rslora) if twice else here
         slot = names.slots[path]
+        if 'diag' in entry and not (slot.transposed and len(slot.shape) == 2):
+            raise ValueError(
+                f'peft has KaSA on torch.nn.Linear alone, and {path!r} is none there; leave it out '
+                'of the targets, or merge the adapter'
+            )
         if is_table(slot) and names.tied:
             raise ValueError(
                 f'{path!r} is adapted where it is looked up and as the tied head; peft would '
@@ -169,6 +180,8 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         'lora_dropout': arguments['dropout'],
         'use_rslora': rslora,
         'use_dora': part.about.name == 'dora',
+        'lora_bias': bool(arguments.get('bias')),
+        'kasa_config': {} if any('diag' in entry for entry in entries.values()) else None,
         'rank_pattern': ranks,
         'alpha_pattern': alphas,
         'bias': 'none',

@@ -1,4 +1,4 @@
-"""Kinds of LoRA that files hold, as LoRA: PiSSA, OLoRA, KaSA, frozen first factors, biases."""
+"""Kinds of LoRA that files hold: PiSSA, OLoRA, blocks of factors, frozen factors, biases."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from peftjax.core import paths
 from peftjax.core.entries import Entry
-from peftjax.core.quantized import dense
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Arrays, Found
-from peftjax.interop.peft.names import sliced
+from peftjax.methods.lora_init import FROM_WEIGHT
 
 Chosen = dict[str, tuple[int, float]]
 """Rank and alpha by leaf."""
@@ -38,7 +36,7 @@ def start_of(found: Found, modules: Mapping[str, Arrays], variants: Collection[s
             f'{config.where}: init_lora_weights is {start!r}: the adapter goes with a base '
             'that its start has changed; convert it to plain LoRA where it was trained'
         )
-    if start not in ('pissa', 'olora'):
+    if start not in FROM_WEIGHT:
         return None
     if variants:
         raise CheckpointError(
@@ -57,35 +55,6 @@ def start_of(found: Found, modules: Mapping[str, Arrays], variants: Collection[s
 def doubled(alpha: float, rslora: bool) -> float:
     """The alpha that keeps the scale at twice the rank."""
     return alpha * (math.sqrt(2) if rslora else 2)
-
-
-def truncated(found: Found, modules: dict[str, Arrays], scales: Mapping[str, float]) -> None:
-    """KaSA as LoRA of twice the rank: its base lacks the smallest singular terms of the weight.
-
-    With `W = U S V^T` in [out, in] and the last `r` terms `D`, `W' = W - D + s B diag(d) A`. The
-    second half of the factors is `D`.
-
-    Raises:
-        CheckpointError: a module without its diagonal, or with a rank that leaves no term.
-    """
-    found.linear_alone(modules)
-    diagonals = found.take({'d': '.lora_diag'})
-    for module, arrays in modules.items():
-        place = found.place(module)
-        path, rank = place.slot.path, arrays['a'].shape[-1]
-        leaf = dense(paths.flatten(found.model.params)[path])
-        matrix = np.asarray(found.layout(path).to_matrix(leaf), np.float32)
-        one = matrix.reshape(-1, *matrix.shape[-2:])[place.number]
-        if module not in diagonals or diagonals[module]['d'].shape != (rank,):
-            raise CheckpointError(f'{found.where} lacks {module}.lora_diag of [{rank}]')
-        if rank >= min(one.shape):
-            raise CheckpointError(
-                f'{found.where}: KaSA of rank {rank} leaves nothing of {path!r} {one.shape}'
-            )
-        left, values, right = np.linalg.svd(one, full_matrices=False)
-        least, most = left[:, -rank:] * values[-rank:], right[-rank:]
-        arrays['a'] = np.concatenate([arrays['a'] * diagonals[module]['d'], least], 1)
-        arrays['b'] = np.concatenate([arrays['b'], -most / np.float32(scales[path])], 0)
 
 
 def as_matrices(found: Found) -> None:
@@ -137,30 +106,14 @@ def _diagonal(blocks: np.ndarray) -> np.ndarray:
     return matrix.reshape(count * rows, count * columns)
 
 
-def add_biases(found: Found, modules: dict[str, Arrays], scales: Mapping[str, float]) -> None:
-    """Puts LoRA's own biases into the biases of its modules, which then train whole.
-
-    Raises:
-        CheckpointError: a module without a bias.
-    """
-    leaves = paths.flatten(found.model.params)
-    for module, arrays in modules.items():
-        if 'bias' not in arrays:
-            raise CheckpointError(f'{found.where} lacks {module}.lora_B.bias')
-        place = found.names.place(f'{module}.bias')
-        if place is None:
-            raise CheckpointError(
-                f'{found.where}: lora_bias at {module}, which has no bias; here it is added to one'
-            )
-        name = f'{module}.base_layer.bias'
-        mine = sliced(place.slot, leaves[place.slot.path], place.number)
-        own = arrays.pop('bias') * np.float32(scales[found.place(module).slot.path])
-        theirs = np.asarray(found.tensors.get(name, mine), np.float32)
-        if own.shape != theirs.shape:
-            raise CheckpointError(
-                f'{found.where}: {module}.lora_B.bias is {own.shape}, needs {theirs.shape}'
-            )
-        found.tensors[name] = theirs + own
+def named_biases(found: Found, modules: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """LoRA's own biases by the names that `lora` gives them: 'shift' beside a layer without one."""
+    return {
+        module: arrays
+        if found.names.place(f'{module}.bias') is not None
+        else {'shift' if name == 'bias' else name: each for name, each in arrays.items()}
+        for module, arrays in modules.items()
+    }
 
 
 def whole_factors(
@@ -171,7 +124,7 @@ def whole_factors(
     Frozen first factors are put beside the second. Of a start that took `s A0 B0` away from the
     weights, `W - s A0 B0 + s A B` is LoRA on `W` with the factors `[A, A0]` and `[B, -B0]`.
     """
-    if part.rest is not None:
+    if any(entry.method in FROM_WEIGHT for entry in entries.values()):
         start = part.start(jax.random.key(0), model)
         pairs = {path: (entry, start[path]) for path, entry in entries.items()}
         return {
