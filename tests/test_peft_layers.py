@@ -168,6 +168,7 @@ def test_a_head_that_others_look_for_is_written_as_it_stands(how, tmp_path):
         (peftjax.ia3(targets=r'encoder/conv1'), 'tiny_whisper', 'a convolution'),
         (peftjax.loha(rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
         (peftjax.adalora(init_rank=2, targets='embed_tokens'), 'tiny_llama', 'an embedding'),
+        (peftjax.lora(rank=2, targets=r'.*embed_positions'), 'tiny_whisper', 'read by its rows'),
         (_PREFIX, 'tiny_vit', 'of images'),
         (_PROMPT, 'tiny_llama_score', 'the last position'),
         (_ADAPTION, 'tiny_gemma2', 'Mistral'),

@@ -18,6 +18,7 @@ class Places(NamedTuple):
     norms: str
     head: str = ''
     convolution: str = ''
+    positions: str = ''
     core: str = r'.*/core'
 
     @property
@@ -32,6 +33,7 @@ _ENCODER = Places(
     'embeddings/word_embeddings',
     r'layers/.*layer_norm/(scale|bias)',
     r'classifier/.*',
+    positions='embeddings/position_embeddings',
 )
 _DECODER = Places(
     r'.*/[qv]_proj', r'.*/up_proj', r'.*/down_proj', 'embed_tokens', r'.*norm/scale', r'lm_head/.*'
@@ -56,13 +58,19 @@ FAMILIES = {
         r'layers/mlp/c_proj',
         'wte',
         r'.*ln_\w+/(scale|bias)',
+        positions='wpe',
     ),
     'tiny_llama': _DECODER,
     'tiny_qwen2': _DECODER,
     'tiny_gemma2': _DECODER._replace(head=''),
     'tiny_llama_score': _DECODER._replace(head=r'score/.*'),
     'tiny_t5': Places(
-        r'.*/(self|cross)_attn/[qv]', r'.*/ffn/wi', r'.*/ffn/wo', 'embed', r'.*layer_norm/scale'
+        r'.*/(self|cross)_attn/[qv]',
+        r'.*/ffn/wi',
+        r'.*/ffn/wo',
+        'embed',
+        r'.*layer_norm/scale',
+        positions=r'.*relative_attention_bias',
     ),
     'tiny_vit': _IMAGES,
     'tiny_dinov2': _IMAGES,
@@ -74,6 +82,7 @@ FAMILIES = {
         r'.*layer_norm/(scale|bias)',
         '',
         r'encoder/conv[12]',
+        positions=r'.*/embed_positions',
     ),
 }
 
@@ -87,6 +96,7 @@ METHODS: dict[str, Make] = {
     'lora pissa': lambda p: peftjax.lora(rank=2, alpha=4, init='pissa', targets=p.attention),
     'lora olora': lambda p: peftjax.lora(rank=2, init='olora', targets=p.attention),
     'lora on a table': lambda p: peftjax.lora(rank=2, targets=(p.table, p.attention)),
+    'lora on positions': lambda p: peftjax.lora(rank=2, targets=p.positions),
     'lora on the head': lambda p: peftjax.lora(rank=2, targets=(_weights(p.head), p.attention)),
     'lora on a convolution': lambda p: peftjax.lora(rank=2, targets=(p.convolution, p.attention)),
     'lora, head': lambda p: _behind(p.head, peftjax.lora(rank=2, targets=p.attention)),

@@ -11,7 +11,7 @@ from peftjax.core.quantized import dense
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.factors import take_factors, to_file
-from peftjax.interop.peft.found import Arrays, Found, Part, literal, refuse_tied
+from peftjax.interop.peft.found import Arrays, Found, Part, literal
 from peftjax.interop.peft.lora_kinds import (
     Chosen,
     as_matrices,
@@ -57,8 +57,9 @@ def read_lora(found: Found) -> Part:
         found.linear_alone(modules)
     for module in modules:
         _drop_base_copy(found, module)
-        if is_table(found.place(module).slot):
-            refuse_tied(found, module)
+        slot = found.place(module).slot
+        if is_table(slot) and (told := found.names.table_refused(slot)):
+            raise CheckpointError(f'{found.where}: {told}')
     if not modules:
         raise CheckpointError(f'{found.where} holds no LoRA')
     found.check_targets(modules)
@@ -160,11 +161,8 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
                 f'peft has KaSA on torch.nn.Linear alone, and {path!r} is none there; leave it out '
                 'of the targets, or merge the adapter'
             )
-        if is_table(slot) and names.tied:
-            raise ValueError(
-                f'{path!r} is adapted where it is looked up and as the tied head; peft would '
-                'change the first alone'
-            )
+        if is_table(slot) and (told := names.table_refused(slot)):
+            raise ValueError(told)
         for module, arrays in layers_of(names, path, entry):
             for ending, value in to_file(slot, arrays).items():
                 tensors[f'{ROOT}{module}{ending}'] = value

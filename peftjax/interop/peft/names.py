@@ -19,6 +19,10 @@ ROOT = 'base_model.model.'
 _LONGEST = 2000  # characters of a pattern
 
 
+# Whisper's tables of positions.
+_BY_ROWS = re.compile(r'(^|/)embed_positions/')
+
+
 class Place(NamedTuple):
     """One tensor of the base: the slot of its leaf, and which of the slot's tensors it is."""
 
@@ -98,6 +102,20 @@ class Names:
     def tensor(self, path: str, index: int) -> str:
         """The name of a tensor of the base, without `base_model.model.`."""
         return self._names[path, index]
+
+    def table_refused(self, slot: Slot) -> str | None:
+        """Why a file cannot hold an adapter on this embedding; None if it can."""
+        if self.tied and slot.path == self.table:
+            return (
+                f'{slot.path!r} is adapted where it is looked up and as the tied head; peft would '
+                'change the first alone; write peftjax.load(..., tie=False) for a head of its own'
+            )
+        if _BY_ROWS.search(slot.path):
+            return (
+                f'{slot.path!r} is read by its rows in transformers, and not looked up by tokens, '
+                'so that an adapter of peft does something else there'
+            )
+        return None
 
     def tensors(self) -> list[str]:
         """The names of all tensors of the base."""
