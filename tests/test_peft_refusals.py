@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 import peftjax
 from peftjax.interop.errors import CheckpointError
@@ -253,3 +254,49 @@ def test_any_damage_is_read_or_refused(data, source, file, tmp_path_factory):
     cut = data.draw(st.none() | st.integers(0, len(content)))
     (folder / file).write_bytes(bytes(content[:cut]))
     _refused_or_read(folder)
+
+
+def _with_a_table(ids, rows):
+    """A file with token rows of one embedding, and another table around them."""
+
+    def made(tmp_path):
+        module = 'base_model.model.model.embed_tokens.token_adapter'
+        source = load_file(GOLDEN / 'llama/trainable_tokens/adapter_model.safetensors')
+        (name,) = source
+        return changed(
+            tmp_path,
+            'llama/trainable_tokens',
+            {'token_indices': ids},
+            {
+                name: np.ones((rows, 32), np.float32),
+                f'{module}.base_layer.weight': np.full((64, 32), 0.5, np.float32),
+            },
+        )
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ('ids', 'rows', 'message'),
+    [
+        ([3, 7, 11], 1, r'is \(1, 32\), and 3 tokens .* need \(3, 32\)'),
+        ([-1, 7, 11], 3, 'not numbers from 0 on, each once'),
+        ([3, 3, 3], 3, 'not numbers from 0 on, each once'),
+    ],
+)
+def test_token_rows_that_do_not_fit_their_tokens_are_refused(ids, rows, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        peftjax.load_adapter(_with_a_table(ids, rows)(tmp_path), base('llama', True))
+
+
+def test_blocks_that_ask_for_more_than_the_matrix_are_refused(tmp_path):
+    source = load_file(GOLDEN / 'llama/lora_bdlora/adapter_model.safetensors')
+    tensors = {
+        name: np.ones((100_000, 1), np.float32) if '.q_proj.lora_A' in name else value
+        for name, value in source.items()
+    }
+    config = json.loads((GOLDEN / 'llama/lora_bdlora/adapter_config.json').read_text())
+    blocks = {**config['use_bdlora'], 'nblocks': 32, 'target_modules_bd_a': ['q_proj']}
+    folder = changed(tmp_path, 'llama/lora_bdlora', {'use_bdlora': blocks}, tensors)
+    with pytest.raises(CheckpointError, match='rank 100000, and its matrix is'):
+        peftjax.load_adapter(folder, base('llama', False))

@@ -150,7 +150,7 @@ EMBED = MODELS['linen looped']
         (
             lambda: peftjax.trainable_tokens([13], targets='embed/embedding').init(KEY, EMBED()),
             ValueError,
-            r"beyond the 13 rows of 'embed/embedding' \(13, 8\) float32; write ids below 13",
+            r"beyond the 13 tokens of 'embed/embedding' \(13, 8\) float32; write ids below 13",
         ),
         (
             lambda: peftjax.trainable_tokens([1], targets='out/bias').init(KEY, mlp()),
@@ -186,3 +186,13 @@ EMBED = MODELS['linen looped']
 def test_wrong_arguments_say_what_to_write(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_table_that_is_multiplied_by_one_hot_rows_trains_rows():
+    params = {'table': jnp.arange(96.0).reshape(12, 8)}
+    example = jnp.zeros((2, 3), jnp.int32)
+    model = peftjax.wrap(
+        lambda params, ids: jax.nn.one_hot(ids, 12) @ params['table'], params, example
+    )
+    adapter, _ = peftjax.trainable_tokens((3,), targets='table').init(jax.random.key(0), model)
+    np.testing.assert_array_equal(adapter['table'], params['table'][3:4])

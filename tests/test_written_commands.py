@@ -126,6 +126,26 @@ def test_a_head_that_the_adapter_brings_is_named_in_the_config(tmp_path):
     np.testing.assert_array_equal(found, trained.T)
 
 
+@pytest.mark.parametrize(
+    ('variant', 'task', 'pooling', 'named'),
+    [
+        # No class of another library reads the mean of all tokens, or has this head.
+        ('tiny_bert', 'classification', 'mean', 'BertForSequenceClassification'),
+        ('tiny_gemma3', 'token_classification', 'first', 'Gemma3ForCausalLM'),
+        ('tiny_gemma3', 'classification', 'first', 'Gemma3TextForSequenceClassification'),
+        ('tiny_gemma2', 'token_classification', 'first', 'Gemma2ForTokenClassification'),
+        ('tiny_gpt2', 'classification', 'first', 'GPT2ForSequenceClassification'),
+    ],
+)
+def test_a_checkpoint_names_the_class_that_computes_the_same(
+    variant, task, pooling, named, tmp_path
+):
+    base = GOLDEN / variant / 'base'
+    model = peftjax.load(base, task=task, num_labels=3, pooling=pooling)
+    peftjax.save_checkpoint(tmp_path / 'out', model, model.params, base)
+    assert json.loads((tmp_path / 'out/config.json').read_text())['architectures'] == [named]
+
+
 @pytest.mark.parametrize('pooling', ['first', 'mean'])
 def test_merge_of_an_encoder_without_a_head(pooling, tmp_path):
     config, weights, inputs, _ = golden('bert')

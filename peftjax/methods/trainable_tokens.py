@@ -107,6 +107,10 @@ def trainable_tokens(
 
 
 def _of_head(site: WeightSite) -> bool:
-    """Whether a leaf is the kernel of a head, with a column for each token."""
+    """Whether a leaf is the kernel of a head, with a column for each token.
+
+    Flax calls it `kernel`; a table that is multiplied by one-hot rows has a name of its own.
+    """
     layout = site.layout
-    return layout is not None and not layout.lookup and layout.columns == (1,)
+    kernel = site.path.rpartition('/')[2] == 'kernel'
+    return kernel and layout is not None and not layout.lookup and layout.columns == (1,)

@@ -170,6 +170,8 @@ def _is_own(name: str) -> bool:
 
 _SIZES = ('vocab_size', 'tie_word_embeddings', 'scale_decoder_outputs')
 _CLASS = re.compile(r'(LMHeadModel|For[A-Z]\w*|Model)$')
+# Of the text alone, where the class of a causal model has the name of one that reads images too.
+_STEMS = {'gemma3_text': 'Gemma3Text'}
 
 
 def _config(raw: dict[str, Any], model: Model, leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +194,14 @@ def _config(raw: dict[str, Any], model: Model, leaves: Mapping[str, Any]) -> dic
         return raw
     ending = 'Token' if family.reads_tokens(leaves) else 'Sequence'
     named = raw.get('architectures')
-    if isinstance(named, list) and all(isinstance(each, str) for each in named):
-        classes = [_CLASS.sub(f'For{ending}Classification', each) for each in named]
+    # No class of another library computes what a model does that is `only_here`.
+    named = named if isinstance(named, list) and not model.only_here else []
+    if named and all(isinstance(each, str) for each in named):
+        stem = _STEMS.get(raw['model_type'])
+        classes = [
+            f'{_CLASS.sub("", each) if stem is None else stem}For{ending}Classification'
+            for each in named
+        ]
         raw = raw | {'architectures': classes}
     if raw.get('pad_token_id') is None and model.tokenizer is not None:
         # transformers takes no more than one text at a time without it.

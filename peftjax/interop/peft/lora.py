@@ -175,9 +175,10 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         **common(names, 'LORA', modules),
         'r': rank,
         'lora_alpha': alpha,
-        'lora_dropout': arguments['dropout'],
+        # Of twice the factors, the second half stands for a part of the base.
+        'lora_dropout': 0.0 if twice else arguments['dropout'],
         'use_rslora': rslora,
-        'use_dora': part.about.name == 'dora',
+        'use_dora': any('magnitude' in entry for entry in entries.values()),
         'lora_bias': bool(arguments.get('bias')),
         'kasa_config': {} if any('diag' in entry for entry in entries.values()) else None,
         'rank_pattern': ranks,

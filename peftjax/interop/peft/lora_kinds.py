@@ -79,23 +79,30 @@ def as_matrices(found: Found) -> None:
         for name in [name for name in found.tensors if name.endswith(ending)]:
             module = name.removesuffix(ending)
             if any(str(pattern) in module.rpartition('.')[2] for pattern in patterns):
-                wide = _columns(found, module, factor)
+                rows, wide = _shape(found, module, factor)
                 value = found.tensors[name]
-                if value.ndim != 2 or len(value) % count or value.shape[1] * count != wide:
+                held = value.ndim == 2 and (len(value), value.shape[1] * count) == (rows, wide)
+                if not held or rows % count:
                     raise CheckpointError(
-                        f'{found.where}: {name} {value.shape} is not made of {count} blocks that '
-                        f'are {wide} wide'
+                        f'{found.where}: {name} {value.shape} is not made of {count} blocks of a '
+                        f'factor of {(rows, wide)}'
                     )
                 found.tensors[name] = _diagonal(value.reshape(count, -1, value.shape[1]))
 
 
-def _columns(found: Found, module: str, factor: str) -> int:
-    """How many columns a whole factor has: the inputs of the layer, or the rank."""
+def _shape(found: Found, module: str, factor: str) -> tuple[int, int]:
+    """Rows and columns of a whole factor, before anything of that size is made."""
     place = found.names.place_of_module(module)
-    if place is None or f'{module}.lora_A.weight' not in found.tensors:
+    first = found.tensors.get(f'{module}.lora_A.weight')
+    if place is None or first is None:
         raise CheckpointError(f'{found.where} has one factor of {module}, or it is no layer')
-    inputs = found.layout(place.slot.path).inputs
-    return inputs if factor == 'A' else len(found.tensors[f'{module}.lora_A.weight'])
+    layout, rank = found.layout(place.slot.path), len(first)
+    if rank > min(layout.inputs, layout.outputs):
+        raise CheckpointError(
+            f'{found.where}: {module} has factors of blocks of rank {rank}, and its matrix is '
+            f'[{layout.outputs}, {layout.inputs}]; blocks of a rank up to its smaller side are read'
+        )
+    return (rank, layout.inputs) if factor == 'A' else (layout.outputs, rank)
 
 
 def _diagonal(blocks: np.ndarray) -> np.ndarray:

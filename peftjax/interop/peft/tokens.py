@@ -45,6 +45,7 @@ def read_tokens(found: Found) -> list[Part]:
         if path in tables and not np.array_equal(values, tables[path]):
             raise CheckpointError(f'{found.where}: the rows {name} and others of one table differ')
         numbers[path], tables[path] = _ids_of(found, given, module), values
+        _check_rows(found, name, numbers[path], values, path)
     if not tables:
         raise CheckpointError(f'{found.where} holds no rows of an embedding')
     if found.model.untied and set(tables) == {found.names.table} and _HEAD in found.names.slots:
@@ -87,6 +88,20 @@ def _ids_of(found: Found, given: Any, module: str) -> tuple[int, ...]:
             f'{found.config.where}: {str(given)[:80]} are not the tokens of one embedding'
         )
     return tuple(given)
+
+
+def _check_rows(found: Found, name: str, ids: Sequence[int], values: np.ndarray, path: str) -> None:
+    """Raises CheckpointError unless there is a row for each token, and each token is named once."""
+    shape = found.names.slots[path].shape  # [vocabulary, features], of a head too
+    if values.shape != (len(ids), shape[1]):
+        raise CheckpointError(
+            f'{found.where}: {name} is {values.shape}, and {len(ids)} tokens of {path!r} need '
+            f'{(len(ids), shape[1])}'
+        )
+    if len(set(ids)) < len(ids) or min(ids, default=0) < 0:
+        raise CheckpointError(
+            f'{found.config.where}: the tokens {list(ids)[:8]} are not numbers from 0 on, each once'
+        )
 
 
 def _takes_whole(found: Found, path: str, ids: Sequence[int], rows: np.ndarray) -> bool:
