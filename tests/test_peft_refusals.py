@@ -292,10 +292,10 @@ def test_token_rows_that_do_not_fit_their_tokens_are_refused(ids, rows, message,
 def test_blocks_that_ask_for_more_than_the_matrix_are_refused(tmp_path):
     source = load_file(GOLDEN / 'llama/lora_bdlora/adapter_model.safetensors')
     tensors = {
-        name: np.ones((100_000, 1), np.float32) if '.q_proj.lora_A' in name else value
+        name: np.ones((100_000, value.shape[1]), np.float32)
         for name, value in source.items()
+        if '.o_proj.lora_A' in name
     }
-    blocks = {'nblocks': 32, 'target_modules_bd_a': ['q_proj']}
-    folder = changed(tmp_path, 'llama/lora_bdlora', {'use_bdlora': blocks}, tensors)
+    folder = changed(tmp_path, 'llama/lora_bdlora', tensors=tensors)
     with pytest.raises(CheckpointError, match='rank 100000, and its matrix is'):
         peftjax.load_adapter(folder, base('llama', False))
