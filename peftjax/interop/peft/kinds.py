@@ -20,6 +20,7 @@ from peftjax.interop.peft.prompts import (
     read_multitask,
     read_prefix,
     read_prompt,
+    write_p_tuning,
     write_prefix,
     write_prompt,
 )
@@ -60,7 +61,7 @@ KINDS: dict[str, Kind] = {
     'VBLORA': Kind(read_vblora, {'vblora': write_vblora}),
     'RANDLORA': Kind(read_randlora),
     'PROMPT_TUNING': Kind(read_prompt, {'prompt_tuning': write_prompt}),
-    'P_TUNING': Kind(read_prompt, {'p_tuning': write_prompt}),
+    'P_TUNING': Kind(read_prompt, {'p_tuning': write_p_tuning}),
     'PREFIX_TUNING': Kind(read_prefix, {'prefix_tuning': write_prefix}),
     'CPT': Kind(read_cpt),
     'MULTITASK_PROMPT_TUNING': Kind(read_multitask),

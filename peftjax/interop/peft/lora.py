@@ -133,6 +133,12 @@ def _drop_base_copy(found: Found, module: str) -> None:
     slot, number = found.place(module)
     frozen = sliced(slot, dense(paths.flatten(found.model.params)[slot.path]), number)
     mine, theirs = frozen.T if slot.transposed else frozen, found.tensors.pop(name)
+    if theirs.shape != mine.shape:
+        raise CheckpointError(
+            f'{found.where}: {name} is {theirs.shape}, and {slot.path!r} of this model holds '
+            f'{mine.shape}; for a table with new rows write '
+            f'peftjax.load(..., vocab_size={len(theirs)})'
+        )
     if not np.array_equal(theirs.astype(mine.dtype), mine):
         raise CheckpointError(
             f'{found.where}: {name} is not the {slot.path!r} of this model; the adapter was '

@@ -212,8 +212,23 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
     return transform, {'sites': adapter}
 
 
-def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
-    """The prompt, or what an encoder makes of its embedding."""
+def write_p_tuning(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
+    """What the encoder makes of its embedding."""
+    made = export_prompt(adapter)
+    return write_prompt(model, names, arguments, made, part, kind='P_TUNING')
+
+
+def write_prompt(
+    model: Any,
+    names: Any,
+    arguments: Any,
+    adapter: Any,
+    part: Any,
+    *,
+    kind: str = 'PROMPT_TUNING',
+) -> Any:
+    """The prompt."""
+    del part
     writes_from(model)  # or says that peft has no prompts for this model
     if names.reads_last:
         raise ValueError(
@@ -227,11 +242,8 @@ def write_prompt(model: Any, names: Any, arguments: Any, adapter: Any, part: Any
             'a file of peft does not say that virtual positions stay in the outputs, and what '
             'load_adapter makes of it leaves them out; write keep_virtual=False'
         )
-    if part.about.name == 'p_tuning':
-        adapter = export_prompt(adapter)
     ((path, leaves),) = adapter.items()
     prompt = np.asarray(leaves['prompt'])
-    kind = 'P_TUNING' if part.about.name == 'p_tuning' else 'PROMPT_TUNING'
     return {'prompt_embeddings': prompt}, _prompt_fields(model, kind, prompt)
 
 
