@@ -150,7 +150,7 @@ def test_a_tied_table_is_refused_both_ways(tmp_path):
         ),
         (
             {'tensors': {A.replace('lora_A', 'lora_C'): np.zeros((4, 32), np.float32)}},
-            '1 tensors that nothing here takes',
+            '1 tensor that nothing here takes',
         ),
     ],
 )
@@ -299,3 +299,11 @@ def test_blocks_that_ask_for_more_than_the_matrix_are_refused(tmp_path):
     folder = changed(tmp_path, 'llama/lora_bdlora', tensors=tensors)
     with pytest.raises(CheckpointError, match='rank 100000, and its matrix is'):
         peftjax.load_adapter(folder, base('llama', False))
+
+
+@pytest.mark.parametrize('adapter', ['bert/lora', 'tiny_llama_tokens/lora'])
+def test_a_head_that_the_model_lacks_is_named(adapter):
+    architecture = adapter.partition('/')[0].removesuffix('_tokens')
+    model = peftjax.load(GOLDEN / architecture / 'base')
+    with pytest.raises(CheckpointError, match='are of a head, .* num_labels=3'):
+        peftjax.load_adapter(GOLDEN / adapter, model)

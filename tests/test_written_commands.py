@@ -114,10 +114,11 @@ def test_merge_keeps_the_head_of_the_base(variant, task, targets, head, tmp_path
     assert saying['architectures'] == said['architectures']
 
 
-def test_a_head_that_the_adapter_brings_is_named_in_the_config(tmp_path):
+@pytest.mark.parametrize('flags', [(), ('--num-labels', 3)], ids=['found', 'told'])
+def test_a_head_that_the_adapter_brings_is_named_in_the_config(flags, tmp_path):
     base = GOLDEN / 'tiny_llama' / 'base'
     adapter = GOLDEN / 'tiny_llama_tokens' / 'lora'
-    assert _merge(base, adapter, tmp_path / 'out', '--num-labels', 3) == 0
+    assert _merge(base, adapter, tmp_path / 'out', *flags) == 0
     config = json.loads((tmp_path / 'out/config.json').read_text())
     assert config['architectures'] == ['LlamaForTokenClassification']
     assert list(config['id2label']) == ['0', '1', '2']

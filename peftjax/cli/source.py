@@ -4,7 +4,10 @@ import argparse
 import itertools
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
+
+import safetensors
 
 import peftjax
 from peftjax.cli.parser import Parser, UsageError, whole
@@ -28,6 +31,10 @@ _BY_CLASS = {
     'ForImageClassification': 'classification',
     'ForTokenClassification': 'token_classification',
 }
+
+
+# The last layer of a head that an adapter has of its own.
+_HEAD = re.compile(r'\.(classifier|score)(\.out_proj)?(\.modules_to_save)?\.weight$')
 
 
 class Source(NamedTuple):
@@ -151,7 +158,10 @@ def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
     base, task, labels = arguments.base, given.get('task'), given.get('num_labels')
     if task is not None:
         return peftjax.load(base, task=task, num_labels=labels, **options)
-    task = _task_of(base, given.get('adapter'))
+    adapter = given.get('adapter')
+    task = _task_of(base, adapter)
+    if labels is None and adapter is not None:
+        labels = _labels_of(pathlib.Path(adapter, 'adapter_model.safetensors'))
     if labels is not None:
         return peftjax.load(base, task=task, num_labels=labels, **options)
     try:
@@ -172,6 +182,20 @@ def _task_of(base: str, adapter: str | None) -> str:
     ending = first[first.find('For') :] if isinstance(first, str) and 'For' in first else ''
     found = _BY_TYPE.get(kind) if isinstance(kind, str) else None
     return _BY_CLASS.get(ending) or found or 'classification'
+
+
+def _labels_of(file: pathlib.Path) -> int | None:
+    """The classes of the head in an adapter's file; None where it has no head, or is no such file.
+
+    `peftjax.load_adapter` says what is wrong with a file.
+    """
+    try:
+        with safetensors.safe_open(file, 'numpy') as held:
+            names = held.keys()
+            heads = [name for name in names if _HEAD.search(name)]
+            return held.get_slice(heads[-1]).get_shape()[0] if heads else None
+    except (OSError, safetensors.SafetensorError):
+        return None
 
 
 def _field(path: pathlib.Path, name: str) -> Any:

@@ -60,6 +60,11 @@ class RunFolder:
             content = read_object(file)
         except ValueError as error:
             raise SettingsError(str(error)) from None
+        if 'model' not in content and not (self.path / ADAPTER).is_dir():
+            raise SettingsError(
+                f'{self.path} is no work folder of a run: its config.json is of something else, '
+                'and it holds no adapter'
+            )
         if 'model' not in content:
             raise SettingsError(
                 f'{self.path} holds a run of a model of your own; wrap the model again, and read '

@@ -43,8 +43,8 @@ def test_wrong_sweeps_are_refused_before_anything_runs(config, tmp_path):
         rows_of(config)
     with pytest.raises(ValueError, match='runs 000 and 001 are the same'):
         rows_of(config, {'seed': 0}, {'seed': 0})
-    with pytest.raises(ValueError, match=r"run 001 \{'lora.rank': 99\}: rank 99 is larger"):
-        run(rows_of(config, {'seed': 0}, {'lora.rank': 99}), tmp_path / 'a')
+    with pytest.raises(ValueError, match=r"run 001 \{'lora.rank': 0\}: rank must be a whole"):
+        run(rows_of(config, {'seed': 0}, {'lora.rank': 0}), tmp_path / 'a')
     assert not (tmp_path / 'a').exists()
     with pytest.raises(ValueError, match='leave mesh at 1'):
         run(rows_of(config, {'mesh.data': 2}), tmp_path / 'a')

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -139,7 +140,8 @@ def load_adapter(
     left = sorted(tensors)
     if left:
         raise CheckpointError(
-            f'{file.where} holds {len(left)} tensors that nothing here takes: {", ".join(left[:8])}'
+            f'{file.where} holds {len(left)} tensor{"s"[: len(left) - 1]} that nothing here takes: '
+            f'{", ".join(left[:8])}{_of_a_head(tensors)}'
         )
     if not hub:
         config.check_all_read()
@@ -165,6 +167,17 @@ def _opened(folder: pathlib.Path) -> tuple[PeftConfig, Tensors]:
 def _is_hub(config: PeftConfig) -> bool:
     """Whether a config is AdapterHub's."""
     return 'peft_type' not in config.raw and 'config' in config.raw
+
+
+def _of_a_head(left: Mapping[str, np.ndarray]) -> str:
+    """What to write where the tensors are those of a head that the model lacks."""
+    for name, value in left.items():
+        if re.search(r'(^|\.)(classifier|score)\.', name) and value.ndim == 2:
+            return (
+                '; they are of a head, which this model lacks: write peftjax.load(..., '
+                f"task='classification', num_labels={len(value)}), or the task that it is for"
+            )
+    return ''
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
