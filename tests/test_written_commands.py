@@ -147,6 +147,18 @@ def test_a_checkpoint_names_the_class_that_computes_the_same(
     assert json.loads((tmp_path / 'out/config.json').read_text())['architectures'] == [named]
 
 
+def test_a_checkpoint_keeps_the_names_of_its_classes(tmp_path):
+    base = GOLDEN / 'tiny_bert' / 'base'
+    model = peftjax.load(base, task='classification')
+    labels = ('down', 'flat', 'up')
+    peftjax.save_checkpoint(tmp_path / 'out', model, model.params, base, labels=labels)
+    config = json.loads((tmp_path / 'out/config.json').read_text())
+    assert config['id2label'] == {'0': 'down', '1': 'flat', '2': 'up'}
+    assert config['label2id'] == {'down': 0, 'flat': 1, 'up': 2}
+    with pytest.raises(ValueError, match='names 2 classes, and the head has 3'):
+        peftjax.save_checkpoint(tmp_path / 'b', model, model.params, base, labels=labels[:2])
+
+
 @pytest.mark.parametrize('pooling', ['first', 'mean'])
 def test_merge_of_an_encoder_without_a_head(pooling, tmp_path):
     config, weights, inputs, _ = golden('bert')

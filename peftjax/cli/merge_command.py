@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         params,
         source.base,
         dtype=arguments.dtype,
+        labels=source.labels,
         replace_source=arguments.force,
     )
     print(arguments.out)

@@ -44,6 +44,7 @@ class Source(NamedTuple):
         model: the base.
         transform, adapter, frozen: of the method; the empty method where there is no adapter.
         base: where the base is, as `peftjax.load` takes it.
+        labels: names of the classes, of a run that knows them.
     """
 
     model: peftjax.Model
@@ -51,6 +52,7 @@ class Source(NamedTuple):
     adapter: Any
     frozen: peftjax.Frozen
     base: str
+    labels: tuple[str, ...] = ()
 
 
 def add_labels(parser: argparse._ActionsContainer) -> None:
@@ -218,7 +220,8 @@ def open_run(path: str, which: str = 'best', allow_non_finite: bool = False) -> 
     restored = folder.load_adapter(
         model, 'last' if which == 'last' else 'best', allow_non_finite=allow_non_finite
     )
-    return Source(model, *restored, folder.settings.model.source)
+    settings = folder.settings
+    return Source(model, *restored, settings.model.source, tuple(settings.data.labels))
 
 
 def is_saved(path: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Inexact, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.entries import Adapter
@@ -27,7 +27,7 @@ def beside(factors: Start, dtype: Any) -> Start:
     """
 
     def start(
-        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+        key: PRNGKeyArray, matrix: Inexact[jax.Array, 'in out'], site: WeightSite
     ) -> Mapping[str, Any]:
         if 'lookup' in site.uses:
             raise ValueError(
@@ -40,7 +40,7 @@ def beside(factors: Start, dtype: Any) -> Start:
     return start
 
 
-def shifted(leaves: Any, y: Float[jax.Array, '...']) -> Float[jax.Array, '...']:
+def shifted(leaves: Any, y: Inexact[jax.Array, '...']) -> Inexact[jax.Array, '...']:
     """What a use returns, with the scaled bias of the branch where the module has none."""
     if 'shift' not in leaves:
         return y
@@ -70,7 +70,7 @@ def _bias_of(path: str) -> str:
 
 
 def _on_the_bias(entry: Any, scale: Any) -> LeafRule:
-    def replace(bias: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
+    def replace(bias: Inexact[jax.Array, '*shape']) -> Inexact[jax.Array, '*shape']:
         each = scale.astype(entry['bias'].dtype)
         added = entry['bias'] * (each[..., None] if each.ndim else each)
         wide = jnp.promote_types(bias.dtype, added.dtype)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ def save_checkpoint(
     source: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
+    labels: Sequence[str] = (),
     replace_source: bool = False,
 ) -> None:
     """Writes parameters as config.json and model.safetensors, which transformers loads.
@@ -55,6 +56,8 @@ def save_checkpoint(
         source: what the model was loaded from, in Hugging Face layout: a folder, or a hub id.
         dtype: of the tensors; their own unless given; 'source' for that which each has in the
             files of the source, or, where it is not in them, which most have.
+        labels: names of the head's classes, in order; those of the source, or numbered ones,
+            unless given.
         replace_source: whether `folder` may be the source itself.
 
     Raises:
@@ -86,7 +89,7 @@ def save_checkpoint(
     leaves = paths.flatten(params)
     _check(leaves, paths.flatten(model.params))
     tensors = _tensors(model, leaves, _dtypes(model, origin) if dtype == 'source' else dtype)
-    config = _config(read_object(origin / 'config.json'), model, leaves)
+    config = _config(read_object(origin / 'config.json'), model, leaves, labels)
     config['dtype'] = _most_common(str(tensor.dtype) for tensor in tensors.values())
     config.pop('torch_dtype', None)
     copied = [name for name in _TOKENIZER if (origin / name).is_file()]
@@ -174,7 +177,9 @@ _CLASS = re.compile(r'(LMHeadModel|For[A-Z]\w*|Model)$')
 _STEMS = {'gemma3_text': 'Gemma3Text'}
 
 
-def _config(raw: dict[str, Any], model: Model, leaves: Mapping[str, Any]) -> dict[str, Any]:
+def _config(
+    raw: dict[str, Any], model: Model, leaves: Mapping[str, Any], labels: Sequence[str]
+) -> dict[str, Any]:
     """The source's config.json with what `load` was told to change."""
     family = family_of_config(model.config)
     source = family.parse(raw, ('.*',))
@@ -185,10 +190,13 @@ def _config(raw: dict[str, Any], model: Model, leaves: Mapping[str, Any]) -> dic
     if not heads:
         return raw
     count = leaves[heads[-1]].shape[-1]  # RoBERTa's has two layers, `dense` and `out_proj`.
-    if len(raw.get('id2label') or ()) != count:
+    if labels and len(labels) != count:
+        raise ValueError(f'labels names {len(labels)} classes, and the head has {count}')
+    if labels or len(raw.get('id2label') or ()) != count:
+        names = labels or [f'LABEL_{i}' for i in range(count)]
         raw = {name: value for name, value in raw.items() if name != 'num_labels'} | {
-            'id2label': {str(i): f'LABEL_{i}' for i in range(count)},
-            'label2id': {f'LABEL_{i}': i for i in range(count)},
+            'id2label': {str(i): name for i, name in enumerate(names)},
+            'label2id': {name: i for i, name in enumerate(names)},
         }
     if 'pixel_values' in model.takes:
         return raw
