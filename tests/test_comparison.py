@@ -61,7 +61,7 @@ def test_scores_are_means_and_deviations_over_seeds_the_best_first(tmp_path):
 
 def test_a_comparison_that_was_cut_short_goes_on_and_ends_the_same(tmp_path):
     protocol = Protocol(
-        seeds=2, length=8, train=32, validation=16, test=32, batch_size=8, rates=(-7, -6)
+        seeds=2, length=8, train=32, validation=16, test=32, batch_size=8, rates=(-3, -2)
     )
     configs = {'lora': read_settings(tiny_runs.film_reviews(tmp_path))}
     rows = compare(configs, protocol, tmp_path / 'whole', QUIET)
