@@ -277,3 +277,12 @@ def test_weights_that_are_not_finite_can_be_looked_at(base, adapter, capsys):
     look = ['inspect', str(base), '--adapter', str(adapter)]
     assert cli.main(look) == 2 and '--allow-non-finite' in capsys.readouterr().err
     assert cli.main([*look, '--allow-non-finite']) == 0
+
+
+@pytest.mark.parametrize('number', [2**64, -1])
+def test_an_end_that_is_no_token_is_refused(number, tmp_path):
+    base = tiny_runs.checkpoint(tmp_path / 'base', 'tiny_bert')
+    config = json.loads((base / 'config.json').read_text())
+    (base / 'config.json').write_text(json.dumps({**config, 'eos_token_id': number}))
+    with pytest.raises(CheckpointError, match='config.json: eos_token_id is'):
+        peftjax.load(base)

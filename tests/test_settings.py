@@ -135,3 +135,9 @@ def test_what_is_written_is_read_again(config):
     for name, value in config.items():
         if not isinstance(value, dict | list):
             assert getattr(settings, name) == value
+
+
+@pytest.mark.parametrize('found', [{'lora': 'eva'}, {'lora': {'init': 3}}])
+def test_what_finds_an_argument_is_named(found):
+    with pytest.raises(SettingsError, match='found.lora is .* names the function that finds'):
+        read_settings({'found': found})

@@ -125,9 +125,9 @@ def _end_ids(folder: pathlib.Path, backend: tokenizers.Tokenizer) -> tuple[int, 
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
-        if not all(type(each) is int for each in ids):
+        if not all(type(each) is int and 0 <= each < 2**31 for each in ids):
             raise CheckpointError(
-                f'{path}: eos_token_id is {str(found)[:60]}, and ids are integers'
+                f'{path}: eos_token_id is {str(found)[:60]}, and ids are numbers from 0 to 2**31'
             )
         return tuple(each for each in ids if backend.id_to_token(each) is not None)
     return ()
