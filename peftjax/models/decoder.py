@@ -1,7 +1,6 @@
 """What the decoders have in common: from tokens to states, and from states to logits or a head."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ from jax.typing import DTypeLike
 from peftjax.core.roles import Roles
 from peftjax.models import cache as caches
 from peftjax.models.attention import check_token_inputs, is_token
+from peftjax.models.norms import RMSNorm
 from peftjax.models.read_out import read_out
 from peftjax.models.stack import apply_stack
 
@@ -23,6 +23,7 @@ class Decoder(nn.Module):
     """
 
     block: ClassVar[type[nn.Module]]
+    table: ClassVar[type[nn.Embed]] = nn.Embed
 
     config: Any
     scan: bool = True
@@ -32,11 +33,17 @@ class Decoder(nn.Module):
 
     def embedding(self) -> nn.Embed:
         """The table of tokens, which a tied head reads as well."""
-        raise NotImplementedError
+        return self.table(
+            self.config.vocab_size,
+            self.config.hidden_size,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name='embed_tokens',
+        )
 
     def last_norm(self) -> nn.Module:
         """What stands behind the last layer."""
-        raise NotImplementedError
+        return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')
 
     def embedded(
         self, embed: nn.Embed, input_ids: jax.Array, positions: jax.Array, deterministic: bool
@@ -64,15 +71,24 @@ class Decoder(nn.Module):
     def states(
         self,
         input_ids: jax.Array,
-        given: Mapping[str, jax.Array | None],
+        attention_mask: jax.Array | None,
+        position_ids: jax.Array | None,
+        segment_ids: jax.Array | None,
         deterministic: bool,
         cache: caches.Cache | None = None,
         cache_length: int | None = None,
+        targets: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, nn.Embed, jax.Array]:
         """States [B, T, D] before the last norm, keys and values, the embedding, the positions.
 
-        Call it inside a compact method. given: attention_mask, position_ids, segment_ids.
+        Call it inside a compact method. The inputs are checked, the targets too.
         """
+        given = {
+            'attention_mask': attention_mask,
+            'position_ids': position_ids,
+            'segment_ids': segment_ids,
+        }
+        check_token_inputs(input_ids, **given, targets=targets)
         length, config = input_ids.shape[1], self.config
         slots = length if cache is None else cache.mask.shape[1]
         self.check_length(max(length, cache_length or slots))
@@ -135,14 +151,15 @@ class LanguageModel(Decoder):
         cache: caches.Cache | None = None,
         targets: jax.Array | None = None,
     ) -> Any:
-        given = {
-            'attention_mask': attention_mask,
-            'position_ids': position_ids,
-            'segment_ids': segment_ids,
-        }
-        check_token_inputs(input_ids, **given, targets=targets)
         x, present, embed, positions = self.states(
-            input_ids, given, deterministic, cache, cache_length
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            deterministic,
+            cache,
+            cache_length,
+            targets,
         )
         if cache_length is not None:
             x = x[:, -1:]
@@ -191,18 +208,12 @@ class Classifier(Decoder):
         segment_ids: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        given = {
-            'attention_mask': attention_mask,
-            'position_ids': position_ids,
-            'segment_ids': segment_ids,
-        }
-        check_token_inputs(input_ids, **given)
         if segment_ids is not None and not self.each_token:
             raise ValueError(
                 f'segment_ids {segment_ids.shape} pack several texts into a row, and the head '
                 'reads the last token of one; give attention_mask, and one text a row'
             )
-        x, *_ = self.states(input_ids, given, deterministic)
+        x, *_ = self.states(input_ids, attention_mask, position_ids, segment_ids, deterministic)
         x = self.last_norm()(x)
         if self.each_token:
             rate = self.config.classifier_dropout

@@ -117,17 +117,9 @@ class _Layers(Decoder):
     """What stands in a Gemma."""
 
     block: ClassVar[type[nn.Module]] = _Layer
+    table: ClassVar[type[nn.Embed]] = _Embed
 
     config: GemmaConfig
-
-    def embedding(self) -> nn.Embed:
-        return _Embed(
-            self.config.vocab_size,
-            self.config.hidden_size,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='embed_tokens',
-        )
 
     def last_norm(self) -> nn.Module:
         return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, 1.0, name='norm')

@@ -97,18 +97,6 @@ class _Layers(Decoder):
 
     config: LlamaConfig
 
-    def embedding(self) -> nn.Embed:
-        return nn.Embed(
-            self.config.vocab_size,
-            self.config.hidden_size,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name='embed_tokens',
-        )
-
-    def last_norm(self) -> nn.Module:
-        return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')
-
     def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
         # Once for all layers: outside the scan, so that they are not computed again in each.
         return mask, *rotation(self.config.rope, positions, self.config.head_dim)

@@ -17,7 +17,6 @@ import transformers
 from tests.golden.make.files import base_of, inputs_of
 
 TOLERANCE = 3e-5
-_UNREAD = KeyError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError
 
 
 def main(root: Path) -> int:
@@ -46,7 +45,7 @@ def _judge(folder: Path) -> tuple[str, str]:
             warnings.simplefilter('always')
             adapted = peft.PeftModel.from_pretrained(base, str(folder)).eval()
             theirs = _logits(adapted, inputs)
-    except _UNREAD as error:
+    except Exception as error:  # noqa: BLE001 (whatever a file does, the others are judged)
         return 'unread', f'{type(error).__name__}: {str(error)[:150]}'
     missing = [str(each.message)[:150] for each in said if 'missing' in str(each.message)]
     with np.load(folder / 'ours.npz') as file:
