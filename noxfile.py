@@ -23,8 +23,8 @@ nox.options.sessions = ('pinned', 'oldest', 'newest', 'wheel')
 LIBRARY_TESTS = tuple(
     f'tests/test_{name}.py'
     for name in (
-        'jaxprs binding views core roles cores random_streams attend contract quantize vectorize '
-        'generation sharding'
+        'jaxprs binding views core roles cores random_streams attend contract quantize '
+        'quantized_bases vectorize generation sharding'
     ).split()
 )
 # The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
