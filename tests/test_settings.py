@@ -137,7 +137,16 @@ def test_what_is_written_is_read_again(config):
             assert getattr(settings, name) == value
 
 
-@pytest.mark.parametrize('found', [{'lora': 'eva'}, {'lora': {'init': 3}}])
-def test_what_finds_an_argument_is_named(found):
-    with pytest.raises(SettingsError, match='found.lora is .* names the function that finds'):
-        read_settings({'found': found})
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ({'found': {'lora': 'eva'}}, "found.lora does not take 'eva'"),
+        ({'found': {'lora': {'init': 3}}}, 'found.lora.init does not take 3'),
+        ({'penalties': {'l2': 'much'}}, "penalties.l2 does not take 'much'"),
+        ({'rates': {'b': None}}, 'rates.b does not take None'),
+        ({'data': {'columns': {'text': 4}}}, 'data.columns.text does not take 4'),
+    ],
+)
+def test_values_in_a_mapping_are_held_to_their_type(given, said):
+    with pytest.raises(SettingsError, match=said):
+        read_settings(given)

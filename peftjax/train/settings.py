@@ -223,14 +223,6 @@ def read_settings(config: Any) -> Settings:
     settings = read_as(Settings, own, '')
     settings = dataclasses.replace(settings, sections=rest)
     # Functions of peftjax.train.found: they may share the name of a public one, not its arguments.
-    for method, each in settings.found.items():
-        if not isinstance(each, Mapping) or not all(
-            isinstance(name, str) for name in each.values()
-        ):
-            raise SettingsError(
-                f'found.{method} is {str(each)[:60]!r}, and names the function that finds each '
-                'argument of a method'
-            )
     found = {name for each in settings.found.values() for name in each.values()}
     used = {*settings.methods, settings.optimizer, *settings.around, *found}
     for name, arguments in rest.items():

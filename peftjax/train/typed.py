@@ -53,6 +53,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return float(value)
     if origin is tuple:
         return tuple(_value(inner[0], each, f'{name}[{i}]') for i, each in enumerate(value))
+    if origin is Mapping and inner[1] is not Any:
+        return {key: _value(inner[1], each, f'{name}.{key}') for key, each in value.items()}
     return value
 
 
