@@ -78,7 +78,7 @@ def test_adapters_that_began_otherwise_share_a_bank():
 @pytest.mark.parametrize(
     ('other', 'message'),
     [
-        (peftjax.lora(rank=2, targets=r'out/kernel'), 'the adapter has the structure'),
+        (peftjax.lora(rank=2, targets=r'out/kernel'), 'that the bank lacks'),
         (peftjax.lora(rank=2, targets=r'hidden/kernel', dtype='bfloat16'), 'of one method'),
         (peftjax.lora(rank=2, targets=r'hidden/kernel', init='pissa'), 'of one method'),
         (peftjax.lora(rank=2, targets=r'hidden/kernel', materialize=True), 'of one method'),

@@ -1,5 +1,6 @@
 """What merge, convert and export write: in which dtype, with which head, and over what."""
 
+import contextlib
 import json
 import pathlib
 
@@ -143,7 +144,9 @@ def test_a_checkpoint_names_the_class_that_computes_the_same(
 ):
     base = GOLDEN / variant / 'base'
     model = peftjax.load(base, task=task, num_labels=3, pooling=pooling)
-    peftjax.save_checkpoint(tmp_path / 'out', model, model.params, base)
+    told = pytest.warns(UserWarning, match='with peftjax alone: ')
+    with told if model.only_here else contextlib.nullcontext():
+        peftjax.save_checkpoint(tmp_path / 'out', model, model.params, base)
     assert json.loads((tmp_path / 'out/config.json').read_text())['architectures'] == [named]
 
 

@@ -1,6 +1,7 @@
 """`peftjax merge`: a checkpoint, or a LoRA, that computes what base and adapters do together."""
 
 import argparse
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,15 +107,17 @@ def run(arguments: argparse.Namespace) -> None:
         params = merging.apply_delta(peftjax.dequantize(source.model.params), merged)
     else:
         params = peftjax.dequantize(source.transform.merge(source.adapter, source.frozen))
-    peftjax.save_checkpoint(
-        arguments.out,
-        source.model,
-        params,
-        source.base,
-        dtype=arguments.dtype,
-        labels=source.labels,
-        replace_source=arguments.force,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'read .* with peftjax alone')  # It is printed below.
+        peftjax.save_checkpoint(
+            arguments.out,
+            source.model,
+            params,
+            source.base,
+            dtype=arguments.dtype,
+            labels=source.labels,
+            replace_source=arguments.force,
+        )
     print(arguments.out)
     if source.model.only_here:
         print(f'read it with peftjax alone: {source.model.only_here}')

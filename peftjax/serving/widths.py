@@ -31,7 +31,10 @@ def widest(model: Model, transforms: Sequence[PeftTransform]) -> PeftTransform:
     for each in transforms[1:]:
         check_alike(transforms[0], each)
     distinct = list(dict.fromkeys(transforms))
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(shapes_of(model, tx))] for tx in distinct]
+    adapters = [shapes_of(model, tx) for tx in distinct]
+    for other in adapters[1:]:
+        _check_places(other, adapters[0])
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(adapter)] for adapter in adapters]
     for transform, own in zip(distinct, shapes, strict=True):
         if all(_holds(own, other) for other in shapes):
             return transform
@@ -39,6 +42,17 @@ def widest(model: Model, transforms: Sequence[PeftTransform]) -> PeftTransform:
         f'none of the transforms {distinct} has the largest ranks of all at each target; write '
         'transform= with one that has'
     )
+
+
+def _check_places(adapter: Any, like: Any) -> None:
+    """Raises `ValueError` unless two adapters have arrays of the same names at the same places."""
+    mine, theirs = ({*paths.flatten(each)} for each in (adapter, like))
+    if mine != theirs:
+        raise ValueError(
+            f'the adapter has {sorted(mine - theirs)[:4]} that the bank lacks, and lacks '
+            f'{sorted(theirs - mine)[:4]}: adapters of one bank act at the same places; write a '
+            'bank for each'
+        )
 
 
 def _holds(one: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> bool:
@@ -121,20 +135,20 @@ def widened(transform: PeftTransform, adapter: Adapter, like: Any) -> Any:
             widened(tx, part, other) for tx, part, other in zip(members, adapter, like, strict=True)
         )
     front = about is not None and about.masked_by is not None
-    given, others = jax.tree.structure(adapter), jax.tree.structure(like)
-    if given != others:
-        raise ValueError(f'the adapter has the structure {given}, and the bank has {others}')
-    return jax.tree.map(lambda leaf, other: _padded(leaf, other, front), adapter, like)
+    _check_places(adapter, like)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, other: _padded(path, leaf, other, front), adapter, like
+    )
 
 
-def _padded(leaf: Any, like: Any, front: bool) -> np.ndarray:
+def _padded(path: Any, leaf: Any, like: Any, front: bool) -> np.ndarray:
     value = np.asarray(leaf)
     if value.shape == like.shape:
         return value.astype(like.dtype)
     if value.ndim != like.ndim or any(a > b for a, b in zip(value.shape, like.shape, strict=True)):
         raise ValueError(
-            f'an array of the adapter is {list(value.shape)}, and the bank holds '
-            f'{list(like.shape)}; write a bank with a transform of larger ranks'
+            f'{paths.join(path)} of the adapter is {list(value.shape)}, and the bank '
+            f'holds {list(like.shape)}; write a bank with a transform of larger ranks or lengths'
         )
     made = np.zeros(like.shape, like.dtype)
     places = (

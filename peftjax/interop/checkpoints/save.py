@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,10 +43,11 @@ def save_checkpoint(
 ) -> None:
     """Writes parameters as config.json and model.safetensors, which transformers loads.
 
-    A model with `only_here` set is written too, and `peftjax.load` reads it with the same
-    arguments: other libraries would compute something else with the file. The config is that of
-    the source, with the vocabulary, the head and the labels that the model has. A head on the last
-    token is read by transformers with the `pad_token_id` of the config, or else of the tokenizer.
+    A model with `only_here` set is written too, with a warning: `peftjax.load` reads it with the
+    same arguments, and other libraries would compute something else with the file. The config is
+    that of the source, with the vocabulary, the head and the labels that the model has. A head on
+    the last token is read by transformers with the `pad_token_id` of the config, or else of the
+    tokenizer.
 
     Args:
         folder: of config.json, model.safetensors and what the source has of a tokenizer; is made,
@@ -100,6 +102,8 @@ def save_checkpoint(
         whole.write_text(new / 'config.json', json.dumps(config, indent=2) + '\n')
         for name in copied:
             shutil.copyfile(origin / name, new / name)
+    if model.only_here:
+        warnings.warn(f'read {target} with peftjax alone: {model.only_here}', stacklevel=2)
 
 
 def _check(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
