@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from absl import app
 
 from benchmarks import options, report
-from peftjax.methods.fastfood import project
+from peftjax.methods.subspace.fastfood import project
 
 _SIZES = ((200, 10**6), (1000, 10**6), (1000, 10**7), (10000, 10**7))
 _MIB = 2**20

@@ -1,7 +1,7 @@
 """AdaLoRA: low-rank triplets, of which training keeps the important ones.
 
     peftjax train --config configs/adalora.py --workdir runs/adalora
-    python -m experiments.compare_methods --configs adalora --results runs/compare
+    python -m experiments.studies.methods.compare --configs adalora --results runs/compare
 
 Paper: Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512). `peftjax reproduce --list` has published
     numbers.

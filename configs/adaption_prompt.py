@@ -1,7 +1,7 @@
 """LLaMA-Adapter: prompts that attention looks at through a gate of zero.
 
     peftjax train --config configs/adaption_prompt.py --workdir runs/adaption_prompt
-    python -m experiments.compare_methods --configs adaption_prompt --results runs/compare
+    python -m experiments.studies.methods.compare --configs adaption_prompt --results runs/compare
 
 Paper: Zhang et al., LLaMA-Adapter, 2023 (arXiv:2303.16199). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """BitFit: the bias vectors train, and nothing else.
 
     peftjax train --config configs/bitfit.py --workdir runs/bitfit
-    python -m experiments.compare_methods --configs bitfit --results runs/compare
+    python -m experiments.studies.methods.compare --configs bitfit --results runs/compare
 
 Paper: Ben Zaken et al., BitFit, 2021 (arXiv:2106.10199). `peftjax reproduce --list` has published
     numbers.

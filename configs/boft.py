@@ -1,7 +1,7 @@
 """BOFT: each weight turned by a product of sparse rotations.
 
     peftjax train --config configs/boft.py --workdir runs/boft
-    python -m experiments.compare_methods --configs boft --results runs/compare
+    python -m experiments.studies.methods.compare --configs boft --results runs/compare
 
 Paper: Liu et al., BOFT, 2023 (arXiv:2311.06243). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

@@ -1,7 +1,7 @@
 """C3A: a change of circulant blocks, learned as vectors.
 
     peftjax train --config configs/c3a.py --workdir runs/c3a
-    python -m experiments.compare_methods --configs c3a --results runs/compare
+    python -m experiments.studies.methods.compare --configs c3a --results runs/compare
 
 Paper: Chen et al., C3A, 2024 (arXiv:2407.19342). Its table 2 has RoBERTa-base on GLUE (b = 768 / 6:
     SST-2 94.20 ± 0.16), but its rates come from a search that is not printed. `peftjax reproduce

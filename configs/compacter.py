@@ -1,7 +1,7 @@
 """Compacter: adapters whose weights are sums of Kronecker products.
 
     peftjax train --config configs/compacter.py --workdir runs/compacter
-    python -m experiments.compare_methods --configs compacter --results runs/compare
+    python -m experiments.studies.methods.compare --configs compacter --results runs/compare
 
 Paper: Karimi Mahabadi et al., Compacter, 2021 (arXiv:2106.04647). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """DeLoRA: low-rank terms of length one, and one trained strength.
 
     peftjax train --config configs/delora.py --workdir runs/delora
-    python -m experiments.compare_methods --configs delora --results runs/compare
+    python -m experiments.studies.methods.compare --configs delora --results runs/compare
 
 Paper: Bini et al., DeLoRA, 2025 (arXiv:2503.18225). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """Diff pruning: a sparse change of all weights, its sparsity learned.
 
     peftjax train --config configs/diff_pruning.py --workdir runs/diff_pruning
-    python -m experiments.compare_methods --configs diff_pruning --results runs/compare
+    python -m experiments.studies.methods.compare --configs diff_pruning --results runs/compare
 
 Paper: Guo et al., Diff Pruning, 2020 (arXiv:2012.07463). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """DiReFT: a low-rank term added to hidden states at the first positions.
 
     peftjax train --config configs/direft.py --workdir runs/direft
-    python -m experiments.compare_methods --configs direft --results runs/compare
+    python -m experiments.studies.methods.compare --configs direft --results runs/compare
 
 Paper: Wu et al., ReFT, 2024 (arXiv:2404.03592). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

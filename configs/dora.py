@@ -1,7 +1,7 @@
 """DoRA: a weight's lengths and its direction train apart, the direction by LoRA.
 
     peftjax train --config configs/dora.py --workdir runs/dora
-    python -m experiments.compare_methods --configs dora --results runs/compare
+    python -m experiments.studies.methods.compare --configs dora --results runs/compare
 
 Paper: Liu et al., DoRA, 2024 (arXiv:2402.09353). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

@@ -1,7 +1,7 @@
 """EVA: LoRA that starts from the directions in which a layer's inputs vary most.
 
     peftjax train --config configs/eva.py --workdir runs/eva
-    python -m experiments.compare_methods --configs eva --results runs/compare
+    python -m experiments.studies.methods.compare --configs eva --results runs/compare
 
 Paper: Paischer et al., EVA, 2024 (arXiv:2410.07170). `peftjax reproduce --list` has published
     numbers.

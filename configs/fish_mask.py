@@ -1,7 +1,7 @@
 """FISH mask: the entries of largest Fisher information train.
 
     peftjax train --config configs/fish_mask.py --workdir runs/fish_mask
-    python -m experiments.compare_methods --configs fish_mask --results runs/compare
+    python -m experiments.studies.methods.compare --configs fish_mask --results runs/compare
 
 Paper: Sung et al., FISH Mask, 2021 (arXiv:2111.09839). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """FourierFT: a change given by a few coefficients of its Fourier transform.
 
     peftjax train --config configs/fourierft.py --workdir runs/fourierft
-    python -m experiments.compare_methods --configs fourierft --results runs/compare
+    python -m experiments.studies.methods.compare --configs fourierft --results runs/compare
 
 Paper: Gao et al., FourierFT, 2024 (arXiv:2405.03003). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """Full fine-tuning: every weight trains.
 
     peftjax train --config configs/full.py --workdir runs/full
-    python -m experiments.compare_methods --configs full --results runs/compare
+    python -m experiments.studies.methods.compare --configs full --results runs/compare
 
 Paper: none of its own: the baseline of all others. `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """GraLoRA: a low-rank term of its own for every block of a grid.
 
     peftjax train --config configs/gralora.py --workdir runs/gralora
-    python -m experiments.compare_methods --configs gralora --results runs/compare
+    python -m experiments.studies.methods.compare --configs gralora --results runs/compare
 
 Paper: Jung et al., GraLoRA, 2025 (arXiv:2505.20355). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """HiRA: a low-rank matrix that scales the entries of the weight.
 
     peftjax train --config configs/hira.py --workdir runs/hira
-    python -m experiments.compare_methods --configs hira --results runs/compare
+    python -m experiments.studies.methods.compare --configs hira --results runs/compare
 
 Paper: Huang et al., HiRA, ICLR 2025 (openreview.net/forum?id=TwJrTz9cRS). `peftjax reproduce
     --list` has published numbers.

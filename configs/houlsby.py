@@ -1,7 +1,7 @@
 """Houlsby's adapters: a small network behind each sublayer.
 
     peftjax train --config configs/houlsby.py --workdir runs/houlsby
-    python -m experiments.compare_methods --configs houlsby --results runs/compare
+    python -m experiments.studies.methods.compare --configs houlsby --results runs/compare
 
 Paper: Houlsby et al., 2019 (arXiv:1902.00751). The original trains BERT-large with sizes 8, 64 and
     256, and the layer norms too. `peftjax reproduce --list` has published numbers.

@@ -1,7 +1,7 @@
 """HRA: each weight reflected in a chain of hyperplanes.
 
     peftjax train --config configs/hra.py --workdir runs/hra
-    python -m experiments.compare_methods --configs hra --results runs/compare
+    python -m experiments.studies.methods.compare --configs hra --results runs/compare
 
 Paper: Yuan et al., HRA, 2024 (arXiv:2405.17484). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

@@ -1,7 +1,7 @@
 """(IA)³: trained vectors that rescale keys, values and the feed-forward activations.
 
     peftjax train --config configs/ia3.py --workdir runs/ia3
-    python -m experiments.compare_methods --configs ia3 --results runs/compare
+    python -m experiments.studies.methods.compare --configs ia3 --results runs/compare
 
 Paper: Liu et al., T-Few, 2022 (arXiv:2205.05638). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

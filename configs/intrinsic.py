@@ -1,7 +1,7 @@
 """Intrinsic dimension: one small vector, projected at random to all weights.
 
     peftjax train --config configs/intrinsic.py --workdir runs/intrinsic
-    python -m experiments.compare_methods --configs intrinsic --results runs/compare
+    python -m experiments.studies.methods.compare --configs intrinsic --results runs/compare
 
 Paper: Aghajanyan et al., Intrinsic Dimensionality, 2020 (arXiv:2012.13255). `peftjax reproduce
     --list` has published numbers.

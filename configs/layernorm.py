@@ -1,7 +1,7 @@
 """Tuning layer norms: their scales and offsets train, and nothing else.
 
     peftjax train --config configs/layernorm.py --workdir runs/layernorm
-    python -m experiments.compare_methods --configs layernorm --results runs/compare
+    python -m experiments.studies.methods.compare --configs layernorm --results runs/compare
 
 Paper: a baseline of Liu et al., T-Few, 2022 (arXiv:2205.05638). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """LoftQ: a base in four bits, and LoRA that starts from what they lost.
 
     peftjax train --config configs/loftq.py --workdir runs/loftq
-    python -m experiments.compare_methods --configs loftq --results runs/compare
+    python -m experiments.studies.methods.compare --configs loftq --results runs/compare
 
 Paper: Li et al., LoftQ, 2023 (arXiv:2310.08659). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

@@ -1,7 +1,7 @@
 """LoHa: the product, entry by entry, of two low-rank matrices.
 
     peftjax train --config configs/loha.py --workdir runs/loha
-    python -m experiments.compare_methods --configs loha --results runs/compare
+    python -m experiments.studies.methods.compare --configs loha --results runs/compare
 
 Paper: Hyeon-Woo et al., FedPara, 2021 (arXiv:2108.06098), and Yeh et al., LyCORIS, 2023
     (arXiv:2309.14859). The numbers of both are about images: Stable Diffusion 1.5, rank 4, alpha 2,

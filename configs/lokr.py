@@ -1,7 +1,7 @@
 """LoKr: a change that is the Kronecker product of two small matrices.
 
     peftjax train --config configs/lokr.py --workdir runs/lokr
-    python -m experiments.compare_methods --configs lokr --results runs/compare
+    python -m experiments.studies.methods.compare --configs lokr --results runs/compare
 
 Paper: Yeh et al., LyCORIS, 2023 (arXiv:2309.14859). Its numbers are about images: Stable Diffusion
     1.5, factor 8, rate 5e-4, weight decay 0.1 (appendix D.2). `peftjax reproduce --list` has

@@ -1,7 +1,7 @@
 """LoRA: a trained low-rank term beside the query and value kernels.
 
     peftjax train --config configs/lora.py --workdir runs/lora
-    python -m experiments.compare_methods --configs lora --results runs/compare
+    python -m experiments.studies.methods.compare --configs lora --results runs/compare
 
 Paper: Hu et al., LoRA, 2021 (arXiv:2106.09685). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

@@ -1,7 +1,7 @@
 """LoRA-FA: LoRA whose first factor is random and frozen.
 
     peftjax train --config configs/lora_fa.py --workdir runs/lora_fa
-    python -m experiments.compare_methods --configs lora_fa --results runs/compare
+    python -m experiments.studies.methods.compare --configs lora_fa --results runs/compare
 
 Paper: Zhang et al., LoRA-FA, 2023 (arXiv:2308.03303). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """LoRA+: LoRA whose second factor learns faster than the first.
 
     peftjax train --config configs/lora_plus.py --workdir runs/lora_plus
-    python -m experiments.compare_methods --configs lora_plus --results runs/compare
+    python -m experiments.studies.methods.compare --configs lora_plus --results runs/compare
 
 Paper: Hayou et al., LoRA+, 2024 (arXiv:2402.12354). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """LoReFT: a low-rank edit of hidden states at the first positions.
 
     peftjax train --config configs/loreft.py --workdir runs/loreft
-    python -m experiments.compare_methods --configs loreft --results runs/compare
+    python -m experiments.studies.methods.compare --configs loreft --results runs/compare
 
 Paper: Wu et al., ReFT, 2024 (arXiv:2404.03592). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

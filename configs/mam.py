@@ -1,7 +1,7 @@
 """MAM adapter: prefixes in attention, parallel adapters beside the feed-forward.
 
     peftjax train --config configs/mam.py --workdir runs/mam
-    python -m experiments.compare_methods --configs mam --results runs/compare
+    python -m experiments.studies.methods.compare --configs mam --results runs/compare
 
 Paper: He et al., Towards a Unified View, 2021 (arXiv:2110.04366). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """MiSS: one small matrix, its rows shared by the shards of a weight.
 
     peftjax train --config configs/miss.py --workdir runs/miss
-    python -m experiments.compare_methods --configs miss --results runs/compare
+    python -m experiments.studies.methods.compare --configs miss --results runs/compare
 
 Paper: Kang and Yin, MiSS, 2024 (arXiv:2409.15371). `peftjax reproduce --list` has published
     numbers.

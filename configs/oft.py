@@ -1,7 +1,7 @@
 """OFT: each weight turned by a rotation of small blocks.
 
     peftjax train --config configs/oft.py --workdir runs/oft
-    python -m experiments.compare_methods --configs oft --results runs/compare
+    python -m experiments.studies.methods.compare --configs oft --results runs/compare
 
 Paper: Qiu et al., OFT, 2023 (arXiv:2306.07280). Its numbers are about images. `peftjax reproduce
     --list` has published numbers.

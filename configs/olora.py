@@ -1,7 +1,7 @@
 """OLoRA: LoRA that starts from the QR decomposition of each weight.
 
     peftjax train --config configs/olora.py --workdir runs/olora
-    python -m experiments.compare_methods --configs olora --results runs/compare
+    python -m experiments.studies.methods.compare --configs olora --results runs/compare
 
 Paper: Büyükakyüz, OLoRA, 2024 (arXiv:2406.01775). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

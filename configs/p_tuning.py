@@ -1,7 +1,7 @@
 """P-tuning: prompt embeddings that a small network makes.
 
     peftjax train --config configs/p_tuning.py --workdir runs/p_tuning
-    python -m experiments.compare_methods --configs p_tuning --results runs/compare
+    python -m experiments.studies.methods.compare --configs p_tuning --results runs/compare
 
 Paper: Liu et al., GPT Understands, Too, 2021 (arXiv:2103.10385). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """Scaled parallel adapters: a bottleneck beside the feed-forward sublayer.
 
     peftjax train --config configs/parallel_adapter.py --workdir runs/parallel_adapter
-    python -m experiments.compare_methods --configs parallel_adapter --results runs/compare
+    python -m experiments.studies.methods.compare --configs parallel_adapter --results runs/compare
 
 Paper: He et al., Towards a Unified View, 2021 (arXiv:2110.04366). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """Pfeiffer's adapters: one small network a layer, behind the feed-forward sublayer.
 
     peftjax train --config configs/pfeiffer.py --workdir runs/pfeiffer
-    python -m experiments.compare_methods --configs pfeiffer --results runs/compare
+    python -m experiments.studies.methods.compare --configs pfeiffer --results runs/compare
 
 Paper: Pfeiffer et al., AdapterFusion, 2020 (arXiv:2005.00247). `peftjax reproduce --list` has
     published numbers.

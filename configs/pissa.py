@@ -1,7 +1,7 @@
 """PiSSA: LoRA that starts from the largest singular values of each weight.
 
     peftjax train --config configs/pissa.py --workdir runs/pissa
-    python -m experiments.compare_methods --configs pissa --results runs/compare
+    python -m experiments.studies.methods.compare --configs pissa --results runs/compare
 
 Paper: Meng et al., PiSSA, 2024 (arXiv:2404.02948). `peftjax reproduce --list` has published
     numbers.

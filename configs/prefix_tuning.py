@@ -1,7 +1,7 @@
 """Prefix tuning: trained keys and values before those of the sequence.
 
     peftjax train --config configs/prefix_tuning.py --workdir runs/prefix_tuning
-    python -m experiments.compare_methods --configs prefix_tuning --results runs/compare
+    python -m experiments.studies.methods.compare --configs prefix_tuning --results runs/compare
 
 Paper: Li and Liang, Prefix-Tuning, 2021 (arXiv:2101.00190). `peftjax reproduce --list` has
     published numbers.

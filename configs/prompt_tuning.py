@@ -1,7 +1,7 @@
 """Prompt tuning: trained embeddings before those of the sequence.
 
     peftjax train --config configs/prompt_tuning.py --workdir runs/prompt_tuning
-    python -m experiments.compare_methods --configs prompt_tuning --results runs/compare
+    python -m experiments.studies.methods.compare --configs prompt_tuning --results runs/compare
 
 Paper: Lester et al., Prompt Tuning, 2021 (arXiv:2104.08691). `peftjax reproduce --list` has
     published numbers.

@@ -1,7 +1,7 @@
 """PSOFT: a rotation inside of the principal subspace of each matrix.
 
     peftjax train --config configs/psoft.py --workdir runs/psoft
-    python -m experiments.compare_methods --configs psoft --results runs/compare
+    python -m experiments.studies.methods.compare --configs psoft --results runs/compare
 
 Paper: Wu et al., PSOFT, 2025 (arXiv:2505.11235). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

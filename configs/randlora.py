@@ -1,7 +1,7 @@
 """RandLoRA: a sum of random bases with trained diagonals, of full rank.
 
     peftjax train --config configs/randlora.py --workdir runs/randlora
-    python -m experiments.compare_methods --configs randlora --results runs/compare
+    python -m experiments.studies.methods.compare --configs randlora --results runs/compare
 
 Paper: Albert et al., RandLoRA, 2025 (arXiv:2502.00987). Its table 4 has RoBERTa-base on GLUE (rank
     64: SST-2 92.2 ± 0.3) without the settings, its table 6 Llama-3-8B on Commonsense170K (85.6;

@@ -1,7 +1,7 @@
 """RoAd: pairs of output features turned and stretched.
 
     peftjax train --config configs/road.py --workdir runs/road
-    python -m experiments.compare_methods --configs road --results runs/compare
+    python -m experiments.studies.methods.compare --configs road --results runs/compare
 
 Paper: Liao and Monz, RoAd, 2024 (arXiv:2409.00119). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """SHiRA: a few trained entries of each matrix, at places drawn once.
 
     peftjax train --config configs/shira.py --workdir runs/shira
-    python -m experiments.compare_methods --configs shira --results runs/compare
+    python -m experiments.studies.methods.compare --configs shira --results runs/compare
 
 Paper: Bhardwaj et al., Sparse High Rank Adapters, 2024 (arXiv:2406.13175). Its table 2 (LLaMA-7B,
     76.6 to 77.4 on commonsense reasoning with 1 % of the weights; rate 5e-4, table 9) has masks

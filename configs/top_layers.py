@@ -1,7 +1,7 @@
 """Tuning the top layers: the last layers of the network train whole.
 
     peftjax train --config configs/top_layers.py --workdir runs/top_layers
-    python -m experiments.compare_methods --configs top_layers --results runs/compare
+    python -m experiments.studies.methods.compare --configs top_layers --results runs/compare
 
 Paper: a baseline of Hu et al., LoRA, 2021 (arXiv:2106.09685). `peftjax reproduce --list` has
     published numbers.

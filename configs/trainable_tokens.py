@@ -1,7 +1,7 @@
 """Trainable tokens: the embeddings of a few tokens train.
 
     peftjax train --config configs/trainable_tokens.py --workdir runs/trainable_tokens
-    python -m experiments.compare_methods --configs trainable_tokens --results runs/compare
+    python -m experiments.studies.methods.compare --configs trainable_tokens --results runs/compare
 
 Paper: no paper; a method of the peft library. `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.

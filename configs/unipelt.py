@@ -1,7 +1,7 @@
 """UniPELT: LoRA, a prefix and an adapter, each behind a gate.
 
     peftjax train --config configs/unipelt.py --workdir runs/unipelt
-    python -m experiments.compare_methods --configs unipelt --results runs/compare
+    python -m experiments.studies.methods.compare --configs unipelt --results runs/compare
 
 Paper: Mao et al., UniPELT, 2021 (arXiv:2110.07577). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """VB-LoRA: low-rank factors composed of vectors from one bank.
 
     peftjax train --config configs/vblora.py --workdir runs/vblora
-    python -m experiments.compare_methods --configs vblora --results runs/compare
+    python -m experiments.studies.methods.compare --configs vblora --results runs/compare
 
 Paper: Li et al., VB-LoRA, 2024 (arXiv:2405.15179). `peftjax reproduce --list` has published
     numbers.

@@ -1,7 +1,7 @@
 """VeRA: two frozen random matrices for all weights, two trained vectors for each.
 
     peftjax train --config configs/vera.py --workdir runs/vera
-    python -m experiments.compare_methods --configs vera --results runs/compare
+    python -m experiments.studies.methods.compare --configs vera --results runs/compare
 
 Paper: Kopiczko et al., VeRA, 2023 (arXiv:2310.11454). `peftjax reproduce --list` has published
     numbers.

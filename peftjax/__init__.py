@@ -33,48 +33,48 @@ from peftjax.core.transform import PeftTransform
 from peftjax.core.use import AttentionUse, ModelCall, ModuleUse, Use
 from peftjax.core.weightwise import weightwise
 from peftjax.interop.errors import CheckpointError
-from peftjax.methods.activated import activated
-from peftjax.methods.adalora import adalora, orthogonality
-from peftjax.methods.adapters import houlsby, parallel_adapter, pfeiffer
-from peftjax.methods.adaption_prompt import adaption_prompt
-from peftjax.methods.boft import boft
-from peftjax.methods.bottleneck import bottleneck
-from peftjax.methods.c3a import c3a
-from peftjax.methods.compacter import compacter
-from peftjax.methods.delora import delora
-from peftjax.methods.diff_pruning import diff_pruning, expected_entries, keep_entries
-from peftjax.methods.dora import dora
-from peftjax.methods.fish_mask import fish_mask, largest_entries
-from peftjax.methods.fourierft import fourierft
+from peftjax.methods.bottleneck.adapters import houlsby, parallel_adapter, pfeiffer
+from peftjax.methods.bottleneck.bottleneck import bottleneck
+from peftjax.methods.bottleneck.compacter import compacter
+from peftjax.methods.bottleneck.invertible import invertible_adapter
+from peftjax.methods.bottleneck.unions import mam, unipelt
 from peftjax.methods.gated import gated
-from peftjax.methods.gralora import gralora
-from peftjax.methods.hira import hira
-from peftjax.methods.hra import hra
-from peftjax.methods.ia3 import ia3
-from peftjax.methods.intrinsic import Subspace, intrinsic
-from peftjax.methods.invertible import invertible_adapter
-from peftjax.methods.kasa import kasa
-from peftjax.methods.loftq import loftq
-from peftjax.methods.loha import loha
-from peftjax.methods.lokr import lokr
-from peftjax.methods.lora import lora
-from peftjax.methods.lora_fa import lora_fa
-from peftjax.methods.miss import miss
-from peftjax.methods.oft import oft
-from peftjax.methods.p_tuning import export_prompt, p_tuning
-from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
-from peftjax.methods.prompt_tuning import prompt_tuning
-from peftjax.methods.psoft import principal_subspaces, psoft
-from peftjax.methods.randlora import randlora
-from peftjax.methods.reft import direft, loreft, noreft
-from peftjax.methods.road import road
-from peftjax.methods.select import full, select
-from peftjax.methods.shira import shira
-from peftjax.methods.top_layers import top_layers
-from peftjax.methods.trainable_tokens import trainable_tokens
-from peftjax.methods.unions import mam, unipelt
-from peftjax.methods.vblora import vblora
-from peftjax.methods.vera import vera
+from peftjax.methods.low_rank.activated import activated
+from peftjax.methods.low_rank.adalora import adalora, orthogonality
+from peftjax.methods.low_rank.delora import delora
+from peftjax.methods.low_rank.dora import dora
+from peftjax.methods.low_rank.gralora import gralora
+from peftjax.methods.low_rank.hira import hira
+from peftjax.methods.low_rank.kasa import kasa
+from peftjax.methods.low_rank.loftq import loftq
+from peftjax.methods.low_rank.loha import loha
+from peftjax.methods.low_rank.lora import lora
+from peftjax.methods.low_rank.lora_fa import lora_fa
+from peftjax.methods.low_rank.miss import miss
+from peftjax.methods.low_rank.randlora import randlora
+from peftjax.methods.low_rank.vblora import vblora
+from peftjax.methods.low_rank.vera import vera
+from peftjax.methods.orthogonal.boft import boft
+from peftjax.methods.orthogonal.hra import hra
+from peftjax.methods.orthogonal.oft import oft
+from peftjax.methods.orthogonal.psoft import principal_subspaces, psoft
+from peftjax.methods.orthogonal.road import road
+from peftjax.methods.prompts.adaption_prompt import adaption_prompt
+from peftjax.methods.prompts.p_tuning import export_prompt, p_tuning
+from peftjax.methods.prompts.prefix_tuning import export_prefix, prefix_tuning
+from peftjax.methods.prompts.prompt_tuning import prompt_tuning
+from peftjax.methods.reft.reft import direft, loreft, noreft
+from peftjax.methods.sparse.diff_pruning import diff_pruning, expected_entries, keep_entries
+from peftjax.methods.sparse.fish_mask import fish_mask, largest_entries
+from peftjax.methods.sparse.select import full, select
+from peftjax.methods.sparse.shira import shira
+from peftjax.methods.sparse.top_layers import top_layers
+from peftjax.methods.sparse.trainable_tokens import trainable_tokens
+from peftjax.methods.structured.c3a import c3a
+from peftjax.methods.structured.fourierft import fourierft
+from peftjax.methods.structured.ia3 import ia3
+from peftjax.methods.structured.lokr import lokr
+from peftjax.methods.subspace.intrinsic import Subspace, intrinsic
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 from peftjax.quantize.int8 import Int8
 from peftjax.quantize.model import quantize

@@ -16,7 +16,7 @@ from beartype.door import is_bearable
 from beartype.vale import Is
 from jaxtyping import AbstractArray, install_import_hook
 
-PACKAGES = [f'peftjax.{name}' for name in ('core', 'methods', 'quantize', 'training', 'generation')]
+PACKAGES = [f'peftjax.{name}' for name in ('core', 'methods', 'quantize', 'train', 'generation')]
 
 _checks: dict[Any, Callable[..., Any]] = {}
 

@@ -7,9 +7,9 @@ import pytest
 
 import peftjax
 from peftjax.core.tokens import Tokens
-from peftjax.methods.compacter import _product
-from peftjax.methods.positions import edit_at, parse
-from peftjax.methods.reft import orthonormal
+from peftjax.methods.bottleneck.compacter import _product
+from peftjax.methods.reft.positions import edit_at, parse
+from peftjax.methods.reft.reft import orthonormal
 from tests.algebra import mlp
 
 

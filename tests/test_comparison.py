@@ -7,8 +7,9 @@ import os
 import pytest
 from rich.console import Console
 
-from experiments import comparison
-from experiments.compare_methods import Protocol, best_exponent, compare
+from experiments.studies.methods import scores
+from experiments.studies.methods.compare import Protocol, compare
+from experiments.studies.results import Results, best_exponent, read
 from peftjax.train.settings import read_settings
 from tests import tiny_runs
 
@@ -50,12 +51,12 @@ def test_the_best_rate_is_found_outside_of_the_grid_too(least):
 
 
 def test_scores_are_means_and_deviations_over_seeds_the_best_first(tmp_path):
-    lora, full = comparison.scores(ROWS)
+    lora, full = scores.scores(ROWS)
     assert (lora.method, lora.mean, lora.deviation, lora.percent) == ('lora', 0.9, 0.0, 1.0)
     assert full.mean == pytest.approx(0.85)
     assert full.deviation == pytest.approx(0.0707, abs=1e-4)
-    assert '| full | 1,000 | 100 | 0.001 | 0.850 ± 0.071 | 0.500 | 2 |' in comparison.table(ROWS)
-    comparison.draw(ROWS, tmp_path / 'picture.png')
+    assert '| full | 1,000 | 100 | 0.001 | 0.850 ± 0.071 | 0.500 | 2 |' in scores.table(ROWS)
+    scores.draw(ROWS, tmp_path / 'picture.png')
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -87,11 +88,11 @@ def test_a_comparison_that_was_cut_short_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_a_disk_that_fails_leaves_the_results_as_they_were(tmp_path, monkeypatch):
-    results = comparison.Results(tmp_path, {'seeds': 2})
+    results = Results(tmp_path, {'seeds': 2})
     for row in ROWS:
         results.add(row)
     picture = tmp_path / 'comparison.png'
-    comparison.draw(ROWS, picture)
+    scores.draw(ROWS, picture)
     with (tmp_path / 'results.jsonl').open('a') as file:
         file.write('{"cut')
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -101,15 +102,15 @@ def test_a_disk_that_fails_leaves_the_results_as_they_were(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, 'fsync', failing)
     for write in (
-        lambda: comparison.Results(tmp_path, {'seeds': 2}),
-        lambda: comparison.read(tmp_path / 'results.jsonl'),
-        lambda: comparison.draw(ROWS[:2], picture),
+        lambda: Results(tmp_path, {'seeds': 2}),
+        lambda: read(tmp_path / 'results.jsonl'),
+        lambda: scores.draw(ROWS[:2], picture),
     ):
         with pytest.raises(OSError, match='Input/output'):
             write()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     monkeypatch.undo()
-    assert comparison.Results(tmp_path, {'seeds': 2}).rows == ROWS
+    assert Results(tmp_path, {'seeds': 2}).rows == ROWS
 
 
 def _without_time(row):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 import peftjax
 from configs.args import parse_arg
-from experiments import comparison
+from experiments.studies import results
+from experiments.studies.methods import scores
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.train import train
@@ -37,7 +38,7 @@ OWN = ('own_data',)
 METHODS = [name for name in NAMES if name not in (*MEASURED, *OWN)]
 SCORES = {
     score.method: score
-    for score in comparison.scores(comparison.read(ROOT / 'docs/comparison/results.jsonl'))
+    for score in scores.scores(results.read(ROOT / 'docs/comparison/results.jsonl'))
 }
 # Its start takes minutes on a CPU, and nothing of it was measured.
 NOT_MEASURED = ('loftq',)

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments import merging_study_report as report
-from experiments.merging_study import study
-from experiments.merging_study_merge import Merger
-from experiments.merging_study_rules import CORE, POINTS, WEIGHTS, Point
-from experiments.merging_study_runs import METHODS, Bench, Protocol
-from experiments.merging_study_tables import Example, hashed
+from experiments.studies.merging import report
+from experiments.studies.merging.merge import Merger
+from experiments.studies.merging.rules import CORE, POINTS, WEIGHTS, Point
+from experiments.studies.merging.runs import METHODS, Bench, Protocol
+from experiments.studies.merging.study import study
+from experiments.studies.merging.tables import Example, hashed
 from peftjax.sweep.intervals import interval
 from tests.tiny_runs import WORDS, checkpoint
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import peftjax
-from peftjax.methods import randlora
-from peftjax.methods.rotations import cayley, skew
+from peftjax.methods.low_rank import randlora
+from peftjax.methods.orthogonal.rotations import cayley, skew
 from tests.algebra import moved
 
 WIDE = {'kernel': jnp.asarray(np.random.default_rng(0).normal(size=(16, 5)), jnp.float32)}

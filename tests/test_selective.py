@@ -7,7 +7,7 @@ import pytest
 
 import peftjax
 from peftjax.core import paths
-from peftjax.methods.fastfood import hadamard, project
+from peftjax.methods.subspace.fastfood import hadamard, project
 from tests.algebra import KEY, mlp, moved
 from tests.compiled import flops
 from tests.contract_models import LAYERS, MODELS

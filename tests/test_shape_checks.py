@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 import peftjax
 from peftjax.core.rules import MatrixRule
-from peftjax.methods.rotations import turn
+from peftjax.methods.orthogonal.rotations import turn
 from peftjax.quantize.int8 import Int8
 from tests.shape_checks import PACKAGES
 
@@ -65,7 +65,9 @@ def test_a_wrong_shape_in_a_helper_raises():
 
 def test_every_module_of_the_checked_packages_is_checked():
     modules = [name for name in sys.modules if name.startswith(tuple(PACKAGES))]
-    assert {'peftjax.core.layout', 'peftjax.methods.lora', 'peftjax.quantize.nf4'} <= set(modules)
+    assert {'peftjax.core.layout', 'peftjax.methods.low_rank.lora', 'peftjax.quantize.nf4'} <= set(
+        modules
+    )
     plain = [
         name for name in modules if 'jaxtyping' not in type(sys.modules[name].__loader__).__module__
     ]

@@ -15,7 +15,7 @@ from peftjax.core.model import Model
 from peftjax.core.numbers import is_plain
 from peftjax.core.transform import PeftTransform
 from peftjax.merging.changes import Change, Delta, Factored, check_delta, is_matrix, product
-from peftjax.methods.lora import lora
+from peftjax.methods.low_rank.lora import lora
 
 _Svd = tuple[jax.Array, jax.Array, jax.Array]
 

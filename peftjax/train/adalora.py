@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Bool, Float, Float32, Integer
 
 from peftjax.core.numbers import is_plain
-from peftjax.methods.adalora import is_triplet
+from peftjax.methods.low_rank.adalora import is_triplet
 
 
 class AllocationState(NamedTuple):

@@ -19,9 +19,9 @@ from peftjax.interop.adapterhub.file import (
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import literal
-from peftjax.methods.bottleneck import bottleneck
-from peftjax.methods.compacter import compacter
-from peftjax.methods.invertible import invertible_adapter
+from peftjax.methods.bottleneck.bottleneck import bottleneck
+from peftjax.methods.bottleneck.compacter import compacter
+from peftjax.methods.bottleneck.invertible import invertible_adapter
 
 # What a bottleneck's config says when nothing else is set; the rest is by the adapter.
 _BOTTLENECK = {

@@ -17,8 +17,8 @@ from peftjax.interop.adapterhub.lora_config import matrices_of
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, literal
-from peftjax.methods.dora import dora
-from peftjax.methods.select import select
+from peftjax.methods.low_rank.dora import dora
+from peftjax.methods.sparse.select import select
 
 
 def read_dora(file: File, found: Found) -> Part:

@@ -11,7 +11,7 @@ from peftjax.interop.adapterhub.merged import is_merged, narrowed, scaled_letter
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, bias_named, literal
-from peftjax.methods.ia3 import ia3
+from peftjax.methods.structured.ia3 import ia3
 
 
 def read_ia3(file: File, found: Found, gates: bool) -> Part:

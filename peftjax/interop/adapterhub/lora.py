@@ -12,8 +12,8 @@ from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, literal
 from peftjax.methods.gated import gated
-from peftjax.methods.lora import lora
-from peftjax.methods.low_rank import LowRank
+from peftjax.methods.low_rank.lora import lora
+from peftjax.methods.low_rank.low_rank import LowRank
 
 
 def factors(file: File, found: Found) -> tuple[dict[str, Arrays], int, float]:

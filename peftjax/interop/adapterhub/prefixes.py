@@ -11,8 +11,8 @@ from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import literal
 from peftjax.interop.peft.prompts import cores
-from peftjax.methods.prefix_tuning import prefix_tuning
-from peftjax.methods.prompt_tuning import prompt_tuning
+from peftjax.methods.prompts.prefix_tuning import prefix_tuning
+from peftjax.methods.prompts.prompt_tuning import prompt_tuning
 
 
 def read(file: File) -> Part:

@@ -11,8 +11,8 @@ from peftjax.interop.adapterhub.file import Arrays, File, Part, Written, entries
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import literal
-from peftjax.methods import positions
-from peftjax.methods.reft import direft, loreft, noreft, orthonormal
+from peftjax.methods.reft import positions
+from peftjax.methods.reft.reft import direft, loreft, noreft, orthonormal
 
 _LEAVES = [
     ('weight', 'learned_source.weight', 'transposed'),

@@ -10,8 +10,8 @@ from peftjax.interop.adapterhub.lora_config import BLANK, chosen, matrices_of
 from peftjax.interop.adapterhub.names import Hub
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, literal
-from peftjax.methods.lora import lora
-from peftjax.methods.vera import drawn_projections, vera
+from peftjax.methods.low_rank.lora import lora
+from peftjax.methods.low_rank.vera import drawn_projections, vera
 
 
 def read_vera(file: File, found: Found) -> Part:

@@ -7,7 +7,7 @@ from peftjax.interop.peft.found import Found, Part
 from peftjax.interop.peft.lora import read_lora, write_lora
 from peftjax.interop.peft.names import Names
 from peftjax.interop.peft.written import Written
-from peftjax.methods.activated import activated
+from peftjax.methods.low_rank.activated import activated
 
 
 def read_lora_or_activated(found: Found) -> Part:

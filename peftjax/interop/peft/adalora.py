@@ -6,7 +6,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part, literal
 from peftjax.interop.peft.names import ROOT, Names
 from peftjax.interop.peft.written import Written, common, conv1d, linear_alone, modules_of
-from peftjax.methods.adalora import adalora
+from peftjax.methods.low_rank.adalora import adalora
 
 
 def read_adalora(found: Found) -> Part:

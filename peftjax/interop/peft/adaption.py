@@ -9,7 +9,7 @@ from peftjax.core.entries import Entry
 from peftjax.core.paths import exactly
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.prompts import cores
-from peftjax.methods.adaption_prompt import adaption_prompt
+from peftjax.methods.prompts.adaption_prompt import adaption_prompt
 from peftjax.models.llama_config import LlamaConfig
 
 

@@ -9,7 +9,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.format import Array, Drawn
 from peftjax.methods import torch_draws
 from peftjax.methods.draws import distinct
-from peftjax.methods.vera import drawn_projections
+from peftjax.methods.low_rank.vera import drawn_projections
 
 
 def _places(key: str) -> Callable[[Any, Mapping[str, Any], dict[str, Array]], dict[str, Array]]:

@@ -8,20 +8,20 @@ import numpy as np
 from peftjax.interop.peft import settings
 from peftjax.interop.peft.drawn import PLACES, PROJECTIONS
 from peftjax.interop.peft.format import Field, Format, Tensor
-from peftjax.methods.boft import boft
-from peftjax.methods.c3a import c3a
-from peftjax.methods.delora import delora
-from peftjax.methods.fourierft import fourierft
-from peftjax.methods.gralora import gralora
-from peftjax.methods.hira import hira
-from peftjax.methods.hra import hra
-from peftjax.methods.loha import loha
-from peftjax.methods.lokr import lokr
-from peftjax.methods.miss import miss
-from peftjax.methods.oft import oft
-from peftjax.methods.road import road
-from peftjax.methods.shira import shira
-from peftjax.methods.vera import vera
+from peftjax.methods.low_rank.delora import delora
+from peftjax.methods.low_rank.gralora import gralora
+from peftjax.methods.low_rank.hira import hira
+from peftjax.methods.low_rank.loha import loha
+from peftjax.methods.low_rank.miss import miss
+from peftjax.methods.low_rank.vera import vera
+from peftjax.methods.orthogonal.boft import boft
+from peftjax.methods.orthogonal.hra import hra
+from peftjax.methods.orthogonal.oft import oft
+from peftjax.methods.orthogonal.road import road
+from peftjax.methods.sparse.shira import shira
+from peftjax.methods.structured.c3a import c3a
+from peftjax.methods.structured.fourierft import fourierft
+from peftjax.methods.structured.lokr import lokr
 
 
 def _turned(ending: str) -> Tensor:

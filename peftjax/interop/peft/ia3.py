@@ -5,7 +5,7 @@ from typing import Any
 from peftjax.interop.peft.found import Found, Part, bias_named, literal, meant_by
 from peftjax.interop.peft.names import ROOT, Names, window
 from peftjax.interop.peft.written import Written, common, conv1d, linear_alone, modules_of
-from peftjax.methods.ia3 import ia3
+from peftjax.methods.structured.ia3 import ia3
 
 
 def read_ia3(found: Found) -> Part:

@@ -22,10 +22,10 @@ from peftjax.interop.peft.lora_kinds import (
 )
 from peftjax.interop.peft.names import ROOT, Names, is_table, matches_end, sliced
 from peftjax.interop.peft.written import Written, common, conv1d, layers_of, modules_of
-from peftjax.methods import lora_bias
-from peftjax.methods.dora import dora
-from peftjax.methods.kasa import kasa
-from peftjax.methods.lora import lora
+from peftjax.methods.low_rank import lora_bias
+from peftjax.methods.low_rank.dora import dora
+from peftjax.methods.low_rank.kasa import kasa
+from peftjax.methods.low_rank.lora import lora
 
 # Fields that make a LoRA another method, one at a time.
 _METHODS: dict[str, tuple[Callable[..., PeftTransform], tuple[str, ...]]] = {

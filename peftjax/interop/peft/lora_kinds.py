@@ -11,7 +11,7 @@ from peftjax.core.entries import Entry
 from peftjax.core.transform import PeftTransform
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Arrays, Found
-from peftjax.methods.lora_init import FROM_WEIGHT
+from peftjax.methods.low_rank.lora_init import FROM_WEIGHT
 
 Chosen = dict[str, tuple[int, float]]
 """Rank and alpha by leaf."""

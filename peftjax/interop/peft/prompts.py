@@ -10,9 +10,9 @@ from peftjax.core.model import Model
 from peftjax.core.paths import exactly
 from peftjax.core.roles import Roles
 from peftjax.interop.errors import CheckpointError
-from peftjax.methods.p_tuning import export_prompt
-from peftjax.methods.prefix_tuning import export_prefix, prefix_tuning
-from peftjax.methods.prompt_tuning import prompt_tuning
+from peftjax.methods.prompts.p_tuning import export_prompt
+from peftjax.methods.prompts.prefix_tuning import export_prefix, prefix_tuning
+from peftjax.methods.prompts.prompt_tuning import prompt_tuning
 
 
 def embedding_path(model: Model) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 
 from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part, literal
-from peftjax.methods.randlora import randlora
+from peftjax.methods.low_rank.randlora import randlora
 
 
 def read_randlora(found: Found) -> Part:

@@ -11,7 +11,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part, literal
 from peftjax.interop.peft.names import ROOT, Names
 from peftjax.interop.peft.written import Written, common
-from peftjax.methods.trainable_tokens import trainable_tokens
+from peftjax.methods.sparse.trainable_tokens import trainable_tokens
 
 _ROWS = '.trainable_tokens_delta'
 _TABLE = '.token_adapter.base_layer.weight'

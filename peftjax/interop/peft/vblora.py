@@ -8,7 +8,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Found, Part, literal
 from peftjax.interop.peft.names import ROOT, Names
 from peftjax.interop.peft.written import Written, common, conv1d, linear_alone, modules_of
-from peftjax.methods.vblora import vblora
+from peftjax.methods.low_rank.vblora import vblora
 
 
 def read_vblora(found: Found) -> Part:

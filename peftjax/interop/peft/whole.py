@@ -12,7 +12,7 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.peft.found import Arrays, Found, Part, check_shapes, literal, take_tied
 from peftjax.interop.peft.names import ROOT, Names, sliced, stacked
 from peftjax.interop.peft.written import Written, common
-from peftjax.methods.select import select
+from peftjax.methods.sparse.select import select
 
 _SECOND = re.compile(r'(.+)\.modules_to_save\.[^.]+\.([^.]+\.[^.]+)')
 

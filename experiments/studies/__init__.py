@@ -1,0 +1,1 @@
+"""The studies of this project: protocols, results, claims and figures."""

@@ -1,0 +1,96 @@
+"""What a study says of a published claim: the effect, its interval, and a verdict by a rule."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Verdict = Literal['confirmed', 'contradicted', 'not decidable here']
+
+
+class Claim(NamedTuple):
+    """A published claim, and what was measured.
+
+    Attributes:
+        claim: one sentence.
+        source: the paper, with its number on arXiv.
+        effect: the size of the effect, with its unit and its interval.
+        verdict: follows from the interval, by a rule in the study's code.
+        why: one sentence.
+    """
+
+    claim: str
+    source: str
+    effect: str
+    verdict: Verdict
+    why: str
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % confidence interval, by Student's distribution.
+
+    Attributes:
+        mean: of the values.
+        low, high: of the interval; infinite for a single value.
+        seeds: how many values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def show(self, digits: int = 3, factor: float = 1.0) -> str:
+        """The interval as text.
+
+        >>> interval([0.1, 0.2, 0.3]).show(2)
+        '0.20 (-0.05 to 0.45; n = 3)'
+        """
+        mean, low, high = (f'{factor * each:.{digits}f}' for each in self[:3])
+        return f'{mean} ({low} to {high}; n = {self.seeds})'
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of some values and its 95 % interval.
+
+    Args:
+        values: one a seed.
+
+    Raises:
+        ValueError: no value.
+    """
+    if not len(values):
+        raise ValueError('an interval needs at least one value')
+    array = np.asarray(values, np.float64)
+    mean = float(array.mean())
+    if len(array) == 1:
+        return Interval(mean, -math.inf, math.inf, 1)
+    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Interval(mean, mean - half, mean + half, len(array))
+
+
+def verdict(found: Interval, above: float = 0.0) -> Verdict:
+    """Whether an effect is greater than a bound.
+
+    Returns:
+        'confirmed' if the whole interval lies above the bound, 'contradicted' if it lies below,
+        else 'not decidable here'.
+
+    >>> verdict(interval([1.0, 1.1, 0.9])), verdict(interval([1.0, -1.0]))
+    ('confirmed', 'not decidable here')
+    """
+    if found.low > above:
+        return 'confirmed'
+    return 'contradicted' if found.high < above else 'not decidable here'
+
+
+def table(claims: Sequence[Claim]) -> str:
+    """The claims as a table in Markdown."""
+    lines = ['| claim | source | measured here (95 % interval) | verdict |', '|---|---|---|---|']
+    for each in claims:
+        lines.append(
+            f'| {each.claim} | {each.source} | {each.effect} | **{each.verdict}**: {each.why} |'
+        )
+    return '\n'.join(lines) + '\n'

@@ -1,0 +1,1 @@
+"""Four encoders, each tuned on its own task, merged into one."""

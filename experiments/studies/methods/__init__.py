@@ -1,0 +1,1 @@
+"""All methods on one task at one budget."""

@@ -1,0 +1,1 @@
+"""Small networks at the outputs of modules, and unions with other methods."""

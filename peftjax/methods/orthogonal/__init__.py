@@ -1,0 +1,1 @@
+"""Rotations of weights and of activations."""

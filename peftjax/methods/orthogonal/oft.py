@@ -1,0 +1,135 @@
+"""OFT: the input turned by trained block-diagonal rotations."""
+
+import math
+from typing import Any, NotRequired, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Float32, PRNGKeyArray
+
+from peftjax.core import paths
+from peftjax.core.numbers import is_plain
+from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.core.use import Use
+from peftjax.core.weightwise import on_plain_dots, weightwise
+from peftjax.methods.blocks import check_divides, check_positive
+from peftjax.methods.orthogonal.rotations import cayley, skew, turn
+
+
+class Leaves(TypedDict):
+    q: Float[jax.Array, 'blocks entries']
+    eps: NotRequired[Float32[jax.Array, '']]
+
+
+class Prepared(Leaves):
+    r: Float[jax.Array, 'blocks block block']
+
+
+@described
+def oft(
+    *,
+    block_size: int,
+    targets: paths.Targets,
+    block_share: bool = False,
+    eps: float | None = None,
+    neumann_terms: int | None = None,
+    dtype: Any = jnp.float32,
+    materialize: bool = False,
+) -> PeftTransform:
+    r"""Orthogonal fine-tuning: `W' = R W`, `R = diag(R_i)`, `R_i = (I - Q_i)(I + Q_i)^-1`.
+
+    For `W: [in, out]`, blocks of size `b`, `n = in / b`, and skew-symmetric `Q_i: [b, b]` of which
+    the upper triangle trains. The Cayley transform keeps every `R_i` a rotation, so that angles and
+    lengths between the columns of `W` stay. A use turns the input, `(x R) W`: `2 T b in` more FLOPs
+    forward and about `3 n b^3` for the rotations, `4 n b^3` backward (`2 (t - 2) n b^3` by a series
+    of `t` terms), taken once a call and outside of loops. At the start `Q = 0`, so that `W' = W`.
+    It merges.
+
+    With `eps` (COFT), each `Q_i` acts shortened to the Frobenius norm `eps / sqrt(n)` where it is
+    longer, and the gradient passes as if it were not: the projected gradient steps of the paper.
+
+    Args:
+      block_size: `b`, which must divide `in`.
+      block_share: one rotation for all blocks of a matrix.
+      eps: bound on the rotations, or None for none.
+      neumann_terms: terms of a Neumann series for the inverse, at least 3, or None for the inverse
+        itself. `R_i` is then orthogonal up to `Q^neumann_terms`.
+      targets: which weights, see `Sites.match_weights`.
+      dtype: of the trained arrays; the computation runs in the model's own.
+      materialize: see `weightwise`.
+
+    Returns:
+      A transform whose adapter is `{leaf path: {'q': [*stack, n, b (b - 1) / 2]}}` (`n = 1` with
+      `block_share`).
+
+    Raises:
+      ValueError: a block size below 2, fewer than 3 terms, an `eps` that is not positive, or from
+        `init` a block size that does not divide `in`.
+      TargetError: from `init`, see `Sites.match_weights`.
+
+    >>> mlp = peftjax.testing.tiny_mlp()
+    >>> tx = peftjax.oft(block_size=2, targets=r'hidden')
+    >>> tx.init(jax.random.key(0), mlp)[0]['hidden/kernel']['q'].shape
+    (2, 1)
+
+    References:
+      Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023
+      (arXiv:2306.07280), section 3.3; Qiu et al., OFTv2, 2025 (arXiv:2506.19847), section 3, for
+      turning the input and not the weight, and for the Neumann series. Its code sums the series of
+      `-Q`: adapters go over with their sign changed. The authors shorten the trained array itself
+      after each step; here it stays, and what acts is shortened.
+    """
+    check_positive(block_size=block_size)
+    if block_size < 2:
+        raise ValueError('block_size 1 has no rotation; write at least block_size=2')
+    if is_plain(eps) and eps <= 0:
+        raise ValueError(f'eps must be positive, got {eps}; write eps=None for no bound')
+    if neumann_terms is not None and neumann_terms < 3:
+        raise ValueError(f'neumann_terms must be at least 3, got {neumann_terms}; or None')
+
+    def init_weight(
+        key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
+    ) -> Leaves:
+        del key
+        check_divides(site, 'block_size', block_size, 'input', matrix.shape[0])
+        blocks = 1 if block_share else matrix.shape[0] // block_size
+        return {'q': jnp.zeros((blocks, block_size * (block_size - 1) // 2), dtype)}
+
+    def rotations(leaves: Leaves) -> Float32[jax.Array, 'blocks block block']:
+        skewed = skew(leaves['q'], block_size)
+        return cayley(
+            _shortened(skewed, leaves['eps']) if 'eps' in leaves else skewed, neumann_terms
+        )
+
+    def merge(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Float[jax.Array, 'in out']:
+        inverse = jnp.swapaxes(rotations(leaves), 1, 2).astype(matrix.dtype)
+        return turn(matrix.T, inverse).T
+
+    def prepare(leaves: Leaves, matrix: Float[jax.Array, 'in out']) -> Prepared:
+        del matrix
+        return {**leaves, 'r': rotations(leaves)}
+
+    def apply(leaves: Prepared, use: Use) -> Float[jax.Array, 'T out']:
+        return use.forward(turn(use.x, leaves['r'].astype(use.dtype)))
+
+    return weightwise(
+        init_weight,
+        merge,
+        on_plain_dots(apply, merge),
+        own=lambda site: {} if eps is None else {'eps': eps},
+        prepare=prepare,
+        targets=targets,
+        name='oft',
+        materialize=materialize,
+    )
+
+
+def _shortened(
+    skewed: Float32[jax.Array, 'blocks block block'], eps: Float32[jax.Array, '']
+) -> Float32[jax.Array, 'blocks block block']:
+    """Each block at most `eps / sqrt(n)` long; the gradient is that of `skewed` itself."""
+    bound = eps / math.sqrt(len(skewed))
+    length = jnp.sqrt((skewed**2).sum((1, 2), keepdims=True))
+    short = skewed * (bound / jnp.maximum(length, bound))
+    return skewed + jax.lax.stop_gradient(short - skewed)

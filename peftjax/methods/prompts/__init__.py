@@ -1,0 +1,1 @@
+"""Virtual tokens at the input or inside the attention."""

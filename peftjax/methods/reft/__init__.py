@@ -1,0 +1,1 @@
+"""Edits of hidden states at chosen positions."""

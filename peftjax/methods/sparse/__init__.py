@@ -1,0 +1,1 @@
+"""Chosen entries, leaves or rows of the weights train."""

@@ -1,0 +1,1 @@
+"""Changes of a structure other than low rank: diagonal, circulant, Fourier, Kronecker."""

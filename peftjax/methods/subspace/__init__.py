@@ -1,0 +1,1 @@
+"""One vector moves all weights inside a random subspace."""

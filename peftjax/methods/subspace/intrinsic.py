@@ -1,0 +1,166 @@
+"""Intrinsic dimension: a whole model moves inside a random subspace of a few dimensions."""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32, PRNGKeyArray
+
+from peftjax.core import paths, readable
+from peftjax.core.entries import NODES, Entry, check_own, found_in
+from peftjax.core.errors import AdapterError
+from peftjax.core.model import Model
+from peftjax.core.rules import LeafRule
+from peftjax.core.sites import WeightSite
+from peftjax.core.transform import PeftTransform, described
+from peftjax.methods.blocks import check_positive
+from peftjax.methods.subspace.fastfood import project
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Subspace:
+    """The adapter of `intrinsic`.
+
+    Attributes:
+      theta: `[d]`, or `[d - layers]` if there are scales.
+      scales: by leaf path, of the leaf's rank, the axes of layers whole and the others 1; empty
+        unless structure-aware.
+      leaves: `(path, shape)` of what moves (static).
+    """
+
+    theta: jax.Array
+    scales: dict[str, jax.Array]
+    leaves: tuple[tuple[str, tuple[int, ...]], ...] = dataclasses.field(metadata={'static': True})
+
+    @property
+    def label(self) -> str:
+        """What the adapter is of, in files: its leaves are in no array."""
+        return f'intrinsic {zlib.crc32(repr(self.leaves).encode()):08x}'
+
+    def __repr__(self) -> str:
+        theta = readable.told(self.theta)
+        return f'Subspace(theta {theta}, {len(self.scales)} scales, {len(self.leaves)} leaves)'
+
+
+NODES.append(Subspace)
+
+
+@described
+def intrinsic(
+    *,
+    dimension: int,
+    targets: paths.Targets = r'.*',
+    structure_aware: bool = False,
+    seed: int = 0,
+    dtype: Any = jnp.float32,
+) -> PeftTransform:
+    r"""Training in a random subspace: `w_i' = w_i + P_i theta`, structure-aware `+ s_i P_i theta`.
+
+    One vector `theta: [d]` moves all chosen leaves, biases and norms too. `P_i` is a Fastfood
+    projection, a product of Hadamard matrices, signs, a permutation and normal diagonals made from
+    hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the least power
+    of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs forward, `c_i` at
+    most 32 the factors of `p` and the rest for the hashes, and holds a few copies of `D` numbers; a
+    dense projection would hold `d D` and cost `2 d D`; backward it is about as much, and `2 T in
+    out` for the gradient of each kernel. The change of each leaf is formed, since all of them share
+    `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and `s_i = 1`), so
+    that `w' = w`. It merges.
+
+    Args:
+      dimension: `d`, how many numbers train, the scales included.
+      targets: regular expressions, full match on leaf paths: what moves.
+      structure_aware: SAID, a trained scale for each leaf and layer; else DID, without.
+      seed: of the projections. `frozen.own` holds what it gives.
+      dtype: of the trained arrays; the projection runs in float32.
+
+    Returns:
+      A transform whose adapter is a `Subspace`.
+
+    Raises:
+      ValueError: a dimension below 1 or, from `init`, one that leaves nothing beside the scales.
+      TargetError: from `init`, if a pattern matches no leaf.
+
+    >>> tx = peftjax.intrinsic(dimension=10, structure_aware=True)
+    >>> adapter, frozen = tx.init(jax.random.key(0), peftjax.testing.tiny_mlp())
+    >>> adapter.theta.shape, len(adapter.scales)
+    ((6,), 4)
+
+    References:
+      Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018 (arXiv:1804.08838),
+      section 2 and S7 for Fastfood; Aghajanyan et al., Intrinsic Dimensionality Explains the
+      Effectiveness of Language Model Fine-Tuning, 2020 (arXiv:2012.13255), equations 1 and 3; Le et
+      al., Fastfood, 2013, section 3. Each leaf has a projection of its own, as in the code of the
+      second; the rows of `P_i` have length 1, where Li et al. give length 1 to its columns.
+    """
+    check_positive(dimension=dimension)
+
+    def start(key: PRNGKeyArray, model: Model) -> Subspace:
+        del key
+        sites = [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
+        scales = {}
+        if structure_aware:
+            scales = {site.path: jnp.ones(_one_a_layer(site), dtype) for site in sites}
+        left = dimension - sum(scale.size for scale in scales.values())
+        if left < 1:
+            raise ValueError(
+                f'dimension {dimension} leaves nothing beside {dimension - left} scales; write at '
+                f'least dimension={dimension - left + 1}, fewer targets, or structure_aware=False'
+            )
+        chosen = tuple((site.path, tuple(site.shape)) for site in sites)
+        return Subspace(jnp.zeros(left, dtype), scales, chosen)
+
+    def own(model: Model) -> Entry:
+        seeds = {
+            path: {'seed': jnp.asarray(np.uint32(zlib.crc32(f'{seed}/{path}'.encode())))}
+            for path in model.sites.match_leaves(targets)
+        }
+        return Entry('intrinsic', seeds)
+
+    def rules(adapter: Subspace, own: Any) -> dict[str, LeafRule]:
+        _check(adapter)
+        check_own(own, dict(adapter.leaves), 'intrinsic')
+
+        @functools.cache
+        def changes() -> dict[str, Float32[jax.Array, ' _']]:
+            sizes = tuple(math.prod(shape) for _, shape in adapter.leaves)
+            seeds = jnp.stack([own[path]['seed'] for path, _ in adapter.leaves])
+            found = project(adapter.theta, sizes, seeds)
+            return {path: each for (path, _), each in zip(adapter.leaves, found, strict=True)}
+
+        def moved(path: str, shape: tuple[int, ...]) -> Callable[[Any], jax.Array]:
+            def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
+                if leaf.shape != shape:
+                    raise AdapterError(
+                        f'the adapter moves {path!r} of shape {shape}, and these params have '
+                        f'{leaf.shape} {leaf.dtype}. Was it made for another model?'
+                    )
+                change = changes()[path].reshape(shape)
+                if path in adapter.scales:
+                    change = change * adapter.scales[path].astype(jnp.float32)
+                return leaf.astype(jnp.float32) + change
+
+            return replace
+
+        return {path: LeafRule(moved(path, shape)) for path, shape in adapter.leaves}
+
+    return PeftTransform(start, rules, own)
+
+
+def _one_a_layer(site: WeightSite) -> tuple[int, ...]:
+    return tuple(n if axis in site.scanned else 1 for axis, n in enumerate(site.shape))
+
+
+def _check(adapter: Any) -> None:
+    if not isinstance(adapter, Subspace):
+        raise AdapterError(
+            f'intrinsic expects a Subspace as its own init makes it, found '
+            f'{found_in(adapter)}. Was it made by another transform, or is it a part of a '
+            "chain's adapter?"
+        )
