@@ -68,6 +68,12 @@ PAIRS = {
     ),
     **_pairs('fourierft', 'seed', n_frequency=6),
     **_pairs('intrinsic', 'seed', dimension=9),
+    **{
+        f'intrinsic {kind}, seed': _pair(
+            peftjax.intrinsic, {'seed': 0}, {'seed': 3}, dimension=9, projection=kind
+        )
+        for kind in ('dense', 'sparse')
+    },
     'oft, eps': _pair(peftjax.oft, {'eps': 0.01}, {'eps': 0.4}, block_size=4),
     'bottleneck, scale': _pair(
         peftjax.bottleneck, {'scale': 1.0}, {'scale': 7.0}, r'layers.*/(up|down)', size=2

@@ -1,5 +1,8 @@
 """What the selective methods and training in a subspace promise besides the contract."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,11 @@ import pytest
 import peftjax
 from peftjax.core import paths
 from peftjax.methods.subspace.fastfood import hadamard, project
+from peftjax.methods.subspace.projections import PROJECTIONS
 from tests.algebra import KEY, mlp, moved
 from tests.compiled import flops
+
+UNKNOWN: Any = 'x'
 from tests.contract_models import LAYERS, MODELS
 
 
@@ -53,6 +59,28 @@ def test_the_projection_of_a_large_leaf_takes_memory_of_its_own_size():
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 10 * 4 * size  # A dense matrix would take 1,000 times.
     assert flops(compiled) < 500 * size
+
+
+@pytest.mark.parametrize('kind', PROJECTIONS)
+def test_a_projection_keeps_lengths_and_hardly_mixes_dimensions(kind):
+    size, dimension = 1 << 14, 64
+    tx = peftjax.intrinsic(dimension=dimension, projection=kind)
+    model = peftjax.wrap(
+        lambda params, x: x @ params['kernel'],
+        {'kernel': jnp.zeros((128, size // 128))},
+        jnp.ones((1, 128)),
+    )
+    adapter, frozen = tx.init(KEY, model)
+
+    def place(theta):
+        return tx.merge(dataclasses.replace(adapter, theta=theta), frozen)['kernel'].reshape(-1)
+
+    matrix = jax.vmap(place)(jnp.eye(dimension))  # the projection's columns, each [size]
+    gram = matrix @ matrix.T * dimension / size  # near the identity
+    np.testing.assert_allclose(jnp.diag(gram).mean(), 1.0, rtol=0.05)
+    apart = gram - jnp.diag(jnp.diag(gram))
+    assert float(jnp.sqrt((apart**2).sum() / (dimension * (dimension - 1)))) < 0.06
+    assert float(jnp.abs(matrix.mean(axis=1)).max()) < 0.01
 
 
 def test_layers_have_scales_of_their_own_when_the_subspace_knows_of_structure():
@@ -181,6 +209,14 @@ EMBED = MODELS['linen looped']
             peftjax.AdapterError,
             'expects a Subspace',
         ),
+        (
+            lambda: peftjax.intrinsic(dimension=2, projection='dense').freeze(
+                mlp(), peftjax.intrinsic(dimension=2).init(KEY, mlp())[0]
+            ),
+            peftjax.AdapterError,
+            r"write intrinsic\(projection='fastfood'\)",
+        ),
+        (lambda: peftjax.intrinsic(dimension=2, projection=UNKNOWN), ValueError, "'x' is none of"),
     ],
 )
 def test_wrong_arguments_say_what_to_write(make, error, message):

@@ -27,6 +27,7 @@ METHODS = {
     'full': peftjax.full,
     'intrinsic': lambda: peftjax.intrinsic(dimension=9, structure_aware=True),
     'subspace without scales': lambda: peftjax.intrinsic(dimension=9),
+    'dense subspace': lambda: peftjax.intrinsic(dimension=9, projection='dense'),
     'bottleneck': lambda: peftjax.bottleneck(size=2, targets=r'hidden'),
 }
 

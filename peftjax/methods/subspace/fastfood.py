@@ -42,13 +42,13 @@ def project(
     seed = seeds[of]
     index = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
     place = block * np.uint32(width) + index
-    signs = 1.0 - 2.0 * (_hash(place, seed, 1) & 1).astype(jnp.float32)
+    signs = 1.0 - 2.0 * (hashed(place, seed, 1) & 1).astype(jnp.float32)
     mixed = jnp.take_along_axis(
         hadamard(signs * padded[None]),
         _permuted(index, block, seed, width).astype(jnp.int32),
         axis=1,
     )
-    normal = _normal(_hash(place, seed, 2))
+    normal = _normal(hashed(place, seed, 2))
     scale = jax.lax.rsqrt(width * (normal**2).sum(axis=1, keepdims=True))
     # A barrier, or the compiler would fuse the whole computation into each of its parts.
     whole = jax.lax.optimization_barrier(hadamard(normal * mixed) * scale)
@@ -78,7 +78,7 @@ def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'block
     return x.reshape(count, width)
 
 
-def _hash(
+def hashed(
     x: UInt32[jax.Array, 'blocks block'], seed: UInt32[jax.Array, 'blocks 1'], stream: int
 ) -> UInt32[jax.Array, 'blocks block']:
     """Well-mixed uint32 of each number: the finaliser of MurmurHash3 over a keyed start."""
@@ -105,7 +105,7 @@ def _permuted(
     mask, bits = np.uint32(width - 1), int(math.log2(width))
     x = index
     for step in range(3 if bits > 1 else 1):
-        key = _hash(block, seed, 3 + step)
+        key = hashed(block, seed, 3 + step)
         x = (x * (key | 1) + (key >> 7)) & mask
         x = x ^ (x >> max(1, bits // 2))
     return x & mask

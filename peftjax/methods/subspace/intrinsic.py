@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths, readable
 from peftjax.core.entries import NODES, Entry, check_own, found_in
@@ -20,7 +20,7 @@ from peftjax.core.rules import LeafRule
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.subspace.fastfood import project
+from peftjax.methods.subspace.projections import PROJECTIONS, Projection, changes, dense_rows
 
 
 @jax.tree_util.register_dataclass
@@ -33,16 +33,18 @@ class Subspace:
       scales: by leaf path, of the leaf's rank, the axes of layers whole and the others 1; empty
         unless structure-aware.
       leaves: `(path, shape)` of what moves (static).
+      projection: which kind (static).
     """
 
     theta: jax.Array
     scales: dict[str, jax.Array]
     leaves: tuple[tuple[str, tuple[int, ...]], ...] = dataclasses.field(metadata={'static': True})
+    projection: Projection = dataclasses.field(default='fastfood', metadata={'static': True})
 
     @property
     def label(self) -> str:
         """What the adapter is of, in files: its leaves are in no array."""
-        return f'intrinsic {zlib.crc32(repr(self.leaves).encode()):08x}'
+        return f'intrinsic {self.projection} {zlib.crc32(repr(self.leaves).encode()):08x}'
 
     def __repr__(self) -> str:
         theta = readable.told(self.theta)
@@ -58,25 +60,29 @@ def intrinsic(
     dimension: int,
     targets: paths.Targets = r'.*',
     structure_aware: bool = False,
+    projection: Projection = 'fastfood',
     seed: int = 0,
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
     r"""Training in a random subspace: `w_i' = w_i + P_i theta`, structure-aware `+ s_i P_i theta`.
 
-    One vector `theta: [d]` moves all chosen leaves, biases and norms too. `P_i` is a Fastfood
-    projection, a product of Hadamard matrices, signs, a permutation and normal diagonals made from
-    hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the least power
-    of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs forward, `c_i` at
-    most 32 the factors of `p` and the rest for the hashes, and holds a few copies of `D` numbers; a
-    dense projection would hold `d D` and cost `2 d D`; backward it is about as much, and `2 T in
-    out` for the gradient of each kernel. The change of each leaf is formed, since all of them share
-    `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and `s_i = 1`), so
-    that `w' = w`. It merges.
+    One vector `theta: [d]` moves all chosen leaves, biases and norms too. `P_i` is by default a
+    Fastfood projection, a product of Hadamard matrices, signs, a permutation and normal diagonals
+    made from hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the
+    least power of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs
+    forward, `c_i` at most 32 the factors of `p` and the rest for the hashes, and holds a few copies
+    of `D` numbers; a dense projection would hold `d D` and cost `2 d D`; backward it is about as
+    much, and `2 T in out` for the gradient of each kernel. The change of each leaf is formed, since
+    all of them share `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and
+    `s_i = 1`), so that `w' = w`. It merges.
 
     Args:
       dimension: `d`, how many numbers train, the scales included.
       targets: regular expressions, full match on leaf paths: what moves.
       structure_aware: SAID, a trained scale for each leaf and layer; else DID, without.
+      projection: 'fastfood'; 'dense', normal rows that `frozen.own` holds whole, `d D` numbers; or
+        'sparse', signs at a share `1 / sqrt(D)` of the places, made from hashes, which costs about
+        `2 d sqrt(D)` FLOPs forward.
       seed: of the projections. `frozen.own` holds what it gives.
       dtype: of the trained arrays; the projection runs in float32.
 
@@ -84,7 +90,8 @@ def intrinsic(
       A transform whose adapter is a `Subspace`.
 
     Raises:
-      ValueError: a dimension below 1 or, from `init`, one that leaves nothing beside the scales.
+      ValueError: a dimension below 1, an unknown projection or, from `init`, a dimension that
+        leaves nothing beside the scales.
       TargetError: from `init`, if a pattern matches no leaf.
 
     >>> tx = peftjax.intrinsic(dimension=10, structure_aware=True)
@@ -94,12 +101,15 @@ def intrinsic(
 
     References:
       Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018 (arXiv:1804.08838),
-      section 2 and S7 for Fastfood; Aghajanyan et al., Intrinsic Dimensionality Explains the
-      Effectiveness of Language Model Fine-Tuning, 2020 (arXiv:2012.13255), equations 1 and 3; Le et
-      al., Fastfood, 2013, section 3. Each leaf has a projection of its own, as in the code of the
-      second; the rows of `P_i` have length 1, where Li et al. give length 1 to its columns.
+      section 2 and S7 for the three projections; Aghajanyan et al., Intrinsic Dimensionality
+      Explains the Effectiveness of Language Model Fine-Tuning, 2020 (arXiv:2012.13255), equations 1
+      and 3; Le et al., Fastfood, 2013, section 3. Each leaf has a projection of its own, as in the
+      code of the second; the rows of `P_i` have length 1, where Li et al. give length 1 to its
+      columns.
     """
     check_positive(dimension=dimension)
+    if projection not in PROJECTIONS:
+        raise ValueError(f'projection {projection!r} is none of {", ".join(PROJECTIONS)}')
 
     def start(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
@@ -114,25 +124,35 @@ def intrinsic(
                 f'least dimension={dimension - left + 1}, fewer targets, or structure_aware=False'
             )
         chosen = tuple((site.path, tuple(site.shape)) for site in sites)
-        return Subspace(jnp.zeros(left, dtype), scales, chosen)
+        return Subspace(jnp.zeros(left, dtype), scales, chosen, projection)
 
     def own(model: Model) -> Entry:
+        sites = {path: model.sites.weights[path] for path in model.sites.match_leaves(targets)}
+        if projection == 'dense':
+            scaled = sum(math.prod(_one_a_layer(site)) for site in sites.values())
+            left = dimension - scaled if structure_aware else dimension
+            return Entry(
+                'intrinsic',
+                {
+                    path: {
+                        'matrix': jnp.asarray(dense_rows(seed, path, math.prod(site.shape), left))
+                    }
+                    for path, site in sites.items()
+                },
+            )
         seeds = {
             path: {'seed': jnp.asarray(np.uint32(zlib.crc32(f'{seed}/{path}'.encode())))}
-            for path in model.sites.match_leaves(targets)
+            for path in sites
         }
         return Entry('intrinsic', seeds)
 
     def rules(adapter: Subspace, own: Any) -> dict[str, LeafRule]:
-        _check(adapter)
+        _check(adapter, projection)
         check_own(own, dict(adapter.leaves), 'intrinsic')
 
         @functools.cache
-        def changes() -> dict[str, Float32[jax.Array, ' _']]:
-            sizes = tuple(math.prod(shape) for _, shape in adapter.leaves)
-            seeds = jnp.stack([own[path]['seed'] for path, _ in adapter.leaves])
-            found = project(adapter.theta, sizes, seeds)
-            return {path: each for (path, _), each in zip(adapter.leaves, found, strict=True)}
+        def moves() -> dict[str, jax.Array]:
+            return changes(projection, adapter.theta, adapter.leaves, own)
 
         def moved(path: str, shape: tuple[int, ...]) -> Callable[[Any], jax.Array]:
             def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
@@ -141,7 +161,7 @@ def intrinsic(
                         f'the adapter moves {path!r} of shape {shape}, and these params have '
                         f'{leaf.shape} {leaf.dtype}. Was it made for another model?'
                     )
-                change = changes()[path].reshape(shape)
+                change = moves()[path]
                 if path in adapter.scales:
                     change = change * adapter.scales[path].astype(jnp.float32)
                 return leaf.astype(jnp.float32) + change
@@ -157,10 +177,15 @@ def _one_a_layer(site: WeightSite) -> tuple[int, ...]:
     return tuple(n if axis in site.scanned else 1 for axis, n in enumerate(site.shape))
 
 
-def _check(adapter: Any) -> None:
+def _check(adapter: Any, projection: Projection) -> None:
     if not isinstance(adapter, Subspace):
         raise AdapterError(
             f'intrinsic expects a Subspace as its own init makes it, found '
             f'{found_in(adapter)}. Was it made by another transform, or is it a part of a '
             "chain's adapter?"
+        )
+    if adapter.projection != projection:
+        raise AdapterError(
+            f'the adapter was made for a {adapter.projection} projection, and this transform has a '
+            f"{projection} one; write intrinsic(projection='{adapter.projection}')"
         )
