@@ -14,9 +14,9 @@ from peftjax.methods.subspace.fastfood import hadamard, project
 from peftjax.methods.subspace.projections import PROJECTIONS
 from tests.algebra import KEY, mlp, moved
 from tests.compiled import flops
+from tests.contract_models import LAYERS, MODELS
 
 UNKNOWN: Any = 'x'
-from tests.contract_models import LAYERS, MODELS
 
 
 def projected(vector, size, seed):

@@ -1,0 +1,1 @@
+"""How many numbers must train? Training inside random subspaces of growing dimension."""

