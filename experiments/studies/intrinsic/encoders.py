@@ -30,11 +30,11 @@ class Small(NamedTuple):
         length, batch_size, rate: of pretraining, in tokens, windows and Adam's peak.
     """
 
-    vocabulary: int = 6000
+    vocabulary: int = 4000
     layers: int = 4
     width: int = 128
-    length: int = 32
-    batch_size: int = 32
+    length: int = 24
+    batch_size: int = 16
     rate: float = 1e-3
 
     def module(self, outputs: int, pooling: str) -> Bert:

@@ -74,11 +74,11 @@ class Protocol:
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     tuned_at: int = 200
     small: Small = Small()
-    pretraining: tuple[int, ...] = (0, 300, 1200, 4800)
+    pretraining: tuple[int, ...] = (0, 250, 1000, 4000)
     windows: int = 60_000
     curves: tuple[Curve, ...] = (
-        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 300, 1200, 4800)),
-        Curve('small', '4800', 'DID', _OF_SMALL),
+        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 250, 1000, 4000)),
+        Curve('small', '4000', 'DID', _OF_SMALL),
         *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'random', 'permuted')),
     )
 
