@@ -1,7 +1,9 @@
 """Where a curve of accuracy over dimension crosses a line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from experiments.studies.claims import Interval, Verdict, interval, verdict
 
 
 def crossing(curve: Mapping[int, float], line: float) -> float:
@@ -30,3 +32,42 @@ def crossing(curve: Mapping[int, float], line: float) -> float:
             return math.exp(start + share * (end - start))
         below = dimension, accuracy
     return math.inf
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Interval:
+    """The interval of the logarithm of a ratio, seed by seed.
+
+    Example:
+        >>> ratio([200.0, 200.0], [100.0, 100.0]).show(2)
+        '0.69 (0.69 to 0.69; n = 2)'
+    """
+    return interval([math.log(a / b) for a, b in zip(over, under, strict=True)])
+
+
+def times(found: Interval) -> str:
+    """A ratio as text, from the interval of its logarithm.
+
+    Example:
+        >>> times(ratio([200.0, 200.0], [100.0, 100.0]))
+        '2.00 (2.00 to 2.00; n = 2)'
+    """
+    mean, low, high = (math.exp(each) for each in found[:3])
+    return f'{mean:.2f} ({low:.2f} to {high:.2f}; n = {found.seeds})'
+
+
+def above(found: Interval, bound: float, name: str = 'the ratio') -> tuple[Verdict, str]:
+    """Whether a ratio, given by the interval of its logarithm, is greater than a bound."""
+    said = verdict(found, math.log(bound))
+    side = {'confirmed': 'above', 'contradicted': 'below'}.get(said)
+    if side is None:
+        return said, f'The interval of {name} holds {bound:g}.'
+    return said, f'The whole interval of {name} lies {side} {bound:g}.'
+
+
+def within(found: Interval, bound: float, meaning: str) -> tuple[Verdict, str]:
+    """Whether an effect is 0, up to a bound that says what counts as 0."""
+    if -bound < found.low and found.high < bound:
+        return 'confirmed', meaning
+    if found.low > bound or found.high < -bound:
+        return 'contradicted', meaning
+    return 'not decidable here', meaning

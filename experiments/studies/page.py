@@ -1,0 +1,84 @@
+"""The part of REPRODUCTIONS.md that the kept results of the studies say, and their figures."""
+
+import inspect
+from pathlib import Path
+
+from experiments.studies import claims
+from experiments.studies.registry import STUDIES, Study
+from experiments.studies.results import read
+from peftjax.train.files import write_whole
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / 'REPRODUCTIONS.md'
+KEPT = ROOT / 'docs' / 'studies'
+_BEGIN = '<!-- Written by `python -m experiments.studies --write`: do not edit. -->\n'
+_END = '<!-- Until here. -->\n'
+
+
+def write() -> None:
+    """Draws every figure, and writes the part of the page anew."""
+    for name, study in STUDIES.items():
+        study.report.draw(read(KEPT / name / 'results.jsonl'), KEPT / name / 'figure.png')
+    text = PAGE.read_text(encoding='utf-8')
+    write_whole(PAGE, with_studies(text))
+
+
+def with_studies(text: str) -> str:
+    """The page with what the kept results say between its two marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+        raise ValueError(f'the page needs one line {_BEGIN!r} and, below it, one {_END!r}')
+    before, _, rest = text.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return before + _BEGIN + '\n' + _said() + '\n' + _END + after
+
+
+def _said() -> str:
+    rows = {name: read(KEPT / name / 'results.jsonl') for name in STUDIES}
+    found = [each for name, study in STUDIES.items() for each in study.report.claims(rows[name])]
+    counts = {verdict: sum(each.verdict == verdict for each in found) for verdict in _VERDICTS}
+    head = (
+        f'{len(found)} published claims, each with the effect that was measured here: '
+        + ', '.join(f'{count} {verdict}' for verdict, count in counts.items())
+        + '. Intervals are of 95 %, by Student over seeds unless something else is said. A verdict '
+        'follows from the interval by a rule in the code of its study. The sections below have '
+        'figures, protocols and commands.\n'
+    )
+    sections = [_section(name, study, rows[name]) for name, study in STUDIES.items()]
+    return '\n'.join([head, claims.table(found), *sections])
+
+
+_VERDICTS = ('confirmed', 'contradicted', 'not decidable here')
+
+
+def _section(name: str, study: Study, rows: list) -> str:
+    about = inspect.getdoc(study.about)
+    assert about is not None
+    question, *rest = about.split('\n\n')
+    details = [block for block in rest if not block.lstrip().startswith('python -m')]
+    return '\n\n'.join(
+        [
+            f'## {study.title}',
+            question,
+            *(_lines(block) for block in details),
+            f'![{study.title}](docs/studies/{name}/figure.png)',
+            f'*{study.report.CAPTION}*',
+            study.report.text(rows).strip(),
+            f'Rows and protocol: [docs/studies/{name}](docs/studies/{name}). Again, from nothing:',
+            f'```\npeftjax reproduce study.{name} --workdir runs/{name}\n```\n',
+        ]
+    )
+
+
+def _lines(block: str) -> str:
+    """The entries `Name: text` of a docstring as a list."""
+    entries: list[str] = []
+    for line in block.splitlines():
+        if line.startswith(' ') and entries:
+            entries[-1] += ' ' + line.strip()
+        else:
+            entries.append(line.strip())
+    return '\n'.join(f'- {entry}' for entry in entries)
