@@ -86,6 +86,21 @@ def verdict(found: Interval, above: float = 0.0) -> Verdict:
     return 'contradicted' if found.high < above else 'not decidable here'
 
 
+def judged(found: Interval, above: float = 0.0) -> tuple[Verdict, str]:
+    """The verdict on an effect, and why.
+
+    >>> judged(interval([1.0, 1.1, 0.9]))
+    ('confirmed', 'The whole interval lies above 0.')
+    """
+    said = verdict(found, above)
+    side = {
+        'confirmed': f'The whole interval lies above {above:g}.',
+        'contradicted': f'The whole interval lies below {above:g}.',
+        'not decidable here': f'The interval holds {above:g}.',
+    }
+    return said, side[said]
+
+
 def table(claims: Sequence[Claim]) -> str:
     """The claims as a table in Markdown."""
     lines = ['| claim | source | measured here (95 % interval) | verdict |', '|---|---|---|---|']

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies.claims import Claim, Interval, Verdict, interval, verdict
+from experiments.studies.claims import Claim, Interval, interval, judged
 from peftjax.train.files import new_file
 
 Row = Mapping[str, Any]
@@ -83,7 +83,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             difference = interval(gain(method, few).tolist())
             effect = f'{_points(difference)} of accuracy over full at {said} questions'
             text = f'{name} more accurate than full fine-tuning when examples are few.'
-            made.append(Claim(text, source, effect, *_judged(difference)))
+            made.append(Claim(text, source, effect, *judged(difference)))
     if 'bottleneck' in found:
         fall = interval((gain('bottleneck', few) - gain('bottleneck', [most])).tolist())
         made.append(
@@ -91,7 +91,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                 'The gain of adapters over full fine-tuning shrinks as examples become more.',
                 HE,
                 f'{_points(fall)} of gain lost from {said} to {most:,} questions',
-                *_judged(fall),
+                *judged(fall),
             )
         )
     for count in [n for n in sizes if FEW < n < most]:
@@ -102,7 +102,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                 f'{most:,}.',
                 'rule of thumb',
                 f'{share.show(1, 100)} % of the accuracy at {most:,} questions',
-                *_judged(share, ENOUGH),
+                *judged(share, ENOUGH),
             )
         )
     return made
@@ -110,17 +110,6 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def _points(found: Interval) -> str:
     return f'{found.show(1, 100)} points'
-
-
-def _judged(found: Interval, above: float = 0.0) -> tuple[Verdict, str]:
-    said = verdict(found, above)
-    limit = '0' if not above else f'{above:.0%}'
-    side = {
-        'confirmed': f'The whole interval lies above {limit}.',
-        'contradicted': f'The whole interval lies below {limit}.',
-        'not decidable here': f'The interval holds {limit}.',
-    }
-    return said, side[said]
 
 
 def crossing(sizes: Sequence[int], differences: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.claims import Claim, Interval, Verdict, interval, verdict
+from experiments.studies.claims import Claim, interval, judged
 from experiments.studies.forgetting.study import FULL
 from peftjax.train.files import new_file
 
@@ -109,27 +109,27 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             'LoRA learns less than full fine-tuning.',
             BIDERMAN,
             f'{learned.show(1, 100)} points of accuracy more by full than by LoRA, mean of ranks',
-            *_judged(learned),
+            *judged(learned),
         ),
         Claim(
             'LoRA forgets less than full fine-tuning at equal learning.',
             BIDERMAN,
             f'{kept.show()} more drift of embeddings by full than by LoRA, mean of ranks, at equal '
             'test loss',
-            *_judged(kept),
+            *judged(kept),
         ),
         Claim(
             'Forgetting by LoRA grows with its rank.',
             BIDERMAN,
             f'{grown.show(4)} more drift at the end of training for each doubling of the rank',
-            *_judged(grown),
+            *judged(grown),
         ),
         Claim(
             'LoRA has more intruder dimensions than full fine-tuning.',
             SHUTTLEWORTH,
             f'{counted.show(2)} more of the ten greatest singular vectors of a matrix, mean of '
             f'ranks, cosine below {BOUND}, at equal test loss',
-            *_judged(counted),
+            *judged(counted),
         ),
     ]
 
@@ -145,16 +145,6 @@ def slopes(values: Mapping[str, np.ndarray]) -> np.ndarray:
     logs = np.log2([int(method.split()[1]) for method in ranks])
     table = np.array([values[method] for method in ranks])
     return np.polyfit(logs, table, 1)[0].round(12)
-
-
-def _judged(found: Interval) -> tuple[Verdict, str]:
-    said = verdict(found)
-    side = {
-        'confirmed': 'The whole interval lies above 0.',
-        'contradicted': 'The whole interval lies below 0.',
-        'not decidable here': 'The interval holds 0.',
-    }
-    return said, side[said]
 
 
 def _distance(row: Row) -> float:

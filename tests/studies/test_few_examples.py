@@ -1,0 +1,143 @@
+"""The study of few examples: a tiny one from end to end, its claims, and its crossings."""
+
+import dataclasses
+
+import pytest
+
+from experiments.studies import few_examples
+from experiments.studies.few_examples.report import crossing, scores
+from experiments.studies.few_examples.study import METHODS, Protocol
+from experiments.studies.results import read
+from tests.studies.tiny_questions import encoder, questions
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('few')
+    protocol = dataclasses.replace(
+        few_examples.TINY, source=encoder(folder), questions=questions(folder)
+    )
+    few_examples.run(folder / 'study', protocol)
+    return protocol, folder / 'study', read(folder / 'study' / 'results.jsonl')
+
+
+def test_every_method_and_size_has_a_final_model_of_every_seed(tiny):
+    protocol, _, rows = tiny
+    finals = [row for row in rows if row['stage'] == 'final']
+    assert {(row['method'], row['examples'], row['seed']) for row in finals} == {
+        (method, size.examples, seed)
+        for method in protocol.methods
+        for size in protocol.sizes
+        for seed in range(protocol.seeds)
+    }
+    assert len(finals) == len(protocol.methods) * len(protocol.sizes) * protocol.seeds
+
+
+def test_the_rate_is_that_of_the_least_validation_loss_and_test_questions_choose_nothing(tiny):
+    protocol, _, rows = tiny
+    tuned = [row for row in rows if row['stage'] == 'tune']
+    assert not [name for row in tuned for name in row if name.startswith('test/')]
+    for method in protocol.methods:
+        mine = [row for row in tuned if row['method'] == method]
+        best = min(mine, key=lambda row: row['validation/loss'])
+        rates = {row['rate'] for row in rows if row['stage'] == 'final' and row['method'] == method}
+        assert rates == {best['rate']}
+        assert min(row['rate'] for row in mine) < best['rate'] < max(row['rate'] for row in mine)
+
+
+def test_a_study_that_is_complete_trains_nothing_and_no_other_goes_on_with_it(tiny):
+    protocol, folder, rows = tiny
+    before = (folder / 'results.jsonl').read_bytes()
+    few_examples.run(folder, protocol)
+    assert (folder / 'results.jsonl').read_bytes() == before
+    with pytest.raises(ValueError, match='differs from the protocol'):
+        few_examples.run(folder, dataclasses.replace(protocol, seeds=1))
+
+
+def test_a_study_that_was_cut_short_ends_with_the_same_scores(tiny, tmp_path):
+    protocol, folder, rows = tiny
+    lines = (folder / 'results.jsonl').read_bytes().splitlines(keepends=True)
+    head = next(i for i, row in enumerate(rows) if row['method'] == 'head')
+    (tmp_path / 'results.jsonl').write_bytes(b''.join(lines[: head + 3]) + lines[head + 3][:20])
+    few_examples.run(tmp_path, protocol)
+    again = read(tmp_path / 'results.jsonl')
+
+    def kept(each):
+        names = ('seconds', 'alone', 'together', 'factor')
+        return [{name: row[name] for name in row if name not in names} for row in each]
+
+    assert kept(again) == kept(rows)
+
+
+def _rows(accuracies):
+    """Final rows of accuracies by method and size, one a seed, and the timing of a method."""
+    rows = [
+        {
+            'stage': 'final',
+            'method': method,
+            'examples': size,
+            'seed': seed,
+            'rate': 0.01,
+            'trainable': 100,
+            'test/accuracy': value,
+        }
+        for method, sizes in accuracies.items()
+        for size, values in sizes.items()
+        for seed, value in enumerate(values)
+    ]
+    return [*rows, {'stage': 'together', 'method': 'full', 'runs': 4, 'factor': 1.25}]
+
+
+FULL = {32: [0.4, 0.5, 0.6], 320: [0.7, 0.71, 0.72], 1000: [0.8, 0.81, 0.82]}
+
+
+def _better(differences):
+    return {n: [v + d for v, d in zip(FULL[n], differences[n], strict=True)] for n in FULL}
+
+
+ROWS = _rows(
+    {
+        'full': FULL,
+        'bottleneck': _better({32: [0.1, 0.11, 0.12], 320: [0, 0, 0], 1000: [-0.1, -0.11, -0.12]}),
+        'ia3': _better({32: [-0.1, -0.11, -0.12], 320: [0, 0, 0], 1000: [0, 0, 0]}),
+        'lora': _better({32: [0.1, -0.1, 0.01], 320: [0, 0, 0], 1000: [0.1, 0.1, 0.1]}),
+    }
+)
+
+
+def test_a_verdict_follows_from_the_differences_of_seeds():
+    found = few_examples.claims(ROWS)
+    said = [each.verdict for each in found]
+    assert said == [
+        'confirmed',  # bottleneck adapters at 32
+        'contradicted',  # (IA)³ at 32
+        'not decidable here',  # LoRA at 32
+        'confirmed',  # the gain of adapters falls
+        'contradicted',  # LoRA's share at 320
+    ]
+    assert found[0].effect.startswith('11.0 (8.5 to 13.5; n = 3) points')
+
+
+def test_a_text_holds_a_row_for_each_method_and_the_crossing():
+    said = few_examples.text(ROWS)
+    assert '| bottleneck adapters (Pfeiffer) | **11.0 (8.5 to 13.5; n = 3)** |' in said
+    assert '1.25 for full fine-tuning' in said
+
+
+def test_a_difference_crosses_where_its_sign_changes():
+    assert crossing([10, 1000, 10000], [0.1, -0.1, -0.2]) == [100.0]
+    assert crossing([10, 1000], [0.1, 0.2]) == []
+
+
+def test_a_study_that_is_not_over_says_so():
+    with pytest.raises(ValueError, match='to its end'):
+        scores([row for row in ROWS if row.get('seed') != 2 or row['method'] == 'full'])
+
+
+def test_the_figure_is_drawn_from_the_rows(tmp_path):
+    few_examples.draw(ROWS, tmp_path / 'figure.png')
+    assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_protocol_names_known_methods():
+    assert set(Protocol().methods) <= set(METHODS)
