@@ -1,7 +1,8 @@
-# Three commands, each complete on a machine with Python 3.11 or newer and make:
+# Four commands, each complete on a machine with Python 3.11 or newer and make:
 #   make train   fine-tune MiniLM with LoRA on film reviews, evaluate on films it has never seen
 #   make sweep   12 such runs in one program, of four ranks and three seeds, and a page about them
 #   make test    lint, type-check and test
+#   make docs    build this project's site into build/docs
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ RECIPE := setup.cfg pyproject.toml constraints.txt experiments/assets.txt
 # pip brings uv, and uv the rest, in a tenth of pip's time.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: train sweep test lint types unit clean
+.PHONY: train sweep test docs lint types unit clean
 
 train: $(VENV)/.ready-to-train
 	$(BIN)/peftjax train --config $(CONFIG) --workdir $(WORKDIR)
@@ -27,6 +28,11 @@ sweep: $(VENV)/.ready-to-train
 	    --log_every '2 steps' --eval_every '8 steps'
 
 test: lint types unit
+
+# A warning is an error, and a link without a page is a warning.
+docs: $(VENV)/.ready-to-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/docs
+	@echo 'The site is in build/docs: open build/docs/index.html'
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
@@ -49,6 +55,10 @@ $(VENV)/.ready-to-train: $(RECIPE)
 
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-train
 	$(UV) --constraint $(CONSTRAINTS) --editable '.[train,datasets,search]' --group test
+	touch $@
+
+$(VENV)/.ready-to-docs: $(VENV)/.ready-to-train
+	$(UV) --constraint $(CONSTRAINTS) --editable '.[train,search]' --group docs
 	touch $@
 
 clean:

@@ -42,6 +42,12 @@ def pinned(session: nox.Session) -> None:
     session.run('make', 'test', 'PYTHON=python3.11', external=True)
 
 
+@nox.session(venv_backend='none')
+def docs(session: nox.Session) -> None:
+    """The site, with every notebook executed and warnings as errors."""
+    session.run('make', 'docs', 'PYTHON=python3.11', external=True)
+
+
 @nox.session(python=('3.12', '3.13'))
 def newest(session: nox.Session) -> None:
     """The library on what `pip install peftjax` brings today."""

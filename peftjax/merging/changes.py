@@ -70,6 +70,7 @@ class Full:
 
 
 Change = Factored | Full
+"""The change of one leaf."""
 Delta = Mapping[str, Change]
 """`{leaf path: change}`: what a fine-tuning added to the parameters. A pytree, in float32."""
 

@@ -11,6 +11,7 @@ from peftjax.core.layout import Layout
 from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, product
 
 Rule = Callable[[Sequence[Delta]], Delta]
+"""A rule of merging: one delta, made of several."""
 
 
 class Cores(NamedTuple):

@@ -1,19 +1,12 @@
-"""The page of files, from the tables of `peftjax.interop`: python -m tests.files_page."""
+"""The tables of the page of files, from the tables of `peftjax.interop`."""
 
-import inspect
-import pathlib
-import sys
-
-from peftjax.core.transform import PeftTransform
+from docs._ext.catalogue import methods
 from peftjax.interop.adapterhub.files import READERS, WRITERS
 from peftjax.interop.peft import kinds
-from tests.methods_page import methods
-
-PAGE = pathlib.Path(__file__).parents[1] / 'docs/files.md'
-MARK = '<!-- tables: written by `python -m tests.files_page`, do not edit below -->\n'
 
 
 def tables() -> str:
+    """What is written of our methods, and what is read of the two libraries."""
     return '\n\n'.join([_ours(), _theirs(), _hub()]) + '\n'
 
 
@@ -41,9 +34,7 @@ def _ours() -> str:
     """What `save_adapter` writes of each of our methods."""
     kind_of = {name: kind for kind, each in kinds.KINDS.items() for name in each.write}
     rows, none = [], []
-    for name, function in sorted(methods().items()):
-        if inspect.signature(function).return_annotation not in (PeftTransform, 'PeftTransform'):
-            continue
+    for name in sorted(methods()):
         peft = f'`{kind_of[name]}`' if name in kind_of else 'no'
         hub = 'yes' if name in WRITERS else 'no'
         peft, hub = _BESIDE.get(name, (peft, hub))
@@ -52,7 +43,7 @@ def _ours() -> str:
         if (peft, hub) == ('no', 'no'):
             none.append(name)
         else:
-            rows.append((f'[`{name}`](methods.md#{name})', peft, hub))
+            rows.append((f'[`{name}`](/methods/{name}.md)', peft, hub))
     return '\n\n'.join(
         [
             '## Written',
@@ -79,13 +70,3 @@ def _hub() -> str:
     """What `load_adapter` reads of AdapterHub's architectures."""
     found = sorted(name for name in READERS if name)
     return f'## Read, of AdapterHub\n\nThe architectures {_named(found)}, and unions of them.'
-
-
-def page() -> str:
-    head, _, _ = PAGE.read_text(encoding='utf-8').partition(MARK)
-    return head + MARK + '\n' + tables()
-
-
-if __name__ == '__main__':
-    PAGE.write_text(page(), encoding='utf-8')
-    sys.stdout.write(f'{PAGE.name}\n')

@@ -1,0 +1,122 @@
+"""The site has a page for every method and every public name, and its tables are complete."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import pytest
+
+import peftjax
+from docs._ext import block, catalogue, docstrings, files_tables, method_pages, reference_pages
+from docs._ext.catalogue import ROOT
+
+ENTRIES = {name: entry for family in catalogue.families() for name, entry in family.methods.items()}
+
+
+@pytest.mark.parametrize('name', catalogue.functions_of_methods())
+def test_every_method_has_an_example_and_says_what_it_returns(name):
+    text = catalogue.docstring(catalogue.functions_of_methods()[name])
+    assert '\n>>> ' in text and '\nReturns:\n' in text
+
+
+def test_the_table_of_methods_names_every_method_once():
+    listed = [name for family in catalogue.families() for name in family.methods]
+    assert sorted(listed) == sorted(catalogue.methods())
+
+
+@pytest.mark.parametrize('name', ENTRIES)
+def test_the_table_says_in_a_few_sentences_when_to_use_a_method(name):
+    text = ENTRIES[name]['when'].strip()
+    assert text.endswith('.') and 1 <= len(re.findall(r'[.!?](?:\s|$)', text)) <= 3
+
+
+def test_every_config_of_a_method_stands_on_a_page():
+    there = {
+        path.stem
+        for path in (ROOT / 'configs').glob('*.py')
+        if 'def get_config(' in path.read_text()
+    }
+    listed = [config for entry in ENTRIES.values() for config in entry.get('configs', ())]
+    assert len(listed) == len(set(listed))
+    assert there - set(listed) == {'own_data'}  # a table of the reader's, for any method
+    assert set(listed) <= there
+
+
+def test_every_name_in_an_all_of_the_library_is_known_to_the_reference():
+    known = {each.full for each in catalogue.public_names()} | set(catalogue.namespaces())
+    for info in pkgutil.walk_packages(peftjax.__path__, 'peftjax.'):
+        # Its import starts the command.
+        if info.ispkg and info.name != 'peftjax.cli':
+            for name in getattr(importlib.import_module(info.name), '__all__', ()):
+                assert f'{info.name}.{name}' in known
+    assert {f'peftjax.{name}' for name in peftjax.__all__} <= known
+
+
+def test_every_public_name_has_a_page_of_its_own():
+    names = catalogue.public_names()
+    pages = [each.page.lower() for each in names]
+    assert len(set(pages)) == len(names) > 200
+    written = {path for path, _ in reference_pages.pages()}
+    methods = {f'methods/{name}' for name in ENTRIES}
+    assert {each.page for each in names} <= written | methods
+    assert {each.page for each in names if each.page.startswith('methods/')} == methods
+
+
+def test_every_method_stands_in_the_tables_of_files():
+    tables = files_tables.tables()
+    for name in catalogue.methods():
+        assert f'`{name}`' in tables.partition('## Read')[0], name
+
+
+def test_the_family_pages_link_their_methods():
+    pages = dict(
+        (path, text)
+        for path, text in ((f.name, method_pages._family(f)) for f in catalogue.families())
+    )
+    for family in catalogue.families():
+        for name in family.methods:
+            assert f'[{name}]({name}.md)' in pages[family.name]
+
+
+@pytest.mark.parametrize(
+    ('transform', 'expected'),
+    [
+        (peftjax.select(r'hidden/.*'), ValueError),
+        (peftjax.lora(rank=2, targets=r'hidden'), ValueError),
+    ],
+)
+def test_a_path_without_a_place_in_the_drawing_is_refused(transform, expected):
+    mlp = peftjax.testing.tiny_mlp()
+    adapter, frozen = transform.init(
+        peftjax.testing.tiny_mlp and __import__('jax').random.key(0), mlp
+    )
+    with pytest.raises(expected, match='no place'):
+        block.places(transform.rules(adapter, frozen.own))
+
+
+def test_code_and_fields_of_a_docstring_become_those_of_the_site():
+    lines = [
+        'One of `a|b`, times 2 * 3, see :math:`x_1`.',
+        '',
+        'Attributes:',
+        '  one, two: of `[*stack]`,',
+        '    both.',
+        '',
+        'Returns:',
+        '  A pair: `{a: b}`.',
+        '',
+        '>>> f(`x`)',
+    ]
+    docstrings.process_docstring(None, '', '', None, None, lines)
+    assert lines[0] == r'One of ``a|b``, times 2 \* 3, see :math:`x_1`.'
+    assert '    * **one, two** -- of ``[*stack]``, both.' in lines
+    assert lines[lines.index(':returns:') + 1] == '  A pair: ``{a: b}``.'
+    assert lines[-1] == '>>> f(`x`)'
+
+
+def test_a_signature_has_short_names():
+    signature = str(inspect.signature(peftjax.bottleneck))
+    short, _ = docstrings.process_signature(None, '', '', None, None, signature, '')
+    assert 'Targets' in short and 'dtype: Any = float32' in short.replace('typing.', '')
+    assert ' at 0x' not in short and 'ForwardRef' not in short
