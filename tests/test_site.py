@@ -1,14 +1,24 @@
 """The site has a page for every method and every public name, and its tables are complete."""
 
 import importlib
-import inspect
 import pkgutil
 import re
 
+import jax
 import pytest
+from sphinx.util.inspect import signature, stringify_signature
 
 import peftjax
-from docs._ext import block, catalogue, docstrings, files_tables, method_pages, reference_pages
+from docs._ext import (
+    block,
+    catalogue,
+    docstrings,
+    files_tables,
+    method_pages,
+    pictures,
+    recipes,
+    reference_pages,
+)
 from docs._ext.catalogue import ROOT
 
 ENTRIES = {name: entry for family in catalogue.families() for name, entry in family.methods.items()}
@@ -70,29 +80,57 @@ def test_every_method_stands_in_the_tables_of_files():
 
 
 def test_the_family_pages_link_their_methods():
-    pages = dict(
-        (path, text)
-        for path, text in ((f.name, method_pages._family(f)) for f in catalogue.families())
-    )
+    for family in catalogue.families():
+        page = method_pages.family_page(family)
+        assert all(f'[{name}]({name}.md)' in page for name in family.methods)
+
+
+def test_a_family_is_the_folder_of_its_methods():
     for family in catalogue.families():
         for name in family.methods:
-            assert f'[{name}]({name}.md)' in pages[family.name]
+            folder = catalogue.methods()[name].__module__.split('.')[2]
+            assert folder == family.name or family.name == 'combinations', name
+
+
+def test_a_path_without_a_place_in_the_drawing_is_refused():
+    mlp, tx = peftjax.testing.tiny_mlp(), peftjax.lora(rank=2, targets=r'hidden')
+    adapter, frozen = tx.init(jax.random.key(0), mlp)
+    with pytest.raises(ValueError, match='hidden/kernel'):
+        block.places(tx.rules(adapter, frozen.own))
 
 
 @pytest.mark.parametrize(
-    ('transform', 'expected'),
+    ('name', 'expected'),
     [
-        (peftjax.select(r'hidden/.*'), ValueError),
-        (peftjax.lora(rank=2, targets=r'hidden'), ValueError),
+        ('lora', {'query': 'weights', 'value': 'weights'}),
+        ('pfeiffer', {'after_ffn': 'activations'}),
+        ('parallel_adapter', {'beside': 'activations'}),
+        ('prefix_tuning', {'core': 'activations'}),
+        ('prompt_tuning', {'tokens': 'activations', 'embedding': 'activations'}),
     ],
 )
-def test_a_path_without_a_place_in_the_drawing_is_refused(transform, expected):
-    mlp = peftjax.testing.tiny_mlp()
-    adapter, frozen = transform.init(
-        peftjax.testing.tiny_mlp and __import__('jax').random.key(0), mlp
+def test_drawings_mark_where_a_method_acts(name, expected):
+    found = recipes.recipe(name).places
+    assert found == expected
+    drawing = block.draw(found, name)
+    assert all(drawing.count(f'class="{kind}"') for kind in expected.values())
+
+
+def test_the_picture_of_the_idea_is_that_of_the_code():
+    assert (ROOT / 'docs/idea.svg').read_text() == pictures.idea(), (
+        'run python -m docs._ext.pictures > docs/idea.svg'
     )
-    with pytest.raises(expected, match='no place'):
-        block.places(transform.rules(adapter, frozen.own))
+
+
+def test_memory_is_drawn_in_order_of_size():
+    names = ('full', 'lora', 'vera')
+    drawing = pictures.memory({name: recipes.recipe(name) for name in names})
+    assert re.findall(r'class="name">(\w+)<', drawing) == ['lora', 'vera', 'full']
+
+
+def test_the_chooser_says_which_methods_merge():
+    found = {name: recipes.recipe(name) for name in ('lora', 'pfeiffer', 'gated', 'select')}
+    assert [each.merges for each in found.values()] == [True, False, False, True]
 
 
 def test_code_and_fields_of_a_docstring_become_those_of_the_site():
@@ -116,7 +154,7 @@ def test_code_and_fields_of_a_docstring_become_those_of_the_site():
 
 
 def test_a_signature_has_short_names():
-    signature = str(inspect.signature(peftjax.bottleneck))
-    short, _ = docstrings.process_signature(None, '', '', None, None, signature, '')
+    long = stringify_signature(signature(peftjax.bottleneck))
+    short, _ = docstrings.process_signature(None, '', '', None, None, long, '')
     assert 'Targets' in short and 'dtype: Any = float32' in short.replace('typing.', '')
     assert ' at 0x' not in short and 'ForwardRef' not in short

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from peftjax.core.rules import CallRule, ModuleRule, Rule
@@ -70,15 +71,21 @@ def places(rules: Mapping[str, Rule]) -> dict[str, str]:
     return {name: kind for name, kind in found.items() if name != 'tokens' or 'core' not in found}
 
 
-def draw(marked: Mapping[str, str], title: str) -> str:
+def draw(
+    marked: Mapping[str, str], title: str, letters: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """The drawing as SVG for a page, whose style sheet colours it.
 
     Args:
         marked: kinds of the places to mark, as `places` gives them.
         title: for readers who cannot see it.
+        letters: that stand before the labels of places.
     """
     parts = [_residual(), *(_arrow(a, b) for a, b in _ARROWS)]
-    parts += [_box(PLACES[name], marked.get(name, '')) for name in PLACES if _shown(name, marked)]
+    for name, place in PLACES.items():
+        if _shown(name, marked):
+            label = f'{letters[name]}: {place.label}' if name in letters else place.label
+            parts.append(_box(place._replace(label=label), marked.get(name, '')))
     return (
         f'<svg class="block" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
         f'<title>{title}</title>{"".join(parts)}</svg>'

@@ -136,7 +136,7 @@ def summary_of(value: Any) -> str:
 
 
 def defined_in(namespace: str, name: str) -> str:
-    """The module that defines a public name, which is the one that its namespace imports it from."""
+    """The module that a namespace imports one of its public names from."""
     late = getattr(importlib.import_module(namespace), '_LATE', {})
     if name in late:
         return late[name]

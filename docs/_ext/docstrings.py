@@ -15,7 +15,7 @@ _SPANS = re.compile(r':\w+:`[^`]*`|``.*?``|`(?P<code>[^`]+)`', re.DOTALL)
 _SECTION = r'^%s:\n((?:[ ]+.*\n?|\n(?=[ ]))+)'
 _SHORTER = (
     # `Targets`, written out.
-    (r"~?(typing\.)?Union\[str, [^=]*?'Selection'\)\]", 'Targets'),
+    (r'str \| \S*Sequence\[str \| \S*Selection\] \| \S*Selection', 'Targets'),
     (r'<class \'jax\.numpy\.(\w+)\'>', r'\1'),
     (r'<(?:jax\.)?_src\.custom_derivatives\.custom_jvp object at 0x\w+>', 'relu'),
     (r'<(?:function|jax)[^>]*?(\w+)(?: at 0x\w+)?>', r'\1'),

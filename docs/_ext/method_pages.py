@@ -17,7 +17,7 @@ def pages() -> Iterator[tuple[str, str]]:
     """Path in docs/ without a suffix, and text, of every page about methods."""
     yield 'methods/index', _index()
     for family in families():
-        yield f'methods/family_{family.name}', _family(family)
+        yield f'methods/family_{family.name}', family_page(family)
         for name, entry in family.methods.items():
             yield f'methods/{name}', _method(name, entry, family)
 
@@ -32,13 +32,14 @@ def _index() -> str:
     count = sum(len(family.methods) for family in found)
     parts = [
         '# Methods',
-        f'peftjax has {count} methods. [Choosing a method](../choosing.md) helps to pick one. Each '
-        'page gives the formula, a drawing of where the method acts, what it costs, how many numbers '
-        'it trains on MiniLM, its config, its result in [the comparison](../reproductions.md), and '
+        f'peftjax has {count} methods, and [choosing a method](../choosing.md) helps to pick one. '
+        'A page has the formula, a drawing of where the method acts, its cost, how many numbers it '
+        'trains on MiniLM, its config, its result in [the comparison](../reproductions.md), and '
         'the papers.',
-        'Costs are those that a forward pass on T tokens adds for each matrix or module. A step adds '
-        'three times as much (forward, the gradient by the input, the gradient by what trains), '
-        'where a page does not say otherwise. The tests hold both to 3 % of what the compiler counts.',
+        'Costs are those that a forward pass on T tokens adds for each matrix or module. A step '
+        'adds three times as much (forward, the gradient by the input, the gradient by what '
+        'trains), where a page does not say otherwise. The tests hold both to 3 % of what the '
+        'compiler counts.',
         *(_listed(family) for family in found),
         toctree([f'family_{family.name}' for family in found], 'hidden'),
     ]
@@ -61,7 +62,8 @@ def _cell(text: str) -> str:
     return text.replace('|', '\\|')
 
 
-def _family(family: Family) -> str:
+def family_page(family: Family) -> str:
+    """What the methods of a family have in common, and a table of them."""
     parts = [
         f'# {family.title}',
         family.about.strip(),
@@ -72,7 +74,7 @@ def _family(family: Family) -> str:
 
 
 def _method(name: str, entry: Mapping[str, Any], family: Family) -> str:
-    found = recipes.recipe(name, entry)
+    found = recipes.recipe(name)
     parts = [
         f'# {name}',
         summary_of(functions_of_methods()[name]),
@@ -125,10 +127,10 @@ def _runs(entry: Mapping[str, Any]) -> Iterator[str]:
     yield '## Config and result'
     yield '\n'.join(lines)
     yield (
-        'Accuracy is on unseen films, mean and deviation of seeds, on the small budget of '
-        '[the comparison](../reproductions.md), where a trained head alone reaches '
-        f'{recipes.scores()["frozen"].mean:.3f} and all weights {recipes.scores()["full"].mean:.3f}. '
-        'To run it:'
+        'Accuracy is on unseen films, mean and deviation of seeds, in [the comparison]'
+        '(../reproductions.md) on a small budget. A trained head alone reaches '
+        f'{recipes.scores()["frozen"].mean:.3f} there, and all weights '
+        f'{recipes.scores()["full"].mean:.3f}. To run it:'
     )
     yield f'```\npeftjax train --config configs/{first}.py --workdir runs/{first}\n```'
 

@@ -4,14 +4,17 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 import peftjax
 from docs._ext import block
-from docs._ext.catalogue import DOCS
-from experiments import comparison
+from docs._ext.catalogue import DOCS, families
+from experiments.studies import results
+from experiments.studies.methods.scores import Score
+from experiments.studies.methods.scores import scores as scores_of
+from peftjax.core.rules import LeafRule, MatrixRule
 from peftjax.train.build import build_task
 from peftjax.train.found import find
 from peftjax.train.methods import build_transform
@@ -27,11 +30,18 @@ class Recipe(NamedTuple):
         summary: its counts.
         places: where it acts, see `block.places`.
         own: bytes of the method's numbers that do not train.
+        merges: whether plain parameters stand for the model with the method.
     """
 
     summary: peftjax.Summary
     places: Mapping[str, str]
     own: int
+    merges: bool
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Every method's, in the order of methods.toml."""
+    return {name: recipe(name) for family in families() for name in family.methods}
 
 
 @functools.cache
@@ -40,13 +50,10 @@ def minilm() -> peftjax.Model:
     return peftjax.load(MINILM, task='classification', num_labels=2, pooling='mean')
 
 
-def recipe(name: str, entry: Mapping[str, Any]) -> Recipe:
-    """The method as its first config has it, or with the arguments that methods.toml gives.
-
-    Args:
-        name: of the method.
-        entry: of methods.toml.
-    """
+@functools.cache
+def recipe(name: str) -> Recipe:
+    """The method as its first config has it, or with the arguments that methods.toml gives."""
+    (entry,) = (family.methods[name] for family in families() if name in family.methods)
     if 'configs' in entry:
         transform = _from_config(entry['configs'][0], name)
     else:
@@ -73,11 +80,15 @@ def _of(transform: peftjax.PeftTransform) -> Recipe:
     adapter, frozen = jax.eval_shape(transform.init, jax.random.key(0), model)
     rules = transform.rules(adapter, frozen.own)
     own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(frozen.own))
-    return Recipe(peftjax.summary(transform, model), block.places(rules), own)
+    merges = all(
+        isinstance(rule, LeafRule) or (isinstance(rule, MatrixRule) and rule.merge is not None)
+        for rule in rules.values()
+    )
+    return Recipe(peftjax.summary(transform, model), block.places(rules), own, merges)
 
 
 @functools.cache
-def scores() -> dict[str, comparison.Score]:
+def scores() -> dict[str, Score]:
     """The scores of the comparison on one small budget, by the name of the config."""
-    rows = comparison.read(DOCS / 'comparison' / 'results.jsonl')
-    return {score.method: score for score in comparison.scores(rows)}
+    rows = results.read(DOCS / 'comparison' / 'results.jsonl')
+    return {score.method: score for score in scores_of(rows)}

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from sphinx.pycode import ModuleAnalyzer
 
-from docs._ext.catalogue import PublicName, defined_in, docstring, namespaces, public_names
+from docs._ext.catalogue import (
+    PublicName,
+    defined_in,
+    docstring,
+    namespaces,
+    public_names,
+    summary_of,
+)
 from docs._ext.method_pages import toctree
 
 
@@ -24,7 +31,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _index() -> str:
     rows = [
-        f'| [`{name}`]({name}.md) | {docstring(importlib.import_module(name)).partition(chr(10))[0]} |'
+        f'| [`{name}`]({name}.md) | {summary_of(importlib.import_module(name))} |'
         for name in namespaces()
     ]
     parts = [

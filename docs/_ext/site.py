@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-from docs._ext import docstrings, files_tables, method_pages, reference_pages
+from docs._ext import docstrings, files_tables, method_pages, pictures, recipes, reference_pages
 from docs._ext.catalogue import DOCS, ROOT, public_names
 
 HOME = 'https://github.com/peftjax/peftjax/'
@@ -66,6 +65,10 @@ def _texts() -> Iterator[tuple[str, str]]:
         for path, text in pages():
             yield f'{path}.md', text
     yield 'generated/files_tables.md', files_tables.tables()
+    found = recipes.all_recipes()
+    yield 'generated/places.md', pictures.places(found)
+    yield 'generated/memory.md', f'```{{raw}} html\n{pictures.memory(found)}\n```\n'
+    yield 'generated/chooser.md', pictures.chooser(found)
     for notebook in sorted((ROOT / 'notebooks').glob('*.ipynb')):
         yield f'notebooks/{notebook.name}', notebook.read_text(encoding='utf-8')
     yield 'notebooks/index.md', _gallery()
@@ -88,7 +91,11 @@ def _relink(app: Sphinx, name: str, source: list[str]) -> None:
 
 def _target(match: re.Match[str]) -> str:
     path, anchor = match[1], match[2] or ''
-    pages = {'REPRODUCTIONS.md': 'reproductions.md', 'CONTRIBUTING.md': 'contributing.md'}
+    pages = {
+        'REPRODUCTIONS.md': 'reproductions.md',
+        'CONTRIBUTING.md': 'contributing.md',
+        'CHANGELOG.md': 'changelog.md',
+    }
     if path in pages:
         return f']({pages[path]}{anchor})'
     if path.startswith('notebooks/'):
