@@ -29,9 +29,10 @@ sweep: $(VENV)/.ready-to-train
 
 test: lint types unit
 
-# A warning is an error, and a link without a page is a warning.
+# A warning is an error, and a link without a page is a warning. Sphinx cannot know which pages the
+# code has changed, so it reads all of them; notebooks run again where they changed.
 docs: $(VENV)/.ready-to-docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
 	@echo 'The site is in build/docs: open build/docs/index.html'
 
 lint: $(VENV)/.ready-to-test

@@ -10,6 +10,7 @@ from sphinx.util.inspect import signature, stringify_signature
 
 import peftjax
 from docs._ext import (
+    binding_tables,
     block,
     catalogue,
     docstrings,
@@ -20,6 +21,7 @@ from docs._ext import (
     reference_pages,
 )
 from docs._ext.catalogue import ROOT
+from tests.structures import TABLE
 
 ENTRIES = {name: entry for family in catalogue.families() for name, entry in family.methods.items()}
 
@@ -77,6 +79,13 @@ def test_every_method_stands_in_the_tables_of_files():
     tables = files_tables.tables()
     for name in catalogue.methods():
         assert f'`{name}`' in tables.partition('## Read')[0], name
+
+
+def test_every_structure_stands_in_the_tables_of_the_binding():
+    tables = binding_tables.tables()
+    for row in TABLE:
+        assert f'| {row.name.replace("_", " ")} |' in tables
+    assert sum(int(count) for count in re.findall(r'^## .*: (\d+)$', tables, re.M)) == len(TABLE)
 
 
 def test_the_family_pages_link_their_methods():
@@ -146,7 +155,7 @@ def test_code_and_fields_of_a_docstring_become_those_of_the_site():
         '',
         '>>> f(`x`)',
     ]
-    docstrings.process_docstring(None, '', '', None, None, lines)
+    lines = docstrings.as_rst('\n'.join(lines)).split('\n')
     assert lines[0] == r'One of ``a|b``, times 2 \* 3, see :math:`x_1`.'
     assert '    * **one, two** -- of ``[*stack]``, both.' in lines
     assert lines[lines.index(':returns:') + 1] == '  A pair: ``{a: b}``.'
@@ -155,6 +164,6 @@ def test_code_and_fields_of_a_docstring_become_those_of_the_site():
 
 def test_a_signature_has_short_names():
     long = stringify_signature(signature(peftjax.bottleneck))
-    short, _ = docstrings.process_signature(None, '', '', None, None, long, '')
+    short = docstrings.short_names(long)
     assert 'Targets' in short and 'dtype: Any = float32' in short.replace('typing.', '')
     assert ' at 0x' not in short and 'ForwardRef' not in short

@@ -18,22 +18,18 @@ _SHORTER = (
     (r'str \| \S*Sequence\[str \| \S*Selection\] \| \S*Selection', 'Targets'),
     (r'<class \'jax\.numpy\.(\w+)\'>', r'\1'),
     (r'<(?:jax\.)?_src\.custom_derivatives\.custom_jvp object at 0x\w+>', 'relu'),
-    (r'<(?:function|jax)[^>]*?(\w+)(?: at 0x\w+)?>', r'\1'),
+    (r'<function (\w+)[^>]*>', r'\1'),
+    # Any other value that cannot be written: Sphinx would read the whole signature as text.
+    (r'= <[^<>]*>', '= ...'),
 )
 
 
 def process_docstring(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Code in single backticks becomes literal text, and a section of results a field."""
+    """Turns the lines of a docstring, in place, into what napoleon reads."""
     del app, what, name, obj, options
-    text = '\n'.join(lines)
-    parts = re.split(r'((?:^>>> .*\n?(?:^(?!\s*$).*\n?)*))', text, flags=re.MULTILINE)
-    parts[::2] = [_inline(part) for part in parts[::2]]
-    text = ''.join(parts)
-    text = re.sub(_SECTION % 'Returns', r':returns:\n\1', text, flags=re.MULTILINE)
-    text = re.sub(_SECTION % 'Attributes', _attributes, text, flags=re.MULTILINE)
-    lines[:] = text.split('\n')
+    lines[:] = as_rst('\n'.join(lines)).split('\n')
 
 
 def process_signature(
@@ -41,10 +37,23 @@ def process_signature(
 ) -> tuple[str, str]:
     """Types and defaults by the names that people know."""
     del app, what, name, obj, options
-    found = [signature, result]
+    return short_names(signature or ''), short_names(result or '')
+
+
+def as_rst(text: str) -> str:
+    """Code in single backticks as literal text, results and attributes as fields."""
+    parts = re.split(r'((?:^>>> .*\n?(?:^(?!\s*$).*\n?)*))', text, flags=re.MULTILINE)
+    parts[::2] = [_inline(part) for part in parts[::2]]
+    text = ''.join(parts)
+    text = re.sub(_SECTION % 'Returns', r':returns:\n\1', text, flags=re.MULTILINE)
+    return re.sub(_SECTION % 'Attributes', _attributes, text, flags=re.MULTILINE)
+
+
+def short_names(signature: str) -> str:
+    """A signature without what only Python needs to know."""
     for pattern, short in _SHORTER:
-        found = [re.sub(pattern, short, text) if text else text for text in found]
-    return found[0], found[1]
+        signature = re.sub(pattern, short, signature)
+    return signature
 
 
 def resolve(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:

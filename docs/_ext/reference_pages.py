@@ -93,5 +93,6 @@ def _name(name: PublicName) -> str:
         body = f'.. py:data:: {name.full}\n\n   {text}'
     else:
         directive = 'autoexception' if kind == 'Errors' else 'autoclass'
-        body = f'.. {directive}:: {name.full}\n   :members:\n   :show-inheritance:'
+        bases = '\n   :show-inheritance:' if kind == 'Errors' else ''
+        body = f'.. {directive}:: {name.full}\n   :members:{bases}'
     return f'{title}\n\n```{{eval-rst}}\n{body}\n```\n'

@@ -9,7 +9,15 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-from docs._ext import docstrings, files_tables, method_pages, pictures, recipes, reference_pages
+from docs._ext import (
+    binding_tables,
+    docstrings,
+    files_tables,
+    method_pages,
+    pictures,
+    recipes,
+    reference_pages,
+)
 from docs._ext.catalogue import DOCS, ROOT, public_names
 
 HOME = 'https://github.com/peftjax/peftjax/'
@@ -65,6 +73,7 @@ def _texts() -> Iterator[tuple[str, str]]:
         for path, text in pages():
             yield f'{path}.md', text
     yield 'generated/files_tables.md', files_tables.tables()
+    yield 'generated/binding_tables.md', binding_tables.tables()
     found = recipes.all_recipes()
     yield 'generated/places.md', pictures.places(found)
     yield 'generated/memory.md', f'```{{raw}} html\n{pictures.memory(found)}\n```\n'
