@@ -65,6 +65,17 @@ def test_every_name_in_an_all_of_the_library_is_known_to_the_reference():
     assert {f'peftjax.{name}' for name in peftjax.__all__} <= known
 
 
+def test_what_pages_import_is_in_the_reference():
+    known = {each.full for each in catalogue.public_names()} | set(catalogue.namespaces())
+    # The models that pages make in place of those of the hub are no part of the interface.
+    own = re.compile(r'peftjax\.models\..*')
+    for page in [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]:
+        for module, names in re.findall(r'^from (peftjax\S*) import (.*)$', page.read_text(), re.M):
+            for name in names.split(', '):
+                full = f'{module}.{name}'
+                assert full in known or own.fullmatch(full) or name == 'weightwise', page.name
+
+
 def test_every_public_name_has_a_page_of_its_own():
     names = catalogue.public_names()
     pages = [each.page.lower() for each in names]

@@ -15,6 +15,15 @@ from peftjax.core.transform import PeftTransform
 DOCS = pathlib.Path(__file__).parents[1]
 ROOT = DOCS.parent
 TABLE = DOCS / '_ext' / 'methods.toml'
+BESIDE = {
+    'peftjax.core.leafwise': ('leafwise',),
+    'peftjax.core.transform': ('described', 'padded_by'),
+    'peftjax.core.weightwise': ('on_plain_dots',),
+    'peftjax.sweep.folder': ('SweepFolder',),
+    'peftjax.sweep.intervals': ('Interval', 'Setting', 'interval', 'settings'),
+}
+"""Names in modules without an `__all__` that readers are told to import: by authors of methods, and
+from the folders of sweeps."""
 
 
 class Family(NamedTuple):
@@ -89,11 +98,17 @@ def helpers() -> dict[str, Callable[..., Any]]:
 
 
 def namespaces() -> list[str]:
-    """The packages with public names: `peftjax`, and each package below it with an `__all__`."""
+    """The packages with an `__all__`, `peftjax` first, and the modules of `BESIDE`."""
     below = pkgutil.iter_modules(peftjax.__path__, 'peftjax.')
     names = [info.name for info in below if info.ispkg]
     with_names = [name for name in names if hasattr(importlib.import_module(name), '__all__')]
-    return ['peftjax', *sorted(with_names)]
+    return ['peftjax', *sorted(with_names), *BESIDE]
+
+
+def names_of(namespace: str) -> tuple[str, ...]:
+    """The public names of a namespace."""
+    module = importlib.import_module(namespace)
+    return tuple(getattr(module, '__all__', BESIDE.get(namespace, ())))
 
 
 def public_names() -> list[PublicName]:
@@ -102,19 +117,19 @@ def public_names() -> list[PublicName]:
     found = []
     for namespace in namespaces():
         module = importlib.import_module(namespace)
-        for name in sorted(module.__all__, key=str.lower):
+        for name in sorted(names_of(namespace), key=str.lower):
             value = getattr(module, name)
             if inspect.ismodule(value):
                 continue
             folder = 'methods' if value in makes.values() and namespace == 'peftjax' else None
-            page = f'methods/{name}' if folder else f'reference/{_file(namespace, name, module)}'
+            page = f'methods/{name}' if folder else f'reference/{_file(namespace, name)}'
             found.append(PublicName(namespace, name, value, page))
     return found
 
 
-def _file(namespace: str, name: str, module: Any) -> str:
+def _file(namespace: str, name: str) -> str:
     """A file name that differs from all others on file systems without case, too."""
-    same = [other for other in module.__all__ if other.lower() == name.lower()]
+    same = [other for other in names_of(namespace) if other.lower() == name.lower()]
     return f'{namespace}.{name}' + ('-type' if len(same) > 1 and name != name.lower() else '')
 
 

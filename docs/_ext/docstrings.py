@@ -33,11 +33,17 @@ def process_docstring(
 
 
 def process_signature(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, result: str
-) -> tuple[str, str]:
-    """Types and defaults by the names that people know."""
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, result: str
+) -> tuple[str | None, str]:
+    """Types and defaults by the names that people know. A property has no signature."""
     del app, what, name, obj, options
-    return short_names(signature or ''), short_names(result or '')
+    return signature and short_names(signature), result and short_names(result)
+
+
+def skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool:
+    """Leaves out the fields of a named tuple, which its docstring describes."""
+    del app, what, name, options
+    return skip or (inspect.getdoc(obj) or '').startswith('Alias for field number')
 
 
 def as_rst(text: str) -> str:

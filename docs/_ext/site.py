@@ -35,6 +35,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # Before napoleon, which reads the sections.
     app.connect('autodoc-process-docstring', docstrings.process_docstring, priority=400)
     app.connect('autodoc-process-signature', docstrings.process_signature)
+    app.connect('autodoc-skip-member', docstrings.skip_member)
     app.connect('missing-reference', docstrings.resolve)
     app.connect('env-check-consistency', _check_names)
     app.add_html_math_renderer(
