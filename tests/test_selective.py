@@ -10,7 +10,7 @@ import pytest
 
 import peftjax
 from peftjax.core import paths
-from peftjax.methods.subspace.fastfood import hadamard, project
+from peftjax.methods.subspace.fastfood import hadamard, normal, project
 from peftjax.methods.subspace.projections import PROJECTIONS
 from tests.algebra import KEY, mlp, moved
 from tests.compiled import flops
@@ -59,6 +59,13 @@ def test_the_projection_of_a_large_leaf_takes_memory_of_its_own_size():
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 10 * 4 * size  # A dense matrix would take 1,000 times.
     assert flops(compiled) < 500 * size
+
+
+def test_every_hash_gives_a_finite_normal_number():
+    ends = jnp.asarray([[0, 255, 2**31, 2**32 - 256, 2**32 - 1]], jnp.uint32)
+    found = np.asarray(normal(ends))
+    assert np.isfinite(found).all()
+    assert (np.abs(found[0, [0, 1, 3, 4]]) > 5).all() and abs(found[0, 2]) < 1e-6
 
 
 @pytest.mark.parametrize('kind', PROJECTIONS)

@@ -48,10 +48,10 @@ def project(
         _permuted(index, block, seed, width).astype(jnp.int32),
         axis=1,
     )
-    normal = _normal(hashed(place, seed, 2))
-    scale = jax.lax.rsqrt(width * (normal**2).sum(axis=1, keepdims=True))
+    draws = normal(hashed(place, seed, 2))
+    scale = jax.lax.rsqrt(width * (draws**2).sum(axis=1, keepdims=True))
     # A barrier, or the compiler would fuse the whole computation into each of its parts.
-    whole = jax.lax.optimization_barrier(hadamard(normal * mixed) * scale)
+    whole = jax.lax.optimization_barrier(hadamard(draws * mixed) * scale)
     parts = jnp.split(whole, ends[:-1])
     return [part.reshape(-1)[:size] for part, size in zip(parts, sizes, strict=True)]
 
@@ -89,9 +89,10 @@ def hashed(
     return x
 
 
-def _normal(bits: UInt32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
+def normal(bits: UInt32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
+    """Normal numbers from uint32. The bound is for what rounds to 1, whose normal is infinite."""
     uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-23 - 1.0
-    return math.sqrt(2.0) * jax.lax.erf_inv(uniform)
+    return math.sqrt(2.0) * jax.lax.erf_inv(jnp.minimum(uniform, np.float32(1 - 2**-24)))
 
 
 def _permuted(
