@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What other libraries call an argument: the names here, of which a method has one at most, or else
-# what to write in its place.
+# Names of arguments in other libraries, with their names here. A method has at most one of these.
+# Where there is no such argument, `_IN_PLACE_OF` says what to write instead.
 _ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     'r': ('rank', 'init_rank', 'block_size'),
     'lora_alpha': ('alpha',),
@@ -24,7 +24,7 @@ _IN_PLACE_OF: Mapping[str, str] = {
 def check_names(
     name: str, signature: inspect.Signature, args: Sequence[Any], given: Mapping[str, Any]
 ) -> None:
-    """Raises `TypeError` for arguments without their names, or with names that are not ours."""
+    """Raises `TypeError` for arguments that lack their name, and for names of other libraries."""
     _check_positions(name, signature, args)
     told = []
     unknown = [theirs for theirs in given if theirs not in signature.parameters]

@@ -15,7 +15,7 @@ from peftjax.core.transform import About, PeftTransform
 
 
 def chain(*transforms: PeftTransform) -> PeftTransform:
-    """Applies transforms from left to right: each acts on what those before it left.
+    """Applies transforms from left to right: each acts on the result of those before it.
 
     Args:
       *transforms: the methods, for example `lora(...)` and `select(...)`.
@@ -26,8 +26,8 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
 
     Raises:
       TypeError: an argument is no transform.
-      ValueError: from `init`, if one replaces a leaf that an earlier one adapts, follows a gated
-        one on a leaf, or if two add virtual tokens.
+      ValueError: from `init`, if a transform replaces a leaf that an earlier one adapts, if it
+        follows a gated transform on the same leaf, or if two transforms add virtual tokens.
       AdapterError: from `merge` and at a call, if the adapter is not such a tuple.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -39,7 +39,7 @@ def chain(*transforms: PeftTransform) -> PeftTransform:
     _check_members(transforms, 'chain(first, second)')
 
     def unpack(adapter: Adapter) -> tuple[Adapter, ...]:
-        # A list is what a tuple becomes in some checkpoint formats.
+        # Some checkpoint formats turn a tuple into a list.
         if not isinstance(adapter, (tuple, list)):
             raise AdapterError(
                 f'a chain takes a tuple with an adapter for each of its {len(transforms)} '

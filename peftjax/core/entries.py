@@ -12,19 +12,19 @@ from peftjax.core.layout import Layout
 from peftjax.core.quantized import QuantizedArray
 
 Adapter = Any
-"""A pytree of arrays that trains: of one method, or a tuple or dict of them of a chain."""
+"""A pytree of arrays that trains. In a chain, a tuple or dict with one part for each method."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class Entry(Mapping[str, Any]):
-    """What a method trains at one site, or of a whole model: arrays by name.
+    """The arrays that a method trains at one site, or for the whole model, by name.
 
     Reads like a dict: `adapter['dense/kernel']['a']`. A pytree; the method and the layout are its
-    static part, so that an adapter cannot be taken for that of another method.
+    static part, so that an adapter cannot be mistaken for one of another method.
 
     Attributes:
       method: the name of the method that made it.
-      layout: of the leaf that it is about, if it is about one. Each array then carries the axes of
+      layout: of the leaf that the arrays change, if there is one. Each array then has the axes of
         `layout.stack` in front.
     """
 
@@ -35,11 +35,11 @@ class Entry(Mapping[str, Any]):
 
     @property
     def label(self) -> str:
-        """What the entry is of, in files."""
+        """The name of the method, as files record it."""
         return self.method
 
     def replace(self, **arrays: Any) -> 'Entry':
-        """The entry with some arrays in the place of its own, or beside them."""
+        """A copy of the entry with some arrays replaced or added."""
         return Entry(self.method, {**self._arrays, **arrays}, self.layout)
 
     def __getitem__(self, name: str) -> Any:
@@ -120,7 +120,7 @@ def _other(method: str, expected: str, found: str) -> str:
 
 
 def found_in(adapter: Any) -> str:
-    """What an object that should be an adapter is, for messages."""
+    """Describes an object that should be an adapter, for messages."""
     if isinstance(adapter, Entry):
         return f'an entry of {adapter.method}'
     if isinstance(adapter, jax.Array):
@@ -139,5 +139,5 @@ def holds_entries(tree: Any) -> bool:
 
 
 def is_abstract(adapter: Adapter) -> bool:
-    """Whether an adapter is of shapes alone (`jax.ShapeDtypeStruct`), to be looked at only."""
+    """Whether an adapter holds only shapes (`jax.ShapeDtypeStruct`)."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(adapter))

@@ -1,8 +1,8 @@
-"""What goes wrong between an adapter, a transform and a model."""
+"""Errors for an adapter, a transform and a model that do not fit together."""
 
 
 class MergeError(ValueError):
-    """A method that has no merged weight was asked for one."""
+    """A merge was asked of a method that has no merged weight."""
 
 
 class AdapterError(ValueError):

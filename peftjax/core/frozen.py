@@ -1,4 +1,4 @@
-"""What does not train, and checks of what is passed along with it."""
+"""The numbers that do not train, and checks of the arguments passed beside them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ class Frozen(NamedTuple):
     """Everything that does not train, as `init` gives it beside the adapter. A pytree.
 
     Attributes:
-      params: the model's parameters, with a `Hole` where a leaf moved into the adapter, and what
-        is left of a leaf where a method starts from a part of it (PiSSA, LoftQ).
+      params: the model's parameters. A leaf that moved into the adapter is a `Hole`. Of a leaf that
+        a method moved in part (PiSSA, LoftQ), the rest is here.
       own: the method's own numbers: scales, rates of dropout, random projections, positions.
     """
 
@@ -56,7 +56,7 @@ def check_freeze(model: Any, adapter: Any) -> None:
 
 
 def check_adapter(adapter: Any) -> None:
-    """Raises `TypeError` for an adapter that is all that `init` returns."""
+    """Raises `TypeError` if the adapter is the whole pair that `init` returns."""
     if isinstance(adapter, tuple) and len(adapter) == 2 and isinstance(adapter[1], Frozen):
         raise TypeError(
             'the adapter is a pair with frozen: this is all that init returns; write '
@@ -65,7 +65,7 @@ def check_adapter(adapter: Any) -> None:
 
 
 def check_frozen(adapter: Any, frozen: Any) -> None:
-    """Raises `TypeError` unless `frozen` is what `init` gives beside an adapter."""
+    """Raises `TypeError` unless `frozen` is the second result of `init`."""
     check_adapter(adapter)
     if isinstance(frozen, Frozen) and not isinstance(adapter, Frozen):
         return

@@ -1,4 +1,4 @@
-"""What to write in the place of a target that matches nothing."""
+"""Suggestions for a target that matches nothing."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from peftjax.core import paths
 
 
 def as_last_part(pattern: paths.Pattern, names: Iterable[str]) -> str:
-    """What to write where a name alone, which means a whole path, is the last part of one."""
+    """A suggestion for a bare name that is the last part of a path, but not a whole path."""
     text = pattern.text
     if re.fullmatch(r'[A-Za-z0-9_]+', text) and any(name.endswith('/' + text) for name in names):
         return f"For the last part of a path, write [{text!r}] or r'.*/{text}'. "
@@ -24,7 +24,7 @@ def selecting(pattern: paths.Pattern, leaves: Iterable[str]) -> str:
 
 
 def of_a_stack(pattern: paths.Pattern, stacks: Mapping[str, tuple[int, ...]]) -> str:
-    """What to write where a pattern would match one of several layers that are stacked."""
+    """A suggestion for a pattern that names one layer of stacked layers."""
     for path, stack in stacks.items():
         for name in _unstacked(path, stack[0]) if stack else ():
             if pattern.matches(name) or pattern.matches(paths.parent(name)):
@@ -38,7 +38,7 @@ def of_a_stack(pattern: paths.Pattern, stacks: Mapping[str, tuple[int, ...]]) ->
 
 
 def _unstacked(path: str, layers: int) -> Iterable[str]:
-    """The names that a leaf of stacked layers has where the layers stand apart."""
+    """The names that a leaf of stacked layers would have if the layers were separate."""
     parts = path.split('/')
     for depth in range(len(parts)):
         for layer in range(layers):

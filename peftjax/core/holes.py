@@ -1,4 +1,4 @@
-"""A mark in a tree where a leaf has gone elsewhere."""
+"""A mark in a tree for a leaf that moved to another tree."""
 
 import dataclasses
 from typing import Any
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Hole:
-    """Stands in a tree where another tree has the leaf. It is a pytree without leaves.
+    """Takes the place of a leaf that another tree has. It is a pytree without leaves.
 
     Attributes:
-      shape, dtype: of the leaf that is elsewhere; None where it is no array.
+      shape, dtype: of the leaf; None if the leaf is not an array.
 
     >>> Hole.of(jnp.ones((2, 3)))
     Hole((2, 3) float32)

@@ -1,4 +1,4 @@
-"""How a parameter leaf of any rank reads as a stack of matrices."""
+"""How a parameter leaf of any rank is read as a stack of matrices."""
 
 import dataclasses
 import math

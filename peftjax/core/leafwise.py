@@ -27,19 +27,21 @@ def leafwise(
     own: Callable[[WeightSite], Any] = lambda site: (),
     keeps: Literal['all', 'part', 'nothing'] = 'all',
 ) -> PeftTransform:
-    """A transform that puts another array of the same shape in the place of chosen leaves.
+    """A transform that replaces chosen leaves by arrays of the same shape.
 
-    For methods on leaves of any rank, biases and norms too, that need no cheaper route than the
-    changed leaf itself: one array trains for each leaf.
+    For methods on leaves of any rank, including biases and norms, that compute the changed leaf
+    itself. One array trains for each leaf.
 
     Args:
       name: of the method.
       init_leaf: `(leaf, site) -> entry`.
-      change_leaf: `(entry, leaf, own) -> leaf` of the same shape; the dtype is brought back.
+      change_leaf: `(entry, leaf, own) -> leaf` of the same shape; the result is cast to the leaf's
+        dtype.
       choose: `(model) -> paths` of the leaves.
-      fits: `(entry, leaf, own)`: whether an entry can have been made for this leaf.
+      fits: `(entry, leaf, own)`: True if the entry fits this leaf.
       own: `(site) -> own`, arrays that do not train.
-      keeps: what of the leaf is left, see `LeafRule`. Unless it is `'all'`, the transform must
+      keeps: how much of the leaf the result keeps, see `LeafRule`. Unless it is `'all'`, the
+        transform must
         come first in a chain.
 
     Returns:

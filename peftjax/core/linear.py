@@ -16,8 +16,8 @@ def linear_leaves(
     """The leaves that `'all-linear'` means, by path.
 
     They are the matrices that the model multiplies by and that a method can act on: every use is
-    a product (`'dot'`, or `'dot transposed'`), and none is a lookup or a convolution. An
-    embedding is no such leaf, whether or not the model ties its head to it. The head is left out.
+    a product (`'dot'`, or `'dot transposed'`), and none is a lookup or a convolution. An embedding
+    is never among them, even if the head is tied to it. The head is left out.
 
     The head is the matrix that the program uses last, unless that matrix belongs to a repeated
     layer: then the model has no head, and nothing is left out. In a model with repeated layers,

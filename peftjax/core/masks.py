@@ -18,9 +18,9 @@ from jaxtyping import Bool, Int
 class Mask:
     """Which of the keys a query sees: a pytree, whose static fields choose the kernel.
 
-    There are T queries and `prefix` + S keys. Everything but `prefix` speaks of the S keys, which
-    lie in slots 0 to S - 1. Query t stands in slot t, or in slot `offset` + t. All conditions hold
-    at the same time.
+    There are T queries and `prefix` + S keys. All fields except `prefix` describe the S keys, which
+    are in slots 0 to S - 1. Query t is in slot t, or in slot `offset` + t. All conditions hold at
+    the same time.
 
     Attributes:
       causal: a query sees its own slot and the slots before it.
@@ -31,7 +31,7 @@ class Mask:
       offset: int32 [], the slot of the first query: the number of tokens in a cache.
       windowed: bool [], whether the window holds, where a scan has layers with a window and layers
         without one. None if it holds.
-      array: bool [B or 1, N or 1, T or 1, S], for what none of the others describes.
+      array: bool [B or 1, N or 1, T or 1, S], for a mask that the other fields cannot describe.
 
     Raises:
       ValueError: a window without `causal`, a window below 1, or a negative prefix.

@@ -43,7 +43,7 @@ def _as(leaf: Any, dtype: Any) -> Any:
 
 
 def _refuse_activations(rules: Mapping[str, Rule]) -> None:
-    """Raises `MergeError` naming the sites at which no weight stands for what a rule does."""
+    """Raises `MergeError` with the sites whose rule cannot be expressed as a weight."""
     sites = [
         path or 'the whole model'
         for path, rule in rules.items()
@@ -88,7 +88,7 @@ def check_whole(path: str, leaf: Any, method: str) -> None:
 
 
 def replaced(rule: LeafRule, leaf: Any) -> jax.Array:
-    """What a rule puts in the place of a leaf, in the leaf's dtype."""
+    """The array that replaces a leaf by a rule, in the leaf's dtype."""
     result = rule.replace(leaf)
     if result.shape != leaf.shape:
         raise AdapterError(
@@ -99,7 +99,7 @@ def replaced(rule: LeafRule, leaf: Any) -> jax.Array:
 
 
 def check_leaf(path: str, rule: Rule, leaves: Mapping[str, Any]) -> None:
-    """Raises `AdapterError` unless the leaf that a rule is about is there, as it was made for."""
+    """Raises `AdapterError` unless the leaf of a rule exists, with the shape it was made for."""
     if path not in leaves:
         raise AdapterError(
             f'the adapter acts on {path!r}, which these params lack'
@@ -146,7 +146,7 @@ def in_the_wider_dtype(merge: Callable[[Any, jax.Array], jax.Array]) -> Any:
     """`merge` computed in the wider dtype of leaves and matrix, rounded once at the end."""
 
     def wide(leaves: Any, matrix: jax.Array) -> jax.Array:
-        # A product of factors in bfloat16 is not rounded to it: a float32 base deserves better.
+        # On a float32 base, a product of bfloat16 factors is not rounded to bfloat16.
         leaves, full = widened((leaves, matrix))
         return merge(leaves, full).astype(matrix.dtype)
 

@@ -1,4 +1,4 @@
-"""How much of what an adapter learned is lost where its merged weights are rounded."""
+"""How much of the change of an adapter is lost when its merged weights are rounded."""
 
 from typing import Any
 
@@ -38,8 +38,8 @@ def merge_loss(
 
     Args:
       transform: the method.
-      adapter, frozen: as `transform.init` gave them, the adapter trained since.
-      dtype: what the merged weights are kept in; the leaf's own dtype by default.
+      adapter, frozen: from `transform.init`; the adapter may have been trained since.
+      dtype: the dtype of the merged weights; the leaf's own dtype by default.
       params: the parameters of the model, from which the change is counted. Needed where `frozen`
         lacks them: where leaves moved into the adapter (`select`, `full`), and where a method
         started from a part of them (PiSSA, OLoRA, LoftQ).
@@ -49,7 +49,7 @@ def merge_loss(
 
     Raises:
       MergeError: see `PeftTransform.merge`.
-      ValueError: `params` is needed, by the path of the leaf, or is of another model.
+      ValueError: `params` is needed, or belongs to another model; the message names the leaf.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -82,5 +82,5 @@ def _share(
 ) -> Float32[jax.Array, '']:
     lost = jnp.linalg.norm((merged.astype(dtype).astype(jnp.float32) - merged).reshape(-1))
     change = jnp.linalg.norm((merged - weight.astype(jnp.float32)).reshape(-1))
-    # Two nothings are no loss; with a division by zero they would be no number.
+    # Where nothing changed and nothing was lost, the share is 0 and not NaN.
     return jnp.where(lost == 0, 0.0, lost / change)

@@ -23,15 +23,16 @@ class Model:
       apply: `apply(params, *args, **kwargs)`, pure.
       params: nested dict of arrays, or of `jax.ShapeDtypeStruct` for planning.
       sites: where methods can act.
-      traceable: `apply` with every module output tagged for the binding; the same numbers.
-      config, tokenizer: what the checkpoint came with, where known.
-      roles: what its arguments and modules are for; None where nobody declared it.
+      traceable: `apply` with a tag on every module output, which the binding reads; same results.
+      config, tokenizer: those of the checkpoint, if it has any.
+      roles: what its arguments and modules are for; None if nobody declared them.
       signature: of a call, without `params`.
-      fresh: paths of leaves that no checkpoint held, and that start at random (a new head). Write
+      fresh: paths of leaves that are not in the checkpoint and start at random (a new head). Write
         `model.replace(params=..., fresh=())` once they are trained.
-      only_here: why other libraries compute something else with the same weights; '' where they
-        compute the same. Adapters of such a model are not written in their files.
-      untied: whether its head is a copy of an embedding that the checkpoint ties to it.
+      only_here: why other libraries compute something else with the same weights; '' if they
+        compute the same. Adapters of such a model are not written in the formats of these
+        libraries.
+      untied: True if the head is a copy of an embedding, and the checkpoint ties the two.
     """
 
     apply: Callable[..., Any]

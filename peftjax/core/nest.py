@@ -1,4 +1,4 @@
-"""Nesting: the rule of one method on what the rule of another leaves, at one place."""
+"""Nesting: two rules at one site, one of them applied to the result of the other."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ _R = TypeVar('_R', ModuleRule, CallRule)
 
 
 def nest(path: str, inner: Rule, outer: Rule) -> Rule:
-    """The rule that applies `outer` to what `inner` leaves."""
+    """The rule that applies `outer` to the result of `inner`."""
     if isinstance(outer, MatrixRule) and outer.before is not None:  # of a chain inside of the chain
         first = nest(path, inner, outer.before)
         return nest(path, first, dataclasses.replace(outer, before=None))

@@ -1,4 +1,4 @@
-"""Numbers that a method is given: plain ones are checked, traced ones are data."""
+"""Numbers given to a method: plain numbers are checked, traced numbers are data."""
 
 from typing import Any, TypeGuard
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def is_plain(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a number of Python or NumPy, which can be looked at now.
+    """Whether `value` is a Python or NumPy number, so that its value is known now.
 
     An array may be traced: several runs in one program have their numbers as arguments.
 

@@ -25,7 +25,7 @@ class TargetError(ValueError):
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves of `tree` by `/`-joined path, in the tree's own order; a quantised one is a leaf.
+    """Leaves of `tree` by `/`-joined path, in the tree's order; a quantised array is one leaf.
 
     >>> flatten({'dense': {'kernel': 1, 'bias': 2}, 'blocks': [3]})
     {'blocks/0': 3, 'dense/bias': 2, 'dense/kernel': 1}
@@ -105,9 +105,10 @@ class Selection:
 
 
 def targets(patterns: Targets, *, exclude: Targets = (), expect: int | None = None) -> Selection:
-    """Targets with exceptions, and with a check of how many there are.
+    """Targets with exceptions, and with a check of their number.
 
-    The result stands wherever a method takes `targets`.
+
+    You can pass the result wherever a method takes `targets`.
 
     Args:
       patterns: One string is a regular expression that must match a whole path, of a leaf or of
@@ -156,7 +157,7 @@ class Pattern:
 
 
 def entries_of(targets: Targets) -> tuple[Pattern | Selection, ...]:
-    """The entries of targets, with an error that shows the entry where one does not compile."""
+    """The entries of targets. An entry that does not compile raises an error that shows it."""
     if isinstance(targets, Selection):
         return (targets,)
     if isinstance(targets, str):
@@ -206,9 +207,9 @@ def choose(
     Args:
       targets: what is wanted.
       names: all there are.
-      hits: whether an entry means a name.
+      hits: whether an entry matches a name.
       nothing: the error for an entry that hits no name.
-      known: whether an entry to exclude has to do with a name; `hits` unless given.
+      known: whether an entry of `exclude` matches a name; `hits` by default.
 
     Raises:
       TargetError: an entry hits nothing, or the number is not the expected one.
@@ -251,7 +252,7 @@ def _some(names: Iterable[str], most: int = 40) -> str:
 
 
 def choose_names(targets: Targets, names: Iterable[str], what: str) -> list[str]:
-    """The names that `targets` mean, where nothing but the names is known.
+    """The names that `targets` mean, if only the names are known.
 
     Raises:
       TargetError: an entry matches no `what`.
@@ -276,7 +277,7 @@ def first_match(patterns: Mapping[str, Any] | None, path: str, default: Any) -> 
 
 
 def near_names(pattern: str, names: Iterable[str], most: int = 5) -> list[str]:
-    """The names that come closest to what `pattern` looks like, best first."""
+    """The names that are most similar to `pattern`, best first."""
     plain = re.sub(r'[^\w/]+', '', pattern)
     last = plain.rpartition('/')[2]
     scored = {
@@ -290,11 +291,11 @@ def near_names(pattern: str, names: Iterable[str], most: int = 5) -> list[str]:
 
 
 def nearby(pattern: str, names: Iterable[str]) -> str:
-    """The near names as the end of a sentence; empty where there are none at all."""
+    """The near names as the end of a sentence; empty if there are none."""
     near = near_names(pattern, names)
     return f'; near names: {near}' if near else ''
 
 
 def fold_in(key: jax.Array, name: str) -> jax.Array:
-    """A key of its own for `name`: adding a target leaves every other initial value alone."""
+    """A separate key for `name`: adding a target does not change other initial values."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

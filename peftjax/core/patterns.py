@@ -1,11 +1,11 @@
-"""Regular expressions on paths, matched in linear time where that can be done."""
+"""Regular expressions on paths, matched in linear time if possible."""
 
 import functools
 import re
 from typing import Any
 
-# Patterns of one's own program run without it, on machines where nothing can be installed; those
-# of files are refused there.
+# Without RE2, the patterns of a user's program still run with `re`; patterns from files are
+# refused.
 try:
     import re2
 except ImportError:
@@ -18,8 +18,8 @@ _DIFFERENT = '{,', '[:'
 class Matcher:
     """A regular expression of Python's `re`, matched as a whole.
 
-    RE2 runs it, without backtracking, where RE2 has all that it asks for. Otherwise (assertions
-    about what follows, references to groups) `re` does, which some patterns keep busy for ever.
+    RE2 runs it without backtracking if RE2 has the syntax. Otherwise (look-ahead, references to
+    groups) `re` runs it, and there are patterns for which it never finishes.
 
     Attributes:
         text: the pattern. linear: whether RE2 runs it.
@@ -41,7 +41,7 @@ class Matcher:
 
     def fullmatch(self, path: str) -> bool:
         """Whether it matches all of `path`."""
-        # Beyond ASCII the two differ in what a letter is.
+        # The two engines disagree on letters beyond ASCII.
         if self._linear is None or not path.isascii():
             return self._backtracking.fullmatch(path) is not None
         return self._linear.fullmatch(path) is not None
@@ -64,7 +64,7 @@ def matcher(text: str) -> Matcher:
 
 
 def _linear(text: str) -> Any:
-    """The pattern for RE2; None where it is not there, or has not what the pattern asks for."""
+    """The pattern for RE2; None if RE2 is not installed or lacks the syntax."""
     if re2 is None or not text.isascii() or any(each in text for each in _DIFFERENT):
         return None
     options = re2.Options()

@@ -1,4 +1,4 @@
-"""Promotion where it is meant, in the open: JAX can be set to refuse the implicit kind."""
+"""Explicit promotion of dtypes, since JAX can be set to refuse implicit promotion."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def wider(*arrays: jax.Array) -> jnp.dtype:
-    """The narrowest dtype that holds what each of the arrays holds, as JAX promotes by default.
+    """The common dtype of the arrays, as JAX promotes by default.
 
     >>> wider(jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.float16))
     dtype('float32')
@@ -17,7 +17,7 @@ def wider(*arrays: jax.Array) -> jnp.dtype:
 
 
 def widened(tree: Any) -> Any:
-    """The tree with all its floats in the narrowest dtype that holds each; integers stay.
+    """The tree with all floats in their common dtype; integers stay.
 
     >>> tree = widened((jnp.ones(2, jnp.bfloat16), jnp.ones(3), jnp.arange(4)))
     >>> [leaf.dtype.name for leaf in tree]
@@ -28,7 +28,7 @@ def widened(tree: Any) -> Any:
 
 
 def lifted(array: jax.Array, like: jax.Array) -> jax.Array:
-    """`array` with axes of size one put in front of its own, until it has as many as `like`.
+    """`array` with leading axes of size one, until it has as many axes as `like`.
 
     >>> lifted(jnp.ones(4), jnp.ones((2, 3, 4))).shape
     (1, 1, 4)

@@ -25,7 +25,7 @@ class Scheme(Protocol):
         ...
 
     def pack(self, matrix: Float[jax.Array, 'rows columns']) -> dict[str, jax.Array]:
-        """The arrays that keep it, among them `codes: [rows, any]`. Pure, to be traced."""
+        """The arrays that store the matrix, among them `codes: [rows, any]`. Pure and traceable."""
         ...
 
     def unpack(self, arrays: Arrays) -> Float32[jax.Array, 'rows columns']:
@@ -35,17 +35,17 @@ class Scheme(Protocol):
 
 @jax.tree_util.register_pytree_with_keys_class
 class QuantizedArray:
-    """A leaf of the base kept by a `Scheme`: arrays of codes and scales, with a stack in front.
+    """A leaf of the base stored by a `Scheme`, as arrays of codes and scales.
 
-    It has the shape and dtype of the leaf it stands for. What computes with it dequantises it:
-    `adapt` inside of the layer that uses it and again in the backward pass, so that no more than
-    a layer is ever whole. A pytree of its arrays, each with the leaf's stack (layers, experts) as
-    its first axes, so that `scan`, `vmap` and sharding see what they need.
+    It has the shape and dtype of the original leaf. `adapt` dequantises it inside the layer that
+    uses it, and again in the backward pass, so that at most one layer is in full precision at a
+    time. It is a pytree of its arrays. Each array has the leaf's stack (layers, experts) as its
+    first axes, so that `scan`, `vmap` and sharding work.
 
     Attributes:
       arrays: of the scheme, by name. scheme: see `Scheme`.
       matrix: the layout of one matrix of the stack.
-      dtype: that the leaf is read in.
+      dtype: of the dequantised leaf.
 
     >>> mlp = peftjax.quantize(peftjax.testing.tiny_mlp(), 'int8', targets='hidden')
     >>> mlp.params['hidden']['kernel']
@@ -74,7 +74,7 @@ class QuantizedArray:
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """Sizes of the axes in front of a matrix."""
+        """The sizes of the stack axes, which come before the matrix."""
         return tuple(self.arrays['codes'].shape[:-2])
 
     @property
@@ -100,7 +100,7 @@ class QuantizedArray:
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.arrays.values())
 
     def dequantize(self) -> Float[jax.Array, '...']:
-        """The leaf it stands for."""
+        """The dequantised leaf."""
         unpack: Callable[[Arrays], jax.Array] = self.scheme.unpack
         for _ in self.stack:
             unpack = jax.vmap(unpack)
@@ -146,7 +146,7 @@ def dequantize(params: Any) -> Any:
 
 
 def like_dense(params: Any) -> Any:
-    """Shape and dtype of every leaf as a model takes it, of those that moved away too."""
+    """Shape and dtype of every leaf of the model, including the leaves that moved away."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         params,

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r'(?:(?<=_)|(?<=/)|^)\d+(?=/|$)')
 
 
 def fold(rows: Iterable[tuple[str, ...]]) -> list[tuple[int, tuple[str, ...]]]:
-    """Rows that differ in numbers of their path alone, as one row with the range of the numbers.
+    """Merges rows whose paths differ only in numbers; the merged row shows the range.
 
     Args:
       rows: the first cell of each is a path.
@@ -40,7 +40,7 @@ def _folded(
     count = 1
     for numbers in places:
         count *= len(numbers)
-    if count != len(members):  # Experts of some of the layers, say: no range is true of them.
+    if count != len(members):  # For example experts in some layers only: a range would be wrong.
         return [(1, row) for row in members]
     ranges = iter(map(_range, places))
     path = re.sub('#', lambda match: next(ranges), key[0])
@@ -72,7 +72,7 @@ class _Text(str):
 
 
 def told_argument(value: Any) -> str:
-    """An argument of a method: as Python writes it, but for the arrays in it."""
+    """An argument of a method as Python prints it, with its arrays shortened."""
     count = sum(bool(getattr(leaf, 'shape', ())) for leaf in jax.tree.leaves(value))
     if not count:
         return repr(value)
@@ -81,7 +81,7 @@ def told_argument(value: Any) -> str:
 
 
 def outline(tree: Any, most: int = MOST_LINES) -> list[str]:
-    """A line for each leaf of `tree`, layers folded; of more than `most` lines, the first."""
+    """One line for each leaf of `tree`, at most `most` lines; repeated layers share a line."""
     rows = fold((path, told(leaf)) for path, leaf in paths.slots(tree).items())
     shown = rows if len(rows) <= most else rows[: most - 1]
     width = max((len(row[0]) for _, row in shown), default=0)

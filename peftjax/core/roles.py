@@ -24,10 +24,10 @@ _MODULES = ('embedding', 'attention', 'residual_end', 'decoder', 'crossing')
 class Roles:
     r"""What the arguments and the modules of a model are for.
 
-    The families of `peftjax.load` declare theirs; give `wrap(..., roles=Roles(...))` for a model of
-    your own, or set `peftjax_roles` on its class. An empty text says that the model has no such
-    argument or module. A method that needs a role which is not declared refuses in `init`, and a
-    call with an array argument of no role refuses where a method asks for its tokens.
+    The models of `peftjax.load` declare their roles. For your own model, write `wrap(...,
+    roles=Roles(...))`, or set `peftjax_roles` on its class. An empty string means that the model
+    has no such argument or module. If a method needs a role that is not declared, `init` raises an
+    error. If a method asks for the tokens of a call, every array argument must have a role.
 
     Letters: `B` examples, `T` tokens of each.
 
@@ -35,10 +35,11 @@ class Roles:
       token_ids: name of the argument with integers `[B, T]` that are looked up in `embedding`.
       mask: of the argument `[B, T]` with 1 for tokens and 0 for padding; left out, all are tokens.
       positions: of the integers `[B, T]`; left out, the model counts from 0, anew in each segment.
-      position_shift: of a number that is added where the model counts positions in its own way;
-        of the sequence in `decoder_ids` if there is no other.
-      prefix_length: of a whole number of keys that a method puts in front of those of each
-        attention; a model with a bias by distance then gives its core the `prefix_bias` of these.
+      position_shift: of a number that the model adds to the positions that it counts itself; for
+        the sequence in `decoder_ids` if there is no other.
+      prefix_length: of an integer: how many keys a method puts in front of the keys of each
+        attention. A model with a bias by distance then gives its core the `prefix_bias` of these
+        keys.
       segments: of the integers `[B, T]` that tell packed examples apart.
       targets: of the integers `[B, T]` that make the model return one number for each token.
       features: of an array that an encoder reads in place of tokens, such as a spectrogram.
@@ -49,19 +50,19 @@ class Roles:
       other: names of the arrays that say nothing about tokens, such as an image.
       embedding: regular expression, full match on the path of the module that embeds tokens. Where
         an encoder and a decoder share it, a call of the model embeds `token_ids` first.
-      attention: of modules without parameters, called with query `[B, T, N, H]`, key and value
-        `[B, S, K, H]`, and if there are any with `mask` and `bias` by these names. They must take
-        more keys than the model gives them, so all that hides a key comes in `mask`, 1 or True for
-        a key that is seen, also what hides later tokens; what is added to scores is `bias`.
-        Attention modules of Flax are recognised without it.
+      attention: of modules without parameters that are called with query `[B, T, N, H]`, key and
+        value `[B, S, K, H]`, and optionally with `mask` and `bias` by these names. They must accept
+        more keys than the model gives them. So everything that hides a key, including later tokens,
+        must be in `mask` (1 or True for a visible key). `bias` is added to the scores. Attention
+        modules of Flax are recognised without this role.
       residual_end: of modules called with `(residual, output, after)`, which return `output`: the
         end of a sublayer, before it joins the residual.
-      decoder: of modules, and leaves, that see the second sequence.
-      crossing: of modules, and leaves, of the decoder that see the first.
+      decoder: of the modules and leaves that see the second sequence.
+      crossing: of the modules and leaves of the decoder that see the first sequence.
 
     Raises:
-      ValueError: a pattern that is no regular expression.
-      TypeError: a text for `along` or `other`, which are tuples of names.
+      ValueError: a pattern is not a regular expression.
+      TypeError: `along` or `other` is a string and not a tuple of names.
 
     >>> peftjax.Roles(token_ids='ids', mask='padding', embedding=r'embed').mask
     'padding'
@@ -110,7 +111,7 @@ class Roles:
 
     @property
     def prompted(self) -> 'Roles':
-        """The roles of the one sequence that virtual tokens go into, as those of a model with one.
+        """The roles of the sequence that gets virtual tokens, as in a model with one sequence.
 
         This is the sequence in `token_ids`, or in `decoder_ids` if there is no other.
         """
@@ -133,7 +134,7 @@ class Roles:
 
         Args:
           arguments: of a call.
-          where: who asks, for the message.
+          where: name of the method, for the message.
         """
         for name, value in arguments.items():
             arrays = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, 'shape')]
@@ -146,7 +147,7 @@ class Roles:
                 )
 
     def check(self, takes: Iterable[str]) -> None:
-        """Raises `TypeError` if a role names no argument of a model that takes these."""
+        """Raises `TypeError` if a role names an argument that is not in `takes`."""
         takes = tuple(takes)
         for name in self.arguments:
             if name not in takes:
@@ -157,7 +158,7 @@ class Roles:
 
 
 def parameters_of(call: inspect.Signature) -> tuple[str, ...]:
-    """Names of the parameters that a signature spells out."""
+    """The explicit parameter names of a signature."""
     starred = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return tuple(name for name, each in call.parameters.items() if each.kind not in starred)
 
@@ -172,7 +173,7 @@ def require(
     """`roles`, if all of these are declared; `example`: what to show where none is named.
 
     Raises:
-      TargetError: one is not, with the line to write.
+      TargetError: one of them is not declared. The message has the line to write.
     """
     missing = [name for name in names if roles is None or not getattr(roles, name)]
     if roles is not None and not missing:

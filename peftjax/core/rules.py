@@ -12,11 +12,11 @@ from peftjax.core.use import ModelCall, ModuleUse, Use
 
 @dataclasses.dataclass(frozen=True)
 class LeafRule:
-    """Puts another array in the place of a leaf, before anything uses it.
+    """Replaces a leaf by another array before the model uses it.
 
     Attributes:
-      replace: `replace(leaf)` gives an array of the leaf's shape; the dtype is brought back.
-      keeps: what of the leaf is left in the result. With `'all'` the result is a change of the
+      replace: `replace(leaf)` gives an array of the leaf's shape; it is cast to the leaf's dtype.
+      keeps: how much of the leaf is left in the result. With `'all'` the result is a change of the
         leaf. With `'part'` some entries are the leaf's own. With `'nothing'` the rule ignores the
         leaf, which has moved into the adapter: `replace` is given a `Hole`.
     """
@@ -27,7 +27,7 @@ class LeafRule:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixRule:
-    """Acts at every use of a leaf that reads as a stack of matrices.
+    """Acts at every use of a leaf that is read as a stack of matrices.
 
     Attributes:
       leaves: its arrays, stack axes in front.
@@ -35,14 +35,14 @@ class MatrixRule:
       apply: `apply(leaves, use)` gives the result of the use.
       merge: `merge(leaves, matrix)` gives the matrix in force; None if the rule cannot be expressed
         as a matrix. Such a rule must be the last one on its leaf in a chain.
-      prepare: `prepare(leaves, matrix)` gives the leaves that `apply` sees, once for each call
-        of the model and outside of its loops: for what depends on the weights alone. `merge`
-        must take them as well. None for `leaves` as they are.
+      prepare: `prepare(leaves, matrix)` gives the leaves that `apply` sees. It runs once for each
+        call of the model, outside its loops, for values that depend only on the weights. `merge`
+        must accept these leaves too. None if `apply` takes `leaves` unchanged.
       before: what replaces the leaf first.
-      whole: it reads whole examples, so that text cannot be generated from a cache.
-      reads_ids: it reads the ids of tokens, among which virtual ones would stand as id 0.
-      dense: `apply` forms an array of the matrix's size, so that many calls with one adapter are
-        cheaper with the merged matrix.
+      whole: True if the rule reads whole examples, so that text cannot be generated with a cache.
+      reads_ids: True if the rule reads token ids. A virtual token would have id 0 there.
+      dense: True if `apply` forms an array of the matrix's size. Many calls with one adapter are
+        then cheaper with the merged matrix.
     """
 
     leaves: Any
@@ -65,9 +65,9 @@ class ModuleRule:
       apply: `apply(leaves, use)` gives the output in force.
       prepare: `prepare(leaves, params)` gives the leaves that `apply` sees, from the model's own
         `{leaf path: array}`, once for each call of the model and outside of its loops; or None.
-      whole: it reads whole examples, so that text cannot be generated from a cache.
+      whole: True if the rule reads whole examples, so that text cannot be generated with a cache.
       shorten: see `CallRule`.
-      only_virtual: with `shorten(0)` it does nothing.
+      only_virtual: True if the rule does nothing after `shorten(0)`.
     """
 
     leaves: Any
@@ -85,11 +85,12 @@ class CallRule:
     Attributes:
       leaves: its arrays.
       apply: `apply(leaves, call)` gives the result in force.
-      virtual_tokens: how many positions it adds to the sequence; one method of a chain may.
-      keeps_virtual: it leaves them in the outputs.
-      shorten: `shorten(length)` gives the rule that has the last `length` (int32 [], may be
-        traced) of its virtual tokens alone; the others keep their places and are masked. None of a
-        rule without virtual tokens.
+      virtual_tokens: how many positions it adds to the sequence. Only one method of a chain may add
+        some.
+      keeps_virtual: True if these positions stay in the outputs.
+      shorten: `shorten(length)` gives the rule with only the last `length` of its virtual tokens
+        (int32 [], may be traced). The others keep their places and are masked. None for a rule
+        without virtual tokens.
     """
 
     leaves: Any
@@ -107,7 +108,7 @@ Rules = Mapping[str, Rule]
 
 
 def leaf_rule(rule: Rule | None) -> LeafRule | None:
-    """What replaces the leaf at the path of `rule`, if anything does."""
+    """The rule that replaces the leaf before `rule` acts, if there is one."""
     if isinstance(rule, MatrixRule):
         return rule.before
     return rule if isinstance(rule, LeafRule) else None

@@ -28,4 +28,4 @@ import jax
 import numpy as np
 
 HostArray = jax.Array | np.ndarray
-"""What NumPy may have drawn on the host: constants that do not train."""
+"""Arrays that NumPy may have drawn on the host: constants that do not train."""

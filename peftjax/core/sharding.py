@@ -1,4 +1,4 @@
-"""Where the leaves of a model, an adapter and an optimiser lie on a mesh, by facts about sites."""
+"""How the leaves of a model, an adapter and an optimiser are split over a mesh."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,13 +19,13 @@ DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh of devices with the three axes that `shardings` speaks of.
+    """A mesh of devices with the three axes that `shardings` uses.
 
     Args:
       data: groups that hold the whole base, each with its share of the batch.
       fsdp: devices that share one base between them, each with its share of the batch too.
       tensor: devices that share every product; their links should be the fastest.
-      devices: those to use; all there are unless given. Their number is the product of the three.
+      devices: the devices to use; all devices by default. Their number is the product of the three.
 
     Raises:
       ValueError: another number of devices.
@@ -45,12 +45,12 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Of a batch: its first axis over `data` and `fsdp`."""
+    """The sharding of a batch: its first axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
-    """Where each leaf of the base lies: a tree of `NamedSharding` like `model.params`.
+    """The sharding of each leaf of the base: a tree of `NamedSharding` like `model.params`.
 
     A matrix of the base is split twice. The `tensor` axis shards so that each sublayer needs one
     all-reduce (Megatron): the inputs of the last matrix before a residual branch ends, the outputs
@@ -80,7 +80,7 @@ def shardings(model: Model, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
-    """Where each leaf of an adapter, or of a training state that holds one, lies.
+    """The sharding of each leaf of an adapter, or of a training state that holds one.
 
     A leaf under the path of a weight has the weight's sharding if it has its shape (`select`,
     `full`). Otherwise each axis inherits the sharding of the weight's input or output axis with the
@@ -111,9 +111,9 @@ def state_shardings(state: Any, model: Model, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def frozen_shardings(frozen: Frozen, model: Model, mesh: Mesh | AbstractMesh) -> Frozen:
-    """Where each leaf of what `init` gave beside the adapter lies.
+    """The sharding of each leaf of `frozen`, which `init` gave beside the adapter.
 
-    Parameters lie as `shardings` says, a method's own numbers as `state_shardings` says.
+    Parameters are split as in `shardings`, and a method's own numbers as in `state_shardings`.
 
     Args:
       frozen: of arrays or `ShapeDtypeStruct`.
@@ -158,7 +158,7 @@ def _spec(site: WeightSite, ends: bool, mesh: Mesh | AbstractMesh) -> PartitionS
 def _place(leaf: Any, spec: PartitionSpec, mesh: Mesh | AbstractMesh) -> Any:
     if not isinstance(leaf, QuantizedArray):
         return NamedSharding(mesh, spec)
-    # Codes and scales are [*stack, outputs, inputs]: split as the leaf is, where that goes.
+    # Codes and scales are [*stack, outputs, inputs]: split like the leaf, if that is possible.
     layout, depth = leaf.layout, len(leaf.stack)
     sides = (layout.rows, layout.columns) if layout.lookup else (layout.columns, layout.rows)
     names = [spec[side[0]] if len(spec) > side[0] else None for side in sides]

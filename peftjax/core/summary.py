@@ -1,4 +1,4 @@
-"""What trains: a table of leaves and counts, with the denominator of every per cent."""
+"""A table of the leaves that train, with counts and percentages."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ class Summary:
     Attributes:
       leaves: `(path in the adapter, shape, dtype, count)` of every leaf that trains.
       trainable: parameters that train.
-      added: those of them that the base does not have.
+      added: how many of them the base does not have.
       base: parameters of the base.
       untrained: paths of leaves that the model starts at random (a new head, see `Model.fresh`)
         and that nothing trains.
@@ -72,7 +72,7 @@ class Summary:
 
 
 def summary(transform: PeftTransform, model: Model) -> Summary:
-    """Which leaves train, how many parameters, and per cent of which denominator.
+    """Lists the leaves that train, and counts their parameters beside those of the base.
 
     Nothing is allocated: the adapter is built abstractly.
 
@@ -84,7 +84,7 @@ def summary(transform: PeftTransform, model: Model) -> Summary:
       A `Summary`.
 
     Raises:
-      TypeError: the arguments are swapped, or something else.
+      TypeError: the arguments are swapped or of another type.
       TargetError: as `transform.init`.
 
     >>> mlp = peftjax.testing.tiny_mlp()

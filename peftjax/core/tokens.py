@@ -14,13 +14,13 @@ class Tokens:
     Letters: `B` examples of a batch (or 1 for all alike), `T` positions of each.
 
     Attributes:
-      real: where there are tokens and no padding; None where all are.
-      segments: ids of the examples packed into a row; None where a row is one example.
-      follows: the tokens go on behind those of earlier calls.
-      begins: later calls go on behind these.
-      shape: `(B, T)` of the call; None where no argument tells.
-      ids: of the tokens; None where no argument tells.
-      written: they are those of the second of two sequences, which a decoder writes.
+      real: True at tokens, False at padding; None if all positions are tokens.
+      segments: ids of the examples packed into a row; None if each row is one example.
+      follows: True if the tokens continue those of earlier calls.
+      begins: True if later calls continue these tokens.
+      shape: `(B, T)` of the call; None if no argument says it.
+      ids: of the tokens; None if no argument has them.
+      written: True for the second of two sequences, which a decoder writes.
     """
 
     real: Bool[jax.Array, 'B T'] | None = None
@@ -32,7 +32,7 @@ class Tokens:
     ids: Integer[jax.Array, 'B T'] | None = None
 
     def check(self, shape: tuple[int, ...], where: str) -> None:
-        """Raises `ValueError` unless activations of this shape are `[B, T, features]` of them."""
+        """Raises `ValueError` unless `shape` is `[B, T, features]` of these tokens."""
         if len(shape) != 3:
             raise ValueError(f'{where} needs [batch, length, features], found {shape}')
         if self.shape is not None and self.shape != shape[:2]:
@@ -62,22 +62,22 @@ class Tokens:
         """For each position the mean over the tokens of its example; `[B, 1]` of unpacked rows.
 
         Raises:
-          ValueError: the call is one of several over the same example, none of which sees it whole.
+          ValueError: the call has a cache, and so sees only a part of each example.
         """
         if self.follows or self.begins:
             raise ValueError(
                 f'{method} takes the mean over a whole example, and a call with a cache sees a '
                 'part of it; call the model on whole rows, without a cache'
             )
-        # A sum of bfloat16 numbers stops growing after some hundred of them.
+        # A sum of bfloat16 numbers stops growing after a few hundred of them.
         wide = values.astype(max(values.dtype, jnp.dtype('float32'), key=lambda d: d.itemsize))
         count = jnp.maximum(self.sums(jnp.ones_like(wide)), 1)
         return (self.sums(wide) / count).astype(values.dtype)
 
     def from_last(self, wanted: tuple[int, ...]) -> Bool[jax.Array, 'B T']:
-        """Which positions stand at or behind the start of the last `wanted` in their example.
+        """The positions from the start of the last `wanted` in their example onwards.
 
-        These ids must stand side by side in one example, and none of them is padding.
+        The ids must be adjacent in one example, and none of them may be padding.
 
         Raises:
           ValueError: the call has no ids.
@@ -108,7 +108,7 @@ class Tokens:
         return (last >= 0) & (place >= last)
 
     def ranks(self, shape: tuple[int, ...]) -> tuple[Int[jax.Array, 'B T'], Int[jax.Array, 'B T']]:
-        """How many tokens of its example stand before each position, and how many behind it."""
+        """For each position, how many tokens of its example come before it, and how many after."""
         real = jnp.ones(shape, bool) if self.real is None else jnp.broadcast_to(self.real, shape)
         numbers, rows = self.examples(shape), jnp.arange(shape[0])[:, None]
         upto = jnp.cumsum(real.astype(jnp.int32), axis=1)

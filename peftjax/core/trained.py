@@ -1,4 +1,4 @@
-"""What a method trained, as functions of many adapters take it."""
+"""A trained adapter with its transform, as an argument of functions on several adapters."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Trained = tuple[PeftTransform, Adapter, Frozen, *tuple[Any, ...]]
 
 
 def parts(member: Trained) -> tuple[PeftTransform, Adapter, Frozen]:
-    """The transform, the adapter and what is frozen beside.
+    """The transform, the adapter and `frozen`.
 
     Raises:
       TypeError: it is something else.

@@ -44,7 +44,7 @@ def _nothing(model: Model, /) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class About:
-    """What made a transform: the name of the function, and its arguments by name.
+    """How a transform was made: the name of the function, and its arguments by name.
 
     floats: names of the real-valued (non-integer) arguments, as their annotations say.
     padded_by: the argument that `padded_by` names, if any.
@@ -80,8 +80,7 @@ class PeftTransform:
       rest: `rest(params, adapter, own) -> params`: the frozen parameters to use with a new adapter.
         Methods that move a part of each weight into the adapter (PiSSA, OLoRA) subtract that part,
         which is the same for every key. None where leaves move as a whole or stay.
-      about: how it was made, for files that tell others; None of a transform that is not of this
-        library.
+      about: how it was made, which files record; None for a transform from outside this library.
     """
 
     start: StartFn
@@ -122,15 +121,14 @@ class PeftTransform:
         return adapter, Frozen(self.remaining(model.params, adapter, own), own)
 
     def freeze(self, model: Model, adapter: Adapter) -> Frozen:
-        """What does not train beside `adapter`, which `init` gave, trained since or from a file.
+        """The frozen part for an adapter that you have, trained or read from a file.
 
         Args:
           model: the model that `init` was given.
           adapter: of this transform.
 
         Returns:
-          The same as `init` gave beside the adapter. PiSSA and its like decompose the weights
-          anew.
+          The same as `init` gave beside the adapter. PiSSA and OLoRA decompose the weights again.
 
         Raises:
           TypeError: `model` or `adapter` is something else.
@@ -147,7 +145,7 @@ class PeftTransform:
         if self.rest is None:
             return Frozen(self.remaining(model.params, adapter, own), own)
         self.rules(adapter, own)  # An adapter of another transform is refused.
-        # What has trained no longer says which part of the weights it started from.
+        # A trained adapter no longer shows which part of the weights it started from.
         fresh = self.start(jax.random.key(0), model)
         return Frozen(self.remaining(model.params, fresh, own), own)
 
@@ -165,18 +163,18 @@ class PeftTransform:
         return paths.replace(params, gone) if gone else params
 
     def merge(self, adapter: Adapter, frozen: Frozen, dtype: Any = None) -> Any:
-        """The parameters with which the plain model computes what the adapted one does.
+        """Parameters with which the plain model computes the same as the adapted one.
 
         Args:
-          adapter, frozen: as `init` gave them, the adapter trained since.
-          dtype: of all float leaves of the result, and of the sums that make them; the model's
+          adapter, frozen: from `init`; the adapter may have been trained since.
+          dtype: of all float leaves of the result, and of the sums that compute them; the model's
             own by default. A sum in bfloat16 loses small changes: see `peftjax.merge_loss`.
 
         Returns:
           A tree like the model's parameters, of the same shapes.
 
         Raises:
-          MergeError: the method has no merged weight, or a leaf is quantised, by name.
+          MergeError: the method has no merged weight, or a leaf is quantised. The message names it.
           AdapterError: the adapter is of another transform or for another model.
 
         >>> mlp = peftjax.testing.tiny_mlp()
@@ -193,7 +191,7 @@ class PeftTransform:
 
 
 def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
-    """`make`, whose transforms say in `about` how they were made."""
+    """Decorates `make`: its transforms record in `about` how they were made."""
     signature = inspect.signature(make)
     floats = frozenset(
         name for name, each in signature.parameters.items() if 'float' in str(each.annotation)
@@ -212,7 +210,7 @@ def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
 
 
 def _keeps_zeros(activation: Any) -> bool:
-    """Whether what is zero before the activation, a padded unit, is zero behind it."""
+    """Whether the activation maps zero to zero, so that a padded unit stays zero."""
     if not callable(activation):
         return True  # Those with names do.
     with jax.ensure_compile_time_eval():
@@ -223,7 +221,7 @@ def _keeps_zeros(activation: Any) -> bool:
 def _amended(
     field: str, argument: str, holds: Callable[[Mapping[str, Any]], bool]
 ) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
-    """Sets a field of `about` to `argument` where `holds` of the method's arguments."""
+    """Sets a field of `about` to `argument` if `holds` is true for the method's arguments."""
 
     def wrap(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
         @functools.wraps(make)
@@ -243,11 +241,11 @@ def _amended(
 def padded_by(
     argument: str,
 ) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
-    """Says of a `described` method that zeros beyond its own `argument` change nothing.
+    """Declares that padding a `described` method with zeros beyond `argument` changes nothing.
 
-    An adapter of a lesser rank (or size), padded with zeros to the shapes of a greater one,
-    computes the same with the same scale, and a step leaves the zeros as they are. So runs of
-    several ranks may share one program, see `peftjax.train.share`.
+    An adapter of a smaller rank (or size), padded with zeros to the shapes of a larger one,
+    computes the same at the same scale, and a training step keeps the zeros. So runs with several
+    ranks can share one program, see `peftjax.train.share`.
 
     >>> peftjax.lora(rank=2, targets=r'hidden').about.padded_by
     'rank'
@@ -258,14 +256,14 @@ def padded_by(
 def masked_by(
     argument: str, *, unless: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[_P, PeftTransform]], Callable[_P, PeftTransform]]:
-    """Says of a `described` method that rows in front of its own `argument` can be hidden.
+    """Declares that a `described` method can hide the first of its virtual tokens.
 
-    An adapter of fewer virtual tokens, with rows of zeros in front to the shapes of one of more,
-    computes the same with its rules shortened: see `CallRule.shorten`.
+    An adapter with fewer virtual tokens, padded in front with rows of zeros, computes the same if
+    its rules are shortened: see `CallRule.shorten`.
 
     Args:
-      argument: how many virtual tokens there are.
-      unless: values of other arguments with which the method cannot do that.
+      argument: name of the argument with the number of virtual tokens.
+      unless: values of other arguments for which the method cannot do this.
 
     >>> peftjax.prefix_tuning(num_virtual_tokens=4, targets='core').about.masked_by
     'num_virtual_tokens'

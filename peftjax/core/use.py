@@ -74,10 +74,10 @@ class AttentionUse:
       mask: who sees whom: a `Mask`, or booleans `[B or 1, N or 1, T or 1, S]`; None for all.
       bias: added to the scores, `[B or 1, N or 1, T or 1, S]`; None for nothing.
       core: `core(query, key, value, mask, bias)`: the core's own function, with its scale, soft cap
-        and dropout, of other arrays.
-      attend: the same with all rules in force that stand before this one at the core.
-      prefix_bias: of the keys that the role `prefix_length` asks for, `[B or 1, N or 1, T or 1,
-        n]`; None of a model without biases by distance.
+        and dropout, on other arrays.
+      attend: the same, with the rules applied that come before this one at the core.
+      prefix_bias: the bias of the keys that the role `prefix_length` counts, `[B or 1, N or 1, T or
+        1, n]`; None for a model without biases by distance.
     """
 
     query: jax.Array
@@ -95,13 +95,14 @@ class ModuleUse:
     """One call of one module, as a rule sees it.
 
     Attributes:
-      inputs: the array arguments of the call, keyword arguments behind positional ones by name.
+      inputs: the array arguments of the call: positional ones first, then keyword arguments by
+        name.
       output: what the module returned (its first array).
       key: a PRNG key for the adapter's own noise, or None when it is off.
       tokens: `tokens()`: the tokens that the module sees, as the model's roles tell.
       around: the array arguments of the module that calls this one, as far as it has a name.
       attention: the call of an attention core; None of any other module.
-      number: of this call of the module among those in one call of the model, from 0.
+      number: the index of this call among the calls of the module in one call of the model, from 0.
     """
 
     inputs: tuple[jax.Array, ...]
@@ -118,8 +119,8 @@ class ModelCall:
     """One call of the whole model, as a rule sees it.
 
     Attributes:
-      arguments: arrays, and whatever the model takes besides, by the names of its signature.
-      roles: what they are for.
+      arguments: all arguments of the call, by their names in the signature of the model.
+      roles: what the arguments are for.
       key: a PRNG key for the adapter's own noise, or None when it is off.
       run: `run(arguments)`: the model's result with all other rules in force.
       shapes: `shapes(arguments)`: the shapes of the model's result without a method.
@@ -132,7 +133,7 @@ class ModelCall:
     shapes: Callable[[Mapping[str, Any]], Any]
 
     def given(self, role: str) -> Any:
-        """The argument with a role of arguments, such as `'mask'`; None where it is left out."""
+        """The argument with a given role, such as `'mask'`; None if the call leaves it out."""
         return self.arguments.get(getattr(self.roles, role))
 
     @property

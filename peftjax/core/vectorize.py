@@ -1,6 +1,6 @@
 """Many adapters of one model in one tree, for `jax.vmap`: runs side by side, and banks.
 
-Everything of a run that is a number is an argument of its step: the adapter, the optimiser's state,
+Every number of a run is an argument of its step: the adapter, the optimiser's state,
 `frozen.own` (scales, rates of dropout, projections), the key, and the rates and decays of the
 optimiser where the step takes them. So K runs are a `jax.vmap` of the step:
 
@@ -11,8 +11,8 @@ optimiser where the step takes them. So K runs are a `jax.vmap` of the step:
     frozen, axes = share([frozen for _, frozen in starts])
     many = jax.jit(jax.vmap(step, in_axes=(0, 0, axes, None)))
 
-Ranks are lengths and no numbers: an adapter of a lesser rank is padded with zeros, and the step is
-that of the largest rank. `program_key` says which transforms may share a step.
+A rank is a length and not a number: an adapter of a smaller rank is padded with zeros, and the step
+is that of the largest rank. `program_key` says which transforms may share a step.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -28,16 +28,16 @@ from peftjax.core.transform import About, PeftTransform
 
 
 def program_key(transform: PeftTransform, *, masked: bool = False) -> Hashable:
-    """Equal for transforms whose programs may be one: what differs between them is data.
+    """A key that is equal for transforms that can share a program: they differ only in data.
 
     Arguments that are real numbers are in the adapter or in `frozen.own`. So is the argument that
     `padded_by` names, where the method says that zeros beyond it change nothing. Any other
     argument must be the same, arrays too; `share` refuses runs whose methods have other numbers. A
-    transform of functions shares a program with itself alone.
+    transform made of plain functions shares a program only with itself.
 
     Args:
         transform: the method, or a chain.
-        masked: whether rules are shortened, so that numbers of virtual tokens may differ too.
+        masked: True if rules are shortened, so that the number of virtual tokens may differ too.
 
     Example:
         >>> lora = peftjax.lora
@@ -77,7 +77,7 @@ def _static(value: Any, masked: bool) -> Hashable:
 
 
 def stack(runs: Sequence[Any]) -> Any:
-    """Trees of several runs as one, the runs in front, zeros where one has a larger shape.
+    """Stacks trees of several runs along a new first axis; smaller shapes are padded with zeros.
 
     Example:
         >>> stack([{'a': jnp.ones(2)}, {'a': jnp.ones(1)}])['a'].tolist()
@@ -87,10 +87,10 @@ def stack(runs: Sequence[Any]) -> Any:
 
 
 def share(trees: Sequence[Any]) -> tuple[Any, Any]:
-    """Trees of several runs, each leaf once where all have the same values, and else stacked.
+    """Stacks trees of several runs, but keeps a leaf once if all runs have the same values.
 
-    Leaves that are one array in each of the trees are one array in the result. A rate of dropout
-    that some runs have and others lack is 0 in those.
+    Leaves that are one array in each of the trees are one array in the result. If only some runs
+    have a rate of dropout, it is 0 in the others.
 
     Returns:
         The tree, and of the same structure the axes for `jax.vmap`: None or 0.
@@ -123,7 +123,7 @@ def share(trees: Sequence[Any]) -> tuple[Any, Any]:
 
 
 def _with_rates(trees: Sequence[Any]) -> list[Any]:
-    """The trees, with a rate of dropout of 0 where other runs have one."""
+    """The trees, with a rate of dropout of 0 where it is missing and other runs have one."""
     first = trees[0]
     if isinstance(first, Entry):
         inside = _with_rates([dict(tree) for tree in trees])
@@ -165,7 +165,7 @@ def _equal(one: jax.Array, other: jax.Array) -> bool:
 
 
 def unstack(stacked: Any, index: int, like: Any) -> Any:
-    """A run's own tree out of `stack`, with the shapes of `like`.
+    """The tree of one run out of `stack`, with the shapes of `like`.
 
     Example:
         >>> both = stack([jnp.ones(2), jnp.ones(1)])

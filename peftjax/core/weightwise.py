@@ -153,7 +153,7 @@ def _rule(
 
 
 def _held_once(given: Mapping[str, Numbers]) -> dict[str, dict[str, jax.Array]]:
-    """The numbers as arrays; what several sites share is one array."""
+    """The numbers as arrays; a number that several sites share is one array."""
     arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
     return {
         path: {name: arrays[_same(number)] for name, number in numbers.items()}
@@ -246,7 +246,7 @@ def _start(
         one = over_stack(lambda key, matrix: init_weight(key, matrix, site), layout)
         return one(keys, layout.to_matrix(dense(leaf)))
 
-    # Compiled, a quantised weight is read for those methods only that start from its values.
+    # Under jit, a quantised weight is dequantised only if the method starts from its values.
     return (jax.jit(start) if is_quantized(leaf) else start)(keys, leaf)
 
 
