@@ -1,4 +1,4 @@
-"""What runs a model with rules in force: a transformation of its program.
+"""Runs a model with the rules of a method, by transforming its program.
 
 The model's `apply` is traced to a jaxpr; every weight leaf is followed through views (transpose,
 reshape, cast, slice of a stack) and through control flow to its uses, and each use is evaluated

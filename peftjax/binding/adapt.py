@@ -1,4 +1,4 @@
-"""Runs a model with an adapter in force, without forming merged weights."""
+"""Runs a model with an adapter, without forming merged weights."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ from peftjax.core.use import ModelCall
 def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
     """`predict(adapter, frozen, *args, adapter_key=None, **kwargs)`: the adapted model.
 
-    Equal to `model.apply(transform.merge(adapter, frozen), *args, **kwargs)` where the method
-    can merge, but computed from the factors: differentiate it with respect to its first argument
-    and no gradient of a frozen weight is formed. Compiled once for each shape of the arguments;
-    every number in `adapter` and `frozen` is an argument of the program.
+    If the method can merge, the result equals `model.apply(transform.merge(adapter, frozen), *args,
+    **kwargs)`, but it is computed from the factors. Differentiate it with respect to its first
+    argument: no gradient of a frozen weight is formed. It is compiled once for each shape of the
+    arguments; every number in `adapter` and `frozen` is an argument of the program.
 
     Args:
       model: the model; only its functions and sites are used, not its `params`.
@@ -42,7 +42,7 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
       adapter's own dropout.
 
     Raises:
-      TypeError: swapped arguments; at a call, if `frozen` is not what `init` gave.
+      TypeError: swapped arguments; at a call, if `frozen` is not the second result of `init`.
       AdapterError: at a call, if the adapter does not belong to this model or transform, or if
         this call uses an adapted weight in a way that the example inputs of `wrap` did not show.
 
@@ -63,7 +63,7 @@ def adapt(model: Model, transform: PeftTransform) -> Callable[..., Any]:
             f'{type(transform).__name__}; write peftjax.adapt(model, tx)'
         )
 
-    model = model.replace(params=None)  # Nothing here keeps the values of a base alive.
+    model = model.replace(params=None)  # So that nothing here keeps the values of a base alive.
 
     @functools.partial(jax.jit, static_argnums=4)
     def compiled(
@@ -141,7 +141,7 @@ def _evaluate_sites(
 def _followed(
     apply: Callable[..., Any], params: Any, values: list[Any], call: calls.Call, context: Context
 ) -> Any:
-    """What `apply` returns, evaluated with `values` in the place of the leaves of `params`."""
+    """The result of `apply`, evaluated with `values` as the leaves of `params`."""
     function = call.function(apply)
     closed, shape = jax.make_jaxpr(function, return_shape=True)(like_dense(params), call.arrays)
     results = run(Body(closed.jaxpr, closed.consts), [*values, *call.arrays], context)
@@ -150,7 +150,7 @@ def _followed(
 
 
 def reads_quantized(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """`apply(params, ...)`, for params with quantised leaves too."""
+    """`apply(params, ...)` that also accepts params with quantised leaves."""
 
     def reading(params: Any, *args: Any, **kwargs: Any) -> Any:
         leaves = paths.flatten(params)

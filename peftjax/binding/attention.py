@@ -1,8 +1,8 @@
-"""Attention cores: calls that a rule may compute again over more keys.
+"""Attention cores: calls that a rule may repeat with more keys.
 
 A core is a module without parameters, or the function that one of Flax's attention modules calls.
-What is static of its call is remembered here under a number that stands in the call's tags, so that
-the core can be called again wherever the traced program is evaluated.
+The static part of its call is stored here under a number, and the tags of the call have this
+number. So the core can be called again wherever the traced program is evaluated.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ Core = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class CoreCall:
-    """What is static of one call of a core.
+    """The static part of one call of a core.
 
     Attributes:
-      core: what computes it.
+      core: the function that computes it.
       structure: of its arguments by name, and of the key of its dropout.
     """
 
@@ -73,7 +73,7 @@ def mark(
     if found not in _NUMBERS:
         _NUMBERS[found] = len(_CALLS)
         _CALLS.append(found)
-    # Numbers of NumPy are operands here as well.
+    # NumPy numbers are operands here too.
     tags.mark_arrays(map(_array, call.arrays), kind, path)
     return tags.mark_output(output, kind, path, _NUMBERS[found])
 
@@ -100,7 +100,7 @@ class _Function:
     function: Callable[..., Any]
 
     def __call__(self, rng: None, *args: Any, **kwargs: Any) -> jax.Array:
-        del rng  # It comes as an argument of its own.
+        del rng  # It is a separate argument.
         return self.function(*args, **kwargs)
 
 

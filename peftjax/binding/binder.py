@@ -1,4 +1,4 @@
-"""A visitor that puts rules in the place of uses."""
+"""A visitor that applies rules to uses and to calls of modules."""
 
 import functools
 from collections.abc import Callable

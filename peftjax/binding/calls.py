@@ -31,7 +31,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """Everything of a call that is not an array: what a compiled program depends on."""
+    """The static part of a call, on which a compiled program depends."""
 
     tree: Any
     leaves: tuple[Any, ...]

@@ -17,8 +17,8 @@ class Called(NamedTuple):
     Attributes:
       tag: the mark at its output.
       inputs: the array arguments.
-      around: those of the module that calls it.
-      output: what it returned.
+      around: the array arguments of the module that calls it.
+      output: the first array that it returned.
     """
 
     tag: tags.Tag
@@ -35,11 +35,12 @@ class Visitor(Protocol):
         ...
 
     def refuse(self, leaf: Leaf, operation: str, reason: str, spread: bool = False) -> None:
-        """A leaf enters an operation that cannot be followed; `spread` if that broadcasts it."""
+        """A leaf enters an operation that cannot be followed; `spread` if the operation broadcasts
+        it."""
         ...
 
     def module(self, called: Called, context: 'Context') -> jax.Array:
-        """The output in force of a module."""
+        """The output of a module, with its rule applied."""
         ...
 
     def opaque(self, tag: tags.Tag, reason: str) -> None:
@@ -73,6 +74,6 @@ def plain(value: Any, operation: str, context: Context) -> Any:
 
 
 def array_of(value: Any) -> Any:
-    """The array of a view, read if it is quantised; anything else as it is."""
+    """The array of a view, dequantised if needed; any other value unchanged."""
     value = value.value if isinstance(value, View) else value
     return value.read() if isinstance(value, Packed) else value

@@ -47,7 +47,7 @@ def _unpack(packed: Sequence[Any], like: Sequence[Any]) -> list[Any]:
 
 
 def _passed(results: Sequence[Any], entered: Sequence[Any]) -> dict[int, int]:
-    """Results that are an entered view unchanged, as NNX returns the parameters it was given."""
+    """Results that are an unchanged view that entered, since NNX returns its own parameters."""
     return {
         i: j
         for i, result in enumerate(results)
@@ -89,7 +89,7 @@ def _cond(
 
 
 def _invariant(body: Body, offset: int, carry: Sequence[Any]) -> list[bool]:
-    """Which views a loop carries along unchanged."""
+    """The views that a loop carries unchanged."""
     return [
         isinstance(value, View) and body.jaxpr.outvars[i] is body.jaxpr.invars[offset + i]
         for i, value in enumerate(carry)
@@ -183,7 +183,7 @@ def _is_layered(context: Context, path: str, depth: int) -> bool:
 
 
 def _sliceable(value: Any, context: Context) -> Any:
-    """`value` if a scan may slice it: its first axis must be one whole axis of the leaf."""
+    """Returns `value` if a scan may slice it: its first axis must be one whole axis of the leaf."""
     if not isinstance(value, View):
         return value
     if isinstance(value.value, Packed) and (value.value.steps or not value.value.array.stack):
@@ -239,4 +239,4 @@ HANDLERS: dict[Any, Callable[..., list[Any]]] = {
     jaxprs.While: _while,
     jaxprs.Scan: _scan,
 }
-"""Handlers by the kind of operation. What has a derivative of its own is not entered."""
+"""Handlers by the kind of operation. Calls with a custom derivative are not entered."""

@@ -1,4 +1,4 @@
-"""A call of a model by the names and the roles of its arguments."""
+"""A call of a model, with its arguments by name and by role."""
 
 import inspect
 import sys
@@ -15,7 +15,7 @@ from peftjax.core.tokens import Tokens
 
 
 def by_name(signature: inspect.Signature, args: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of its signature, and what the binding takes besides."""
+    """The arguments of a call by their names in the signature, and the arguments of the binding."""
     takes = signature.parameters
     starred = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
     beside = {n: v for n, v in keywords.items() if n not in takes and (n in BESIDE or not starred)}
@@ -34,7 +34,7 @@ def by_place(signature: inspect.Signature, named: Mapping[str, Any]) -> tuple[An
 def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[..., Tokens]:
     """`at(path, number=None)`: the tokens that the module or leaf at `path` sees in a call.
 
-    number: of the call of the module among those in one call of the model, from 0.
+    number: the index of this call among the calls of the module in one call of the model, from 0.
     """
 
     def at(path: str, number: int | None = None) -> Tokens:
@@ -60,7 +60,7 @@ def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[
 
 
 def _goes_on(state: Any, mutable: Any) -> bool:
-    """Whether a call goes on with keys and values that Flax's modules keep as state."""
+    """Whether a call continues with keys and values that Flax's modules keep as state."""
     if mutable is True:  # Everything may change, a cache too.
         return True
     collections = (mutable,) if isinstance(mutable, str) else mutable

@@ -47,7 +47,7 @@ def discover(traceable: Callable[..., Any], params: Any, call: Call) -> Sites:
 
 
 class _Recorder:
-    """A visitor that notes what happens and changes nothing."""
+    """A visitor that records uses and calls, and changes nothing."""
 
     def __init__(self) -> None:
         self.facts: dict[str, list[uses.Facts]] = {}

@@ -1,7 +1,7 @@
 """Evaluates a jaxpr while following weight leaves through views and control flow.
 
-What happens at a use, at a refusal and at a module's tag is the visitor's business: `discover`
-records, `adapt` applies rules.
+The visitor decides what happens at a use, at a refusal and at a module's tag: the visitor of
+`discover` records, that of `adapt` applies rules.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def _step(operation: Operation | None, eqn: Any, inputs: list[Any], context: Con
 
 
 def _is_spread(operation: Operation | None, view: View, shape: tuple[int, ...]) -> bool:
-    """Whether an operation repeats the view along axes it does not have, as it does a bias."""
+    """Whether an operation broadcasts the view along new axes, as it does with a bias."""
     if isinstance(operation, jaxprs.Broadcast):
         return True
     if isinstance(operation, jaxprs.Concatenate):
@@ -109,13 +109,13 @@ def _follow(
             lambda: bind(eqn, arrays)[0],
         )
 
-    # The backward pass reads a quantised weight once more: what was read is not kept.
+    # The backward pass dequantises a weight again, so that the first result need not be kept.
     use = jax.checkpoint(use) if isinstance(view.value, Packed) else use
     return [use(view.value, view.leaf.state, [*inputs[:position], *inputs[position + 1 :]])]
 
 
 def _moved(eqn: Any, inputs: list[Any], position: int) -> Any:
-    """What the equation makes of the view among its inputs; of a quantised one, once it is read."""
+    """The result of the equation on the view among its inputs; a quantised view is read first."""
 
     def step(array: jax.Array) -> jax.Array:
         return bind(eqn, [*inputs[:position], array, *inputs[position + 1 :]])[0]

@@ -60,7 +60,7 @@ class Name(NamedTuple):
 
 
 class Concatenate(NamedTuple):
-    """The operands one behind another."""
+    """The operands, concatenated."""
 
 
 class Slice(NamedTuple):
@@ -108,7 +108,7 @@ class Call(NamedTuple):
 
 
 class Derivative(NamedTuple):
-    """A call with a derivative of its own (`custom_jvp`, `custom_vjp`)."""
+    """A call with a custom derivative (`custom_jvp`, `custom_vjp`)."""
 
     body: Body
 
@@ -121,7 +121,7 @@ class Remat(NamedTuple):
 
 
 class Cond(NamedTuple):
-    """The first operand says which of the bodies gets the others."""
+    """The first operand is the index of the body that runs on the other operands."""
 
     bodies: tuple[Body, ...]
 
@@ -152,7 +152,7 @@ class Scan(NamedTuple):
         return operands[: self.n_consts], operands[self.n_consts : last], operands[last:]
 
     def again(self, step: Callable[..., Any], carry: Any, slices: Any) -> Any:
-        """`lax.scan` of another step: as long, in the same direction, unrolled as far."""
+        """`lax.scan` of another step, with the same length, direction and unrolling."""
         return lax.scan(
             step, carry, slices, length=self.length, reverse=self.reverse, unroll=self.unroll
         )
@@ -166,10 +166,10 @@ Operation = (
 
 
 def read(eqn: Any) -> Operation | None:
-    """An equation in names of our own; None for a primitive that peftjax takes as it is.
+    """An equation in peftjax's own names; None for a primitive that needs no description.
 
     Raises:
-      JaxVersionError: this JAX has not the parameters that are read, by the primitive's name.
+      JaxVersionError: this JAX lacks a parameter that is read. The message names the primitive.
     """
     reader = _READERS.get(eqn.primitive.name)
     if reader is None:
@@ -287,7 +287,7 @@ def _is_program(value: Any) -> bool:
 
 
 def is_literal(var: Any) -> bool:
-    """Whether an operand is a number that stands in the program, as `var.val`."""
+    """Whether an operand is a literal of the program, with its number in `var.val`."""
     return isinstance(var, jax_core.Literal)
 
 
@@ -308,7 +308,7 @@ def evaluate(
 ) -> list[Any]:
     """The results of a program, with `step(eqn, inputs)` for the results of each equation.
 
-    A value is let go after its last use, so that evaluation outside of `jit` frees memory.
+    Each value is dropped after its last use, so that evaluation outside `jit` frees memory.
     """
     env: dict[Any, Any] = {}
 
@@ -327,7 +327,7 @@ def evaluate(
 
 
 def _last_uses(jaxpr: Any) -> dict[int, list[Any]]:
-    """Variables by the last equation that reads them, but for those that are results."""
+    """The variables that each equation is the last to read, without the results."""
     last: dict[Any, int] = {}
     for i, eqn in enumerate(jaxpr.eqns):
         for var in [*eqn.invars, *eqn.outvars]:

@@ -49,8 +49,8 @@ def tagged_apply(apply: Callable[..., Any], roles: Roles | None) -> Callable[...
 
 
 class _Tagger:
-    """An interceptor. A lifted module (`scan`, `remat`) calls a twin of the same path: only the
-    innermost of them, which sees one layer, is marked."""
+    """An interceptor of module calls. A lifted module (`scan`, `remat`) calls a twin of the same
+    path. Only the innermost twin, which sees one layer, is marked."""
 
     def __init__(self, roles: Roles) -> None:
         self._roles = roles
@@ -84,14 +84,14 @@ class _Tagger:
 
 
 def _tagged_core(module: nn.Module, call: Any, args: Any, kwargs: Any, path: str) -> Any:
-    """The call of a core, marked; its dropout gets a key with which it can be called again."""
+    """The marked call of a core. Its dropout gets a key, so that the call can be repeated."""
     output = call(*args, **kwargs)
     if module.variables:
         raise ValueError(
             f'the attention core {path!r} holds {sorted(module.variables)}; a core is a module '
             'without parameters and state of its own'
         )
-    # Beside the core's own keys, which stay what they are without a method.
+    # This leaves the core's own keys the same as without a method.
     streams = {} if module.scope is None else module.scope.rngs
     found = streams.get('dropout')
     rng = None if found is None else LazyRng.create(found, 'peftjax').as_jax_rng()
@@ -115,7 +115,7 @@ class _Core:
 
 @contextlib.contextmanager
 def _exchanged(module: nn.Module, path: str) -> Iterator[None]:
-    """Flax's attention module with its attention function marked, as long as it is called."""
+    """Marks the attention function of Flax's attention module during its call."""
     if not isinstance(module, nn.MultiHeadDotProductAttention):
         yield
         return

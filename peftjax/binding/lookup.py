@@ -53,7 +53,8 @@ class Lookup:
     def picks_stack(self) -> bool:
         """Whether this is `w[i]` of a stack, with a scalar index, and not a lookup of one token.
 
-        The two are one operation; once there is a rule, its leaf's stack tells them apart.
+
+        Both are the same operation. If there is a rule, the stack of its leaf decides.
         """
         collapsed = self.operation.numbers.collapsed_slice_dims
         if self.indices.ndim != 1 or len(self.view.dims) <= 2 or not collapsed:
@@ -73,7 +74,7 @@ class Lookup:
         return read_facts('lookup', self.view, [], list(self.view.dims[dim]), others)
 
     def _labels(self, i: int) -> Any:
-        """What an axis of the result is made of; of the one looked up, a single entry."""
+        """The factors of an axis of the result; for the axis of the lookup, a single entry."""
         return () if i == self.dim() else self.view.dims[i]
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:

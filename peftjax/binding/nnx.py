@@ -12,7 +12,7 @@ from peftjax.binding import attention, jaxprs, tags
 from peftjax.core import paths
 from peftjax.core.roles import Roles
 
-# A static attribute of our twins' submodules, so that NNX's own transforms carry it along.
+# A static attribute of the submodules of our twins, so that transforms of NNX keep it.
 _PATH = 'peftjax_path'
 
 
@@ -69,7 +69,7 @@ def _apply(
 
 
 def _reseed(module: nnx.Module, rngs: Any) -> set[str]:
-    """The names of the random streams that start anew from `rngs`.
+    """The names of the random streams that `rngs` reseeds.
 
     A module of one stream, `nnx.Rngs(0)`, takes its key by any name.
 
@@ -101,7 +101,7 @@ def _streams(module: nnx.Module) -> list[Any]:
 
 
 def _counts(module: nnx.Module, without: set[str]) -> list[Any]:
-    """How often each random stream was drawn from, but for those of some names."""
+    """How often each random stream was drawn from, except the streams in `without`."""
     state = nnx.state(module, nnx.RngCount)
     counts = jax.tree.leaves(state, is_leaf=lambda leaf: hasattr(leaf, 'tag'))
     return [jax.tree.leaves(count)[0] for count in counts if count.tag not in without]
@@ -110,7 +110,7 @@ def _counts(module: nnx.Module, without: set[str]) -> list[Any]:
 def _depends_on_streams(
     parts: Any, merge: Any, params: Any, args: Any, state: Any, kwargs: Any
 ) -> bool:
-    """Whether the output has to do with what was drawn: a recurrent start of zeros has not."""
+    """Whether the output depends on the random draw. A recurrent state of zeros does not."""
 
     def of_key(rngs: jax.Array) -> Any:
         return _apply(parts, merge, params, *args, state=state, rngs=rngs, **kwargs)
@@ -127,8 +127,8 @@ def _depends_on_streams(
 def _merge_tagged(roles: Roles, graphdef: Any, params: Any, state: Any) -> nnx.Module:
     """A fresh twin whose submodules are of subclasses that mark their calls.
 
-    Python looks `__call__` up on the class, so the class changes; the twin is ours alone and the
-    user's module keeps its own.
+    Python looks up `__call__` on the class, so the class of the twin changes. The user's module
+    keeps its class.
     """
     twin = nnx.merge(graphdef, params, state)
     for path, node in list(nnx.iter_graph(twin)):

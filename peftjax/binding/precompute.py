@@ -1,4 +1,4 @@
-"""Precomputes, once before many calls of a model, what depends only on its weights."""
+"""Precomputes the values that depend only on the weights, once before many calls of a model."""
 
 import dataclasses
 import functools
@@ -77,7 +77,7 @@ class _Dense(Mapping[str, Any]):
 
 
 def by_matrix(rule: MatrixRule, matrices: Mapping[str, jax.Array]) -> MatrixRule:
-    """The rule that computes the same with `{'matrix': [*stack, in, out]}`, those in force."""
+    """An equal rule with the leaves `{'matrix': [*stack, in, out]}`, the merged matrices."""
     return MatrixRule(matrices, rule.layout, _by_product, None, whole=rule.whole)
 
 
@@ -96,7 +96,7 @@ def _by_product(leaves: Mapping[str, jax.Array], use: Use) -> jax.Array:
 
 
 def _prepared(rule: MatrixRule, leaf: Any) -> Any:
-    """What a rule sees of its leaves; of a quantised weight one matrix is read at a time."""
+    """The leaves as a rule sees them. A quantised weight is read one matrix at a time."""
     layout, prepare = rule.layout, rule.prepare
     assert prepare is not None
     if not is_quantized(leaf):

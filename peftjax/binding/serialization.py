@@ -1,4 +1,4 @@
-"""Makes the nodes of adapters known to `flax.serialization`, which otherwise refuses them."""
+"""Registers the nodes of adapters with `flax.serialization`, which otherwise refuses them."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from peftjax.core.errors import AdapterError
 
 
 def register() -> None:
-    """Lets `flax.serialization` write and read adapters, and what is frozen beside them."""
+    """Lets `flax.serialization` write and read adapters and their `frozen`."""
     for node in NODES:
         serialization.register_serialization_state(node, _state_of, _restored, override=True)
 
 
 def _state_of(node: Any) -> dict[str, Any]:
-    """The state of a node: what it holds by name, below its label if it has one."""
+    """The state of a node: its contents by name, under its label if it has one."""
     state = {name: serialization.to_state_dict(child) for name, child in _children(node).items()}
     label = getattr(node, 'label', None)
     return state if label is None else {label: state}
@@ -53,6 +53,6 @@ def _restored(node: Any, state: Any) -> Any:
 
 
 def _children(node: Any) -> dict[str, Any]:
-    """What a pytree node holds, one level down."""
+    """The children of a pytree node."""
     found, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda each: each is not node)
     return {paths.join(path): child for path, child in found}

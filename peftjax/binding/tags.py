@@ -60,7 +60,7 @@ def mark_arrays(arrays: Any, kind: str, path: str) -> None:
 
 
 def mark_output(output: Any, kind: str, path: str, core: int | None = None) -> Any:
-    """`output` with its first array marked as what `path` returned; of which attention `core`."""
+    """`output` with its first array marked as the result of `path`, and of the attention `core`."""
     kind = kind if core is None else f'{kind}#{core}'
     leaves, structure = jax.tree.flatten(output)
     first = next((i for i, leaf in enumerate(leaves) if _is_float(leaf)), None)
@@ -70,7 +70,7 @@ def mark_output(output: Any, kind: str, path: str, core: int | None = None) -> A
 
 
 def read(operation: jaxprs.Operation | None) -> Tag | None:
-    """The tag that an operation is, if it is one."""
+    """The tag of an operation; None if the operation is not a tag."""
     match = _PATTERN.fullmatch(operation.name) if isinstance(operation, jaxprs.Name) else None
     if match is None:
         return None
@@ -84,7 +84,7 @@ def below(eqn: Any) -> list[Tag]:
 
 
 def _within(jaxpr: Any) -> list[Tag]:
-    """Tags of module outputs in a jaxpr, which is read once however often it is evaluated."""
+    """Tags of module outputs in a jaxpr. Each jaxpr is read only once."""
     if jaxpr not in _KNOWN:
         found = []
         for eqn in jaxpr.eqns:

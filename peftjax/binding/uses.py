@@ -33,7 +33,7 @@ class Columns(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What one use does with the axes of its leaf."""
+    """How one use treats the axes of its leaf."""
 
     kind: str
     stack: tuple[int, ...]
@@ -54,7 +54,7 @@ def read_facts(
 
 
 def scaled(inside: jax.Array, middle: jax.Array | None) -> jax.Array:
-    """What a low-rank use has between its factors, `[..., r]`, times the diagonal between them."""
+    """The values between the factors of a low-rank use, `[..., r]`, times the diagonal."""
     return inside if middle is None else inside * lifted(middle, inside).astype(inside.dtype)
 
 
@@ -62,7 +62,7 @@ class Contraction(Protocol):
     """A use of a view."""
 
     def facts(self) -> Facts:
-        """What it does with the leaf's axes; raises `Refused` where that has no matrix form."""
+        """How it treats the leaf's axes; raises `Refused` if the use has no matrix form."""
         ...
 
     def run(self, state: Any, rule: Forward, transposed: bool) -> jax.Array:

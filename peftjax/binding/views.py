@@ -1,4 +1,4 @@
-"""Views: arrays that are a weight leaf, or a slice of its stack, in another arrangement."""
+"""Views: rearranged weight leaves, or slices of the stack of a leaf."""
 
 import dataclasses
 import math
@@ -32,8 +32,8 @@ class Leaf:
     Attributes:
       path: its path in `params`.
       shape: its shape there.
-      picked: leaf axes already taken away (scanned over or indexed).
-      stack: leaf axes that the arrays of `state` still carry in front.
+      picked: leaf axes that a scan or an index has removed.
+      stack: leaf axes that the arrays of `state` still have in front.
       state: the rule's arrays for this slice of the stack, and its key; None while discovering.
     """
 
@@ -77,11 +77,11 @@ class Leaf:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
-    """A quantised leaf on its way to a use, where it is read.
+    """A quantised leaf on its way to a use, which dequantises it.
 
     Attributes:
-      array: the leaf, or what a scan sliced of it.
-      steps: what happens to it once it is read, and the shapes that come out.
+      array: the leaf, or the slice that a scan took of it.
+      steps: the operations to apply after it is read, with the shapes of their results.
     """
 
     array: QuantizedArray
@@ -118,7 +118,7 @@ class View:
 
     Attributes:
       leaf: which.
-      value: the array itself, or a quantised leaf that is still to be read.
+      value: the array itself, or a quantised leaf that has not been read yet.
       dims: for each axis of `value` the factors of the leaf it is made of, outermost first; an
         axis of size one has none.
     """
@@ -128,7 +128,7 @@ class View:
     dims: tuple[tuple[Factor, ...], ...]
 
     def whole_axis(self, dim: int) -> int:
-        """The leaf axis that `dim` is, where it is one whole axis."""
+        """The leaf axis that `dim` covers, if it is one whole axis."""
         group = self.dims[dim]
         if (
             len(group) == 1
@@ -175,7 +175,7 @@ def _reshape(view: View, value: Any, operation: jaxprs.Reshape) -> View:
 
 
 def _joined(group: Sequence[Factor]) -> tuple[Factor, ...]:
-    """Neighbouring factors of one leaf axis as one."""
+    """Joins neighbouring factors of the same leaf axis."""
     joined: list[Factor] = []
     for factor in group:
         last = joined[-1] if joined else None

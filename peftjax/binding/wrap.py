@@ -16,7 +16,7 @@ from peftjax.binding.discover import discover
 from peftjax.core.model import Model
 from peftjax.core.roles import Roles, parameters_of
 
-# Here, since `import peftjax` does not bring Flax.
+# Imported here, because `import peftjax` does not import Flax.
 serialization.register()
 
 
@@ -41,21 +41,22 @@ def wrap(
         alone; None for NNX, whose module holds them; for a function its parameters. Leaves are
         arrays or `jax.ShapeDtypeStruct`.
       example_inputs: a dict of keyword arguments, a tuple of positional ones, or one array.
-        Arrays may be `ShapeDtypeStruct`s; their batch size does not matter later, the path they
-        take through the program does.
-      roles: what the arguments and modules of the model are for; unless given, the attribute
+        Arrays may be `ShapeDtypeStruct`s. Later calls may have another batch size, but they must
+        take the same path through the program.
+      roles: what the arguments and modules of the model are for; by default the attribute
         `peftjax_roles` of `module`, if it has one.
       config, tokenizer: kept in the model.
 
     Returns:
       The model. `apply` passes `rngs`, `mutable` and `method` through; `state` replaces the
       collections that are not parameters. An NNX module is read in the mode that it is in
-      (`.train()` or `.eval()`) and never changed. Its `rngs` reseeds its random streams, by one key
-      or by a dict of a key for each, as Linen's; a call that draws random numbers needs it.
+      (`.train()` or `.eval()`) and never changed. `rngs` reseeds its random streams, as in Linen:
+      one key, or a dict with a key for each stream. A call that draws random numbers needs it.
 
     Raises:
-      TypeError: `module` is none of these, or a class of them; an NNX module comes with params, a
-        Linen module with none; `example_inputs` are missing; `roles` name an argument that the
+      TypeError: `module` is none of these, or it is a class and not an instance; an NNX module is
+        given with params, or a Linen module without; `example_inputs` are missing; `roles` name an
+        argument that the
         model does not take.
 
     >>> import flax.linen as nn, jax.numpy as jnp
@@ -116,7 +117,7 @@ def _call_of(module: Any) -> Callable[..., Any]:
 
 
 def _drawing(module: Any, traceable: Callable[..., Any]) -> Callable[..., Any]:
-    """`traceable` with random numbers, which the example inputs may lack."""
+    """`traceable` with keys for random numbers, which the example inputs may lack."""
     if not isinstance(module, nnx.Module):
         return traceable
 

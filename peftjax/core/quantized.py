@@ -43,7 +43,8 @@ class QuantizedArray:
     first axes, so that `scan`, `vmap` and sharding work.
 
     Attributes:
-      arrays: of the scheme, by name. scheme: see `Scheme`.
+      arrays: of the scheme, by name.
+      scheme: see `Scheme`.
       matrix: the layout of one matrix of the stack.
       dtype: of the dequantised leaf.
 
