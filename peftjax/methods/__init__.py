@@ -1,1 +1,1 @@
-"""The methods: one file each, its mathematics readable in one sitting."""
+"""The methods, one file for each."""

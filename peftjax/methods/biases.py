@@ -1,4 +1,4 @@
-"""What methods that act on the output of a matrix share: the bias behind it is a part of it."""
+"""Shared by methods that scale or turn the output of a matrix, which includes its bias."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,8 @@ def with_biases(kernels: PeftTransform, act: Act, marker: str) -> PeftTransform:
     """`kernels`, and `act` on the biases of the modules whose entry has an array named `marker`.
 
     act: `(leaves, biases) -> biases`, on `[*stack, out]`, as `kernels` acts on what the matrix
-    returns. A name, since rules see no model and could not tell a module that has no bias.
+    returns. The mark is a name, because rules do not see the model and cannot know whether a module
+    has a bias.
     """
 
     def rules(adapter: Adapter, own: Any) -> dict[str, Rule]:

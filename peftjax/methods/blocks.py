@@ -1,4 +1,4 @@
-"""Blocks of a side of a matrix, and the error where they do not fit."""
+"""Blocks of a side of a matrix, and the error if they do not fit."""
 
 from peftjax.core.sites import WeightSite
 

@@ -1,4 +1,4 @@
-"""Random arrays that do not train: drawn from a seed, outside of the compiled program.
+"""Random arrays that do not train: drawn from a seed, outside the compiled program.
 
 The streams of NumPy's `RandomState` are frozen (NEP 19), so these arrays need not be saved with an
 adapter.
@@ -11,7 +11,7 @@ from jaxtyping import Int, Int32
 
 
 def stream(seed: int, name: str) -> np.random.RandomState:
-    """A stream of its own for `name`.
+    """A separate random stream for `name`.
 
     >>> stream(0, 'a').uniform() == stream(0, 'a').uniform() != stream(0, 'b').uniform()
     True

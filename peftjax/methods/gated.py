@@ -1,4 +1,4 @@
-"""Gating: a trained switch for each example on what a weight method adds."""
+"""Gating: for each example, a trained switch on the change that a weight method makes."""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -26,13 +26,13 @@ class Gate(TypedDict):
 def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransform:
     r"""Gates a weight method: `y' = y + g(x) (m(x) - y)`.
 
-    `y = x W` is what the model computes at one use of a weight, `m(x)` what `transform` makes of
-    it, and `g(x)` a number for each example: the mean over its tokens of `sigmoid(x v + c)`,
-    padding left out, with `v: [in]` and `c` trained. It adds `in + 1` numbers a weight, and `2 T in
-    + 3 T out` FLOPs forward to the method's own where that adds to `y`, as LoRA does. `v` starts
-    from a normal of deviation 0.02, `c` from zero: `g` near a half. A gate depends on the example,
-    so that no weight stands for it: `merge` raises, and in a chain it stands after other weight
-    methods.
+    `y = x W` is the result of the model at one use of a weight, and `m(x)` is the result with
+    `transform`. `g(x)` is one number for each example: the mean of `sigmoid(x v + c)` over its
+    tokens, without padding. `v: [in]` and `c` train. The gate adds `in + 1` numbers for each
+    weight. For a method that adds to `y`, such as LoRA, it adds `2 T in + 3 T out` FLOPs in the
+    forward pass. `v` starts from a normal of deviation 0.02, `c` from zero: `g` near a half. A gate
+    depends on the example, so it cannot be merged: `merge` raises, and in a chain it must come
+    after other weight methods.
 
     Args:
       transform: a method on weights, such as `lora(...)`; bottleneck adapters have their own gate.
@@ -43,9 +43,9 @@ def gated(transform: PeftTransform, *, dtype: Any = jnp.float32) -> PeftTransfor
       {'weight': [*stack, in], 'bias': stack}}}`.
 
     Raises:
-      ValueError: from `init`, where `transform` acts on other than uses of weights; at a call,
-        where a use has no axis for the batch besides the sequence, or with a cache, as each of
-        several calls sees a part of the example. `generator` calls the model on whole rows.
+      ValueError: from `init`, if `transform` acts on anything but uses of weights; at a call, if a
+        use has no batch axis beside the sequence, or if there is a cache, since each call then sees
+        only a part of the example. `generator` calls the model on whole rows.
       TargetError: from `init`, if the model has declared no roles.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -98,7 +98,7 @@ def _gated(path: str, rule: Any, gate: Entry) -> MatrixRule:
     def apply(leaves: Any, use: Use) -> Float[jax.Array, '...']:
         plain = use.forward(use.x)
         share = _share(path, leaves[1], use)
-        # One product for both, so that its gradient is one as well.
+        # One product for both, so that the gradient is one product too.
         changed = rule.apply(
             leaves[0], use.replace(forward=lambda x: plain if x is use.x else use.forward(x))
         )

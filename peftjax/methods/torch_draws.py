@@ -1,4 +1,4 @@
-"""What torch's generator on the CPU draws from a seed, for arrays that files leave out.
+"""The draws of torch's CPU generator from a seed, for arrays that files do not contain.
 
 It is MT19937, seeded by one word. Held to arrays that torch drew by `tests/test_peft_files.py`.
 """

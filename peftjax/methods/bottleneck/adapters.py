@@ -19,7 +19,7 @@ def houlsby(
     activation: Activation = 'swish',
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
-    r"""Houlsby's adapters: one behind each sublayer, before the residual sum.
+    r"""Houlsby's adapters: one after each sublayer, before the residual sum.
 
     `h' = h + f(h D + d) U + u`, see `bottleneck`: `2 m width + m + width` parameters and
     `4 T m width` FLOPs a module. On BERT `targets=r'layers/(attention|ffn)/branch'`, on Llama
@@ -55,12 +55,12 @@ def pfeiffer(
     activation: Activation = 'relu',
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
-    r"""Pfeiffer's adapters: one a layer, behind the feed-forward sublayer and the norm after it.
+    r"""Pfeiffer's adapters: one for each layer, after the feed-forward sublayer and its norm.
 
-    `h' = h + f(n D + d) U + u` with `n` the sum of residual and `h` through the model's own norm;
-    the skip connection starts at `h`, before the sum: `2 m width + m + width` parameters and
+    `h' = h + f(n D + d) U + u` where `n` is the sum of the residual and `h` after the model's own
+    norm. The skip connection starts at `h`, before the sum: `2 m width + m + width` parameters and
     `4 T m width` FLOPs a module. `targets` name `branch` modules: `r'layers/ffn/branch'` on BERT,
-    `r'layers/mlp_branch'` on Llama, whose sum meets no norm.
+    `r'layers/mlp_branch'` on Llama, which has no norm after the sum.
 
     Args:
       size, targets, activation, dtype: see `bottleneck`.
@@ -95,16 +95,16 @@ def parallel_adapter(
     activation: Activation = 'relu',
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
-    r"""Scaled parallel adapters: a bottleneck beside a sublayer instead of behind it.
+    r"""Scaled parallel adapters: a bottleneck parallel to a sublayer, not after it.
 
-    `h' = h + s (f(x D + d) U + u)` with `x` what the module is given: `2 m width + m + width`
+    `h' = h + s (f(x D + d) U + u)` where `x` is the input of the module: `2 m width + m + width`
     parameters and `4 T m width` FLOPs a module, the identity at the start. At the `branch` modules
     of the models here `x` is the residual: `targets=r'layers/ffn/branch'` on BERT,
     `r'layers/mlp_branch'` on Llama.
 
     Args:
       size, targets, activation, dtype: see `bottleneck`.
-      scale: `s`; `'learned'` trains one number a module.
+      scale: `s`; `'learned'` trains one number for each module.
 
     Returns:
       A transform with the adapter of `bottleneck`; `merge` raises.

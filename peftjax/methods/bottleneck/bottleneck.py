@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small trained network beside or behind a module."""
+"""Bottleneck adapters: a small trained network parallel to a module, or after it."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -45,28 +45,28 @@ def bottleneck(
 ) -> PeftTransform:
     r"""Bottleneck adapters: `h' = h + s (f(x D + d) U + u)`.
 
-    `h: [..., features]` is the output of each targeted module, `x: [..., width]` what the adapter
-    reads, `D: [width, m]`, `U: [m, features]`. `reads='output'` is the sequential adapter, `x = h`;
-    `'input'` the parallel one, `x` the module's first array argument; `'after'` takes the sum of
-    the residual and `h` (through the norm behind it where the model has one) at modules with the
-    role `residual_end`. `houlsby`, `pfeiffer` and `parallel_adapter` are these by name. It costs
-    `2 T m (width + features) + T (2 m + 3 features)` FLOPs a call forward with ReLU, and
-    `m (width + features + 1) + features` parameters a module.
+    `h: [..., features]` is the output of each targeted module, `x: [..., width]` is the input of
+    the adapter, `D: [width, m]`, `U: [m, features]`. `reads='output'` is the sequential adapter, `x
+    = h`; `'input'` is the parallel one, where `x` is the module's first array argument. `'after'`
+    reads the sum of the residual and `h` (after the norm, if the model has one there) at modules
+    with the role `residual_end`. `houlsby`, `pfeiffer` and `parallel_adapter` are the named forms.
+    It costs `2 T m (width + features) + T (2 m + 3 features)` FLOPs a call forward with ReLU, and
+    `m (width + features + 1) + features` parameters for each module.
 
     Args:
       size: `m`, the width of the bottleneck.
       targets: regular expressions, full match on module paths (`model.sites.modules`).
       activation: `f`, a function or `'relu'`, `'gelu'` (the exact one), `'gelu_tanh'`, `'swish'`,
         `'tanh'`.
-      scale: `s`, or `'learned'` for one trained number a module that starts at 1.
-      reads: see above. `'after'` and `'input'` are the model's own values: a method before this
-        one in a chain changes `h` alone.
+      scale: `s`, or `'learned'` for one trained number for each module, which starts at 1.
+      reads: see above. `'after'` and `'input'` read the model's own values: an earlier method of a
+        chain changes only `h`.
       init: `'houlsby'`, `D` and `U` from a normal of deviation 1e-2 cut at two deviations;
         `'bert'`, a normal of deviation 0.02; `'mam'`, `D ~ U(-1/sqrt(width), 1/sqrt(width))` and
         `U = 0`, exactly the identity. Biases start from zero.
-      norm_before, norm_after: a trained layer norm on `x` before `D`, on what is added.
-      gate: multiply what is added by a number for each example, the mean over its tokens of
-        `sigmoid(x g + c)`, padding left out, `g: [width]` trained; `h` must be `[batch, length,
+      norm_before, norm_after: a trained layer norm on `x` before `D`, or on the term that is added.
+      gate: multiply the added term by one number for each example: the mean of `sigmoid(x g + c)`
+        over its tokens, without padding. `g: [width]` trains; `h` must be `[batch, length,
         features]`.
       dtype: of the trained arrays; the computation runs in the model's own.
 
@@ -74,12 +74,13 @@ def bottleneck(
       A transform whose adapter is `{module path: {'down': [*stack, width, m], 'down_bias',
       'up': [*stack, m, features], 'up_bias'}}`, with `'scale'`, `'gate'`, `'gate_bias'` and
       `'norm_before'`, `'norm_before_bias'`, `'norm_after'`, `'norm_after_bias'` where asked for.
-      It lives on activations: `merge` raises.
+      It acts on activations, so `merge` raises.
 
     Raises:
-      ValueError: `size` below 1, or an unknown word; with a gate, a call with a cache, which sees a
-        part of an example.
-      TargetError: from `init`, if a pattern matches no module, or one without what it reads.
+      ValueError: `size` below 1, or an unknown word; with a gate, a call with a cache, since it
+        sees only a part of an example.
+      TargetError: from `init`, if a pattern matches no module, or a module without the input that
+        it reads.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.bottleneck(size=2, targets=r'hidden')
@@ -173,7 +174,7 @@ def _apply(
     leaves: dict[str, Float[jax.Array, '...']],
     use: ModuleUse,
 ) -> Float[jax.Array, '... features']:
-    """`h + g s (f(x D + d) U + u)` at one call of a module, `g` the gate where there is one."""
+    """`h + g s (f(x D + d) U + u)` at one call of a module; `g` is the gate, if there is one."""
     x = read(use, reads)
     _check_widths(path, leaves, x, use.output)
     here = {name: leaf.astype(x.dtype) for name, leaf in {**leaves, **numbers}.items()}

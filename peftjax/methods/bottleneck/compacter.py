@@ -49,14 +49,14 @@ def compacter(
     `(x)` is the Kronecker product, `n` the number of terms, `A: [n, n, n]` one trained array that
     every site shares, `D: [width, m]`, `L: [n, width/n, r]`, `R: [n, r, m/n]`; `U: [m, features]`.
     Neither matrix is formed: a use costs `2 T n r (width + 2 n² + 2 m + features) + T (2 m + 3
-    features)` FLOPs forward, and what `f` costs beyond ReLU.
+    features)` FLOPs in the forward pass, for a ReLU as `f`.
     A site trains `r (width + 2 m + features) + m + features` numbers, all sites together `n³` more.
     With `rank=None` the terms have no factors, `A_i (x) L_i` with `L: [n, width/n, m/n]`, and
-    together with `shared_rule=False`, where each matrix has an `A` of its own, this is the PHM
-    adapter that the paper compares with.
+    together with `shared_rule=False`, where each matrix has its own `A`, this is the PHM adapter to
+    which the paper compares.
 
-    Compacter is this behind both sublayers (`targets=r'layers/(attention|ffn)/branch'` on BERT),
-    Compacter++ behind the feed-forward one alone (`targets=r'layers/ffn/branch'`,
+    Compacter places it after both sublayers (`targets=r'layers/(attention|ffn)/branch'` on BERT),
+    Compacter++ only after the feed-forward sublayer (`targets=r'layers/ffn/branch'`,
     `reads='after'` as AdapterHub has it).
 
     Args:
@@ -67,8 +67,8 @@ def compacter(
         features + 2 n²)`.
       shared_rule: one `A` for all matrices, or one for each.
       activation, reads: see `bottleneck`.
-      init_range: deviation of `A` at the start; `L` and `R` are Glorot normal, biases zero. Near
-        the identity, not at it.
+      init_range: deviation of `A` at the start; `L` and `R` are Glorot normal, biases zero. The
+        start is close to the identity, but not equal to it.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
@@ -76,11 +76,12 @@ def compacter(
       [*stack, n, width/n, r], 'down_right': [*stack, n, r, m/n], 'down_bias', 'up_left',
       'up_right', 'up_bias'}}}`; without `rank` there is no `'down_right'` and no `'up_right'`,
       without `shared_rule` no `'shared'`, but a `'down_rule'` and an `'up_rule'` at each site. It
-      lives on activations: `merge` raises.
+      acts on activations, so `merge` raises.
 
     Raises:
       ValueError: a size that `terms` does not divide; from `init` a module's width, with its path.
-      TargetError: from `init`, if a pattern matches no module, or one without what it reads.
+      TargetError: from `init`, if a pattern matches no module, or a module without the input that
+        it reads.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.compacter(size=4, terms=2, targets=r'hidden')
@@ -145,7 +146,7 @@ def _start(
     stack: tuple[int, ...],
     dtype: Any,
 ) -> dict[str, Float[jax.Array, '...']]:
-    """What a site trains besides its rules.
+    """The arrays that a site trains besides its rules.
 
     sizes: the width that is read, `m`, and the features that are added to.
     """
@@ -187,7 +188,7 @@ def _product(
     rule, left = leaves[f'{name}_rule'], leaves[f'{name}_left']
     right = leaves.get(f'{name}_right')
     blocks = x.reshape(x.shape[0], rule.shape[0], -1)
-    # The blocks are mixed where they are narrow.
+    # The blocks are mixed on the narrow side.
     if right is not None:
         mixed = jnp.einsum('tair,iab->tbir', jnp.einsum('tap,ipr->tair', blocks, left), rule)
         product = jnp.einsum('tbir,irq->tbq', mixed, right)

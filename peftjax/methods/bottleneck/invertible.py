@@ -1,4 +1,4 @@
-"""Invertible adapters: a reversible map behind the embeddings, undone before the output ones."""
+"""Invertible adapters: a reversible map after the embeddings, undone before the output."""
 
 import functools
 from collections.abc import Callable
@@ -38,16 +38,17 @@ def invertible_adapter(
     r"""MAD-X's invertible adapter: a coupling of the two halves of every token's vector.
 
     `e1, e2 = split(e); o1 = e1 + F(e2); o2 = e2 + G(o1)`, each of `F` and `G` a bottleneck
-    `f(x D + d) U + u`. It captures what a language's vocabulary needs; the inverse, `e2 = o2 -
-    G(o1); e1 = o1 - F(e2)`, stands before the output embedding with the same weights, so that
-    predictions are in the vocabulary's own space again. `width = e.shape[-1]`, an odd one's second
-    half is the longer: `2 m width + 2 m + width` parameters and `4 T m width` FLOPs each way. The
-    start is close to the identity and not the identity. It lives on activations: `merge` raises.
+    `f(x D + d) U + u`. It adapts to the vocabulary of a language. The inverse, `e2 = o2 -
+    G(o1); e1 = o1 - F(e2)`, comes before the output embedding and has the same weights, so that
+    predictions are in the space of the vocabulary again. `width = e.shape[-1]`, if it is odd, the
+    second half is longer: `2 m width + 2 m + width` parameters and `4 T m width` FLOPs each way.
+    The start is close to the identity, but not equal to it. It acts on activations, so `merge`
+    raises.
 
     Args:
       size: `m`; AdapterHub takes a quarter of the width.
-      targets: regular expression, full match on the one module behind which tokens are vectors:
-        `r'embeddings'` on BERT, `r'embed_tokens'` on Llama.
+      targets: regular expression, full match on the path of the module whose output are the vectors
+        of tokens: `r'embeddings'` on BERT, `r'embed_tokens'` on Llama.
       inverse: path of the module whose output the output embedding reads, `'norm'` on Llama; None
         for a model that predicts no tokens.
       activation: `f`, by name or a function.
@@ -95,7 +96,7 @@ def invertible_adapter(
 
 
 def _site(model: Model, targets: paths.Targets, inverse: str | None) -> ModuleSite:
-    """The module that an adapter stands behind; raises unless it and the inverse's one fit."""
+    """The module after which the adapter acts; raises unless it fits that of the inverse."""
     found = model.sites.match_modules(targets)
     if len(found) != 1 or found[0].stack:
         raise TargetError(

@@ -1,4 +1,4 @@
-"""Selects what a bottleneck adapter reads: the module's output, its input, or the sum behind."""
+"""Selects the input of a bottleneck adapter: module output, module input, or residual sum."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -32,7 +32,7 @@ def check_reads(reads: str) -> None:
 
 
 def width(site: ModuleSite, reads: str, model: Model) -> int:
-    """Features of what an adapter at `site` of `model` reads.
+    """The number of features that an adapter at `site` of `model` reads.
 
     Raises:
       TargetError: the module has no such input.
@@ -55,12 +55,12 @@ def width(site: ModuleSite, reads: str, model: Model) -> int:
 
 
 def read(use: ModuleUse, reads: str) -> Float[jax.Array, '...']:
-    """What the adapter reads in one call of the module."""
+    """The array that the adapter reads in one call of the module."""
     return use.output if reads == 'output' else use.inputs[_INPUTS[reads]]
 
 
 def activation_of(activation: Activation) -> Callable[[jax.Array], jax.Array]:
-    """A function from its name, or as it is.
+    """A function by its name; a function is returned unchanged.
 
     Raises:
       ValueError: a name that is not known.

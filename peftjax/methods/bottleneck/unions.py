@@ -1,4 +1,4 @@
-"""Unions of methods that papers gave a name: chains of the methods they consist of."""
+"""Unions of methods that have a name in papers, as chains of these methods."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def mam(
     r"""MAM adapter: prefix tuning, and a scaled parallel adapter beside the feed-forward.
 
     `chain(prefix_tuning(...), parallel_adapter(...))`: see there for the formulas, the starts and
-    the costs, which add up. It lives on activations: `merge` raises.
+    the costs, which add up. It acts on activations, so `merge` raises.
 
     Args:
       cores: attention cores, see `prefix_tuning`.
@@ -40,7 +40,7 @@ def mam(
       dtype: of the trained arrays.
 
     Returns:
-      A transform whose adapter is the pair of both.
+      A transform whose adapter is a pair, one part for each method.
 
     Raises:
       ValueError, TargetError: see `prefix_tuning` and `parallel_adapter`.
@@ -80,10 +80,10 @@ def unipelt(
     reads: Reads = 'after',
     dtype: Any = jnp.float32,
 ) -> PeftTransform:
-    r"""UniPELT: LoRA, prefix tuning and a bottleneck adapter, each behind a trained gate.
+    r"""UniPELT: LoRA, prefix tuning and a bottleneck adapter, each with a trained gate.
 
     `chain(gated(lora(...)), prefix_tuning(..., gate=True), bottleneck(..., gate=True))`: see there
-    for the formulas, the starts and the costs, which add up. It lives on activations: `merge`
+    for the formulas, the starts and the costs, which add up. It acts on activations, so `merge`
     raises.
 
     Args:
@@ -96,7 +96,7 @@ def unipelt(
       dtype: of the trained arrays.
 
     Returns:
-      A transform whose adapter is the triple of all.
+      A transform whose adapter is a triple, one part for each method.
 
     Raises:
       ValueError, TargetError: see the three.

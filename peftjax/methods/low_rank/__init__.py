@@ -1,1 +1,1 @@
-"""Changes of low rank: LoRA and what grew out of it."""
+"""Low-rank changes: LoRA and its relatives."""

@@ -1,4 +1,4 @@
-"""Activation: a weight method in force from the last invocation in an example on (aLoRA)."""
+"""Activation: a weight method that is active after the last invocation in an example (aLoRA)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,17 +20,17 @@ from peftjax.core.use import Use
 
 @described
 def activated(transform: PeftTransform, *, invocation: Sequence[int]) -> PeftTransform:
-    r"""Activated LoRA: a weight method, in force from the last invocation in an example on.
+    r"""Activated LoRA: a weight method that is active from the last invocation onwards.
 
-    `y'_t = m(x)_t` for the tokens from the start of the last `invocation` in their example on, and
-    `y'_t = x_t W` for those before it, and for all of an example without one. `m` is what
-    `transform` makes of one use of a weight. So keys and values of the text before the invocation
-    are those of the base, and one cache of them serves many adapters. An invocation counts where
-    all its tokens stand side by side, in one example of a packed row, and none is padding. It adds
-    no numbers, and `2 T out` FLOPs forward to the method's own. What is in force depends on the
-    tokens, so that no weight stands for it: `merge` raises, and in a chain it stands after other
-    weight methods. Generation reads the whole row for each token, since a token that is written may
-    complete an invocation.
+    `y'_t = m(x)_t` for the tokens from the start of the last `invocation` in their example, and
+    `y'_t = x_t W` for the tokens before it. In an example without an invocation, all tokens use
+    `W`. `m` is the result of `transform` at one use of a weight. So the text before the invocation
+    has the keys and values of the base, and many adapters can share one cache of them. An
+    invocation counts if its tokens are adjacent, in one example of a packed row, and none is
+    padding. It adds no numbers, and `2 T out` FLOPs in the forward pass to the method's own. The
+    tokens decide which weight is active, so the method cannot be merged: `merge` raises, and in a
+    chain it must come after other weight methods. Generation reads the whole row for each token,
+    since a token that is written may complete an invocation.
 
     Args:
       transform: a method on weights, such as `lora(...)`.
@@ -41,9 +41,9 @@ def activated(transform: PeftTransform, *, invocation: Sequence[int]) -> PeftTra
 
     Raises:
       ValueError: an invocation that is not token ids; a `transform` that starts from a part of the
-        weights, or, from `init`, acts on other than uses of weights; in a chain with virtual
-        tokens; at a call, where a use has no axis for the batch besides the sequence, or with a
-        cache, as each of several calls sees a part of the example.
+        weights; from `init`, a `transform` that acts on anything but uses of weights; in a chain,
+        virtual tokens; at a call, a use without a batch axis beside the sequence, or a cache, since
+        each call then sees only a part of the example.
       TargetError: from `init`, if the model has not declared the role `token_ids`, or reads one
         sequence and writes another.
 
@@ -118,7 +118,7 @@ def _activated(path: str, rule: Any, wanted: tuple[int, ...]) -> MatrixRule:
     def apply(leaves: Any, use: Use) -> Float[jax.Array, '...']:
         plain = use.forward(use.x)
         active = _active(path, wanted, use)
-        # One product for both, so that its gradient is one as well.
+        # One product for both, so that the gradient is one product too.
         changed = rule.apply(
             leaves, use.replace(forward=lambda x: plain if x is use.x else use.forward(x))
         )
@@ -136,7 +136,7 @@ def _activated(path: str, rule: Any, wanted: tuple[int, ...]) -> MatrixRule:
 
 
 def _active(path: str, wanted: tuple[int, ...], use: Use) -> Bool[jax.Array, 'T 1']:
-    """Which tokens the method is in force for."""
+    """The tokens for which the method is active."""
     if use.kind == 'conv' or use.transposed or len(use.axes) != 2:
         raise ValueError(
             f'activated takes [batch, length, in], and {path!r} is used as a {use.kind} '

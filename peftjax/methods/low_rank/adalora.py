@@ -1,4 +1,4 @@
-"""AdaLoRA: a low-rank change as singular triplets, of which training keeps the important ones."""
+"""AdaLoRA: a low-rank change as singular triplets; training keeps the important triplets."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -42,16 +42,16 @@ def adalora(
 
     For `W: [in, out]`, `P: [in, r]`, `lambda: [r]`, `Q: [r, out]` and `s = alpha / (r + 1e-5)`,
     a use computes `x W + (drop(x) P) (s lambda Q)`: with `T` tokens `2 T r (in + out) + T out +
-    r (out + 1)` more FLOPs forward. At the start `lambda = 0` and `P`, `Q ~ N(0, 0.02^2)`, so that
-    `W' = W`. It merges. Training brings `P` and `Q` near orthogonality by `orthogonality`, and
-    `adalora_allocation` sets the entries of `lambda` that matter least to zero; what remains is a
-    share of the `r (in + out + 1)` parameters a matrix that train.
+    r (out + 1)` more FLOPs in the forward pass. At the start `lambda = 0` and `P`, `Q ~ N(0,
+    0.02^2)`, so that `W' = W`. It can be merged. Training brings `P` and `Q` near orthogonality by
+    `orthogonality`, and `adalora_allocation` sets the least important entries of `lambda` to zero.
+    So only a part of the `r (in + out + 1)` parameters for each matrix remains.
 
     Args:
       init_rank: `r`, of every matrix before the allocation.
       targets: which weights, see `Sites.match_weights`.
       alpha: numerator of the scale; `init_rank` by default.
-      dropout: rate on the input of the low-rank branch, in force when `predict` is given an
+      dropout: dropout rate on the input of the low-rank branch; active when `predict` gets an
         `adapter_key`; lookups have none.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
@@ -113,7 +113,7 @@ def is_triplet(entry: Any) -> bool:
 
 
 def orthogonality(adapter: Adapter, squared: bool = True) -> Float32[jax.Array, '']:
-    r"""How far AdaLoRA's factors are from orthogonal, to be added to the loss with a weight.
+    r"""How far AdaLoRA's factors are from orthogonal. Add it to the loss with a weight.
 
     With `squared`, the sum over all matrices of `|P^T P - I|^2 + |Q Q^T - I|^2`, in Frobenius
     norms; without, the mean over all `P` and `Q` of the norms themselves.
@@ -145,7 +145,7 @@ def orthogonality(adapter: Adapter, squared: bool = True) -> Float32[jax.Array, 
         p, q = entry['p'].astype(jnp.float32), entry['q'].astype(jnp.float32)
         grams += [jnp.swapaxes(p, -1, -2) @ p, q @ jnp.swapaxes(q, -1, -2)]
     squares = jnp.concatenate([_distance(gram).ravel() for gram in grams])
-    # The root's slope at zero is infinite; one epsilon stands for it.
+    # The slope of the root is infinite at zero; an epsilon avoids that.
     tiny = jnp.finfo(jnp.float32).tiny
     return squares.sum() if squared else jnp.sqrt(jnp.maximum(squares, tiny)).mean()
 

@@ -41,24 +41,24 @@ def delora(
     r"""Decoupled low-rank adaptation: `W' = W + (l / r) N sum_i a_i b_i / (|a_i| |b_i|)`.
 
     For `W: [in, out]`, columns `a_i` of `A: [in, r]`, rows `b_i` of `B: [r, out]`, and the diagonal
-    `N: [in, in]` of the lengths of the rows of `W`, which do not train. `l`, the strength, bounds
-    how far `W'` can be from `W` whatever `A` and `B` are. A use adds `2 T r (in + out) + T out`
-    FLOPs forward; lengths and the scaled factor take `2 in out + 4 r in + 2 r out` more, once a
-    call. At the start `B = 0`, so that `W' = W`; a length counts as at least 1e-4. Since
-    lengths do not matter, the first step goes as far as `l` allows: lower it where that is too far.
-    It merges.
+    `N: [in, in]` of the lengths of the rows of `W`, which do not train. The strength `l` bounds the
+    distance of `W'` from `W`, for any `A` and `B`. A use adds `2 T r (in + out) + T out` FLOPs in
+    the forward pass; lengths and the scaled factor take `2 in out + 4 r in + 2 r out` more, once
+    per call. At the start `B = 0`, so that `W' = W`; a length below 1e-4 counts as 1e-4. Since
+    lengths do not matter, the first step goes as far as `l` allows. If that is too far, lower
+    `strength`. It can be merged.
 
     Args:
       rank: `r`.
-      strength: what `l` starts from.
-      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      strength: the initial value of `l`.
+      dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out],
-      'strength': [*stack]}}`: `r (in + out) + 1` parameters a matrix.
+      'strength': [*stack]}}`: `r (in + out) + 1` parameters for each matrix.
 
     Raises:
       ValueError: a rank below 1.

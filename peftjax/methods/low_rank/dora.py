@@ -1,4 +1,4 @@
-"""DoRA: a weight's columns as lengths, trained apart from a low-rank change of their direction."""
+"""DoRA: trains the lengths of a weight's columns, and a low-rank change of their directions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,11 +45,11 @@ def dora(
 
     For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`, `m: [out]`, and `|V|: [out]` the lengths of the
     columns of `V`. A use computes `(x W + s (x A) B) m / |V|`: with `T` tokens `2 T r (in + out) +
-    3 T out` more FLOPs forward. The lengths depend on weights alone and are taken once a call,
-    outside of loops (layers, decoding), without forming `V`: `|V|^2 = |W|^2 + 2 s B . (A^T W) + s^2
-    B . (A^T A B)`, column by column, which costs `2 r in (out + r) + 2 r^2 out + 2 in out + 6 r
-    out` FLOPs, and is not differentiated. At the start `m = |W|` and `B = 0`, so that `W' = W`. It
-    merges.
+    3 T out` more FLOPs in the forward pass. The lengths depend only on weights. They are computed
+    once per call, outside loops over layers or tokens, without forming `V`: `|V|^2 = |W|^2 + 2 s B
+    . (A^T W) + s^2 B . (A^T A B)`, column by column, which costs `2 r in (out + r) + 2 r^2 out + 2
+    in out + 6 r out` FLOPs, and is not differentiated. At the start `m = |W|` and `B = 0`, so that
+    `W' = W`. It can be merged.
 
     Args:
       rank, alpha, rslora, dropout, rank_pattern, alpha_pattern: of the term `s A B`, see `lora`.
@@ -59,7 +59,7 @@ def dora(
 
     Returns:
       A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out],
-      'magnitude': [*stack, out]}}`: `r (in + out) + out` parameters a matrix.
+      'magnitude': [*stack, out]}}`: `r (in + out) + out` parameters for each matrix.
 
     Raises:
       ValueError, TargetError: as `lora`.
@@ -127,5 +127,5 @@ def _lengths(
     crossed = (b * (a.T @ matrix)).sum(0)
     added = (b * ((a.T @ a) @ b)).sum(0)
     squares = jnp.square(matrix).sum(0) + 2 * scale * crossed + scale**2 * added
-    # Rounding may leave a sum that cancels a hair below zero.
+    # Rounding may leave a cancelled sum slightly below zero.
     return jnp.sqrt(jnp.maximum(squares, _LEAST))

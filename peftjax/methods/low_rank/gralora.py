@@ -1,4 +1,4 @@
-"""GraLoRA: a low-rank term of its own for every block of a grid."""
+"""GraLoRA: a separate low-rank term for every block of a grid."""
 
 import math
 from typing import Any, NotRequired, TypedDict
@@ -43,16 +43,17 @@ def gralora(
     `B: [r / k, out / k]`, so that the change has rank up to `k r` from LoRA's `r (in + out)`
     parameters. With `h = hybrid_rank` a LoRA term `s A_h B_h` of rank `h` is added;
     `s = alpha / (r + h)`. A use multiplies blocks of `drop(x)`: `2 T (r + h) (in + out) + 4 T out`
-    more FLOPs forward (`T out` more with `h`), and never a matrix of the size of `W`. At the start
-    `B = B_h = 0`, so that `W' = W`; `A` and `A_h` are uniform within `1 / sqrt(rows)`. It merges.
+    more FLOPs in the forward pass (`T out` more with `h`). No matrix of the size of `W` is formed.
+    At the start `B = B_h = 0`, so that `W' = W`; `A` and `A_h` are uniform within `1 / sqrt(rows)`.
+    It can be merged.
 
     Args:
       rank: `r`, a multiple of `blocks`.
       targets: which weights, see `Sites.match_weights`.
       blocks: `k`, which must divide `in` and `out`; 1 is LoRA.
-      hybrid_rank: `h`, beside `rank` and not a part of it.
+      hybrid_rank: `h`, in addition to `rank`.
       alpha: numerator of the scale; `rank + hybrid_rank` (a scale of 1) by default.
-      dropout: rate on the input of the branch, in force when `predict` is given an `adapter_key`.
+      dropout: dropout rate on the input of the branch; active when `predict` gets an `adapter_key`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 

@@ -25,14 +25,14 @@ def hira(
 ) -> PeftTransform:
     r"""Hadamard high-rank adaptation: `W' = W + W * (A B)`, `*` entry by entry.
 
-    For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`: the change has the rank of `W` at the price of
-    LoRA, `r (in + out)` parameters. The mathematics needs it as a matrix: `2 r in out + in out`
-    FLOPs for it and `2 T in out + T out` for its use, forward; its gradient is dense as well. At
-    the start `B = 0` (for an embedding `A = 0`), so that `W' = W`. It merges.
+    For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`: the change can have the rank of `W`, with the
+    `r (in + out)` parameters of LoRA. The change must be formed as a matrix: this costs `2 r in out
+    + in out` FLOPs, and its use `2 T in out + T out`, in the forward pass. Its gradient is dense
+    too. At the start `B = 0` (for an embedding `A = 0`), so that `W' = W`. It can be merged.
 
     Args:
       rank: `r`.
-      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.

@@ -1,4 +1,4 @@
-"""KaSA: a low-rank change with singular values of its own, beside a weight without its smallest."""
+"""KaSA: a low-rank change with singular values, on a weight without its smallest ones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,10 +34,10 @@ def kasa(
 ) -> PeftTransform:
     r"""Knowledge-aware singular-value adaptation: `W' = W_r + s A diag(d) B`.
 
-    `W_r` is `W: [in, out]` without its `r` smallest singular values, which are taken for noise, and
-    stays frozen in `frozen.params`. `A: [in, r]`, `B: [r, out]` and `d: [r]` train. A use costs `2
-    T r (in + out) + T r` more FLOPs forward. At the start `B = 0` and `d ~ N(0, 1)`, so that `W' =
-    W_r`: close to `W`, and not `W`. It merges.
+    `W_r` is `W: [in, out]` without its `r` smallest singular values, which the paper regards as
+    noise. It stays frozen in `frozen.params`. `A: [in, r]`, `B: [r, out]` and `d: [r]` train. A use
+    costs `2 T r (in + out) + T r` more FLOPs in the forward pass. At the start `B = 0` and `d ~
+    N(0, 1)`, so that `W' = W_r`: close to `W`, and not `W`. It can be merged.
 
     Args:
       rank: `r`, below the smaller side of each matrix.
@@ -48,7 +48,7 @@ def kasa(
 
     Returns:
       A transform whose adapter is `{leaf path: {'a': [*stack, in, r], 'b': [*stack, r, out],
-      'diag': [*stack, r]}}`: `r (in + out + 1)` parameters a matrix.
+      'diag': [*stack, r]}}`: `r (in + out + 1)` parameters for each matrix.
 
     Raises:
       ValueError: from `init`, a rank that leaves no singular value; otherwise as `lora`.

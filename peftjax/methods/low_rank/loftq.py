@@ -1,4 +1,4 @@
-"""LoftQ: a quantised base, and LoRA that starts from what it lost."""
+"""LoftQ: a quantised base, and LoRA that starts from the quantisation error."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,15 +36,15 @@ def loftq(
 ) -> PeftTransform:
     r"""LoRA on weights that it quantises: `W' = Q + s A B`, with `Q + s A B` near `W` at the start.
 
-    `T` times in turn, from `A B = 0`: `Q = quantise(W - s A B)`, then `s A B` is the best
-    approximation of `W - Q` of its rank, with its singular values shared evenly. So `init` wants a
-    model in full precision. It gives `frozen.params` with `Q` in the place of its weights:
+    Repeated `T` times, starting from `A B = 0`: `Q = quantise(W - s A B)`, then `s A B` is the best
+    approximation of `W - Q` of its rank, with its singular values shared evenly. So `init` needs a
+    model in full precision. In the `frozen.params` that it returns, `Q` replaces the weights:
 
         adapter, frozen = tx.init(key, model)
         merged = tx.merge(adapter, frozen._replace(params=peftjax.dequantize(frozen.params)))
 
-    A product is LoRA's, `x Q + s (x A) B`, with `Q` read inside of it. Nothing can be
-    added to codes: it merges, as above, into `Q` in full precision.
+    A use computes `x Q + s (x A) B` as LoRA does, and dequantises `Q` for it. Nothing can be added
+    to quantised codes, so merge into the dequantised `Q`, as above.
 
     Args:
       rank: `r`. alpha: `s = alpha / r`; `s = 1` unless given.

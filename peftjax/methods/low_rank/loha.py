@@ -35,10 +35,10 @@ def loha(
 ) -> PeftTransform:
     r"""Low-rank Hadamard product: `W' = W + s (A1 B1) * (A2 B2)`, `*` entry by entry.
 
-    For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`, `s = alpha / r`: a change of rank up to `r^2`
-    from `2 r (in + out)` parameters. The mathematics needs the change as a matrix: `4 r in out + 2
-    in out` FLOPs for it and `2 T in out + T out` for its use, forward; its gradient is dense as
-    well. At the start `A2 = 0`, so that `W' = W`. It merges.
+    For `W: [in, out]`, `A: [in, r]`, `B: [r, out]`, `s = alpha / r`: the change has rank up to
+    `r^2` and `2 r (in + out)` parameters. It must be formed as a matrix: this costs `4 r in out + 2
+    in out` FLOPs, and its use `2 T in out + T out`, in the forward pass. Its gradient is dense too.
+    At the start `A2 = 0`, so that `W' = W`. It can be merged.
 
     Args:
       rank: `r`.

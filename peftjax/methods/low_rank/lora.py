@@ -34,27 +34,28 @@ def lora(
     r"""Low-rank adaptation: `W' = W + s A B`.
 
     For `W: [in, out]`, `A: [in, r]`, `B: [r, out]` and `s = alpha / r` (`alpha / sqrt(r)` with
-    `rslora`), a use computes `x W + s (drop(x) A) B`: `2 T r (in + out)` more FLOPs forward, and
-    never a product of the size of `W`. At the start `B = 0` and `A ~ U(-1/sqrt(in), 1/sqrt(in))`,
-    so that `W' = W`; for an embedding, `A = 0` and `B ~ N(0, 1)`, since its rows are looked up.
+    `rslora`), a use computes `x W + s (drop(x) A) B`: `2 T r (in + out)` more FLOPs in the forward
+    pass, and no further product of the size of `W`. At the start `B = 0` and `A ~ U(-1/sqrt(in),
+    1/sqrt(in))`, so that `W' = W`; for an embedding, `A = 0` and `B ~ N(0, 1)`, since its rows are
+    looked up.
 
     Args:
       rank: `r`. It may exceed the smaller side of a matrix, except with `'pissa'` and `'olora'`.
       targets: which weights, see `Sites.match_weights`.
       alpha: numerator of the scale; `rank` (a scale of 1) by default.
-      rslora: scale by `alpha / sqrt(rank)`, which keeps large ranks learning.
-      dropout: rate on the input of the low-rank branch, in force when `predict` is given an
+      rslora: scale by `alpha / sqrt(rank)`, so that large ranks learn at the same speed.
+      dropout: dropout rate on the input of the low-rank branch; active when `predict` gets an
         `adapter_key`; lookups have none.
       rank_pattern, alpha_pattern: `{regex: value}` for some of the targets; the first full match
         on the leaf's or module's path counts.
-      init: where `A` and `B` start. `'kaiming'`: as above. `'gaussian'`: `A ~ N(0, 1/r^2)`.
+      init: how `A` and `B` start. `'kaiming'`: as above. `'gaussian'`: `A ~ N(0, 1/r^2)`.
         `'pissa'`: `s A B` is the closest matrix to `W` of rank `r`; `'olora'`: the first `r` terms
         of the QR decomposition of `W^T`. These two move a part of `W` into the adapter:
         `frozen.params` holds the rest, `W - s A B` with the initial `A` and `B`. Or
         `{leaf path: A}`, with `B = 0`, as `eva` makes it.
       bias: also train a bias `c: [out]` of the low-rank branch, which adds `s c` to the module's
-        output. It starts at 0 and merges into the module's own bias. Beside a matrix without one
-        nothing can be merged.
+        output. It starts at 0 and merges into the module's own bias. If the module has no bias, the
+        adapter cannot be merged.
       dtype: of `A` and `B`; the computation runs in the model's own.
       materialize: see `weightwise`.
 
@@ -112,7 +113,8 @@ def lora(
             own=settings.own,
             remainder=remainder if from_weight else None,
             targets=targets,
-            # What starts from a part of the weights belongs beside the rest of them.
+            # Factors that start from a part of the weights need the rest of the weights beside
+            # them.
             name=start if from_weight else lora_bias.NAME if bias else 'lora',
             materialize=materialize,
         )

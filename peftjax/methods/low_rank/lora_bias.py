@@ -15,7 +15,7 @@ from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform
 
 NAME = 'lora_with_bias'
-"""The method of the entries: what knows `a` and `b` alone must not take them for plain LoRA."""
+"""The method name of the entries, so that code for plain LoRA does not accept them."""
 
 Start = Callable[[PRNGKeyArray, Any, WeightSite], Mapping[str, Any]]
 
@@ -23,7 +23,7 @@ Start = Callable[[PRNGKeyArray, Any, WeightSite], Mapping[str, Any]]
 def beside(factors: Start, dtype: Any) -> Start:
     """`factors`, and a bias of zeros: 'bias' where the module has one, 'shift' where it has none.
 
-    Rules see no model, so that the name has to say which of the two it is.
+    Rules do not see the model, so the name says which of the two it is.
     """
 
     def start(
@@ -41,7 +41,7 @@ def beside(factors: Start, dtype: Any) -> Start:
 
 
 def shifted(leaves: Any, y: Inexact[jax.Array, '...']) -> Inexact[jax.Array, '...']:
-    """What a use returns, with the scaled bias of the branch where the module has none."""
+    """The result of a use, plus the scaled bias of the branch if the module has no bias."""
     if 'shift' not in leaves:
         return y
     return y + (leaves['scale'] * leaves['shift'])[None].astype(y.dtype)
@@ -58,7 +58,7 @@ def in_force(transform: PeftTransform) -> PeftTransform:
             else:
                 rule = found[path]
                 assert isinstance(rule, MatrixRule)
-                # No weight stands for a bias that the module lacks.
+                # The module has no bias into which this one could be merged.
                 found[path] = dataclasses.replace(rule, merge=None)
         return found
 

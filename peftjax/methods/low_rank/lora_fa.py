@@ -48,23 +48,23 @@ def lora_fa(
     For `W: [in, out]`, `A: [in, r]` drawn from `U(-1/sqrt(in), 1/sqrt(in))`, `B: [r, out]`: forward
     as LoRA, `2 T r (in + out) + 2 T out` more FLOPs, in a step `4 T r (in + out) + 2 T r out + 6 T
     out`; for its gradient a step keeps `x A: [T, r]` and not `x: [T, in]`. At the start `B = 0`, so
-    that `W' = W`. It merges.
+    that `W' = W`. It can be merged.
 
     Args:
       rank, alpha, rslora, dropout: as in `lora`.
       seed: of `A`, which is in `frozen.own`. Every matrix has its own.
-      a: `{leaf path: A}` in place of draws, for all targets, in float32.
+      a: `{leaf path: A}` to use instead of random draws, for all targets, in float32.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
-      A transform whose adapter is `{leaf path: {'b': [*stack, r, out]}}`: `r out` parameters a
-      matrix.
+      A transform whose adapter is `{leaf path: {'b': [*stack, r, out]}}`: `r out` parameters for
+      each matrix.
 
     Raises:
-      ValueError, TargetError: as `lora`; from `init`, an `A` that is missing or of another shape,
-        or for a leaf that is no target.
+      ValueError, TargetError: as `lora`; from `init`, an `A` that is missing, has another shape, or
+        belongs to a leaf that is not a target.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora_fa(rank=2, targets=r'hidden')

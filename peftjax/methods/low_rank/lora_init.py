@@ -1,4 +1,4 @@
-"""Where LoRA's factors may start: `(key, matrix, rank, scale) -> (A [in, r], B [r, out])`."""
+"""Initial values of LoRA's factors: `(key, matrix, rank, scale) -> (A [in, r], B [r, out])`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -64,10 +64,10 @@ def olora(
 Initialiser = Callable[[PRNGKeyArray, Float[jax.Array, 'in out'], int, float], Factors]
 
 FROM_NOTHING: dict[str, Initialiser] = {'kaiming': kaiming, 'gaussian': gaussian}
-"""Those with `A B = 0`."""
+"""The starts with `A B = 0`."""
 
 FROM_WEIGHT: dict[str, Initialiser] = {'pissa': pissa, 'olora': olora}
-"""Those with a part of the weight, which the frozen base then lacks."""
+"""The starts from a part of the weight, which is then taken out of the frozen base."""
 
 
 def starting_from(transform: PeftTransform, given: Mapping[str, Any]) -> PeftTransform:

@@ -1,4 +1,4 @@
-"""What LoRA and its relatives share: ranks and scales by pattern, and the factors at the start."""
+"""Shared by LoRA and its relatives: ranks and scales by pattern, and initial factors."""
 
 import dataclasses
 import math
@@ -87,11 +87,11 @@ class LowRank:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def own(self, site: WeightSite) -> dict[str, float]:
-        """What does not train: the scale, and the rate of dropout where there is any."""
+        """The numbers that do not train: the scale, and the rate of dropout if there is one."""
         return {'scale': self.scale_at(site.path), **rate(self.dropout)}
 
     def check_rank(self, matrix: Inexact[jax.Array, 'in out'], site: WeightSite) -> None:
-        """Raises `ValueError` where a decomposition of the matrix has fewer terms than the rank."""
+        """Raises `ValueError` if a decomposition of the matrix has fewer terms than the rank."""
         inputs, outputs = matrix.shape
         rank = self.rank_at(site.path)
         if rank > min(inputs, outputs):
@@ -123,7 +123,7 @@ class LowRank:
         return {'a': a.astype(self.dtype), 'b': b.astype(self.dtype)}
 
     def added(self, leaves: LowRankLeaves, use: Use) -> Inexact[jax.Array, '...']:
-        """What `s A B` adds to the use, without forming `A B`."""
+        """The term that `s A B` adds to the use, without forming `A B`."""
         branch = use.lowrank(use.dropped(leaves.get('dropout')), leaves['a'], leaves['b'])
         return leaves['scale'].astype(branch.dtype) * branch
 
@@ -137,7 +137,7 @@ class LowRank:
         return matrix + sign * leaves['scale'] * (leaves['a'] @ leaves['b'])
 
     def checked(self, transform: PeftTransform) -> PeftTransform:
-        """`transform`, whose init raises where a pattern for rank or alpha matches no target."""
+        """`transform` with an init that raises if a pattern for rank or alpha matches no target."""
 
         def start(key: PRNGKeyArray, model: Model) -> Any:
             adapter = transform.start(key, model)

@@ -30,13 +30,14 @@ def miss(
 ) -> PeftTransform:
     r"""Matrix shard sharing: `W'[i, o] = W[i, o] + D[i mod r, o]`.
 
-    For `W: [in, out]` and `D: [r, out]`. A use adds up the shards of `x` first, so that `T in + 2 T
-    r out + T out` more FLOPs are spent forward. At the start `D = 0`, so that `W' = W`. It merges.
+    For `W: [in, out]` and `D: [r, out]`. A use first sums the shards of `x`, so it adds `T in + 2 T
+    r out + T out` FLOPs in the forward pass. At the start `D = 0`, so that `W' = W`. It can be
+    merged.
 
     With `bat`, `D: [out / r, r, r]` also meets the weight (block affine transformation): for the
-    blocks `[r, r]` of `W`, `W'[i, o] = W[i, o] + D[o]^T W[i, o] + D[o]^T`. Every
-    block of columns turns the input otherwise, so that the merged matrix is formed: `2 r in out +
-    2 in out` more FLOPs forward, and a dense gradient.
+    blocks `[r, r]` of `W`, `W'[i, o] = W[i, o] + D[o]^T W[i, o] + D[o]^T`. Every block of columns
+    transforms the input differently, so the merged matrix is formed: `2 r in out + 2 in out` more
+    FLOPs in the forward pass, and a dense gradient.
 
     Args:
       rank: `r`, the length of a shard; the last may be shorter.

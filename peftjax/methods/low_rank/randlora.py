@@ -52,26 +52,26 @@ def randlora(
     For a `W` whose shorter side is `d` and longer side `D`: `n = ceil(d / r)` bases `B_i: [D, r]`
     and one `A: [r, d]`, random, frozen and shared by all matrices (first rows, first columns);
     `l_i: [r]` and `g_i: [d]` train. The sum is laid along `W`, transposed where its input is the
-    shorter side. With `k = n r` a use costs `2 T k (in + out) + T out` more FLOPs forward, and
-    `2 k d` for the diagonals: about what `W` itself costs, since the rank is full. A step
-    spends `4 T k (in + out) + 2 T k d + 6 T out`, since `B` is frozen. At the start
-    `l = 0` and `g = 1 / d`, so that `W' = W`. It merges.
+    shorter side. With `k = n r` a use costs `2 T k (in + out) + T out` more FLOPs in the forward
+    pass, and `2 k d` for the diagonals: about the cost of `W` itself, since the rank is full. A
+    step spends `4 T k (in + out) + 2 T k d + 6 T out`, since `B` is frozen. At the start `l = 0`
+    and `g = 1 / d`, so that `W' = W`. It can be merged.
 
     Args:
       rank: `r`.
       alpha: of the scale; `20 rank` by default, as the authors set it.
-      sparsity: draw entries from `{-1, 0, 1} sqrt(sparsity)`, of which one in `sparsity` is not 0,
-        in place of uniform ones. Both have variance 1.
+      sparsity: draw entries from `{-1, 0, 1} sqrt(sparsity)` and not from a uniform distribution.
+        One entry in `sparsity` is not 0. Both have variance 1.
       seed: of `A` and `B_i`, which are in `frozen.own`.
       bases: `{leaf path: (A, B)}` to use instead, `[r, d]` and `[n, D, r]`.
-      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'l': [*stack, n, r], 'g': [*stack, n, d]}}`:
-      `n (r + d)` parameters a matrix.
+      `n (r + d)` parameters for each matrix.
 
     Raises:
       ValueError: a rank or sparsity below 1, or bases of another shape, with the leaf's path.
@@ -165,7 +165,7 @@ def _factors(
 def _drawn(
     seed: int, a: tuple[int, ...], b: tuple[int, ...], sparsity: float | None
 ) -> tuple[Float32[np.ndarray, 'rank short'], Float32[np.ndarray, 'bases long rank']]:
-    """Rows of one stream for each base, so that a longer side begins with what a shorter has."""
+    """Rows from one stream for each base; a longer side begins with the rows of a shorter one."""
 
     def draw(name: str, rows: int, columns: int) -> Float32[np.ndarray, '{rows} {columns}']:
         uniform = stream(seed, name).uniform(-1.0, 1.0, (rows, columns))

@@ -44,14 +44,14 @@ def vblora(
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
-    r"""Vector-bank adaptation: `W' = W + A B`, every piece of a factor `sum_k softmax(z)_k v_k`.
+    r"""Vector-bank adaptation: `W' = W + A B`; each piece of a factor is `sum_k softmax(z)_k v_k`.
 
     For `W: [in, out]`, `A: [in, r]` and `B: [r, out]` are cut into pieces of `b` numbers along
-    `in` and `out`. A piece is a mixture of the `k` vectors of one bank `[h, b]`, shared by all
-    sites, whose of its `h` logits `z` are largest, weighted by a softmax over those. A use adds
-    `2 T r (in + out) + T out` FLOPs forward; composing the factors takes `2 k r (in + out)` and the
-    choice of the logits. Neither logits nor bank start at zero: `W'` is near `W` at the start, not
-    at it. It merges.
+    `in` and `out`. A piece mixes `k` vectors of a bank `[h, b]` that all sites share. Each piece
+    has `h` logits `z`. The `k` largest logits choose the vectors, and a softmax over these logits
+    weights them. A use adds `2 T r (in + out) + T out` FLOPs in the forward pass; composing the
+    factors takes `2 k r (in + out)` and the choice of the logits. Neither logits nor bank start at
+    zero: at the start `W'` is close to `W`, but not equal to it. It can be merged.
 
     Args:
       rank: `r`.
@@ -60,14 +60,14 @@ def vblora(
       topk: `k`.
       bank_bound: the bank starts uniform in `[-bank_bound, bank_bound]`.
       logits_std: deviation of the logits at the start.
-      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{'bank': [h, b], 'sites': {leaf path: {'logits_a': [*stack, r,
-      in / b, h], 'logits_b': [*stack, r, out / b, h]}}}`: `h r (in + out) / b` parameters a
+      in / b, h], 'logits_b': [*stack, r, out / b, h]}}}`: `h r (in + out) / b` parameters for each
       matrix, and `h b` for all.
 
     Raises:

@@ -46,23 +46,23 @@ def vera(
 
     For `W: [in, out]`. `A: [in, r]` and `B: [r, out]` are random and frozen, the same for all
     matrices (the first `in` rows, the first `out` columns); `d: [r]` and `b: [out]` train. A use
-    costs `2 T r (in + out) + T (r + 2 out)` more FLOPs forward, and the products twice
-    and not three times in a step. At the start `b = 0`, so that `W' =
-    W`. It merges.
+    costs `2 T r (in + out) + T (r + 2 out)` more FLOPs in the forward pass, and a training step
+    computes the products twice, not three times. At the start `b = 0`, so that `W' = W`. It can be
+    merged.
 
     Args:
       rank: `r`.
-      d_initial: what `d` starts from.
+      d_initial: the initial value of `d`.
       seed: of `A` and `B`, which are in `frozen.own`.
       projections: `(A, B)` to use instead, `[at least in, r]` and `[r, at least out]`.
-      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'d': [*stack, r], 'b': [*stack, out]}}`: `r + out`
-      parameters a matrix.
+      parameters for each matrix.
 
     Raises:
       ValueError: a rank below 1, or projections too small for a matrix, with its path.
@@ -127,7 +127,7 @@ def vera(
 def drawn_projections(
     seed: int, rank: int, inputs: int, outputs: int
 ) -> tuple[Float32[np.ndarray, 'in {rank}'], Float32[np.ndarray, '{rank} out']]:
-    """Rows of one stream, so that a longer side begins with what a shorter one has."""
+    """Rows from one stream, so that a longer side begins with the rows of a shorter one."""
     rows = stream(seed, 'a').uniform(-1.0, 1.0, (inputs, rank))
     columns = stream(seed, 'b').uniform(-1.0, 1.0, (outputs, rank)).T
     bounds = math.sqrt(6.0 / inputs), math.sqrt(6.0 / rank)

@@ -42,8 +42,9 @@ def boft(
     with Cayley's `R_ij = (I - Q_ij)(I + Q_ij)^-1` of skew-symmetric `Q_ij`, and fixed permutations
     `P_i` that mix `2^i` neighbouring blocks by halves, so that `m` sparse factors reach as far as
     one dense one. `m = 1` is OFT. A use turns the input `m` times: `2 T m b in + T out` more FLOPs
-    forward, and about `3 m n b^3` for the rotations, `4 m n b^3` backward, taken once a call and
-    outside of loops. At the start `Q = 0` and `s = 1`, so that `W' = W`. It merges.
+    in the forward pass, and about `3 m n b^3` for the rotations, `4 m n b^3` backward, taken once
+    per call and outside of loops. At the start `Q = 0` and `s = 1`, so that `W' = W`. It can be
+    merged.
 
     Args:
       block_size: `b`, even if `factors` is above 1.

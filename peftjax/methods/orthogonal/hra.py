@@ -31,10 +31,10 @@ def hra(
     r"""Householder reflection adaptation: `W' = H_r ... H_1 W`, `H_i = I - 2 u_i u_i^T / |u_i|^2`.
 
     For `W: [in, out]` and `U: [in, r]`. A use reflects the input, `x H_r ... H_1`, one vector after
-    the other: `4 T r in + 6 r in` more FLOPs forward, `13 T r in` in a step, no matrix of the size
-    of `W`. With `gram_schmidt` the vectors are made orthonormal first, so that the product is `I -
-    2 Q Q^T`. At the start they come in equal pairs, whose reflections cancel: `W' = W`; with
-    `gram_schmidt` they are all drawn apart and `W' != W`. It merges.
+    the other: `4 T r in + 6 r in` more FLOPs in the forward pass, `13 T r in` in a step, no matrix
+    of the size of `W`. With `gram_schmidt` the vectors are made orthonormal first, so that the
+    product is `I - 2 Q Q^T`. At the start they come in equal pairs, whose reflections cancel: `W' =
+    W`; with `gram_schmidt` they are all drawn apart and `W' != W`. It can be merged.
 
     Args:
       rank: `r`, how many reflections; even unless `gram_schmidt`.

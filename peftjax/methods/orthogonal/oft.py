@@ -42,9 +42,9 @@ def oft(
     For `W: [in, out]`, blocks of size `b`, `n = in / b`, and skew-symmetric `Q_i: [b, b]` of which
     the upper triangle trains. The Cayley transform keeps every `R_i` a rotation, so that angles and
     lengths between the columns of `W` stay. A use turns the input, `(x R) W`: `2 T b in` more FLOPs
-    forward and about `3 n b^3` for the rotations, `4 n b^3` backward (`2 (t - 2) n b^3` by a series
-    of `t` terms), taken once a call and outside of loops. At the start `Q = 0`, so that `W' = W`.
-    It merges.
+    in the forward pass and about `3 n b^3` for the rotations, `4 n b^3` backward (`2 (t - 2) n b^3`
+    by a series of `t` terms), taken once per call and outside of loops. At the start `Q = 0`, so
+    that `W' = W`. It can be merged.
 
     With `eps` (COFT), each `Q_i` acts shortened to the Frobenius norm `eps / sqrt(n)` where it is
     longer, and the gradient passes as if it were not: the projected gradient steps of the paper.

@@ -53,17 +53,17 @@ def psoft(
 
     For `W: [in, out]`, its `r` largest singular values and vectors, `P: [in, r]`, `S Q: [r, out]`,
     are frozen; `R = (I - K)(I + K)^-1` is the rotation of a skew-symmetric `K: [r, r]` of which the
-    upper triangle trains, `a, b: [r]` stretch. A use adds `2 T r (in + out) + T out` FLOPs forward;
-    the rotation and `P (diag(a) R diag(b) - I)` take about `3 r^3 + 2 in r^2` more, once a call. A
-    step spends `4 T r (in + out) + 2 T r in + 3 T out`, since `S Q` is frozen. At the start `K =
-    0`, `a = b = 1`, so that `W' = W`. It merges.
+    upper triangle trains, `a, b: [r]` stretch. A use adds `2 T r (in + out) + T out` FLOPs in the
+    forward pass; the rotation and `P (diag(a) R diag(b) - I)` take about `3 r^3 + 2 in r^2` more,
+    once per call. A step spends `4 T r (in + out) + 2 T r in + 3 T out`, since `S Q` is frozen. At
+    the start `K = 0`, `a = b = 1`, so that `W' = W`. It can be merged.
 
     Args:
       subspaces: `{leaf path: (P, S Q)}`, stack axes in front, as `principal_subspaces` gives them;
         its leaves are the targets. They are in `frozen.own`.
       scale: whether `a` and `b` train; without them angles inside of the subspace stay.
       neumann_terms: see `oft`.
-      dropout: rate on the input of the change, in force when `predict` is given an `adapter_key`.
+      dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 

@@ -33,8 +33,8 @@ def road(
     For `y = x W + b`, `W: [in, out]`. Feature `i` of the first half of a group is paired with
     feature `i` of its second half. `variant=1` trains one angle `t` and one length `a` for each
     pair, `variant=2` one of both for each row of a block, `variant=4` for each entry. A use costs
-    `3.5 T out` FLOPs forward, `17 T out` in a step. At the start `t = 0` and `a = 1`, so that `R =
-    I`. It merges into matrix and bias.
+    `3.5 T out` FLOPs in the forward pass, `17 T out` in a step. At the start `t = 0` and `a = 1`,
+    so that `R = I`. It merges into matrix and bias.
 
     Args:
       targets: which weights, see `Sites.match_weights`.
@@ -45,8 +45,8 @@ def road(
 
     Returns:
       A transform whose adapter is `{leaf path: {'theta': [*stack, variant out / 2], 'alpha': the
-      same}}`, `variant out` parameters a matrix; `'alpha_and_bias'` in place of `'alpha'` where the
-      module has a bias, which is turned as well.
+      same}}`, `variant out` parameters for each matrix; `'alpha_and_bias'` in place of `'alpha'`
+      where the module has a bias, which is turned as well.
 
     Raises:
       ValueError: another variant, an odd group size, or from `init` one that does not divide `out`.

@@ -49,8 +49,9 @@ def adaption_prompt(
     each core; `W_k` and `W_v` (and their biases) are the frozen projections that stand beside the
     core, without other methods' changes to them. Queries come as the core gets them, rotated where
     the model rotates; keys of the prompt are not. At the start `g = 0`, the identity, and `P` is
-    normal. It trains `n features + 1` numbers and adds `4 T n N H + 6 T n N` FLOPs forward a core
-    and example, and `4 n features K H` a core. It lives on activations: `merge` raises.
+    normal. It trains `n features + 1` numbers and adds `4 T n N H + 6 T n N` FLOPs in the forward
+    pass a core and example, and `4 n features K H` a core. It acts on activations, so `merge`
+    raises.
 
     Args:
       num_virtual_tokens: `n`.

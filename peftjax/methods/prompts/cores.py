@@ -1,4 +1,4 @@
-"""What methods on attention ask of a core."""
+"""Checks of attention cores, for methods on attention."""
 
 from peftjax.core.paths import TargetError
 from peftjax.core.sites import ModuleSite

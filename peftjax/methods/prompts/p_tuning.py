@@ -38,21 +38,21 @@ def p_tuning(
     r"""A prompt from a network: the model runs on `[f(E); tokens]`, `E: [n, features]`.
 
     Acts as `prompt_tuning` does. `f` is an MLP of three layers with ReLUs between them, or an LSTM
-    of `num_layers` in both directions with an MLP of two layers behind it. Keep the network to go
-    on training; `export_prompt` drops it, for inference as cheap as prompt tuning's. With `d`
-    features and width `h`: `n d + d h + h + h^2 + h + h d + d` numbers with the MLP; with the LSTM
-    `n d + 8 h (d + h + 2) + (num_layers - 1) 8 h (3 h + 2) + 4 h^2 + 2 h + 2 h d + d`. It does not
-    start at the identity. It lives on activations: `merge` raises.
+    with `num_layers` layers in both directions, followed by an MLP of two layers. Keep the network
+    to continue training. `export_prompt` drops it, so that inference costs the same as with prompt
+    tuning. With `d` features and width `h`: `n d + d h + h + h^2 + h + h d + d` numbers with the
+    MLP; with the LSTM `n d + 8 h (d + h + 2) + (num_layers - 1) 8 h (3 h + 2) + 4 h^2 + 2 h + 2 h d
+    + d`. It does not start at the identity. It acts on activations, so `merge` raises.
 
     Args:
       num_virtual_tokens, targets, places, keep_virtual, dtype: see `prompt_tuning`.
       encoder: `'mlp'` or `'lstm'`.
       hidden: `h`, the width of the embedding unless given.
-      num_layers: of the LSTM.
+      num_layers: the number of layers of the LSTM.
 
     Returns:
       A transform whose adapter is `{module path: {'embedding': [n, features], 'layers': [...],
-      'lstm': [...]}}`, the LSTM's only where there is one.
+      'lstm': [...]}}`, `'lstm'` only with an LSTM.
 
     Raises:
       ValueError: a size below 1, an unknown encoder, and see `prompt_tuning`.

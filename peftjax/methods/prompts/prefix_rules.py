@@ -1,4 +1,4 @@
-"""What a prefix does in a call: keys and values in front at a core, and the positions behind it."""
+"""The rules of a prefix: more keys and values at a core, and shifted positions of tokens."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from peftjax.methods.prompts.virtual_tokens import positions_of, token_ids_of
 def of_call(
     sites: tuple[str, ...], count: int, shifts: bool, length: jax.Array | int | None = None
 ) -> CallRule:
-    """Moves the positions of tokens behind the last `length` of the keys, all unless given."""
+    """Moves the positions of tokens by the last `length` keys; by all of them by default."""
 
     def apply(_: Any, call: ModelCall) -> Any:
         return call.run(
@@ -33,7 +33,7 @@ def of_call(
 def _moved(
     call: ModelCall, sites: tuple[str, ...], count: int, length: jax.Array | int | None
 ) -> dict[str, Any]:
-    """The arguments that change where tokens have the positions behind those of the prefix."""
+    """The arguments that change when the tokens get the positions after the prefix."""
     roles, length = call.roles, count if length is None else length
     # Biases by distance are computed in every call, and positions go on from a cache.
     moved: dict[str, Any] = {roles.prefix_length: count} if roles.prefix_length else {}
@@ -109,7 +109,7 @@ def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) 
 
 
 def _share(leaves: Mapping[str, Any], use: ModuleUse) -> Float[jax.Array, 'B 1 1 1']:
-    """The gate of each example, which its prefix is multiplied by.
+    """The gate of each example, by which its prefix is multiplied.
 
     Raises:
       ValueError: several examples in a row, or a part of one.

@@ -1,4 +1,4 @@
-"""Prefix tuning: trained keys and values in front of those of every attention."""
+"""Prefix tuning: trained keys and values in front of the keys and values of every attention."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,31 +35,32 @@ def prefix_tuning(
     r"""Attention over `[P_k; K]` and `[P_v; V]`: a learned start of the key and value cache.
 
     Acts on attention cores, which are called with `query: [B, T, N, H]`, `key, value: [B, S, K, H]`
-    and, if there are any, a mask and a bias; every query sees the prefix, with a bias of zero. Of
-    an encoder and a decoder all three kinds of attention may be targets, also the crossing one. The
-    core itself computes the attention over the longer keys, so that its scale, soft cap, window and
-    dropout stay what they are. Cores are known by the role `attention`, see `peftjax.Roles`; those
-    of Flax's attention modules are recognised, `'.../attention_fn'`. Prefix keys are inserted after
+    and optionally with a mask and a bias. Every query sees the prefix, with a bias of zero. In an
+    encoder-decoder, all three kinds of attention can be targets, including cross-attention. The
+    core itself computes the attention over the longer keys, so its scale, soft cap, window and
+    dropout stay the same. The role `attention` names the cores, see `peftjax.Roles`; the cores of
+    Flax's attention modules are recognised, `'.../attention_fn'`. Prefix keys are inserted after
     RoPE and are not rotated. Direct (also P-tuning v2): `P_k, P_v: [n, K, H]` train for each core,
-    normal of deviation 0.02. With `projection` they are made as in the paper, `tanh(E W + b) W_l +
-    b_l`, of one `E: [n, e]` and `W: [e, projection]` for all cores and a last layer for each; keep
-    that network to go on training, and drop it with `export_prefix`. `n K H 2` numbers a core train
-    (with a projection, `(projection + 1) 2 K H` a core and `n e + (e + 1) projection`), and `4 n T
-    N H + 8 n T N` FLOPs forward are added a core and example. It does not start at the identity. It
-    lives on activations: `merge` raises.
+    normal of deviation 0.02. With `projection` they are computed as in the paper, `tanh(E W + b)
+    W_l + b_l`, from one `E: [n, e]` and `W: [e, projection]` for all cores and a last layer for
+    each core. Keep this network to continue training, and drop it with `export_prefix`. `2 n K H`
+    numbers train for each core (with a projection, `2 (projection + 1) K H` for each core and `n e
+    + (e + 1) projection` once), and `4 n T N H + 8 n T N` FLOPs are added in the forward pass for
+    each core and example. It does not start at the identity. It acts on activations, so `merge`
+    raises.
 
     Args:
       num_virtual_tokens: `n`.
       targets: regular expressions, full match on paths of attention cores.
       projection: width of the reparametrising network, or None for none.
-      embedding: `e`, the width of the first core, `N H`, unless given.
-      gate: multiply the prefix by the mean over an example of `sigmoid(x v + c)`, `x` the first
-        argument of the module that calls the core.
-      shift_positions: give tokens the positions from `n` on where the model has the role
-        `positions` (or `position_shift`, where it counts them in its own way), as a cache would;
-        else they stay where they are. In place of a zero the prefix then has the bias of its
-        distance where the model has the role `prefix_length`, as T5. A decoder that hears, as of
-        Whisper, moves its tokens if a core of it is a target; frames of speech never move.
+      embedding: `e`; by default the width of the first core, `N H`.
+      gate: multiply the prefix by the mean of `sigmoid(x v + c)` over an example, where `x` is the
+        first argument of the module that calls the core.
+      shift_positions: give the tokens positions from `n` on, as with a cache, if the model has the
+        role `positions` or `position_shift`. Otherwise the tokens keep their positions. If the
+        model has the role `prefix_length`, as T5 has, the prefix then gets the bias of its distance
+        and not zero. In Whisper, the tokens of the decoder move if one of its cores is a target;
+        frames of speech never move.
       dtype: of the trained arrays; the computation runs in the model's own.
 
     Returns:
@@ -70,8 +71,8 @@ def prefix_tuning(
 
     Raises:
       ValueError: a size below 1; in a call a gate over packed rows, or with a cache.
-      TargetError: from `init`, if a pattern matches no module, or one that is no attention core; if
-        the model has declared no roles.
+      TargetError: from `init`, if a pattern matches no module, or a module that is not an attention
+        core; if the model has declared no roles.
 
     >>> import flax.linen as nn
     >>> class Core(nn.Module):

@@ -34,41 +34,41 @@ def prompt_tuning(
 ) -> PeftTransform:
     r"""A trained prompt: the model runs on `[P; E(tokens)]`, `P: [n, features]`.
 
-    Acts on the word embedding and on the whole call: the sequence grows by `n` virtual tokens, with
-    attention masks, positions and token types to match, and outputs `[batch, length, ...]` lose
-    them again, so that they line up with the caller's tokens and labels. Pooling runs over the
-    extended sequence, including virtual tokens: the first position is then a virtual token, as in
-    the Hugging Face library. Of an encoder and a decoder the encoder's sequence grows; a decoder's
-    does where the encoder reads no tokens, as of Whisper. `n features` numbers train; a forward
-    pass costs what `n` more tokens cost. It does not start at the identity. It lives on
-    activations: `merge` raises.
+    Acts on the word embedding and on the whole call. The sequence grows by `n` virtual tokens, and
+    attention masks, positions and token types grow with it. Outputs `[batch, length, ...]` lose the
+    virtual tokens again, so that they line up with the caller's tokens and labels. Pooling runs
+    over the extended sequence, including virtual tokens: the first position is then a virtual
+    token, as in the Hugging Face library. In an encoder-decoder, the sequence of the encoder grows.
+    If the encoder reads no tokens, as in Whisper, the sequence of the decoder grows. `n features`
+    numbers train. A forward pass costs as much as with `n` more tokens. It does not start at the
+    identity. It acts on activations, so `merge` raises.
 
     Args:
       num_virtual_tokens: `n`.
-      targets: regular expression, full match on the path of the word embedding; unless given, the
-        role `embedding` of the model.
+      targets: regular expression, full match on the path of the word embedding; by default the role
+        `embedding` of the model.
       init: `'vocabulary'`, rows of the embedding drawn without replacement; `'uniform'` in (-0.5,
         0.5); `'normal'`, deviation 1; or token ids (class labels, a text) whose embeddings
         start the prompt, repeated from the first if there are too few.
-      common: draw from so many first rows, which some vocabularies sort by frequency.
-      places: before which token each virtual token stands, ascending; None for all in front. Tokens
-        are counted without padding, so that a row means the same with padding on either side; in a
-        row of fewer tokens it stands behind the last.
+      common: draw only from this many first rows; some vocabularies are sorted by frequency.
+      places: the index of the token before which each virtual token is placed, ascending; None
+        places all of them in front. Padding does not count, so padding on either side changes
+        nothing. In a row with fewer tokens, a virtual token comes after the last one.
       keep_virtual: leave the virtual positions in the outputs, so that the last of them predicts
         the first token, as in the Hugging Face library.
-      shift_positions: tokens are numbered with the virtual ones among them; False leaves them
-        theirs, for a prompt behind a module that has added positions already (`targets` of all
-        `embeddings`, with a drawn `init`), as in AdapterHub.
+      shift_positions: count the virtual tokens in the positions of the tokens. False keeps the
+        positions of the tokens. This is for a prompt after a module that has already added
+        positions (`targets` of all `embeddings`, with a random `init`), as in AdapterHub.
       dtype: of the trained array; the computation runs in the model's own.
 
     Returns:
       A transform whose adapter is `{module path: {'prompt': [n, features]}}`.
 
     Raises:
-      ValueError: a size below 1, an `init` or `places` that do not read; from `init` ids beyond the
-        vocabulary; in a call packed rows, or a second call of the embedding for the same tokens.
-      TargetError: from `init`, unless the target is one module, and a table of tokens where `init`
-        takes its rows or `shift_positions` is on; unless it embeds the sequence that grows.
+      ValueError: a size below 1, or an unreadable `init` or `places`; from `init`, ids beyond the
+        vocabulary; in a call, packed rows, or a second call of the embedding for the same tokens.
+      TargetError: from `init`, unless the target is one module that embeds the growing sequence. If
+        `init` takes its rows, or with `shift_positions`, the module must be a table of tokens.
 
     >>> import flax.linen as nn
     >>> ids = jnp.zeros((1, 2), int)

@@ -1,4 +1,4 @@
-"""Where virtual tokens stand among the tokens of a row."""
+"""The places of virtual tokens among the tokens of a row."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 Places = tuple[int, ...]
-"""For each virtual token, ascending, before which token of the sequence it stands."""
+"""For each virtual token, ascending, the index of the token before which it is placed."""
 
 
 def check_places(places: Any, count: int) -> Places:
@@ -31,15 +31,15 @@ def check_places(places: Any, count: int) -> Places:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Where virtual tokens stand in the longer row, for each row or one for all.
+    """The places of virtual tokens in the longer row, for each row or the same for all rows.
 
     Letters: `T` positions of a row as it was given, `L = T + n` of the longer one.
 
     Attributes:
       count: of virtual tokens.
       start: the first position of the longer row that is no padding.
-      virtual: which virtual token stands at each position of the longer row; -1 for none.
-      before: how many virtual tokens stand before each position of the longer row.
+      virtual: the index of the virtual token at each position of the longer row; -1 for none.
+      before: how many virtual tokens come before each position of the longer row.
     """
 
     count: int
@@ -90,7 +90,7 @@ def order_of(places: Places, longer: int, real: Bool[jax.Array, 'B L'] | None) -
 
     A place counts tokens and no padding, so that padding on either side changes nothing: virtual
     tokens of place 0 stand right before the first token, behind padding on the left. In a row with
-    fewer tokens than a place says it stands behind the last.
+    fewer tokens, a virtual token comes after the last one.
     """
     numbers = np.arange(len(places))
     if real is None:

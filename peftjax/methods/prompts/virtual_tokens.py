@@ -20,7 +20,7 @@ from peftjax.methods.prompts.virtual_order import Order, Places, order_of, with_
 
 
 def embedding_of(model: Model, targets: Targets | None, method: str) -> ModuleSite:
-    """The one embedding module that is meant, by the role `embedding` unless `targets` are given.
+    """The embedding module: that of `targets`, or by default that of the role `embedding`.
 
     Raises:
       TargetError: the targets match several modules; the model has no role `token_ids`, and none
@@ -69,7 +69,8 @@ def table_of(model: Model, site: ModuleSite) -> str:
 def rules_of(
     path: str, prompt: jax.Array, places: Places, keep: bool, shift: bool = True
 ) -> dict[str, Rule]:
-    """What puts `prompt: [n, features]` into the sequence that the embedding at `path` sees.
+    """The rules that put `prompt: [n, features]` into the sequence that the embedding at `path`
+    sees.
 
     Outputs lose the virtual positions again unless `keep`; tokens are numbered with the virtual
     ones among them if `shift`.
@@ -221,7 +222,7 @@ def _longer(
 ) -> dict[str, Any]:
     """The arguments that change, of the longer sequence."""
     roles, length = call.roles, ids.shape[1]
-    # A place holder that is embedded and replaced, and that attention sees.
+    # A placeholder, which is embedded and replaced, and which attention sees.
     changed = {roles.token_ids: order.spread(ids, 0)}
     # A virtual token predicts nothing that counts.
     for name, filled in ((roles.targets, -100), *((name, 0) for name in roles.along)):

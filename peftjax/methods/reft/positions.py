@@ -11,11 +11,11 @@ from jaxtyping import Float
 from peftjax.core.tokens import Tokens
 
 Edit = Callable[[Any, Float[jax.Array, '*T features']], Float[jax.Array, '*T features']]
-"""`edit(leaves, states)`: states `[..., features]` as they shall be."""
+"""`edit(leaves, states)`: the edited states `[..., features]`."""
 
 
 class Positions(NamedTuple):
-    """How many positions at either end; both None for all of them.
+    """How many positions are edited at each end; both None for all positions.
 
     Attributes:
       first, last: counts.
@@ -28,7 +28,7 @@ class Positions(NamedTuple):
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Names of the parts of an adapter that edit on their own."""
+        """Names of the parts of an adapter that edit separately."""
         if self.first is None or self.tied:
             return ('all',) if self.first is None else ('both',)
         ends = ('first', self.first), ('last', self.last)
@@ -39,7 +39,7 @@ def parse(text: str, tied: bool) -> Positions:
     """Reads `'all'`, `'f3'`, `'l2'` or `'f3+l2'`.
 
     Raises:
-      ValueError: it reads as none of these.
+      ValueError: the text has none of these forms.
     """
     if text == 'all':
         return Positions(None, None, tied)
@@ -57,7 +57,7 @@ def edit_at(
     h: Float[jax.Array, 'B T features'],
     tokens: Tokens,
 ) -> Float[jax.Array, 'B T features']:
-    """`h` with `edit` at the first and last tokens of each example, as far as it has so many."""
+    """`h` with `edit` applied to the first and last tokens of each example."""
     if tokens.segments is None:
         return _edit_rows(positions, edit, leaves, h, tokens)
     shape = h.shape[:2]
@@ -77,7 +77,7 @@ def _edit_rows(
     h: Float[jax.Array, 'B T features'],
     tokens: Tokens,
 ) -> Float[jax.Array, 'B T features']:
-    """The same where a row is one example: only the states at its ends are computed with."""
+    """The same if each row is one example: only the states at its ends are edited."""
     batch, length = h.shape[:2]
     real = jnp.ones((batch, length), bool)
     real = real if tokens.real is None else jnp.broadcast_to(tokens.real, real.shape)

@@ -40,15 +40,15 @@ def loreft(
 
     `h: [batch, length, features]` is the output of each targeted module, usually a whole block
     (`targets=r'layers'` on a scanned model), `W, P: [features, r]`, `b: [r]`. `P` is the `Q` of the
-    QR decomposition of a trained matrix, its signs such that an orthonormal matrix stands for
-    itself, so that any step keeps `P` orthonormal. `P` and `W` start independent: not the identity.
-    A unit trains `2 r features + r` numbers and costs `6 N r features + N (2 features + 2 r)`
-    FLOPs forward for `N` edited positions, and a QR of `[features, r]`.
+    QR decomposition of a trained matrix, with signs such that an orthonormal matrix is its own `Q`.
+    So every step keeps `P` orthonormal. `P` and `W` start independent, so the start is not the
+    identity. A unit trains `2 r features + r` numbers and costs `6 N r features + N (2 features + 2
+    r)` FLOPs in the forward pass for `N` edited positions, and a QR of `[features, r]`.
 
     Args:
       rank: `r`, at most `features`.
       targets: regular expressions, full match on module paths.
-      positions: `'all'`, or the first and last so many tokens of each example: `'f3'`, `'l2'`,
+      positions: `'all'`, or the number of first and last tokens of each example: `'f3'`, `'l2'`,
         `'f3+l2'`. Padding and the other examples of a packed row do not count.
       tied: one unit for the first and last positions instead of one for each.
       dtype: of the trained arrays; the QR is computed in float32, the rest in the model's own.
@@ -56,8 +56,8 @@ def loreft(
     Returns:
       A transform whose adapter is `{module path: {unit: {'weight': [*stack, features, r], 'bias':
       [*stack, r], 'projection': [*stack, features, r]}}}`; units are `'all'`, or `'first'` and
-      `'last'` as far as `positions` has them, or `'both'` if tied. It lives on activations: `merge`
-      raises.
+      `'last'` as far as `positions` has them, or `'both'` if tied. It acts on activations, so
+      `merge` raises.
 
     Raises:
       ValueError: an unreadable `positions`, a rank below 1, or from `init` above the width; in a
@@ -92,8 +92,8 @@ def noreft(
 ) -> PeftTransform:
     r"""NoReFT: LoReFT without orthonormality, `h' = h + (h W + b - h P) P^T` for any `P`.
 
-    `2 r features + r` numbers a unit and `6 N r features + N (2 features + 2 r)` FLOPs forward; the
-    start is not the identity.
+    `2 r features + r` numbers a unit and `6 N r features + N (2 features + 2 r)` FLOPs in the
+    forward pass; the start is not the identity.
 
     Args:
       rank, targets, positions, tied, dtype: see `loreft`.
@@ -126,8 +126,8 @@ def direft(
 ) -> PeftTransform:
     r"""DiReFT: `h' = h + (h W + b) P^T`, LoRA on hidden states.
 
-    `2 r features + r` numbers a unit and `4 N r features + N (2 features + r)` FLOPs forward; the
-    start is not the identity.
+    `2 r features + r` numbers a unit and `4 N r features + N (2 features + r)` FLOPs in the forward
+    pass; the start is not the identity.
 
     Args:
       rank, targets, positions, tied, dtype: see `loreft`.
@@ -150,12 +150,12 @@ def direft(
 
 
 class _Kind(NamedTuple):
-    """What tells the three apart.
+    """The differences between the three methods.
 
     Attributes:
       name: of the method, for messages.
       orthonormal: the columns of the projection are orthonormal.
-      subtracts: the edit replaces what the projection reads, where others add to it.
+      subtracts: True if the edit replaces the projected part; False if it adds to it.
     """
 
     name: str
@@ -220,7 +220,7 @@ def _reft(
 
 
 def _start(kind: _Kind, key: PRNGKeyArray, site: ModuleSite, rank: int, dtype: Any) -> Unit:
-    """What a unit at `site` starts from."""
+    """The initial arrays of a unit at `site`."""
     if rank > site.features:
         raise ValueError(
             f'rank {rank} is larger than the width of module {site.path!r} {site.shape} '

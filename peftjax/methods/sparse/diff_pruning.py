@@ -1,4 +1,4 @@
-"""Diff pruning: a dense change of which a learned gate leaves few entries."""
+"""Diff pruning: a dense change, and a learned gate that leaves few of its entries."""
 
 import math
 from collections.abc import Mapping
@@ -41,13 +41,13 @@ def diff_pruning(
     `adapter_key`, `n = log u - log(1 - u)` with `u` uniform makes `z` a sample of the hard concrete
     distribution, otherwise `n = 0`. Add `weight * expected_entries(adapter)` to the loss, so that
     gates close, and after training keep the largest entries by `keep_entries`. A use forms the
-    change: about `12 in out` FLOPs for it and `2 T in out + T out` for its use, forward, and dense
-    gradients; twice the matrix trains until the gates have closed. At the start `D = 0`, so that
-    `W' = W`. It merges.
+    change: this costs about `12 in out` FLOPs, and its use `2 T in out + T out`, in the forward
+    pass. Gradients are dense. Two numbers train for each entry of the matrix until the gates have
+    closed. At the start `D = 0`, so that `W' = W`. It can be merged.
 
     Args:
       targets: which weights, see `Sites.match_weights`.
-      alpha_init: what `a` starts from; gates begin open.
+      alpha_init: the initial value of `a`; gates start open.
       dtype: of the trained arrays; the computation runs in the model's own.
       materialize: see `weightwise`.
 
@@ -98,7 +98,7 @@ def diff_pruning(
 
 
 def expected_entries(adapter: Adapter) -> Float32[jax.Array, '']:
-    r"""How many entries of the change are not 0, in expectation over the gates.
+    r"""The expected number of entries of the change that are not 0.
 
     The sum of `sigmoid(a - log(-l / r))` over all matrices, the differentiable stand-in for the
     `L0` norm.
@@ -131,7 +131,7 @@ def keep_entries(
 ) -> tuple[dict[str, Int32[np.ndarray, ' _']], Entry]:
     """The `count` largest entries of the gated change, as a sparse mask and its adapter.
 
-    What is left out is pruned. `fish_mask(positions)` with the adapter computes the pruned model,
+    All other entries are pruned. `fish_mask(positions)` with the adapter computes the pruned model,
     merges, and trains on with the mask fixed, as the paper does at the end.
 
     Args:
@@ -161,7 +161,7 @@ def keep_entries(
 
 
 def _change(entry: Entry) -> Float32[np.ndarray, '*shape']:
-    """What is added to the leaf, with closed gates."""
+    """The change of the leaf, with closed gates."""
     assert entry.layout is not None
     change = _gates(entry['gate'], 0.0) * entry['diff'].astype(jnp.float32)
     return np.asarray(entry.layout.from_matrix(change))

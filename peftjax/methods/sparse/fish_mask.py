@@ -1,4 +1,4 @@
-"""FISH Mask: the entries of a model that matter most to the data train, wherever they are."""
+"""FISH Mask: trains the entries of a model that matter most to the data."""
 
 import math
 from collections.abc import Mapping
@@ -25,20 +25,20 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
     `peftjax.train.fisher` and `largest_entries`; any others will do as well. A leaf of `D`
     entries of which `k` train holds `k` numbers. Each step adds them into a copy of the leaf (`k`
     FLOPs), and their gradient is gathered from that of the leaf, which is dense (`2 T in out` for a
-    kernel). At the start `v = 0`, so that `w' = w`. It merges.
+    kernel). At the start `v = 0`, so that `w' = w`. It can be merged.
 
     Args:
-      positions: `{leaf path: int [k]}`, flat places in the leaf as it is, its layers included. They
-        are in `frozen.own`.
+      positions: `{leaf path: int [k]}`, flat indices into the whole leaf, including its layers.
+        They are in `frozen.own`.
       dtype: of the trained arrays.
 
     Returns:
       A transform whose adapter is `{leaf path: [k]}`.
 
     Raises:
-      ValueError: no leaf, or places of a leaf that are repeated, negative, or from `init` beyond
-        its size.
-      TargetError: from `init`, for a path that is no leaf of the model.
+      ValueError: no leaf, or indices that are repeated, negative, or (from `init`) beyond the size
+        of the leaf.
+      TargetError: from `init`, for a path that is not a leaf of the model.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.fish_mask({'hidden/kernel': [0, 9], 'out/bias': [2]})
@@ -98,7 +98,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
 def largest_entries(
     scores: Any, count: int, targets: paths.Targets = r'.*'
 ) -> dict[str, Int32[np.ndarray, ' _']]:
-    """Flat places of the `count` largest entries of all chosen leaves together.
+    """Flat indices of the `count` largest entries of all chosen leaves together.
 
     Args:
       scores: a tree of arrays, as `peftjax.train.fisher` gives it.

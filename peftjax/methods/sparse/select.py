@@ -15,15 +15,16 @@ def select(targets: paths.Targets, *, dtype: Any = jnp.float32) -> PeftTransform
     r"""Trains the chosen leaves of the model themselves; all others stay frozen.
 
     Each chosen leaf `w` moves into the adapter, and `frozen.params` has a `Hole` in its place. The
-    copy that trains is float32 whatever the model is, since small steps vanish in bfloat16; the
-    model computes with it in its own dtype. BitFit is `select(r'.*/bias')`, the tuning of layer
+    copy that trains is float32 for any dtype of the model, since small steps vanish in bfloat16;
+    the model computes with it in its own dtype. BitFit is `select(r'.*/bias')`, the tuning of layer
     norms `select(r'.*norm/(scale|bias)')`, a new head `select(r'classifier/.*')`. It adds no FLOPs
-    forward; the gradient of a chosen kernel is dense, `2 T in out` in a step. It merges.
+    in the forward pass; the gradient of a chosen kernel is dense, `2 T in out` in a step. It can be
+    merged.
 
     Args:
       targets: regular expressions, full match on leaf paths.
-      dtype: of what trains; `None` for the leaf's own. With mixed precision the optimiser's state
-        takes the same: 7B parameters in float16 are 14 GB of weights and 28 GB of moments.
+      dtype: of the trained copies; `None` for the dtype of each leaf. The state of the optimiser
+        has the same dtype: 7B parameters in float16 are 14 GB of weights and 28 GB of moments.
 
     Returns:
       A transform whose adapter is `{leaf path: leaf}`.
@@ -51,7 +52,7 @@ def select(targets: paths.Targets, *, dtype: Any = jnp.float32) -> PeftTransform
 
 
 def trained_copy(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """`leaf` in `dtype`, in a buffer of its own: training steps donate it, the base's never."""
+    """`leaf` in `dtype`, in its own buffer: training steps donate the copy, never the base."""
     if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
         dtype = leaf.dtype
     elif jnp.finfo(dtype).bits < jnp.finfo(leaf.dtype).bits and dtype == jnp.float32:
@@ -67,7 +68,7 @@ def full(*, dtype: Any = jnp.float32) -> PeftTransform:
       dtype: see `select`.
 
     Returns:
-      A transform whose adapter holds every leaf of the model, and `frozen.params` none.
+      A transform whose adapter holds every leaf of the model; `frozen.params` holds none.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> peftjax.summary(peftjax.full(), mlp).percent_of_base

@@ -37,11 +37,12 @@ def shira(
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
-    r"""Sparse high-rank adaptation: `W' = W + s S`, `S` zero but at `k = r (in + out)` places.
+    r"""Sparse high-rank adaptation: `W' = W + s S`, `S` zero except at `k = r (in + out)` places.
 
     For `W: [in, out]`. A use adds `s v_j x[:, row_j]` to output `column_j` for each place: `2 T k`
-    more FLOPs forward (`7 T k` in a step) and `T out` to join them, by a gather and a scatter of `T
-    k` numbers, and no dense change. At the start `v = 0`, so that `W' = W`. It merges.
+    more FLOPs in the forward pass (`7 T k` in a step) and `T out` to join them, by a gather and a
+    scatter of `T k` numbers, and no dense change. At the start `v = 0`, so that `W' = W`. It can be
+    merged.
 
     Args:
       rank: `r`, so that a matrix trains as many values as LoRA of this rank.

@@ -21,17 +21,18 @@ _NUMBER = re.compile(r'(?P<before>(?:.*?[/_])?)(?P<number>\d+)(?=/)')
 def top_layers(
     count: int, *, targets: paths.Targets = r'.*', dtype: Any = jnp.float32
 ) -> PeftTransform:
-    r"""Trains all leaves of the last `count` layers; what is below and outside stays frozen.
+    r"""Trains all leaves of the last `count` layers; all other leaves stay frozen.
 
-    A layer is told by the axis along which a `scan` slices the leaf, of which the last entries
-    train, or by the first number in a leaf's path (`layers_3/...`, `layers/3/...`). A new head is
-    none: chain `select(r'classifier/.*')`. It adds no FLOPs forward, and a backward pass that ends
-    below the trained layers. It merges.
+    A layer is found by the axis along which a `scan` slices the leaf (its last entries train), or
+    by the first number in the path of a leaf (`layers_3/...`, `layers/3/...`). A new head is not a
+    layer: chain `select(r'classifier/.*')`. It adds no FLOPs in the forward pass, and a backward
+      pass that ends
+    below the trained layers. It can be merged.
 
     Args:
       count: how many layers.
       targets: regular expressions, full match on leaf paths: which leaves of those layers.
-      dtype: of what trains, see `select`.
+      dtype: of the trained copies, see `select`.
 
     Returns:
       A transform whose adapter is `{leaf path: leaf}`, of a scanned leaf `[count, ...]`.
@@ -101,7 +102,7 @@ def top_layers(
 
 
 def _place(site: WeightSite) -> list[tuple[str, int]]:
-    """The stack of layers that a leaf belongs to, and how deep it lies; empty for no layer."""
+    """The stack of layers of a leaf, and its index in the stack; empty if it is in no layer."""
     if site.scanned:
         return [(site.path, site.shape[site.scanned[0]])]
     found = _NUMBER.match(site.path)

@@ -1,4 +1,4 @@
-"""Trainable tokens: a few rows of an embedding train, and no other."""
+"""Trainable tokens: only a few rows of an embedding train."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,15 +23,16 @@ def trainable_tokens(
     r"""Trains the rows `ids` of an embedding `E: [vocabulary, features]`; all others stay frozen.
 
     The adapter holds the rows themselves: `E'[ids] = rows`. A head tied to the embedding reads them
-    as well. Of a head of its own, a kernel `W: [features, vocabulary]`, they are columns:
-    `W'[:, ids] = rowsᵀ`; target both for new tokens of such a model. At the start they are those of
-    `E`, so that `E' = E`. It costs no products; each step copies `E` once to put the rows in, and
-    its gradient is gathered from that of `E'`, which is dense. It merges.
+    as well. In a separate head, a kernel `W: [features, vocabulary]`, they are columns:
+    `W'[:, ids] = rowsᵀ`; target both for new tokens of such a model. At the start they are the rows
+    of `E`, so that `E' = E`. It costs no products; each step copies `E` once to put the rows in,
+    and its gradient is gathered from that of `E'`, which is dense. It can be merged.
 
     Args:
-      ids: the tokens, each once; new ones of an embedding that was enlarged, or special ones.
+      ids: the tokens, each once; for example new tokens of an enlarged embedding, or special
+        tokens.
       targets: regular expressions, full match on leaf paths of embeddings and untied heads.
-      dtype: of what trains, see `select`.
+      dtype: of the trained rows, see `select`.
 
     Returns:
       A transform whose adapter is `{leaf path: [len(ids), features]}`.

@@ -39,9 +39,9 @@ def c3a(
     `C[k, j] = w[(k - j) mod b]`. A use takes the Fourier transform of the blocks of `x`,
     multiplies, and transforms back, in float32 and with no matrix of the size of `W`; the
     transforms are products with matrices `[b, F]`, `F = b / 2 + 1`: `T (2 F in + 2 F in out / b^2 +
-    4 F out + 3 in + 5 out)` FLOPs forward, a complex product and sum counted as two; in a step
-    twice that and, of the second term, three times. At the start `w = 0`, so that `W' = W`. It
-    merges.
+    4 F out + 3 in + 5 out)` FLOPs in the forward pass, where a complex product or sum counts as
+    two. A training step costs twice as much, and three times for the second term. At the start `w =
+    0`, so that `W' = W`. It can be merged.
 
     Args:
       block_size: `b`, which must divide `in` and `out`.
@@ -52,7 +52,7 @@ def c3a(
 
     Returns:
       A transform whose adapter is `{leaf path: {'kernel': [*stack, out / b, in / b, b]}}`:
-      `in out / b` parameters a matrix.
+      `in out / b` parameters for each matrix.
 
     Raises:
       ValueError: a block size below 1, an unknown `init`, or, from `init`, a block size that does
@@ -67,8 +67,9 @@ def c3a(
     References:
       Chen et al., Parameter-Efficient Fine-Tuning via Circular Convolution, 2024
       (arXiv:2407.19342), sections 3.2 and 3.3. The division by `in` is the authors' code's.
-      The torch library's backward pass hands on another gradient by `x` than its forward pass has
-      (finite differences tell); ours is the derivative, so that layers below train otherwise.
+      The backward pass of the torch library passes on a gradient by `x` that differs from the
+      derivative of its forward pass (as finite differences show). Here it is the derivative, so
+      layers below train differently.
     """
     check_positive(block_size=block_size)
     if init not in ('zeros', 'xavier'):

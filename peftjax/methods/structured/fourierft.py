@@ -43,19 +43,18 @@ def fourierft(
     dtype: Any = jnp.float32,
     materialize: bool = False,
 ) -> PeftTransform:
-    r"""Fourier fine-tuning: `W' = W + s Re(IDFT2(F))`, `F` zero but at `n` places.
+    r"""Fourier fine-tuning: `W' = W + s Re(IDFT2(F))`, `F` zero except at `n` places.
 
     For `W: [in, out]` and trained coefficients `c: [n]` at fixed random entries of `F: [in, out]`.
-    The mathematics needs the change as a matrix: about `5 in out log2(in out)` FLOPs for it, in
-    float32, and `2 T in out + T out` for its use, forward; in a step the first twice, the rest
-    three times; its gradient is dense as well. At the start `c ~ N(0, 1)`, so that `W' != W`, as in
-    the paper. It merges.
+    The change must be formed as a matrix: this costs about `5 in out log2(in out)` FLOPs in
+    float32, and its use `2 T in out + T out`, in the forward pass. A training step costs the first
+    twice and the second three times. The gradient is dense too. At the start `c ~ N(0, 1)`, so that
+    `W' != W`, as in the paper. It can be merged.
 
     Args:
       n_frequency: `n`.
       scaling: `s`.
-      seed: of the places, which are in `frozen.own`. Every matrix has
-        places of its own, by its path.
+      seed: of the places, which are in `frozen.own`. Every matrix has its own places, by its path.
       draws: `'numpy'`, or `'torch'` for the places that Hugging Face's peft draws from the seed,
         the same for all matrices of one shape.
       positions: `{leaf path: [*stack, n]}` places to use instead, `row * out + column`.
@@ -65,7 +64,7 @@ def fourierft(
       materialize: see `weightwise`.
 
     Returns:
-      A transform whose adapter is `{leaf path: {'spectrum': [*stack, n]}}`: `n` parameters a
+      A transform whose adapter is `{leaf path: {'spectrum': [*stack, n]}}`: `n` parameters for each
       matrix.
 
     Raises:

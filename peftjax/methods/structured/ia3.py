@@ -32,13 +32,13 @@ def ia3(
 ) -> PeftTransform:
     r"""(IA)³: `y' = l * (x W + b)` at `targets`, `y = (l * x) W + b` at `feedforward`.
 
-    For `W: [in, out]`, `l: [out]` scales what a matrix of `targets` returns, its bias included, and
-    `l: [in]` what a matrix of `feedforward` is given. The paper has keys and values in `targets`
-    and the second matrix of the feed-forward block in `feedforward`: on BERT
+    For `W: [in, out]`, `l: [out]` scales the output of a matrix of `targets`, including its bias,
+    and `l: [in]` scales the input of a matrix of `feedforward`. The paper has keys and values in
+    `targets` and the second matrix of the feed-forward block in `feedforward`: on BERT
     `targets=r'layers/attention/(key|value)'`, `feedforward=r'layers/ffn/output'`, on Llama
-    `r'layers/self_attn/[kv]_proj'` and `r'layers/mlp/down_proj'`. `l = 1` at the start, the
-    identity. It trains `out` or `in` numbers a matrix, costs `T out` or `T in` FLOPs forward (six
-    times as much in a step), and merges into matrix and bias.
+    `r'layers/self_attn/[kv]_proj'` and `r'layers/mlp/down_proj'`. At the start `l = 1`, the
+    identity. It trains `out` or `in` numbers for each matrix, costs `T out` or `T in` FLOPs in the
+    forward pass (six times as much in a step), and merges into matrix and bias.
 
     Args:
       targets: weights whose output is scaled, see `Sites.match_weights`.

@@ -43,15 +43,15 @@ def lokr(
 
     For `W: [in, out]`, `in = m n` and `out = l k`, with `C: [m, l]`, `D: [n, k]` of rank `r` and `s
     = alpha / r`: entry `(i n + p, j k + q)` of the change is `s C[i, j] D[p, q]`. A use multiplies
-    the blocks of `x` by `D` and then by `C`, never by a matrix of the size of `W`: with `T` tokens
-    `2 T m n k + 2 T m l k + 2 T out` more FLOPs forward and `2 n r k` for `D`. At the start `D_b =
-    0` (`D = 0` where it is not factored), so that `W' = W`. It merges.
+    the blocks of `x` by `D` and then by `C`, and forms no matrix of the size of `W`: with `T`
+    tokens `2 T m n k + 2 T m l k + 2 T out` more FLOPs in the forward pass and `2 n r k` for `D`.
+    At the start `D_b = 0` (`D = 0` where it is not factored), so that `W' = W`. It can be merged.
 
     Args:
       rank: `r`. A factor whose larger side is at most `2 r` is kept whole.
       alpha: numerator of the scale; `rank` (a scale of 1) by default.
-      factor: `m` and `l`, where it divides `in` and `out`; -1 for the divisors nearest to the
-        square roots.
+      factor: `m` and `l`, if it divides `in` and `out`; -1 for the divisors nearest to the square
+        roots.
       decompose_both: also keep `C = C_a C_b` of rank `r`.
       targets: which weights, see `Sites.match_weights`.
       dtype: of the trained arrays; the computation runs in the model's own.
@@ -114,7 +114,7 @@ def lokr(
         return {**leaves, 'c': _whole(leaves, 'c'), 'd': _whole(leaves, 'd')}
 
     def apply(leaves: Leaves, use: Use) -> Float[jax.Array, 'T out']:
-        # The scale goes into the lesser factor: at the output it would cost T out more.
+        # The smaller factor takes the scale: at the output it would cost T out more.
         c = _whole(leaves, 'c').astype(use.dtype)
         d = jnp.multiply(*widened((leaves['scale'], _whole(leaves, 'd')))).astype(use.dtype)
         blocks = use.x.reshape(len(use.x), len(c), len(d))

@@ -1,8 +1,8 @@
-"""Fastfood: a random projection of a short vector to a long one, without a matrix of it.
+"""Fastfood: a random projection of a short vector to a long one, without storing a matrix.
 
-`P v` is made in blocks of `p` numbers, `p` the least power of two that holds `v`:
-`H diag(g) Pi H diag(b) v`, with Hadamard's matrix `H`, random signs `b`, a random permutation `Pi`
-and normal `g`. All are hashes of a seed, so that nothing is stored.
+`P v` is computed in blocks of `p` numbers, where `p` is the smallest power of two that is at least
+the length of `v`: `H diag(g) Pi H diag(b) v`, with Hadamard's matrix `H`, random signs `b`, a
+random permutation `Pi` and normal `g`. All are hashes of a seed, so that nothing is stored.
 """
 
 import functools
@@ -22,8 +22,8 @@ def project(
 ) -> list[Float32[jax.Array, ' _']]:
     """`P_i vector: [size_i]` in float32 for each of several projections, in one computation.
 
-    Each row of `P_i` has length 1, up to what padding takes. The sizes' sum is held a few times
-    over and `O(sum log p)` FLOPs are spent, where the matrices would hold and cost `sum d`.
+    Each row of `P_i` has length 1, except for the effect of padding. The memory is a few times the
+    sum of the sizes, and the cost is `O(sum log p)` FLOPs. Matrices would take `sum d` of both.
 
     Args:
       vector: `[d]`.

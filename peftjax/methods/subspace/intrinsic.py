@@ -30,10 +30,10 @@ class Subspace:
 
     Attributes:
       theta: `[d]`, or `[d - layers]` if there are scales.
-      scales: by leaf path, of the leaf's rank, the axes of layers whole and the others 1; empty
-        unless structure-aware.
-      leaves: `(path, shape)` of what moves (static).
-      projection: which kind (static).
+      scales: by leaf path. Each has the rank of the leaf, with the full axes of layers and 1 for
+        all others; empty unless structure-aware.
+      leaves: `(path, shape)` of the leaves that move (static).
+      projection: the kind of projection (static).
     """
 
     theta: jax.Array
@@ -43,7 +43,7 @@ class Subspace:
 
     @property
     def label(self) -> str:
-        """What the adapter is of, in files: its leaves are in no array."""
+        """The name in files, with a hash of the leaves, which no array contains."""
         return f'intrinsic {self.projection} {zlib.crc32(repr(self.leaves).encode()):08x}'
 
     def __repr__(self) -> str:
@@ -69,21 +69,22 @@ def intrinsic(
     One vector `theta: [d]` moves all chosen leaves, biases and norms too. `P_i` is by default a
     Fastfood projection, a product of Hadamard matrices, signs, a permutation and normal diagonals
     made from hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the
-    least power of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs
-    forward, `c_i` at most 32 the factors of `p` and the rest for the hashes, and holds a few copies
-    of `D` numbers; a dense projection would hold `d D` and cost `2 d D`; backward it is about as
-    much, and `2 T in out` for the gradient of each kernel. The change of each leaf is formed, since
-    all of them share `theta`; so is the dense gradient of each leaf. At the start `theta = 0` (and
-    `s_i = 1`), so that `w' = w`. It merges.
+    least power of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs in the
+    forward pass, `c_i` at most 32 the factors of `p` and the rest for the hashes, and holds a few
+    copies of `D` numbers; a dense projection would hold `d D` and cost `2 d D`; backward it is
+    about as much, and `2 T in out` for the gradient of each kernel. The change of each leaf is
+    formed, since all leaves share `theta`, and so is the dense gradient of each leaf. At the start
+    `theta = 0` (and `s_i = 1`), so that `w' = w`. It can be merged.
 
     Args:
-      dimension: `d`, how many numbers train, the scales included.
-      targets: regular expressions, full match on leaf paths: what moves.
-      structure_aware: SAID, a trained scale for each leaf and layer; else DID, without.
+      dimension: `d`, how many numbers train, including the scales.
+      targets: regular expressions, full match on the paths of the leaves that move.
+      structure_aware: True for SAID, with a trained scale for each leaf and layer; False for DID,
+        without scales.
       projection: 'fastfood'; 'dense', normal rows that `frozen.own` holds whole, `d D` numbers; or
         'sparse', signs at a share `1 / sqrt(D)` of the places, made from hashes, which costs about
-        `2 d sqrt(D)` FLOPs forward.
-      seed: of the projections. `frozen.own` holds what it gives.
+        `2 d sqrt(D)` FLOPs in the forward pass.
+      seed: of the projections, which are in `frozen.own`.
       dtype: of the trained arrays; the projection runs in float32.
 
     Returns:

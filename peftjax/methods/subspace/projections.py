@@ -1,4 +1,4 @@
-"""Random projections of a short vector to long ones: what `intrinsic` moves weights by."""
+"""Random projections of a short vector to long ones, with which `intrinsic` moves weights."""
 
 import math
 from collections.abc import Mapping, Sequence
