@@ -1,8 +1,9 @@
-# Four commands, each complete on a machine with Python 3.11 or newer and make:
-#   make train   fine-tune MiniLM with LoRA on film reviews, evaluate on films it has never seen
-#   make sweep   12 such runs in one program, of four ranks and three seeds, and a page about them
-#   make test    lint, type-check and test
-#   make docs    build this project's site into build/docs
+# Five commands, each complete on a machine with Python 3.11 or newer and make:
+#   make train       fine-tune MiniLM with LoRA on film reviews, evaluate on films it has never seen
+#   make sweep       12 such runs in one program, of four ranks and three seeds, and a page about them
+#   make notebooks   open the notebooks in JupyterLab
+#   make docs        build this project's site into build/docs
+#   make test        lint, type-check and test
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ RECIPE := setup.cfg pyproject.toml constraints.txt experiments/assets.txt
 # pip brings uv, and uv the rest, in a tenth of pip's time.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: train sweep test docs lint types unit clean
+.PHONY: train sweep notebooks test docs lint types unit clean
 
 train: $(VENV)/.ready-to-train
 	$(BIN)/peftjax train --config $(CONFIG) --workdir $(WORKDIR)
@@ -26,6 +27,9 @@ sweep: $(VENV)/.ready-to-train
 	$(BIN)/peftjax sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
 	    --data.limit 512 --data.batch_size 16 --duration '1 epoch' \
 	    --log_every '2 steps' --eval_every '8 steps'
+
+notebooks: $(VENV)/.ready-to-open
+	$(BIN)/jupyter lab notebooks
 
 test: lint types unit
 
@@ -56,6 +60,10 @@ $(VENV)/.ready-to-train: $(RECIPE)
 
 $(VENV)/.ready-to-test: $(VENV)/.ready-to-train
 	$(UV) --constraint $(CONSTRAINTS) --editable '.[train,datasets,search]' --group test
+	touch $@
+
+$(VENV)/.ready-to-open: $(VENV)/.ready-to-train
+	$(UV) --constraint $(CONSTRAINTS) --editable '.[train]' --group lab
 	touch $@
 
 $(VENV)/.ready-to-docs: $(VENV)/.ready-to-train
