@@ -25,9 +25,8 @@ def top_layers(
 
     A layer is found by the axis along which a `scan` slices the leaf (its last entries train), or
     by the first number in the path of a leaf (`layers_3/...`, `layers/3/...`). A new head is not a
-    layer: chain `select(r'classifier/.*')`. It adds no FLOPs in the forward pass, and a backward
-      pass that ends
-    below the trained layers. It can be merged.
+    layer: chain `select(r'classifier/.*')`. It adds no FLOPs in the forward pass, and
+    the backward pass ends below the trained layers. It can be merged.
 
     Args:
       count: how many layers.
