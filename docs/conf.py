@@ -29,6 +29,8 @@ myst_heading_anchors = 3
 highlight_language = 'none'
 
 nb_execution_mode = 'cache'
+# What a notebook writes is not left among the sources.
+nb_execution_in_temp = True
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
