@@ -1,4 +1,4 @@
-"""Many adapters on one base: banks of adapters, batches whose rows have one each, and a queue."""
+"""Many adapters on one base: banks, batches with an adapter for each row, and a queue."""
 
 from peftjax.core.trained import Trained
 from peftjax.serving.bank import Bank, bank, put

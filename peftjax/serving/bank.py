@@ -25,7 +25,7 @@ from peftjax.serving.widths import (
     widest,
 )
 
-# Numbers of a method that are larger than this are held once where all adapters share them.
+# Arrays of a method that are larger than this are stored once if all adapters share them.
 _SMALL = 1024
 
 
@@ -38,17 +38,17 @@ _SMALL = 1024
 class Bank:
     """Adapters of one base in the slots of one tree; slot 0 is the base without an adapter.
 
-    A pytree. `put` changes a slot and compiles nothing. Its size is that of the adapters, padded
-    to the largest rank, and of what they prepare from the weights.
+    A pytree. `put` changes a slot and compiles nothing. It holds the adapters, padded to the
+    largest rank, and the arrays that they prepare from the weights.
 
     Attributes:
       adapters: the adapter of `transform`, with axes of slots in front.
       own: the methods' numbers that do not train, with slots in front unless shared.
-      lengths: int32 [slots], virtual tokens of each.
+      lengths: int32 [slots], the number of virtual tokens of each slot.
       filled: bool [slots]; slot 0 is not filled.
-      prepared: what depends on weights alone (DoRA's norms, composed factors, the matrices of
-        methods that form them); None to compute it in each call, so that gradients by `adapters`
-        are whole and adapters may have dropout.
+      prepared: arrays that depend only on weights (DoRA's norms, composed factors, the matrices of
+        methods that form them). None to compute them in each call, so that gradients by `adapters`
+        are complete and adapters may have dropout.
       transform: the method with the largest ranks of all.
       shared: for each leaf of `own` whether all adapters share it.
     """
@@ -63,11 +63,11 @@ class Bank:
 
     @property
     def slots(self) -> int:
-        """How many slots there are, the base's among them."""
+        """The number of slots, including the slot of the base."""
         return len(self.filled)
 
     def refusal(self, slot: int) -> str:
-        """Why no row may name that slot, or ''."""
+        """The reason why rows may not use that slot, or ''."""
         filled = np.asarray(self.filled)
         if slot == 0 or (0 < slot < self.slots and filled[slot]):
             return ''
@@ -80,7 +80,7 @@ class Bank:
         """A copy with some fields changed, for example `adapters` to differentiate by them.
 
         Raises:
-          ValueError: other adapters in a bank that keeps what it prepared from those that it had.
+          ValueError: other adapters in a bank that has prepared arrays for its own adapters.
         """
         stale = self.prepared is not None and 'prepared' not in changes
         if stale and changes.keys() & {'adapters', 'own'}:
@@ -98,7 +98,7 @@ class Bank:
         return Member(0, own, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType] (axes for arrays)
 
     def members(self, model: Model, params: Any) -> Member:
-        """All adapters, with what they prepare from the weights."""
+        """All adapters, with the arrays that they prepare from the weights."""
         made = self.prepared
         if made is None:
             one = functools.partial(prepare, model, self.transform, many_calls=False)
@@ -121,23 +121,23 @@ def bank(
     dtype: Any = None,
     prepared: bool = True,
 ) -> tuple[Bank, Frozen]:
-    """Puts adapters of one base side by side, for batches whose rows have an adapter each.
+    """Puts adapters of one base side by side, for batches with an adapter for each row.
 
-    Adapters of lesser ranks and of shorter prompts are padded; the numbers computed are the same.
+    Adapters of smaller ranks and shorter prompts are padded; they compute the same numbers.
 
     Args:
       model: the base, with real parameters.
-      members: of slots 1, 2, ...: `(transform, adapter, frozen)` each, or what `load_adapter` and
-        `restore` return. Their transforms differ in numbers and ranks alone.
-      transform: with ranks that hold those of all members and of adapters to come; the widest of
-        the members' own by default.
-      slots: that of the base among them; one for each member by default.
-      dtype: of the adapters' arrays; each its own by default.
-      prepared: whether the bank holds what its adapters make of the weights. Write False for a bank
-        that trains.
+      members: for slots 1, 2, ...: each a `(transform, adapter, frozen)`, or the result of
+        `load_adapter` or `restore`. Their transforms may differ only in numbers and ranks.
+      transform: with ranks at least as large as those of all members and of later adapters; by
+        default the widest transform of the members.
+      slots: the number of slots, including that of the base; by default one for each member.
+      dtype: of the adapters' arrays; by default each array keeps its own.
+      prepared: True if the bank stores the arrays that its adapters compute from the weights. Write
+        False for a bank that trains.
 
     Returns:
-      The bank, and what is frozen: the base's parameters without the leaves that the adapters hold.
+      The bank and `frozen`: the base's parameters without the leaves that the adapters hold.
 
     Raises:
       ValueError: no member and no transform; transforms that differ in more than numbers and ranks;
@@ -191,11 +191,11 @@ def put(model: Model, bank: Bank, frozen: Frozen, slot: int, member: Trained) ->
     Args:
       model: the base.
       bank, frozen: as `bank` gave them.
-      slot: 1 or more; what was there goes.
-      member: `(transform, adapter, frozen)`, of ranks that the bank holds.
+      slot: 1 or more; an adapter that was there is dropped.
+      member: `(transform, adapter, frozen)`, with ranks that fit into the bank.
 
     Raises:
-      ValueError: a slot that is not there; an adapter of another method, or too large.
+      ValueError: a slot that does not exist; an adapter of another method, or too large.
       TypeError: `member` is something else.
 
     >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)

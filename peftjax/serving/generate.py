@@ -24,8 +24,8 @@ from peftjax.serving.rows import Axes, Member, Method, mapped
 def generator(model: Model) -> Callable[..., jax.Array]:
     """`generate(bank, slots, frozen, input_ids, ...)`: text, with an adapter for each row.
 
-    As `peftjax.generator`, whose other arguments it takes: one compiled loop for all rows, whatever
-    their adapters. The adapters of the rows are taken from the bank once, before the loop.
+    Like `peftjax.generator`, with the same further arguments: one compiled loop for all rows and
+    adapters. The adapters of the rows are taken from the bank once, before the loop.
 
     Args:
         model: a decoder, or an encoder and decoder, see `peftjax.generator`.
@@ -33,11 +33,11 @@ def generator(model: Model) -> Callable[..., jax.Array]:
     Returns:
         `generate(bank, slots, frozen, input_ids, attention_mask=None, *, max_new_tokens, ...) ->
         int32 [B, max_new_tokens]`. `slots`: int [B], see `peftjax.serving.adapt`. Compiled once for
-        each shape and setting; other adapters and other slots are data. Under `jax.jit` a slot that
-        is empty or not there gives -1 in its row.
+        each shape and setting; other adapters and other slots are data. Under `jax.jit`, a slot
+        that is empty or does not exist gives -1 in its row.
 
     Raises:
-        ValueError: from the call, slots that are empty or not there; see `peftjax.generator`.
+        ValueError: from the call, slots that are empty or do not exist; see `peftjax.generator`.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -89,7 +89,7 @@ def generator(model: Model) -> Callable[..., jax.Array]:
 
 
 def rules_of(bank: Bank) -> dict[str, Rule]:
-    """The rules of any of the bank's adapters, of shapes alone."""
+    """The rules of any adapter of the bank, computed on shapes only."""
 
     def one(leaf: Any, shared: bool = False) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape if shared else leaf.shape[1:], leaf.dtype)
@@ -104,15 +104,15 @@ def rules_of(bank: Bank) -> dict[str, Rule]:
 
 
 class RowCalls:
-    """Calls of the model by keywords, each row with its adapter.
+    """Calls the model with keyword arguments, each row with its adapter.
 
     Args:
-        method: what the rows share.
+        method: the part of the method that all rows share.
         members: the adapters of the rows.
         params: of the base.
         cache_axes: of rows in a cache that an earlier program made; else a first call finds them.
-        apart: whether each row has a cache with a length of its own, so that rows can be exchanged;
-            what a cache holds once for all rows then has the rows in front.
+        apart: True if the cache of each row has its own length, so that rows can be exchanged.
+          Arrays that a cache has once for all rows then have the rows in front.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class RowCalls:
     def _with_cache(
         self, keywords: dict[str, Any], own_cache: frozenset[int] | None
     ) -> tuple[list[int | None], frozenset[int] | None]:
-        """The axes of rows in the arrays of a call with a cache, and which the model's has not."""
+        """The axes of rows in the arrays of a call with a cache, and which of them are added."""
         marked = {
             name: self.cache_axes if name == self._cache else jax.tree.map(lambda _: 0, each)
             for name, each in keywords.items()

@@ -1,4 +1,4 @@
-"""The base model on a batch whose rows have an adapter each."""
+"""The base model on a batch with an adapter for each row."""
 
 import functools
 import math
@@ -23,26 +23,26 @@ from peftjax.serving.rows import Axes, Member, Method, mapped, row_axes
 def adapt(model: Model) -> Callable[..., Any]:
     """`predict(bank, slots, frozen, *args, adapter_key=None, **kwargs)`: a mixed batch.
 
-    Row `i` of the outputs is what `peftjax.adapt` computes for row `i` alone with the adapter in
-    slot `slots[i]`. The products with the base's weights stay whole. A program is compiled once
+    Row `i` of the outputs equals the result of `peftjax.adapt` for row `i` alone with the adapter
+    in slot `slots[i]`. The products with the base's weights stay whole. A program is compiled once
     for each shape of the batch; which adapters are in the bank, and in which rows, is data.
     Differentiable by the bank's adapters: see `Bank.replace`.
 
     Args:
-      model: the base; its parameters are looked at as shapes.
+      model: the base; only the shapes of its parameters are used.
 
     Returns:
       A pure function. `slots`: int [rows], for each row a slot of the bank, 0 for the base. Each
-      array among the arguments has rows as its first axis; scalars are shared. Under
-      `jax.jit` a slot that is empty or not there gives NaN in its row. For packed rows, `slots`
-      of int [rows, blocks]: the tokens of each row are cut into so many blocks of one length, and
-      each block has an adapter; pack so that a text begins where a block does. Methods that act on
-      weights are computed so.
+      array among the arguments has rows as its first axis; scalars are shared. Under `jax.jit`, a
+      slot that is empty or does not exist gives NaN in its row. For packed rows, `slots` may be int
+      [rows, blocks]: the tokens of each row are cut into blocks of equal length, and each block has
+      an adapter. Pack each text so that it begins at the start of a block. This works for methods
+      that act on weights.
 
     Raises:
-      ValueError: at a call, slots that are empty or not there; an array whose first axis is not
-        that of the rows; outputs that mix rows, such as a mean over the batch; slots for blocks
-        of a method, or of a model, whose adapters act on more than single tokens.
+      ValueError: at a call, slots that are empty or do not exist; an array whose first axis is not
+        the rows; outputs that mix rows, such as a mean over the batch; slots for blocks of a
+        method, or of a model, whose adapters act on more than single tokens.
 
     >>> mlp, key = peftjax.testing.tiny_mlp(), jax.random.key(0)
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -104,10 +104,10 @@ def adapt(model: Model) -> Callable[..., Any]:
 
 
 def _blocks(model: Model, call: calls.Call, count: int) -> Blocks:
-    """Into what the rows of a call are cut.
+    """The blocks into which the rows of a call are cut.
 
     Raises:
-      ValueError: it is not known which argument holds tokens; blocks of unequal lengths.
+      ValueError: no argument has the role of tokens; blocks of unequal lengths.
     """
     args, keywords = call.arguments()
     roles = model.roles or Roles()
@@ -127,7 +127,7 @@ def _blocks(model: Model, call: calls.Call, count: int) -> Blocks:
 
 
 def shapes_alone(model: Model) -> Model:
-    """The model with shapes in the place of its parameters, so that it keeps none alive."""
+    """The model with shapes instead of parameters, so that it keeps no arrays alive."""
     return model.replace(params=like_dense(model.params))
 
 
@@ -135,8 +135,8 @@ def checked(bank: Bank, slots: Any, frozen: Frozen, *, blocks: bool = False) -> 
     """`slots` as int32 [rows]; as [rows, blocks] where there may be `blocks`.
 
     Raises:
-      TypeError: something else in the place of an argument.
-      ValueError: no vector of whole numbers; slots that are empty or not there.
+      TypeError: an argument of another type.
+      ValueError: not a vector of whole numbers; slots that are empty or do not exist.
     """
     if not isinstance(bank, Bank) or not isinstance(frozen, Frozen):
         raise TypeError(
@@ -156,7 +156,7 @@ def checked(bank: Bank, slots: Any, frozen: Frozen, *, blocks: bool = False) -> 
 
 
 def members_of(model: Model, bank: Bank, slots: jax.Array, params: Any) -> tuple[Method, Member]:
-    """What the rows share, and the adapter of each with what it prepared from the weights."""
+    """The part that all rows share, and the adapter of each row with its prepared arrays."""
     every, slot_axes = bank.members(model, params), bank.axes()
     flat, structure = jax.tree_util.tree_flatten_with_path(every)
     shared = _spread(slot_axes, every)
@@ -174,7 +174,7 @@ def members_of(model: Model, bank: Bank, slots: jax.Array, params: Any) -> tuple
 
 
 def _spread(axes: Member, tree: Member) -> list[int | None]:
-    """The axis of each leaf of `tree`, from axes that stand for whole branches."""
+    """The axis of each leaf of `tree`, from axes that are given for whole branches."""
     found: list[int | None] = []
     jax.tree.map(
         lambda axis, branch: found.extend([axis] * len(jax.tree.leaves(branch))),
@@ -186,10 +186,9 @@ def _spread(axes: Member, tree: Member) -> list[int | None]:
 
 
 def stack_depth(model: Model, path: Any, leaf: jax.Array) -> int:
-    """How many axes of layers an array of a bank has behind its slots.
+    """The number of layer axes that an array of a bank has after its slots.
 
-    Rows go behind them: a scan over layers then takes the arrays as they are, and does not
-    transpose all of them first.
+    Rows come after them, so that a scan over layers takes the arrays without a transpose.
     """
     for entry in path:
         site: Any = getattr(entry, 'key', None)
@@ -205,13 +204,13 @@ def stack_depth(model: Model, path: Any, leaf: jax.Array) -> int:
 
 
 def holds(bank: Bank, slots: jax.Array) -> jax.Array:
-    """bool [rows]: whether the slot of a row is the base's, or one that holds an adapter."""
+    """bool [rows]: True if the slot of a row is that of the base or holds an adapter."""
     inside = (slots > 0) & (slots < bank.slots)
     return (slots == 0) | (inside & jnp.take(bank.filled, slots, mode='clip'))
 
 
 def _or_nan(leaf: jax.Array, there: jax.Array, axis: int) -> jax.Array:
-    """An output, NaN in rows without an adapter: they are not the base's, nor another's."""
+    """An output with NaN in rows without an adapter, which are neither the base's nor another's."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
     shape = [1] * leaf.ndim
@@ -220,7 +219,7 @@ def _or_nan(leaf: jax.Array, there: jax.Array, axis: int) -> jax.Array:
 
 
 def _rows(leaf: jax.Array, slots: jax.Array, depth: int) -> jax.Array:
-    """Those slots of an array of a bank, rows behind `depth` axes."""
+    """The given slots of an array of a bank, with rows after `depth` axes."""
     stack = leaf.shape[1 : 1 + depth]
     count = math.prod(stack)
     flat = leaf.reshape(len(leaf) * count, *leaf.shape[1 + depth :])

@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
     @property
     def places(self) -> int:
-        """Tokens of the padded prompt and of the answer: what `max_length` must hold of them."""
+        """The tokens of the padded prompt and of the answer, which must fit into `max_length`."""
         return _padded(len(self.prompt)) + self.max_new_tokens
 
 
@@ -56,7 +56,8 @@ class _Rows:
         last: int32 [rows], the token written last.
         done: bool [rows]; a row without a request is done too.
         written: int32 [rows, most].
-        cache: a tree, rows on the axes that the model has them on, and in front where it has none.
+        cache: a tree, with rows on the axes of the model, or in front if the model has no such
+          axis.
     """
 
     slots: jax.Array
@@ -70,12 +71,12 @@ class _Rows:
 
 
 class Served(NamedTuple):
-    """What the requests of one call share.
+    """The values that the requests of one call share.
 
     Attributes:
         bank, frozen: as `peftjax.serving.bank` gives them.
         key: for draws.
-        virtual: places that the bank's adapters take in front of a prompt.
+        virtual: the number of places that the bank's adapters take in front of a prompt.
     """
 
     bank: Bank
@@ -85,7 +86,7 @@ class Served(NamedTuple):
 
     @property
     def arrays(self) -> tuple[Bank, Frozen, PRNGKeyArray]:
-        """What programs take of it."""
+        """The part of it that programs take."""
         return self.bank, self.frozen, self.key
 
 
@@ -110,7 +111,7 @@ class Programs:
         self._write = jax.jit(self._traced_write)
 
     def refusal(self, served: Served, request: Request) -> str:
-        """Why a request cannot be answered, or ''."""
+        """The reason why a request cannot be answered, or ''."""
         count, given = request.max_new_tokens, len(request.prompt)
         if not given or count < 1:
             return f'{given} prompt tokens and max_new_tokens={count}; each is 1 at least'
@@ -122,7 +123,7 @@ class Programs:
         return served.bank.refusal(request.slot)
 
     def groups(self, coming: Mapping[int, Request]) -> list[dict[int, Request]]:
-        """Requests by number, those whose prompts are padded to one length together."""
+        """Requests by number, grouped by the length to which their prompts are padded."""
         found: dict[int, dict[int, Request]] = {}
         for number, request in coming.items():
             found.setdefault(_padded(len(request.prompt)), {})[number] = request
@@ -132,7 +133,7 @@ class Programs:
         self, served: Served, state: _Rows | None, places: list[int], group: Mapping[int, Request]
     ) -> _Rows:
         """The rows, with new requests at `places` whose prompts have been read."""
-        # A group of 3 is one of 4, whose last is there twice.
+        # A group of 3 becomes a group of 4, with its last request twice.
         more = (1 << (len(group) - 1).bit_length()) - len(group)
         members = list(group.items())
         places, members = places + places[-1:] * more, members + members[-1:] * more
@@ -151,7 +152,7 @@ class Programs:
         return self._exchange(state, np.array(places, np.int32), fresh)
 
     def advance(self, served: Served, state: _Rows) -> _Rows:
-        """The rows after as many tokens as it takes until another row is done."""
+        """The rows after writing tokens until another row is done."""
         return self._write(*served.arrays, state)
 
     def _row_axes(self) -> _Rows:

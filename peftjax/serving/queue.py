@@ -23,12 +23,12 @@ _END = object()
 
 
 class Answer(NamedTuple):
-    """What was written for a request.
+    """The answer to a request.
 
     Attributes:
         number: of the request, from 0.
-        tokens: int32 [at most max_new_tokens], up to the end token and with it.
-        refused: why the request cannot be answered; '' for one that was.
+        tokens: int32 [at most max_new_tokens], up to and including the end token.
+        refused: why the request cannot be answered; '' if it was answered.
     """
 
     number: int
@@ -47,13 +47,14 @@ def server(
     """`serve(bank, frozen, requests, key=None)`: answers as they are finished.
 
     Continuous batching: a batch has a fixed number of rows, and a row whose answer is finished
-    takes the next request while the others go on. Each row has its adapter, its prompt and its
-    place in the cache, so that an answer does not depend on what else is in the batch. Programs
-    are compiled for prompts of 16, 32, 64, ... tokens, and for 1, 2, 4, ... requests that begin at
-    once.
+    takes the next request while the others continue. Each row has its adapter, its prompt and its
+    place in the cache, so that an answer does not depend on what else is in the batch. Programs are
+    compiled for prompts of 16, 32, 64, ... tokens, and for 1, 2, 4, ... requests that start
+    together.
 
     Args:
-        model: a decoder of `peftjax.load`, or one with the roles that `peftjax.generator` needs.
+        model: a decoder of `peftjax.load`, or a model with the roles that `peftjax.generator`
+          needs.
         rows: how many requests are answered at a time.
         max_length: size of the cache for each row: the padded prompt, the virtual tokens and the
             answer.
@@ -61,15 +62,15 @@ def server(
         sampling: see `peftjax.Sampling`; greedy by default.
 
     Returns:
-        A function that returns an iterator of `Answer`. It takes requests from their iterable when
-        rows are free. The iterable may yield None where there is no request at the moment: the
-        rows at work then go on. Each request draws by `key` and its own number. A request with an
-        empty slot, no prompt, no new token, or more than `max_length` is answered with the reason
-        in `Answer.refused`; the others go on.
+        A function that returns an iterator of `Answer`. It takes requests from the iterable when
+        rows are free. The iterable may yield None if there is no request at the moment; the busy
+        rows then continue. Each request draws by `key` and its own number. A request with an empty
+        slot, no prompt, no new token, or more than `max_length` is answered with the reason in
+        `Answer.refused`; the others continue.
 
     Raises:
-        ValueError: no row; a model without a cache; from `serve`, a method that reads whole
-            examples, or a temperature without a key.
+        ValueError: fewer than one row; a model without a cache; from `serve`, a method that reads
+            whole examples, or a temperature without a key.
 
     Example:
         >>> from peftjax.models.llama import Llama

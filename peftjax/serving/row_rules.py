@@ -22,7 +22,7 @@ class Blocks(NamedTuple):
 
 
 def ready(rule: Rule, merged: bool, seen: Any, length: jax.Array) -> Rule:
-    """The rule with what `prepare` made of its leaves, and as many virtual tokens as it has."""
+    """The rule with its prepared leaves, and with the virtual tokens of its adapter."""
     if merged and isinstance(rule, MatrixRule):
         return by_matrix(rule, seen)
     if isinstance(rule, CallRule | ModuleRule) and rule.shorten is not None:
@@ -42,7 +42,7 @@ def stack_of(model: Model, path: str, rule: Rule) -> tuple[int, ...]:
 
 
 def switched(rule: Rule, active: Any) -> Rule:
-    """The rule, which does nothing where `active` is off."""
+    """The rule, which does nothing if `active` is False."""
     if isinstance(rule, MatrixRule):
         return dataclasses.replace(rule, apply=_switched_use(rule.apply, active))
     if isinstance(rule, ModuleRule) and not rule.only_virtual:
@@ -79,10 +79,10 @@ def read_inside(
     slot: jax.Array,
     stack: tuple[int, ...],
 ) -> MatrixRule | ModuleRule:
-    """The rule, whose arrays are taken from the bank where they are used.
+    """The rule, with its arrays taken from the bank at each use.
 
-    Inside a loop over layers that is one layer's at a time: the arrays of all rows and layers are
-    never copied out of the bank together.
+    Inside a loop over layers, the arrays of one layer are taken at a time, so the arrays of all
+    rows and layers are never copied out of the bank together.
 
     Args:
       rule: with the arrays of one slot as its leaves.
@@ -122,9 +122,9 @@ def in_blocks(
 
     Args:
       path: of the rule.
-      rule: with an axis of blocks in its leaves, behind those of layers.
+      rule: with an axis of blocks in its leaves, after the axes of layers.
       of_member: the rule of one adapter.
-      members: those of all blocks.
+      members: the adapters of all blocks.
       axes: of blocks in `members`, and in the leaves of one layer, as `jax.vmap` takes them.
       row: how it is cut.
 

@@ -1,4 +1,4 @@
-"""One row of a mixed batch: the model with the adapter of that row in force."""
+"""One row of a mixed batch: the model with the adapter of that row."""
 
 import dataclasses
 import functools
@@ -21,11 +21,12 @@ from peftjax.serving.row_rules import Blocks, in_blocks, read_inside, ready, sta
 
 
 class Source(NamedTuple):
-    """Where the leaves of a rule are from.
+    """The source of the leaves of a rule.
 
     Attributes:
       structure: of the leaves.
-      given: for each the number of the same array in `(adapter, own)`; None for one that was made.
+      given: for each leaf the index of the same array in `(adapter, own)`; None for a computed
+        array.
     """
 
     structure: Any
@@ -37,11 +38,11 @@ class Source(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What an adapter makes of the weights and of itself, once for many calls.
+    """The arrays that an adapter computes from the weights and from itself, once for many calls.
 
     Attributes:
       leaves: the model's leaves that the adapter replaces, by path.
-      made: arrays that rules see and that are not the adapter's own, by path.
+      made: computed arrays that rules see, by path.
       sources: `(path, source)` of each rule.
     """
 
@@ -50,7 +51,7 @@ class Prepared:
     sources: tuple[tuple[str, Source], ...]
 
     def seen(self, adapter: Any, own: Any) -> dict[str, Any]:
-        """What each rule sees in the place of its leaves, by path."""
+        """The arrays that each rule sees as its leaves, by path."""
         given, found = jax.tree.leaves((adapter, own)), {}
         for path, source in self.sources:
             made = iter(self.made[path])
@@ -60,15 +61,15 @@ class Prepared:
 
 
 class Member(NamedTuple):
-    """One adapter of a bank, or those of several rows with the rows in front.
+    """One adapter of a bank, or the adapters of several rows, with the rows in front.
 
     Attributes:
-      adapter: as `init` of the bank's transform shapes it.
+      adapter: with the shapes that `init` of the bank's transform gives.
       own: its numbers that do not train.
       length: int32 [], of its virtual tokens.
-      active: bool []; where it is off, the model computes what it does without an adapter.
+      active: bool []; if False, the model computes the same as without an adapter.
       prepared: see `prepare`.
-      slot: int32 [], where it is in its bank.
+      slot: int32 [], its slot in the bank.
     """
 
     adapter: Any
@@ -89,7 +90,7 @@ def prepare(
     *,
     many_calls: bool,
 ) -> Prepared:
-    """What depends on one adapter and on the weights, and on no input.
+    """The arrays that depend on one adapter and on the weights, but not on inputs.
 
     many_calls: see `precompute`.
     """
@@ -128,18 +129,17 @@ def _chosen(active: Any, replaced: jax.Array, leaf: Any) -> jax.Array:
 
 
 class Method(NamedTuple):
-    """What all rows of a batch share of the method.
+    """The part of the method that all rows of a batch share.
 
     Attributes:
       model: its parameters are not read.
       transform: of the bank.
-      many_calls: whether `prepare` was told so.
+      many_calls: the argument of `prepare`.
       axes: those of rows in `Member`; None for numbers that all adapters share.
-      bank: all slots, slots in front, for rules that read theirs where they are used; None where
-        the rows' own arrays are read: in many calls, and for gradients, which are of the size of
-        the bank in each turn of a loop otherwise.
-      blocks: into what each row is cut, where its blocks have an adapter each; None where a row has
-        one.
+      bank: all slots, with slots in front, for rules that read their slot at each use. None if the
+        arrays of the rows are read: with many calls, and for gradients, which would otherwise have
+        the size of the bank in each iteration of a loop.
+      blocks: how each row is cut, if each block has an adapter; None if each row has one adapter.
     """
 
     model: Model
@@ -210,7 +210,7 @@ def _block_axis(leaf: jax.Array, of_one: jax.Array) -> int | None:
 
 
 class Axes(NamedTuple):
-    """Where the rows are in the arrays of a call and in its results.
+    """The axes of rows in the arrays of a call and in its results.
 
     Attributes:
       arrays: for each array of the call its axis of rows; None for one that all rows share.
@@ -228,7 +228,7 @@ class Axes(NamedTuple):
 def mapped(
     method: Method, members: Member, params: Any, keys: Any, call: calls.Call, axes: Axes
 ) -> Any:
-    """The model on a batch whose rows have an adapter each: `jax.vmap` of `evaluate_row`.
+    """The model on a batch with an adapter for each row: `jax.vmap` of `evaluate_row`.
 
     Args:
       method: of the bank.
@@ -271,10 +271,10 @@ def row_axes(function: Callable[[int], Any]) -> Any:
     """The axis of rows of each result of `function(rows)`; None where rows share it.
 
     Args:
-      function: the shapes of the results for a batch of so many rows.
+      function: gives the shapes of the results for a batch of that many rows.
 
     Raises:
-      ValueError: a result of a whole batch, which has no axis of rows.
+      ValueError: a result is of the whole batch and has no axis of rows.
     """
     shapes, others = function(2), function(3)
 

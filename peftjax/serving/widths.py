@@ -1,4 +1,4 @@
-"""Adapters of several sizes in the shapes of one: ranks padded, prompts longer in front."""
+"""Pads adapters of several sizes to the same shapes: ranks at the end, prompts in front."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from peftjax.core.vectorize import program_key
 
 
 def shapes_of(model: Model, transform: PeftTransform) -> Adapter:
-    """The adapter that `init` of the transform gives, as shapes."""
+    """The shapes of the adapter that `init` of the transform gives."""
     return jax.eval_shape(lambda: transform.init(jax.random.key(0), model)[0])
 
 
 def widest(model: Model, transforms: Sequence[PeftTransform]) -> PeftTransform:
-    """The one of some transforms whose adapter holds those of all others.
+    """The transform whose adapter is large enough for the adapters of all others.
 
     Raises:
       ValueError: there is none.
@@ -78,10 +78,10 @@ _TARGETS = {'targets', 'feedforward', 'cores', 'kernels', 'branches'}
 
 
 def _without_start(value: Any) -> Any:
-    """A transform described without the arguments that `start` alone reads.
+    """The description of a transform without the arguments that only `start` reads.
 
-    Those say which leaves there are, of which ranks, and with what values they begin; arrays are
-    compared by themselves.
+    These arguments decide the leaves, their ranks and their initial values; arrays are compared
+    separately.
     """
     if isinstance(value, Mapping):
         return {name: _without_start(each) for name, each in value.items()}
@@ -104,7 +104,7 @@ def virtual_tokens(transform: PeftTransform, adapter: Adapter, own: Any) -> int:
     """How many virtual tokens an adapter adds in front of a row.
 
     Raises:
-      ValueError: some that cannot be hidden from rows with fewer.
+      ValueError: virtual tokens that cannot be hidden from rows with fewer.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (adapter, own))
     root = transform.rules(*shapes).get(ROOT)
@@ -121,7 +121,7 @@ def virtual_tokens(transform: PeftTransform, adapter: Adapter, own: Any) -> int:
 def widened(transform: PeftTransform, adapter: Adapter, like: Any) -> Any:
     """The adapter with zeros up to the shapes of `like`, as NumPy arrays.
 
-    Where the transform says so they stand in front (virtual tokens), and else behind (ranks).
+    The zeros come in front for virtual tokens, and at the end for ranks.
 
     Raises:
       ValueError: it has another structure, or larger arrays.
@@ -185,7 +185,7 @@ def like_own(own: Any, like: Any) -> Any:
 
 
 def check_starts(transform: PeftTransform, adapter: Adapter, like: Any) -> None:
-    """Raises `ValueError` for adapters of other sizes that took other parts of the weights."""
+    """Raises `ValueError` if adapters of other sizes took other parts of the weights."""
     if transform.rest is None:
         return
     sizes, others = ([leaf.shape for leaf in jax.tree.leaves(each)] for each in (adapter, like))
@@ -198,7 +198,7 @@ def check_starts(transform: PeftTransform, adapter: Adapter, like: Any) -> None:
 
 
 def check_params(params: Any, others: Any) -> None:
-    """Raises `ValueError` unless both are what is left of one base."""
+    """Raises `ValueError` unless both are the remainder of the same base."""
     leaves, beside = paths.slots(params), paths.slots(others)
     for path, leaf in leaves.items():
         other = beside.get(path)
@@ -219,7 +219,7 @@ def _same(leaf: Any, other: Any) -> bool:
 
 
 def check_shared(own: Any, others: Any, shared: Sequence[bool]) -> None:
-    """Raises `ValueError` unless numbers that a bank holds once are the same in `own`."""
+    """Raises `ValueError` unless the numbers that a bank holds once are equal in `own`."""
     named, _ = jax.tree_util.tree_flatten_with_path(own)
     for (path, leaf), kept, same in zip(named, jax.tree.leaves(others), shared, strict=True):
         if same and leaf is not kept and not np.array_equal(leaf, kept):
