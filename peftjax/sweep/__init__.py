@@ -1,1 +1,1 @@
-"""Many runs on one base: rows, groups of them in one program, and what came of them."""
+"""Many runs on one base: rows, groups of rows in one program, and their results."""

@@ -1,4 +1,4 @@
-"""Which rows of a sweep may share a program: those that differ in data alone."""
+"""Decides which rows of a sweep may share a program: rows that differ only in data."""
 
 import json
 from collections.abc import Hashable
@@ -12,7 +12,8 @@ from peftjax.train.run import Run
 from peftjax.train.settings import Settings
 from peftjax.train.step import TrainState
 
-# What decides when something happens, and on what: equal in all rows of a program.
+# Settings that decide when something happens, and on which data. They are equal in all rows of a
+# program.
 _SHARED = (
     *(
         'model',
@@ -37,7 +38,7 @@ _ENTRYWISE = frozenset(
 
 
 def program_of(settings: Settings, run: Run, state: TrainState, frozen: peftjax.Frozen) -> Hashable:
-    """Equal for rows that may share a program.
+    """A key that is equal for rows that may share a program.
 
     Args:
         settings: of the run.
@@ -49,7 +50,7 @@ def program_of(settings: Settings, run: Run, state: TrainState, frozen: peftjax.
 
 
 def _static(settings: Settings, run: Run) -> str:
-    """What rows of a program share, beside their methods: all that is no number."""
+    """The settings that rows of a program share beside their methods: everything but numbers."""
     plain = settings.to_dict()
     shared = {name: plain[name] for name in _SHARED}
     sections = (settings.optimizer, *settings.around)
@@ -84,9 +85,9 @@ def _structure(state: TrainState, frozen: peftjax.Frozen) -> Any:
 def _shapes(
     settings: Settings, transform: peftjax.PeftTransform, state: TrainState, frozen: peftjax.Frozen
 ) -> Hashable:
-    """The shapes that must be the same: all, but those of methods that may be padded.
+    """The shapes that must be equal: all shapes except those of methods that may be padded.
 
-    Penalties may count entries, so that nothing is padded beside one.
+    Penalties may count entries, so nothing is padded if there is one.
     """
     parts: Any = (state.adapter, frozen.own)
     if {settings.optimizer, *settings.around} <= _ENTRYWISE and not settings.penalties:

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: a run is compared with all runs that reached its rung so far."""
+"""Asynchronous successive halving: compares a run with all runs that reached its rung so far."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -17,17 +17,18 @@ _RUNGS = 'rungs.json'
 class AsynchronousHalving(NamedTuple):
     """Asynchronous successive halving (ASHA) across all groups of a sweep.
 
-    Rung `k` is at score number η^k. Where m runs have reached it, those that arrive among the best
-    `⌊m / η⌋`, and one at least, go on; the others stop. So nobody waits: runs that come early are
-    compared with few. Runs that arrive together, as those of a group do, all count in m.
+    Rung `k` is at score number η^k. When m runs have reached it, an arriving run continues if it is
+    among the best `⌊m / η⌋` (at least one); otherwise it stops. So no run waits: early runs are
+    compared with few others. Runs that arrive together, such as the runs of a group, all count in
+    m.
 
     Source: Li et al. (2018), https://arxiv.org/abs/1810.05934, algorithm 2. There a run that is not
     promoted pauses, and goes on once enough worse ones came after it. Here it stops for good, as in
     Ray Tune and in Optuna: its group goes on without it, and has its place for others.
 
-    `rungs.json` in the sweep's folder holds what arrived, in order, and what was decided. It is
-    read and written under a lock, so that any number of processes decide one after another. What
-    was decided stays: a group that was killed and arrives again is told the same.
+    `rungs.json` in the sweep's folder holds the arrivals, in order, and the decisions. It is read
+    and written under a lock, so that any number of processes decide one after another. Decisions
+    stay: a group that was killed and arrives again gets the same decision.
 
     Attributes:
         eta: η, at least 2. score: as `peftjax.sweep.score.read_score` reads it.

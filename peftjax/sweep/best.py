@@ -1,4 +1,4 @@
-"""The best run of a sweep, and what someone needs to use it or to repeat it."""
+"""The best run of a sweep, and how to use it or repeat it."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ class Use(NamedTuple):
     """How to use a run of a sweep, as texts to copy.
 
     Attributes:
-        adapter: the folder of its best adapter, of any step; None where it left none.
-        last: the folder of its adapter at the last step; None where it left none.
+        adapter: the folder of its best adapter, of any step; None if there is none.
+        last: the folder of its adapter at the last step; None if there is none.
         config: the file with all of its settings.
-        command: trains it again, alone.
+        command: a command that trains it again, alone.
     """
 
     adapter: str | None
@@ -27,7 +27,7 @@ class Use(NamedTuple):
 
 
 def best_of(lines: Sequence[Line], score: Score) -> Line | None:
-    """The run with the best score of those that trained to their end; None where none did.
+    """The run with the best score among the runs that trained to their end; None if none did.
 
     Example:
         >>> lines = [{'run': n, 'status': 'done', 'validation/f1': n / 10} for n in range(3)]
@@ -60,7 +60,7 @@ def use_of(sweep: Path, run: str) -> Use:
 
 
 def best_text(sweep: Path, lines: Sequence[Line], score: Score) -> str:
-    """The best run in a few lines for a terminal; says so where there is none."""
+    """The best run in a few lines for a terminal, or a line that says that there is none."""
     best = best_of(lines, score)
     if best is None:
         return f'no run has ended with a {score.name}'

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: its plan, and where its runs stand."""
+"""The display of a running sweep: its plan, and the state of its runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from peftjax.sweep.score import read_score
 
 
 def plan_table(groups: Sequence[Group]) -> Table:
-    """The plan of a sweep: its groups, and what each takes; MiB."""
+    """The plan of a sweep: its groups and the memory of each, in MiB."""
     machine = machine_here()
     table = Table(title='Groups, MiB', title_justify='left')
     names = ['group', 'runs', 'which', 'steps', 'base', 'a run', 'its step', 'in all', 'TFLOP']
@@ -55,19 +55,19 @@ def settings_table(settings: Sequence[Setting], metric: str) -> Table:
 
 
 def _text(found: Interval, sign: str) -> str:
-    """A mean with half the width of its interval, which one value does not have."""
+    """A mean with half the width of its interval; a single value has no interval."""
     half = '' if found.n < 2 else f' ± {found.high - found.mean:.4f}'
     return f'{found.mean:{sign}.4f}{half}'
 
 
 class Board:
-    """Where every run stands, for people; the best by a score first.
+    """The state of every run, for people; the best run by a score comes first.
 
     The test split chooses nothing.
     """
 
     def __init__(self, folder: SweepFolder, rows: Sequence[SweepRun], score: str):
-        """Takes what the folder knows.
+        """Reads the state from the folder.
 
         Args:
             folder: of the sweep.
@@ -85,7 +85,7 @@ class Board:
         self._runs[run].update(values)
 
     def table(self) -> Table:
-        """All runs, as they stand now. The best of those that ended is marked with a star."""
+        """All runs in their present state. The best of those that ended is marked with a star."""
         runs = sorted(self._runs.values(), key=self._score.order)
         best = best_of(runs, self._score)
         table = Table(
@@ -96,7 +96,7 @@ class Board:
         )
         columns = self._columns(runs)
         for name in ('run', 'changes', 'status', 'step', *columns):
-            # What does not fit a narrow terminal goes on in the next line; numbers stay whole.
+            # Text that does not fit a narrow terminal is wrapped; numbers stay whole.
             text = name == 'changes'
             table.add_column(
                 name, justify='left' if text else 'right', overflow='fold', no_wrap=not text
@@ -109,7 +109,7 @@ class Board:
         return table
 
     def _columns(self, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        """Names of the columns of numbers, and what stands in them."""
+        """The names of the number columns, and the score in each."""
         last = self._score.name.partition('/')[2]
         columns = {'loss': 'loss', f'validation\n{last}': self._score.name}
         if any(f'test/{last}' in run for run in runs):

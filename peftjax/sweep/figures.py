@@ -16,11 +16,11 @@ from peftjax.sweep.intervals import Setting, ended
 from peftjax.sweep.names import Line, short, show
 from peftjax.train.files import new_file
 
-# Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow.
+# Okabe and Ito's colours without the yellow. People with any colour vision can tell them apart.
 COLOURS = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000 #8c564b'.split()
 _MARKS = 'osD^vPX*'
 _LINES = '-', '--', ':', '-.'
-# What stands between two dollar signs, in targets say, is no mathematics.
+# Text between two dollar signs, for example in targets, is not mathematics.
 _PLAIN: Any = {'text.parse_math': False, 'text.usetex': False}
 
 
@@ -34,7 +34,7 @@ def scatter(
     labels: Sequence[str],
     title: str,
 ) -> None:
-    """Score against what a setting takes, with confidence intervals; a colour for each label.
+    """Plots score against the cost of a setting, with intervals; a colour for each label.
 
     Args:
         file: to write.
@@ -74,7 +74,7 @@ def scatter(
 
 
 def _apart(values: Sequence[float], bars: Sequence[bool]) -> list[float]:
-    """Equal values moved apart a little on a logarithmic axis where they have bars, to be seen."""
+    """Moves equal values apart a little on a logarithmic axis, so that their bars are visible."""
     logs = [math.log10(value) for value in values]
     span = max(logs, default=0.0) - min(logs, default=0.0) or 1.0
     found = []
@@ -87,7 +87,7 @@ def _apart(values: Sequence[float], bars: Sequence[bool]) -> list[float]:
 
 
 def _limit(axes: Axes, points: Sequence[Setting]) -> None:
-    """Cuts intervals that reach far beyond the means, as those of two seeds do."""
+    """Cuts intervals that reach far beyond the means, such as those of two seeds."""
     means = [each.score.mean for each in points]
     room = max(means) - min(means) or math.inf
     reach = [min(_half(each), room) for each in points]
@@ -161,7 +161,7 @@ def _finish(figure: Figure, axes: Axes, title: str, file: Path) -> None:
 
 @matplotlib.rc_context(_PLAIN)
 def heat_map(file: Path, lines: Sequence[Line], fields: Sequence[str], metric: str) -> None:
-    """Two fields as a map of the mean score; no file where no run ended.
+    """Plots the mean score for two fields as a map; writes no file if no run has ended.
 
     Args:
         file: to write.
@@ -206,7 +206,7 @@ def heat_map(file: Path, lines: Sequence[Line], fields: Sequence[str], metric: s
 
 
 def bands(all_values: Sequence[Any]) -> list[list[Any]]:
-    """Values that share a line of the map: each its own, of many numbers some neighbours.
+    """Groups values into lines of the map: one line for each, or for neighbours of many numbers.
 
     Example:
         >>> bands([3, 1, 3])

@@ -1,4 +1,4 @@
-"""A sweep's folder: which runs and groups it has, who works on which, and what came of them."""
+"""A sweep's folder: its runs and groups, who works on them, and their results."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ _ABOUT = 'sweep.json'
 
 
 class SweepFolder:
-    """The folder of one sweep, which any number of processes may work in.
+    """The folder of one sweep. Any number of processes may work in it.
 
     sweep.json says what it holds; `runs/<name>` is the folder of a run, `groups/<name>` holds the
     checkpoints of runs that train together; results.parquet and results.csv have a line each run.
@@ -48,16 +48,16 @@ class SweepFolder:
         sweep: str,
         score: str = '',
     ) -> dict[str, list[str]]:
-        """Writes what the sweep is, or adds to what was begun here what is new.
+        """Describes the sweep in the folder, or adds new runs and groups to it.
 
         Args:
-            rows: the runs of the sweep, or those of them that are known so far.
+            rows: the runs of the sweep, or the runs that are known so far.
             groups: names of the runs of each, for runs that are in no group of the folder yet.
             config, sweep: the file and the function that the runs come from.
-            score: what runs are compared by; the newest one given holds for the report.
+            score: the score that compares runs; the report uses the newest one.
 
         Returns:
-            All groups of the folder. Where another process was faster, its groups hold.
+            All groups of the folder. If another process was faster, these are its groups.
 
         Raises:
             ValueError: the folder was begun with other runs.
@@ -89,7 +89,7 @@ class SweepFolder:
         return about['groups']
 
     def groups(self) -> dict[str, list[str]]:
-        """Names of runs by the group's name; none where nothing was begun."""
+        """Names of runs by the name of their group; empty for a new folder."""
         return self.about()['groups'] if self.begun else {}
 
     def over(self, runs: Iterable[str]) -> bool:
@@ -97,7 +97,7 @@ class SweepFolder:
         return all(self.result(run) is not None for run in runs)
 
     def about(self) -> dict[str, Any]:
-        """What `begin` wrote.
+        """The description that `begin` wrote.
 
         Raises:
             CheckpointError: the file is damaged, by name.
@@ -105,7 +105,7 @@ class SweepFolder:
         return read_object(self.path / _ABOUT, most=2**28)
 
     def result(self, run: str) -> dict[str, Any] | None:
-        """What came of a run; None as long as it is not over.
+        """The result of a run; None until it is over.
 
         Raises:
             CheckpointError: its file is damaged, by name.
@@ -113,17 +113,17 @@ class SweepFolder:
         return read_result(self.runs / run)
 
     def take_back(self) -> dict[str, str]:
-        """Gives up results of runs whose folders are damaged, so that they are trained again.
+        """Drops the results of runs whose folders are damaged, so that they are trained again.
 
         Returns:
-            What is wrong, by the name of the run.
+            The damage, by the name of the run.
         """
         names = self.about()['runs'] if self.begun else ()
         found = {name: take_back(self.runs / name) for name in names}
         return {name: why for name, why in found.items() if why is not None}
 
     def progress(self, run: str) -> dict[str, Any]:
-        """Where a run stands: its status, the last step, loss and scores in its log, its result."""
+        """The state of a run: its status, its last logged step, loss and scores, and its result."""
         found: dict[str, Any] = {'status': 'waiting'}
         for line in read_metrics(self.runs / run):
             found |= {'status': 'training', **line}
@@ -132,10 +132,10 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def claim(self, group: Group) -> Iterator[bool]:
-        """Whether the group is this process's own while the context is open.
+        """Whether this process holds the group while the context is open.
 
-        A lock of the system, so that it is free again however its holder ended. Also False where
-        every run of it has a result.
+        A lock of the operating system, so it is released however its holder ends. Also False if
+        every run of the group has a result.
         """
         folder = self.path / 'groups' / group.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ class SweepFolder:
             yield mine
 
     def results(self) -> list[dict[str, Any]]:
-        """One line for each run, in the order of the sweep: what it changed, and what came of it.
+        """One line for each run, in the order of the sweep: its changes and its results.
 
-        Its status is 'waiting' as long as nothing did.
+        Its status is 'waiting' until there is a result.
         """
         about = self.about()
         lines = []
@@ -196,7 +196,7 @@ def _column(values: Sequence[Any]) -> pa.Array:
 
 
 def commit() -> str:
-    """The commit of the code that runs, '' where it is in no repository."""
+    """The commit of the running code; '' outside a repository."""
     command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)

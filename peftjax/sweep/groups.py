@@ -1,4 +1,4 @@
-"""Which rows of a sweep run in one program, and how many of them at a time."""
+"""Decides which rows of a sweep run in one program, and how many at a time."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ class Ready(NamedTuple):
         row: what it changes.
         run: its parts.
         step: `step(numbers, state, beside, batch)`.
-        numbers: of its optimiser and penalties; none where those cannot be traced.
+        numbers: of its optimiser and penalties; empty if these cannot be traced.
         flops: of the matrix products of a step, at the greatest length.
         size: of its state.
         key: equal for rows that may share a program.
@@ -72,7 +72,7 @@ class Group(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes that a step takes, counted and not compiled."""
+        """Bytes that a step takes, estimated without compiling."""
         count = len(self.rows)
         return (
             self.base + count * self.each + side_by_side(self.rows[0].run.task, count) * self.step
@@ -85,14 +85,14 @@ class Group(NamedTuple):
 
 
 class _Shelf:
-    """Models and tasks by their settings, each there once."""
+    """Models and tasks by their settings, each loaded once."""
 
     def __init__(self) -> None:
         self._models: dict[str, dict[int, peftjax.Model]] = {}
         self._tasks: dict[str, Task] = {}
 
     def model(self, settings: Settings) -> peftjax.Model:
-        """The base of some settings: one for all seeds, but for a new head."""
+        """The base of some settings; all seeds share it, except for a new head."""
         seeds = self._models.setdefault(repr((settings.model, settings.task)), {})
         if settings.seed not in seeds:
             like = next(iter(seeds.values()), None)
@@ -134,7 +134,8 @@ def _ready(row: SweepRun, run: Run) -> Ready:
         flops = peftjax.plan.flops(step, abstract, state, beside, batch)
         fixed = None
     except (TypeError, ValueError, jax.errors.JAXTypeError):
-        # An optimiser that looks at its numbers: only runs that have the same share its program.
+        # An optimiser that reads its numbers in Python: only runs with equal numbers share its
+        # program.
         step, fixed = functools.partial(_with_numbers, step, numbers), json.dumps(numbers)
         flops, numbers = peftjax.plan.flops(step, {}, state, beside, batch), {}
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
@@ -184,8 +185,8 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
 def side_by_side(task: Task, rows: int) -> int:
     """How many of the rows of a program are computed at the same time.
 
-    An accelerator computes all of them. A CPU is busy with few, and slower with more, as arrays
-    leave its caches: there they go through the program one after another.
+    An accelerator computes all of them. A few rows keep a CPU busy, and more make it slower,
+    because arrays leave its caches. So on a CPU they go through the program in parts.
     """
     if jax.default_backend() != 'cpu':
         return rows
@@ -194,7 +195,7 @@ def side_by_side(task: Task, rows: int) -> int:
 
 
 def as_group(name: str, members: Sequence[Ready]) -> Group:
-    """Rows of one program as a group; what a row takes is counted for the widest."""
+    """Rows of one program as a group; the memory of a row is that of the widest."""
     run = widest_of(members).run
     state, beside, own, parts = jax.eval_shape(lambda: _started(run))
     batch = example_batch(run.task)
@@ -212,13 +213,16 @@ def as_group(name: str, members: Sequence[Ready]) -> Group:
 
 
 def widest_of(members: Sequence[Ready]) -> Ready:
-    """The row whose state the others' fit into, padded with zeros."""
+    """The row with the largest state; the states of the others are padded to it."""
     return max(members, key=lambda each: each.size)
 
 
 def _started(run: Run) -> tuple[TrainState, Beside, list[jax.Array], list[jax.Array]]:
-    """What the run starts with, the method's own numbers, those that sites share once, and what it
-    left of leaves that it took a part of, which each run has for itself."""
+    """The start of a run: its state, `beside`, its own arrays, and the rests of leaves.
+
+    An array that several sites share is listed once. The rests are what remains of leaves that the
+    method moved in part; each run has them for itself.
+    """
     state, beside = run.start()
     distinct = {id(leaf): leaf for leaf in jax.tree.leaves((beside.frozen.own, beside.constants))}
     model = set(map(id, jax.tree.leaves(run.model.params)))

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 def t_quantile(freedom: int) -> float:
-    """t with `P(|T| <= t) = 0.95` for Student's T with so many degrees of freedom.
+    """t with `P(|T| <= t) = 0.95` for Student's T with the given degrees of freedom.
 
     Example:
         >>> round(t_quantile(2), 3)
@@ -60,13 +60,13 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 class Setting(NamedTuple):
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
         name: what they change. score: over the runs that ended.
-        begun: runs of the setting, with those that diverged, were stopped, or still train.
-        difference: from the reference, seed by seed; None where no seed is shared, and for the
-            reference itself.
+        begun: all runs of the setting, including runs that diverged, were stopped, or still train.
+        difference: from the reference, seed by seed; None if no seed is shared, and for the
+          reference itself.
         trainable: trained parameters. tflop: of a run, the mean.
         label: in the legend of a chart.
     """
@@ -92,14 +92,15 @@ def settings(
 
     Only runs that trained to their end count: the score of a stopped run is of another step. Each
     setting is compared with a reference by the differences `d = x - r` of runs with the same seed,
-    whose interval is `interval(d)`. What a seed brings to both (the order of the data, a new head)
-    cancels there, so that this interval tells settings apart that those of the means do not.
+    whose interval is `interval(d)`. The effect of a seed on both (the order of the data, a new
+    head) cancels in `d`. So this interval can separate settings whose means have overlapping
+    intervals.
 
     Args:
         lines: of `SweepFolder.results`.
         fields: its columns that hold what runs change, `config.*`.
-        metric: the column to compare. smaller: whether the least is the best; None goes by the
-            metric's name.
+        metric: the column to compare. smaller: True if the least value is the best; None decides by
+          the name of the metric.
         reference: name of the setting to compare with; None is the best.
         labels: of each line, in the legend of a chart; none if not given.
 

@@ -1,4 +1,4 @@
-"""What runs and settings of a sweep are called where people read about them."""
+"""The names of runs and settings of a sweep in texts for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ METHODS = 'config.methods'
 
 
 def show(value: Any) -> str:
-    """A value that a run changes, short: drawn rates have many digits.
+    """A short text for a value that a run changes; random rates have many digits.
 
     Example:
         >>> show(0.00123456789), show(3), show(['lora', 'select']), show({'lora': 0.1}), show(None)
@@ -33,7 +33,7 @@ def short(field: str) -> str:
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """What a run or a setting changes, on one line: the methods first, by their names alone.
+    """The changes of a run or a setting on one line: the methods first, by their names only.
 
     Example:
         >>> changes_text({'lr': 1e-3, 'methods': ['lora', 'select'], 'seed': 1})
@@ -45,10 +45,10 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 
 
 def setting_names(lines: Sequence[Line], fields: Sequence[str]) -> list[str]:
-    """The name of each line's setting: all that it changes but the seed.
+    """The name of each line's setting: all of its changes except the seed.
 
-    Lines have the same name exactly where they have the same values: where four digits do not tell
-    two settings apart, their names have all digits.
+    Lines have the same name exactly if they have the same values. If four digits do not distinguish
+    two settings, their names have all digits.
 
     Args:
         lines: of `SweepFolder.results`.
@@ -82,9 +82,9 @@ def _in_full(setting: Line) -> str:
 
 
 def legend(lines: Sequence[Line], fields: Sequence[str]) -> tuple[str, list[str]]:
-    """What the colours of a chart stand for: its title, and the label of each line.
+    """The meaning of the colours of a chart: a title, and the label of each line.
 
-    Methods where these differ; otherwise the first field with few values.
+    Methods, if they differ; otherwise the first field with few values.
 
     Example:
         >>> lines = [{'method': name, 'config.lr': 0.1} for name in ('lora', 'ia3')]

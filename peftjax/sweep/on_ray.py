@@ -20,11 +20,12 @@ _ROOT = Path(__file__).parents[2]
 class OnRay(NamedTuple):
     """`Work` as one task for each group.
 
-    A task whose node dies is started again by Ray, and goes on from the group's checkpoint.
+    If the node of a task dies, Ray starts the task again, and it continues from the group's
+    checkpoint.
 
     Attributes:
-        address: of a cluster, 'auto' for the one of this machine, 'local' to start one here for as
-            long as the sweep runs. All nodes must see the folder and this code at the same paths.
+        address: of a cluster; 'auto' for the cluster of this machine; 'local' to start one here for
+          the time of the sweep. All nodes must see the folder and this code at the same paths.
         cpus, gpus: that a task takes.
     """
 

@@ -76,7 +76,7 @@ def _whole(page: Mapping[str, Any]) -> str:
         ('/*PAGE*/', 'page.js'),
     ):
         text = text.replace(place, (_PARTS / name).read_text(encoding='utf-8'))
-    # What stands in a script may not end it; nothing else in it is read as HTML.
+    # Data inside the script must not end it; nothing else in it is read as HTML.
     data = json.dumps(_finite(page), allow_nan=False).replace('<', '\\u003c')
     return text.replace('/*DATA*/', data)
 
@@ -88,7 +88,7 @@ def _score_of(text: str, lines: Sequence[Line]) -> Score:
 
 
 def _metrics(lines: Sequence[Line], score: Score) -> list[str]:
-    """The scores that runs have: that of the sweep, other ones of validation, all others."""
+    """The scores of the runs: the score of the sweep, then of validation, then all others."""
     found = {name for line in lines for name in line if name.startswith(_SPLITS)}
     rest = sorted(found - {score.name}, key=lambda name: (not name.startswith('valid'), name))
     return [score.name, *rest]
@@ -105,7 +105,7 @@ def _curve_names(curves: Mapping[str, Sequence[Line]], score: Score) -> list[str
 def _directions(
     lines: Sequence[Line], curves: Mapping[str, Sequence[Line]], score: Score
 ) -> dict[str, bool]:
-    """Of each number, whether the least is the best."""
+    """For each number, whether the least value is the best."""
     names = {name for line in lines for name in line} | {
         name for points in curves.values() for point in points for name in point
     }
@@ -117,12 +117,12 @@ def _directions(
 
 
 def _cell(value: Any) -> Any:
-    """A value that can be compared and stand in a table: lists as people write them."""
+    """A value for a table that can be compared; lists become text."""
     return show(value) if isinstance(value, list | dict) else value
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for."""
+    """The same with null for numbers that JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

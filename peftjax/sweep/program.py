@@ -25,14 +25,14 @@ from peftjax.train.window import Part
 class Together:
     """`peftjax.train.engine.Engine` of many runs.
 
-    Runs that are over are computed on until half of the program is theirs: a smaller program would
-    have to be compiled.
+    Finished runs are still computed until they are half of the program, because a smaller program
+    would have to be compiled.
     """
 
     def __init__(
         self, ready: Sequence[Ready], states: Sequence[TrainState], besides: Sequence[Beside]
     ):
-        """Takes the runs where they begin.
+        """Takes the runs at their start.
 
         Args:
             ready: built and traced.
@@ -46,7 +46,7 @@ class Together:
         self._states = stack(states)
         self._left: set[int] = set()
         self._inside = list(range(len(ready)))
-        # Built for the first step: by then it is known who is left.
+        # Built at the first step, when the remaining runs are known.
         self._built: _Program | None = None
 
     def batches(self) -> grain.DatasetIterator[Any]:
@@ -100,7 +100,7 @@ class Together:
             self._inside, self._built = stay, None
 
     def snapshot(self, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """The states of all runs as one, and which are in the program."""
+        """The stacked states of all runs, and the runs in the program."""
         self._keep()
         raw = self._states._replace(key=jax.random.key_data(self._states.key))
         number = jnp.asarray(step, jnp.int32)
@@ -113,7 +113,7 @@ class Together:
 
     def _program(self) -> '_Program':
         if self._built is None:
-            # As wide as the widest of those that are left.
+            # As wide as the widest remaining run.
             own = [unstack(self._states, place, self._own[place]) for place in self._inside]
             self._built = _Program(
                 [self._ready[place] for place in self._inside],
@@ -126,7 +126,7 @@ class Together:
         return self._built
 
     def _keep(self) -> None:
-        """Takes the states out of the program; what lies beyond their widest is zero."""
+        """Takes the states out of the program; entries beyond the widest run are zero."""
         if self._built is None or not self._built.moved:
             return
         inside = np.asarray(self._inside)
@@ -140,7 +140,7 @@ class Together:
 class _Program:
     """Runs in one program: their steps and their scores, compiled once for each shape.
 
-    Where not all are computed side by side, parts of them go through it one after another.
+    If they are not all computed side by side, parts of them go through it one after another.
 
     Attributes:
         moved: whether a step was taken since the states were read.
@@ -184,8 +184,8 @@ class _Program:
     def _cut(self, states: TrainState, besides: Sequence[Beside]) -> list[list[int]]:
         """Places of the rows that go through the program at the same time."""
         size = side_by_side(self._task, len(self._rows))
-        # Masks of dropout have the shape of a batch: so that they are those of the row alone, rows
-        # whose batches may have other lengths are not side by side.
+        # Masks of dropout have the shape of a batch. For the same masks as in a single run, rows
+        # whose batches may differ in length are not computed side by side.
         apart = len(self._task.lengths) > 1 and self._draws(states, besides)
         found: dict[int, list[int]] = {}
         for place, seed in sorted(enumerate(self._seeds), key=lambda pair: pair[1]):
@@ -208,7 +208,7 @@ class _Program:
         return any(map(draws, range(len(self._rows))))
 
     def _take(self, tree: Any, axes: Any, part: np.ndarray) -> Any:
-        """The rows of a part, each device with its share where that is even.
+        """The rows of a part, split over devices if they divide evenly.
 
         Leaves that are one array in the tree are one array in the result.
         """
@@ -254,7 +254,7 @@ class _Program:
         return found
 
     def score(self, batch: Batch, others: Mapping[int, Any]) -> list[tuple[list[int], Scored]]:
-        """What the runs make of a batch, with their places; some with other adapters."""
+        """The scores of the runs on a batch, with their places; some runs with other adapters."""
         # All parts are under way before one is waited for.
         parts = {
             i: self._scored(self._adapters(i, others), self._beside[i], batch) for i in self._busy()
@@ -262,7 +262,7 @@ class _Program:
         return [(self._parts[i].tolist(), scored) for i, scored in parts.items()]
 
     def _adapters(self, part: int, others: Mapping[int, Any]) -> Any:
-        """The adapters of a part, some exchanged for others; what lies beyond those is zero."""
+        """The adapters of a part, some replaced by others; entries beyond these are zero."""
         adapters = self._states[part].adapter
         for i, place in enumerate(self._parts[part].tolist()):
             if place in others:

@@ -1,4 +1,4 @@
-"""Which runs of a sweep stop before their end, by what they reached so far."""
+"""Decides which runs of a sweep stop before their end, by their scores so far."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from peftjax.sweep.score import Score, read_score
 
 
 class Rung(NamedTuple):
-    """Runs of a group that were scored after the same step, and go on unless they are stopped.
+    """Runs of a group that were scored after the same step, and continue unless they are stopped.
 
     Attributes:
         step: the step. number: how many times the group was scored, this time included.
-        of: runs that the group began with.
+        of: the number of runs at the start of the group.
         scores: of each run, by its name: `{'validation/loss': 0.6, 'validation/accuracy': 0.7}`.
     """
 
@@ -24,7 +24,7 @@ class Rung(NamedTuple):
 Prune = Callable[[Rung], Collection[str]]
 """The names of the runs that stop at a rung.
 
-A pruner that decides by runs of other groups too holds the sweep's folder, which all of them share;
+A pruner that also uses runs of other groups holds the folder of the sweep, which all groups share;
 it is sent to other machines by pickle.
 """
 
@@ -41,10 +41,11 @@ def either(prunes: Sequence[Prune]) -> Prune:
 
 
 class Halving(NamedTuple):
-    """Successive halving of a group: after scores number 1, η, η², ... a part of its runs goes on.
+    """Successive halving of a group: after scores number 1, η, η², ... a part of its runs
+    continues.
 
-    With rung `k` at score number η^k, the best `⌊n / η^(k+1)⌋` of the group's n runs go on, and one
-    at least. Runs that diverged or ended before count as gone. A group trains in step, so each rung
+    With rung `k` at score number η^k, the best `⌊n / η^(k+1)⌋` (at least one) of the group's n runs
+    continue. Runs that diverged or ended before count as gone. A group trains in step, so each rung
     compares all of its runs: the original, synchronous algorithm, where each group is a bracket.
 
     Source: Jamieson and Talwalkar (2016), https://arxiv.org/abs/1502.07943, algorithm 1. There the
@@ -76,7 +77,7 @@ class Halving(NamedTuple):
 
 
 def level_of(number: int, eta: int) -> int | None:
-    """k where score number `number` is η^k; None where it is no rung.
+    """k if score number `number` is η^k; None if it is not a rung.
 
     Example:
         >>> [level_of(number, 3) for number in (1, 2, 3, 6, 9)]
@@ -89,7 +90,7 @@ def level_of(number: int, eta: int) -> int | None:
 
 
 def best_first(scores: Mapping[str, Mapping[str, float]], score: Score) -> list[str]:
-    """Names of runs by their score; NaN and infinity are last, and names decide between equals.
+    """Names of runs by their score; NaN and infinity come last, and names break ties.
 
     Raises:
         ValueError: no run logs the score; the message says which scores there are.

@@ -1,4 +1,4 @@
-"""The rows of a sweep: what a config file's `sweep_<name>(add)` adds, each as a whole config."""
+"""The rows of a sweep: the runs that `sweep_<name>(add)` of a config file adds."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ class SweepRun(NamedTuple):
     Attributes:
         name: of its folder: its number in the sweep.
         changes: what it changes, `{'lora.rank': 4}`.
-        settings: with the changes made.
+        settings: after the changes.
     """
 
     name: str
@@ -48,7 +48,7 @@ def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
         kind: 'sweep' or 'search'. name: `<kind>_<name>` is the function's.
 
     Raises:
-        ValueError: it is not there; says which are.
+        ValueError: it does not exist; the message lists the ones that do.
     """
     prefix = f'{kind}_'
     found = getattr(module, f'{prefix}{name}', None)
@@ -68,12 +68,12 @@ def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
 def expand(module: ModuleType, sweep: str, settings: Settings) -> list[SweepRun]:
     """The rows of a sweep.
 
-    A config file says `def sweep_rank(add): add(seed=1, **{'lora.rank': 4})`, one call a row.
+    A config file has `def sweep_rank(add): add(seed=1, **{'lora.rank': 4})`, one call for each row.
     Fields have dotted names: those of the settings, and arguments of functions in use.
 
     Raises:
-        ValueError: no such sweep; one without rows; a field that is not there or takes another
-            type; two rows that are the same. With the row, and what to write instead.
+        ValueError: an unknown sweep; a sweep without rows; an unknown field or a value of another
+          type; two equal rows. The message names the row and what to write instead.
 
     Example:
         >>> from configs import lora_sentiment
@@ -105,7 +105,7 @@ def changed(settings: Settings, changes: Mapping[str, Any], row: str) -> Setting
     """Settings with the changes of a row.
 
     Raises:
-        ValueError: a field that is not there or takes another type.
+        ValueError: an unknown field, or a value of another type.
     """
     try:
         return settings.change(changes)

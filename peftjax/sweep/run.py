@@ -1,4 +1,4 @@
-"""Runs what is missing of a sweep: plans its groups, trains them, writes what came of them."""
+"""Runs the missing part of a sweep: plans its groups, trains them, writes the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from peftjax.train.settings import Settings
 
 
 def default_score(folder: SweepFolder, settings: Settings) -> str:
-    """What runs are compared by where nobody says: what chooses the best checkpoint of a run.
+    """The default score of a sweep: the score that chooses the best checkpoint of a run.
 
     The score that the folder was begun with, the setting `best`, or the score of the task, for
     which model and data are loaded.
@@ -44,9 +44,9 @@ class Sweep(NamedTuple):
         folder: of the sweep.
         console: where plan and progress are shown.
         config, name: the file and the function that its rows come from.
-        score: what runs are compared by, as `peftjax.sweep.score.read_score` reads it.
+        score: the score that compares runs, as `peftjax.sweep.score.read_score` reads it.
         most: rows in one program at most.
-        memory: bytes that a program may take; None for what is here.
+        memory: bytes that a program may take; None for the memory of this machine.
         work: who trains.
     """
 
@@ -60,12 +60,12 @@ class Sweep(NamedTuple):
     work: Work = here
 
     def run(self, rows: Sequence[SweepRun], prune: Prune = nobody, wait: bool = False) -> None:
-        """Runs what is missing of some rows; nothing is trained before all are known to be right.
+        """Runs the missing rows; nothing is trained before all rows have been checked.
 
         Args:
-            rows: all of the sweep, or those of it that are known so far.
+            rows: all rows of the sweep, or the rows that are known so far.
             prune: which rows stop early.
-            wait: also for what other processes work on.
+            wait: also wait for groups that other processes work on.
 
         Raises:
             ValueError: a row that cannot run; a folder of another sweep; a group that was made
@@ -99,7 +99,7 @@ class Sweep(NamedTuple):
             self.work(groups, self.folder, prune, tell, wait)
 
     def _plan(self, rows: Sequence[SweepRun]) -> list[Group]:
-        """The groups that are not over, those of the folder and new ones."""
+        """The unfinished groups of the folder, and new groups."""
         held = self.folder.groups()
         due = self._due(held, {row.name for row in rows})
         grouped = {name for names in held.values() for name in names}
@@ -141,7 +141,7 @@ class Sweep(NamedTuple):
         return due
 
     def finish(self, rows: Sequence[SweepRun]) -> list[dict[str, Any]]:
-        """Shows what came of the rows and writes the page; gives the lines of results.csv."""
+        """Shows the results and writes the page; returns the lines of results.csv."""
         page, lines = write_report(self.folder), self.folder.results()
         board = Board(self.folder, rows, self.score)
         self.console.print(board.table())

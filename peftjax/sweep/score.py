@@ -1,4 +1,4 @@
-"""The score that runs of a sweep are compared by: any number of the validation split."""
+"""The score that compares the runs of a sweep: any number of the validation split."""
 
 import math
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from peftjax.train.metrics.registry import better
 
 
 class Score(NamedTuple):
-    """A number that runs log, and which end of it is the best.
+    """A number that runs log, and whether more or less is better.
 
     Attributes:
-        name: as it stands in `metrics.jsonl`, such as 'validation/f1'.
+        name: the name in `metrics.jsonl`, such as 'validation/f1'.
         smaller: whether the least value is the best.
     """
 
@@ -19,7 +19,7 @@ class Score(NamedTuple):
     smaller: bool
 
     def of(self, values: Mapping[str, Any]) -> float | None:
-        """The finite number among a run's values; None where there is none."""
+        """The score among a run's values; None if it is missing or not finite."""
         value = values.get(self.name)
         if not isinstance(value, int | float) or not math.isfinite(value):
             return None

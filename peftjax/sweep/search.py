@@ -1,4 +1,4 @@
-"""Search: runs of a sweep that Optuna draws, some at a time, learning from those before."""
+"""Search: Optuna draws the runs of a sweep, a few at a time, and learns from earlier runs."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,14 +31,13 @@ class Runner(Protocol):
 class Search:
     """Draws runs, and learns from their results.
 
-    A config file says what is drawn, in Optuna's words:
+    A config file says what to draw, in the terms of Optuna:
 
         def search_rate(trial):
             return {'lr': trial.suggest_float('lr', 1e-4, 1e-2, log=True)}
 
-    The study is kept nowhere: it is drawn again from its seed and told the results that the folder
-    of the sweep holds. So it is the same however often it was interrupted, and in each of several
-    processes.
+    The study is not stored. It is drawn again from its seed, and gets the results from the folder
+    of the sweep. So it is the same after any interruption, and in every process.
     """
 
     def __init__(
@@ -75,9 +74,9 @@ class Search:
         self._running: list[tuple[Any, str]] = []  # trials and the names of their runs
 
     def run(self, sweep: Runner, trials: int, wave: int, prune: Prune) -> list[SweepRun]:
-        """Draws, trains and learns, until so many were drawn; gives the runs.
+        """Draws, trains and learns until all trials have been drawn; returns the runs.
 
-        A draw that an earlier run had already takes the result of that run.
+        A draw that equals an earlier run takes the result of that run.
 
         Args:
             sweep: trains the runs.
@@ -136,7 +135,7 @@ class Search:
         self._running = []
 
     def _report(self, trial: 'optuna.Trial', folder: SweepFolder, name: str, until: int) -> None:
-        """Tells a trial the scores of its run up to a step."""
+        """Reports the scores of a run to its trial, up to a step."""
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for line in read_metrics(folder.runs / name):
             score = self._score.of(line)
@@ -144,7 +143,7 @@ class Search:
                 trial.report(score, int(line['step']))
 
     def _score_of(self, name: str, result: Mapping[str, Any]) -> float | None:
-        """The score of a run that trained to its end; None of others, and where it is NaN."""
+        """The score of a run that trained to its end; None for other runs and for NaN."""
         if result['status'] != 'done':
             return None
         if self._score.name not in result:

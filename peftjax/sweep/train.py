@@ -1,4 +1,4 @@
-"""Trains a group of runs in one program, each into a work folder of its own."""
+"""Trains a group of runs in one program, each into its own work folder."""
 
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, closing
@@ -28,16 +28,16 @@ from peftjax.train.trackers.registry import trackers_of
 def train_group(group: Group, folder: Path, runs_folder: Path, prune: Prune, tell: Tell) -> None:
     """Trains every run of a group to its end, from the group's newest checkpoint if there is one.
 
-    A run has its results when they are written whole, into `runs_folder/<name>`: what a run by
-    itself leaves. A run whose loss becomes NaN or infinite is dropped, and so is one that is
-    stopped; its result is what is known of it so far.
+    The results of a run appear in `runs_folder/<name>` when they are complete, with the same files
+    as for a single run. A run whose loss becomes NaN or infinite is dropped, and so is a run that
+    is stopped; its result holds the values so far.
 
     Args:
         group: of `sweep.groups.group`.
         folder: for checkpoints of the group.
         runs_folder: for the folders of the runs.
         prune: which runs stop, each time that runs were scored on the validation split.
-        tell: is told of each run's progress.
+        tell: gets the progress of each run.
 
     Raises:
         Interrupted: SIGTERM came; the state of the group was saved.
@@ -88,7 +88,7 @@ def train_group(group: Group, folder: Path, runs_folder: Path, prune: Prune, tel
 
 
 def _marks(members: Sequence[Member]) -> dict[str, str]:
-    """Digests of what the runs read beside their bases, each task's once."""
+    """Digests of the data that the runs read beside their bases, once for each task."""
     known: dict[int, dict[str, str]] = {}
     found: dict[str, str] = {}
     for member in members:
@@ -113,7 +113,7 @@ class _Rungs:
 
 
 def members_of(group: Group, runs_folder: Path) -> list[Member]:
-    """The runs of a group. What is frozen in several of them alike is held once."""
+    """The runs of a group. Frozen arrays that are equal in several runs are held once."""
     members: list[Member] = []
     for ready in group.rows:
         folder = runs_folder / ready.row.name

@@ -1,4 +1,4 @@
-"""Trains the groups of a sweep that nobody works on, in this process."""
+"""Trains the free groups of a sweep in this process."""
 
 import time
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ class Work(Protocol):
         """Trains the groups that no other process works on.
 
         Args:
-            groups: those that are not over.
+            groups: the unfinished groups.
             folder: of the sweep.
             prune: which rows stop early.
-            tell: is told where rows stand.
-            wait: for groups that others work on, and take those over whose worker ended.
+            tell: gets the state of the rows.
+            wait: wait for groups of other workers, and take over a group whose worker ended.
         """
         ...
 
