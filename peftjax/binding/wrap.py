@@ -56,8 +56,7 @@ def wrap(
     Raises:
       TypeError: `module` is none of these, or it is a class and not an instance; an NNX module is
         given with params, or a Linen module without; `example_inputs` are missing; `roles` name an
-        argument that the
-        model does not take.
+        argument that the model does not take.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> dense, x = nn.Dense(3), jnp.ones((2, 4))

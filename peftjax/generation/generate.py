@@ -26,31 +26,31 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     """`generate(adapter, frozen, input_ids, ...)`: the tokens that the adapted model writes.
 
     The prompt is read in one call, which fills a cache of keys and values; each token is then one
-    call of one token, in a loop inside of one compiled program. What a method prepares from weights
-    alone (DoRA's norms, rotations, composed factors) is computed once, before the loop. Virtual
-    tokens and prefixes belong to the first call: they are in the cache, or before it in attention.
-    With a method that reads whole examples (gates, ReFT at the ends) there is no cache: each
-    token is a call on the whole row, and what is written is what full calls say.
+    call of one token, in a loop inside of one compiled program. Arrays that depend only on weights
+    (DoRA's norms, rotations, composed factors) are computed once, before the loop. Virtual tokens
+    and prefixes belong to the first call: they are in the cache, or before it in attention. With a
+    method that reads whole examples (gates, ReFT at the ends) there is no cache: each token is a
+    call on the whole row.
 
     Args:
         model: a decoder of `peftjax.load`, or any model with the roles `token_ids`, `mask`,
             `positions`, `cache` and `cache_length` that takes them as `peftjax.models.llama.Llama`
             does; or an encoder and decoder with the roles `decoder_ids` and `decoder_mask` too, as
-            `peftjax.models.t5.T5`. Without `token_ids`, as of `peftjax.models.whisper.Whisper`, the
-            role `features` stands for them.
+            `peftjax.models.t5.T5`. If there are no `token_ids`, as in
+            `peftjax.models.whisper.Whisper`, the role `features` takes their place.
         transform: the method, or a chain of methods. None for the model as it is: the adapter is
             then `()`, and frozen is `peftjax.chain().freeze(model, ())`.
 
     Returns:
         `generate(adapter, frozen, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
         None, pad_token_id=0, start_token_id=0, sampling=Sampling(), key=None) -> int32 [B,
-        max_new_tokens]`. Rows are padded on the left, see `pad_left`, but for an encoder, which
-        takes them as they are and whose decoder starts with `start_token_id` (one id, or several).
-        A row that has written `eos_token_id` (one id, or several) is filled up with
-        `pad_token_id`, and the loop ends when all have. Compiled once for each shape and setting.
+        max_new_tokens]`. Rows are padded on the left, see `pad_left`. An encoder takes the rows as
+        they are, and its decoder starts with `start_token_id` (one id, or several). A row that has
+        written `eos_token_id` (one id, or several) is filled up with `pad_token_id`, and the loop
+        ends when all have. Compiled once for each shape and setting.
 
     Raises:
-        TypeError: from the call, if `frozen` is not what `init` gave.
+        TypeError: from the call, if `frozen` is not the second result of `init`.
         ValueError: from the call, for a model without a cache, a prompt that is not `[B, T]` or
             whose last column is padding, no new token, or a temperature without a key.
 

@@ -190,8 +190,8 @@ def apply_delta(params: Any, delta: Delta) -> Any:
     rounding to bfloat16 loses. Differentiable in `params` and `delta`.
 
     Args:
-      params: of the base model, or a `Model`, for which a model with the new parameters returns.
-      delta: of an adapter, of a tuned model, or what a rule made of several.
+      params: of the base model, or a `Model`; the result is then a model with the new parameters.
+      delta: of an adapter or of a tuned model, or the result of a rule.
 
     Raises:
       MergeError: a leaf that changes is quantised.

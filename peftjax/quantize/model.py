@@ -24,12 +24,13 @@ SCHEMES: dict[str, Callable[[], Scheme]] = {
 
 
 def quantize(model: Model, scheme: str | Scheme, targets: paths.Targets | None = None) -> Model:
-    r"""The model with weights of its base kept in few bits, to be frozen under an adapter.
+    r"""Packs the weights of a model into few bits, to be frozen under an adapter.
 
     A quantised leaf is a `QuantizedArray` of the same shape and dtype. The model computes with its
-    values: `adapt` and `apply` dequantise a weight inside of the layer that uses it, and again for
-    the backward pass, so that no copy of the base in full precision lives at any time. Any method
-    can be trained on top; one that trains a copy of a leaf (`select`, `full`) copies its values.
+    values: `adapt` and `apply` dequantise a weight inside the layer that uses it, and again for the
+      backward pass. So there is never a copy of the whole base in full precision. Any method can be
+      trained on top. A method that trains a copy of a leaf (`select`, `full`) copies its
+      dequantised values.
     `merge` raises MergeError for a quantised leaf that an adapter acts on: give it
     `frozen._replace(params=peftjax.dequantize(frozen.params))`.
 
@@ -39,8 +40,8 @@ def quantize(model: Model, scheme: str | Scheme, targets: paths.Targets | None =
     Args:
       model: any.
       scheme: 'nf4', 'int8', 'q4_0', 'q4_1' or 'q8_0', or a `Scheme` such as `NF4(double=False)`.
-      targets: regular expressions for leaf or module paths; every matrix of the layers unless given
-        (of scanned or numbered modules), but for lookup tables and convolutions.
+      targets: regular expressions for leaf or module paths; by default every matrix of the layers
+        (scanned or numbered modules), except lookup tables and convolutions.
 
     Raises:
       ValueError: an unknown scheme.

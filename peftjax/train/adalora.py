@@ -52,7 +52,7 @@ def adalora_allocation(
     beta1: float = 0.85,
     beta2: float = 0.85,
 ) -> optax.GradientTransformation:
-    r"""Wraps an optimiser so that ever fewer of AdaLoRA's triplets stay, the important ones.
+    r"""Wraps an optimiser so that only the most important of AdaLoRA's triplets stay.
 
     With `I = |w dL/dw|`, its running mean `M <- beta1 M + (1 - beta1) I` and the uncertainty
     `U <- beta2 U + (1 - beta2) |I - M|`, a weight scores `s = M U`, and triplet `i` of a matrix
@@ -63,12 +63,12 @@ def adalora_allocation(
     that of their first step.
 
     An emptied `lambda` is zero only if the update is added to the adapter as it is. So
-    `optax.chain` refuses this optimiser as a part. Where anything else changes the update, the next
-    step finds a `lambda` that is not zero where one was emptied, and makes every `lambda` NaN.
+    `optax.chain` refuses this optimiser as a part. If anything else changes the update, the next
+    step finds an emptied `lambda` that is not zero, and makes every `lambda` NaN.
 
     Args:
-        optimizer: turns gradients into updates of the whole adapter; clipping, the rate and weight
-            decay belong into it.
+        optimizer: turns gradients into updates of the whole adapter; put clipping, the rate and
+          weight decay into it.
         target_rank: mean rank of a matrix at the end; a layer of a stack counts as a matrix.
         total_steps, initial_steps, final_steps: of the run, before and after the descent.
         every: steps from one allocation to the next during the descent.

@@ -40,8 +40,8 @@ def moments(
 ) -> dict[str, Moments]:
     """First and second moments of the inputs of each targeted matrix, by leaf path.
 
-    What `eva` takes its directions from, and `gptq` its compensation. `in^2` numbers a matrix, and
-    `2 N in^2` FLOPs besides the model's forward and backward pass.
+    `eva` takes its directions from them, and `gptq` its compensation. They are `in^2` numbers for
+    each matrix, and cost `2 N in^2` FLOPs beside the model's forward and backward pass.
 
     Args:
         model: with arrays as parameters.

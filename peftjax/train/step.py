@@ -71,9 +71,9 @@ def make_train_step(
         loss_fn: `loss(adapter, frozen, batch, key)`, gives the loss, a scalar, and a dict of scalar
             metrics. The key is new in every step, and for every part. Its metric 'weight' is
             :math:`w_i`, 1 where there is none.
-        optimizer: any optax transformation; clipping belongs into its chain.
-        accumulate: into how many parts, one after another, the batch is cut along its first axis:
-            activations of one part are held at a time.
+        optimizer: any optax transformation; put clipping into its chain.
+        accumulate: the number of parts into which the batch is cut along its first axis. The parts
+          run one after another, so only the activations of one part are held.
         axis_name: of `jax.pmap` or `jax.shard_map`, where the step runs inside of one: each device
             then holds a part of the batch. On a mesh with shardings it is not needed.
 
