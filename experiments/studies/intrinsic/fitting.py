@@ -142,7 +142,9 @@ class Fitter:
             return losses.mean(), {}
 
         def train(adapter: Any, frozen: Any, order: jax.Array, rate: jax.Array) -> Any:
-            optimizer = optax.adam(lambda step: rate * _shape(step, run))
+            optimizer = optax.adam(
+                lambda step: rate * falling(step, run.steps) if run.decays else rate
+            )
             step = make_train_step(loss, optimizer)
             state = init_state(adapter, optimizer, jax.random.key(0))
             state, _ = jax.lax.scan(
@@ -164,7 +166,7 @@ def orders(examples: int, run: Run) -> np.ndarray:
 
     Example:
         >>> orders(4, Run(steps=4, batch_size=2, rate=0.1, seed=0)).reshape(2, 4).tolist()
-        [[2, 0, 1, 3], [3, 1, 2, 0]]
+        [[2, 0, 1, 3], [3, 2, 1, 0]]
     """
     rng = np.random.default_rng(run.seed)
     wanted = run.steps * run.batch_size
@@ -173,9 +175,17 @@ def orders(examples: int, run: Run) -> np.ndarray:
     return places[:wanted].reshape(run.steps, run.batch_size).astype(np.int32)
 
 
-def _shape(step: Any, run: Run) -> jax.Array | float:
-    """The rate at a step as a share of its peak."""
-    if not run.decays:
-        return 1.0
-    warm = max(1, run.steps // 10)
-    return jnp.minimum((step + 1) / warm, (run.steps - step) / max(1, run.steps - warm))
+def _whole(step: Any) -> float:
+    del step
+    return 1.0
+
+
+def falling(step: Any, steps: int) -> jax.Array:
+    """The rate at a step as a share of its peak: up for a tenth of the steps, then down to 0.
+
+    Example:
+        >>> [float(falling(step, 10)) for step in (0, 1, 5, 10)]
+        [1.0, 1.0, 0.5555555820465088, 0.0]
+    """
+    warm = max(1, steps // 10)
+    return jnp.minimum((step + 1) / warm, (steps - step) / max(1, steps - warm))
