@@ -1,6 +1,7 @@
 """The part of REPRODUCTIONS.md that the kept results of the studies say, and their figures."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.studies import claims
@@ -11,12 +12,12 @@ from peftjax.train.files import write_whole
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'REPRODUCTIONS.md'
 KEPT = ROOT / 'docs' / 'studies'
-_BEGIN = '<!-- Written by `python -m experiments.studies --write`: do not edit. -->\n'
-_END = '<!-- Until here. -->\n'
+_BEGIN = '<!-- {}: written by `python -m experiments.studies --write`, do not edit. -->\n'
+_END = '<!-- {}: until here. -->\n'
 
 
 def write() -> None:
-    """Draws every figure, and writes the part of the page anew."""
+    """Draws every figure, and writes the parts of the page anew."""
     for name, study in STUDIES.items():
         study.report.draw(read(KEPT / name / 'results.jsonl'), KEPT / name / 'figure.png')
     text = PAGE.read_text(encoding='utf-8')
@@ -24,31 +25,36 @@ def write() -> None:
 
 
 def with_studies(text: str) -> str:
-    """The page with what the kept results say between its two marks.
+    """The page with what the kept results say between its marks: the claims, and each study.
 
     Raises:
         ValueError: a mark is missing.
     """
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
-        raise ValueError(f'the page needs one line {_BEGIN!r} and, below it, one {_END!r}')
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    return before + _BEGIN + '\n' + _said() + '\n' + _END + after
-
-
-def _said() -> str:
     rows = {name: read(KEPT / name / 'results.jsonl') for name in STUDIES}
+    sections = [_section(name, study, rows[name]) for name, study in STUDIES.items()]
+    text = _between(text, 'claims', _claims(rows))
+    return _between(text, 'studies', '\n'.join(sections))
+
+
+def _between(text: str, name: str, said: str) -> str:
+    begin, end = _BEGIN.format(name), _END.format(name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f'the page needs one line {begin!r} and, below it, one {end!r}')
+    before, _, rest = text.partition(begin)
+    return before + begin + '\n' + said + '\n' + end + rest.partition(end)[2]
+
+
+def _claims(rows: Mapping[str, list]) -> str:
     found = [each for name, study in STUDIES.items() for each in study.report.claims(rows[name])]
     counts = {verdict: sum(each.verdict == verdict for each in found) for verdict in _VERDICTS}
     head = (
         f'{len(found)} published claims, each with the effect that was measured here: '
         + ', '.join(f'{count} {verdict}' for verdict, count in counts.items())
         + '. Intervals are of 95 %, by Student over seeds unless something else is said. A verdict '
-        'follows from the interval by a rule in the code of its study. The sections below have '
-        'figures, protocols and commands.\n'
+        'follows from the interval by a rule in the code of its study. The sections at the end of '
+        'this page have figures, protocols and commands.\n'
     )
-    sections = [_section(name, study, rows[name]) for name, study in STUDIES.items()]
-    return '\n'.join([head, claims.table(found), *sections])
+    return head + '\n' + claims.table(found)
 
 
 _VERDICTS = ('confirmed', 'contradicted', 'not decidable here')

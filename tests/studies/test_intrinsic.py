@@ -156,8 +156,8 @@ def test_pretraining_learns_to_tell_masked_tokens():
     assert right[0] < 0.2 and right[150] > 0.8
 
 
-@pytest.mark.parametrize('weights', ['pretrained', 'permuted', 'random'])
-def test_other_weights_have_the_same_shapes_and_keep_or_lose_what_they_should(weights):
+@pytest.mark.parametrize('weights', ['pretrained', 'permuted'])
+def test_permuted_weights_have_the_same_shapes_and_numbers_in_another_order(weights):
     given, made = encoders.minilm(3, 'pretrained', 0), encoders.minilm(3, weights, 0)
     kernel = ('layers', 'attention', 'query', 'kernel')
 
@@ -173,9 +173,6 @@ def test_other_weights_have_the_same_shapes_and_keep_or_lose_what_they_should(we
     if weights == 'permuted':
         for one, other in zip(before, after, strict=True):
             np.testing.assert_array_equal(np.sort(one.ravel()), np.sort(other.ravel()))
-    if weights == 'random':
-        assert after.std() == pytest.approx(0.02, rel=0.05)
-        assert float(made.params['layers']['ffn']['layer_norm']['scale'].min()) == 1.0
 
 
 def test_a_run_that_trains_everything_learns_and_its_rate_follows_the_schedule():

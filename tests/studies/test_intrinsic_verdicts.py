@@ -65,7 +65,7 @@ def _language(own: Mapping[str, float]) -> list[dict]:
     rows: list[dict] = []
     curves = [('small', str(n), 'SAID') for n in (0, 10, 100)]
     curves += [('small', '100', 'DID')]
-    curves += [('minilm', w, 'SAID') for w in ('pretrained', 'random', 'permuted')]
+    curves += [('minilm', w, 'SAID') for w in ('pretrained', 'permuted')]
     for model, weights, kind in curves:
         for seed in range(5):
             about = {'model': model, 'weights': weights, 'stage': 'final', 'seed': seed}
@@ -82,12 +82,12 @@ def _language(own: Mapping[str, float]) -> list[dict]:
 
 def test_verdicts_on_language_follow_the_intervals():
     base = {'0 SAID': 1000, '10 SAID': 500, '100 SAID': 250, '100 DID': 400, 'pretrained SAID': 200}
-    base |= {'random SAID': 1000, 'permuted SAID': 900}
+    base |= {'permuted SAID': 900}
     found = language_report.claims(_language(base))
-    assert [each.verdict for each in found] == ['confirmed'] * 5
+    assert [each.verdict for each in found] == ['confirmed'] * 4
     other = {'0 SAID': 250, '10 SAID': 500, '100 SAID': 1000, '100 DID': 400}
-    other |= {'pretrained SAID': 2000, 'random SAID': 1000, 'permuted SAID': 900}
+    other |= {'pretrained SAID': 2000, 'permuted SAID': 900}
     found = language_report.claims(_language({**other, 'pretrained SAID': 2500}))
-    assert [each.verdict for each in found] == ['confirmed', *['contradicted'] * 4]
+    assert [each.verdict for each in found] == ['confirmed', *['contradicted'] * 3]
     text = language_report.text(_language(base))
-    assert '| minilm | random | SAID |' in text
+    assert '| minilm | permuted | SAID |' in text

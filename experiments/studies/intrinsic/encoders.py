@@ -1,4 +1,4 @@
-"""The encoders of the study: MiniLM with its weights, or others; and a small one trained here."""
+"""The encoders of the study: MiniLM, its weights permuted or not, and a small one trained here."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,9 +56,8 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
 
     Args:
         outputs: of the head.
-        weights: 'pretrained'; 'permuted', the entries of each matrix in a random order; 'random',
-            BERT's own start: normal matrices of deviation 0.02.
-        seed: of the head, and of what is random.
+        weights: 'pretrained', or 'permuted', the entries of each matrix in a random order.
+        seed: of the head and of the order.
     """
     model = peftjax.load(
         MINILM,
@@ -70,25 +69,19 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
     if weights == 'pretrained':
         return model
     rng = np.random.default_rng(seed)
-    flat = paths.flatten(model.params)
 
-    def other(path: str, leaf: Any) -> np.ndarray:
+    def permuted(path: str, leaf: Any) -> Any:
+        if path.startswith('classifier') or not path.endswith(('kernel', 'embedding')):
+            return leaf
         value = np.asarray(leaf)
-        if path.startswith('classifier'):
-            return value
-        if path.endswith(('kernel', 'embedding')):
-            if weights == 'permuted':
-                rows = (
-                    value.reshape(value.shape[0], -1) if value.ndim == 3 else value.reshape(1, -1)
-                )
-                return np.stack([rng.permutation(row) for row in rows]).reshape(value.shape)
-            return rng.normal(0.0, 0.02, value.shape).astype(value.dtype)
-        if weights == 'permuted':
-            return value
-        return np.full_like(value, 1.0 if path.endswith('scale') else 0.0)
+        matrices = value if value.ndim == 3 else value[None]
+        mixed = [rng.permutation(each.reshape(-1)).reshape(each.shape) for each in matrices]
+        return jnp.asarray(np.stack(mixed).reshape(value.shape))
 
-    leaves = {path: jnp.asarray(other(path, leaf)) for path, leaf in flat.items()}
-    return model.replace(params=paths.replace(model.params, leaves))
+    leaves = paths.flatten(model.params)
+    return model.replace(
+        params=paths.replace(model.params, {p: permuted(p, leaf) for p, leaf in leaves.items()})
+    )
 
 
 def splits_of(table: Table, length: int, keep: np.ndarray | None = None) -> dict[str, Split]:

