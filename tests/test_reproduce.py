@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import peftjax
-from peftjax import reproduce
+from peftjax import cli, reproduce
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig, RobertaConfig
 from peftjax.models.llama import Llama
@@ -211,3 +211,32 @@ def test_what_is_missing_is_told_without_a_download(tmp_path, monkeypatch):
     [line] = [each for each in reproduce.missing(ROWS['dora.r16']) if each.startswith('data')]
     assert line == 'data LLM-Adapters (a clone of github.com/AGI-Edgerunners/LLM-Adapters)'
     assert 'nothing: it can run' in _text(reproduce.listing([row], lambda row: []))
+
+
+class _Study:
+    """A study as the command line sees it."""
+
+    def reproduce(self, folder: Path) -> str:
+        """Says its folder."""
+        return f'done in {folder}'
+
+
+def find_study(name: str) -> _Study:
+    """Stands in for the studies of this repository."""
+    if name != 'one':
+        raise ValueError(f'there is no study {name!r}; there are study.one')
+    return _Study()
+
+
+def test_a_study_runs_into_its_work_folder_and_says_what_came_out(capsys):
+    studies = ['--studies', 'tests.test_reproduce:find_study', '--workdir', 'runs/one']
+    cli.main(['reproduce', 'study.one', *studies])
+    assert capsys.readouterr().out == 'done in runs/one\n'
+    for arguments, message in (
+        (['study.two', *studies], "there is no study 'two'"),
+        (['study.one', '--seeds', '3', *studies], 'the protocol of a study stands in its code'),
+        (['study.one', '--lr', '0.1', *studies], 'the protocol of a study stands in its code'),
+        (['study.one', '--studies', 'none_such:x', '--workdir', 'a'], "'none_such:x' cannot be"),
+    ):
+        assert cli.main(['reproduce', *arguments]) == 2
+        assert message in capsys.readouterr().err
