@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from peftjax.train.settings import Settings, SettingsError
+from peftjax.train.tasks.infer import infer
 
 _TAKES = {'sweep': 'add', 'search': 'trial'}
 
@@ -84,10 +85,11 @@ def expand(module: ModuleType, sweep: str, settings: Settings) -> list[SweepRun]
     """
     add_rows = function_of(module, 'sweep', sweep)
     rows: list[SweepRun] = []
+    changer = Changer(settings)
 
     def add(**changes: Any) -> None:
         name = f'{len(rows):03d}'
-        rows.append(SweepRun(name, changes, changed(settings, changes, name)))
+        rows.append(SweepRun(name, changes, changer.changed(changes, name)))
 
     add_rows(add)
     if not rows:
@@ -101,13 +103,35 @@ def expand(module: ModuleType, sweep: str, settings: Settings) -> list[SweepRun]
     return rows
 
 
-def changed(settings: Settings, changes: Mapping[str, Any], row: str) -> Settings:
-    """Settings with the changes of a row.
+class Changer:
+    """Makes the settings of runs: those that are given, changed, with what the data decide.
 
-    Raises:
-        ValueError: an unknown field, or a value of another type.
+    Columns, classes, lengths and the training of a new head are found as `peftjax train` finds
+    them: once for all runs that leave model, data, task and methods as they are.
+
+    Args:
+        settings: that all runs change.
     """
-    try:
-        return settings.change(changes)
-    except SettingsError as error:
-        raise ValueError(f'run {row}: {error}') from None
+
+    def __init__(self, settings: Settings):
+        self._given = settings
+        self._found: Settings | None = None
+
+    def changed(self, changes: Mapping[str, Any], row: str) -> Settings:
+        """Settings with the changes of a run.
+
+        Raises:
+            ValueError: an unknown field, a value of another type, or data that cannot be read.
+        """
+        try:
+            whole = self._given.change(changes)
+            if _DECIDING.intersection(name.partition('.')[0] for name in changes):
+                return infer(whole)
+            if self._found is None:
+                self._found = infer(self._given)
+            return self._found.change(changes)
+        except SettingsError as error:
+            raise ValueError(f'run {row}: {error}') from None
+
+
+_DECIDING = {'model', 'data', 'task', 'methods'}

@@ -19,6 +19,7 @@ from peftjax.sweep.work import Work, here
 from peftjax.train.build import build_model, build_task
 from peftjax.train.placement import Placement
 from peftjax.train.settings import Settings
+from peftjax.train.tasks.infer import infer
 
 
 def default_score(folder: SweepFolder, settings: Settings) -> str:
@@ -34,6 +35,7 @@ def default_score(folder: SweepFolder, settings: Settings) -> str:
     begun = folder.about()['score'] if folder.begun else ''
     if begun or settings.best is not None:
         return begun or str(settings.best)
+    settings = infer(settings)
     return build_task(settings, build_model(settings, Placement.of(settings.mesh))).best
 
 

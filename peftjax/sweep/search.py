@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.pruning import Prune, Rung
-from peftjax.sweep.rows import SweepRun, changed, function_of
+from peftjax.sweep.rows import Changer, SweepRun, function_of
 from peftjax.sweep.score import read_score
 from peftjax.train.optional import library
 from peftjax.train.settings import Settings
@@ -58,7 +58,7 @@ class Search:
             ValueError: no such function in the config file; Optuna is not installed.
         """
         self._draw: Callable[[Any], Mapping[str, Any]] = function_of(module, 'search', name)
-        self._settings, self._score = settings, read_score(score)
+        self._changer, self._score = Changer(settings), read_score(score)
         optuna = library('optuna', 'search', '--search')
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
@@ -114,7 +114,7 @@ class Search:
     def _ask(self) -> None:
         trial = self._study.ask()
         changes, name = dict(self._draw(trial)), f'{len(self._rows):03d}'
-        made = changed(self._settings, changes, name)
+        made = self._changer.changed(changes, name)
         first = self._names.setdefault(json.dumps(made.to_dict(), sort_keys=True), name)
         if first == name:
             self._rows.append(SweepRun(name, changes, made))

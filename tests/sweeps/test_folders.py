@@ -15,6 +15,9 @@ from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import group, prepare
 from peftjax.sweep.rows import expand
 from peftjax.train.settings import read_settings
+from peftjax.train.tasks.infer import infer
+from tests.test_tables import write_table
+from tests.tiny_runs import WORDS, checkpoint
 from tests.tiny_sweeps import RATES, TWO, rows_of, run
 from tests.whole_runs import ROOT, run_config, without_rates
 
@@ -141,3 +144,27 @@ def test_the_jobs_of_an_array_run_the_command():
     )
     assert found.stdout == '-m experiments.sweep --sweep rank --config.lr=1e-3\n'
     assert '#SBATCH --signal=B:TERM@120' in script.read_text(encoding='utf-8').splitlines()
+
+
+def test_runs_on_a_table_find_its_columns_and_classes_as_a_run_by_itself_does(tmp_path):
+    tables = {}
+    for name, labels in (('two', 'ab'), ('three', 'abc')):
+        rows = [
+            {'text': f'{WORDS[n % 8]} {WORDS[n // 8]}', 'label': labels[n % len(labels)]}
+            for n in range(64)
+        ]
+        tables[name] = str(write_table(tmp_path / f'{name}.jsonl', rows))
+    settings = {'source': str(checkpoint(tmp_path / 'base', 'tiny_bert'))}
+    given = {'model': settings, 'data': {'source': tables['two']}, 'task': 'classification'}
+    given |= {'methods': ['lora'], 'lora': {'rank': 1, 'targets': 'layers/.*/kernel'}}
+    lower, other, whole = rows_of(
+        given, {'lr': 0.1}, {'data.source': tables['three']}, {'methods': ['full']}
+    )
+    assert lower.settings == infer(read_settings(given).change({'lr': 0.1}))
+    assert lower.settings.model.num_labels == 2 and lower.settings.methods == ('lora', 'select')
+    assert other.settings.model.num_labels == 3
+    assert list(other.settings.data.labels) == ['a', 'b', 'c']
+    assert whole.settings.methods == ('full',) and whole.settings.model.num_labels == 2
+    assert len(prepare([lower, other])) == 2
+    with pytest.raises(ValueError, match="run 000: data.columns.text is 'none'"):
+        rows_of(given, {'data.columns': {'text': 'none', 'label': 'label'}})

@@ -29,6 +29,7 @@ class Small(NamedTuple):
         vocabulary: its most frequent tokens; all others are unknown.
         layers, width: of the encoder; a head has 32 numbers.
         length, batch_size, rate: of pretraining, in tokens, windows and Adam's peak.
+        schedule: after how many steps the rate would have fallen to 0.
     """
 
     vocabulary: int = 4000
@@ -37,6 +38,7 @@ class Small(NamedTuple):
     length: int = 24
     batch_size: int = 64
     rate: float = 1e-3
+    schedule: int = 3201
 
     def module(self, outputs: int | None, pooling: str) -> Bert:
         """The encoder, with a head unless `outputs` is None."""
@@ -163,7 +165,7 @@ def pretrained(
     rows = jnp.asarray(ids)
     params: Any = module.init(jax.random.key(0), input_ids=rows[:1])['params']
     params = {'encoder': params, 'bias': jnp.zeros(small.vocabulary)}
-    optimizer = optax.adam(lambda step: small.rate * falling(step, max(at) + 1))
+    optimizer = optax.adam(lambda step: small.rate * falling(step, small.schedule))
     step = jax.jit(make_train_step(_masked_loss(module, small), optimizer), donate_argnums=0)
     state = init_state(params, optimizer, jax.random.key(1))
     for number in range(max(at) + 1):

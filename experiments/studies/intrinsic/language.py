@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
     Attributes:
         model: 'minilm' or 'small'.
-        weights: where it starts: 'pretrained', 'permuted', 'random', or steps of pretraining.
+        weights: where it starts: 'pretrained', 'permuted', or steps of pretraining.
         kind: 'SAID' or 'DID'.
         dimensions: to train in.
     """
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
 
 _DIMENSIONS = (50, 200, 1000)
-_OF_SMALL = (30, 60, 120, 300, 1000)
+_OF_SMALL = (30, 100, 300, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +69,17 @@ class Protocol:
 
     length: int = 12
     minilm: tuple[int, int] = (80, 8)
-    small: tuple[int, int] = (250, 32)
+    small: tuple[int, int] = (150, 32)
     seeds: int = 5
     scored: int = 500
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     tuned_at: int = 200
     encoder: Small = Small()
-    pretraining: tuple[int, ...] = (0, 200, 800, 3200)
+    pretraining: tuple[int, ...] = (0, 200, 800)
     windows: int = 60_000
     curves: tuple[Curve, ...] = (
-        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 200, 800, 3200)),
-        Curve('small', '3200', 'DID', _OF_SMALL),
+        *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 200, 800)),
+        Curve('small', '800', 'DID', _OF_SMALL),
         *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'permuted')),
     )
 
