@@ -78,6 +78,8 @@ def _rows(accuracies):
             'examples': size,
             'seed': seed,
             'rate': 0.01,
+            'steps': 10,
+            'batch_size': 8,
             'trainable': 100,
             'test/accuracy': value,
         }
@@ -85,6 +87,7 @@ def _rows(accuracies):
         for size, values in sizes.items()
         for seed, value in enumerate(values)
     ]
+    rows += [{'stage': 'tune', 'method': 'full', 'examples': 32, 'seed': seed} for seed in (0, 1)]
     return [*rows, {'stage': 'together', 'method': 'full', 'runs': 4, 'factor': 1.25}]
 
 
@@ -121,6 +124,8 @@ def test_a_verdict_follows_from_the_differences_of_seeds():
 def test_a_text_holds_a_row_for_each_method_and_the_crossing():
     said = few_examples.text(ROWS)
     assert '| bottleneck adapters (Pfeiffer) | **11.0 (8.5 to 13.5; n = 3)** |' in said
+    assert '| 32 | 10 | 8 | 2 |' in said
+    assert '| 320 | 10 | 8 | none |' in said
     assert '1.25 for full fine-tuning' in said
 
 

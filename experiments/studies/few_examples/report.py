@@ -135,6 +135,7 @@ def text(rows: Sequence[Row]) -> str:
     """Tables of the study in Markdown."""
     found = scores(rows)
     parts = [
+        _budgets(rows),
         'Accuracy on test (95 % interval), with the trained parameters:\n',
         _accuracies(rows, found),
         'Difference of accuracy to full fine-tuning in points, seed by seed (95 % interval; bold '
@@ -148,6 +149,24 @@ def text(rows: Sequence[Row]) -> str:
         _together(rows),
     ]
     return '\n'.join(parts)
+
+
+def _budgets(rows: Sequence[Row]) -> str:
+    finals = {row['examples']: row for row in rows if row['stage'] == 'final'}
+    seeds: dict[int, set[int]] = {size: set() for size in finals}
+    for row in rows:
+        if row['stage'] == 'tune':
+            seeds[row['examples']].add(row['seed'])
+    lines = [
+        'Runs of each size. Where no seed chose the rate, it is that of the size before:\n',
+        '| questions | steps | batch | seeds that chose the rate |',
+        '|---|---|---|---|',
+    ]
+    for size, row in sorted(finals.items()):
+        lines.append(
+            f'| {size:,} | {row["steps"]} | {row["batch_size"]} | {len(seeds[size]) or "none"} |'
+        )
+    return '\n'.join(lines) + '\n'
 
 
 def _sizes(found: Scores) -> list[int]:
