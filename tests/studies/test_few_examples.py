@@ -4,9 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.studies import few_examples
-from experiments.studies.few_examples.report import crossing, scores
-from experiments.studies.few_examples.study import METHODS, Protocol
+from experiments.studies.few_examples import report, study
 from experiments.studies.results import read
 from tests.studies.tiny_questions import encoder, questions
 
@@ -14,10 +12,8 @@ from tests.studies.tiny_questions import encoder, questions
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp('few')
-    protocol = dataclasses.replace(
-        few_examples.TINY, source=encoder(folder), questions=questions(folder)
-    )
-    few_examples.run(folder / 'study', protocol)
+    protocol = dataclasses.replace(study.TINY, source=encoder(folder), questions=questions(folder))
+    study.run(folder / 'study', protocol)
     return protocol, folder / 'study', read(folder / 'study' / 'results.jsonl')
 
 
@@ -48,10 +44,10 @@ def test_the_rate_is_that_of_the_least_validation_loss_and_test_questions_choose
 def test_a_study_that_is_complete_trains_nothing_and_no_other_goes_on_with_it(tiny):
     protocol, folder, rows = tiny
     before = (folder / 'results.jsonl').read_bytes()
-    few_examples.run(folder, protocol)
+    study.run(folder, protocol)
     assert (folder / 'results.jsonl').read_bytes() == before
     with pytest.raises(ValueError, match='differs from the protocol'):
-        few_examples.run(folder, dataclasses.replace(protocol, seeds=1))
+        study.run(folder, dataclasses.replace(protocol, seeds=1))
 
 
 def test_a_study_that_was_cut_short_ends_with_the_same_scores(tiny, tmp_path):
@@ -59,7 +55,7 @@ def test_a_study_that_was_cut_short_ends_with_the_same_scores(tiny, tmp_path):
     lines = (folder / 'results.jsonl').read_bytes().splitlines(keepends=True)
     head = next(i for i, row in enumerate(rows) if row['method'] == 'head')
     (tmp_path / 'results.jsonl').write_bytes(b''.join(lines[: head + 3]) + lines[head + 3][:20])
-    few_examples.run(tmp_path, protocol)
+    study.run(tmp_path, protocol)
     again = read(tmp_path / 'results.jsonl')
 
     def kept(each):
@@ -109,7 +105,7 @@ ROWS = _rows(
 
 
 def test_a_verdict_follows_from_the_differences_of_seeds():
-    found = few_examples.claims(ROWS)
+    found = report.claims(ROWS)
     said = [each.verdict for each in found]
     assert said == [
         'confirmed',  # bottleneck adapters at 32
@@ -122,7 +118,7 @@ def test_a_verdict_follows_from_the_differences_of_seeds():
 
 
 def test_a_text_holds_a_row_for_each_method_and_the_crossing():
-    said = few_examples.text(ROWS)
+    said = report.text(ROWS)
     assert '| bottleneck adapters (Pfeiffer) | **11.0 (8.5 to 13.5; n = 3)** |' in said
     assert '| 32 | 10 | 8 | 2 |' in said
     assert '| 320 | 10 | 8 | none |' in said
@@ -130,19 +126,19 @@ def test_a_text_holds_a_row_for_each_method_and_the_crossing():
 
 
 def test_a_difference_crosses_where_its_sign_changes():
-    assert crossing([10, 1000, 10000], [0.1, -0.1, -0.2]) == [100.0]
-    assert crossing([10, 1000], [0.1, 0.2]) == []
+    assert report.crossing([10, 1000, 10000], [0.1, -0.1, -0.2]) == [100.0]
+    assert report.crossing([10, 1000], [0.1, 0.2]) == []
 
 
 def test_a_study_that_is_not_over_says_so():
     with pytest.raises(ValueError, match='to its end'):
-        scores([row for row in ROWS if row.get('seed') != 2 or row['method'] == 'full'])
+        report.scores([row for row in ROWS if row.get('seed') != 2 or row['method'] == 'full'])
 
 
 def test_the_figure_is_drawn_from_the_rows(tmp_path):
-    few_examples.draw(ROWS, tmp_path / 'figure.png')
+    report.draw(ROWS, tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_a_protocol_names_known_methods():
-    assert set(Protocol().methods) <= set(METHODS)
+    assert set(study.Protocol().methods) <= set(study.METHODS)

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 import peftjax
-from experiments.studies import forgetting
-from experiments.studies.forgetting import study
+from experiments.studies.forgetting import report, study
 from experiments.studies.forgetting.measure import Encoder, intruders, left_vectors
-from experiments.studies.forgetting.report import at_loss, equal_losses, runs
 from experiments.studies.results import read
 from tests.studies.tiny_questions import encoder, questions
 from tests.tiny_runs import WORDS
@@ -20,18 +18,16 @@ TEXTS = [' '.join(WORDS[i : i + 4]) for i in range(8)]
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp('forgetting')
-    protocol = dataclasses.replace(
-        forgetting.TINY, source=encoder(folder), questions=questions(folder)
-    )
+    protocol = dataclasses.replace(study.TINY, source=encoder(folder), questions=questions(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, 'general_texts', lambda count: TEXTS[:count])
-        forgetting.run(folder / 'study', protocol)
+        study.run(folder / 'study', protocol)
     return protocol, folder / 'study', read(folder / 'study' / 'results.jsonl')
 
 
 def test_every_run_is_measured_at_every_mark_from_the_start_on(tiny):
     protocol, _, rows = tiny
-    found = runs(rows)
+    found = report.runs(rows)
     assert list(found) == ['lora 1', 'full']
     for each in found.values():
         assert len(each) == protocol.seeds
@@ -46,15 +42,15 @@ def test_every_run_is_measured_at_every_mark_from_the_start_on(tiny):
 def test_a_study_that_is_complete_trains_nothing(tiny):
     protocol, folder, _ = tiny
     before = (folder / 'results.jsonl').read_bytes()
-    forgetting.run(folder, protocol)
+    study.run(folder, protocol)
     assert (folder / 'results.jsonl').read_bytes() == before
 
 
 def test_the_report_of_a_tiny_study_has_every_method(tiny, tmp_path):
     rows = tiny[2]
-    said = forgetting.text(rows)
+    said = report.text(rows)
     assert said.count('| LoRA, rank 1 |') == said.count('| full fine-tuning |') == 3
-    forgetting.draw(rows, tmp_path / 'figure.png')
+    report.draw(rows, tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -121,7 +117,7 @@ FALLING = {m: [-v for v in values] for m, values in RISING.items()}
     ],
 )
 def test_a_verdict_follows_from_the_differences_of_seeds(values, said):
-    found = forgetting.claims(_rows(values, values, values))
+    found = report.claims(_rows(values, values, values))
     assert [each.verdict for each in found] == said
 
 
@@ -130,14 +126,14 @@ def test_methods_are_compared_at_the_loss_that_all_of_them_reach():
     for row in rows:
         if row['method'] == 'lora 1':
             row['test/loss'] += 0.5
-    found = runs(rows)
-    assert equal_losses(found) == [1.5, 1.5, 1.5]
-    assert at_loss(found['full'][0], 1.5, lambda row: row['distance']) == pytest.approx(0.2)
+    found = report.runs(rows)
+    assert report.equal_losses(found) == [1.5, 1.5, 1.5]
+    assert report.at_loss(found['full'][0], 1.5, lambda row: row['distance']) == pytest.approx(0.2)
     with pytest.raises(ValueError, match='least loss'):
-        at_loss(found['lora 1'][0], 1.4, lambda row: row['distance'])
+        report.at_loss(found['lora 1'][0], 1.4, lambda row: row['distance'])
 
 
 def test_a_study_that_is_not_over_says_so():
     rows = _rows(RISING, RISING, RISING)
     with pytest.raises(ValueError, match='run to the end'):
-        runs(rows[:-1])
+        report.runs(rows[:-1])

