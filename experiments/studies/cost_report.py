@@ -72,7 +72,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         every = interval([each.mean for each in found[method].values()])
         made.append(
             Claim(
-                f'{method.removesuffix(MERGED).capitalize()}, merged, adds no latency.',
+                f'{_NAMES[method.removesuffix(MERGED)]}, merged, add no latency.',
                 HU,
                 f'cost over the plain model, over {every.seeds} shapes: {times(every)}',
                 *within(every, _SAME, 'Equal means within 5 %.'),
@@ -90,7 +90,11 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return made
 
 
-_NAMES = {'bottlenecks': 'Bottleneck adapters', 'lora all': 'LoRA matrices'}
+_NAMES = {
+    'bottlenecks': 'Bottleneck adapters',
+    'lora': 'LoRA matrices at query and value',
+    'lora all': 'LoRA matrices everywhere',
+}
 
 
 def _arithmetic() -> Claim:
