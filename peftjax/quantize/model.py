@@ -28,9 +28,10 @@ def quantize(model: Model, scheme: str | Scheme, targets: paths.Targets | None =
 
     A quantised leaf is a `QuantizedArray` of the same shape and dtype. The model computes with its
     values: `adapt` and `apply` dequantise a weight inside the layer that uses it, and again for the
-      backward pass. So there is never a copy of the whole base in full precision. Any method can be
-      trained on top. A method that trains a copy of a leaf (`select`, `full`) copies its
-      dequantised values.
+    backward pass. So there is never a copy of the whole base in full precision. Any method can be
+    trained on top. A method that trains a copy of a leaf (`select`, `full`) copies its dequantised
+    values.
+
     `merge` raises MergeError for a quantised leaf that an adapter acts on: give it
     `frozen._replace(params=peftjax.dequantize(frozen.params))`.
 
