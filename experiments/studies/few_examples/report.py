@@ -28,8 +28,8 @@ TITLES = {
 }
 FEW = 100
 """Sizes up to this one count as few examples."""
-ENOUGH = 0.95
-"""The share of the accuracy at the greatest size that is called enough."""
+ENOUGH = 95
+"""The share of the accuracy at the greatest size, in percent, that is called enough."""
 HE = 'He et al. 2021 (arXiv:2106.03164)'
 HU = 'Hu et al. 2021 (arXiv:2106.09685), low-data regime'
 TFEW = 'Liu et al. 2022 (arXiv:2205.05638)'
@@ -95,13 +95,13 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             )
         )
     for count in [n for n in sizes if FEW < n < most]:
-        share = interval((found['lora'][count] / found['lora'][most]).tolist())
+        share = interval([100 * each for each in _share(found, 'lora', count)])
         made.append(
             Claim(
-                f'{count:,} examples are enough: LoRA reaches {ENOUGH:.0%} of its accuracy at '
+                f'{count:,} examples are enough: LoRA reaches {ENOUGH} % of its accuracy at '
                 f'{most:,}.',
                 'rule of thumb',
-                f'{share.show(1, 100)} % of the accuracy at {most:,} questions',
+                f'{share.show(1)} % of the accuracy at {most:,} questions',
                 *judged(share, ENOUGH),
             )
         )
