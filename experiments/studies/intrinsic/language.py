@@ -48,7 +48,7 @@ class Curve(NamedTuple):
     dimensions: tuple[int, ...]
 
 
-_DIMENSIONS = (50, 200, 1000)
+_DIMENSIONS = (50, 200, 1000, 3000)
 _OF_SMALL = (30, 100, 300, 1000)
 
 

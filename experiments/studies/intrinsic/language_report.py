@@ -1,6 +1,5 @@
 """What the rows of the study on language models say: claims, tables, figure."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.claims import Claim, Interval, interval, verdict
-from experiments.studies.intrinsic.line import above, crossing, ratio, times
+from experiments.studies.claims import Claim, interval
+from experiments.studies.intrinsic.line import LINE, Needed, Ratio, needed, ratio
 from experiments.studies.results import Row
 from peftjax.train.files import new_file
 
@@ -21,7 +20,6 @@ CAPTION = (
     'permuted. Right: a small BERT after growing numbers of steps of '
     'pretraining, with a scale for each matrix (SAID) and without (DID).'
 )
-_LINE = 0.9  # of the accuracy with all weights
 
 Key = tuple[str, str, str]
 
@@ -40,22 +38,15 @@ def direct(rows: Sequence[Row], key: Key) -> list[float]:
     return curve(rows, (*key[:2], 'direct'))[0]
 
 
-def crossings(rows: Sequence[Row], key: Key, line: Key | None = None) -> list[float]:
-    """d90 of each seed; the greatest dimension, a bound from below, where the line is not reached.
+def dimensions(rows: Sequence[Row], key: Key, line: Key | None = None) -> Needed:
+    """d90 of each seed.
 
     Args:
         rows: of the results.
         key: the curve.
         line: whose accuracy with all weights counts; the curve's own unless given.
     """
-    found, whole = curve(rows, key), direct(rows, key if line is None else line)
-    return [
-        min(
-            float(max(found)),
-            crossing({d: each[seed] for d, each in found.items()}, _LINE * whole[seed]),
-        )
-        for seed in range(len(whole))
-    ]
+    return needed(curve(rows, key), direct(rows, key if line is None else line))
 
 
 def keys(rows: Sequence[Row]) -> list[Key]:
@@ -70,38 +61,39 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     weights = next(
         row['trained'] for row in rows if row['kind'] == 'direct' and row['model'] == 'minilm'
     )
-    own = crossings(rows, pretrained)
-    share = interval([math.log(weights / each) for each in own])
-    at = math.exp(interval([math.log(each) for each in own]).mean)
+    own = dimensions(rows, pretrained)
+    spared = ratio(Needed([float(weights)] * len(own.values)), own)
     made = [
         Claim(
             'Fewer than 0.1 % of the weights are enough for 90 % of the accuracy of fine-tuning a '
             'pretrained encoder.',
             AGHAJANYAN,
-            f'MiniLM on TREC: d90 = {at:.0f}; weights over d90: {times(share)}',
-            *above(share, 1000.0, 'weights over d90'),
+            f'MiniLM on TREC: d90 = {own.show()}; weights over d90: {spared.show()}',
+            *spared.above(1000.0, 'weights over d90'),
         )
     ]
-    found = ratio(crossings(rows, ('minilm', 'permuted', 'SAID'), pretrained), own)
+    found = ratio(dimensions(rows, ('minilm', 'permuted', 'SAID'), pretrained), own)
     made.append(
         Claim(
             'Pretrained weights need fewer dimensions than the same numbers in a random order, for '
             'the same accuracy.',
             AGHAJANYAN,
             'MiniLM, d90 with permuted matrices over d90 pretrained, by the line of the '
-            f'pretrained: {times(found)}, a bound from below where no dimension reaches the line',
-            *above(found, 1.0),
+            f'pretrained: {found.show()}',
+            *found.above(1.0),
         )
     )
     made.append(_steps(rows))
     last = _stages(rows)[-1]
-    kinds = ratio(crossings(rows, ('small', last, 'DID')), crossings(rows, ('small', last, 'SAID')))
+    kinds = ratio(
+        dimensions(rows, ('small', last, 'DID')), dimensions(rows, ('small', last, 'SAID'))
+    )
     made.append(
         Claim(
             'A scale for each layer (SAID) lowers the dimension that is needed.',
             AGHAJANYAN,
-            f'the small BERT after {last} steps, d90 of DID over d90 of SAID: {times(kinds)}',
-            *above(kinds, 1.0),
+            f'the small BERT after {last} steps, d90 of DID over d90 of SAID: {kinds.show()}',
+            *kinds.above(1.0),
         )
     )
     return made
@@ -116,20 +108,19 @@ def _steps(rows: Sequence[Row]) -> Claim:
     """Does d90 fall with pretraining? The slope over the stages, by the line of the last one."""
     stages = _stages(rows)
     line: Key = ('small', stages[-1], 'SAID')
-    logs = np.log([crossings(rows, ('small', each, 'SAID'), line) for each in stages])
+    ends = [dimensions(rows, ('small', each, 'SAID'), line) for each in stages]
+    logs = np.log([each.values for each in ends])
     places = np.arange(len(stages)) - (len(stages) - 1) / 2
     slopes = (places @ logs) / (places @ places)
-    fall: Interval = interval((-slopes).tolist())
-    said = verdict(fall)
-    ends = ', '.join(
-        f'{stage}: {math.exp(float(np.mean(each))):.0f}'
-        for stage, each in zip(stages, logs, strict=True)
-    )
+    unreached = [each.unreached > 0 for each in ends]
+    fall = Ratio(interval((-slopes).tolist()), least=unreached[0], most=any(unreached[1:]))
+    told = ', '.join(f'{stage}: {each.show()}' for stage, each in zip(stages, ends, strict=True))
+    said, _ = fall.above(1.0)
     return Claim(
         'The dimension that is needed falls with the steps of pretraining.',
         AGHAJANYAN,
-        f'a small BERT, d90 after steps ({ends}) by the line of the last; it falls by a factor of '
-        f'{times(fall)} from stage to stage',
+        f'a small BERT, d90 after steps ({told}) by the line of the last; it falls by a factor of '
+        f'{fall.show()} from stage to stage',
         said,
         'By the slope of log d90 over the stages, seed by seed.',
     )
@@ -155,21 +146,14 @@ def text(rows: Sequence[Row]) -> str:
             if row['stage'] == 'final' and (row['model'], row['weights'], row['kind']) == key
         )
         last = 'pretrained' if key[0] == 'minilm' else _stages(rows)[-1]
+        own, shared = dimensions(rows, key), dimensions(rows, key, (key[0], last, key[2]))
         means = [f'{d}: {np.mean(each):.3f}' for d, each in curve(rows, key).items()]
         lines.append(
             f'| {key[0]} | {key[1]} | {key[2]} | {interval(direct(rows, key)).show()} | {rate:g} '
-            f'| {_told(rows, key, None)} | {_told(rows, key, (key[0], last, key[2]))} '
+            f'| {own.show()} | {shared.show()} '
             f'| {", ".join(means)} |'
         )
     return '\n'.join(lines) + '\n'
-
-
-def _told(rows: Sequence[Row], key: Key, line: Key | None) -> str:
-    ends = crossings(rows, key, line)
-    found = interval([math.log(each) for each in ends])
-    mean, low, high = (math.exp(each) for each in found[:3])
-    bound = '≥ ' if max(curve(rows, key)) in ends else ''
-    return f'{bound}{mean:.0f} ({low:.0f} to {high:.0f})'
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -200,4 +184,4 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], key: Key, colour: str) -> None:
     axes.errorbar(
         list(found), means, errors, marker='o', ms=4, capsize=2, color=colour, label=label
     )
-    axes.axhline(_LINE * float(np.mean(direct(rows, key))), color=colour, ls='--', lw=0.8)
+    axes.axhline(LINE * float(np.mean(direct(rows, key))), color=colour, ls='--', lw=0.8)
