@@ -72,8 +72,8 @@ def needed(curve: Mapping[int, Sequence[float]], whole: Sequence[float]) -> Need
         whole: accuracies with all weights, one a seed.
 
     Example:
-        >>> needed({10: [0.2, 0.2], 100: [0.72, 0.3]}, [0.8, 0.8])
-        Needed(values=[100.0, 100.0], unreached=1)
+        >>> needed({10: [0.8, 0.2], 100: [0.8, 0.3]}, [0.8, 0.8])
+        Needed(values=[10.0, 100.0], unreached=1)
     """
     ends = [
         crossing({d: each[seed] for d, each in curve.items()}, LINE * accuracy)
