@@ -165,10 +165,6 @@ def text(rows: Sequence[Row]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _peak(peak: float) -> str:
-    return f'{peak:.1f}' if math.isfinite(peak) else 'more than there is'
-
-
 def _devices(rows: Sequence[Row]) -> str:
     devices = {row['topology']: row['devices'] for row in rows if row['stage'] == 'compiled'}
     parts = [f'{name}: weights split over {count}' for name, count in devices.items()]

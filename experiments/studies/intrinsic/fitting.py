@@ -175,11 +175,6 @@ def orders(examples: int, run: Run) -> np.ndarray:
     return places[:wanted].reshape(run.steps, run.batch_size).astype(np.int32)
 
 
-def _whole(step: Any) -> float:
-    del step
-    return 1.0
-
-
 def falling(step: Any, steps: int) -> jax.Array:
     """The rate at a step as a share of its peak: up for a tenth of the steps, then down to 0.
 
