@@ -107,7 +107,7 @@ def _small(rows: Sequence[Row]) -> Claim:
     return Claim(
         'A fully connected net needs less than 1 % of its weights for 90 % of its accuracy.',
         LI,
-        f'd90 = {found.show()} of {weights:,} weights, a factor of {spared.show()}; 525 to 575 '
+        f'd90: {found.show()} of {weights:,} weights, a factor of {spared.show()}; 525 to 575 '
         'there, on MNIST',
         *spared.above(100.0, 'weights over dimensions'),
     )

@@ -68,7 +68,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             'Fewer than 0.1 % of the weights are enough for 90 % of the accuracy of fine-tuning a '
             'pretrained encoder.',
             AGHAJANYAN,
-            f'MiniLM on TREC: d90 = {own.show()}; weights over d90: {spared.show()}',
+            f'MiniLM on TREC, d90: {own.show()}; weights over d90: {spared.show()}',
             *spared.above(1000.0, 'weights over d90'),
         )
     ]
