@@ -192,7 +192,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     right.axhline(1.0, color='black', lw=0.8, ls='--')
     right.set(xlabel='batch x tokens', ylabel='cost of a call over the plain model')
     right.grid(alpha=0.3)
-    right.legend(fontsize=8)
+    right.legend(fontsize=7, ncols=2, loc='upper right')
     with new_file(path) as new:
         figure.savefig(new, dpi=110)
 
@@ -209,6 +209,6 @@ def _draw_memory(axes: Axes, rows: Sequence[Row]) -> None:
     shown = {m: peak for m, peak in compiled.items() if m in found and math.isfinite(peak)}
     if shown:
         axes.plot(list(shown.values()), list(shown), 'kD', ms=5, label='peak, compiler of an H100')
-    axes.set(xlabel='GB', xscale='symlog')
+    axes.set(xlabel='GB')
     axes.grid(alpha=0.3, axis='x')
     axes.legend(fontsize=8)
