@@ -142,7 +142,7 @@ def test_a_tiny_study_of_language_ends_and_is_gone_on_with(tmp_path, monkeypatch
 
 
 def test_pretraining_learns_to_tell_masked_tokens():
-    small = encoders.Small(vocabulary=20, layers=1, width=32, length=8, batch_size=8)
+    small = encoders.Small(vocabulary=20, layers=1, width=32, length=8, batch_size=8, schedule=200)
     ids = np.tile(np.arange(2, 10, dtype=np.int32), (50, 1))  # always the same sentence
     module = small.module(None, 'none')
     hidden = jnp.where(jnp.arange(8) == 3, 1, ids[:1])  # its fourth token, 5, is masked

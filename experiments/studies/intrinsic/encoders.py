@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 import peftjax
 from experiments.studies.intrinsic.fitting import Split, falling
 from experiments.studies.merging.tables import SPLITS, Example, Table
-from peftjax.core import paths
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.train import LossFunction, init_state, make_train_step
@@ -80,10 +80,9 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
         mixed = [rng.permutation(each.reshape(-1)).reshape(each.shape) for each in matrices]
         return jnp.asarray(np.stack(mixed).reshape(value.shape))
 
-    leaves = paths.flatten(model.params)
-    return model.replace(
-        params=paths.replace(model.params, {p: permuted(p, leaf) for p, leaf in leaves.items()})
-    )
+    leaves = flatten_dict(model.params, sep='/')
+    mixed = {path: permuted(path, leaf) for path, leaf in leaves.items()}
+    return model.replace(params=unflatten_dict(mixed, sep='/'))
 
 
 def splits_of(table: Table, length: int, keep: np.ndarray | None = None) -> dict[str, Split]:
@@ -170,7 +169,7 @@ def pretrained(
     state = init_state(params, optimizer, jax.random.key(1))
     for number in range(max(at) + 1):
         if number in at:
-            leaves = paths.flatten(state.adapter['encoder'])
+            leaves = flatten_dict(state.adapter['encoder'], sep='/')
             yield number, {path: np.asarray(leaf) for path, leaf in leaves.items()}
         state, _ = step(state, None, rows)
 
@@ -207,6 +206,6 @@ def small_encoder(
     module = small.module(outputs, 'mean')
     inputs: Any = {name: np.ones((1, 4), np.int32) for name in ('input_ids', 'attention_mask')}
     variables: Any = module.init(jax.random.key(seed), **inputs)
-    fresh = paths.flatten(variables['params'])
+    fresh = flatten_dict(variables['params'], sep='/')
     params = {path: jnp.asarray(leaves.get(path, leaf)) for path, leaf in fresh.items()}
-    return peftjax.wrap(module, {'params': paths.replace(variables['params'], params)}, inputs)
+    return peftjax.wrap(module, {'params': unflatten_dict(params, sep='/')}, inputs)

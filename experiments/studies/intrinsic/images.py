@@ -21,9 +21,11 @@ import peftjax
 from experiments.studies.intrinsic import nets
 from experiments.studies.intrinsic.fitting import Fitter, Run
 from experiments.studies.results import Results, Row
-from peftjax.methods.subspace.projections import Projection
 
 _STEPS_OF_LENET = 0.6  # of the steps of the others
+
+
+Projection = Literal['fastfood', 'dense', 'sparse', 'none']
 
 
 class Curve(NamedTuple):
@@ -31,13 +33,13 @@ class Curve(NamedTuple):
 
     Attributes:
         net: 'lenet', or 'fc200' for a width of 200.
-        projection: of `peftjax.intrinsic`.
+        projection: of `peftjax.intrinsic`; 'none' trains all weights.
         data: 'true'; 'pixels', shuffled; 'few' images, and 'labels', the same with shuffled labels.
         dimensions: to train in.
     """
 
     net: str
-    projection: Projection | Literal['none']
+    projection: Projection
     data: str
     dimensions: tuple[int, ...]
 
@@ -184,9 +186,7 @@ def _draw_curve(curve: Curve, protocol: Protocol, fitter: Fitter, results: Resul
             row('final', dimension, rate, seed)
 
 
-def _method(
-    projection: Projection | Literal['none'], dimension: int, seed: int
-) -> peftjax.PeftTransform:
+def _method(projection: Projection, dimension: int, seed: int) -> peftjax.PeftTransform:
     if projection == 'none':
         return peftjax.full()
     return peftjax.intrinsic(dimension=dimension, projection=projection, seed=seed)
