@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
-from scipy import stats
+from peftjax.sweep import intervals
 
 Verdict = Literal['confirmed', 'contradicted', 'not decidable here']
 
@@ -33,7 +32,8 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: of the values.
-        low, high: of the interval; infinite for a single value.
+        low, high: ends of the interval; infinite for a single value, and where a measurement
+            bounds the effect from one side only.
         seeds: how many values.
     """
 
@@ -63,12 +63,10 @@ def interval(values: Sequence[float]) -> Interval:
     """
     if not len(values):
         raise ValueError('an interval needs at least one value')
-    array = np.asarray(values, np.float64)
-    mean = float(array.mean())
-    if len(array) == 1:
-        return Interval(mean, -math.inf, math.inf, 1)
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
-    return Interval(mean, mean - half, mean + half, len(array))
+    found = intervals.interval(values)
+    if found.n == 1:
+        return Interval(found.mean, -math.inf, math.inf, 1)
+    return Interval(found.mean, found.low, found.high, found.n)
 
 
 def verdict(found: Interval, above: float = 0.0) -> Verdict:
