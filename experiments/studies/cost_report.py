@@ -18,12 +18,10 @@ HU = 'Hu et al. 2021 (arXiv:2106.09685), section 3 and table 1'
 DETTMERS = 'Dettmers et al. 2023 (arXiv:2305.14314)'
 CAPTION = (
     'Left: memory of a training step of a Llama of 6.74 B parameters in bfloat16, one example of '
-    '512 '
-    'tokens, as `peftjax plan` counts it, by what it holds; diamonds are the peak that the '
-    'compiler '
-    'of an H100 reports. Right: seconds of the processor for a call of MiniLM with a method, over '
-    'those of the plain model, on this machine; a marker is the geometric mean of the turns, a bar '
-    'its 95 % interval.'
+    '512 tokens, as `peftjax plan` counts it, by what it holds; diamonds are the peak that the '
+    'compiler of an H100 reports. Right: seconds of the processor for a call of MiniLM with a '
+    'method, over those of the plain model, on this machine; a marker is the geometric mean of the '
+    'turns, a bar its 95 % interval.'
 )
 _PARTS = ('weights', 'adapter', 'gradients', 'optimizer', 'activations')
 _GB = 1e9
@@ -68,11 +66,11 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     found = costs(rows)
     smallest = min(found['lora all'], key=lambda shape: shape[0] * shape[1])
     at = f'{smallest[0]} x {smallest[1]} tokens'
-    for method in [name for name in found if name.endswith(MERGED)][:2]:
-        every = interval([each.mean for each in found[method].values()])
+    for method in ('lora', 'lora all'):
+        every = interval([each.mean for each in found[method + MERGED].values()])
         made.append(
             Claim(
-                f'{_NAMES[method.removesuffix(MERGED)]}, merged, add no latency.',
+                f'{_NAMES[method]}, merged, add no latency.',
                 HU,
                 f'cost over the plain model, over {every.seeds} shapes: {Ratio(every).show()}',
                 *within(every, _SAME, 'Equal means within 5 %.'),
@@ -120,8 +118,7 @@ def _memory(rows: Sequence[Row]) -> list[Claim]:
             'LoRA takes a third of the memory of full fine-tuning, or less.',
             HU,
             f'one step of 7 B, counted: {lora:.1f} GB against {full:.1f} GB with trained weights '
-            f'in '
-            f'32 bits, {lora / full:.2f} of it',
+            f'in 32 bits, {lora / full:.2f} of it',
             'confirmed' if 3 * lora <= full else 'contradicted',
             'Counted, without an interval.',
         ),
