@@ -104,7 +104,7 @@ def expand(module: ModuleType, sweep: str, settings: Settings) -> list[SweepRun]
 
 
 class Changer:
-    """Makes the settings of runs: those that are given, changed, with what the data decide.
+    """Makes the settings of each run: its changes, and the settings that the data decide.
 
     Columns, classes, lengths and the training of a new head are found as `peftjax train` finds
     them: once for all runs that leave model, data, task and methods as they are.

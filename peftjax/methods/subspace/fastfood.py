@@ -59,8 +59,8 @@ def project(
 def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
     """`x H` for `x: [n, p]`, `p` a power of two and `H` of entries 1 and -1.
 
-    `H` is the Kronecker product of small ones; products with those are faster than butterflies of
-    sums: `2 n p c` FLOPs for each factor of size `c`, 32 or less.
+    `H` is the Kronecker product of small matrices. Products with small matrices are faster than
+    butterflies of sums: `2 n p c` FLOPs for each factor of size `c`, 32 or less.
 
     >>> hadamard(jnp.asarray([[1.0, 2.0]])).tolist()
     [[3.0, -1.0]]
@@ -90,8 +90,9 @@ def hashed(
 
 
 def normal(bits: UInt32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
-    """Normal numbers from uint32. The bound is for what rounds to 1, whose normal is infinite."""
+    """Normal numbers from uint32, all of them finite."""
     uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-23 - 1.0
+    # The largest numbers round to 1, where the inverse is infinite.
     return math.sqrt(2.0) * jax.lax.erf_inv(jnp.minimum(uniform, np.float32(1 - 2**-24)))
 
 
@@ -101,8 +102,7 @@ def _permuted(
     seed: UInt32[jax.Array, 'blocks 1'],
     width: int,
 ) -> UInt32[jax.Array, 'blocks {width}']:
-    """A permutation of `0 .. width - 1` for each block: steps on `log2(width)` bits, each of which
-    can be undone."""
+    """A permutation of `0 .. width - 1` for each block, by invertible steps on its bits."""
     mask, bits = np.uint32(width - 1), int(math.log2(width))
     x = index
     for step in range(3 if bits > 1 else 1):
