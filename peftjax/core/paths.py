@@ -107,7 +107,6 @@ class Selection:
 def targets(patterns: Targets, *, exclude: Targets = (), expect: int | None = None) -> Selection:
     """Targets with exceptions, and with a check of their number.
 
-
     You can pass the result wherever a method takes `targets`.
 
     Args:
