@@ -103,7 +103,7 @@ def test_start_here_learns_and_its_adapter_comes_back(_tiny):
     assert names['tx'].about.name == 'chain'
 
 
-def test_the_picture_and_the_code_of_readme_are_short():
+def test_the_code_of_readme_is_short():
     (code,) = blocks('README.md')
     lines = [line for line in code.splitlines() if line and not line.startswith(('import', 'from'))]
     assert len(lines) <= 12

@@ -22,8 +22,8 @@ BESIDE = {
     'peftjax.sweep.folder': ('SweepFolder',),
     'peftjax.sweep.intervals': ('Interval', 'Setting', 'interval', 'settings'),
 }
-"""Names in modules without an `__all__` that readers are told to import: by authors of methods, and
-from the folders of sweeps."""
+"""Public names of modules without an `__all__`: for authors of methods, and for readers of the
+folders of sweeps."""
 
 
 class Family(NamedTuple):
@@ -83,7 +83,7 @@ def functions_of_methods() -> dict[str, Callable[..., Any]]:
 
 
 def methods() -> dict[str, Callable[..., Any]]:
-    """Those of them that make a transform: the methods."""
+    """The methods: public functions of `peftjax.methods` that return a transform."""
     return {
         name: value
         for name, value in functions_of_methods().items()
@@ -92,7 +92,7 @@ def methods() -> dict[str, Callable[..., Any]]:
 
 
 def helpers() -> dict[str, Callable[..., Any]]:
-    """The others: functions that stand beside a method."""
+    """The other public functions of `peftjax.methods`, which stand beside a method."""
     makes = methods()
     return {name: value for name, value in functions_of_methods().items() if name not in makes}
 
@@ -112,7 +112,7 @@ def names_of(namespace: str) -> tuple[str, ...]:
 
 
 def public_names() -> list[PublicName]:
-    """Every public name of every namespace; a namespace that another one lists is no such name."""
+    """Every public name of every namespace; a namespace inside another one does not count."""
     makes = methods()
     found = []
     for namespace in namespaces():

@@ -22,7 +22,8 @@ from docs._ext.catalogue import DOCS, ROOT, public_names
 
 HOME = 'https://github.com/peftjax/peftjax/'
 FOLDERS = ('methods', 'reference', 'notebooks', 'generated')
-"""Folders of docs/ whose content is written here, and in no commit."""
+"""Folders of docs/ that this extension writes and git ignores. A build deletes all other files in
+them."""
 
 _LOG = logging.getLogger(__name__)
 _ABOVE = re.compile(r'\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)')
