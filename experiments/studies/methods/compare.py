@@ -225,6 +225,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Runs the comparison that the flags describe."""
     if len(argv) > 1:
         sys.exit(f'unexpected argument {argv[1]!r}; settings are flags')
     protocol = Protocol(
