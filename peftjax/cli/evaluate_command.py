@@ -93,7 +93,7 @@ def open_folder(arguments: argparse.Namespace) -> RunFolder:
     """The folder of a run, with the settings that the flags change.
 
     Raises:
-        SettingsError: no run; a setting that is not there.
+        SettingsError: the folder holds no run, or a setting is unknown.
     """
     folder = RunFolder(arguments.base)
     folder.settings = settings_of(arguments, folder.settings)

@@ -10,20 +10,20 @@ from jaxtyping import Inexact
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The axes of a leaf by what the model does with them.
+    """The role of each axis of a parameter: stack, input or output.
 
-    A leaf is a stack of linear maps `[in, out]`: `rows` are the axes its first use contracts (for
-    a lookup, the axis it indexes), `columns` those that remain, `stack` those that number
-    independent maps (scanned layers, experts). Weight methods see only the matrix form
-    `[*stack, in, out]`, with the axes of each group in the leaf's own order.
+    The layout reads a parameter as a stack of matrices `[in, out]`. The first use in the model
+    decides the roles. Methods on weights see only the matrix form `[*stack, in, out]`; the axes of
+    each role keep their order.
 
     Attributes:
-      shape: shape of the leaf.
-      stack: axes that number independent maps.
-      rows: input axes.
-      columns: output axes.
-      lookup: the first use is a lookup (an embedding), so that a row is one input symbol.
-      opaque: the uses could not be followed; only the merged weight may take the leaf's place.
+      shape: shape of the parameter.
+      stack: axes that count independent matrices (scanned layers, experts).
+      rows: input axes. The first use contracts them; a lookup indexes them.
+      columns: output axes, which are all other axes.
+      lookup: True if the first use is a lookup (an embedding). A row is then one input symbol.
+      opaque: True if tracing could not follow the uses. A method can then only replace the
+        parameter by the merged weight.
 
     >>> layout = Layout(shape=(2, 3, 4, 5), stack=(0,), rows=(1,), columns=(2, 3))
     >>> layout.stack_shape, layout.inputs, layout.outputs

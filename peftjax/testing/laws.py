@@ -122,8 +122,10 @@ def second_step_compiles_nothing(case: Case) -> None:
 
 
 def sharding_keeps_numbers(case: Case) -> None:
-    """On a mesh of all devices, batch and base sharded, steps give the same numbers, and the
-    second one, on the adapter that the first returned, compiles nothing."""
+    """A step with sharded batch and parameters gives the same numbers as a step without sharding.
+
+    The mesh has all devices. A second step on the adapter of the first one must not trace again.
+    """
     mesh = Mesh(np.array(jax.devices()), ('data',))
     replicated = NamedSharding(mesh, PartitionSpec())
     own = case.frozen()

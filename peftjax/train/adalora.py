@@ -54,33 +54,39 @@ def adalora_allocation(
 ) -> optax.GradientTransformation:
     r"""Wraps an optimiser so that only the most important of AdaLoRA's triplets stay.
 
-    With `I = |w dL/dw|`, its running mean `M <- beta1 M + (1 - beta1) I` and the uncertainty
-    `U <- beta2 U + (1 - beta2) |I - M|`, a weight scores `s = M U`, and triplet `i` of a matrix
-    `s(lambda_i) + mean s(P_i) + mean s(Q_i)`. An allocation keeps the `budget` triplets of the
-    whole adapter that score highest and sets the other `lambda` to zero; between allocations these
-    may grow again. The budget goes from all triplets to `target_rank` a matrix: constant for
-    `initial_steps`, then down as `(1 - progress)^3`, constant for the `final_steps`, whose mask is
-    that of their first step.
+    The importance of a weight `w` is `I = |w dL/dw|`. Its running mean is
+    `M <- beta1 M + (1 - beta1) I`, its uncertainty is `U <- beta2 U + (1 - beta2) |I - M|`, and the
+    score of the weight is `s = M U`. The score of triplet `i` of a matrix is
+    `s(lambda_i) + mean s(P_i) + mean s(Q_i)`.
 
-    An emptied `lambda` is zero only if the update is added to the adapter as it is. So
-    `optax.chain` refuses this optimiser as a part. If anything else changes the update, the next
-    step finds an emptied `lambda` that is not zero, and makes every `lambda` NaN.
+    An allocation keeps the `budget` triplets with the highest scores in the whole adapter, and sets
+    the `lambda` of the others to zero. These may grow again until the next allocation. The budget
+    starts with all triplets and stays constant for `initial_steps`. Then it falls as
+    `(1 - progress)^3` to `target_rank` per matrix. During the `final_steps` it is constant, and the
+    mask of the first of these steps stays in force.
+
+    A pruned `lambda` becomes zero only if you add the update to the adapter unchanged. So
+    `optax.chain` refuses to include this optimiser. If other code changes the update, the next step
+    finds a pruned `lambda` that is not zero, and makes every `lambda` NaN.
 
     Args:
-        optimizer: turns gradients into updates of the whole adapter; put clipping, the rate and
-          weight decay into it.
-        target_rank: mean rank of a matrix at the end; a layer of a stack counts as a matrix.
-        total_steps, initial_steps, final_steps: of the run, before and after the descent.
-        every: steps from one allocation to the next during the descent.
-        beta1, beta2: of the running means.
+        optimizer: turns gradients into updates of the whole adapter; include clipping, the learning
+            rate and weight decay here.
+        target_rank: mean final rank per matrix; each layer of a stack counts as a matrix.
+        total_steps: number of steps of the run.
+        initial_steps: number of steps before the budget falls.
+        final_steps: number of steps after the budget has fallen.
+        every: number of steps between two allocations while the budget falls.
+        beta1: decay of the running mean `M`.
+        beta2: decay of the uncertainty `U`.
 
     Returns:
-        An optimiser for adapters with triplets anywhere in them; its `update` needs the adapter.
+        An optimiser for any adapter that contains triplets; its `update` needs the adapter.
 
     Raises:
-        ValueError: no steps are left between the initial and the final ones, a number is out of
-            range; from `optax.chain`, if it is a part of one; or, from `init`, the adapter holds no
-            triplets or fewer than `target_rank` each.
+        ValueError: no steps remain between the initial and the final steps; a number is out of
+            range; from `optax.chain`, if the chain includes this optimiser; from `init`, the
+            adapter holds no triplets, or fewer than `target_rank` per matrix.
 
     Example:
         >>> tx = peftjax.adalora(init_rank=4, targets=r'hidden')
@@ -95,12 +101,12 @@ def adalora_allocation(
         1
 
     References:
-        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512), section 3.2, equations 7 to 11, and for the
-        budget section 3.3 and equation 12, where we count the descent from `initial_steps`: as
-        printed, its fraction is less by `final_steps` and the budget would first rise. As in
-        Algorithm 1 the sensitivity takes weight and gradient of the same step; the authors' code
-        multiplies the gradient by the weight after the update. Ties keep the earlier triplet, so
-        that exactly `budget` stay.
+        Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512): section 3.2 with equations 7 to 11 for the
+        scores, section 3.3 with equation 12 for the budget. We measure progress from
+        `initial_steps`. As printed, the fraction of equation 12 is less by `final_steps`, and the
+        budget would first rise. The importance uses weight and gradient of the same step, as in
+        Algorithm 1; the authors' code multiplies the gradient by the weight after the update. If
+        scores tie, the earlier triplet stays, so that exactly `budget` triplets remain.
     """
     if not 0 <= initial_steps < total_steps - final_steps or final_steps < 1:
         raise ValueError(

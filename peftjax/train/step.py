@@ -58,32 +58,33 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     r"""Builds `step(state, frozen, batch) -> (state, metrics)`.
 
-    With adapter :math:`\phi` and everything frozen :math:`\theta`, a step takes
+    For the adapter :math:`\phi` and the frozen numbers :math:`\theta`, a step computes
     :math:`g = \sum_i w_i \nabla_\phi L(\phi, \theta, b_i) / \sum_i w_i` over the parts
-    :math:`b_i` of a batch and applies the optimiser to `g`. `frozen` is an argument that is never
-    differentiated, so a norm or a clip of `g` costs the adapter's size only. The sums are float32,
-    or wider where the adapter is; `g` has the adapter's dtypes.
+    :math:`b_i` of a batch and gives `g` to the optimiser. Only the adapter is differentiated, so
+    `g` has its shapes and dtypes, and clipping `g` costs little. Sums are float32, or the adapter's
+    dtype if it is wider.
 
-    A batch whose weights are all 0 changes neither the adapter nor the optimiser's state. It counts
-    as a step, and its metrics are 0.
+    If all weights of a batch are 0, the adapter and the optimiser's state do not change. The batch
+    counts as a step, and its metrics are 0.
 
     Args:
-        loss_fn: `loss(adapter, frozen, batch, key)`, gives the loss, a scalar, and a dict of scalar
-            metrics. The key is new in every step, and for every part. Its metric 'weight' is
-            :math:`w_i`, 1 where there is none.
-        optimizer: any optax transformation; put clipping into its chain.
-        accumulate: the number of parts into which the batch is cut along its first axis. The parts
-          run one after another, so only the activations of one part are held.
-        axis_name: of `jax.pmap` or `jax.shard_map`, where the step runs inside of one: each device
-            then holds a part of the batch. On a mesh with shardings it is not needed.
+        loss_fn: `loss(adapter, frozen, batch, key)` returns a scalar loss and a dict of scalar
+            metrics. Every step and every part gets a new key. The metric 'weight', if `loss_fn`
+            returns it, is :math:`w_i`; the default is 1.
+        optimizer: any optax transformation. If you want clipping, chain it before the optimiser.
+        accumulate: number of parts into which the step splits the batch along its first axis. The
+            parts run one after another, so memory holds the activations of one part only.
+        axis_name: the axis name of `jax.pmap` or `jax.shard_map`, if the step runs inside one of
+            them and each device holds a part of the batch. On a mesh with shardings, leave it None.
 
     Returns:
-        The pure step, not compiled: use `jax.jit(step, donate_argnums=0)`. Its metrics are those of
-        `loss_fn` but 'weight', averaged as the loss is, with `loss` and `grad_norm`, the norm
-        before the optimiser.
+        The pure step, not compiled: use `jax.jit(step, donate_argnums=0)`. Its metrics are the
+        metrics of `loss_fn` without 'weight', averaged like the loss, plus `loss` and `grad_norm`,
+        the norm of `g`.
 
     Raises:
-        ValueError: accumulate is less than 1; from the step, a batch that cannot be cut so.
+        ValueError: accumulate is less than 1; from the step, the batch cannot be split into equal
+            parts.
 
     Example:
         >>> def loss_fn(adapter, frozen, batch, key):

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class SettingsError(ValueError):
-    """A setting that is not there, or that has a value of another type."""
+    """An unknown setting, or a value of the wrong type."""
 
 
 @functools.cache

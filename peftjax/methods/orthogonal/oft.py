@@ -39,24 +39,27 @@ def oft(
 ) -> PeftTransform:
     r"""Orthogonal fine-tuning: `W' = R W`, `R = diag(R_i)`, `R_i = (I - Q_i)(I + Q_i)^-1`.
 
-    For `W: [in, out]`, blocks of size `b`, `n = in / b`, and skew-symmetric `Q_i: [b, b]` of which
-    the upper triangle trains. The Cayley transform keeps every `R_i` a rotation, so that angles and
-    lengths between the columns of `W` stay. A use turns the input, `(x R) W`: `2 T b in` more FLOPs
-    in the forward pass and about `3 n b^3` for the rotations, `4 n b^3` backward (`2 (t - 2) n b^3`
-    by a series of `t` terms), taken once per call and outside of loops. At the start `Q = 0`, so
-    that `W' = W`. It can be merged.
+    The input axis of `W: [in, out]` has `n = in / b` blocks of size `b`. Each `Q_i: [b, b]` is
+    skew-symmetric, and its upper triangle trains. The Cayley transform makes every `R_i` a
+    rotation, so the lengths of the columns of `W` and the angles between them do not change. At the
+    start `Q = 0`, so that `W' = W`. It can be merged.
 
-    With `eps` (COFT), each `Q_i` acts shortened to the Frobenius norm `eps / sqrt(n)` where it is
-    longer, and the gradient passes as if it were not: the projected gradient steps of the paper.
+    Each use of `W` rotates the input, `(x R) W`. For `T` tokens this takes `2 T b in` more FLOPs in
+    the forward pass. The rotations are computed once per call, outside of loops. With the exact
+    inverse they take about `3 n b^3` FLOPs forward and `4 n b^3` backward. A series of `t` terms
+    takes `2 (t - 2) n b^3` forward.
+
+    With `eps` (COFT), a `Q_i` with a Frobenius norm above `eps / sqrt(n)` is scaled down to this
+    norm. The gradient ignores the scaling, as in the projected gradient steps of the paper.
 
     Args:
       block_size: `b`, which must divide `in`.
-      block_share: one rotation for all blocks of a matrix.
-      eps: bound on the rotations, or None for none.
+      block_share: use one rotation for all blocks of a matrix.
+      eps: bound on the norm of `Q`, see above; None for no bound.
       neumann_terms: terms of a Neumann series for the inverse, at least 3, or None for the inverse
         itself. `R_i` is then orthogonal up to `Q^neumann_terms`.
       targets: which weights, see `Sites.match_weights`.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      dtype: dtype of the trained arrays; the computation runs in the model's dtype.
       materialize: see `weightwise`.
 
     Returns:
@@ -64,8 +67,8 @@ def oft(
       `block_share`).
 
     Raises:
-      ValueError: a block size below 2, fewer than 3 terms, an `eps` that is not positive, or from
-        `init` a block size that does not divide `in`.
+      ValueError: a block size below 2, fewer than 3 terms, or an `eps` that is not positive; from
+        `init`, a block size that does not divide `in`.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
