@@ -72,7 +72,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             Claim(
                 f'{_NAMES[method]}, merged, add no latency.',
                 HU,
-                f'cost over the plain model, over {every.seeds} shapes: {Ratio(every).show()}',
+                f'seconds of the processor over those of the plain model, over {every.seeds} '
+                f'shapes: {Ratio(every).show()}',
                 *within(every, _SAME, 'Equal means within 5 %.'),
             )
         )
@@ -82,7 +83,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             Claim(
                 f'{_NAMES[method]} add latency where they are not merged, in small batches.',
                 HU,
-                f'cost over the plain model at {at}, over turns: {cost.show()}',
+                f'seconds of the processor over those of the plain model at {at}, over turns: '
+                f'{cost.show()}',
                 *cost.above(1.0),
             )
         )
@@ -123,7 +125,7 @@ def _memory(rows: Sequence[Row]) -> list[Claim]:
             'Counted, without an interval.',
         ),
         Claim(
-            'Four bits take the weights to less than a third.',
+            'Four bits take the memory of a step with LoRA to less than a third.',
             DETTMERS,
             f'LoRA on NF4, counted: {packed:.1f} GB against {lora:.1f} GB, {packed / lora:.2f} '
             f'of it',

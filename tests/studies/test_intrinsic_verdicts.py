@@ -41,7 +41,7 @@ def _made_up(factor: dict[tuple[str, str, str], float], spread: float = 0.01) ->
                 ('fc200', 'sparse', 'true'): 3.0,
                 ('fc200', 'fastfood', 'pixels'): 3.0,
                 ('lenet', 'fastfood', 'pixels'): 0.5,
-                ('fc200', 'fastfood', 'labels'): 0.5,
+                ('fc200', 'fastfood', 'labels'): 5.0,
                 ('fc200', 'fastfood', 'true'): 1.0,
             },
             0.01,

@@ -118,6 +118,11 @@ def tokens(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
+def vocabulary() -> int:
+    """How many tokens MiniLM's tokenizer has."""
+    return peftjax.load(MINILM, abstract=True).config.vocab_size
+
+
 def frequent(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> np.ndarray:
     """The new number of each old token: frequent ones first, from 2 on; 0 is padding, 1 the rest.
 

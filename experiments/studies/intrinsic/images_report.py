@@ -91,10 +91,11 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     )
     made.append(
         Claim(
-            'Labels at random need a larger dimension than true ones.',
+            'Labels at random need a far larger dimension than true ones: more than tenfold.',
             LI,
-            f'd90 of accuracy in training, shuffled over true labels: {labels.show()}',
-            *labels.above(1.0),
+            f'd90 of accuracy in training on 1,000 images, shuffled over true labels: '
+            f'{labels.show()}; 190,000 over 750 there, with all images of MNIST',
+            *labels.above(10.0),
         )
     )
     return made

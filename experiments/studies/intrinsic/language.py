@@ -146,7 +146,7 @@ def _small(protocol: Protocol, tables: dict[str, Table], folder: Path) -> Make:
         for part in _parts(example.text, small.length)
     ]
     ids, mask = encoders.tokens(texts[: protocol.windows], small.length)
-    keep = np.ones(1 + int(ids.max()) + 31_000, np.int32)
+    keep = np.ones(encoders.vocabulary(), np.int32)
     found = encoders.frequent(ids, mask, small.vocabulary)
     keep[: len(found)] = found
     weights = encoders.pretrain(small, keep[ids], protocol.pretraining, folder)

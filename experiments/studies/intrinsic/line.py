@@ -54,14 +54,17 @@ class Needed(NamedTuple):
 
         Example:
             >>> Needed([100.0, 100.0], unreached=1).show()
-            '≥ 100 (100 to 100); 1 of 2 seeds never reach it'
+            '≥ 100 (100 or more); 1 of 2 seeds never reach it'
         """
         found = interval([math.log(each) for each in self.values])
         mean, low, high = (math.exp(each) for each in found[:3])
         text = f'{mean:.0f} ({low:.0f} to {high:.0f})'
         if not self.unreached:
             return text
-        return f'≥ {text}; {self.unreached} of {found.seeds} seeds never reach it'
+        return (
+            f'≥ {mean:.0f} ({low:.0f} or more); {self.unreached} of {found.seeds} seeds never '
+            f'reach it'
+        )
 
 
 def needed(curve: Mapping[int, Sequence[float]], whole: Sequence[float]) -> Needed:
@@ -104,15 +107,19 @@ class Ratio(NamedTuple):
             '2.00 (2.00 to 2.00; n = 2)'
         """
         mean, low, high = (math.exp(each) for each in self.log[:3])
-        sign = (
-            '≥ ' if self.least and not self.most else '≤ ' if self.most and not self.least else ''
-        )
-        return f'{sign}{mean:.2f} ({low:.2f} to {high:.2f}; n = {self.log.seeds})'
+        if self.least and self.most:
+            return f'{mean:.2f}, of bounds on both sides; n = {self.log.seeds}'
+        if self.least:
+            return f'≥ {mean:.2f} ({low:.2f} or more; n = {self.log.seeds})'
+        if self.most:
+            return f'≤ {mean:.2f} ({high:.2f} or less; n = {self.log.seeds})'
+        return f'{mean:.2f} ({low:.2f} to {high:.2f}; n = {self.log.seeds})'
 
     def above(self, bound: float, name: str = 'the ratio') -> tuple[Verdict, str]:
         """Whether the ratio is greater than a bound, and why."""
         said = verdict(self.log, math.log(bound))
-        if (said == 'confirmed' and self.most) or (said == 'contradicted' and self.least):
+        open_side = {'confirmed': self.most, 'contradicted': self.least}
+        if open_side.get(said, self.least or self.most):
             return 'not decidable here', 'Some seeds never reach the line.'
         side = {'confirmed': 'above', 'contradicted': 'below'}.get(said)
         if side is None:
