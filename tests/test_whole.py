@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from peftjax.interop.files import exchange, whole
@@ -243,3 +244,12 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(tmp_path
     monkeypatch.setattr(os, 'access', lambda path, mode: False)
     with pytest.raises(PermissionError, match='save'), whole.new_folder(tmp_path / 'save', bool):
         raise AssertionError('it was given a folder')
+
+
+def test_tensors_may_be_read_by_whoever_reads_other_files(tmp_path):
+    whole.write_tensors(tmp_path / 'a.safetensors', {'x': np.ones(2)})
+    whole.write_text(tmp_path / 'a.json', '{}')
+    modes = [(tmp_path / name).stat().st_mode for name in ('a.safetensors', 'a.json')]
+    assert modes[0] == modes[1]
+    with pytest.raises(FileExistsError):
+        whole.write_tensors(tmp_path / 'a.safetensors', {'x': np.ones(2)})

@@ -14,6 +14,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -119,14 +120,19 @@ def write_tensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes contiguous arrays to a safetensors file, and reads them back.
+    """Writes contiguous arrays to a new safetensors file, and reads them back.
+
+    The file has the rights of any new file of the process.
 
     Raises:
         OSError: they cannot be written, on a full disk say, or are others when they are read back.
     """
     file = pathlib.Path(path)
+    with file.open('xb') as empty:  # The library's own files are for their owner alone.
+        mode = stat.S_IMODE(os.fstat(empty.fileno()).st_mode)
     try:
         save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+        file.chmod(mode)
         flush(file)
         with safetensors.safe_open(file, framework='numpy') as stored:
             same = set(stored.keys()) == set(tensors) and all(
