@@ -32,6 +32,8 @@ def test_they_are_numbered_in_their_order():
     assert [title.partition('. ')[0] for title in titles] == [f'# {number}' for number in numbers]
 
 
+# The build of the site runs them as well, for every change: `make docs`.
+@pytest.mark.slow
 @every
 def test_it_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
