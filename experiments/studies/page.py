@@ -73,8 +73,8 @@ def _section(name: str, study: Study, rows: list) -> str:
             f'![{study.title}](docs/studies/{name}/figure.png)',
             f'*{study.report.CAPTION}*',
             study.report.text(rows).strip(),
-            f'[Rows](docs/studies/{name}/results.jsonl) and [protocol](docs/studies/{name}/protocol.json). '
-            'Again, from nothing:',
+            f'[Rows](docs/studies/{name}/results.jsonl), '
+            f'[protocol](docs/studies/{name}/protocol.json). Again, from nothing:',
             f'```\npeftjax reproduce study.{name} --workdir runs/{name}\n```\n',
         ]
     )
