@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 import peftjax
-from peftjax.binding import jaxprs
+from peftjax.binding import jaxprs, operations
 
 ROOT = Path(__file__).parents[1]
 READER = ROOT / 'peftjax' / 'binding' / 'jaxprs.py'
@@ -92,7 +92,7 @@ def _loop(w, x):
 def test_scan():
     w, x = jnp.ones((3, 2)), jnp.ones((4, 3))
     operation = jaxprs.read(_equations(_loop, w, x)['scan'])
-    assert isinstance(operation, jaxprs.Scan)
+    assert isinstance(operation, operations.Scan)
     assert operation[1:] == (4, True, 2, 1, 1)
     consts, carry, slices = operation.split(['w', 'carry', 'x'])
     assert (consts, carry, slices) == (['w'], ['carry'], ['x'])
@@ -104,19 +104,19 @@ def test_while_and_its_operands():
         return lax.while_loop(lambda i: i < limit, lambda i: i + step, 0)
 
     operation = jaxprs.read(_equations(loop, 10, 2)['while'])
-    assert isinstance(operation, jaxprs.While)
+    assert isinstance(operation, operations.While)
     assert operation.split(['limit', 'step', 'i']) == (['limit'], ['step'], ['i'])
 
 
 @pytest.mark.parametrize(
     ('function', 'kind', 'count'),
     [
-        (lambda x: lax.cond(x[0] > 0, jnp.sin, jnp.cos, x), jaxprs.Cond, 2),
-        (jax.checkpoint(jnp.sin), jaxprs.Remat, 1),
-        (jax.jit(jnp.sin), jaxprs.Call, 1),
-        (jax.nn.silu, jaxprs.Call, 1),
-        (jax.custom_jvp(jnp.sin), jaxprs.Derivative, 1),
-        (jax.custom_vjp(jnp.sin), jaxprs.Derivative, 1),
+        (lambda x: lax.cond(x[0] > 0, jnp.sin, jnp.cos, x), operations.Cond, 2),
+        (jax.checkpoint(jnp.sin), operations.Remat, 1),
+        (jax.jit(jnp.sin), operations.Call, 1),
+        (jax.nn.silu, operations.Call, 1),
+        (jax.custom_jvp(jnp.sin), operations.Derivative, 1),
+        (jax.custom_vjp(jnp.sin), operations.Derivative, 1),
     ],
 )
 def test_bodies(function, kind, count):
@@ -155,7 +155,7 @@ def test_a_program_evaluates_to_what_it_computes_and_lets_values_go():
         most = max(most, len(alive))
         return [Value(array) for array in jaxprs.bind(eqn, arrays)]
 
-    found = jaxprs.evaluate(jaxprs.Body(closed.jaxpr, closed.consts), [x], step)
+    found = jaxprs.evaluate(operations.Body(closed.jaxpr, closed.consts), [x], step)
     for mine, theirs in zip(found, jax.tree.leaves(function(x)), strict=True):
         np.testing.assert_array_equal(mine.array, theirs)
     assert most < len(closed.jaxpr.eqns)

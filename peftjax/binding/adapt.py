@@ -10,7 +10,7 @@ from peftjax.binding import calls, described, views
 from peftjax.binding.binder import Binder
 from peftjax.binding.context import Context, plain
 from peftjax.binding.interpret import run
-from peftjax.binding.jaxprs import Body
+from peftjax.binding.operations import Body
 from peftjax.binding.precompute import precompute
 from peftjax.binding.views import Leaf
 from peftjax.core import paths

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.binding import jaxprs, tags
+from peftjax.binding import operations, tags
 from peftjax.binding.context import Context, array_of, plain
-from peftjax.binding.jaxprs import Body
+from peftjax.binding.operations import Body
 from peftjax.binding.views import Packed, Refused, View
 
 Run = Callable[[Body, Sequence[Any], Context], list[Any]]
@@ -23,7 +23,7 @@ _NOTHING = ()  # Placeholder for an output that is an unchanged input weight.
 
 
 def _call(
-    operation: jaxprs.Call, eqn: Any, inputs: list[Any], context: Context, run: Run
+    operation: operations.Call, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     """`jit` and its like are evaluated in place; XLA inlines them in any case."""
     del eqn
@@ -57,7 +57,7 @@ def _passed(results: Sequence[Any], entered: Sequence[Any]) -> dict[int, int]:
 
 
 def _remat(
-    operation: jaxprs.Remat, eqn: Any, inputs: list[Any], context: Context, run: Run
+    operation: operations.Remat, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     del eqn
     passed: dict[int, int] = {}
@@ -78,7 +78,7 @@ def _remat(
 
 
 def _cond(
-    operation: jaxprs.Cond, eqn: Any, inputs: list[Any], context: Context, run: Run
+    operation: operations.Cond, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     del eqn
 
@@ -102,7 +102,7 @@ def _merge_carry(fixed: Sequence[bool], carry: Sequence[Any], moving: Sequence[A
 
 
 def _while(
-    operation: jaxprs.While, eqn: Any, inputs: list[Any], context: Context, run: Run
+    operation: operations.While, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     del eqn
     cond_consts, body_consts, carry = operation.split(inputs)
@@ -130,7 +130,7 @@ def _while(
 
 
 def _scan(
-    operation: jaxprs.Scan, eqn: Any, inputs: list[Any], context: Context, run: Run
+    operation: operations.Scan, eqn: Any, inputs: list[Any], context: Context, run: Run
 ) -> list[Any]:
     consts, carry, sliceable = operation.split(inputs)
     slices = [_sliceable(value, context) for value in sliceable]
@@ -233,10 +233,10 @@ def _entered(values: Sequence[Any], slices: Sequence[Any]) -> list[Any]:
 
 
 HANDLERS: dict[Any, Callable[..., list[Any]]] = {
-    jaxprs.Call: _call,
-    jaxprs.Remat: _remat,
-    jaxprs.Cond: _cond,
-    jaxprs.While: _while,
-    jaxprs.Scan: _scan,
+    operations.Call: _call,
+    operations.Remat: _remat,
+    operations.Cond: _cond,
+    operations.While: _while,
+    operations.Scan: _scan,
 }
 """Handlers by the kind of operation. Calls with a custom derivative are not entered."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.binding import jaxprs
+from peftjax.binding import jaxprs, operations
 from peftjax.binding.uses import (
     Columns,
     Facts,
@@ -25,7 +25,7 @@ from peftjax.core.use import Use
 class Conv:
     """`conv_general_dilated` with a view as the kernel."""
 
-    operation: jaxprs.Convolution
+    operation: operations.Convolution
     eqn: Any
     view: View
     x: jax.Array

@@ -12,7 +12,7 @@ from peftjax.binding import attention, tags, uses, views
 from peftjax.binding.calls import Call
 from peftjax.binding.context import Called, Context, plain
 from peftjax.binding.interpret import run
-from peftjax.binding.jaxprs import Body
+from peftjax.binding.operations import Body
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Leaf
 from peftjax.core import paths

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.binding import jaxprs
+from peftjax.binding import operations
 from peftjax.binding.uses import (
     Facts,
     Forward,
@@ -27,7 +27,7 @@ from peftjax.core.use import Use
 class Dot:
     """`dot_general` with a view as one operand."""
 
-    operation: jaxprs.Dot
+    operation: operations.Dot
     eqn: Any
     view: View
     x: jax.Array
@@ -95,7 +95,7 @@ class Dot:
 
 
 def _dot_use(
-    operation: jaxprs.Dot, transposed: bool, rule: Forward, tokens: tuple[int, ...]
+    operation: operations.Dot, transposed: bool, rule: Forward, tokens: tuple[int, ...]
 ) -> Callable[..., jax.Array]:
     def dot(x: jax.Array, m: jax.Array) -> jax.Array:
         return lax.dot_general(

@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 
-from peftjax.binding import control, jaxprs, tags, views
+from peftjax.binding import control, jaxprs, operations, tags, views
 from peftjax.binding.context import Called, Context, array_of
 from peftjax.binding.convolution import Conv
 from peftjax.binding.dot import Dot
-from peftjax.binding.jaxprs import Body, Operation, bind
+from peftjax.binding.jaxprs import bind
 from peftjax.binding.lookup import Lookup
+from peftjax.binding.operations import Body, Operation
 from peftjax.binding.uses import Contraction
 from peftjax.binding.views import Packed, Refused, View
 
@@ -73,9 +74,9 @@ def _step(operation: Operation | None, eqn: Any, inputs: list[Any], context: Con
 
 def _is_spread(operation: Operation | None, view: View, shape: tuple[int, ...]) -> bool:
     """Whether an operation broadcasts the view along new axes, as it does with a bias."""
-    if isinstance(operation, jaxprs.Broadcast):
+    if isinstance(operation, operations.Broadcast):
         return True
-    if isinstance(operation, jaxprs.Concatenate):
+    if isinstance(operation, operations.Concatenate):
         return False
     pairs = zip(shape, view.dims, strict=False)
     return len(shape) == len(view.dims) and any(size > 1 and not group for size, group in pairs)
@@ -89,10 +90,10 @@ def _follow(
     view, position = inputs[followed[0]], followed[0]
     if type(operation) in views.RULES:
         return [views.RULES[type(operation)](view, _moved(eqn, inputs, position), operation)]
-    if isinstance(operation, jaxprs.Slice) and not operation.strided:
+    if isinstance(operation, operations.Slice) and not operation.strided:
         value = _moved(eqn, inputs, position)
         return [views.sliced(view, value, operation.sizes, operation.starts)]
-    if isinstance(operation, jaxprs.DynamicSlice) and followed == [0]:
+    if isinstance(operation, operations.DynamicSlice) and followed == [0]:
         value = _moved(eqn, inputs, position)
         return [views.sliced(view, value, operation.sizes, inputs[1:])]
     contraction = _contraction(operation, eqn, view, position, inputs)
@@ -129,10 +130,10 @@ def _moved(eqn: Any, inputs: list[Any], position: int) -> Any:
 def _contraction(
     operation: Operation | None, eqn: Any, view: View, position: int, arrays: list[Any]
 ) -> Contraction:
-    if isinstance(operation, jaxprs.Dot):
+    if isinstance(operation, operations.Dot):
         return Dot(operation, eqn, view, arrays[1 - position], position)
-    if isinstance(operation, jaxprs.Gather) and position == 0:
+    if isinstance(operation, operations.Gather) and position == 0:
         return Lookup(operation, eqn, view, arrays[1])
-    if isinstance(operation, jaxprs.Convolution) and position == 1:
+    if isinstance(operation, operations.Convolution) and position == 1:
         return Conv(operation, eqn, view, arrays[0])
     raise Refused(f'it enters {eqn.primitive.name}')

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from peftjax.binding import jaxprs
+from peftjax.binding import operations
 from peftjax.binding.uses import (
     Facts,
     Forward,
@@ -25,7 +25,7 @@ from peftjax.core.use import Use
 class Lookup:
     """`gather` of whole rows of a view."""
 
-    operation: jaxprs.Gather
+    operation: operations.Gather
     eqn: Any
     view: View
     indices: jax.Array

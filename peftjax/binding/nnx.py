@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from peftjax.binding import attention, jaxprs, tags
+from peftjax.binding import attention, jaxprs, operations, tags
 from peftjax.core import paths
 from peftjax.core.roles import Roles
 
@@ -117,7 +117,7 @@ def _depends_on_streams(
 
     closed = jax.make_jaxpr(of_key)(jax.random.key(0))
     touched = jaxprs.evaluate(
-        jaxprs.Body(closed.jaxpr, (False,) * len(closed.consts)),
+        operations.Body(closed.jaxpr, (False,) * len(closed.consts)),
         [True],
         lambda eqn, inputs: [any(each is True for each in inputs)] * len(eqn.outvars),
     )

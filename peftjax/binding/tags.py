@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from peftjax.binding import jaxprs
+from peftjax.binding import jaxprs, operations
 
 _PATTERN = re.compile(r'peftjax:(in|out):(\d+):(\d+):(\w*)(?:#(\d+))?:(.*)')
 
@@ -69,9 +69,9 @@ def mark_output(output: Any, kind: str, path: str, core: int | None = None) -> A
     return jax.tree.unflatten(structure, leaves)
 
 
-def read(operation: jaxprs.Operation | None) -> Tag | None:
+def read(operation: operations.Operation | None) -> Tag | None:
     """The tag of an operation; None if the operation is not a tag."""
-    match = _PATTERN.fullmatch(operation.name) if isinstance(operation, jaxprs.Name) else None
+    match = _PATTERN.fullmatch(operation.name) if isinstance(operation, operations.Name) else None
     if match is None:
         return None
     point, index, rank, kind, core, path = match.groups()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.binding import jaxprs
+from peftjax.binding import operations
 from peftjax.core.quantized import QuantizedArray, is_quantized
 
 
@@ -145,11 +145,11 @@ def start(path: str, value: Any) -> View:
     return View(Leaf(path, value.shape), Packed(value) if is_quantized(value) else value, dims)
 
 
-def _transpose(view: View, value: Any, operation: jaxprs.Transpose) -> View:
+def _transpose(view: View, value: Any, operation: operations.Transpose) -> View:
     return View(view.leaf, value, tuple(view.dims[i] for i in operation.permutation))
 
 
-def _reshape(view: View, value: Any, operation: jaxprs.Reshape) -> View:
+def _reshape(view: View, value: Any, operation: operations.Reshape) -> View:
     if operation.dimensions is not None:
         raise Refused('it is reshaped in permuted order')
     factors = list(_joined([factor for group in view.dims for factor in group]))[::-1]
@@ -186,12 +186,12 @@ def _joined(group: Sequence[Factor]) -> tuple[Factor, ...]:
     return tuple(joined)
 
 
-def _squeeze(view: View, value: Any, operation: jaxprs.Squeeze) -> View:
+def _squeeze(view: View, value: Any, operation: operations.Squeeze) -> View:
     gone = operation.dimensions
     return View(view.leaf, value, tuple(g for i, g in enumerate(view.dims) if i not in gone))
 
 
-def _broadcast(view: View, value: Any, operation: jaxprs.Broadcast) -> View:
+def _broadcast(view: View, value: Any, operation: operations.Broadcast) -> View:
     dims: list[tuple[Factor, ...]] = [()] * value.ndim
     for dim, target in enumerate(operation.dimensions):
         dims[target] = view.dims[dim]
@@ -200,25 +200,25 @@ def _broadcast(view: View, value: Any, operation: jaxprs.Broadcast) -> View:
     return View(view.leaf, value, tuple(dims))
 
 
-def _same(view: View, value: Any, operation: jaxprs.Same | jaxprs.Name) -> View:
+def _same(view: View, value: Any, operation: operations.Same | operations.Name) -> View:
     del operation
     return View(view.leaf, value, view.dims)
 
 
-def _cast(view: View, value: Any, operation: jaxprs.Cast) -> View:
+def _cast(view: View, value: Any, operation: operations.Cast) -> View:
     if not jnp.issubdtype(operation.dtype, jnp.floating):
         raise Refused(f'it is cast to {operation.dtype}')
     return View(view.leaf, value, view.dims)
 
 
 RULES: dict[Any, Callable[[View, Any, Any], View]] = {
-    jaxprs.Transpose: _transpose,
-    jaxprs.Reshape: _reshape,
-    jaxprs.Squeeze: _squeeze,
-    jaxprs.Broadcast: _broadcast,
-    jaxprs.Cast: _cast,
-    jaxprs.Same: _same,
-    jaxprs.Name: _same,
+    operations.Transpose: _transpose,
+    operations.Reshape: _reshape,
+    operations.Squeeze: _squeeze,
+    operations.Broadcast: _broadcast,
+    operations.Cast: _cast,
+    operations.Same: _same,
+    operations.Name: _same,
 }
 """Operations after which the value is still the leaf: `rule(view, result, operation) -> View`."""
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.binding import jaxprs
+from peftjax.binding import jaxprs, operations
 from peftjax.train.step import LossFunction
 
 
@@ -92,14 +92,14 @@ def products(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         operation = jaxprs.read(equation)
         inner = [products(each) for each in jaxprs.programs_in(equation)]
-        times = operation.length if isinstance(operation, jaxprs.Scan) else 1
+        times = operation.length if isinstance(operation, operations.Scan) else 1
         # Of several branches one runs, and the dearest is counted.
-        total += times * (max(inner) if isinstance(operation, jaxprs.Cond) else sum(inner))
+        total += times * (max(inner) if isinstance(operation, operations.Cond) else sum(inner))
         output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if isinstance(operation, jaxprs.Dot):
+        if isinstance(operation, operations.Dot):
             shape = equation.invars[0].aval.shape
             total += 2.0 * output * math.prod(shape[axis] for axis in operation.contract[0])
-        elif isinstance(operation, jaxprs.Convolution):
+        elif isinstance(operation, operations.Convolution):
             kernel = equation.invars[1].aval.shape
             features = kernel[operation.numbers.rhs_spec[0]]
             total += 2.0 * output * math.prod(kernel) / features

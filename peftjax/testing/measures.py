@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from peftjax.binding import jaxprs
+from peftjax.binding import jaxprs, operations
 from peftjax.core import paths
 
 
@@ -16,7 +16,7 @@ def product_shapes(program: Any) -> set[tuple[int, ...]]:
     """Shapes of the results of all matrix products of a jaxpr, those inside of loops too."""
     found: set[tuple[int, ...]] = set()
     for equation in program.eqns:
-        if isinstance(jaxprs.read(equation), jaxprs.Dot):
+        if isinstance(jaxprs.read(equation), operations.Dot):
             found.add(equation.outvars[0].aval.shape)
         for inner in jaxprs.programs_in(equation):
             found |= product_shapes(inner)
