@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from peftjax.core import paths, readable
@@ -20,7 +19,7 @@ from peftjax.core.rules import LeafRule
 from peftjax.core.sites import WeightSite
 from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.blocks import check_positive
-from peftjax.methods.subspace.projections import PROJECTIONS, Projection, changes, dense_rows
+from peftjax.methods.subspace.projections import PROJECTIONS, Projection, changes, numbers_of
 
 
 @jax.tree_util.register_dataclass
@@ -112,13 +111,16 @@ def intrinsic(
     if projection not in PROJECTIONS:
         raise ValueError(f'projection {projection!r} is none of {", ".join(PROJECTIONS)}')
 
+    def scales_of(sites: list[WeightSite]) -> dict[str, jax.Array]:
+        if not structure_aware:
+            return {}
+        return {site.path: jnp.ones(_one_a_layer(site), dtype) for site in sites}
+
     def start(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
-        sites = [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
-        scales = {}
-        if structure_aware:
-            scales = {site.path: jnp.ones(_one_a_layer(site), dtype) for site in sites}
-        left = dimension - sum(scale.size for scale in scales.values())
+        sites = _chosen(model, targets)
+        scales = scales_of(sites)
+        left = dimension - _count(scales)
         if left < 1:
             raise ValueError(
                 f'dimension {dimension} leaves nothing beside {dimension - left} scales; write at '
@@ -128,50 +130,53 @@ def intrinsic(
         return Subspace(jnp.zeros(left, dtype), scales, chosen, projection)
 
     def own(model: Model) -> Entry:
-        sites = {path: model.sites.weights[path] for path in model.sites.match_leaves(targets)}
-        if projection == 'dense':
-            scaled = sum(math.prod(_one_a_layer(site)) for site in sites.values())
-            left = dimension - scaled if structure_aware else dimension
-            return Entry(
-                'intrinsic',
-                {
-                    path: {
-                        'matrix': jnp.asarray(dense_rows(seed, path, math.prod(site.shape), left))
-                    }
-                    for path, site in sites.items()
-                },
-            )
-        seeds = {
-            path: {'seed': jnp.asarray(np.uint32(zlib.crc32(f'{seed}/{path}'.encode())))}
-            for path in sites
+        sites = _chosen(model, targets)
+        left = dimension - _count(scales_of(sites))
+        numbers = {
+            site.path: numbers_of(projection, seed, site.path, math.prod(site.shape), left)
+            for site in sites
         }
-        return Entry('intrinsic', seeds)
+        return Entry('intrinsic', numbers)
 
     def rules(adapter: Subspace, own: Any) -> dict[str, LeafRule]:
         _check(adapter, projection)
         check_own(own, dict(adapter.leaves), 'intrinsic')
-
-        @functools.cache
-        def moves() -> dict[str, jax.Array]:
-            return changes(projection, adapter.theta, adapter.leaves, own)
-
-        def moved(path: str, shape: tuple[int, ...]) -> Callable[[Any], jax.Array]:
-            def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
-                if leaf.shape != shape:
-                    raise AdapterError(
-                        f'the adapter moves {path!r} of shape {shape}, and these params have '
-                        f'{leaf.shape} {leaf.dtype}. Was it made for another model?'
-                    )
-                change = moves()[path]
-                if path in adapter.scales:
-                    change = change * adapter.scales[path].astype(jnp.float32)
-                return leaf.astype(jnp.float32) + change
-
-            return replace
-
-        return {path: LeafRule(moved(path, shape)) for path, shape in adapter.leaves}
+        moves = functools.cache(
+            lambda: changes(projection, adapter.theta, adapter.leaves, own)
+        )  # of all leaves, once, however many are used
+        return {
+            path: LeafRule(_moved(adapter, path, shape, moves)) for path, shape in adapter.leaves
+        }
 
     return PeftTransform(start, rules, own)
+
+
+def _chosen(model: Model, targets: paths.Targets) -> list[WeightSite]:
+    return [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
+
+
+def _count(scales: Mapping[str, jax.Array]) -> int:
+    return sum(scale.size for scale in scales.values())
+
+
+def _moved(
+    adapter: Subspace,
+    path: str,
+    shape: tuple[int, ...],
+    moves: Callable[[], Mapping[str, jax.Array]],
+) -> Callable[[Any], jax.Array]:
+    def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
+        if leaf.shape != shape:
+            raise AdapterError(
+                f'the adapter moves {path!r} of shape {shape}, and these params have '
+                f'{leaf.shape} {leaf.dtype}. Was it made for another model?'
+            )
+        change = moves()[path]
+        if path in adapter.scales:
+            change = change * adapter.scales[path].astype(jnp.float32)
+        return leaf.astype(jnp.float32) + change
+
+    return replace
 
 
 def _one_a_layer(site: WeightSite) -> tuple[int, ...]:

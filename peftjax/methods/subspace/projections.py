@@ -1,6 +1,7 @@
 """Random projections of a short vector to long ones, with which `intrinsic` moves weights."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -27,6 +28,23 @@ def dense_rows(
     """
     rows = draws.stream(seed, path).standard_normal((size, dimension))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def numbers_of(
+    projection: Projection, seed: int, path: str, size: int, dimension: int
+) -> dict[str, jax.Array]:
+    """What a leaf's projection is computed from: the matrix of a dense one, else a seed.
+
+    Args:
+        projection: which kind.
+        seed: of all projections.
+        path: of the leaf.
+        size: how many numbers the leaf has.
+        dimension: `d`.
+    """
+    if projection == 'dense':
+        return {'matrix': jnp.asarray(dense_rows(seed, path, size, dimension))}
+    return {'seed': jnp.asarray(np.uint32(zlib.crc32(f'{seed}/{path}'.encode())))}
 
 
 def sparse(
