@@ -16,7 +16,10 @@ from beartype.door import is_bearable
 from beartype.vale import Is
 from jaxtyping import AbstractArray, install_import_hook
 
-PACKAGES = [f'peftjax.{name}' for name in ('core', 'methods', 'quantize', 'train', 'generation')]
+PACKAGES = [
+    f'peftjax.{name}'
+    for name in 'core generation merging methods models quantize serving train'.split()
+]
 
 _checks: dict[Any, Callable[..., Any]] = {}
 

@@ -1,5 +1,6 @@
 """Comparing methods: one protocol, a tuned rate, several seeds; a run that was cut goes on."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -27,6 +28,13 @@ def _row(method, seed, accuracy, trainable):
         'test/accuracy': accuracy,
         'test/loss': 0.5,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+    """A protocol."""
+
+    seeds: int
 
 
 ROWS = [
@@ -88,7 +96,7 @@ def test_a_comparison_that_was_cut_short_goes_on_and_ends_the_same(tmp_path):
 
 
 def test_a_disk_that_fails_leaves_the_results_as_they_were(tmp_path, monkeypatch):
-    results = Results(tmp_path, {'seeds': 2})
+    results = Results(tmp_path, Seeds(2))
     for row in ROWS:
         results.add(row)
     picture = tmp_path / 'comparison.png'
@@ -102,7 +110,7 @@ def test_a_disk_that_fails_leaves_the_results_as_they_were(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, 'fsync', failing)
     for write in (
-        lambda: Results(tmp_path, {'seeds': 2}),
+        lambda: Results(tmp_path, Seeds(2)),
         lambda: read(tmp_path / 'results.jsonl'),
         lambda: scores.draw(ROWS[:2], picture),
     ):
@@ -110,7 +118,7 @@ def test_a_disk_that_fails_leaves_the_results_as_they_were(tmp_path, monkeypatch
             write()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     monkeypatch.undo()
-    assert Results(tmp_path, {'seeds': 2}).rows == ROWS
+    assert Results(tmp_path, Seeds(2)).rows == ROWS
 
 
 def _without_time(row):

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
+from experiments.studies.claims import interval, verdict
 from experiments.studies.merging import report
 from experiments.studies.merging.merge import Merger
 from experiments.studies.merging.rules import CORE, POINTS, WEIGHTS, Point
 from experiments.studies.merging.runs import METHODS, Bench, Protocol
 from experiments.studies.merging.study import study
 from experiments.studies.merging.tables import Example, hashed
-from peftjax.sweep.intervals import interval
 from tests.tiny_runs import WORDS, checkpoint
 
 TASKS = ('praise', 'subject')
@@ -129,10 +129,10 @@ def test_validation_chooses_and_not_test():
     [
         ([0.10, 0.11, 0.12], 'confirmed'),
         ([-0.10, -0.11, -0.12], 'contradicted'),
-        ([-0.1, 0.2, 0.3], 'not decidable'),
-        ([0.0, 0.0, 0.0], 'not decidable'),
-        ([0.5], 'not decidable'),
+        ([-0.1, 0.2, 0.3], 'not decidable here'),
+        ([0.0, 0.0, 0.0], 'not decidable here'),
+        ([0.5], 'not decidable here'),
     ],
 )
 def test_a_verdict_is_that_of_the_interval(values, said):
-    assert report.verdict(interval(values)) == said
+    assert verdict(interval(values)) == said

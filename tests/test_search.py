@@ -1,12 +1,12 @@
 """Search: draws that learn from results, the same however often they are interrupted."""
 
+import copy
 import json
 import math
 import sys
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
 import optuna
 import pytest
 from rich.console import Console
@@ -115,8 +115,8 @@ def test_the_study_is_told_what_became_of_rows(tmp_path):
     median = search.below_median(sweep.folder)
 
     def as_in_a_task(rung):
-        """Ray sends it to the process that trains."""
-        return cloudpickle.loads(cloudpickle.dumps(median))(rung)
+        """Another process gets a copy of the pruner, and of the study in it."""
+        return copy.deepcopy(median)(rung)
 
     rows = search.run(sweep, 24, 8, as_in_a_task)
     trials = search._study.get_trials()

@@ -1,6 +1,7 @@
 """The shapes in signatures are checked in the tests, and are those of the arrays."""
 
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +73,13 @@ def test_every_module_of_the_checked_packages_is_checked():
         name for name in modules if 'jaxtyping' not in type(sys.modules[name].__loader__).__module__
     ]
     assert not plain
+
+
+def test_every_package_whose_signatures_state_shapes_is_checked():
+    root = Path(peftjax.__file__).parent
+    stating = {
+        '.'.join(('peftjax', path.relative_to(root).parts[0]))
+        for path in root.rglob('*.py')
+        if 'from jaxtyping import' in path.read_text(encoding='utf-8')
+    }
+    assert stating == set(PACKAGES)

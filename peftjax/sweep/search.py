@@ -1,5 +1,6 @@
 """Search: Optuna draws the runs of a sweep, a few at a time, and learns from earlier runs."""
 
+import functools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
@@ -99,17 +100,16 @@ class Search:
 
         `optuna.pruners.MedianPruner`; it stops none as long as fewer than five runs have ended.
         """
+        return functools.partial(self._below_median, folder)
 
-        def prune(rung: Rung) -> Collection[str]:
-            names = set()
-            for trial, name in self._running:
-                if name in rung.scores:
-                    self._report(trial, folder, name, rung.step)
-                    if trial.should_prune():
-                        names.add(name)
-            return names
-
-        return prune
+    def _below_median(self, folder: SweepFolder, rung: Rung) -> Collection[str]:
+        names = set()
+        for trial, name in self._running:
+            if name in rung.scores:
+                self._report(trial, folder, name, rung.step)
+                if trial.should_prune():
+                    names.add(name)
+        return names
 
     def _ask(self) -> None:
         trial = self._study.ask()

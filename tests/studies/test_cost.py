@@ -11,7 +11,7 @@ from experiments.studies.results import read
 def test_a_tiny_study_ends_and_is_gone_on_with(tmp_path, monkeypatch):
     rows = cost.run(tmp_path, cost.TINY)
     monkeypatch.setattr(cost, '_plan', lambda *args: pytest.fail('it plans again'))
-    monkeypatch.setattr(cost, '_latencies', lambda *args: pytest.fail('it measures again'))
+    monkeypatch.setattr(cost, '_programs', lambda *args: pytest.fail('it measures again'))
     assert cost.run(tmp_path, cost.TINY) == rows == read(tmp_path / 'results.jsonl')
     full, lora = (cost_report.plans(rows)[name] for name in ('full', 'lora'))
     assert full['trainable'] > 6.7e9 and full['weights'] == 0
@@ -43,12 +43,11 @@ def _rows(ratios):
     plan |= {'optimizer': 0, 'activations': 0}
     sizes = {'full': 50e9, 'lora': 14e9, 'lora nf4': 4e9}
     rows = [{**plan, 'method': name, 'weights': size} for name, size in sizes.items()]
-    for method, ratio in ratios.items():
-        for batch in (1, 2, 3):
-            for turn in range(4):
-                about = {'stage': 'latency', 'batch': batch, 'length': 8, 'turn': turn}
-                value = ratio * math.exp(0.001 * (turn + batch))
-                rows.append({**about, 'method': method, 'ratio': value})
+    for batch in (1, 2, 3):
+        for turn in range(4):
+            about = {'stage': 'latency', 'batch': batch, 'length': 8, 'turn': turn}
+            grown = math.exp(0.001 * (turn + batch))
+            rows.append({**about, 'ratios': {name: each * grown for name, each in ratios.items()}})
     return rows
 
 

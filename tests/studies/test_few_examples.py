@@ -117,7 +117,7 @@ def test_a_verdict_follows_from_the_differences_of_seeds():
     assert found[0].effect.startswith('11.0 (8.5 to 13.5; n = 3) points')
 
 
-def test_a_text_holds_a_row_for_each_method_and_the_crossing():
+def test_a_text_holds_a_row_for_each_method_and_the_sign_changes():
     said = report.text(ROWS)
     assert '| bottleneck adapters (Pfeiffer) | **11.0 (8.5 to 13.5; n = 3)** |' in said
     assert '| 32 | 10 | 8 | 2 |' in said
@@ -126,8 +126,8 @@ def test_a_text_holds_a_row_for_each_method_and_the_crossing():
 
 
 def test_a_difference_crosses_where_its_sign_changes():
-    assert report.crossing([10, 1000, 10000], [0.1, -0.1, -0.2]) == [100.0]
-    assert report.crossing([10, 1000], [0.1, 0.2]) == []
+    assert report.sign_changes([10, 1000, 10000], [0.1, -0.1, -0.2]) == [100.0]
+    assert report.sign_changes([10, 1000], [0.1, 0.2]) == []
 
 
 def test_a_study_that_is_not_over_says_so():

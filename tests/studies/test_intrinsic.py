@@ -70,9 +70,11 @@ def test_a_tiny_study_of_images_ends_and_is_gone_on_with(dataset, tmp_path, monk
     assert images.run(tmp_path, protocol) == rows == read(tmp_path / 'results.jsonl')
     assert (tmp_path / 'results.jsonl').read_text() == lines
     assert {row['stage'] for row in rows} == {'tune', 'final', 'together'}
-    keys = images_report.keys(rows)
+    keys = images_report.curves_of(rows).keys
     assert keys == [('fc20', 'fastfood', 'true'), ('fc20', 'sparse', 'labels')]
-    assert all(len(images_report.dimensions(rows, key).values) == protocol.seeds for key in keys)
+    assert all(
+        len(images_report.curves_of(rows).needed(key).values) == protocol.seeds for key in keys
+    )
     images_report.draw(rows, tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
     assert '| fc20 | fastfood | true |' in images_report.text(rows)
@@ -135,7 +137,7 @@ def test_a_tiny_study_of_language_ends_and_is_gone_on_with(tmp_path, monkeypatch
     monkeypatch.setattr(Fitter, 'fit', lambda *args: pytest.fail('it trains again'))
     monkeypatch.setattr(encoders, 'pretrained', lambda *args: pytest.fail('it pretrains again'))
     assert language.run(tmp_path, language.TINY, tables) == rows
-    keys = language_report.keys(rows)
+    keys = language_report.curves_of(rows).keys
     assert keys == [('small', '0', 'SAID'), ('small', '2', 'DID')]
     language_report.draw(rows, tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')

@@ -11,7 +11,7 @@ from experiments.studies.results import read
 
 def test_the_page_says_what_the_kept_rows_say():
     text = page.PAGE.read_text(encoding='utf-8')
-    assert page.with_studies(text) == text, 'run: python -m experiments.studies --write'
+    assert page.with_studies(text) == text, 'run: python -m experiments.studies'
 
 
 def test_ten_claims_and_more_stand_at_the_top_with_their_verdicts():

@@ -112,13 +112,13 @@ def _points(found: Interval) -> str:
     return f'{found.show(1, 100)} points'
 
 
-def crossing(sizes: Sequence[int], differences: Sequence[float]) -> list[float]:
+def sign_changes(sizes: Sequence[int], differences: Sequence[float]) -> list[float]:
     """The numbers of examples at which a mean difference changes its sign.
 
     Differences are joined by straight lines over the logarithm of the size.
 
     Example:
-        >>> crossing([10, 1000], [0.1, -0.1])
+        >>> sign_changes([10, 1000], [0.1, -0.1])
         [100.0]
     """
     found = []
@@ -209,7 +209,7 @@ def _differences(found: Scores) -> str:
 
     def crossed(method: str) -> str:
         means = [float((found[method][n] - found[FULL][n]).mean()) for n in _sizes(found)]
-        return ', '.join(f'{n:.0f}' for n in crossing(_sizes(found), means)) or 'nowhere'
+        return ', '.join(f'{n:.0f}' for n in sign_changes(_sizes(found), means)) or 'nowhere'
 
     return _table(found, cell, ('crosses full at', crossed), leave=(FULL,))
 

@@ -1,6 +1,6 @@
 """How many examples methods need: accuracy over the number of questions that a model is trained on.
 
-    python -m experiments.studies few_examples --results runs/few_examples
+    peftjax reproduce study.few_examples --workdir runs/few_examples
 
 Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
     under a new head.
@@ -19,7 +19,6 @@ Shortened: runs see the questions of the greatest sizes once. All 3,726 training
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,7 @@ def run(folder: Path, protocol: Protocol) -> None:
         ValueError: the folder was begun with another protocol.
         CheckpointError: a package with the model or the questions is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, dataclasses.asdict(protocol))
+    results = Results(folder, protocol)
     table = read_questions(protocol.questions)
     for method in protocol.methods:
         # Built when the first row is missing.
@@ -153,11 +151,13 @@ def run(folder: Path, protocol: Protocol) -> None:
         exponent = protocol.start
         for size in protocol.sizes:
             exponent = _Curve(bench, method, size, protocol, results).point(exponent)
-        if results.find(stage='together', method=method) is None:
-            about = {'stage': 'together', 'method': method, 'runs': protocol.together}
-            batch_size = protocol.sizes[0].batch_size
-            found = bench().together(protocol.together, batch_size)
-            results.add({**about, 'batch_size': batch_size, **found})
+        about = {'stage': 'together', 'method': method, 'runs': protocol.together}
+        about |= {'batch_size': protocol.sizes[0].batch_size}
+        results.once(about, functools.partial(_together, bench, protocol))
+
+
+def _together(bench: Callable[[], Bench], protocol: Protocol) -> Mapping[str, Any]:
+    return bench().together(protocol.together, protocol.sizes[0].batch_size)
 
 
 class _Curve:
@@ -198,25 +198,20 @@ class _Curve:
     def _row(self, stage: str, exponent: int, seed: int, split: str, drawn: int) -> dict[str, Any]:
         fields = {'stage': stage, 'method': self._method, 'examples': self._size.examples}
         fields |= {'exponent': exponent, 'seed': seed}
-        row = self._results.find(**fields)
-        if row is None:
-            began = time.perf_counter()
-            fitted = self._fitted(exponent, seed)
-            bench = self._bench()
+
+        def made() -> dict[str, Any]:
+            fitted, bench = self._fitted(exponent, seed), self._bench()
             rows = bench.rows(split, getattr(self._protocol, split), drawn)
-            scores = bench.score(fitted, rows)
-            row = {
-                **fields,
+            return {
                 'rate': rate_of(exponent),
                 'steps': self._size.steps,
                 'batch_size': self._size.batch_size,
                 'trainable': bench.summary.trainable,
                 'base': bench.summary.base,
-                **{f'{split}/{name}': value for name, value in scores.items()},
-                'seconds': round(time.perf_counter() - began, 2),
+                **{f'{split}/{name}': value for name, value in bench.score(fitted, rows).items()},
             }
-            self._results.add(row)
-        return row
+
+        return self._results.once(fields, made)
 
     def _fit(self, exponent: int, seed: int) -> Fitted:
         size, bench = self._size, self._bench()

@@ -1,6 +1,6 @@
 """Learning and forgetting: what LoRA of several ranks and full fine-tuning gain and lose.
 
-    python -m experiments.studies forgetting --results runs/forgetting
+    peftjax reproduce study.forgetting --workdir runs/forgetting
 
 Papers: Biderman et al., LoRA learns less and forgets less, 2024 (arXiv:2405.09673); Shuttleworth et
     al., LoRA vs full fine-tuning: an illusion of equivalence, 2024 (arXiv:2410.21228).
@@ -24,7 +24,6 @@ Left out: SmolLM2 on GSM8K, whose steps take seconds each.
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,8 +128,7 @@ def run(folder: Path, protocol: Protocol) -> None:
         ValueError: the folder was begun with another protocol.
         CheckpointError: a package with the model or a table is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, dataclasses.asdict(protocol))
+    results = Results(folder, protocol)
     table = read_questions(protocol.questions)
     # Both are built when the first row is missing.
     encoder = functools.cache(
@@ -152,10 +150,13 @@ def run(folder: Path, protocol: Protocol) -> None:
         exponent = best_exponent(front.loss, grid)
         for seed in range(protocol.seeds):
             front.measure(exponent, seed)
-        if results.find(stage='together', method=name) is None:
-            about = {'stage': 'together', 'method': name, 'runs': protocol.together}
-            found = bench().together(protocol.together, protocol.batch_size)
-            results.add({**about, 'batch_size': protocol.batch_size, **found})
+        about = {'stage': 'together', 'method': name, 'runs': protocol.together}
+        about |= {'batch_size': protocol.batch_size}
+        results.once(about, functools.partial(_together, bench, protocol))
+
+
+def _together(bench: Any, protocol: Protocol) -> Mapping[str, Any]:
+    return bench().together(protocol.together, protocol.batch_size)
 
 
 class _Front:
@@ -168,14 +169,12 @@ class _Front:
     def loss(self, exponent: int) -> float:
         """The validation loss at the end of the run of seed 0; infinite where it is no number."""
         fields = {'stage': 'tune', 'method': self._name, 'exponent': exponent, 'seed': 0}
-        row = self._results.find(**fields)
-        if row is None:
-            began = time.perf_counter()
+
+        def made() -> dict[str, Any]:
             (fitted,) = self._points(exponent, 0, self._protocol.marks[-1:])
-            scores = self._score(fitted, 'validation', 0)
-            row = {**fields, **self._about(exponent), **scores, **_since(began)}
-            self._results.add(row)
-        loss = row['validation/loss']
+            return {**self._about(exponent), **self._score(fitted, 'validation', 0)}
+
+        loss = self._results.once(fields, made)['validation/loss']
         return loss if math.isfinite(loss) else math.inf
 
     def measure(self, exponent: int, seed: int) -> None:
@@ -184,12 +183,13 @@ class _Front:
         marks = self._protocol.marks
         if all(self._results.find(**fields, step=step) for step in (0, *marks)):
             return
-        began = time.perf_counter()
         for fitted in self._points(exponent, seed, (0, *marks)):
-            if self._results.find(**fields, step=fitted.step) is None:
-                about = {**fields, 'step': fitted.step, **self._about(exponent)}
-                scores = self._score(fitted, 'test', seed)
-                self._results.add({**about, **scores, **self._moved(fitted), **_since(began)})
+            made = functools.partial(self._measured, fitted, exponent, seed)
+            self._results.once({**fields, 'step': fitted.step}, made)
+
+    def _measured(self, fitted: Fitted, exponent: int, seed: int) -> dict[str, Any]:
+        scores = self._score(fitted, 'test', seed)
+        return {**self._about(exponent), **scores, **self._moved(fitted)}
 
     def _points(self, exponent: int, seed: int, marks: tuple[int, ...]) -> Any:
         protocol, bench = self._protocol, self._bench()
@@ -212,7 +212,3 @@ class _Front:
         summary = self._bench().summary
         about = {'rate': rate_of(exponent), 'batch_size': self._protocol.batch_size}
         return {**about, 'trainable': summary.trainable, 'base': summary.base}
-
-
-def _since(began: float) -> dict[str, float]:
-    return {'seconds': round(time.perf_counter() - began, 2)}

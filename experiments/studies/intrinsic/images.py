@@ -1,6 +1,6 @@
 """How few dimensions train a network on images? The protocol of Li et al., shortened.
 
-    python -m experiments.studies intrinsic_images --results runs/intrinsic_images
+    peftjax reproduce study.intrinsic_images --workdir runs/intrinsic_images
 
 Source: Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018
     (arXiv:1804.08838), sections 2 and 3.
@@ -108,8 +108,7 @@ def run(folder: Path, protocol: Protocol) -> list[Row]:
     Raises:
         ValueError: the folder was begun with another protocol.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, dataclasses.asdict(protocol))
+    results = Results(folder, protocol)
     splits = nets.read_images(
         Path(protocol.images), protocol.train, protocol.validation, protocol.test
     )
@@ -133,12 +132,13 @@ def run(folder: Path, protocol: Protocol) -> list[Row]:
         for each in (direct, curve):
             _draw_curve(each, protocol, fitters[curve.data], results)
     first = protocol.curves[0]
-    if results.find(stage='together') is None:
-        results.add(_together(first, protocol, fitters[first.data]))
+    about = {'stage': 'together', 'net': first.net, 'projection': first.projection}
+    about |= {'data': first.data, 'dimension': protocol.tuned_at, 'runs': protocol.seeds}
+    results.once(about, lambda: {'factor': _factor(first, protocol, fitters[first.data])})
     return results.rows
 
 
-def _together(curve: Curve, protocol: Protocol, fitter: Fitter) -> Row:
+def _factor(curve: Curve, protocol: Protocol, fitter: Fitter) -> float:
     """How much faster one program of all seeds is than one run after another."""
     seeds, steps = range(protocol.seeds), max(1, protocol.steps // 20)
     factor = fitter.factor(
@@ -146,14 +146,7 @@ def _together(curve: Curve, protocol: Protocol, fitter: Fitter) -> Row:
         [_method(curve.projection, protocol.tuned_at, seed) for seed in seeds],
         Run(steps, protocol.batch_size, protocol.rates[0], 0),
     )
-    about = {'stage': 'together', 'net': curve.net, 'projection': curve.projection}
-    return {
-        **about,
-        'data': curve.data,
-        'dimension': protocol.tuned_at,
-        'runs': len(seeds),
-        'factor': round(factor, 2),
-    }
+    return round(factor, 2)
 
 
 def _draw_curve(curve: Curve, protocol: Protocol, fitter: Fitter, results: Results) -> None:
@@ -162,21 +155,18 @@ def _draw_curve(curve: Curve, protocol: Protocol, fitter: Fitter, results: Resul
     def row(stage: str, dimension: int, rate: float, seed: int) -> Mapping[str, Any]:
         fields = {'net': curve.net, 'projection': curve.projection, 'data': curve.data}
         fields |= {'stage': stage, 'dimension': dimension, 'rate': rate, 'seed': seed}
-        found = results.find(**fields)
-        if found is None:
-            steps = protocol.steps
-            if curve.net == 'lenet':
-                steps = int(_STEPS_OF_LENET * steps)
-            scores = fitter.fit(
+        steps = protocol.steps
+        if curve.net == 'lenet':
+            steps = int(_STEPS_OF_LENET * steps)
+        return results.once(
+            fields,
+            lambda: fitter.fit(
                 (curve.net, curve.projection, dimension),
                 nets.network(curve.net, seed),
                 _method(curve.projection, dimension, seed),
                 Run(steps, protocol.batch_size, rate, seed),
-            )
-            found = {**fields, **scores}
-            results.add(found)
-            print(found, flush=True)
-        return found
+            ),
+        )
 
     score = f'{scored_split(curve.data, tuning=True)}/accuracy'
     at = protocol.tuned_at if curve.dimensions != (0,) else 0

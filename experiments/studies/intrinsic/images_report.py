@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies.claims import Claim, Verdict, interval
-from experiments.studies.intrinsic.images import scored_split
-from experiments.studies.intrinsic.line import LINE, Needed, needed, ratio, within
+from experiments.studies.intrinsic.curves import Curves, Key, at_the_edge, finish
+from experiments.studies.intrinsic.images import Protocol, scored_split
+from experiments.studies.intrinsic.line import LINE, Needed, ratio, within
 from experiments.studies.results import Row
 from peftjax.train.files import new_file
 
@@ -26,45 +26,37 @@ CAPTION = (
 _FLAT = 1.5  # a factor within which two dimensions count as equal
 _CLOSE = 0.02  # accuracies this close count as equal
 
-Key = tuple[str, str, str]
 BASE: Key = ('fc200', 'fastfood', 'true')
 
 
-def curve(rows: Sequence[Row], key: Key) -> dict[int, list[float]]:
-    """The accuracies of a curve by dimension, one a seed; `key` is net, projection and data."""
-    score = f'{scored_split(key[2])}/accuracy'
-    found: dict[int, dict[int, float]] = {}
-    for row in rows:
-        if row['stage'] == 'final' and (row['net'], row['projection'], row['data']) == key:
-            found.setdefault(row['dimension'], {})[row['seed']] = row[score]
-    return {d: [each[seed] for seed in sorted(each)] for d, each in sorted(found.items())}
-
-
-def direct(rows: Sequence[Row], key: Key) -> list[float]:
-    """The accuracies with all weights of the same net and data, one a seed."""
-    return curve(rows, (key[0], 'none', key[2]))[0]
-
-
-def dimensions(rows: Sequence[Row], key: Key) -> Needed:
-    """d90 of each seed: where its curve reaches 90 % of its accuracy with all weights."""
-    return needed(curve(rows, key), direct(rows, key))
+def curves_of(rows: Sequence[Row]) -> Curves:
+    """The curves by net, projection and data."""
+    return Curves(
+        rows,
+        ('net', 'projection', 'data'),
+        whole=lambda key: (key[0], 'none', key[2]),
+        score=lambda key: f'{scored_split(key[2])}/accuracy',
+    )
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """The claims of Li et al. that this study can test."""
-    made = [_small(rows)]
-    wide = ratio(dimensions(rows, ('fc400', *BASE[1:])), dimensions(rows, ('fc100', *BASE[1:])))
+    curves = curves_of(rows)
+    made = [_small(curves)]
+    large, narrow = (('fc400', *BASE[1:]), ('fc100', *BASE[1:]))
+    wide = ratio(curves.needed(large), curves.needed(narrow))
+    grown = curves.weights(large) / curves.weights(narrow)
     made.append(
         Claim(
             'The intrinsic dimension hardly depends on the width of the net.',
             LI,
-            f'd90 at width 400 over d90 at width 100, with {_weights(rows, 400, 100):.1f} '
+            f'd90 at width 400 over d90 at width 100, with {grown:.1f} '
             f'times the weights: {wide.show()}',
             *wide.within(_FLAT),
         )
     )
-    made.append(_projections(rows))
-    same = ratio(dimensions(rows, ('fc200', 'fastfood', 'pixels')), dimensions(rows, BASE))
+    made.append(_projections(curves))
+    same = ratio(curves.needed(('fc200', 'fastfood', 'pixels')), curves.needed(BASE))
     made.append(
         Claim(
             'Shuffled pixels leave the intrinsic dimension of a fully connected net as it is.',
@@ -74,8 +66,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         )
     )
     lenet = ratio(
-        dimensions(rows, ('lenet', 'fastfood', 'pixels')),
-        dimensions(rows, ('lenet', 'fastfood', 'true')),
+        curves.needed(('lenet', 'fastfood', 'pixels')),
+        curves.needed(('lenet', 'fastfood', 'true')),
     )
     made.append(
         Claim(
@@ -86,8 +78,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         )
     )
     labels = ratio(
-        dimensions(rows, ('fc200', 'fastfood', 'labels')),
-        dimensions(rows, ('fc200', 'fastfood', 'few')),
+        curves.needed(('fc200', 'fastfood', 'labels')),
+        curves.needed(('fc200', 'fastfood', 'few')),
     )
     made.append(
         Claim(
@@ -101,9 +93,9 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return made
 
 
-def _small(rows: Sequence[Row]) -> Claim:
-    weights = _trained(rows, 'fc200')
-    found = dimensions(rows, BASE)
+def _small(curves: Curves) -> Claim:
+    weights = curves.weights(BASE)
+    found = curves.needed(BASE)
     spared = ratio(Needed([float(weights)] * len(found.values)), found)
     return Claim(
         'A fully connected net needs less than 1 % of its weights for 90 % of its accuracy.',
@@ -114,11 +106,11 @@ def _small(rows: Sequence[Row]) -> Claim:
     )
 
 
-def _projections(rows: Sequence[Row]) -> Claim:
-    fast = curve(rows, BASE)
+def _projections(curves: Curves) -> Claim:
+    fast = curves.accuracies(BASE)
     said, verdicts = [], []
     for kind in ('sparse', 'dense'):
-        other = curve(rows, ('fc200', kind, 'true'))
+        other = curves.accuracies(('fc200', kind, 'true'))
         shared = [d for d in other if d in fast]
         apart = np.mean([np.subtract(other[d], fast[d]) for d in shared], axis=0)
         found = interval(apart.tolist())
@@ -138,22 +130,9 @@ def _projections(rows: Sequence[Row]) -> Claim:
     )
 
 
-def _trained(rows: Sequence[Row], net: str) -> int:
-    return next(row['trained'] for row in rows if row['net'] == net and row['projection'] == 'none')
-
-
-def _weights(rows: Sequence[Row], wide: int, narrow: int) -> float:
-    return _trained(rows, f'fc{wide}') / _trained(rows, f'fc{narrow}')
-
-
-def keys(rows: Sequence[Row]) -> list[Key]:
-    """The curves, in the order in which they were measured."""
-    found = [(row['net'], row['projection'], row['data']) for row in rows]
-    return [key for key in dict.fromkeys(found) if key[1] != 'none']
-
-
 def text(rows: Sequence[Row]) -> str:
     """The dimensions and accuracies as tables in Markdown."""
+    curves = curves_of(rows)
     lines = [
         'd90 is the dimension at which a curve reaches 90 % of the accuracy of its own net with '
         'all '
@@ -164,13 +143,13 @@ def text(rows: Sequence[Row]) -> str:
         '0.9 |',
         '|---|---|---|---|---|---|---|',
     ]
-    for key in keys(rows):
-        means = {d: float(np.mean(each)) for d, each in curve(rows, key).items()}
+    for key in curves.keys:
+        means = {d: float(np.mean(each)) for d, each in curves.accuracies(key).items()}
         absolute = next((str(d) for d, each in means.items() if each >= LINE), 'none')
         lines.append(
-            f'| {key[0]} | {key[1]} | {key[2]} | {_trained(rows, key[0]):,} '
-            f'| {np.mean(direct(rows, key)):.3f} '
-            f'| {dimensions(rows, key).show()} '
+            f'| {key[0]} | {key[1]} | {key[2]} | {curves.weights(key):,} '
+            f'| {np.mean(curves.whole(key)):.3f} '
+            f'| {curves.needed(key).show()} '
             f'| {absolute} |'
         )
     lines += [
@@ -178,19 +157,17 @@ def text(rows: Sequence[Row]) -> str:
         '| net | projection | data | rate | mean accuracy by dimension |',
         '|---|---|---|---|---|',
     ]
-    for key in keys(rows):
-        rate = next(
-            row['rate']
-            for row in rows
-            if row['stage'] == 'final' and (row['net'], row['projection'], row['data']) == key
+    for key in curves.keys:
+        lines.append(
+            f'| {key[0]} | {key[1]} | {key[2]} | {curves.rate(key):g} | {curves.means(key)} |'
         )
-        means = [f'{d}: {np.mean(each):.3f}' for d, each in curve(rows, key).items()]
-        lines.append(f'| {key[0]} | {key[1]} | {key[2]} | {rate:g} | {", ".join(means)} |')
     lines += [
         '',
         'Data: `true`, Fashion-MNIST; `pixels`, the same pixels in another order; `few`, 1,000 '
         'images with their labels; `labels`, the same with shuffled labels. The last two count '
         'images that were trained on.',
+        '',
+        at_the_edge(curves, Protocol().rates),
         '',
         'Each run trained alone. Several in one program, against one after another: '
         + _together(rows),
@@ -211,40 +188,23 @@ def _together(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draws the three panels into a PNG."""
     figure = Figure(figsize=(15, 4.8), layout='constrained')
-    left, middle, right = figure.subplots(1, 3)
+    curves = curves_of(rows)
+    fastfood = [key for key in curves.keys if key[1] == 'fastfood']
     panels = {
-        left: [key for key in keys(rows) if key[2] == 'true' and key[0] != 'lenet'],
-        middle: [
-            key
-            for key in keys(rows)
-            if key[1] == 'fastfood'
-            and key[2] in ('true', 'pixels')
-            and key[0] in ('fc200', 'lenet')
+        'widths and projections': [
+            key for key in curves.keys if key[2] == 'true' and key[0] != 'lenet'
         ],
-        right: [key for key in keys(rows) if key[2] in ('few', 'labels')],
+        'shuffled pixels': [
+            key for key in fastfood if key[2] in ('true', 'pixels') and key[0] in ('fc200', 'lenet')
+        ],
+        'shuffled labels: accuracy in training': [
+            key for key in curves.keys if key[2] in ('few', 'labels')
+        ],
     }
-    for axes, shown in panels.items():
+    for axes, (title, shown) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for number, key in enumerate(shown):
-            _draw_curve(axes, rows, key, f'C{number}')
-        axes.set_xscale('log')
-        axes.set(xlabel='dimensions that train', ylabel='accuracy')
-        axes.grid(alpha=0.3)
-        if shown:
-            axes.legend(fontsize=8)
-    left.set_title('widths and projections')
-    middle.set_title('shuffled pixels')
-    right.set_title('shuffled labels: accuracy in training')
+            label = f'{key[0]}, {key[1] if key[2] == "true" else key[2]}'
+            curves.draw(axes, key, label, f'C{number}')
+        finish(axes, title)
     with new_file(path) as new:
         figure.savefig(new, dpi=110)
-
-
-def _draw_curve(axes: Axes, rows: Sequence[Row], key: Key, colour: str) -> None:
-    found = {d: interval(each) for d, each in curve(rows, key).items()}
-    means = np.array([each.mean for each in found.values()])
-    errors = np.array([each.high - each.mean for each in found.values()])
-    label = f'{key[0]}, {key[1]}' if key[2] == 'true' else f'{key[0]}, {key[2]}'
-    errors = np.where(np.isfinite(errors), errors, 0.0)
-    axes.errorbar(
-        list(found), means, errors, marker='o', ms=4, capsize=2, color=colour, label=label
-    )
-    axes.axhline(LINE * float(np.mean(direct(rows, key))), color=colour, ls='--', lw=0.8)

@@ -1,6 +1,6 @@
 """How few dimensions tune a language model, and does pretraining make them fewer?
 
-    python -m experiments.studies intrinsic_language --results runs/intrinsic_language
+    peftjax reproduce study.intrinsic_language --workdir runs/intrinsic_language
 
 Source: Aghajanyan et al., Intrinsic Dimensionality Explains the Effectiveness of Language Model
     Fine-Tuning, 2020 (arXiv:2012.13255), sections 3 to 5.
@@ -114,8 +114,7 @@ def run(folder: Path, protocol: Protocol, tables: dict[str, Table] | None = None
     Raises:
         ValueError: the folder was begun with another protocol.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, dataclasses.asdict(protocol))
+    results = Results(folder, protocol)
     tables = read_tables() if tables is None else tables
     for name in dict.fromkeys(curve.model for curve in protocol.curves):
         make = _minilm(protocol, tables) if name == 'minilm' else _small(protocol, tables, folder)
@@ -172,18 +171,15 @@ def _draw_curve(curve: Curve, protocol: Protocol, make: Make, results: Results) 
     def row(stage: str, dimension: int, rate: float, seed: int) -> Any:
         fields = {'model': curve.model, 'weights': curve.weights, 'kind': curve.kind}
         fields |= {'stage': stage, 'dimension': dimension, 'rate': rate, 'seed': seed}
-        found = results.find(**fields)
-        if found is None:
-            scores = fitter.fit(
+        return results.once(
+            fields,
+            lambda: fitter.fit(
                 (curve.model, curve.kind, dimension),
                 model(curve.weights, seed),
                 _method(curve.kind, dimension, seed),
                 Run(steps, batch, rate, seed, decays=True),
-            )
-            found = {**fields, **scores}
-            results.add(found)
-            print(found, flush=True)
-        return found
+            ),
+        )
 
     at = 0 if curve.kind == 'direct' else protocol.tuned_at
     rate = max(protocol.rates, key=lambda each: row('tune', at, each, 0)['validation/accuracy'])

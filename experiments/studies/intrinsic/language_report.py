@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies.claims import Claim, interval
-from experiments.studies.intrinsic.line import LINE, Needed, Ratio, needed, ratio
+from experiments.studies.intrinsic.curves import Curves, Key, at_the_edge, finish
+from experiments.studies.intrinsic.language import Protocol
+from experiments.studies.intrinsic.line import Needed, Ratio, ratio
 from experiments.studies.results import Row
 from peftjax.train.files import new_file
 
@@ -21,47 +22,23 @@ CAPTION = (
     'pretraining, with a scale for each matrix (SAID) and without (DID).'
 )
 
-Key = tuple[str, str, str]
 
-
-def curve(rows: Sequence[Row], key: Key) -> dict[int, list[float]]:
-    """Accuracies on test by dimension, one a seed; `key` is model, weights and kind."""
-    found: dict[int, dict[int, float]] = {}
-    for row in rows:
-        if row['stage'] == 'final' and (row['model'], row['weights'], row['kind']) == key:
-            found.setdefault(row['dimension'], {})[row['seed']] = row['test/accuracy']
-    return {d: [each[seed] for seed in sorted(each)] for d, each in sorted(found.items())}
-
-
-def direct(rows: Sequence[Row], key: Key) -> list[float]:
-    """The accuracies with all weights of the layers, one a seed."""
-    return curve(rows, (*key[:2], 'direct'))[0]
-
-
-def dimensions(rows: Sequence[Row], key: Key, line: Key | None = None) -> Needed:
-    """d90 of each seed.
-
-    Args:
-        rows: of the results.
-        key: the curve.
-        line: whose accuracy with all weights counts; the curve's own unless given.
-    """
-    return needed(curve(rows, key), direct(rows, key if line is None else line))
-
-
-def keys(rows: Sequence[Row]) -> list[Key]:
-    """The curves, in the order in which they were measured."""
-    found = [(row['model'], row['weights'], row['kind']) for row in rows]
-    return [key for key in dict.fromkeys(found) if key[2] != 'direct']
+def curves_of(rows: Sequence[Row]) -> Curves:
+    """The curves by model, start and kind."""
+    return Curves(
+        rows,
+        ('model', 'weights', 'kind'),
+        whole=lambda key: (*key[:2], 'direct'),
+        score=lambda key: 'test/accuracy',
+    )
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
     """The claims of Aghajanyan et al. that this study can test."""
     pretrained: Key = ('minilm', 'pretrained', 'SAID')
-    weights = next(
-        row['trained'] for row in rows if row['kind'] == 'direct' and row['model'] == 'minilm'
-    )
-    own = dimensions(rows, pretrained)
+    curves = curves_of(rows)
+    weights = curves.weights(pretrained)
+    own = curves.needed(pretrained)
     spared = ratio(Needed([float(weights)] * len(own.values)), own)
     made = [
         Claim(
@@ -72,7 +49,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             *spared.above(1000.0, 'weights over d90'),
         )
     ]
-    found = ratio(dimensions(rows, ('minilm', 'permuted', 'SAID'), pretrained), own)
+    found = ratio(curves.needed(('minilm', 'permuted', 'SAID'), pretrained), own)
     made.append(
         Claim(
             'Pretrained weights need fewer dimensions than the same numbers in a random order, for '
@@ -83,11 +60,9 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             *found.above(1.0),
         )
     )
-    made.append(_steps(rows))
-    last = _stages(rows)[-1]
-    kinds = ratio(
-        dimensions(rows, ('small', last, 'DID')), dimensions(rows, ('small', last, 'SAID'))
-    )
+    made.append(_steps(curves))
+    last = _stages(curves)[-1]
+    kinds = ratio(curves.needed(('small', last, 'DID')), curves.needed(('small', last, 'SAID')))
     made.append(
         Claim(
             'A scale for each layer (SAID) lowers the dimension that is needed.',
@@ -99,16 +74,16 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return made
 
 
-def _stages(rows: Sequence[Row]) -> list[str]:
-    found = [key[1] for key in keys(rows) if key[0] == 'small' and key[2] == 'SAID']
+def _stages(curves: Curves) -> list[str]:
+    found = [key[1] for key in curves.keys if key[0] == 'small' and key[2] == 'SAID']
     return sorted(found, key=int)
 
 
-def _steps(rows: Sequence[Row]) -> Claim:
+def _steps(curves: Curves) -> Claim:
     """Does d90 fall with pretraining? The slope over the stages, by the line of the last one."""
-    stages = _stages(rows)
+    stages = _stages(curves)
     line: Key = ('small', stages[-1], 'SAID')
-    ends = [dimensions(rows, ('small', each, 'SAID'), line) for each in stages]
+    ends = [curves.needed(('small', each, 'SAID'), line) for each in stages]
     logs = np.log([each.values for each in ends])
     places = np.arange(len(stages)) - (len(stages) - 1) / 2
     slopes = (places @ logs) / (places @ places)
@@ -128,60 +103,42 @@ def _steps(rows: Sequence[Row]) -> Claim:
 
 def text(rows: Sequence[Row]) -> str:
     """The dimensions and accuracies as tables in Markdown."""
+    curves = curves_of(rows)
     lines = [
         'd90 is the dimension at which a curve reaches 90 % of the accuracy with all weights of '
-        'the '
-        'layers: of its own start, or of the last start of the same model (pretrained; after all '
+        'the layers: of its own start, or of the last start of the same model (pretrained; after '
+        'all '
         'steps). Where no dimension reaches the line, the greatest one counts, marked ≥.',
         '',
         '| model | start | kind | accuracy of all weights | rate | d90, own line | d90, line of '
-        'the '
-        'pretrained | mean accuracy by dimension |',
+        'the pretrained | mean accuracy by dimension |',
         '|---|---|---|---|---|---|---|---|',
     ]
-    for key in keys(rows):
-        rate = next(
-            row['rate']
-            for row in rows
-            if row['stage'] == 'final' and (row['model'], row['weights'], row['kind']) == key
-        )
-        last = 'pretrained' if key[0] == 'minilm' else _stages(rows)[-1]
-        own, shared = dimensions(rows, key), dimensions(rows, key, (key[0], last, key[2]))
-        means = [f'{d}: {np.mean(each):.3f}' for d, each in curve(rows, key).items()]
+    for key in curves.keys:
+        last = 'pretrained' if key[0] == 'minilm' else _stages(curves)[-1]
+        own, shared = curves.needed(key), curves.needed(key, (key[0], last, key[2]))
         lines.append(
-            f'| {key[0]} | {key[1]} | {key[2]} | {interval(direct(rows, key)).show()} | {rate:g} '
+            f'| {key[0]} | {key[1]} | {key[2]} | {interval(curves.whole(key)).show()} | '
+            f'{curves.rate(key):g} '
             f'| {own.show()} | {shared.show()} '
-            f'| {", ".join(means)} |'
+            f'| {curves.means(key)} |'
         )
+    lines += ['', at_the_edge(curves, Protocol().rates)]
     return '\n'.join(lines) + '\n'
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draws both models into a PNG."""
     figure = Figure(figsize=(11, 4.8), layout='constrained')
-    for axes, model in zip(figure.subplots(1, 2, sharey=True), ('minilm', 'small'), strict=True):
-        shown = [key for key in keys(rows) if key[0] == model]
+    curves = curves_of(rows)
+    for axes, model in zip(figure.subplots(1, 2, sharey=True), _TITLES, strict=True):
+        shown = [key for key in curves.keys if key[0] == model]
         for number, key in enumerate(shown):
-            _draw_curve(axes, rows, key, f'C{number}')
-        axes.set_xscale('log')
-        axes.set(xlabel='dimensions that train', ylabel='accuracy', title=_TITLES[model])
-        axes.grid(alpha=0.3)
-        if shown:
-            axes.legend(fontsize=8)
+            start = key[1] if model == 'minilm' else f'{key[1]} steps'
+            curves.draw(axes, key, f'{start}, {key[2]}', f'C{number}')
+        finish(axes, _TITLES[model])
     with new_file(path) as new:
         figure.savefig(new, dpi=110)
 
 
 _TITLES = {'minilm': 'MiniLM', 'small': 'a small BERT, pretrained here'}
-
-
-def _draw_curve(axes: Axes, rows: Sequence[Row], key: Key, colour: str) -> None:
-    found = {d: interval(each) for d, each in curve(rows, key).items()}
-    means = [each.mean for each in found.values()]
-    errors = [each.high - each.mean if each.seeds > 1 else 0.0 for each in found.values()]
-    start = key[1] if key[0] == 'minilm' else f'{key[1]} steps'
-    label = f'{start}, {key[2]}'
-    axes.errorbar(
-        list(found), means, errors, marker='o', ms=4, capsize=2, color=colour, label=label
-    )
-    axes.axhline(LINE * float(np.mean(direct(rows, key))), color=colour, ls='--', lw=0.8)

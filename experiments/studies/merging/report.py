@@ -1,6 +1,5 @@
 """The tables, verdicts and figure of the merging study, from its rows of results."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftjax.sweep.intervals import Interval, interval
+from experiments.studies.claims import Interval, interval, verdict
 from peftjax.train.files import new_file
 
 Row = Mapping[str, Any]
@@ -141,7 +140,7 @@ def _signed(found: Interval) -> str:
     return f'{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})'
 
 
-class Claim(NamedTuple):
+class Comparison(NamedTuple):
     """That one number is greater than another: `more - less > 0`, seed by seed.
 
     Attributes:
@@ -157,32 +156,22 @@ def _rule(name: str) -> Callable[[Mapping[str, Scored]], np.ndarray]:
     return lambda scored: scored[name].tasks
 
 
-CLAIMS = (
-    Claim('Fisher is above the average', _rule('fisher'), _rule('average')),
-    Claim('RegMean is above the average', _rule('regmean'), _rule('average')),
-    Claim('task arithmetic is above the average', _rule('task arithmetic'), _rule('average')),
-    Claim('TIES is above the average', _rule('ties'), _rule('average')),
-    Claim('RegMean is above Fisher', _rule('regmean'), _rule('fisher')),
-    Claim('RegMean is above task arithmetic', _rule('regmean'), _rule('task arithmetic')),
-    Claim('TIES is above task arithmetic', _rule('ties'), _rule('task arithmetic')),
-    Claim('DARE is above task arithmetic', _rule('dare'), _rule('task arithmetic')),
-    Claim('TIES in Core Space is above TIES', _rule('core ties'), _rule('ties')),
-    Claim('individual models are above every rule', _rule('individual'), _rule('best')),
-    Claim('λ: the chosen one is above 0', _rule('task arithmetic'), _rule('pretrained')),
-    Claim('λ: the chosen one is above the greatest', _rule('task arithmetic'), _rule('greatest')),
+COMPARISONS = (
+    Comparison('Fisher is above the average', _rule('fisher'), _rule('average')),
+    Comparison('RegMean is above the average', _rule('regmean'), _rule('average')),
+    Comparison('task arithmetic is above the average', _rule('task arithmetic'), _rule('average')),
+    Comparison('TIES is above the average', _rule('ties'), _rule('average')),
+    Comparison('RegMean is above Fisher', _rule('regmean'), _rule('fisher')),
+    Comparison('RegMean is above task arithmetic', _rule('regmean'), _rule('task arithmetic')),
+    Comparison('TIES is above task arithmetic', _rule('ties'), _rule('task arithmetic')),
+    Comparison('DARE is above task arithmetic', _rule('dare'), _rule('task arithmetic')),
+    Comparison('TIES in Core Space is above TIES', _rule('core ties'), _rule('ties')),
+    Comparison('individual models are above every rule', _rule('individual'), _rule('best')),
+    Comparison('λ: the chosen one is above 0', _rule('task arithmetic'), _rule('pretrained')),
+    Comparison(
+        'λ: the chosen one is above the greatest', _rule('task arithmetic'), _rule('greatest')
+    ),
 )
-
-
-def verdict(difference: Interval) -> str:
-    """What an interval of a difference, claimed to be above 0, says.
-
-    Example:
-        >>> verdict(interval([0.10, 0.11, 0.12])), verdict(interval([-0.1, 0.0, 0.1]))
-        ('confirmed', 'not decidable')
-    """
-    if math.isnan(difference.low) or difference.low <= 0.0 <= difference.high:
-        return 'not decidable'
-    return 'confirmed' if difference.low > 0 else 'contradicted'
 
 
 def verdicts(rows: Sequence[Row]) -> str:
@@ -192,7 +181,7 @@ def verdicts(rows: Sequence[Row]) -> str:
         '|---|---|---|---|---|',
     ]
     everything = {method: _with_ends(rows, method) for method in TITLES}
-    for claim in CLAIMS:
+    for claim in COMPARISONS:
         for method, scored in everything.items():
             try:
                 pairs = claim.more(scored) - claim.less(scored)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,14 +200,10 @@ def train_all(
             loss = functools.partial(_loss, bench, results)
             exponent = best_exponent(loss, protocol.rates)
             for seed in range(protocol.seeds):
-                fields = bench.fields('individual', exponent, seed)
-                if results.find(**fields) is None:
-                    began = time.perf_counter()
-                    found = bench.fit(exponent, seed)
-                    peftjax.save(_place(bench, folder, seed), *found)
-                    params = found.transform.merge(found.adapter, found.frozen)
-                    scores = {s: bench.score(params, s, seed) for s in SPLITS[1:]}
-                    _add(results, {**fields, **_flat(scores)}, began)
+                results.once(
+                    bench.fields('individual', exponent, seed),
+                    functools.partial(_individual, bench, exponent, seed, folder),
+                )
     return benches
 
 
@@ -220,23 +215,22 @@ def individual(bench: Bench, folder: Path, seed: int) -> Individual:
 
 def _loss(bench: Bench, results: Results, exponent: int) -> float:
     """The validation loss of seed 0 at a rate; infinite where it is no number."""
-    fields = bench.fields('tune', exponent, 0)
-    row = results.find(**fields)
-    if row is None:
-        began = time.perf_counter()
+
+    def made() -> dict[str, float]:
         found = bench.fit(exponent, 0)
         params = found.transform.merge(found.adapter, found.frozen)
-        scores = {'validation': bench.score(params, 'validation', 0)}
-        row = _add(results, {**fields, **_flat(scores)}, began)
-    loss = row['validation/loss']
+        return _flat({'validation': bench.score(params, 'validation', 0)})
+
+    loss = results.once(bench.fields('tune', exponent, 0), made)['validation/loss']
     return loss if math.isfinite(loss) else math.inf
 
 
-def _add(results: Results, row: Mapping[str, Any], began: float) -> Mapping[str, Any]:
-    row = {**row, 'seconds': round(time.perf_counter() - began, 1)}
-    results.add(row)
-    print(json.dumps(row), flush=True)
-    return row
+def _individual(bench: Bench, exponent: int, seed: int, folder: Path) -> dict[str, float]:
+    """Trains and keeps a model; its scores."""
+    found = bench.fit(exponent, seed)
+    peftjax.save(_place(bench, folder, seed), *found)
+    params = found.transform.merge(found.adapter, found.frozen)
+    return _flat({split: bench.score(params, split, seed) for split in SPLITS[1:]})
 
 
 def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -17,10 +17,7 @@ merging_study.png are made from it. What was found is in REPRODUCTIONS.md.
 """
 
 import argparse
-import dataclasses
 import functools
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +46,7 @@ def study(tables: Mapping[str, Table], protocol: Protocol, folder: Path) -> list
     Raises:
         ValueError: the folder was begun with another protocol.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, dataclasses.asdict(protocol))
+    results = Results(folder, protocol)
     benches = train_all(tables, protocol, results, folder)
     for method in METHODS:
         for seed in range(protocol.seeds):
@@ -70,16 +66,12 @@ def _merge_all(
     def score(point: Point, split: str) -> dict[str, Any]:
         fields = {'stage': 'merged', 'method': method, 'seed': seed}
         fields |= {**point._asdict(), 'split': split}
-        row = results.find(**fields)
-        if row is None:
-            began = time.perf_counter()
+
+        def made() -> dict[str, float]:
             found = merger().score(point, split)
-            mean = sum(found.values()) / len(found)
-            seconds = round(time.perf_counter() - began, 1)
-            row = {**fields, **found, 'mean': mean, 'seconds': seconds}
-            results.add(row)
-            print(json.dumps(row), flush=True)
-        return row
+            return {**found, 'mean': sum(found.values()) / len(found)}
+
+        return results.once(fields, made)
 
     points = (*POINTS, *(CORE if method == 'lora' else ()))
     best: dict[str, tuple[float, Point]] = {}

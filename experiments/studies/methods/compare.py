@@ -149,8 +149,7 @@ def compare(
     Raises:
         ValueError: the folder was begun with another protocol.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    results = Results(folder, dataclasses.asdict(protocol))
+    results = Results(folder, protocol)
     for name, settings in contestants.items():
         _compare_one(name, settings, protocol, results, console)
         scores.draw(results.rows, folder / 'comparison.png')
