@@ -168,7 +168,7 @@ PROMPT = '{"prompt": "was"}'
         ('{"prompt": "a", "adapter": 4}', 'line 1: no adapter 4'),
         ('{"prompt": "a", "adapter": true}', 'line 1: no adapter True'),
         (f'{PROMPT}\n{{"prompt": ""}}', 'line 2: the prompt has no token'),
-        (f'{PROMPT}\n{{"prompt": "\\ud800"}}', 'line 2: prompt has half of a character'),
+        (f'{PROMPT}\n{{"prompt": "\\ud800"}}', 'line 2: has half of a character'),
         ('{"prompt": "\udcff"}', 'line 1: not UTF-8'),
     ],
 )

@@ -188,6 +188,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape(saved, tmp_path):
         ({**arrays, 'x': np.ones(1)}, 'nothing here takes: x'),
         ({**arrays, a: np.ones((4, 3), np.float32)}, r"'0/hidden/kernel/a' is of shape \(4, 3\)"),
     ]:
+        (tmp_path / 'adapter.safetensors').unlink()
         fields['files']['adapter.safetensors'] = files.write(
             tmp_path / 'adapter.safetensors', changed
         )

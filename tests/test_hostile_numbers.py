@@ -143,6 +143,8 @@ DEEP = '[' * 200_000 + ']' * 200_000
         ('{"a":1e999}', 'too large a number'),
         ('{"a":-Infinity}', 'no number of JSON'),
         ('{"a":1,"a":2}', 'stands twice'),
+        (r'{"a":"\ud83d\ude00 \ud800"}', 'half of a character'),
+        (r'{"\udfff":1}', 'half of a character'),
         ('{"a":' + '{},' * 200_001, 'more than 200000'),
         ('[]', 'holds a JSON list'),
         ('{', 'is not JSON'),
@@ -166,6 +168,7 @@ def test_json_beyond_the_bounds_is_named(base, adapter, text, told):
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
 def test_json_within_the_bounds_is_read_as_json_reads_it(value):
     assert parse(json.dumps(value)) == value
+    assert parse(json.dumps(value, ensure_ascii=False)) == value
 
 
 def test_scores_may_be_no_numbers(tmp_path):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # What the extra `train` installs beside the library.
 EXTRA = (
     'ml_collections grain orbax tensorboardX matplotlib jinja2 PIL pyarrow filelock '
-    'sklearn sacrebleu rouge_score seqeval'
+    'sklearn sacrebleu rouge_score nervaluate'
 ).split()
 
 

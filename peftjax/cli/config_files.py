@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peftjax.sweep.rows import load_module
+from peftjax.sweep.modules import load_module
 from peftjax.train.settings import Settings, SettingsError, read_settings
 
 

@@ -86,8 +86,6 @@ def _prompt(
     text, most = fields.get('prompt'), fields.get('max_new_tokens', max_new_tokens)
     if not isinstance(text, str):
         raise ValueError(f'{where}: prompt is {_short(text)}, and is a text')
-    if any('\ud800' <= letter <= '\udfff' for letter in text):
-        raise ValueError(f'{where}: prompt has half of a character, which no encoding has')
     if type(most) is not int or not 1 <= most <= MOST_NEW_TOKENS:
         raise ValueError(
             f'{where}: max_new_tokens is {_short(most)}, and is a whole number from 1 to '

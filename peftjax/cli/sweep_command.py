@@ -7,9 +7,10 @@ from peftjax.cli.config_files import ConfigFile, read_config
 from peftjax.cli.parser import Parser, UsageError, add_config, number, settings_of, whole
 from peftjax.sweep.asynchronous import AsynchronousHalving
 from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.modules import load_module
 from peftjax.sweep.on_ray import OnRay
 from peftjax.sweep.pruning import Halving, Prune, either
-from peftjax.sweep.rows import expand, load_module
+from peftjax.sweep.rows import expand
 from peftjax.sweep.run import Sweep, default_score
 from peftjax.sweep.search import SAMPLERS, Search
 from peftjax.sweep.work import here

@@ -7,8 +7,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peftjax.sweep.folder import SweepFolder
+from peftjax.sweep.modules import function_of
 from peftjax.sweep.pruning import Prune, Rung
-from peftjax.sweep.rows import Changer, SweepRun, function_of
+from peftjax.sweep.rows import Changer, SweepRun
 from peftjax.sweep.score import read_score
 from peftjax.train.optional import library
 from peftjax.train.settings import Settings

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 from peftjax.interop.errors import CheckpointError
@@ -11,6 +12,8 @@ MOST_BYTES = 2**24
 MOST_DEPTH = 64
 _MOST_CONTAINERS = 200_000
 _MOST_DIGITS = 400
+# Characters beyond the first 65,536 are two such escapes in JSON.
+_HALF = re.compile(r'\\u[dD][89a-fA-F]')
 
 
 def read_object(
@@ -24,7 +27,7 @@ def read_object(
     Raises:
         CheckpointError: it is absent, not JSON, no object, or beyond the bounds: 16 MiB, 200,000
             lists and objects, 64 of them inside each other, numbers of 400 digits; a key that
-            stands twice.
+            stands twice; a text with half of a character, which no encoding has.
 
     Example:
         >>> file = getfixture('tmp_path') / 'config.json'
@@ -82,7 +85,18 @@ def parse(text: str, *, finite: bool = True, containers: int = _MOST_CONTAINERS)
         raise ValueError(f'is not JSON: {error}') from None
     if depth(value) > MOST_DEPTH:
         raise ValueError('is nested too deeply')
+    if _HALF.search(text):
+        _check_characters(value)
     return value
+
+
+def _check_characters(value: Any) -> None:
+    """Raises `ValueError` for a text with one half of a pair of escapes and not the other."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = ascii(error.object[error.start : error.start + 20])
+        raise ValueError(f'has half of a character, which no encoding has: {near}') from None
 
 
 class _BoundsError(ValueError):

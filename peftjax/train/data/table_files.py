@@ -93,22 +93,7 @@ def _read(
                 'rows out of the file'
             )
         kept = (*columns, *optional) if columns else [name for name in record if name]
-        row = {name: record[name] for name in kept if name in record}
-        _check_texts(f'{source}, row {number}', row)
-        yield row
-
-
-def _check_texts(where: str, row: Record) -> None:
-    """Raises `ValueError` for a text with half of a character, which no encoding has."""
-    for name, value in row.items():
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f'{where}: {name} is no text at character {error.start}: '
-                    f'{ascii(value[error.start : error.start + 20])}'
-                ) from None
+        yield {name: record[name] for name in kept if name in record}
 
 
 def _decoded(path: Path, data: DataSettings, rows: Iterable[Any]) -> Iterable[Any]:
