@@ -90,17 +90,43 @@ def test_pages_that_run_elsewhere_are_read_there():
         assert blocks(page) and page.removeprefix('docs/') in (ROOT / test).read_text()
 
 
-def test_start_here_learns_and_its_adapter_comes_back(_tiny):
+def test_start_here_learns_and_prints_what_it_shows(_tiny, capsys):
     names: dict = {}
-    for block in blocks('docs/start.md'):
-        exec(block, names)
+    page = (ROOT / 'docs/start.md').read_text()
+    shown = 0
+    for code, output in re.findall(
+        r'```python\n(.*?)```(?:\n\n(?:It prints [^`]*)?```text\n(.*?)```)?', page, re.DOTALL
+    ):
+        exec(code, names)
+        printed = capsys.readouterr().out
+        assert bool(output) == bool(printed), code
+        rest = printed
+        for part in filter(None, output.split('...\n')):
+            rest = _behind(part, rest)
+            shown += 1
+        assert '...' in output or not rest
+    assert shown >= 7
     assert names['value'] < 0.1
-    found = jnp.argmax(names['logits'], axis=-1)
-    assert found.tolist() == [1, 0]
+    assert jnp.argmax(names['logits'], axis=-1).tolist() == [1, 0]
     np.testing.assert_array_equal(
         names['again'], names['predict'](names['adapter'], names['frozen'], **names['batch'])
     )
     assert names['tx'].about.name == 'chain'
+
+
+def _behind(shown: str, printed: str) -> str:
+    """What is printed behind the lines that a page shows; numbers may differ by 0.02."""
+    lines, wanted = printed.splitlines(keepends=True), shown.splitlines()
+    number = r'\d+\.\d+(?:e-?\d+)?'
+    for start in range(len(lines) - len(wanted) + 1):
+        found = [line.rstrip('\n') for line in lines[start : start + len(wanted)]]
+        texts = [re.sub(number, '#', '\n'.join(each)).split() for each in (wanted, found)]
+        values = [re.findall(number, '\n'.join(each)) for each in (wanted, found)]
+        if texts[0] == texts[1] and all(
+            abs(float(one) - float(other)) <= 0.02 for one, other in zip(*values, strict=True)
+        ):
+            return ''.join(lines[start + len(wanted) :])
+    raise AssertionError(f'the page shows\n{shown}\nand this is printed:\n{printed}')
 
 
 def test_the_code_of_readme_is_short():
