@@ -17,8 +17,8 @@ Memory: one step on 1,024 tokens in rows of 256 (--length), of preference pairs 
     pairs without a reference.
 Found: accuracy 0.885 (0.865 to 0.927) and margin 1.083 (1.001 to 1.092) of 3 seeds after 20 steps
     of 8 pairs. 5 to 7 minutes a seed on 2 cores that other work shared. The rate was not tuned.
-    compiled, MiB: dpo 2,914, simpo 2,911, sft 3,007; with --length 128, where a row's logits are
-    not computed again in the backward pass: dpo 3,144, simpo 2,952, sft 2,952.
+    compiled, MiB: dpo 2,918, simpo 2,911, sft 3,007; with --length 128, where a row's logits are
+    not computed again in the backward pass: dpo 2,952, simpo 2,952, sft 2,952.
 """
 
 import argparse

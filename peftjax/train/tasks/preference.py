@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 import peftjax
 from peftjax.train.data.packing import Row, chat_row, trains
@@ -202,16 +203,31 @@ def _log_probs(
     return losses.answer_log_probs(run(given), given['targets'] >= 0, mean=mean)
 
 
+def _after(
+    reference: Float[jax.Array, ' B'], inputs: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The inputs of rows, which a program has only when it has computed the reference of the rows.
+
+    Otherwise the compiler may compute the reference while activations are kept for the gradient,
+    and hold the logits of both. It drops a barrier before it decides on the order, but cannot know
+    that no reference is NaN.
+    """
+    lost = jnp.isnan(reference)[:, None]
+    return {name: jnp.where(lost, jnp.zeros_like(each), each) for name, each in inputs.items()}
+
+
 def _pair_totals(loss: str, options: Mapping[str, float]) -> Callable[[Forward, Batch], Totals]:
     def totals(forward: Forward, batch: Batch) -> Totals:
         inputs = sides.stack_sides(batch, 2, _ARRAYS)
-        chosen, rejected = jnp.split(_log_probs(forward, inputs, loss in _MEANS), 2)
         if loss in _MEANS:
+            chosen, rejected = jnp.split(_log_probs(forward, inputs, mean=True), 2)
             function = losses.orpo_loss if loss == 'orpo' else losses.simpo_loss
             values, margin = function(chosen, rejected, **options), chosen - rejected
         else:
+            reference = _log_probs(forward.reference, inputs)
+            chosen_0, rejected_0 = jnp.split(reference, 2)
+            chosen, rejected = jnp.split(_log_probs(forward, _after(reference, inputs)), 2)
             function = losses.dpo_loss if loss == 'dpo' else losses.ipo_loss
-            chosen_0, rejected_0 = jnp.split(_log_probs(forward.reference, inputs), 2)
             values = function(chosen, rejected, chosen_0, rejected_0, **options)
             margin = losses.log_ratio_margin(chosen, rejected, chosen_0, rejected_0)
         margin = options['beta'] * margin
@@ -227,7 +243,7 @@ def _kto_totals(options: Mapping[str, float]) -> Callable[[Forward, Batch], Tota
         own, others = (sides.one_side(batch, i, _ARRAYS) for i in (0, 1))
         reference = _log_probs(forward.reference, sides.stack_sides(batch, 2, _ARRAYS))
         reference_own, reference_others = jnp.split(reference, 2)
-        ratios = _log_probs(forward, own) - reference_own
+        ratios = _log_probs(forward, _after(reference_own, own)) - reference_own
         # Without a gradient, in a call of its own: no activation of it is kept.
         far = jax.lax.stop_gradient(_log_probs(forward, others)) - reference_others
         point = losses.kto_reference_point(far, batch['weights'])
