@@ -99,6 +99,62 @@ def judged(found: Interval, above: float = 0.0) -> tuple[Verdict, str]:
     return said, side[said]
 
 
+def within(found: Interval, bound: float, meaning: str) -> tuple[Verdict, str]:
+    """Whether an effect is 0, up to a bound that `meaning` states."""
+    if -bound < found.low and found.high < bound:
+        return 'confirmed', meaning
+    if found.low > bound or found.high < -bound:
+        return 'contradicted', meaning
+    return 'not decidable here', meaning
+
+
+class Ratio(NamedTuple):
+    """A ratio, seed by seed.
+
+    Attributes:
+        log: the interval of its logarithm.
+        least: whether the ratio may be greater: some dividends are bounds from below.
+        most: whether it may be less: some divisors are bounds from below.
+    """
+
+    log: Interval
+    least: bool = False
+    most: bool = False
+
+    def show(self) -> str:
+        """The geometric mean and its interval.
+
+        Example:
+            >>> Ratio(interval([math.log(2), math.log(2)])).show()
+            '2.00 (2.00 to 2.00; n = 2)'
+        """
+        mean, low, high = (math.exp(each) for each in self.log[:3])
+        if self.least and self.most:
+            return f'{mean:.2f}, of bounds on both sides; n = {self.log.seeds}'
+        if self.least:
+            return f'≥ {mean:.2f} ({low:.2f} or more; n = {self.log.seeds})'
+        if self.most:
+            return f'≤ {mean:.2f} ({high:.2f} or less; n = {self.log.seeds})'
+        return f'{mean:.2f} ({low:.2f} to {high:.2f}; n = {self.log.seeds})'
+
+    def above(self, bound: float, name: str = 'the ratio') -> tuple[Verdict, str]:
+        """Whether the ratio is greater than a bound, and why."""
+        said = verdict(self.log, math.log(bound))
+        open_side = {'confirmed': self.most, 'contradicted': self.least}
+        if open_side.get(said, self.least or self.most):
+            return 'not decidable here', 'Some seeds never reach the line.'
+        side = {'confirmed': 'above', 'contradicted': 'below'}.get(said)
+        if side is None:
+            return said, f'The interval of {name} holds {bound:g}.'
+        return said, f'The whole interval of {name} lies {side} {bound:g}.'
+
+    def within(self, factor: float) -> tuple[Verdict, str]:
+        """Whether the ratio is 1 up to a factor, and why."""
+        if self.least or self.most:
+            return 'not decidable here', 'Some seeds never reach the line.'
+        return within(self.log, math.log(factor), f'Equal means within a factor of {factor:g}.')
+
+
 def table(claims: Sequence[Claim]) -> str:
     """The claims as a table in Markdown."""
     lines = ['| claim | source | measured here (95 % interval) | verdict |', '|---|---|---|---|']

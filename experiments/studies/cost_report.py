@@ -7,9 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.studies.claims import Claim, Interval, interval
+from experiments.studies.claims import Claim, Interval, Ratio, interval, within
 from experiments.studies.cost import MERGED, PACKED
-from experiments.studies.intrinsic.line import Ratio, within
 from experiments.studies.results import Row
 from peftjax.plan import textbook
 from peftjax.train.files import new_file

@@ -29,6 +29,38 @@ HEAD = {'targets': r'classifier/.*'}
 """Arguments of `select` for the new head, which every method trains whole."""
 
 
+FULL = 'full'
+"""Full fine-tuning, among the names of methods."""
+
+
+def lora_and_full(ranks: Sequence[int], alpha: float) -> dict[str, Mapping[str, Any]]:
+    """The settings of LoRA on all kernels of the layers, of several ranks, and of full fine-tuning.
+
+    Example:
+        >>> list(lora_and_full((1, 4), alpha=16.0))
+        ['lora 1', 'lora 4', 'full']
+    """
+    found: dict[str, Mapping[str, Any]] = {
+        f'lora {rank}': {
+            'methods': ('lora', 'select'),
+            'lora': {'rank': rank, 'alpha': alpha, 'targets': 'all-linear'},
+            'select': HEAD,
+        }
+        for rank in ranks
+    }
+    return {**found, FULL: {'methods': (FULL,)}}
+
+
+def title(method: str) -> str:
+    """One of these methods in words.
+
+    Example:
+        >>> title('lora 4'), title('full')
+        ('LoRA, rank 4', 'full fine-tuning')
+    """
+    return 'full fine-tuning' if method == FULL else f'LoRA, rank {method.split()[1]}'
+
+
 class Budget(NamedTuple):
     """How long a run is.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.studies import claims, cost, cost_report
+from experiments.studies import claims, cost, cost_report, rates, rates_report
 from experiments.studies.few_examples import report as few_examples_report
 from experiments.studies.few_examples import study as few_examples_study
 from experiments.studies.forgetting import report as forgetting_report
@@ -61,6 +61,7 @@ STUDIES = {
     ),
     'few_examples': _study('Few examples', few_examples_study, few_examples_report),
     'forgetting': _study('Learning and forgetting', forgetting_study, forgetting_report),
+    'rates': _study('The best rate of LoRA', rates, rates_report),
     'cost': _study('What methods cost', cost, cost_report),
 }
 

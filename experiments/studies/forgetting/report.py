@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.studies.claims import Claim, interval, judged
-from experiments.studies.forgetting.study import FULL
+from experiments.studies.questions import FULL, title
 from peftjax.train.files import new_file
 
 Row = Mapping[str, Any]
@@ -153,16 +153,6 @@ def _distance(row: Row) -> float:
 
 def _intruders(bound: str) -> Measure:
     return lambda row: row['intruders'][bound]
-
-
-def title(method: str) -> str:
-    """A method in words.
-
-    Example:
-        >>> title('lora 4'), title('full')
-        ('LoRA, rank 4', 'full fine-tuning')
-    """
-    return 'full fine-tuning' if method == FULL else f'LoRA, rank {method.split()[1]}'
 
 
 def text(rows: Sequence[Row]) -> str:

@@ -30,10 +30,9 @@ from typing import Any
 
 from experiments.studies.forgetting.measure import Encoder
 from experiments.studies.merging.tables import QUESTIONS, read_questions, read_tables
-from experiments.studies.questions import HEAD, Bench, Budget, Fitted, rate_of
+from experiments.studies.questions import Bench, Budget, Fitted, lora_and_full, rate_of
 from experiments.studies.results import Results, best_exponent
 
-FULL = 'full'
 GENERAL = ('reviews', 'sms', 'news')
 
 
@@ -89,24 +88,6 @@ TINY = Protocol(
 """A protocol to try the code with."""
 
 
-def methods(protocol: Protocol) -> dict[str, Mapping[str, Any]]:
-    """The settings of each method, by its name.
-
-    Example:
-        >>> list(methods(Protocol(ranks=(1, 4))))
-        ['lora 1', 'lora 4', 'full']
-    """
-    found: dict[str, Mapping[str, Any]] = {
-        f'lora {rank}': {
-            'methods': ('lora', 'select'),
-            'lora': {'rank': rank, 'alpha': protocol.alpha, 'targets': 'all-linear'},
-            'select': HEAD,
-        }
-        for rank in protocol.ranks
-    }
-    return {**found, FULL: {'methods': (FULL,)}}
-
-
 def general_texts(count: int) -> list[str]:
     """Texts of other kinds than questions, the first ones of each test part.
 
@@ -135,7 +116,7 @@ def run(folder: Path, protocol: Protocol) -> None:
         lambda: Encoder(protocol.source, general_texts(protocol.general), protocol.general_length)
     )
     grid = (protocol.start - 1, protocol.start, protocol.start + 1)
-    for name, method in methods(protocol).items():
+    for name, method in lora_and_full(protocol.ranks, protocol.alpha).items():
         bench = functools.cache(
             functools.partial(
                 Bench,

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies.claims import Claim, Verdict, interval
+from experiments.studies.claims import Claim, Verdict, interval, within
 from experiments.studies.intrinsic.curves import Curves, Key, at_the_edge, finish
 from experiments.studies.intrinsic.images import Protocol, scored_split
-from experiments.studies.intrinsic.line import LINE, Needed, ratio, within
+from experiments.studies.intrinsic.line import LINE, Needed, ratio
 from experiments.studies.results import Row
 from peftjax.train.files import new_file
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.studies.claims import Claim, interval
+from experiments.studies.claims import Claim, Ratio, interval
 from experiments.studies.intrinsic.curves import Curves, Key, at_the_edge, finish
 from experiments.studies.intrinsic.language import Protocol
-from experiments.studies.intrinsic.line import Needed, Ratio, ratio
+from experiments.studies.intrinsic.line import Needed, ratio
 from experiments.studies.results import Row
 from peftjax.train.files import new_file
 
