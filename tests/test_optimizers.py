@@ -61,7 +61,7 @@ def test_a_warm_up_longer_than_the_run_ends_with_it():
 
 def test_what_is_around_the_optimizer_is_told_the_steps_of_the_run():
     settings = {'target_rank': 1, 'initial_steps': 6, 'final_steps': 4}
-    with pytest.raises(ValueError, match='10 steps leave none between 6 initial and 4 final'):
+    with pytest.raises(ValueError, match='total_steps is 10, initial_steps 6, final_steps 4'):
         _update(_config(around=('adalora_allocation',), adalora_allocation=settings))
 
 

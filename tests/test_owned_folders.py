@@ -82,7 +82,7 @@ def test_rows_that_changed_are_refused_unless_allowed(rows, tmp_path):
         _fit(rows, tmp_path / 'run', on_step=[_stop_at(3)])
     logged = (tmp_path / 'run/metrics.jsonl').read_bytes()
     others = [{**row, 'y': np.int32(1) - row['y']} for row in rows]
-    with pytest.raises(ValueError, match=r'other data \(the rows of train are others\)'):
+    with pytest.raises(ValueError, match=r'other data \(the rows of train have changed\)'):
         _fit(others, tmp_path / 'run')
     assert (tmp_path / 'run/metrics.jsonl').read_bytes() == logged  # nothing was touched
     assert _fit(others, tmp_path / 'run', allow_changed_data=True).result['steps'] == 4
@@ -131,7 +131,7 @@ def test_marks_name_what_changed(reviews, tmp_path):
     words['fine'], words['weak'] = words['weak'], words['fine']
     tokenizer.write_text(json.dumps(content))
     found = changes(before, _marks(config))
-    assert 'the tokenizer is another' in found and 'the rows of train are others' in found
+    assert 'the tokenizer has changed' in found and 'the rows of train have changed' in found
     assert not any(each.startswith('the file') for each in found)
 
 
@@ -160,4 +160,4 @@ def test_the_chat_template_is_a_mark():
             )
         )
 
-    assert changes(marks('a'), marks('b')) == ['the chat template is another']
+    assert changes(marks('a'), marks('b')) == ['the chat template has changed']

@@ -277,7 +277,7 @@ def test_eva_finds_the_directions_of_the_inputs(scan):
         least = min(s for p, r in ranks.items() for s in found.explained[p][:r].tolist())
         most = max(s for p, r in ranks.items() for s in found.explained[p][r:].tolist())
         assert least >= most
-        with pytest.raises(ValueError, match='13 ranks of 12'):
+        with pytest.raises(ValueError, match='budget is 13 ranks, but eva found 12'):
             found.ranks(13)
 
 

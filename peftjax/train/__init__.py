@@ -14,7 +14,7 @@ from peftjax.train.losses.choices import length_normalised_loss, unlikelihood_lo
 from peftjax.train.moments import Moments, moments
 from peftjax.train.step import LossFunction, TrainState, init_state, make_train_step
 
-# What needs the extra `train`, by module.
+# Names that need the extra `train`, with the modules that define them.
 _LATE = {
     'Fit': 'peftjax.train.fitting',
     'fit': 'peftjax.train.fitting',

@@ -18,8 +18,8 @@ class AllocationState(NamedTuple):
     Attributes:
         step: int32 [], updates so far.
         sensitivity: running mean of `|w dL/dw|`, for every weight of the triplets.
-        uncertainty: running mean of how far a step's value is from that mean.
-        keep: by triplet, whether the last allocation kept it, bool `[*stack, r]` each.
+        uncertainty: running mean of the distance between a step's value and that mean.
+        keep: bool `[*stack, r]` for each matrix: whether the last allocation kept the triplet.
         inner: the wrapped optimiser's state.
     """
 
@@ -31,13 +31,12 @@ class AllocationState(NamedTuple):
 
 
 class _Outermost(optax.GradientTransformationExtraArgs):
-    """An optimiser that `optax.chain` does not take as a part, since something may follow it."""
+    """An optimiser that `optax.chain` refuses, since a later part could change its update."""
 
     def __iter__(self) -> NoReturn:
         raise ValueError(
-            'adalora_allocation empties triplets by the update that it returns, which the next '
-            'part of a chain would change; put the chain into it: write '
-            'adalora_allocation(optax.chain(...), ...)'
+            'adalora_allocation sets triplets to zero through its update, which a later part of a '
+            'chain could change; write adalora_allocation(optax.chain(...), ...)'
         )
 
 
@@ -110,8 +109,9 @@ def adalora_allocation(
     """
     if not 0 <= initial_steps < total_steps - final_steps or final_steps < 1:
         raise ValueError(
-            f'{total_steps} steps leave none between {initial_steps} initial and {final_steps} '
-            'final ones, of which there must be one; write a larger total_steps'
+            f'total_steps is {total_steps}, initial_steps {initial_steps}, final_steps '
+            f'{final_steps}; write final_steps of at least 1, initial_steps of at least 0, and a '
+            'total_steps that is larger than both together'
         )
     betas = [each for each in (beta1, beta2) if is_plain(each)]
     if every < 1 or target_rank < 0 or not all(0 <= each < 1 for each in betas):
@@ -131,7 +131,7 @@ def adalora_allocation(
                 'write a larger init_rank in adalora, or a smaller target_rank'
             )
         keep = [jnp.ones(entry['lambda'].shape, bool) for entry in entries]
-        # Arrays of their own for both means: a step donates its state, each array once.
+        # Separate arrays for the two means, since a step can donate each array only once.
         means = (_zeros(entries), _zeros(entries))
         return AllocationState(jnp.zeros((), jnp.int32), *means, keep, inside.init(params))
 
@@ -222,7 +222,7 @@ def _triplets(tree: Any) -> list[Any]:
 
 
 def _any_left(entries: list[Any], gone: list[jax.Array]) -> Bool[jax.Array, '']:
-    """Whether a `lambda` that was emptied is not zero."""
+    """Whether a pruned `lambda` is not zero."""
     left = [
         ((entry['lambda'] != 0) & each).any() for entry, each in zip(entries, gone, strict=True)
     ]
@@ -242,7 +242,7 @@ def _sensitivity(
 def _triplet_scores(
     scores: dict[str, Float32[jax.Array, '...']],
 ) -> Float32[jax.Array, '*stack rank']:
-    """`[*stack, r]`."""
+    """The score of each triplet, `[*stack, r]`."""
     return scores['lambda'] + scores['p'].mean(-2) + scores['q'].mean(-1)
 
 

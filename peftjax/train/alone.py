@@ -35,15 +35,16 @@ from peftjax.train.trackers.registry import trackers_of
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a run gives.
+    """The result of a run.
 
     Attributes:
-        model, transform, task: that it trained.
-        adapter: after the last step. frozen: everything beside it.
-        best_adapter: of the best evaluation; the last one where there is no validation split.
-        best_step: when that was; None without a validation split.
-        result: scores and costs by name, as result.json holds them.
-        workdir: its folder; None where nothing was written.
+        model, transform, task: the model, the method and the task of the run.
+        adapter: the adapter after the last step.
+        frozen: everything that the method does not train.
+        best_adapter: the adapter of the best evaluation; the last one without a validation split.
+        best_step: the step of the best evaluation; None without a validation split.
+        result: scores and costs by name, as in result.json.
+        workdir: the folder of the run; None if nothing was written.
     """
 
     model: peftjax.Model
@@ -58,13 +59,13 @@ class Fit:
 
 
 class _Ready(NamedTuple):
-    """A run whose arrays lie where they belong.
+    """A run whose arrays are on their devices.
 
     Attributes:
-        run: without values that moved into the adapter.
-        member, engine: of it.
-        beside: all that it does not train.
-        base: fingerprint of that; '' where nothing is written.
+        run: the run; its model has shapes in place of values, unless the values are kept.
+        member, engine: its member and its engine.
+        beside: everything that the run does not train.
+        base: fingerprint of the base and of `beside`; '' if nothing is written.
     """
 
     run: Run
@@ -86,9 +87,9 @@ def run_alone(
     allow_changed_data: bool = False,
     keep_values: bool = False,
 ) -> Fit:
-    """Trains one run to its end; `make` builds it, so that nobody else holds its base.
+    """Trains one run to its end. `make` builds it, so that no caller keeps its base in memory.
 
-    keep_values: of the model, which a method may have moved into the adapter.
+    keep_values: whether the model keeps its values, some of which may be in the adapter too.
 
     Raises:
         OwnedError: another process works in the folder.
@@ -113,7 +114,7 @@ def run_alone(
             )
             stack.enter_context(closing(checkpoints))
             if placement.is_main_process and (why := take_back(folder)):
-                _printing(console)(f'the run is not over, as its folder is damaged: {why}')
+                _printing(console)(f'the run counts as unfinished, as its folder is damaged: {why}')
             if not (folder / RESULT).exists():
                 go_back(checkpoints, [member], _printing(console))
         machine = peftjax.plan.machine_here()
@@ -136,7 +137,7 @@ def run_alone(
         result = artifacts.results.get(member.name) or artifacts.written(member)
     if folder is not None and placement.is_main_process:
         console.print(result_table(member, result))
-        # Unbroken, as it holds a command to copy.
+        # Without line breaks, since it holds a command to copy.
         console.print(artifacts.left(member, result), highlight=False, markup=False, soft_wrap=True)
     last, frozen = engine.state(0).adapter, ready.beside.frozen
     best = last if member.best is None else member.best_written(engine.state(0))
@@ -145,7 +146,7 @@ def run_alone(
 
 
 def _own(folder: Path, stack: ExitStack) -> None:
-    """Holds a folder in the first process; all of them end where it is in use."""
+    """Locks a folder in the first process. If it is in use, every process raises `OwnedError`."""
     refused = None
     if jax.process_index() == 0:
         try:
@@ -168,7 +169,7 @@ def _start(
     console: Console,
     keep_values: bool,
 ) -> _Ready:
-    """Places the arrays of a run, and says what it is."""
+    """Places the arrays of a run, and prints its rows and its trainable parameters."""
     counts = ', '.join(f'{name} {len(rows):,}' for name, rows in run.task.splits.items())
     for note in (f'rows: {counts}', *run.task.notes):
         console.print(note, highlight=False, markup=False)
@@ -188,7 +189,7 @@ def _start(
     fixed = fixed if beside.constants is None else (*fixed, beside.constants)
     base = '' if folder is None else fingerprint(fixed)
     if not keep_values:
-        # So that no leaf that moved into the adapter is held beside it.
+        # Otherwise a leaf that moved into the adapter would be in memory twice.
         run = run.without_values()
     # The engine alone holds the state from now on: a step overwrites it.
     engine = Alone(run, state, beside, placement)
@@ -215,7 +216,7 @@ class _Shown:
             self.progress.update(step)
 
     def tell(self, name: str, values: Mapping[str, Any]) -> None:
-        """Takes what the run tells."""
+        """Shows the numbers that the run reports."""
         del name
         if self.progress is None:
             return

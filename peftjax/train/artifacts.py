@@ -1,4 +1,4 @@
-"""What a run leaves when it is over: adapters, a model card, a learning curve, and its result."""
+"""The files of a finished run: adapters, a model card, a learning curve, and its result."""
 
 import json
 import math
@@ -30,9 +30,9 @@ _MIB = 2**20
 
 
 class Artifacts:
-    """Writes what a run leaves into its folder; `result.json` is the last file.
+    """Writes the files of a finished run into its folder; `result.json` is the last one.
 
-    together: runs that were in its program.
+    together: number of runs that shared its program.
     """
 
     def __init__(self, together: int = 1):
@@ -42,7 +42,7 @@ class Artifacts:
     def __call__(
         self, member: Member, state: TrainState, step: int, known: Mapping[str, Any]
     ) -> None:
-        """Takes a run that is over: its last state, its steps, its status and its scores."""
+        """Writes the files of a run from its last state, its steps, its status and its scores."""
         rows = [] if member.folder is None else read_metrics(member.folder)
         best = member.best
         result = {
@@ -69,13 +69,13 @@ class Artifacts:
         self.results[member.name] = result
 
     def written(self, member: Member) -> Mapping[str, Any]:
-        """The result of a run that was over before, from its folder."""
-        if member.folder is None:  # In further processes of a run.
+        """The result of a run that was over already, from its folder."""
+        if member.folder is None:  # In all processes but the first.
             return {}
         return read_result(member.folder) or {}
 
     def left(self, member: Member, result: Mapping[str, Any]) -> str:
-        """What lies in the folder, and the command that uses it, for people."""
+        """A text for people: the files in the folder, and the command that uses them."""
         folder = member.folder
         peft = result.get('adapter_peft')
         if member.unsaved is not None:
@@ -96,10 +96,10 @@ class Artifacts:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a run ended with; None of one that is not over.
+    """The result of a run; None if the run is not over.
 
     Raises:
-        CheckpointError: the file is damaged, by its name.
+        CheckpointError: the file is damaged; the message names it.
     """
     file = folder / RESULT
     if not file.exists():
@@ -111,13 +111,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def steps_taken(folder: Path) -> int | None:
-    """The steps of a run that is over; None of one that is not."""
+    """The number of steps that a run took; None if the run is not over."""
     result = read_result(folder)
     return None if result is None else result['steps']
 
 
 def write_peft(member: Member, state: TrainState) -> str:
-    """Writes the best adapter for Hugging Face's peft; says 'written', or why it cannot be."""
+    """Writes the best adapter for Hugging Face's peft; returns 'written', or why it cannot be."""
     assert member.folder is not None
     run = member.run
     if jax.process_count() > 1:
@@ -130,7 +130,7 @@ def write_peft(member: Member, state: TrainState) -> str:
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.model.params
     )
-    # What moved into the adapter needs no value here: the adapter has it.
+    # A leaf that moved into the adapter needs no value here: the adapter has it.
     model = run.model.replace(params=_filled(params, shapes))
     adapter = member.best_written(state)
     source = run.description.get('model', {}).get('source', '')
@@ -205,7 +205,7 @@ def card(member: Member, result: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-# What stands between two dollar signs, in the name of a score say, is no mathematics.
+# Text between two dollar signs, for example in the name of a score, is not mathematics.
 @matplotlib.rc_context({'text.parse_math': False, 'text.usetex': False})
 def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draws the loss and the other scores over steps into a PNG.
@@ -271,7 +271,7 @@ def result_table(member: Member, result: Mapping[str, Any]) -> Table:
 
 
 def _median(rows: Sequence[Mapping[str, float]], name: str) -> float:
-    # The median leaves the windows out in which a program was compiled.
+    # The median ignores the few windows in which a program was compiled.
     values = [row[name] for row in rows if name in row]
     return float(np.median(values)) if values else math.nan
 

@@ -1,4 +1,4 @@
-"""From settings to the parts of a run: model, task, method, optimiser."""
+"""Builds the parts of a run from settings: model, task, method, optimiser."""
 
 import dataclasses
 import functools
@@ -26,10 +26,10 @@ def build(settings: Settings, model: peftjax.Model | None = None, task: Task | N
 
     Args:
         settings: of the run.
-        model, task: of `build_model` and `build_task`, where they are there already.
+        model, task: results of `build_model` and `build_task`, if they exist already.
 
     Raises:
-        SettingsError: a name in the settings is unknown, with the names that are known.
+        SettingsError: a name in the settings is unknown; the message lists the known names.
     """
     model = build_model(settings, Placement.of(settings.mesh)) if model is None else model
     task = build_task(settings, model) if task is None else task
@@ -63,9 +63,9 @@ def build(settings: Settings, model: peftjax.Model | None = None, task: Task | N
 def build_model(
     settings: Settings, placement: Placement, like: peftjax.Model | None = None
 ) -> peftjax.Model:
-    """Loads the base to its place; a fresh head's values come from the run's seed.
+    """Loads the base onto its devices; the values of a new head come from the run's seed.
 
-    like: the model of another seed, whose leaves are taken but for such a head.
+    like: the model of another seed, whose leaves are reused, except those of a new head.
     """
     model = settings.model
     if model.task is None:
@@ -78,7 +78,7 @@ def build_task(settings: Settings, model: peftjax.Model) -> Task:
     """Reads the data of a run.
 
     Raises:
-        SettingsError: the task is unknown, with the names that are known.
+        SettingsError: the task is unknown; the message lists the nearest known names.
     """
     return find_task(settings.task)(settings, model)
 

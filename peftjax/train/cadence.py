@@ -1,4 +1,4 @@
-"""How long a run lasts and when something in it is due, in words: '3 epochs', '500 steps'."""
+"""Durations in words, such as '3 epochs' or '500 steps', and the steps at which things are due."""
 
 import math
 import re
@@ -48,9 +48,9 @@ def check(duration: str) -> tuple[float, str]:
 
 
 def is_due(step: int, *, every: int, last: int) -> bool:
-    """Whether what happens `every` so many steps happens after step `step` (counted from 1).
+    """Whether something that happens every `every` steps is due after `step`, counted from 1.
 
-    It always happens after the last step.
+    It is always due after the last step.
 
     Example:
         >>> [step for step in range(1, 11) if is_due(step, every=4, last=10)]

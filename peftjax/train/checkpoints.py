@@ -1,8 +1,8 @@
-"""Checkpoints of a run: the adapter and what is needed to go on, never the base.
+"""Checkpoints of a run: the adapter and everything that is needed to resume, but never the base.
 
 A checkpoint holds the adapter, the optimiser's state, the step, the PRNG key, the position in the
-data, scores, and all settings; the base by its name in the settings and by a fingerprint of its
-values. One digest is of all that, so that a checkpoint is whole or is not used.
+data, scores, and all settings. It identifies the base by its name in the settings and by a
+fingerprint of its values. One digest covers all of this, so a damaged checkpoint is never used.
 """
 
 import shutil
@@ -38,25 +38,25 @@ _PAUSES = 0.1, 1.0
 
 
 class CheckpointsError(RuntimeError):
-    """Checkpoints that cannot be written, or of which none can be read."""
+    """Checkpoints cannot be written, or none of them can be read."""
 
 
 class Restored(NamedTuple):
-    """What a run goes on from: its arrays, and what was saved beside them."""
+    """The content of a checkpoint: the arrays of the state, and the values saved beside them."""
 
     state: TrainState
     about: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one work folder: the newest `keep`.
+    """The newest `keep` checkpoints of one work folder.
 
-    They are written while training goes on, into a folder that gets its name when it is whole; each
-    is flushed to the disk before the next one is begun, so that one is there after a power cut. The
-    state is a flat `{path: array}`, which needs no class of the library. One digest covers arrays,
-    position, scores and settings: where it differs, a file was cut or changed later; the run goes
-    on from the one before, and the damaged one is moved to `damaged/`. One that the system cannot
-    read at the moment is never moved.
+    A checkpoint is written while training continues, into a folder that gets its name when it is
+    complete. It is flushed to the disk before the next one begins, so that one survives a power
+    cut. The state is a flat `{path: array}`, which needs no class of this library. One digest
+    covers arrays, position, scores and settings. If it differs, a file was cut or changed later:
+    the damaged checkpoint is moved to `damaged/`, and the run resumes from the one before. A
+    checkpoint that the system cannot read at the moment is never moved.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Checkpoints:
         """Opens a work folder.
 
         Args:
-            workdir: of the run.
+            workdir: the folder of the run.
             config: all settings, as JSON holds them.
-            base: fingerprint of all that is not trained.
-            keep: how many of the newest stay.
-            data: digests of what was read beside the base, by name; see `data_marks`.
-            allow_changed_data: whether a checkpoint of other data is gone on from.
-            say: is told what was damaged, and what could be read only later.
+            base: fingerprint of everything that is not trained.
+            keep: number of checkpoints that stay.
+            data: digests of the data that the run reads, by name; see `data_marks`.
+            allow_changed_data: whether the run may resume from a checkpoint of other data.
+            say: called with a message if a checkpoint is damaged, or is read only at a later try.
 
         Raises:
             CheckpointsError: the folder has damaged checkpoints and no others.
@@ -99,8 +99,8 @@ class Checkpoints:
         )
         if self.latest_step is None and any(self._damaged.glob('[0-9]*')):
             raise CheckpointsError(
-                f'{self._folder} holds no checkpoint, and {self._damaged} some that are damaged: '
-                'the run would start from step 0. Put a whole one back, or choose another --workdir'
+                f'{self._folder} holds no checkpoint, and {self._damaged} holds damaged ones: the '
+                'run would start from step 0. Put a whole one back, or choose another --workdir'
             )
 
     @property
@@ -110,18 +110,18 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all that are kept, ascending."""
+        """The steps of all kept checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
-        """Writes a checkpoint named by the state's step; one that is there already is kept.
+        """Writes a checkpoint named by the state's step, unless the newest one is of that step.
 
         Args:
             state: may be donated to a step right afterwards.
-            about: what JSON can hold: the position in the data, scores.
+            about: values that JSON can hold: the position in the data, scores.
 
         Raises:
-            CheckpointsError: this or an earlier one could not be written, on a full disk say.
+            CheckpointsError: this or an earlier one could not be written, e.g. on a full disk.
         """
         step = int(state.step)
         if step == self.latest_step:
@@ -145,7 +145,7 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def wait(self) -> None:
-        """Until all that was saved is whole.
+        """Waits until every saved checkpoint is complete and on the disk.
 
         Raises:
             CheckpointsError: see `save`.
@@ -166,7 +166,7 @@ class Checkpoints:
 
         Raises:
             ValueError: it was written under other settings, on another base or on other data.
-            CheckpointsError: none of those there is whole, or the system cannot read one.
+            CheckpointsError: no checkpoint is whole, or the system cannot read one.
         """
         reasons: dict[int, str] = {}
         for step in reversed(self.steps):
@@ -200,10 +200,10 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, like: TrainState) -> Restored:
-        """Reads a checkpoint, some times where it must be.
+        """Reads a checkpoint, and tries again after a pause if that fails.
 
         Raises:
-            _DamagedError: all its files can be read, and they are not what was saved.
+            _DamagedError: all its files can be read, but they are not what was saved.
             CheckpointsError: the system cannot read a file.
         """
         reason, failure = '', None
@@ -235,7 +235,7 @@ class Checkpoints:
         config, about, marks = saved['config'], saved['about'], saved['marks']
         whole = marks.pop('digest')
         if whole['beside'] != beside(config, about, marks):
-            raise ValueError('what stands beside its arrays is not what was saved')
+            raise ValueError('the values beside its arrays are not those that were saved')
         self._check_is_ours(step, config, marks)
         flat = flatten(like)
         state = read(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat)))['state']
@@ -255,24 +255,24 @@ class Checkpoints:
         if base != self._base:
             raise _NotOursError(
                 f'the work folder holds step {step} of a run on another base: the values of '
-                f'{self._name} have the fingerprint {self._base}, those it '
-                f'was trained on {base}. Choose another --workdir, or give the same base'
+                f'{self._name} have the fingerprint {self._base}, but the run was trained on '
+                f'values with {base}. Choose another --workdir, or give the same base'
             )
         if others := changes(marks['data'], self._data):
             text = f'the work folder holds step {step} of a run on other data ({"; ".join(others)})'
             if not self._allow_changed_data:
                 raise _NotOursError(
-                    f'{text}: put back what was there, choose another --workdir, or give '
-                    '--allow-changed-data to go on with what is there now'
+                    f'{text}: put the old data back, choose another --workdir, or give '
+                    '--allow-changed-data to go on with the new data'
                 )
-            self._say(f'{text}; it goes on with what is there now, as asked')
+            self._say(f'{text}; it goes on with the new data, as asked')
 
     def go_back(self, step: int | None) -> None:
-        """Removes all that are newer than a step; None removes all."""
+        """Removes the checkpoints that are newer than a step; None removes all of them."""
         for each in self.steps:
             if step is None or each > step:
                 self._manager.delete(each)
-        self._flushed = None  # The next checkpoint may have the number of one that is gone.
+        self._flushed = None  # The next checkpoint may have the step of a removed one.
 
     def close(self) -> None:
         """Waits, and closes.
@@ -292,7 +292,7 @@ class Checkpoints:
 
 
 class _NotOursError(Exception):
-    """A whole checkpoint of something else."""
+    """A whole checkpoint of other settings, another base or other data."""
 
 
 class _DamagedError(Exception):

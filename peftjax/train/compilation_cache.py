@@ -1,4 +1,4 @@
-"""Programs that were compiled once are kept for the next run."""
+"""Keeps compiled programs for the next run."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,8 @@ import jax
 def keep_compiled_programs() -> None:
     """Turns on JAX's persistent cache, in `~/.cache/peftjax/compiled`.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder, and an empty one turns it off. XLA is asked
-    for the same program on the same versions and devices alone, so that a run from the cache has
+    `JAX_COMPILATION_CACHE_DIR` names another folder; an empty value turns the cache off. The cache
+    gives a program only to the same source, versions and devices, so that a run from the cache has
     the same bits.
     """
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:

@@ -1,4 +1,4 @@
-"""What a run read beside its base, in short: so that a change between two starts is found."""
+"""Digests of the data that a run reads, which show whether they changed between two starts."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from peftjax.train.data.tables import SPLITS
 from peftjax.train.run import Run
 
 Marks = Mapping[str, str]
-"""A digest for each thing, by its name in words."""
+"""A digest for each file or other source, by its name in words."""
 
 
 def data_marks(run: Run) -> dict[str, str]:
     """Digests of the files, the tokenizer, the chat template and the prepared rows of a run.
 
-    The rows are what is trained on: they change where anything changes that they are made of, in a
-    data set of the hub too. The others say what it was.
+    The digest of the rows changes whenever something changes from which they are made, also in a
+    data set of the hub. The other digests tell what it was.
 
     Example:
         >>> import numpy as np
@@ -47,11 +47,11 @@ def data_marks(run: Run) -> dict[str, str]:
 
 
 def changes(before: Marks, now: Marks) -> list[str]:
-    """What is another now than it was, one text for each thing.
+    """The differences between two starts, one text for each changed source.
 
     Example:
         >>> changes({'the tokenizer': 'a', 'the rows of test': 'b'}, {'the tokenizer': 'c'})
-        ['the tokenizer is another', 'the rows of test are gone']
+        ['the tokenizer has changed', 'the rows of test are gone']
     """
     found = []
     for name in dict.fromkeys((*now, *before)):
@@ -61,12 +61,12 @@ def changes(before: Marks, now: Marks) -> list[str]:
         elif name not in before:
             found.append(f'{name} {are} new')
         elif before[name] != now[name]:
-            found.append(f'{name} {"are others" if are == "are" else "is another"}')
+            found.append(f'{name} {"have changed" if are == "are" else "has changed"}')
     return found
 
 
 def rows_mark(rows: Sequence[Row]) -> str:
-    """A digest of prepared rows; of images, of their places or bytes and of their classes."""
+    """A digest of prepared rows; for images, of their paths or bytes and of their classes."""
     digest = hashlib.sha256(str(len(rows)).encode())
     if isinstance(rows, Images):
         for source in rows.sources():

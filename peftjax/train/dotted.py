@@ -1,4 +1,4 @@
-"""Functions of your own by 'package.module:function', where ours have short names."""
+"""Finds your own functions by 'package.module:function', where ours have short names."""
 
 import difflib
 import importlib
@@ -12,12 +12,12 @@ def find_function(kind: str, path: str, known: Iterable[str]) -> Any:
     """The function that a path names.
 
     Args:
-        kind: what it is, for errors: 'task', 'metric', 'tracker'.
+        kind: the kind of the function, for errors: 'task', 'metric', 'tracker'.
         path: 'package.module:function'.
-        known: short names, which a path without a colon was probably meant to be.
+        known: short names; an error suggests the nearest ones for a path without a colon.
 
     Raises:
-        SettingsError: a name that is neither; a module or a function that is not there.
+        SettingsError: the path has no colon; its module or function does not exist.
 
     Example:
         >>> find_function('metric', 'math:hypot', ['f1'])(3.0, 4.0)
@@ -30,7 +30,7 @@ def find_function(kind: str, path: str, known: Iterable[str]) -> Any:
     if not colon:
         near = difflib.get_close_matches(path, list(known), n=3, cutoff=0)
         raise SettingsError(
-            f'no {kind} {path!r}; near names: {near}; one of your own is package.module:function'
+            f'no {kind} {path!r}; near names: {near}; name your own as package.module:function'
         )
     try:
         found = getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""How a program that trains ends: done, stopped as asked, or with a plain reason."""
+"""How a training command ends: done, stopped on request, or with the reason in one line."""
 
 import contextlib
 import gc
@@ -13,10 +13,10 @@ from peftjax.train.window import NonFiniteError
 
 @contextlib.contextmanager
 def plain_endings(*also: type[Exception]) -> Iterator[None]:
-    """Turns what may come of the inside into a line for people, and an exit status.
+    """Turns the expected exceptions of a block into a line for people and an exit status.
 
-    A stop on request ends with 0. Checkpoints that fail, a loss that is no number, errors of the
-    system and `also` end with their text.
+    A stop on request ends with status 0. Failed checkpoints, a loss that is not finite, errors of
+    the operating system and the exceptions in `also` end with their text and status 1.
 
     Example:
         >>> with plain_endings(ValueError):
@@ -32,6 +32,6 @@ def plain_endings(*also: type[Exception]) -> Iterator[None]:
         return
     except (NonFiniteError, CheckpointsError, OSError, *also) as error:
         reason = str(error)
-    # What a failed save leaves unfinished goes now: most of it would complain after the reason.
+    # Collects what a failed save left unfinished: otherwise it would print after the reason.
     gc.collect()
     sys.exit(readable(f'stopped: {reason}'))

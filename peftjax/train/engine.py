@@ -1,4 +1,4 @@
-"""What computes the steps and the scores of runs: here of one run, in `peftjax.sweep` of many."""
+"""Computes the steps and the scores of runs: here of one run, in `peftjax.sweep` of many."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,40 +22,40 @@ _NONE: Mapping[int, Any] = MappingProxyType({})
 
 
 class Engine(Protocol):
-    """Computes steps of some runs, each known by its place.
+    """Computes steps of some runs, each known by its place: a number from 0 on.
 
     Attributes:
-        placement: where arrays lie.
+        placement: the devices that hold the arrays.
     """
 
     placement: Placement
 
     def batches(self) -> grain.DatasetIterator[Any]:
-        """The training batches; `rows` of each is what `step` takes."""
+        """The training batches; `step` takes the `rows` of each."""
         ...
 
     def step(self, rows: Any) -> list[Part]:
-        """One step of every run that has not left."""
+        """Takes one step of every run that has not left."""
         ...
 
     def tokens(self, tokens: Any) -> np.ndarray:
-        """The tokens of a batch for each run."""
+        """The number of tokens of a batch, for each run."""
         ...
 
     def flops(self, place: int = 0) -> float:
-        """Of the matrix products of the last step of a run; 0 where they are not counted."""
+        """FLOPs of the matrix products in the last step of a run; 0 if they are not counted."""
         ...
 
     def score(self, split: str, adapters: Mapping[int, Any] = _NONE) -> SplitScores:
-        """What every run makes of a split; some with other adapters than their own, by place."""
+        """The scores of every run on a split; `adapters` replaces adapters of some, by place."""
         ...
 
     def state(self, place: int) -> TrainState:
-        """Of a run, as it would be by itself."""
+        """The state of a run, as it would be if the run trained alone."""
         ...
 
     def trained(self, place: int) -> Trained:
-        """Of a run, for evaluators."""
+        """The trained model of a run, for evaluators."""
         ...
 
     def leave(self, places: Sequence[int], step: int) -> None:
@@ -63,19 +63,19 @@ class Engine(Protocol):
         ...
 
     def snapshot(self, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """What a checkpoint holds: arrays, and what JSON can hold."""
+        """The content of a checkpoint: arrays, and values that JSON can hold."""
         ...
 
     def load(self, state: TrainState, about: dict[str, Any]) -> None:
-        """Goes on from a snapshot; `state` has the structure of `snapshot`'s."""
+        """Goes on from a snapshot; `state` has the structure that `snapshot` returns."""
         ...
 
 
 class Alone:
     """`Engine` of one run, on one device or on a mesh.
 
-    Its programs are compiled at their first call. A run that differs from another in its numbers,
-    its seed and its data alone takes the programs of the other.
+    Its programs are compiled at their first call. A run that differs from another only in its
+    numbers, its seed and its data can use the programs of the other.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class Alone:
         traced: bool = False,
         like: 'Alone | None' = None,
     ):
-        """Places the arrays.
+        """Takes arrays that are on their devices, and prepares the programs.
 
         Args:
             run: may be without the values of its model.
-            state, beside: of `run.start`, placed.
-            placement: where they lie.
-            traced: whether the run's numbers are arguments of its program, which some optimisers
-                cannot take.
-            like: a traced engine whose programs are used.
+            state, beside: the results of `run.start`, on their devices.
+            placement: these devices.
+            traced: whether the run's numbers are arguments of its program. Some optimisers need
+                them as constants.
+            like: a traced engine whose programs this one uses.
         """
         self.run, self.placement = run, placement
         self._state, self._beside = state, beside
@@ -136,7 +136,7 @@ class Alone:
         return self._flops
 
     def _cost(self, args: Any) -> float:
-        """The products of a step, counted once for each shape of a batch."""
+        """FLOPs of the products in a step, counted once for each shape of a batch."""
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args[-1]))
         if shapes not in self._costs:
             bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args[1:])
@@ -164,7 +164,7 @@ class Alone:
         return Trained(run.model, run.transform, self._state.adapter, frozen, run.task)
 
     def leave(self, places: Sequence[int], step: int) -> None:
-        """Nothing: the loop ends with its only run."""
+        """Does nothing: the loop ends with its only run."""
 
     def snapshot(self, step: int) -> tuple[TrainState, dict[str, Any]]:
         del step
@@ -176,6 +176,6 @@ class Alone:
 
 
 def _fixed(run: Run, numbers: Any, state: TrainState, beside: Beside, batch: Batch) -> Any:
-    """The step of a run with its own numbers in the program."""
+    """The step of a run with its numbers as constants of the program."""
     del numbers
     return run.step(run.numbers, state, beside, batch)

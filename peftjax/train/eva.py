@@ -18,7 +18,7 @@ class Eva(NamedTuple):
 
     Attributes:
         a: `[*stack, in, r]`, orthonormal columns, the strongest direction first: for `lora(init=)`.
-        explained: `[*stack, r]`, the share of the variance of its layer's inputs along each.
+        explained: `[*stack, r]`, the share of the inputs' variance along each direction.
     """
 
     a: dict[str, jax.Array]
@@ -41,7 +41,10 @@ class Eva(NamedTuple):
             (-float(share), path) for path, shares in self.explained.items() for share in shares
         ]
         if budget > len(found):
-            raise ValueError(f'{budget} ranks of {len(found)} directions; run eva with more')
+            raise ValueError(
+                f'budget is {budget} ranks, but eva found {len(found)} directions; run eva with a '
+                'larger rank'
+            )
         chosen = [path for _, path in sorted(found)[:budget]]
         return {path: chosen.count(path) for path in self.explained}
 
@@ -61,10 +64,10 @@ def eva(
     besides the model's own forward and backward pass.
 
     Args:
-        model: with arrays as parameters.
+        model: a model whose parameters are arrays.
         batches: keyword arguments of the model, each a dict.
-        targets: which weights, see `Sites.match_weights`; of lookups there are no inputs.
-        rank: directions of each matrix.
+        targets: which weights, see `Sites.match_weights`; not lookups, which have no inputs.
+        rank: number of directions of each matrix.
         counted: `counted(batch) -> [B, T]`, 1 for tokens that count and 0 for padding, for example
             `lambda batch: batch['attention_mask']`; all count by default.
 
@@ -73,7 +76,7 @@ def eva(
 
     Raises:
         ValueError: no batches; the rank is larger than a matrix's input; a target is not used as a
-            plain product; or its tokens are not those of `counted`.
+            plain product; or its tokens do not have the shape that `counted` returns.
         TargetError: see `Sites.match_weights`.
 
     Example:
@@ -107,7 +110,7 @@ def _directions(
     entry: Moments, rank: int
 ) -> tuple[Float32[jax.Array, '*stack in {rank}'], Float32[jax.Array, '*stack {rank}']]:
     """The first eigenvectors of the covariance, and their shares of the variance."""
-    # In float64, by NumPy: the mean is subtracted from a sum of squares.
+    # In float64, by NumPy, since subtracting the mean from the squares loses digits.
     squares, sums, count = (
         np.asarray(each, np.float64) for each in (entry.squares, entry.sum, entry.rows)
     )

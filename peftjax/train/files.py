@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ __all__ = ['new_file', 'read_object', 'readable', 'write_whole']
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text beside the file and puts it in its place in one go.
+    """Writes a text to a new file beside `path`, which then replaces `path` in one step.
 
     Raises:
-        OSError: it cannot be written; an older file is left as it was.
+        OSError: the file cannot be written; an older file is left as it was.
 
     Example:
         >>> folder = getfixture('tmp_path')

@@ -1,4 +1,4 @@
-"""A short name for the bits of a tree of arrays, wherever and however they lie."""
+"""A fingerprint of the bits of a tree of arrays, the same on all devices and shardings."""
 
 import hashlib
 from typing import Any
@@ -14,9 +14,8 @@ _ODD = 2654435761, 2246822519
 def fingerprint(tree: Any) -> str:
     """Sixteen hex digits of the paths, shapes, dtypes and values of all leaves.
 
-    Each part of a leaf is summed up on the device that holds it, in whole numbers, so that the
-    order of a sum and with it the mesh do not matter. It tells bases apart by accident, not against
-    an attacker.
+    Each shard of a leaf is summed on its device, in integers, so the result depends neither on the
+    order of a sum nor on the mesh. It detects bases that differ by accident, but not an attacker.
 
     Example:
         >>> fingerprint({'a': jnp.ones(3)}) == fingerprint({'a': jnp.ones(3)})
@@ -38,7 +37,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def _sums(leaf: jax.Array) -> list[jax.Array]:
-    """Of every part of a leaf that this process has, each part of it once in all processes."""
+    """The sums of a leaf's shards in this process; of equal replicas, only the first counts."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     strides = np.cumprod([1, *leaf.shape[:0:-1]], dtype=np.uint64)[::-1][: leaf.ndim]
@@ -53,7 +52,7 @@ def _sums(leaf: jax.Array) -> list[jax.Array]:
 
 @jax.jit
 def _sum(part: jax.Array, first: jax.Array, strides: jax.Array) -> jax.Array:
-    """Two sums, modulo 2**32, of every number's bits times one that its place decides."""
+    """Two sums modulo 2**32 over all numbers: their bits times factors that depend on the place."""
     if part.dtype.kind in 'biu':
         bits = part.astype(jnp.uint32)
     else:

@@ -1,4 +1,4 @@
-"""The Fisher information of single weights, by which FISH Mask chooses what trains."""
+"""The Fisher information of single weights, from which FISH Mask chooses the ones that train."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,20 +15,20 @@ def fisher(
 ) -> Any:
     r"""The diagonal of the empirical Fisher information.
 
-    `F = 1 / N sum_i (d log p(y_i | x_i) / d w)^2` over the examples of all batches, one gradient
-    after another, so that two copies of the model's size are held.
+    `F = 1 / N sum_i (d log p(y_i | x_i) / d w)^2` over the examples of all batches. Gradients are
+    taken one after another, so memory holds two trees of the model's size.
 
     Args:
-      log_likelihood: `(params, example) -> scalar`, `log p(y | x)` of one example; the gradients of
-        its sum over a batch would not do, since the square is taken example by example.
-      params: of the base, or the part of it that may be chosen.
-      batches: pytrees of arrays with the examples in front.
+      log_likelihood: `(params, example) -> scalar`, `log p(y | x)` of one example; not a sum over a
+        batch, since the gradient of each example is squared.
+      params: parameters of the base, or the part of them that may be chosen.
+      batches: pytrees of arrays whose first axis is the examples.
 
     Returns:
       A tree like `params` of float32 arrays, at least 0.
 
     Raises:
-      ValueError: there are no examples, or quantised params, whose codes have no gradient.
+      ValueError: there are no examples; or params are quantised, and their codes have no gradient.
 
     >>> batch = {'x': jnp.asarray([1.0, 2.0])}
     >>> peftjax.train.fisher(lambda params, e: params['w'] * e['x'], {'w': 3.0}, [batch])
@@ -36,7 +36,7 @@ def fisher(
 
     References:
       Sung et al., Training Neural Networks with Fixed Sparse Masks, 2021 (arXiv:2111.09839),
-      equation 5; the labels are those of the data.
+      equation 5, with the labels of the data.
     """
 
     @jax.jit
