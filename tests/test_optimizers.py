@@ -34,7 +34,7 @@ def _rates(config, steps):
 def test_a_method_may_have_a_rate_of_its_own():
     assert _update(_config()) == [-1.0, -1.0]
     assert _update(_config(rates={'select': 0.25})) == [-1.0, -0.25]
-    with pytest.raises(ValueError, match=r"rates names \['head'\], methods only "):
+    with pytest.raises(ValueError, match=r"rates names \['head'\]; the methods are "):
         _update(_config(rates={'head': 0.25}))
 
 

@@ -108,7 +108,7 @@ def test_an_adapter_of_weights_of_its_own_is_refused(base, tmp_path):
     tx = method(init='pissa')
     adapter, frozen = trained(base, tx)
     peftjax.save(tmp_path, base, tx, adapter, frozen)
-    with pytest.raises(SettingsError, match='belongs to weights of its own'):
+    with pytest.raises(SettingsError, match='took a part of its base'):
         WarmStart(str(tmp_path), base)
 
 

@@ -45,43 +45,44 @@ def fit(
 ) -> Fit:
     """Trains a method on a task.
 
-    The loss of a batch is `totals['loss'] / totals['weights']` of the task; its gradient by the
-    adapter goes to the optimiser. The validation split is scored after every `eval_every`, and the
-    adapter of the best score is kept. With a work folder the run can be stopped at any time: the
-    same call goes on from the newest checkpoint, with the same bits as a run that was not stopped.
+    The loss of a batch is `totals['loss'] / totals['weights']` of the task; its gradient with
+    respect to the adapter goes to the optimiser. The validation split is scored after every
+    `eval_every`, and the adapter of the best score is kept. With a work folder, the run can be
+    stopped at any time: the same call goes on from the newest checkpoint, and gives the same bits
+    as a run that was not stopped.
 
     Args:
-        model: of `peftjax.load` or `peftjax.wrap`.
+        model: from `peftjax.load` or `peftjax.wrap`.
         transform: the method.
-        task: of `peftjax.train.tasks`, or your own.
+        task: from `peftjax.train.tasks`, or your own.
         optimizer: any optax transformation, with its schedule.
         duration: '3 epochs', '500 steps' or '10000 examples'.
         workdir: for checkpoints, metrics, the adapters and the result; None writes nothing.
-        evaluators: further scores, beside those of the task.
+        evaluators: compute further scores, beside those of the task.
         trackers: where numbers are sent, by name: 'tensorboard', 'wandb', 'mlflow', 'trackio', or
             'package.module:function'.
-        mesh: of `peftjax.make_mesh`; the model must lie on it. None is the first device.
+        mesh: from `peftjax.make_mesh`; the model must lie on it. None uses the first device.
         accumulate: parts of a batch, one after another, that make one step.
         seed: decides the adapter's start and the order of the examples.
         resume: False refuses a work folder that holds a run.
         allow_changed_data: go on in a work folder whose run had other rows or another tokenizer.
         best: the score of the validation split that chooses the best adapter, with a minus sign in
-            front where less is better; the task's own unless given.
+            front if less is better; None takes the task's own.
         log_every, eval_every, save_every: durations.
         on_step: called with the step and its metrics, arrays on the device, after every step.
-        console: where progress is shown; nowhere unless given.
+        console: where progress is shown; None shows nothing.
 
     Returns:
-        See `Fit`.
+        The adapters, the scores and the folder; see `Fit`.
 
     Raises:
-        ValueError: a work folder of a run with other settings, on another base or on other data, or
-            any with resume=False; one that another process works in; a duration that does not read
-            as one; too few examples for a batch.
+        ValueError: the work folder holds a run with other settings, on another base or on other
+            data, or any run if resume is False; another process works in it; a duration is not a
+            number with a unit; there are too few examples for a batch.
         NonFiniteError: the loss or the gradient became NaN or infinite. The newest checkpoint is
             from before that step.
         Interrupted: SIGTERM came; the state was saved.
-        CheckpointsError: a checkpoint could not be written, or none of those there is whole.
+        CheckpointsError: a checkpoint could not be written, or no checkpoint is whole.
 
     Example:
         >>> import numpy as np, optax
@@ -156,15 +157,15 @@ def train(
     profile: bool = False,
     allow_changed_data: bool = False,
 ) -> Fit:
-    """Runs settings to their end, from the newest checkpoint in the work folder if there is one.
+    """Trains the run of some settings, from the newest checkpoint in the work folder if any.
 
-    A run that is interrupted and started again ends with the same bits as one that was not, on
-    another mesh too, as far as that computes the same.
+    A run that was interrupted and started again gives the same bits as one that was not. On another
+    mesh, this holds as far as the mesh computes the same bits.
 
     Args:
         settings: of the run.
         workdir: gets config.json, metrics.jsonl, checkpoints/, adapter/ (the best), adapter_last/,
-            adapter_peft/ where Hugging Face's peft computes the same, README.md (a model card),
+            adapter_peft/ if Hugging Face's peft computes the same, README.md (a model card),
             learning_curve.png and result.json.
         console: where progress and results are shown.
         profile: write a trace of three steps, the tenth of this start and two more, to

@@ -1,7 +1,7 @@
 """Arguments of methods that are found from the model and the data before training.
 
-`settings.found.<method>.<argument>` names a function here, whose arguments are the section
-`<name>`. A new one is one function and one line in FOUND.
+`settings.found.<method>.<argument>` names a function of this module; the section of that name holds
+its arguments. To add one, write a function, and a line in FOUND.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ def eva(settings: Settings, model: peftjax.Model, task: Task) -> dict[str, jax.A
 
 
 def fisher(settings: Settings, model: peftjax.Model, task: Task) -> dict[str, Any]:
-    """Places of the FISH mask: a share of the model's entries, by some training examples."""
+    """Entries of the FISH mask: a share of the model's entries, chosen by some examples."""
     arguments = settings.section('fisher')
 
     def apply(params: Any, frozen: None, *, adapter_key: None, **inputs: Any) -> Any:
@@ -86,7 +86,7 @@ class _Inputs(Exception):
 
 
 def inputs_of(task: Task, batch: Any) -> Mapping[str, Any]:
-    """The inputs that a task's loss gives to the model first, for a batch."""
+    """The inputs of the first call of the model in a task's loss, for a batch."""
 
     def stop(adapter: None, frozen: None, *, adapter_key: None, **inputs: Any) -> NoReturn:
         del adapter, frozen, adapter_key
@@ -100,7 +100,7 @@ def inputs_of(task: Task, batch: Any) -> Mapping[str, Any]:
 
 
 def _batches(settings: Settings, task: Task) -> Any:
-    """Training batches without an end, in an order that the seed decides."""
+    """The training batches of one epoch, in an order that the seed decides."""
     rows = task.splits['train']
     batches = data.train_batches(
         rows,

@@ -1,4 +1,4 @@
-"""GPTQ: a base in four bits whose rounding knows what enters its layers."""
+"""GPTQ: a base in four bits, rounded with regard to the inputs of its layers."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -29,32 +29,33 @@ def gptq(
     counted: Callable[[Mapping[str, Any]], jax.Array] | None = None,
     damping: float = 0.01,
 ) -> Model:
-    r"""The model in NF4, each matrix rounded so that its outputs on `batches` change least.
+    r"""The model in NF4, with each matrix rounded so that its outputs on `batches` change little.
 
-    Of the inputs `X: [N, in]` of all uses of a matrix `W: [in, out]`, the codes keep
-    `|| X (W - Q) ||^2` small: inputs are rounded one after another, the largest first, and the
-    weights of those not yet rounded move to make up for the error, by `(X^T X)^{-1}`. Format,
+    With the inputs `X: [N, in]` of all uses of a matrix `W: [in, out]`, the codes keep
+    `|| X (W - Q) ||^2` small: the rows of `W` are rounded one after another, those of the largest
+    inputs first, and the rows that follow move by `(X^T X)^{-1}` to make up for the error. Format,
     bytes, speed and use are those of `peftjax.quantize(model, scheme)`; only the codes differ.
 
-    Moments of all targets are held at once: `in^2` float32 numbers a matrix. Where that is too
-    much, call it for some targets after others; each call sees the layers as they are by then.
+    The moments of all targets are in memory at once: `in^2` float32 numbers for each matrix. If
+    that is too much, call `gptq` several times with some of the targets; each call takes the inputs
+    from the model that it is given.
 
     Args:
-        model: with arrays as parameters; leaves that are quantised already stay as they are.
-        batches: keyword arguments of the model, each a dict: some ten thousand tokens of the kind
+        model: a model whose parameters are arrays; quantised leaves stay as they are.
+        batches: keyword arguments of the model, each a dict: about ten thousand tokens of the kind
             that it will read.
         scheme: `NF4` with any block; a block of 16 takes 0.141 of float32's bytes, 64 0.129.
-        targets: as in `peftjax.quantize`: every matrix of the layers unless given.
+        targets: as in `peftjax.quantize`; None takes every matrix of the layers.
         counted: `counted(batch) -> [B, T]`, 1 for tokens that count and 0 for padding; all count
             by default.
-        damping: what is added to the diagonal of `X^T X`, over the diagonal's mean.
+        damping: added to the diagonal of `X^T X`, as a multiple of the diagonal's mean.
 
     Returns:
         The model, with a `QuantizedArray` for each target.
 
     Raises:
         ValueError: no batches; damping that is not above 0; a target is not used as a plain
-            product; its tokens are not those of `counted`; or inputs that are not finite.
+            product; its tokens do not have the shape of `counted`; or inputs that are not finite.
         TargetError: a pattern that matches no matrix.
 
     Example:
@@ -65,10 +66,10 @@ def gptq(
 
     References:
         Frantar et al., GPTQ, 2022 (arXiv:2210.17323), section 3, algorithm 1. The authors' code
-        goes layer by layer with the inputs that the quantised layers before give; ours takes all
-        from the model as it is, in one pass. Its order is that code's `act_order` with
-        `static_groups`, which the paper does not have. Scales are NF4's (QLoRA,
-        arXiv:2305.14314) of the matrix as it was.
+        goes layer by layer, with inputs that come from the layers quantised before; ours takes all
+        inputs from the given model, in one pass. The order is `act_order` with `static_groups` of
+        the authors' code, which the paper does not have. The scales are those of NF4 (QLoRA,
+        arXiv:2305.14314) for the matrix before rounding.
     """
     if not damping > 0.0:
         raise ValueError(f'damping must be above 0, got {damping!r}')
@@ -100,7 +101,7 @@ def _packed(
     matrices = jnp.swapaxes(layout.to_matrix(leaf), -1, -2)
     stack = matrices.shape[:-2]
     flat = [each.reshape(-1, *each.shape[-2:]) for each in (matrices, squares)]
-    # One matrix after another: a large one's triangular factors are as large as itself.
+    # One matrix after another, since its triangular factors can be as large as the matrix.
     arrays = jax.lax.map(lambda each: pack_compensated(each[0], each[1], scheme, damping), flat)
     arrays = {name: each.reshape(*stack, *each.shape[1:]) for name, each in arrays.items()}
     return QuantizedArray(arrays, scheme, one, leaf.dtype)

@@ -26,7 +26,7 @@ def evaluate(
     """The scores of a trained model on a split of a task, by name.
 
     Raises:
-        SettingsError: the task has no rows in that split, with the splits that have some.
+        SettingsError: the task has no rows in that split; the message names those with rows.
 
     Example:
         >>> rows = [{'x': np.ones(4, np.float32), 'y': np.int32(0), 'weights': np.float32(1)}]
@@ -65,16 +65,16 @@ def predict(
     task: Task,
     records: Iterable[Mapping[str, Any]],
 ) -> list[Mapping[str, Any]]:
-    """What a trained model says of records, one answer each, in their order.
+    """The answers of a trained model to records, in their order.
 
     Args:
         model, transform, adapter, frozen: of the trained model.
-        task: says how a record becomes a row, and an output an answer.
+        task: says how a record becomes a row, and how an output becomes an answer.
         records: `{column: value}`, as in the task's data, without the answer.
 
     Raises:
         SettingsError: the task makes no predictions.
-        ValueError: a record that lacks a column.
+        ValueError: a record lacks a column.
     """
     run, beside = _run(model, transform, frozen, task)
     if task.predict is not None:

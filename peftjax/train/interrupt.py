@@ -1,4 +1,4 @@
-"""A request to stop that arrives as a signal, and is met between two steps."""
+"""A request to stop, which arrives as a signal and is answered between two steps."""
 
 import contextlib
 import signal
@@ -12,9 +12,9 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def requests_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come, which schedulers send ahead of the end.
+    """Gives a function that says whether SIGTERM has come; schedulers send it before the end.
 
-    In another thread than the main one, where Python lets nobody listen, it never has.
+    Python receives signals only in the main thread: in other threads the answer is always False.
 
     Example:
         >>> import os

@@ -1,4 +1,4 @@
-"""The training loop: of one run, or of many runs in one program."""
+"""The training loop, for one run or for many runs in one program."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -18,14 +18,14 @@ from peftjax.train.step import TrainState
 from peftjax.train.window import Bad, NonFiniteError, StepWindow
 
 Tell = Callable[[str, Mapping[str, Any]], None]
-"""`tell(run, {'step': 20, 'status': 'training', ...})`, for whoever watches."""
+"""`tell(run, {'step': 20, 'status': 'training', ...})` reports the progress of a run."""
 
 OnStep = Callable[[int, Mapping[str, Any]], None]
 """`on_step(step, metrics)` after every step; metrics are arrays on the device."""
 
 
 class Prune(Protocol):
-    """Which runs stop after they were scored."""
+    """Chooses the runs that stop after they were scored."""
 
     def __call__(
         self, step: int, number: int, members: Sequence[Member], rivals: Sequence[Member], /
@@ -33,7 +33,7 @@ class Prune(Protocol):
 
 
 class Ending(Protocol):
-    """What is done with a run that is over: its status, and the scores that it ended with."""
+    """Called with a run that is over, its last state and step, and its status and scores."""
 
     def __call__(
         self, member: Member, state: TrainState, step: int, known: Mapping[str, Any], /
@@ -41,7 +41,7 @@ class Ending(Protocol):
 
 
 class Due(NamedTuple):
-    """What happens to a run after a step."""
+    """What is due for a run after a step."""
 
     stop: bool
     log: bool
@@ -76,18 +76,18 @@ class Loop:
         Args:
             members: the runs, by place.
             engine: computes their steps.
-            checkpoints: of all together; None keeps none.
-            ending: is given each run that is over.
-            tell: is told of each run's progress.
-            over: runs that are over, and the steps that they took.
-            prune: which runs stop early.
+            checkpoints: of all runs together; None keeps none.
+            ending: called with each run that is over.
+            tell: called with the progress of each run.
+            over: places of runs that are over, with the steps that they took.
+            prune: chooses the runs that stop early.
             on_step: called after every step.
             trace: of the profiler.
-            peak: FLOPs that all devices could do in a second, where that is known.
-            alone: the only run raises when its loss is not finite; others leave.
+            peak: FLOPs that all devices can do in a second, if known.
+            alone: whether a loss that is not finite raises; otherwise its run leaves the others.
 
         Raises:
-            ValueError: the checkpoint is of other settings or of another base.
+            ValueError: the checkpoint is of other settings, of another base or of other data.
             CheckpointsError: none of the checkpoints is whole.
         """
         self.members, self.engine, self._checkpoints = members, engine, checkpoints
@@ -95,25 +95,25 @@ class Loop:
         self._on_step, self._trace, self._alone = on_step, trace, alone
         self._batches = engine.batches()
         self.done = 0
-        # Runs that are over, with the step each left after. They stay in the program for a while:
-        # a smaller one would have to be compiled.
+        # Runs that are over, with the last step of each. They stay in the program for a while,
+        # since a smaller program would have to be compiled.
         self._left: dict[int, int] = dict(over or {})
         if checkpoints is not None and checkpoints.latest_step is not None:
             self._restore(checkpoints)
         engine.leave([place for place, step in self._left.items() if step <= self.done], self.done)
         self._window = StepWindow(len(members), peak)
         for _, member in self._here():
-            if self.done < member.run.steps:  # What is over is left as it is.
+            if self.done < member.run.steps:  # The folder of a finished run is left as it is.
                 member.open(self.done)
 
     def run(self, stopped: Callable[[], bool]) -> None:
-        """All steps that are left.
+        """Takes all remaining steps.
 
         Args:
             stopped: says whether the run was asked to stop.
 
         Raises:
-            Interrupted: it was asked; the state was saved.
+            Interrupted: the run was asked to stop; its state was saved.
             NonFiniteError: the loss of the only run became NaN or infinite. The newest checkpoint
                 is from before that step.
             CheckpointsError: a checkpoint could not be written.
@@ -146,10 +146,10 @@ class Loop:
                 call(number, metrics)
 
     def _due(self, number: int, stopped: Callable[[], bool]) -> dict[int, Due]:
-        """What is due of each run that trains."""
+        """What is due for each run that trains."""
         here = self._here()
         several = jax.process_count() > 1
-        # Of several processes, all ask at the same step.
+        # If there are several processes, all ask at the same step.
         log = any(is_due(number, every=m.run.log_every, last=m.run.steps) for _, m in here)
         ended = all(number == member.run.steps for _, member in here)
         stop = not ended and (log or not several) and self.engine.placement.agreed(stopped())
@@ -160,7 +160,7 @@ class Loop:
 
     def _stop_some(self, number: int, due: Mapping[int, Due], ended: Sequence[int]) -> None:
         """Logs, scores, ends and saves what is due after a step."""
-        # A run is read before it is saved: reading it is what finds a NaN.
+        # The metrics of a run are read before it is saved, since reading them finds a NaN.
         read = [place for place, each in due.items() if any(each)]
         bad = {place: self._log(number, place) for place in read}
         scored = [p for p in read if due[p].score and bad[p] is None]
@@ -190,7 +190,7 @@ class Loop:
         return [(p, member) for p, member in enumerate(self.members) if p not in self._left]
 
     def _log(self, number: int, place: int) -> Bad | None:
-        """Writes a run's means; gives the first step that is not finite, if one is not."""
+        """Writes a run's means; returns its first step that is not finite, if there is one."""
         member = self.members[place]
         means, bad = self._window.read(place)
         if bad is None:
@@ -199,8 +199,8 @@ class Loop:
         elif self._alone:
             raise NonFiniteError(
                 f'step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}. The newest '
-                'checkpoint is from before that step; a lower rate often helps, for example '
-                '--lr 1e-4'
+                'checkpoint is from before that step; a lower learning rate often helps, for '
+                'example --lr 1e-4'
             )
         return bad
 
@@ -221,7 +221,7 @@ class Loop:
         kind: str,
         adapters: Mapping[int, Any] = MappingProxyType({}),
     ) -> dict[str, SplitScores]:
-        """What runs make of the splits of a kind: 'test', and any 'test_...' beside it."""
+        """The scores of runs on the splits of a kind: 'test', and any 'test_...' beside it."""
         splits = self.members[places[0]].run.task.splits if places else {}
         names = [name for name in splits if f'{name}_'.startswith(f'{kind}_')]
         return {name: self.engine.score(name, adapters) for name in names if splits[name]}
@@ -241,7 +241,7 @@ class Loop:
         return made
 
     def _finish(self, number: int, places: Sequence[int]) -> None:
-        """Tests runs that are at their end."""
+        """Scores runs on the test splits after their last step, and ends them."""
         found = self._scored(places, 'test')
         for place in places:
             member, adapter = self.members[place], self.engine.state(place).adapter
@@ -271,7 +271,7 @@ class Loop:
         return {place: self._scores(place, found, others[place]) for place in others}
 
     def _stopped_early(self, number: int, places: Sequence[int]) -> list[int]:
-        """Stops some of the runs that were just scored; gives their places."""
+        """Stops some of the runs that were just scored; returns their places."""
         if not places or self._prune is None:
             return []
         rivals = [self.members[place] for place in places]

@@ -1,4 +1,4 @@
-"""LoRA-FA's gradient: the step of `B` that moves the weight as full training would."""
+"""LoRA-FA's gradient: moves the weight through `B` as closely to full training as possible."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from jaxtyping import Float, Float32
 from peftjax.core.entries import Entry
 from peftjax.core.shapes import HostArray
 
-_LEAST = 1e-8  # On the diagonal, so that dependent columns of A have an inverse.
+_LEAST = 1e-8  # Added to the diagonal, so that dependent columns of A have an inverse.
 
 
 def lora_fa_projection(own: Any) -> optax.GradientTransformation:
     r"""Turns the gradient `g` of LoRA-FA's `B` into `(A^T A)^-1 g / s^2`.
 
-    Of all changes of `B: [r, out]`, with `A: [in, r]` and the scale `s`, this one changes the
-    weight, `s A dB`, closest to what the gradient of the weight itself asks for. Put it in front of
-    an optimiser; what other methods train passes through.
+    With `A: [in, r]`, `B: [r, out]` and the scale `s`, a change `dB` changes the weight by
+    `s A dB`. This `dB` brings that change closest to the gradient of the weight itself. Put it in
+    front of an optimiser; the gradients of other methods pass through.
 
     Args:
         own: `frozen.own` of `lora_fa`, or of a chain with it.
@@ -40,8 +40,8 @@ def lora_fa_projection(own: Any) -> optax.GradientTransformation:
 
     References:
         Zhang et al., LoRA-FA, 2023 (arXiv:2308.03303). Hugging Face's peft
-        (`create_lorafa_optimizer`, version 0.21.2) multiplies in bfloat16 where the device has it;
-        this is float32. Its AdamW adds an epsilon of 1e-6: write `optax.adamw(lr, eps=1e-6)`.
+        (`create_lorafa_optimizer`, version 0.21.2) multiplies in bfloat16 if the device has it; we
+        use float32. Its AdamW adds an epsilon of 1e-6: write `optax.adamw(lr, eps=1e-6)`.
     """
     if not any(map(_is_frozen, jax.tree.leaves(own, is_leaf=_is_frozen))):
         raise ValueError(
@@ -65,7 +65,7 @@ def _is_frozen(node: Any) -> bool:
 
 
 def _inverses(own: Any) -> Any:
-    """Of each leaf of LoRA-FA, in the structure of the chain; None for other methods."""
+    """The inverse of each leaf of LoRA-FA, in the structure of the chain; None for others."""
     if _is_frozen(own):
         return {path: _inverse(each['a'], each['scale']) for path, each in own.items()}
     if isinstance(own, tuple) and own:

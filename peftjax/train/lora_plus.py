@@ -40,14 +40,14 @@ def _is_of_matrix(node: Any) -> bool:
 def lora_plus(
     optimizer: optax.GradientTransformation, *, ratio: float = 16.0
 ) -> optax.GradientTransformation:
-    """Wraps an optimiser so that LoRA's `B` learns at `ratio` times the rate of all else.
+    """Wraps an optimiser so that LoRA's `B` learns at `ratio` times the rate of other arrays.
 
-    Its update is multiplied, which for an optimiser whose update is linear in the rate, as that of
-    Adam and of SGD is, with weight decay or without, is another rate.
+    The update of `B` is multiplied by `ratio`. This equals a higher learning rate if the update is
+    linear in the rate, as for Adam and SGD, with weight decay or without.
 
     Args:
         optimizer: for the whole adapter; its rate is that of `A`.
-        ratio: lambda in the paper, larger than 1; about 16 is its advice.
+        ratio: lambda in the paper, larger than 1; the paper recommends about 16.
 
     Returns:
         An optimiser for the whole adapter.
@@ -65,8 +65,8 @@ def lora_plus(
         (-0.5, -2.0)
 
     References:
-        Hayou et al., LoRA+, 2024 (arXiv:2402.12354), section 4. An embedding's factors are treated
-        alike, where the authors' code gives them a rate of their own.
+        Hayou et al., LoRA+, 2024 (arXiv:2402.12354), section 4. The factors of an embedding get the
+        same rates as others; the authors' code has a separate rate for them.
     """
     if is_plain(ratio) and not ratio > 0:
         raise ValueError(f'ratio is a positive number, got {ratio}')

@@ -1,4 +1,4 @@
-"""One run in the training loop: where it stands, and what it leaves in its folder."""
+"""One run in the training loop: its progress, and the files in its folder."""
 
 import hashlib
 import json
@@ -30,8 +30,9 @@ class Best(NamedTuple):
     """The best evaluation so far.
 
     Attributes:
-        step: when it was. value: of the score that chooses.
-        scores: of the validation split, by name.
+        step: the step of the evaluation.
+        value: its value of the score that chooses the best adapter.
+        scores: its scores of the validation split, by name.
         mark: fingerprint of its adapter.
     """
 
@@ -42,18 +43,18 @@ class Best(NamedTuple):
 
 
 class Member:
-    """A run, and where it stands.
+    """A run and its progress.
 
     Attributes:
         run: its parts.
-        name: of its folder, and for whoever watches.
-        folder: None where nothing is written.
-        state, beside: that it begins with.
-        scores: the latest of the validation split.
+        name: the name of its folder, and its name in messages.
+        folder: its folder; None if nothing is written.
+        state, beside: its initial state, and everything that it does not train.
+        scores: the latest scores of the validation split.
         best: the best evaluation so far; None before the first.
-        best_adapter: its adapter, where there is no folder to hold it.
+        best_adapter: the adapter of the best evaluation, if no folder holds it.
         products: FLOPs of the matrix products of all its steps so far.
-        summary: what it trains.
+        summary: a summary of the parameters that it trains.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Member:
         self.best_adapter: Any = None
         self.products = 0.0
         self.summary = peftjax.summary(run.transform, run.model)
-        # Before the values of the model are given up: what identifies it, and what a method left.
+        # The saver reads the values of the model, so it is made before they are given up.
         self._save = _saver(run, state.adapter, beside) if folder is not None else None
         self._trackers = Trackers(()) if trackers is None else trackers
 
@@ -78,7 +79,7 @@ class Member:
         return self._save if isinstance(self._save, str) else None
 
     def open(self, done: int) -> None:
-        """Its folder, without what was written behind the step that it goes on from."""
+        """Opens its folder and trackers, without the numbers of steps after `done`."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.run.description, indent=2) + '\n'
@@ -102,7 +103,7 @@ class Member:
         """Takes scores of the validation split, and keeps the adapter if they are the best.
 
         Raises:
-            SettingsError: there is no such score as the one that chooses.
+            SettingsError: the score that chooses is not among the scores.
         """
         self.scores = dict(scores)
         name = self.run.best.removeprefix('-')
@@ -117,7 +118,7 @@ class Member:
             self.best = Best(step, value, dict(scores), mark)
 
     def keep(self, where: str, adapter: Any) -> str:
-        """Writes an adapter into its folder, or holds it where none is written; its fingerprint."""
+        """Writes an adapter, or holds the best one if none is written; returns its fingerprint."""
         whole = _on_host(adapter)
         if self.folder is not None and isinstance(self._save, Saver):
             self._save(self.folder / where, whole)
@@ -126,12 +127,12 @@ class Member:
         return _mark(whole)
 
     def best_written(self, state: TrainState) -> Any:
-        """The best adapter; that of `state`, the last one, where no evaluation chose."""
+        """The best adapter, or the last one, that of `state`, if no evaluation chose."""
         if self.best is None:
             return state.adapter if self.best_adapter is None else self.best_adapter
         if jax.process_count() == 1:
             return self._held(state.adapter)
-        # A process that has gone on from a checkpoint holds none: the first one has its files.
+        # After a resume, no process holds the best adapter: the first one reads it from the folder.
         like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.adapter)
         held = self._held(like) if jax.process_index() == 0 else like
         return multihost_utils.broadcast_one_to_all(held)
@@ -142,16 +143,16 @@ class Member:
         return trees.refill(like, read_arrays(self.folder / ADAPTER).adapter)
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The values of the run that a checkpoint holds."""
         best = None if self.best is None else self.best._asdict()
         return {'scores': self.scores, 'best': best, 'products': self.products}
 
     def load(self, about: Mapping[str, Any]) -> None:
-        """Goes on from what a checkpoint holds.
+        """Takes the values of the run that a checkpoint holds.
 
-        The best adapter lies in the folder, and a better one may have taken its place after the
-        checkpoint. The steps that come again then find the better one, so that the best evaluation
-        starts afresh. Of several processes, all decide alike.
+        The best adapter is in the folder, where a better one may have replaced it after the
+        checkpoint. Then the best evaluation starts afresh, and the repeated steps find the better
+        one again. All processes decide alike.
         """
         self.scores, self.products = dict(about['scores']), about['products']
         best = None if about['best'] is None else Best(**about['best'])
@@ -186,7 +187,7 @@ def _mark(adapter: Any) -> str:
 
 
 def _on_host(adapter: Any) -> Any:
-    """The adapter whole in this process, whose step may overwrite the device's arrays."""
+    """A copy of the whole adapter on the host, since a step may overwrite the device's arrays."""
 
     def one(leaf: jax.Array) -> np.ndarray:
         if not leaf.is_fully_addressable:

@@ -13,7 +13,7 @@ def read_call(text: str) -> tuple[str, dict[str, Any]]:
     """A method with its arguments: `lora`, or `lora(rank=8, targets='all-linear')`.
 
     Raises:
-        SettingsError: the text is no name of a method, or its arguments are not plain values.
+        SettingsError: the text is not a method's name, or its arguments are not plain values.
 
     Example:
         >>> read_call("lora(rank=8, targets=['query', 'value'])")

@@ -1,4 +1,4 @@
-"""From settings to the chain of methods."""
+"""Builds the chain of methods from settings."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import peftjax
 from peftjax.train.settings import Settings, SettingsError
 
 USUAL: Mapping[str, Any] = {'targets': 'all-linear', 'rank': 8}
-"""Arguments that methods get where they need some and the settings give none."""
+"""Values for arguments that a method needs and the settings do not give."""
 
 
 def build_transform(
@@ -48,7 +48,7 @@ def build_transform(
 
 
 def _usual(make: Callable[..., Any]) -> dict[str, Any]:
-    """Values of arguments that a method on matrices needs, where the settings give none."""
+    """Values from `USUAL` for the arguments that a method on matrices needs."""
     needed = {
         name
         for name, argument in inspect.signature(make).parameters.items()

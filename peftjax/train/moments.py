@@ -1,4 +1,4 @@
-"""Moments of what enters the layers of a model, summed over batches."""
+"""Moments of the inputs of a model's layers, summed over batches."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from peftjax.core.weightwise import weightwise
 
 
 class Moments(NamedTuple):
-    """Of the inputs `x: [N, in]` of all uses of a matrix, float32, with its stack in front.
+    """Sums over the inputs `x: [N, in]` of all uses of a matrix, float32, with its stack in front.
 
     Attributes:
         squares: `[*stack, in, in]`, the sum of `x^T x`. sum: `[*stack, in]`. rows: `[*stack]`, N.
@@ -44,15 +44,15 @@ def moments(
     each matrix, and cost `2 N in^2` FLOPs beside the model's forward and backward pass.
 
     Args:
-        model: with arrays as parameters.
+        model: a model whose parameters are arrays.
         batches: keyword arguments of the model, each a dict.
-        targets: which weights, see `Sites.match_weights`; of lookups there are no inputs.
+        targets: which weights, see `Sites.match_weights`; not lookups, which have no inputs.
         counted: `counted(batch) -> [B, T]`, 1 for tokens that count and 0 for padding; all count
             by default.
 
     Raises:
-        ValueError: no batches; a target is not used as a plain product; or its tokens are not those
-            of `counted`.
+        ValueError: no batches; a target is not used as a plain product; or its tokens do not have
+            the shape that `counted` returns.
         TargetError: see `Sites.match_weights`.
 
     Example:
@@ -76,7 +76,8 @@ def moments(
                 raise ValueError(f'{path!r} is used as a {use.kind}, not as a plain product')
             if weights is not None and weights.shape != use.axes:
                 raise ValueError(
-                    f'counted gives {weights.shape}, but {path!r} sees tokens {use.axes}'
+                    f'counted returns shape {weights.shape}, but the tokens at {path!r} have shape '
+                    f'{use.axes}'
                 )
             each = jnp.ones(use.x.shape[0]) if weights is None else weights.reshape(-1)
             x = jax.lax.stop_gradient(use.x)
@@ -111,7 +112,7 @@ def moments(
     for batch in batches:
         total, empty = add(total, frozen, batch), False
     if empty:
-        raise ValueError('there are no batches to take the inputs of layers from')
+        raise ValueError('there are no batches; give at least one')
     return {path: Moments(**dict(entry)) for path, entry in total.items()}
 
 
@@ -122,10 +123,10 @@ def _tap(
     each: Float32[jax.Array, ' T'],
     sums: dict[str, Any],
 ) -> Float[jax.Array, 'T out']:
-    """`result`; the "gradient" of `sums` is what `x` adds to them, its rows weighed by `each`.
+    """Returns `result`; the "gradient" of `sums` is the moments of `x`, its rows weighed by `each`.
 
-    Sums over uses, loops and stacks then come out of the reverse pass where the leaves lie, from
-    any model that can be differentiated.
+    So the reverse pass sums them over uses and loops, separately for each layer of a stack, in any
+    model that can be differentiated.
     """
     del x, each, sums
     return result

@@ -1,4 +1,4 @@
-"""From the settings to the optimiser: a function of optax by name, and what is put around it."""
+"""Builds the optimiser from the settings: a function of optax by name, and wrappers around it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ import peftjax
 from peftjax.train.settings import Settings, SettingsError
 
 Numbers = Mapping[str, Any]
-"""What the optimiser and the penalties compute with, by name: floats, or arrays of several runs."""
+"""Numbers that the optimiser and the penalties use, by name: floats, or arrays for several runs."""
 
 _FALLS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'linear': lambda share: 1.0 - share,
@@ -49,18 +49,18 @@ def _reals(section: Mapping[str, Any]) -> dict[str, float]:
 def build_optimizer(
     settings: Settings, steps: int, numbers: Numbers | None = None
 ) -> optax.GradientTransformation:
-    """Clips, then the optimiser, then what is around it.
+    """Chains clipping and the optimiser, and puts the wrappers around them.
 
-    `settings.optimizer` names a function of optax; the section of that name holds its arguments but
-    the rate. `settings.rates` multiplies `settings.lr` for single methods. Each name in
-    `settings.around` is a function of peftjax.train that takes an optimiser and returns one, with
-    its arguments in the section of its name; one that asks for `total_steps` is given those of the
-    run.
+    `settings.optimizer` names a function of optax; the section of that name holds its arguments
+    except the learning rate. `settings.rates` multiplies `settings.lr` for single methods. Each
+    name in `settings.around` is a function of peftjax.train that takes an optimiser and returns
+    one, with its arguments in the section of its name. Its argument `total_steps`, if it has one,
+    is the number of steps of the run.
 
     Args:
         settings: of the run.
         steps: of the whole run.
-        numbers: in the place of those of the settings; they may be traced.
+        numbers: replace the numbers of the settings; they may be traced.
 
     Raises:
         SettingsError: a name is unknown.
@@ -110,7 +110,7 @@ def _rates(settings: Settings, rates: Mapping[str, Any]) -> optax.GradientTransf
     """Scales the update of each method of the chain: an update is linear in the rate."""
     unknown = sorted(set(settings.rates) - set(settings.methods))
     if unknown:
-        raise SettingsError(f'rates names {unknown}, methods only {list(settings.methods)}')
+        raise SettingsError(f'rates names {unknown}; the methods are {list(settings.methods)}')
     factors = [rates.get(name, 1.0) for name in settings.methods]
 
     def scaled(updates: Any, params: Any = None) -> Any:

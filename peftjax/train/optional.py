@@ -1,14 +1,14 @@
-"""Libraries of an extra of setup.cfg, imported where they are used."""
+"""Imports libraries that an extra of setup.cfg installs, where they are used."""
 
 import importlib
 from typing import Any
 
 
 def library(module: str, extra: str, use: str) -> Any:
-    """A module of an extra.
+    """A module that an extra installs.
 
     Raises:
-        ValueError: it is not installed; says what uses it and what to install.
+        ValueError: it is not installed; the message says what uses it and what to install.
 
     Example:
         >>> library('json', 'datasets', 'this table').dumps(1)

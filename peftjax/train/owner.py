@@ -22,13 +22,13 @@ class OwnedError(ValueError):
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Holds a work folder, which is made, for as long as the context is open.
+    """Locks a work folder while the context is open, and makes it if it does not exist.
 
-    A lock of the system, so that it is free again however its holder ended. A folder that was made
-    here and in which nothing was written is removed.
+    The lock is one of the operating system, so it is released however its holder ends. A folder
+    that was made here is removed if nothing was written into it.
 
     Raises:
-        OwnedError: another process, or another run of this one, holds it; says which.
+        OwnedError: another process, or another run of this one, holds it; the message says which.
 
     Example:
         >>> folder = getfixture('tmp_path') / 'run'
@@ -45,7 +45,7 @@ def owned(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise _in_use(folder) from None
-    if not (folder / _LOCK).exists():  # The holder removed the folder when this one looked at it.
+    if not (folder / _LOCK).exists():  # Its holder removed the folder in the meantime.
         lock.release()
         raise _in_use(folder)
     try:

@@ -17,9 +17,9 @@ from peftjax.train.task import Beside
 
 
 class Placement:
-    """A mesh of devices, or None: then the first device is used.
+    """A mesh of devices; None uses the first device.
 
-    Of several processes, each reads the rows and holds the parts of arrays of its own devices.
+    Each process reads only the rows, and holds only the parts of arrays, of its own devices.
     """
 
     def __init__(self, mesh: Mesh | None):
@@ -27,29 +27,29 @@ class Placement:
 
     @classmethod
     def of(cls, sizes: MeshSettings) -> 'Placement':
-        """The mesh of these sizes; none where all are 1 and there is one process."""
+        """The mesh of these sizes; None if all are 1 and there is one process."""
         axes = dataclasses.asdict(sizes)
         alone = all(size == 1 for size in axes.values()) and jax.process_count() == 1
         return cls(None if alone else peftjax.make_mesh(**axes))
 
     @property
     def devices(self) -> int:
-        """How many share the run."""
+        """Number of devices that share the run."""
         return 1 if self.mesh is None else self.mesh.size
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes the log and the results; of several, one does."""
+        """Whether this process writes the log and the results; only the first one does."""
         return jax.process_index() == 0
 
     def agreed(self, asked: bool) -> bool:
-        """Whether any process was asked. Of several, all must call it at the same step."""
+        """Whether any process was asked to stop. All processes must call it at the same step."""
         if jax.process_count() == 1:
             return asked
         return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
 
     def state(self, state: TrainState, model: peftjax.Model) -> TrainState:
-        """A new run's state, where it belongs; made alike in every process."""
+        """Places a new run's state, which every process made alike."""
         if self.mesh is None:
             return state
         raw = state._replace(key=jax.random.key_data(state.key))
@@ -58,7 +58,7 @@ class Placement:
         return placed._replace(key=jax.random.wrap_key_data(placed.key))
 
     def beside(self, beside: Beside, model: peftjax.Model) -> Beside:
-        """All that does not train, where it belongs; made alike in every process."""
+        """Places everything that does not train, which every process made alike."""
         if self.mesh is None:
             return beside
         frozen = peftjax.frozen_shardings(beside.frozen, model, self.mesh)
@@ -79,7 +79,7 @@ class Placement:
         """Which of the `size` rows of a batch this process's devices hold.
 
         Raises:
-            ValueError: they cannot be shared out evenly.
+            ValueError: the rows cannot be divided evenly.
         """
         if self.mesh is None:
             return np.arange(size)
@@ -87,14 +87,14 @@ class Placement:
         if size % groups:
             raise ValueError(
                 f'a batch of {size} examples cannot be shared by {groups} groups of devices (mesh '
-                'data x fsdp): choose data.batch_size and data.eval_batch_size as multiples'
+                f'data x fsdp): make data.batch_size and data.eval_batch_size multiples of {groups}'
             )
         where = peftjax.batch_sharding(self.mesh).addressable_devices_indices_map((size,))
         held = [np.arange(size)[index] for index in where.values() if index is not None]
         return np.unique(np.concatenate(held))
 
     def batch(self, rows: dict[str, np.ndarray], size: int) -> dict[str, Any]:
-        """A batch of `size` rows, of which the host has `local(size)`, split by examples."""
+        """Places a batch of `size` rows, split by examples; the host has the rows `local(size)`."""
         if self.mesh is None:
             return rows
         where, local = peftjax.batch_sharding(self.mesh), self.local(size)
@@ -111,7 +111,7 @@ class Placement:
     def step(self, step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
         """`step(numbers, state, beside, batch)`, compiled at its first call.
 
-        Its state is donated, and left where it lies.
+        The state is donated, and stays on its devices.
         """
         if self.mesh is None:
             return jax.jit(step, donate_argnums=1)

@@ -17,7 +17,7 @@ class Trace:
         self._running = False
 
     def before(self, state: Any) -> None:
-        """Begins or ends the trace ahead of a step."""
+        """Begins or ends the trace before a step."""
         self._seen += 1
         if self._seen == _FIRST:
             jax.block_until_ready(state)

@@ -22,9 +22,9 @@ _WAITING = 'compiling'
 
 
 def terminal(*, quiet: bool = False, width: int | None = None) -> Console:
-    """Where people watch; nothing moves in a file, though a notebook asks programs for colours.
+    """The console for progress; in a file nothing moves, even if a notebook asks for colours.
 
-    width: in characters, where it is no terminal that has its own; 80 unless given.
+    width: in characters, if the output is not a terminal; None is 80.
     """
     if sys.stdout.isatty():
         return Console(quiet=quiet)
@@ -32,18 +32,18 @@ def terminal(*, quiet: bool = False, width: int | None = None) -> Console:
 
 
 def quiet_libraries() -> None:
-    """Keeps logs of libraries away from the progress.
+    """Keeps the logs of libraries out of the progress.
 
-    Orbax reports every step of every save over the bar, and an error twice.
+    Otherwise Orbax writes every step of every save over the bar, and an error twice.
     """
     logging.set_verbosity(logging.FATAL)
 
 
 class StepProgress(Protocol):
-    """How far a run is."""
+    """Shows how far a run is."""
 
     def update(self, step: int, status: str | None = None) -> None:
-        """Called after each step; `status` is new where numbers were logged."""
+        """Called after each step; `status` is given if numbers were logged."""
         ...
 
     def say(self, line: str) -> None:
@@ -71,7 +71,7 @@ class _Bar:
 class _Lines:
     """A line for each status, with the time left.
 
-    The first step of a run compiles, so that the time is measured from its end on.
+    The first step of a run compiles, so the time is measured from its end.
     """
 
     def __init__(self, console: Console, total: int, clock: Callable[[], float]):
@@ -101,8 +101,8 @@ def step_progress(
 ) -> Iterator[StepProgress]:
     """Shows the progress from step `done` to step `total` while the context is open.
 
-    A bar where the console is a terminal. Elsewhere (a file, a pipe, a notebook) a plain line for
-    each status.
+    In a terminal it is a bar. Elsewhere (a file, a pipe, a notebook) it is a plain line for each
+    status.
 
     Example:
         >>> times = iter([0.0, 5.0])

@@ -1,4 +1,4 @@
-"""Numbers and names of settings that no run can have."""
+"""Refuses settings with numbers and names that no run can have."""
 
 import dataclasses
 import difflib

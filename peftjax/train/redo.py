@@ -1,4 +1,4 @@
-"""What is missing of a run's folder, and from where it is made again."""
+"""Finds damage in a run's folder, and the checkpoint from which training can repair it."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ _ASIDE = 'result.damaged.json'
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the folder of a run that is over; None of one that is whole, or not over.
+    """The damage in the folder of a run that is over; None if it is whole, or the run is not over.
 
     Example:
         >>> folder = getfixture('tmp_path')
@@ -40,7 +40,7 @@ def damage(folder: Path) -> str | None:
 
 
 def take_back(folder: Path) -> str | None:
-    """Gives a run that is over up if its folder is damaged: it counts as not over. Says why."""
+    """Makes a run count as not over if its folder is damaged; returns the damage."""
     found = damage(folder)
     if found is not None:
         with contextlib.suppress(FileNotFoundError):  # Another process did it.
@@ -51,12 +51,12 @@ def take_back(folder: Path) -> str | None:
 def go_back(
     checkpoints: Checkpoints, members: Sequence[Member], say: Callable[[str], None]
 ) -> None:
-    """Takes checkpoints away from which runs would not get what is missing of their folders.
+    """Removes the newest checkpoints, if runs that resume from them would lack files or log lines.
 
     Args:
         checkpoints: of the runs together.
-        members: those that are not over.
-        say: is told which run is trained again, and from where.
+        members: the runs that are not over.
+        say: called with a message for each run that is trained again, and with the step.
     """
     newest = checkpoints.latest_step
     if newest is None or jax.process_count() > 1:
@@ -74,7 +74,7 @@ def go_back(
 
 
 def _missing(member: Member, step: int) -> str | None:
-    """What a run that is not over would lack if it went on from a step."""
+    """What the folder of a run would lack if the run went on from a step; None if nothing."""
     if member.folder is None:
         return None
     if step >= member.run.steps:

@@ -1,4 +1,4 @@
-"""One training run as a value: its parts, its step, and the state that it begins with."""
+"""One training run as a value: its parts, its step, and its initial state."""
 
 import dataclasses
 import functools
@@ -24,19 +24,19 @@ class Run:
     Attributes:
         model: the base.
         transform: the method, which makes the adapter.
-        task: the data, and what is counted.
-        make_optimizer: from the numbers to the optimiser.
+        task: the data, the loss and the scores.
+        make_optimizer: a function from the numbers to the optimiser.
         numbers: see `Numbers`.
         penalty: `penalty(adapter, weights)`, added to the loss; the weights are
             `numbers['penalties']`.
-        steps, steps_per_epoch: how long the run is.
-        log_every, eval_every, save_every: steps between two of each.
+        steps, steps_per_epoch: number of steps of the run, and of one epoch.
+        log_every, eval_every, save_every: steps between two log lines, evaluations, checkpoints.
         accumulate: parts of a batch, one after another, that make one step.
         best: the score that chooses the best checkpoint, with a minus sign where less is better.
         evaluators: scores beyond those of the task.
         seed: decides the adapter's start and the order of the examples.
-        warm: an adapter to start from, in place of the one that the seed draws.
-        description: all settings, as JSON holds them. A work folder goes on with the same alone.
+        warm: `warm(adapter)` replaces the adapter that the seed draws by one to start from.
+        description: all settings, as JSON holds them. A work folder goes on only with the same.
     """
 
     model: peftjax.Model
@@ -58,7 +58,7 @@ class Run:
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def start(self) -> tuple[TrainState, Beside]:
-        """The state that the run begins with, and everything that it does not train.
+        """The initial state of the run, and everything that it does not train.
 
         Both follow from the model, the seed and `warm`. A run that goes on from a checkpoint calls
         this too: `frozen` belongs to the fresh adapter, and no checkpoint holds it.
@@ -68,7 +68,7 @@ class Run:
         adapter = adapter if self.warm is None else self.warm(adapter)
         reference = self.model.params if self.task.needs_reference else None
         state = init_state(adapter, self.make_optimizer(self.numbers), step_key)
-        # On the device once, and not at each step.
+        # Moved to the device once, and not at each step.
         constants = jax.tree.map(jnp.asarray, self.task.constants)
         return state, Beside(frozen, reference, constants)
 
@@ -101,31 +101,31 @@ class Run:
         return self.task.totals(self.forward(adapter, beside, None), batch)
 
     def outputs(self, adapter: Any, beside: Beside, batch: Batch) -> Mapping[str, jax.Array]:
-        """What the task keeps of each example, in evaluation; nothing where it keeps nothing."""
+        """The task's outputs for each example, in evaluation; empty if it has none."""
         if self.task.outputs is None:
             return {}
         return self.task.outputs(self.forward(adapter, beside, None), batch)
 
     def scored(self, adapter: Any, beside: Beside, batch: Batch) -> tuple[Totals, Mapping]:
-        """Totals and outputs of a batch, in one program; outputs only where a metric reads them."""
+        """Totals and outputs of a batch, in one program; outputs only if a metric reads them."""
         kept = self.outputs(adapter, beside, batch) if self.task.metrics else {}
         return self.totals(adapter, beside, batch), kept
 
     def step(
         self, numbers: Numbers, state: TrainState, beside: Beside, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One training step, a pure function of the run's numbers too."""
+        """One training step: a pure function, also of the run's numbers."""
         loss = functools.partial(self.loss, penalties=numbers.get('penalties'))
         one = make_train_step(loss, self.make_optimizer(numbers), accumulate=self.accumulate)
         return one(state, beside, batch)
 
     def check_best(self, adapter: Any, beside: Beside) -> None:
-        """Refuses a choosing score that no evaluation will give, before anything is trained.
+        """Checks, before anything is trained, that evaluations give the score that chooses.
 
         Scores of evaluators are known only once they are called, and are not checked.
 
         Raises:
-            SettingsError: there is no such score; the message says which there are.
+            SettingsError: there is no such score; the message lists the scores.
         """
         if self.evaluators or not self.task.splits.get('validation'):
             return

@@ -1,4 +1,4 @@
-"""What a run left in its work folder, to be used."""
+"""Reads what a run left in its work folder."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ Which = Literal['best', 'last']
 
 
 def check_is_same(folder: Path, description: Mapping[str, Any]) -> None:
-    """Checks that a folder in which something was trained was given these settings.
+    """Checks that a folder holds no run with other settings.
 
     Raises:
-        ValueError: it has other settings, named, or it holds a sweep.
+        ValueError: it holds a run with other settings, which the message names, or a sweep.
     """
     if (folder / 'sweep.json').exists():
         raise ValueError(f'{folder} holds a sweep: choose another --workdir')
@@ -44,10 +44,10 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
-        settings: that the run had.
+        settings: of the run.
 
     Raises:
-        SettingsError: the folder holds no run, or one of a model of your own, which no settings
+        SettingsError: the folder holds no run, or the run of a model of your own, which no settings
             describe.
     """
 
@@ -62,8 +62,8 @@ class RunFolder:
             raise SettingsError(str(error)) from None
         if 'model' not in content and not (self.path / ADAPTER).is_dir():
             raise SettingsError(
-                f'{self.path} is no work folder of a run: its config.json is of something else, '
-                'and it holds no adapter'
+                f'{self.path} is no work folder of a run: its config.json names no model, and it '
+                'holds no adapter'
             )
         if 'model' not in content:
             raise SettingsError(
@@ -82,11 +82,11 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, object]:
-        """What the run ended with; empty for one that is not over."""
+        """The result of the run; empty if the run is not over."""
         return read_result(self.path) or {}
 
     def load_model(self) -> peftjax.Model:
-        """The base, its new head as the run began with it."""
+        """The base; a new head has the values that the run began with."""
         return build_model(self.settings, Placement(None))
 
     def load_task(self, model: peftjax.Model, *, data: bool = True) -> Task:
@@ -97,13 +97,13 @@ class RunFolder:
     def load_adapter(
         self, model: peftjax.Model, which: Which = 'best', *, allow_non_finite: bool = False
     ) -> peftjax.Restored:
-        """The method, the adapter, and what is frozen beside it.
+        """The method, the adapter, and the frozen parameters.
 
         allow_non_finite: see `peftjax.restore`.
 
         Raises:
-            SettingsError: the run has written none yet.
-            CheckpointError: its files are not whole, or of another base.
+            SettingsError: the run has not written this adapter yet.
+            CheckpointError: the files of the adapter are damaged, or of another base.
         """
         folder = self.path / {'best': ADAPTER, 'last': LAST}[which]
         if not folder.is_dir():

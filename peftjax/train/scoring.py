@@ -1,4 +1,4 @@
-"""Scores of a split: totals over its batches, and metrics of what was kept of each example."""
+"""Scores of a split: totals over its batches, and metrics of the outputs of its examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,13 +12,13 @@ from peftjax.train.placement import Placement
 from peftjax.train.task import Batch, Outputs, Task
 
 Scored = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""Totals of a batch, and what is kept of each of its examples."""
+"""Totals of a batch, and the outputs for each of its examples."""
 
 
 class SplitScores:
-    """Collects what several runs make of a split, batch by batch, and gives their scores.
+    """Collects totals and outputs of several runs on a split, and computes their scores.
 
-    A batch's last rows may be copies that only fill it: what is kept of them is dropped.
+    A batch's last rows may be copies that only fill it; their outputs are dropped.
     """
 
     def __init__(self, task: Task, runs: int):
@@ -37,7 +37,7 @@ class SplitScores:
                 self._kept[place].setdefault(name, []).extend(rows[:count])
 
     def outputs(self, place: int) -> Outputs:
-        """What was kept of all examples of a run, in the order of the batches."""
+        """The outputs of a run for all examples, in the order of the batches."""
         return self._kept[place]
 
     def scores(self, place: int) -> dict[str, float]:
@@ -59,14 +59,14 @@ def score(
     runs: int,
     score_batch: Callable[[Batch, int], Sequence[tuple[Sequence[int], Scored]]],
 ) -> SplitScores:
-    """What some runs make of a split.
+    """The totals and outputs of some runs on a split.
 
     Args:
-        task: whose rows are read.
-        split: of the task.
-        placement: which of the rows of a batch this process reads.
-        runs: how many there are.
-        score_batch: from a batch and its size to the places of runs and what they make of it.
+        task: the task whose rows are read.
+        split: the name of the split.
+        placement: decides which rows of a batch this process reads.
+        runs: number of runs.
+        score_batch: from a batch and its size to places of runs with their totals and outputs.
     """
     rows, size = task.splits[split], task.eval_batch_size
     found = SplitScores(task, runs)
@@ -80,7 +80,7 @@ def score(
 
 
 def in_order(task: Task, split: str, outputs: Outputs) -> Outputs:
-    """What was kept of the examples of a split, in the order of its rows.
+    """The outputs for the examples of a split, in the order of its rows.
 
     Batches hold the shortest rows first.
     """
@@ -90,7 +90,7 @@ def in_order(task: Task, split: str, outputs: Outputs) -> Outputs:
 
 
 def _host(values: Any) -> np.ndarray:
-    """An array whole on this host, from wherever its parts lie."""
+    """The whole array on this host; other processes may hold parts of it."""
     if isinstance(values, jax.Array) and not values.is_fully_addressable:
         values = multihost_utils.process_allgather(values, tiled=True)
     return np.asarray(values)

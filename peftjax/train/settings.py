@@ -20,15 +20,15 @@ class ModelSettings:
     Attributes:
         source: 'org/name' or 'org/name@revision' on the hub, a folder, or a .gguf file.
         task: the head, as `peftjax.load` names it; None takes the head that the task needs.
-        num_labels: classes of a new head; None counts them in the data.
-        pooling: what a head reads: 'first' token, or 'mean' of all tokens.
+        num_labels: number of classes of a new head; None counts them in the data.
+        pooling: the input of a head: 'first' token, or 'mean' of all tokens.
         vocab_size: number of tokens, if more than the checkpoint's; new rows are the mean of all.
-        tie: False for a head of its own, where the checkpoint ties it to the embedding.
-        dtype: of the computation; None is float32.
-        param_dtype: of the weights; None is `dtype`.
+        tie: False separates a head that the checkpoint ties to the embedding: it becomes a copy.
+        dtype: dtype of the computation; None is float32.
+        param_dtype: dtype of the weights; None is `dtype`.
         remat: None, 'full', or the name of a policy: recompute activations in the backward pass.
         quantize: None, or a scheme that keeps the base in few bits, such as 'nf4'.
-        scan: layers stacked and compiled once.
+        scan: stack the layers, and compile them once.
         ignore: regular expressions of unknown config fields and tensors that may be dropped.
     """
 
@@ -55,26 +55,26 @@ class DataSettings:
     """Where the examples are, and how they become batches.
 
     Attributes:
-        source: a .jsonl, .csv, .tsv or .parquet file, with '{split}' in its name where each split
-            has a file of its own; or a data set of the hub, 'hf:org/name#{split}'.
+        source: a .jsonl, .csv, .tsv or .parquet file, with '{split}' in its name if each split has
+            its own file; or a data set of the hub, 'hf:org/name#{split}'.
         reader: a published data set that the source holds, such as 'glue_rte'; its columns have the
             names of their roles.
-        splits: sources of splits that lie elsewhere, by their names.
-        columns: the table's columns by their role, such as {'text': 'sentence'}; roles that are not
-            named are found by usual names.
+        splits: sources of splits that are not in `source`, by the name of the split.
+        columns: the table's columns by their role, such as {'text': 'sentence'}; columns of other
+            roles are found by their usual names.
         header: names of the columns of a .csv or .tsv file whose first line is data.
         encoding: of a .csv, .tsv or .jsonl file.
         labels: names of the classes, in order; empty finds them in the data.
         batch_size: examples in a step.
         eval_batch_size: examples in a batch of an evaluation.
-        lengths: each batch is padded to the least of these that fits; empty finds some in the data.
-            The greatest one cuts longer texts.
+        lengths: each batch is padded to the least of these that fits; empty takes some that fit the
+            data. Texts are cut at the greatest one.
         limit: examples kept of each split; 0 keeps all.
-        packing: several examples in one row, where the task can.
+        packing: put several examples into one row, if the task can.
         chat_template: a Jinja template, or a file that holds one; None is the checkpoint's own.
-        today: the date that a chat template writes, such as '2026-11-28', where it writes one;
-            empty is the day of each start.
-        options: what else the task takes, by name.
+        today: the date for chat templates that write one, such as '2026-11-28'; empty is the day
+            of each start.
+        options: further options of the task, by name.
     """
 
     source: str = ''
@@ -96,7 +96,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings:
-    """Of how many devices the mesh has, by what they share.
+    """The number of devices of the mesh, by what they share.
 
     Attributes:
         data: devices that share the batch.
@@ -114,17 +114,18 @@ class Settings:
     """All settings of a run.
 
     Attributes:
-        model, data, mesh: see there.
+        model, data, mesh: see `ModelSettings`, `DataSettings` and `MeshSettings`.
         task: what is learned: a name of `peftjax.train.tasks`, or 'package.module:function'.
-        methods: functions of peftjax, chained in this order. One on matrices takes all of them
-            (targets='all-linear') and rank 8 where its section says nothing else.
+        methods: functions of peftjax, chained in this order. A method on matrices takes all of them
+            (targets='all-linear') and rank 8, unless its section says otherwise.
         sections: arguments of methods, of the optimiser and of other functions, by their name.
-        found: arguments of methods that data decide, `{method: {argument: function}}`.
+        found: arguments of methods that are computed before training from the model and the data,
+            `{method: {argument: function}}`.
         penalties: functions of the adapter that are added to the loss, and their weights.
         lr: the peak learning rate.
         rates: learning rates of single methods, as multiples of lr.
         schedule: how the rate falls after the warm-up: linear, cosine or constant.
-        warmup: below 1 a share of the run, otherwise a number of steps.
+        warmup: length of the warm-up: below 1 a share of the run, otherwise a number of steps.
         clip_norm: the greatest norm of the gradient; 0 does not clip.
         optimizer: a function of optax.
         around: functions of peftjax.train that take the optimiser and return one.
@@ -135,7 +136,7 @@ class Settings:
         save_every: how often a checkpoint is saved; written as `duration` is.
         best: the score that chooses the best checkpoint, such as 'accuracy'; None is the task's
             own. A minus sign in front means that the least value is the best.
-        trackers: where numbers are sent, by name, or as 'package.module:function'.
+        trackers: programs that get the numbers, by name, or as 'package.module:function'.
         init_from: a folder with an adapter to start from, ours or of another library.
         seed: decides the adapter's start, a new head, and the order of the examples.
         published: a number in a paper to compare with; not read by the run.
@@ -168,7 +169,7 @@ class Settings:
     published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """The arguments of a function by its name; none where nothing is set."""
+        """The arguments of a function by its name; empty if none are set."""
         return self.sections.get(name, {})
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class Settings:
         A name under a method, the optimiser or another function in use is an argument of it.
 
         Raises:
-            SettingsError: no such field, with near names; a value of another type.
+            SettingsError: no such field (the message has near names); a value of another type.
         """
         made = self.to_dict()
         for name, value in changes.items():
@@ -202,12 +203,12 @@ class Settings:
 def read_settings(config: Any) -> Settings:
     """Settings from a mapping, such as a ConfigDict or the content of a JSON file.
 
-    Fields of `Settings` have their names. Any other field holds the arguments of a function that
-    `methods`, `optimizer`, `around`, `penalties` or `found` names.
+    A field that `Settings` does not have holds the arguments of a function that `methods`,
+    `optimizer`, `around`, `penalties` or `found` names.
 
     Raises:
-        SettingsError: a field that nothing reads, with near names; a value of another type; a
-            number outside of its range; an optimiser or a schedule that is not there.
+        SettingsError: a field that nothing reads (the message has near names); a value of another
+            type; a number outside of its range; an unknown optimiser or schedule.
 
     Example:
         >>> read_settings({'lr': 0.01, 'lora': {'rank': 4}}).section('lora')
@@ -222,7 +223,7 @@ def read_settings(config: Any) -> Settings:
     rest = {name: value for name, value in given.items() if name not in fields}
     settings = read_as(Settings, own, '')
     settings = dataclasses.replace(settings, sections=rest)
-    # Functions of peftjax.train.found: they may share the name of a public one, not its arguments.
+    # A function of peftjax.train.found may share the name of a public one, but not its arguments.
     found = {name for each in settings.found.values() for name in each.values()}
     used = {*settings.methods, settings.optimizer, *settings.around, *found}
     for name, arguments in rest.items():
@@ -249,13 +250,13 @@ def names(settings: Settings) -> list[str]:
 
 
 def arguments_of(function: str) -> list[str]:
-    """Names of the arguments of a public function; none for a name that is no function."""
+    """Names of the arguments of a public function; empty if there is no such function."""
     made = _function(function)
     return [] if made is None else list(inspect.signature(made).parameters)
 
 
 def _function(name: str) -> Callable[..., Any] | None:
-    """A function that a section may hold arguments of; None if there is none of that name."""
+    """The function of that name whose arguments a section may hold; None if there is none."""
     for module in (peftjax, peftjax.train):
         if name in module.__all__ and callable(getattr(module, name)):
             return getattr(module, name)
@@ -269,7 +270,7 @@ def _function(name: str) -> Callable[..., Any] | None:
 def _check_arguments(name: str, arguments: Mapping[str, Any], settings: 'Settings') -> None:
     function = _function(name)
     if function is None:
-        return  # A function that is not there is named where it is used.
+        return  # An unknown function is reported where it is used.
     known = inspect.signature(function).parameters
     if any(each.kind is each.VAR_KEYWORD for each in known.values()):
         return
@@ -281,7 +282,7 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], settings: 'Setting
             raise SettingsError(f'no setting {whole!r}; near names: {found}')
         kind = SIMPLE.get(known[argument].annotation)
         if kind is not None and not KINDS[kind](value) and value is not known[argument].default:
-            raise SettingsError(f'{name}.{argument} does not take {value!r}: it is {said(kind)}')
+            raise SettingsError(f'{name}.{argument} does not take {value!r}; write {said(kind)}')
 
 
 def _names(kind: Any, prefix: str) -> Iterable[str]:

@@ -12,9 +12,9 @@ from peftjax.core.promotion import wider
 LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """`loss(adapter, frozen, batch, key) -> (scalar, {name: scalar})`.
 
-A loss that is a mean gives under 'weight' the number that it was divided by (examples, tokens of
-answers): of several parts of a batch, each then counts as it would in the whole. A part of weight 0
-counts for nothing, whatever its loss and its gradients are.
+A loss that is a mean returns as 'weight' the number that it was divided by (of examples, or of
+answer tokens), so that each part of a batch counts as it would in the whole. A part of weight 0
+does not count, whatever its loss and its gradients are.
 """
 
 
@@ -37,8 +37,8 @@ class TrainState(NamedTuple):
 def init_state(adapter: Any, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step.
 
-    The adapter is copied: a step that the state is donated to deletes the copy, and the caller's
-    adapter stays.
+    The adapter is copied: a step that donates the state deletes the copy, and the caller's adapter
+    stays.
 
     Example:
         >>> state = init_state({'a': jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
@@ -138,7 +138,7 @@ def make_train_step(
         means, metrics = jax.tree.map(lambda leaf: leaf / divisor.astype(leaf.dtype), sums)
         grads = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), means, state.adapter)
         old = state.adapter, state.opt_state
-        with jax.numpy_dtype_promotion('standard'):  # optax raises floats to a count of steps.
+        with jax.numpy_dtype_promotion('standard'):  # optax computes float ** step count.
             updates, opt_state = optimizer.update(grads, state.opt_state, state.adapter)
             new = optax.apply_updates(state.adapter, updates), opt_state
             new = jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old)
@@ -155,9 +155,9 @@ def _times(leaf: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _cut(leaf: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...], examples far apart in one part.
+    """[B, ...] -> [parts, B / parts, ...]; the examples of a part are far apart in the batch.
 
-    So that on a mesh, which holds neighbours together, every device has its share of each part.
+    A device of a mesh holds neighbouring examples, so every device has a share of each part.
     """
     if leaf.shape[0] % parts:
         raise ValueError(f'a batch of {leaf.shape[0]} cannot be cut into {parts} equal parts')

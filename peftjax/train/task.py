@@ -1,7 +1,7 @@
-"""What a run learns: its examples, its loss, and its scores.
+"""The task that a run learns: its examples, its loss, and its scores.
 
-Everything that training needs of a task is a value here, so that a task of your own plugs in where
-ours do: write a function `(settings, model) -> Task`, and name it `package.module:function`.
+Training knows a task only by the values in a `Task`, so your own task is used like ours: write a
+function `(settings, model) -> Task`, and name it `package.module:function`.
 """
 
 import dataclasses
@@ -20,21 +20,22 @@ Batch = Mapping[str, Any]
 Totals = Mapping[str, jax.Array]
 """Sums over a batch, scalars float32: 'loss', 'weights', and any others.
 
-'weights' divides all others. Totals and not means, so that batches of any size add up exactly.
+All others are divided by 'weights'. They are sums and not means, so that batches of any size add up
+exactly.
 """
 
 Outputs = Mapping[str, list[np.ndarray]]
-"""What a task keeps of each example of a split, for metrics: one array an example, by name."""
+"""Arrays by name from which metrics are computed: one for each example of a split."""
 
 
 class Forward:
     """The model as a loss function runs it: `forward(inputs)` with the adapter.
 
     Attributes:
-        adapter: what trains.
-        frozen: everything that does not.
+        adapter: the arrays that train.
+        frozen: the arrays of the model and the method that do not train.
         constants: arrays of the task that are no part of the model, such as a teacher's weights.
-        key: of the step; None in an evaluation, where no method draws noise.
+        key: the PRNG key of the step; None in an evaluation, where no method draws noise.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Forward:
         """The result of the base model, without the adapter and without a gradient.
 
         Raises:
-            ValueError: the task does not say `needs_reference`.
+            ValueError: the task does not set `needs_reference`.
         """
         if self._reference is None:
             raise ValueError('the loss runs the reference: set needs_reference=True in the Task')
@@ -73,10 +74,10 @@ class Beside(NamedTuple):
     """Everything that a step reads and does not train.
 
     Attributes:
-        frozen: of the method.
+        frozen: the frozen arrays of the method.
         reference: the base model's parameters, for tasks that compare with it. Leaves that the
             method left in `frozen.params` are the same arrays there and here.
-        constants: of the task.
+        constants: see `Task`.
     """
 
     frozen: Any
@@ -97,7 +98,7 @@ class Metric(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What an evaluator is given: the model with the adapter at this step.
+    """The argument of an evaluator: the model with the adapter at this step.
 
     Attributes:
         model: shapes in place of values; the values are in `frozen`.
@@ -113,7 +114,7 @@ class Trained(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Scores of the model on a split by name, beyond those of the task."""
+    """Computes scores of the model on a split, by name, beside those of the task."""
 
     def __call__(self, trained: Trained, split: str, /) -> Mapping[str, float]: ...
 
@@ -123,24 +124,24 @@ class Task:
     """A data set and how to learn it.
 
     Attributes:
-        splits: the rows of 'train', and of 'validation' and 'test' where there are such.
+        splits: the rows of 'train', and of 'validation' and 'test' if there are any.
         totals: `totals(forward, batch)`, the sums of a batch. The mean loss is differentiated; the
             other totals are logged as means under their names.
         outputs: `outputs(forward, batch)`, arrays [B, ...] that `metrics` are computed from.
         metrics: scores of a whole split.
         evaluators: further scores, such as those of generated text.
         best: the score of the validation split that chooses the best checkpoint; with a minus sign
-            where the least is the best.
+            if less is better.
         batch_size, eval_batch_size: examples in a step, and in a batch of an evaluation.
         lengths: a batch of tokens is padded to the least of these that fits.
         needs_reference: whether the loss calls `forward.reference`.
         constants: arrays that the loss reads, an argument of the compiled step.
         row: from a record, `{column: value}`, to a row without its answer, for predictions.
         answer: from an example's outputs to plain values for people, such as a class's name.
-        predict: `predict(trained, records)`, the answers to records where `row` and `answer`
-            cannot say them, such as texts that the model writes.
+        predict: `predict(trained, records)`, the answers to records that `row` and `answer` cannot
+            give, such as texts that the model writes.
         classes: names of the classes, in order.
-        notes: what a reader of the log should know, such as how many answers were cut.
+        notes: lines for the log, such as how many answers were cut.
     """
 
     splits: Mapping[str, Sequence[Row]]

@@ -1,4 +1,4 @@
-"""Dataclasses read from mappings of plain values, each value held to the type of its field."""
+"""Reads dataclasses from mappings of plain values, and checks each value's type."""
 
 import dataclasses
 import difflib
@@ -20,10 +20,11 @@ def types_of(kind: type) -> Mapping[str, Any]:
 
 
 def read_as(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    """A dataclass from plain values; `prefix` stands in front of its names in errors.
+    """A dataclass from plain values; `prefix` stands before its names in errors.
 
     Raises:
-        SettingsError: a name that is no field, with near names; a value of another type.
+        SettingsError: a name that is no field (the message has near names); a value of another
+            type.
     """
     types_ = types_of(kind)
     unknown = next((name for name in values if name not in types_), None)
@@ -36,10 +37,12 @@ def read_as(kind: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """A value as a field of that type holds it; whole numbers and texts of numbers are floats."""
+    """A value as a field of that type holds it; a float field makes floats of whole numbers."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise SettingsError(f'{name} is {value!r}; it has fields: {", ".join(types_of(kind))}')
+            raise SettingsError(
+                f'{name} is {value!r}; write a mapping with the fields {", ".join(types_of(kind))}'
+            )
         return read_as(kind, value, f'{name}.')
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -48,7 +51,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return _value(next(each for each in inner if each is not types.NoneType), value, name)
     fits = KINDS.get(origin or kind)
     if fits is None or not fits(value):
-        raise SettingsError(f'{name} does not take {value!r}: it is {said(kind)}')
+        raise SettingsError(f'{name} does not take {value!r}; write {said(kind)}')
     if kind is float:
         return float(value)
     if origin is tuple:
@@ -68,7 +71,7 @@ KINDS: Mapping[Any, Callable[[Any], bool]] = {
 }
 
 
-# Annotations of arguments whose values are checked; others are checked by the function itself.
+# Annotations of arguments whose values are checked here; functions check their other arguments.
 SIMPLE: Mapping[Any, type] = {
     **{each: each for each in (int, float, str, bool)},
     **{each.__name__: each for each in (int, float, str, bool)},
@@ -90,7 +93,7 @@ def said(kind: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Mappings as dicts and tuples as lists, so that it is what JSON gives back."""
+    """The value with dicts for mappings and lists for tuples, as JSON gives it back."""
     if hasattr(value, 'to_dict'):
         return plain(value.to_dict())
     if isinstance(value, Mapping):

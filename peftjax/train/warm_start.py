@@ -17,9 +17,9 @@ from peftjax.train.settings import SettingsError
 class WarmStart:
     """Puts the arrays of an earlier adapter into a fresh one, by their paths.
 
-    The folder is one of `peftjax.save` or of another library. The method is that of the new run; it
-    must make the arrays that the folder holds. A new head, whose shape may be another, starts
-    afresh, as in LoRA's runs from an adapter of MNLI (arXiv:2106.09685, appendix D.1).
+    `peftjax.save` or another library wrote the folder. The method of the new run must have the
+    arrays that the folder holds. A new head of another shape starts afresh, as in LoRA's runs from
+    an adapter of MNLI (arXiv:2106.09685, appendix D.1).
 
     Args:
         folder: with the adapter.
@@ -27,8 +27,8 @@ class WarmStart:
 
     Raises:
         CheckpointError: files that are absent or corrupt.
-        SettingsError: a method that keeps a part of the weights, so that its arrays mean nothing
-            beside others; from the call, arrays that do not fit, by path.
+        SettingsError: the adapter took a part of its base's weights, so it does not fit others;
+            from the call, arrays that do not fit, by path.
     """
 
     def __init__(self, folder: str, model: peftjax.Model):
@@ -37,15 +37,15 @@ class WarmStart:
             held = read_arrays(folder)
             if held.starts_from == 'start':
                 raise SettingsError(
-                    f'{folder} holds an adapter that belongs to weights of its own (PiSSA, OLoRA); '
-                    'go on with its run, or merge it into a base'
+                    f'{folder} holds an adapter that took a part of its base (PiSSA, OLoRA) and '
+                    'fits no other; go on with its run, or merge it into the base'
                 )
             arrays: dict[str, Any] = held.adapter
         else:
             arrays = trees.by_path(peftjax.load_adapter(folder, model).adapter)
         self._arrays = {_bare(path): np.asarray(array) for path, array in arrays.items()}
         if len(self._arrays) != len(arrays):
-            raise SettingsError(f'{folder} holds two methods on one leaf, which no run starts from')
+            raise SettingsError(f'{folder} holds two methods on one leaf; no run can start from it')
 
     def __call__(self, adapter: Any) -> Any:
         """The fresh adapter with the earlier arrays."""
@@ -81,5 +81,5 @@ class WarmStart:
 
 
 def _bare(path: str) -> str:
-    """A path without the numbers of a chain: '0/1/layers/...' and 'layers/...' are the same."""
+    """A path without the numbers of a chain: '0/1/layers/...' becomes 'layers/...'."""
     return re.sub(r'^(\d+/)+', '', path)

@@ -1,4 +1,4 @@
-"""What tells whether a checkpoint is whole, and of which run."""
+"""Digests and comparisons that tell whether a checkpoint is whole, and of which run."""
 
 import hashlib
 import json
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What may change between save and restore: where a run is placed, and the date that a chat template
-# is told, as the rows that it writes are compared themselves.
+# Settings that may change between save and restore: the mesh, and the date in chat templates, since
+# the rows that they write are compared themselves.
 MAY_CHANGE = frozenset({'mesh', 'data.today'})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
-    """What differs between two nested configs, one text `name: old -> new` for each field.
+    """The differences between two nested configs, one text `name: old -> new` for each field.
 
-    Where a run is placed is left out.
+    The fields in `MAY_CHANGE` are left out.
 
     Example:
         >>> differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'c': 2})
@@ -33,7 +33,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> l
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as JSON gives it back: lists for tuples."""
+    """The value as JSON gives it back: lists for tuples."""
     return json.loads(json.dumps(value))
 
 
@@ -44,7 +44,7 @@ def beside(config: Any, about: Any, marks: Any) -> str:
 
 
 def digest(config: Any, about: Any, marks: Any, state: str) -> dict[str, str]:
-    """Digests of all of a checkpoint, and of all but its arrays, which can be told without them."""
+    """Digests of a whole checkpoint, and of all but its arrays, to check before these are read."""
     first = beside(config, about, marks)
     return {'beside': first, 'all': hashlib.sha256((first + state).encode()).hexdigest()}
 
@@ -55,7 +55,7 @@ def first_line(error: BaseException) -> str:
 
 
 def passing(error: BaseException | None) -> str | None:
-    """What the system said where that is no fault of the files; None where it said nothing."""
+    """The text of a system error that is not the files' fault; None if there was none."""
     while error is not None:
         absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and not absent):
@@ -65,7 +65,7 @@ def passing(error: BaseException | None) -> str | None:
 
 
 def unreadable(folder: Path) -> str | None:
-    """What the system says of the first file of a folder that it cannot read; None if it can."""
+    """The system's error for the first file of a folder that it cannot read; None if it can."""
     try:
         for path in sorted(folder.rglob('*')):
             if path.is_file():

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 Part = tuple[np.ndarray, Mapping[str, Any]]
-"""Places of some runs, and their metrics of a step: an array for each name, in that order."""
+"""Places of some runs, and their metrics of a step: by name, an array in the order of places."""
 
 
 class Bad(NamedTuple):
-    """A step whose loss or gradient is no finite number."""
+    """A step whose loss or gradient is not finite."""
 
     step: int
     loss: float
@@ -30,8 +30,8 @@ class NonFiniteError(RuntimeError):
 class StepWindow:
     """The steps since each run's last log line.
 
-    runs: how many. peak: what all devices together could do in a second, in FLOPs; None where that
-    is not known.
+    runs: number of runs.
+    peak: FLOPs that all devices together can do in a second; None if unknown.
     """
 
     def __init__(self, runs: int, peak: float | None = None):
@@ -47,9 +47,8 @@ class StepWindow:
     def read(self, place: int) -> tuple[dict[str, float], Bad | None]:
         """A run's means and speeds since it was read last, and its first step that is not finite.
 
-        Speeds are `steps_per_second`, `tokens_per_second` and, where FLOPs were counted,
-        `tflops_per_second` of the program's products and `mfu`, their share of what the devices
-        could do.
+        Speeds are `steps_per_second`, `tokens_per_second` and, if FLOPs were counted,
+        `tflops_per_second` of the program's products. `mfu` is their share of the peak, if known.
         """
         self._steps = [(n, self._by_name(m), tokens, f) for n, m, tokens, f in self._steps]
         steps = self._steps[self._read[place] :]
@@ -71,7 +70,7 @@ class StepWindow:
         return means, next(bad, None)
 
     def go_on(self, places: Sequence[int]) -> None:
-        """Of the runs that train, those that were read are timed from now on."""
+        """Starts the time anew for those of the training runs that were just read."""
         for place in places:
             if self._read[place] == len(self._steps):
                 self._started[place] = time.perf_counter()
