@@ -78,7 +78,7 @@ def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
             'row 1 has no more, up to line 3: it has 2 parts',
         ),
         ('a.csv', b'text,label,text\na,1,b', "two columns called 'text', among text, label, text"),
-        ('a.csv', b'text,label\na,1\n ,0', 'row 2 has an empty text; write what it is'),
+        ('a.csv', b'text,label\na,1\n ,0', 'row 2 has an empty text; fill it in'),
         ('a.csv', b'\xff\xfet\x00', 'is not utf-8: .* --data.encoding utf-16'),
         ('a.csv', b'text,label\ncaf\xe9,1', 'a.csv is not utf-8: .* latin-1'),
         (

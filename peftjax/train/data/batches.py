@@ -1,8 +1,8 @@
-"""From rows of tokens to batches of a few static shapes, in an order that a seed decides.
+"""Makes batches of a few static shapes from rows of tokens, in an order that a seed decides.
 
 Rows of similar length share a batch, so little work goes into padding, and each batch is padded to
-one of a few lengths, so few programs are compiled. The order of a whole run is a plan made at its
-start; the position in it, a number, is what a checkpoint keeps.
+one of a few lengths, so few programs are compiled. The order of a whole run is planned at its
+start; a checkpoint keeps only the position in the plan.
 """
 
 import itertools
@@ -19,19 +19,18 @@ Batch = dict[str, np.ndarray]
 
 
 class Part(NamedTuple):
-    """What one process holds of a batch.
+    """The part of a batch that one process holds.
 
     Attributes:
-        rows: those of the batch that it was asked for.
-        tokens: how many positions of the whole batch hold a token, padding left out; of images,
-            how many there are.
+        rows: the rows of the batch that it was asked for.
+        tokens: number of tokens in the whole batch, without padding; for images, their number.
     """
 
     rows: Any
     tokens: Any
 
 
-# A thread or two ahead of the step: more would take the cores from it on a small machine.
+# One thread, two batches ahead of the step: more would take cores from it on a small machine.
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
@@ -40,8 +39,8 @@ def plan_epoch(
 ) -> list[np.ndarray]:
     """The batches of one pass over the rows: arrays of `batch_size` row numbers.
 
-    Rows are shuffled, sorted by size within windows of `window` batches, cut, and the batches
-    shuffled. The rows left over, fewer than a batch, are others in each epoch.
+    Rows are shuffled, sorted by size within windows of `window` batches, and cut into batches,
+    which are shuffled. The rows left over, fewer than a batch, differ from epoch to epoch.
 
     Args:
         sizes: int [rows], the length of each row.
@@ -63,9 +62,9 @@ def plan_epoch(
 
 
 def collate(rows: Sequence[Row], lengths: Sequence[int], longest: int | None = None) -> Batch:
-    """Stacks rows, padded to the least of `lengths` that holds the longest; images as they are.
+    """Stacks rows, padded to the least of `lengths` that holds the longest; images stay unpadded.
 
-    longest: of the whole batch, where `rows` are a part of it.
+    longest: the longest length in the whole batch, if `rows` are a part of it.
 
     Raises:
         ValueError: a row is longer than every one of `lengths`.
@@ -81,7 +80,7 @@ def collate(rows: Sequence[Row], lengths: Sequence[int], longest: int | None = N
 
 
 def row_sizes(rows: Sequence[Row]) -> np.ndarray:
-    """int [rows]: how many tokens each row has; images have none, and are not read for it."""
+    """int [rows]: the number of tokens of each row; 0 for images, which are not read for it."""
     if isinstance(rows, Images):
         return rows.sizes()
     if not _has_tokens(rows):
@@ -90,7 +89,7 @@ def row_sizes(rows: Sequence[Row]) -> np.ndarray:
 
 
 def row_tokens(rows: Sequence[Row]) -> np.ndarray:
-    """int [rows]: how many positions of each row hold a token; anything else counts as one."""
+    """int [rows]: the number of tokens of each row, without padding; 1 for rows without tokens."""
     if isinstance(rows, Images) or not _has_tokens(rows):
         return np.ones(len(rows), np.int64)
     return np.asarray([np.count_nonzero(row['segment_ids']) for row in rows])
@@ -109,9 +108,9 @@ def train_batches(
     steps: int,
     local: np.ndarray | None = None,
 ) -> grain.DatasetIterator[Part]:
-    """The batches of a run of so many steps.
+    """The batches of a run of `steps` steps.
 
-    local: places in a batch whose rows this process needs and others read; all unless given.
+    local: places in a batch whose rows this process reads; None reads all.
 
     The iterator's `get_state` and `set_state` give and take its position, so a run can be resumed
     where it was.
@@ -137,9 +136,9 @@ def train_batches_of_seeds(
     seeds: Sequence[int],
     steps: int,
 ) -> grain.DatasetIterator[Part]:
-    """The batches of several runs side by side, those of each seed as `train_batches` gives them.
+    """The batches of several runs side by side: those of `train_batches` for each seed.
 
-    `rows` of a part are a batch for each seed, and `tokens` a number for each.
+    The `rows` of a part are one batch for each seed, and its `tokens` one number for each.
     """
     sizes, tokens = row_sizes(rows), row_tokens(rows)
     plans = [_plan(sizes, batch_size=batch_size, seed=seed, steps=steps) for seed in seeds]
@@ -155,7 +154,7 @@ def train_batches_of_seeds(
 
 
 def beside(batches: Sequence[Batch]) -> Batch:
-    """Batches as one, `[batches, batch_size, ...]`, shorter rows padded to the longest of all.
+    """Stacks batches to `[batches, batch_size, ...]`; shorter rows are padded to the longest.
 
     Example:
         >>> both = [{'input_ids': np.ones((2, length))} for length in (3, 5)]
@@ -169,7 +168,7 @@ def beside(batches: Sequence[Batch]) -> Batch:
 
 
 def _padded(batch: Batch, longest: int) -> Batch:
-    """Zeros, which are padding, behind rows of tokens; what has no such axis stays as it is."""
+    """Pads rows of tokens with zeros at the end; arrays without that axis stay as they are."""
     length = batch['input_ids'].shape[1]
     return {
         name: np.pad(rows, [(0, 0), (0, longest - length), *[(0, 0)] * (rows.ndim - 2)])
@@ -180,7 +179,7 @@ def _padded(batch: Batch, longest: int) -> Batch:
 
 
 def _plan(sizes: np.ndarray, *, batch_size: int, seed: int, steps: int) -> list[np.ndarray]:
-    """The batches of a run of so many steps, epoch after epoch."""
+    """The batches of a run of `steps` steps, epoch after epoch."""
     plan: list[np.ndarray] = []
     for epoch in itertools.count():
         if len(plan) >= steps:
@@ -198,7 +197,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every row once, shortest first; the last batch is filled with copies of weight 0.
 
-    Where rows have no weights, the last batch is smaller: nothing else would tell the copies.
+    If rows have no weights, the last batch is smaller, since nothing would mark the copies.
 
     local: as for `train_batches`.
     """

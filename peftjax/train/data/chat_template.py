@@ -1,9 +1,9 @@
-"""Writes conversations by a checkpoint's chat template, in a process that may be stopped.
+"""Writes conversations with a checkpoint's chat template, in a process that may be stopped.
 
-A template is a program that comes with a checkpoint, so that it is not trusted. Jinja's sandbox
-keeps it from files and from Python, but lets it loop or double a text for ever. Here it runs in a
-process of its own, which the system ends after two seconds for one conversation and keeps to one
-gigabyte. Templates find what transformers gives them: `tojson` without escapes of HTML,
+A template is a program that comes with a checkpoint, so it is not trusted. Jinja's sandbox keeps it
+from files and from Python, but lets it loop or double a text for ever. Here it runs in a separate
+process, which the system ends after two seconds for one conversation and limits to one gigabyte.
+Templates have the names that transformers gives them: `tojson` without escapes of HTML,
 `strftime_now`, `raise_exception`, `break` and `continue`, and blocks of `generation`.
 
 Source: `_compile_jinja_template` in transformers/utils/chat_template_utils.py.
@@ -26,10 +26,12 @@ import jinja2.sandbox
 
 SECONDS = 2.0
 _MEMORY = 2**30
-# Of all conversations: seconds for the first ones and for each, characters likewise.
+# Limits for all conversations together: a number of seconds, plus some for each conversation; and
+# a number of characters, plus some for each.
 _ALL_SECONDS, _EACH_SECONDS = 60.0, 0.02
 _ALL_TEXT, _EACH_TEXT = 2**26, 8000
-# What a template adds to a conversation: system prompts, the tokens around each turn.
+# Characters that a template may write for a conversation, plus some for each of its characters: for
+# system prompts, and the tokens around each turn.
 _LONGEST, _RATIO = 100_000, 4
 _MOST_MESSAGES = 2**24  # characters of a conversation
 _MOST_SAID = 500  # characters of an error, whose text the template chooses
@@ -41,20 +43,20 @@ def write_conversations(
     special: Mapping[str, str],
     today: str = '',
 ) -> list[tuple[str, str]]:
-    """Each conversation as (what stands before its last message, whole text).
+    """Each conversation as (text before its last message, whole text).
 
     Args:
         template: the Jinja source.
         conversations: lists of messages, as JSON holds them.
-        special: texts of special tokens, by the names that templates know them by; one that is
-            empty is a token that the checkpoint does not have.
-        today: what `strftime_now` tells, as '2026-11-28'; unless given, it is now.
+        special: texts of special tokens, by their names in templates; an empty one is a token that
+            the checkpoint does not have.
+        today: the date that `strftime_now` writes, such as '2026-11-28'; empty is now.
 
     Raises:
-        ValueError: a message that JSON cannot hold, or of more than 16 million characters; a
-            template that cannot be read or that refuses a conversation, takes more than two seconds
-            or a gigabyte for one, or more than a minute and a fiftieth of a second each for all,
-            or writes far more than the conversations hold.
+        ValueError: `today` is not a date; a conversation that JSON cannot hold, or of more than 16
+            million characters; a template that cannot be read, refuses a conversation, takes more
+            than two seconds or a gigabyte for one, takes more than a minute plus a fiftieth of a
+            second for each, or writes far more than the conversations hold.
 
     Example:
         >>> message = {'role': 'assistant', 'content': 'four'}
@@ -79,7 +81,7 @@ def write_conversations(
 
 
 def _written(lines: Sequence[str], conversations: Sequence[Any]) -> list[Any]:
-    """What the process makes of the lines."""
+    """The texts that the process writes for the lines."""
     seconds = _ALL_SECONDS + _EACH_SECONDS * len(conversations)
     try:
         worker = subprocess.run(
@@ -110,7 +112,7 @@ def _written(lines: Sequence[str], conversations: Sequence[Any]) -> list[Any]:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, around what the assistant writes; it stands where it stood."""
+    """`{% generation %}` around the assistant's text, which is written as it is."""
 
     tags = {'generation'}
 
@@ -125,7 +127,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _environment(today: str) -> jinja2.sandbox.SandboxedEnvironment:
-    """What a template finds around it."""
+    """The environment in which a template runs."""
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -147,7 +149,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes what HTML would read."""
+    """Replaces Jinja's own filter, which escapes characters of HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -158,11 +160,11 @@ def _to_json(
 
 
 def _work() -> None:
-    """A line in, [template, special, today], then conversations; a line out for each, or why."""
+    """Reads a line [template, special, today], then conversations; writes a line for each."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     source, special, today = json.loads(sys.stdin.readline())
     given = {'tools': None, 'documents': None, **special}
-    # The alarm's own action ends the process, whatever it is doing.
+    # The default action of the alarm ends the process, whatever it is doing.
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         template = _environment(today).from_string(source)
@@ -194,7 +196,7 @@ def _end(reason: str) -> NoReturn:
 
 
 def _said(error: Exception) -> str:
-    """The text of an error, which the template may have chosen: short, and without escapes."""
+    """The text of an error, cut and in ASCII, since the template may have chosen it."""
     text = str(error)
     shown = ascii(text[:_MOST_SAID])[1:-1] + ('...' if len(text) > _MOST_SAID else '')
     return shown or type(error).__name__

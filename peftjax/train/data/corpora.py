@@ -71,10 +71,10 @@ def draw(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
     """Some of the rows in a random order, which the seed decides.
 
     Raises:
-        ValueError: there are not as many.
+        ValueError: there are fewer rows than `count`.
     """
     if len(rows) < count:
-        raise ValueError(f'{count} sentences are asked for, {len(rows)} are short enough')
+        raise ValueError(f'{count} examples are asked for, but only {len(rows)} are left')
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:count]]
 
 

@@ -31,11 +31,11 @@ class Images(Sequence[Row]):
         }
 
     def sources(self) -> Iterator[tuple[Any, int]]:
-        """What each row is read from, and its class."""
+        """The source of each row, a path or bytes, and its class."""
         return ((image, int(target)) for image, target in self._rows)
 
     def sizes(self) -> np.ndarray:
-        """int [rows]: all alike, and none has tokens to pad."""
+        """int [rows]: 0 for each image, which has no tokens to pad."""
         return np.zeros(len(self), np.int64)
 
     def __iter__(self) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""JSON lines of others, read within bounds."""
+"""Reads JSON lines within limits on their size."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +11,14 @@ MOST_BYTES = 2**28
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with one on each line, with the numbers of their lines, from 1.
+    """The objects of a file, one on each line, with their line numbers from 1.
 
     Empty lines are skipped. One line is held at a time.
 
     Raises:
         OSError: the file is not there.
-        ValueError: a file of more than 256 MiB or a line of more than 4 MiB;
-            a line that is not UTF-8, not JSON, or no object; by file and line.
+        ValueError: a file of more than 256 MiB or a line of more than 4 MiB; a line that is not
+            UTF-8, not JSON, or no object. The message names file and line.
 
     Example:
         >>> file = getfixture('tmp_path') / 'prompts.jsonl'

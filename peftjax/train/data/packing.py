@@ -1,7 +1,7 @@
 """Rows of tokens: one example each, or several packed into one row of fixed length.
 
-A row is a dict of equally long one-dimensional arrays, and of what concerns the whole row: scalars,
-an image. A position is padding where segment_ids is 0.
+A row is a dict of one-dimensional arrays of equal length, and of values for the whole row: scalars,
+or an image. A position is padding if its segment_ids is 0.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def chat_row(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> R
         input_ids, targets, segment_ids, position_ids int32 [T]; weights float32 [T].
 
     Raises:
-        ValueError: no token of the answer would be predicted, so that the row would train nothing.
+        ValueError: no token of the answer would be predicted, so the row would train nothing.
 
     Example:
         >>> chat_row([5, 6], [7, 8], max_length=4)['weights']
@@ -57,7 +57,7 @@ def trains(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> boo
 
 
 def seq2seq_row(text: Sequence[int], answer: Sequence[int], start: int) -> Row:
-    """A text and what a decoder is to write of it, the shorter one padded to the longer one.
+    """A text and the answer that a decoder is to write; the shorter one is padded to the longer.
 
     Returns:
         input_ids, segment_ids, decoder_input_ids (`start`, then the answer), targets (the answer),
@@ -76,7 +76,7 @@ def seq2seq_row(text: Sequence[int], answer: Sequence[int], start: int) -> Row:
 
 
 def pack(rows: Sequence[Row], length: int) -> list[Row]:
-    """Packs rows into as few rows of `length` positions as first fit, longest first, finds.
+    """Packs rows into rows of `length` positions: first fit, with the longest rows first.
 
     Segments of a packed row are numbered from 1, positions start anew in each, and the rest is
     padding (0 everywhere), so attention within equal segment_ids gives every example the result it
@@ -103,7 +103,7 @@ def pack(rows: Sequence[Row], length: int) -> list[Row]:
 
 
 def pad(row: Row, length: int) -> Row:
-    """The row with zeros appended up to `length` positions; what has none stays as it is."""
+    """The row with zeros appended up to `length`; values without positions stay as they are."""
     return {
         name: np.pad(value, (0, length - len(value))) if np.ndim(value) == 1 else value
         for name, value in row.items()

@@ -18,14 +18,14 @@ Record = dict[str, Any]
 
 
 def is_there(source: str) -> bool:
-    """Whether a table exists; of a data set of the hub, whether it has the split."""
+    """Whether a table exists; for a data set of the hub, whether it has the split."""
     if not source.startswith('hf:'):
         return Path(source).is_file()
     name, config, split = _hub_name(source)
     datasets = library('datasets', 'datasets', source)
     try:
         return split in datasets.get_dataset_split_names(name, config)
-    except (OSError, ValueError) as error:  # what the library's own errors are
+    except (OSError, ValueError) as error:  # the bases of the library's own errors
         raise ValueError(f'{source}: {error}') from None
 
 
@@ -42,14 +42,15 @@ def read_table(
     Args:
         source: a file, or a split of a data set of the hub, 'hf:org/name#train'.
         data: the header and the encoding of files.
-        columns: what each row must have; all are kept where none is named.
-        optional: what is kept too, where a row has it.
+        columns: columns that each row must have; if empty, all columns are kept.
+        optional: columns that are kept too, if a row has them.
         empty: whether a text of `columns` may be empty.
 
     Raises:
-        ValueError: a file that is not there or of another kind; a line that cannot be read, that
-            has more or fewer parts than there are columns, or a text that no encoding has; two
-            columns of one name; a column that is missing, or an empty text in it; by file and line.
+        ValueError: a file that does not exist or is of another kind; a line that cannot be read or
+            has more or fewer parts than there are columns; another or an unknown encoding; two
+            columns of one name; a missing column, or an empty text in one. The message names the
+            file and the row.
     """
     try:
         yield from _read(source, data, columns, optional, empty=empty)
@@ -89,8 +90,8 @@ def _read(
         void = [n for n in columns if isinstance(record[n], str) and not record[n].strip()]
         if void and not empty:
             raise ValueError(
-                f'{source}, row {number} has an empty {void[0]}; write what it is, or leave such '
-                'rows out of the file'
+                f'{source}, row {number} has an empty {void[0]}; fill it in, or leave the row out '
+                'of the file'
             )
         kept = (*columns, *optional) if columns else [name for name in record if name]
         yield {name: record[name] for name in kept if name in record}
@@ -124,7 +125,7 @@ def _json_lines(path: Path, data: DataSettings) -> Iterable[tuple[int, Any]]:
 
 
 def _encoding(data: DataSettings) -> str:
-    # A mark at the start of a file, which spreadsheets write, is no part of the first name.
+    # The mark that spreadsheets write at the start of a file is no part of the first name.
     return 'utf-8-sig' if data.encoding.lower() in ('utf-8', 'utf8') else data.encoding
 
 
@@ -161,7 +162,7 @@ def _separated(path: Path, data: DataSettings, **form: Any) -> Iterable[tuple[in
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
-    """Raises `ValueError` for two columns of one name, of which one would be dropped."""
+    """Raises `ValueError` for two columns of one name, since one would be dropped."""
     names = list(names)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -171,7 +172,7 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
 
 
 def _other_length(path: Path, row: int, line: int, parts: list[str], names: list[str]) -> str:
-    """Why a row that would be cut at a comma of its own, or filled up, is not taken."""
+    """Why a row is refused that has more or fewer parts than there are columns."""
     known = ', '.join(names)
     if len(parts) > len(names):
         return (
@@ -213,11 +214,11 @@ def _hub(source: str) -> Iterable[tuple[int, Any]]:
     datasets = library('datasets', 'datasets', source)
     try:
         table = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError) as error:  # what the library's own errors are
+    except (OSError, ValueError) as error:  # the bases of the library's own errors
         raise ValueError(f'{source}: {error}') from None
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
-            # Its file as it is, bytes and all: a decoded picture has no stable hash.
+            # The bytes of its file: a decoded picture has no stable hash.
             table = table.cast_column(column, datasets.Image(decode=False))
     yield from enumerate(table, start=1)
 

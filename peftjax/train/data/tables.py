@@ -18,19 +18,20 @@ def read_splits(
     """The rows of 'train', 'validation' and 'test'.
 
     A source with `{split}` in it has a table for each split: 'reviews/{split}.jsonl',
-    'hf:org/name#{split}', 'hf:org/name:config#{split}'. Where there is none for 'validation', a
-    tenth of 'train' takes its place; where there is none for 'test', there is no test. A source
-    without `{split}` is one table, whose rows are split 70 : 10 : 20. Both by a hash of what a row
-    holds: the same on every machine, equal rows on one side, and no row moves when others are
-    added. A published data set (`data.reader`) has the splits of its papers.
+    'hf:org/name#{split}', 'hf:org/name:config#{split}'. If there is none for 'validation', a tenth
+    of 'train' takes its place; if there is none for 'test', there is no test. A source without
+    `{split}` is one table, whose rows are split 70 : 10 : 20. A hash of its content decides the
+    split of a row: it is the same on every machine, equal rows are in one split, and no row moves
+    when others are added. A published data set (`data.reader`) has the splits of its papers.
 
     Args:
         data: names the source.
-        columns: what each row must have. optional: what is kept too, where a row has it.
+        columns: columns that each row must have.
+        optional: columns that are kept too, if a row has them.
 
     Raises:
-        ValueError: a file that is not there or of another kind, a line that cannot be read, a
-            missing column or an empty text in one, a split without rows; by file and line.
+        ValueError: a file that does not exist or is of another kind, a line that cannot be read, a
+            missing column or an empty text in one, a split without rows.
     """
     columns, optional, source = tuple(columns), tuple(optional), data.source
     if data.reader:
@@ -59,10 +60,10 @@ def read_splits(
 
 
 def first_record(data: DataSettings) -> Record:
-    """The first row of the table that is trained on, with all its columns.
+    """The first row of the training table, with all its columns.
 
     Raises:
-        ValueError: as `read_splits`; no row at all.
+        ValueError: as `read_splits`; the table has no rows.
     """
     if data.reader:
         return first_published(data)
@@ -88,7 +89,7 @@ def all_records(data: DataSettings, columns: Iterable[str]) -> Iterator[Record]:
 
 
 def _place(record: Record) -> float:
-    """Where a row stands between 0 and 1, by a hash of what it holds."""
+    """The place of a row between 0 and 1, by a hash of its content."""
     return int.from_bytes(_digest(record)[:8], 'big') / 2**64
 
 
