@@ -2,7 +2,7 @@
 
 Letters: `B` examples, `C` choices of an example, `L` tokens of a choice. `log_probs: [B, C, L]` are
 the log-probabilities of each choice's tokens given the question, `mask: [B, C, L]` is 1 where there
-is a token, `answers: [B]` numbers the right choice. A choice without tokens is a missing one: its
+is a token, `answers: [B]` are the numbers of the right choices. A missing choice has no tokens: its
 mask is zero everywhere.
 """
 
@@ -25,7 +25,7 @@ def length_normalised_loss(
     `L = mean_B(-log softmax_C(beta)[answer])` with `beta = sum_L log p / L^exponent`.
 
     Args:
-        log_probs, mask, answers: see above.
+        log_probs, mask, answers: see the module's docstring.
         exponent: of the length; 1 is the mean, 0 the sum.
 
     Returns:
@@ -38,8 +38,8 @@ def length_normalised_loss(
         0.4055
 
     References:
-        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 2; the exponent is
-        the authors' code's.
+        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 2; the exponent is from
+        the authors' code.
     """
     scores = choice_scores(log_probs, mask, exponent)
     return optax.softmax_cross_entropy_with_integer_labels(scores, answers).mean()
@@ -80,12 +80,12 @@ def unlikelihood_loss(
     r"""Pushes the tokens of wrong choices down: mean of `-log(1 - p + margin)` over them.
 
     Args:
-        log_probs, mask, answers: see above.
+        log_probs, mask, answers: see the module's docstring.
         margin: keeps the logarithm finite where `p = 1`; 0 is the formula as printed, whose
             gradient is not finite there.
 
     Returns:
-        A scalar, float32; 0 where there is no wrong choice.
+        A scalar, float32; 0 if there is no wrong choice.
 
     Example:
         >>> log_probs = jnp.log(jnp.asarray([[[0.9, 0.9], [0.51, 1.0]]]))
@@ -94,13 +94,13 @@ def unlikelihood_loss(
         0.6931
 
     References:
-        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 1; the margin is the
-        authors' code's and in no formula. That code also adds `-log(1 + margin)` for every
-        position that is padding or of the right choice; we count the wrong choices' tokens alone.
+        Liu et al., T-Few, 2022 (arXiv:2205.05638), section 3.2, equation 1; the margin is from the
+        authors' code and in no formula. Their code also adds `-log(1 + margin)` for every position
+        that is padding or of the right choice; we count only the tokens of wrong choices.
     """
     wrong = jnp.arange(mask.shape[1])[None] != answers[:, None]
     counted = mask.astype(bool) & wrong[:, :, None]
-    # Tokens that do not count may have any value, minus infinity too: they enter as p = 0.
+    # Tokens that do not count may have any value, even minus infinity: they enter as p = 0.
     probs = jnp.exp(jnp.where(counted, log_probs.astype(jnp.float32), -jnp.inf))
     losses = jnp.where(counted, -jnp.log(1.0 - probs + margin), 0.0)
     return losses.sum() / jnp.maximum(counted.sum(dtype=losses.dtype), 1.0)

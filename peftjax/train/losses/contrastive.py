@@ -1,4 +1,4 @@
-r"""Losses of sentence encoders: a text and its match against the other texts of the batch."""
+r"""Losses of sentence encoders, which compare a text's match with other texts of the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from peftjax.core.shapes import HostArray
 def mean_pool(
     states: Float[jax.Array, 'B T D'], mask: Shaped[HostArray, 'B T']
 ) -> Float32[jax.Array, 'B D']:
-    """The mean of the states of real tokens, `[B, D]` float32; zeros for a row without any.
+    """The mean of the states of real tokens, `[B, D]` float32; zeros for a row without real tokens.
 
     Example:
         >>> states = jnp.asarray([[[1.0], [3.0], [50.0]]])
@@ -47,11 +47,11 @@ def info_nce_loss(
 
     .. math:: L_i = -\log\frac{e^{s\cos(a_i, c_i)}}{\sum_{j \notin E_i} e^{s\cos(a_i, c_j)}}
 
-    Candidate `i` belongs to anchor `i`; those behind the first `B` are negatives of all anchors.
+    Candidate `i` belongs to anchor `i`; those after the first `B` are negatives of all anchors.
 
     Args:
         anchors, candidates: vectors of texts, of any length; `C` is at least `B`.
-        excluded: candidates that are no negatives of an anchor, :math:`E_i`: padding, or further
+        excluded: :math:`E_i`, candidates that are no negatives of an anchor: padding, or further
             right answers. An anchor's own candidate always counts.
         scale: `s`, the inverse of the temperature.
 

@@ -19,11 +19,11 @@ def distillation_loss(
     of about the same size for every temperature. The teacher gets no gradient.
 
     Args:
-        logits, teacher_logits: of the same classes, computed with in float32.
+        logits, teacher_logits: of the same classes; they are converted to float32.
         temperature: `T`, above 0.
 
     Returns:
-        One loss for each position, float32; 0 where both have the same distribution.
+        One loss for each position, float32; 0 if both have the same distribution.
 
     Example:
         >>> student, teacher = jnp.asarray([0.0, 0.0]), jnp.asarray([0.0, 2.0])

@@ -2,10 +2,10 @@ r"""Losses of preferences: DPO, IPO, ORPO, KTO and SimPO, as functions of log-pr
 
 Letters: `x` a prompt, :math:`y_w` its chosen answer, :math:`y_l` its rejected one, :math:`\pi` the
 model that is trained, :math:`\pi_0` the reference. The log-probability of an answer is the sum over
-its tokens, :math:`\log\pi(y|x) = \sum_t \log\pi(y_t | x, y_{<t})`, and the tokens of the prompt
-count nowhere. ORPO and SimPO take the mean over the tokens in place of the sum.
+its tokens, :math:`\log\pi(y|x) = \sum_t \log\pi(y_t | x, y_{<t})`, without the tokens of the
+prompt. ORPO and SimPO take the mean over the tokens in place of the sum.
 
-Every function returns one loss for each pair, `[B]` float32, so that a batch can weigh its pairs.
+Every loss is one number for each pair, `[B]` float32, so that a batch can weight its pairs.
 """
 
 import jax
@@ -22,7 +22,7 @@ def answer_log_probs(
     r"""The log-probability of each row's answer, `[B]` float32: the sum over its tokens.
 
     Args:
-        scores: what a decoder makes of its targets.
+        scores: the scores that a decoder gives its targets.
         mask: nonzero where the target is a token of the answer.
         mean: divide by the number of tokens; an answer without tokens has 0.
 
@@ -87,7 +87,7 @@ def ipo_loss(
 
     .. math:: L = \left(h - \frac{1}{2\tau}\right)^2
 
-    with `h` of `dpo_loss`. The margin stops to grow at the target, however certain a pair is.
+    with `h` of `dpo_loss`. The margin stops growing at the target, however certain a pair is.
 
     Args:
         chosen, rejected, reference_chosen, reference_rejected: sums, as for `dpo_loss`.
@@ -111,7 +111,7 @@ def ipo_loss(
 def orpo_loss(
     chosen: Float[jax.Array, ' B'], rejected: Float[jax.Array, ' B'], beta: float = 0.1
 ) -> Float32[jax.Array, ' B']:
-    r"""Odds ratio preference optimisation: cross-entropy of the chosen answer, and odds beside it.
+    r"""Odds ratio preference optimisation: cross-entropy of the chosen answer plus an odds ratio.
 
     .. math::
         L = -\log P(y_w|x) - \lambda\log\sigma\left(\log\frac{P(y_w|x)}{1-P(y_w|x)} -
@@ -165,7 +165,7 @@ def simpo_loss(
         0.6931
 
     Source: Meng et al. 2024 (arXiv:2405.14734), equation 6. TRL takes the same gamma, as
-    `simpo_gamma`, and adds the cross-entropy of the chosen answer where its `cpo_alpha` is not 0.
+    `simpo_gamma`, and adds the cross-entropy of the chosen answer if its `cpo_alpha` is not 0.
     """
     margin = beta * (chosen.astype(jnp.float32) - rejected.astype(jnp.float32))
     return -jax.nn.log_sigmoid(margin - gamma)
@@ -221,10 +221,10 @@ def kto_reference_point(
 
     Args:
         log_ratios: of prompts with the answers of other prompts.
-        weights: rows of weight 0 count nowhere.
+        weights: of the rows; a row of weight 0 does not count.
 
     Returns:
-        A scalar, float32; 0 where no row counts.
+        A scalar, float32; 0 if no row counts.
 
     Example:
         >>> float(kto_reference_point(jnp.asarray([1.0, 3.0, 99.0]), jnp.asarray([1.0, 1.0, 0.0])))
