@@ -1,1 +1,1 @@
-"""Scores of a whole split, from well-kept libraries."""
+"""Scores of a whole split, from well-maintained libraries."""

@@ -13,7 +13,7 @@ from peftjax.train.settings import SettingsError
 from peftjax.train.task import Outputs
 
 Compute = Callable[[Outputs], float]
-_ZERO: Any = 0.0  # of a class that nothing has; the stubs know texts alone
+_ZERO: Any = 0.0  # the F1 of a class that no row has; the type stubs allow only texts
 
 
 def in_bio_form(classes: Sequence[str]) -> bool:
@@ -47,10 +47,10 @@ def accuracy(classes: Sequence[str]) -> Compute:
 
 
 def f1(classes: Sequence[str]) -> Compute:
-    """F1 of class 1, of two classes.
+    """F1 of class 1, for two classes.
 
     Raises:
-        SettingsError: there are more classes; from the call too, where they have no names.
+        SettingsError: there are more classes; the call raises it if they have no names.
 
     Example:
         >>> outputs = {'targets': [np.int32(1), np.int32(0)], 'logits': [np.eye(2)[1]] * 2}
@@ -79,7 +79,7 @@ def f1_macro(classes: Sequence[str]) -> Compute:
 
 
 def matthews(classes: Sequence[str]) -> Compute:
-    """Matthews' correlation of classes; 0 where all have the same class."""
+    """Matthews' correlation of classes; 0 if all targets, or all answers, are one class."""
     del classes
 
     def compute(outputs: Outputs) -> float:
@@ -103,13 +103,13 @@ def rmse(classes: Sequence[str]) -> Compute:
 
 
 def pearson(classes: Sequence[str]) -> Compute:
-    """Pearson's correlation of numbers; 0 where all are the same."""
+    """Pearson's correlation of numbers; 0 if all targets, or all answers, are equal."""
     del classes
     return lambda outputs: _correlation(scipy.stats.pearsonr, outputs)
 
 
 def spearman(classes: Sequence[str]) -> Compute:
-    """Spearman's correlation of the ranks of numbers; 0 where all are the same."""
+    """Spearman's correlation of numbers; 0 if all targets, or all answers, are equal."""
     del classes
     return lambda outputs: _correlation(scipy.stats.spearmanr, outputs)
 
@@ -123,7 +123,7 @@ def _correlation(correlate: Callable[..., tuple[float, float]], outputs: Outputs
 
 
 def entity_f1(classes: Sequence[str]) -> Compute:
-    """F1 of entities in BIO tags: an entity is right with its type and both of its ends.
+    """F1 of entities in BIO tags: an entity is right if its type and both of its ends are.
 
     Example:
         >>> outputs = {'targets': [np.asarray([1, 2, -100])], 'tags': [np.asarray([1, 2, 0])]}
@@ -155,5 +155,5 @@ def entity_f1(classes: Sequence[str]) -> Compute:
 def _check_two(count: int) -> None:
     if count > 2:
         raise SettingsError(
-            f'the metric f1 is of two classes, and there are {count}; write f1_macro'
+            f'the metric f1 is for two classes, and there are {count}; write f1_macro'
         )

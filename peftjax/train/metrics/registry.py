@@ -1,4 +1,4 @@
-"""Metrics by name, and which of them are better when smaller."""
+"""Metrics by name, and the scores of which less is better."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,7 +7,7 @@ from peftjax.train.metrics import labels, texts
 from peftjax.train.task import Metric, Outputs
 
 MetricFactory = Callable[[Sequence[str]], Callable[[Outputs], float]]
-"""From the names of the classes to a function of the outputs of a split."""
+"""A function from the names of the classes to a function of the outputs of a split."""
 
 METRICS: Mapping[str, MetricFactory] = {
     'accuracy': labels.accuracy,
@@ -31,7 +31,7 @@ def metrics_of(names: Sequence[str], classes: Sequence[str] = ()) -> tuple[Metri
     a split to a number.
 
     Raises:
-        SettingsError: no such metric, with near names.
+        SettingsError: no such metric; the message has near names.
 
     Example:
         >>> [metric.name for metric in metrics_of(['f1', 'matthews'])]
@@ -41,7 +41,7 @@ def metrics_of(names: Sequence[str], classes: Sequence[str] = ()) -> tuple[Metri
 
 
 def better(name: str) -> str:
-    """A score as `Task.best` takes it: with a minus sign in front where less of it is better.
+    """A score as `Task.best` takes it: with a minus sign in front if less of it is better.
 
     Example:
         >>> better('perplexity'), better('f1'), better('-mine')

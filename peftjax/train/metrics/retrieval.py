@@ -1,4 +1,4 @@
-"""Scores of retrieval: how near the right texts are to a query among all texts of a split."""
+"""Scores of retrieval: how near to a query its right texts are, among all texts of a split."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,16 @@ _ROWS = 1024  # queries that are compared at a time
 
 
 def right_ranks(outputs: Outputs) -> np.ndarray:
-    """Of each query, the rank of its nearest right candidate by cosine, 1 for the nearest of all.
+    """The rank of each query's nearest right candidate by cosine; 1 is the nearest of all.
 
-    The candidates are the different positive texts of the split. Right are the query's own one,
-    and all of its group where groups are known. A candidate with the query's own text is left out.
-    Wrong candidates as near as the right one stand before it, so that equal vectors earn nothing.
+    The candidates are the different positive texts of the split. The right ones are the query's own
+    positive, and all of its group if groups are known. A candidate with the query's own text is
+    left out. Wrong candidates as near as the right one rank before it, so that equal vectors earn
+    nothing.
 
     Args:
-        outputs: of each example 'anchors' and 'positives' float [D], 'text' and 'text:1', numbers
-            of the anchor's and the positive's text, and 'group', below 0 where it is not known.
+        outputs: for each example, 'anchors' and 'positives' float [D]; 'text' and 'text:1', numbers
+            of the anchor's and the positive's text; and 'group', below 0 if it is not known.
 
     Example:
         >>> outputs = {

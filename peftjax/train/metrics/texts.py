@@ -1,4 +1,4 @@
-"""Metrics of texts: of the probability of given ones, and of generated ones."""
+"""Metrics of texts: of the probability of given texts, and of generated texts."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from rouge_score import rouge_scorer
 from peftjax.train.task import Outputs
 
 TextMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
-"""From generated texts and the references of each, one or more, to a number."""
+"""A function from generated texts, and one or more references of each, to a number."""
 
 
 def perplexity(classes: Sequence[str]) -> Callable[[Outputs], float]:
@@ -35,7 +35,7 @@ def perplexity(classes: Sequence[str]) -> Callable[[Outputs], float]:
 
 
 def exact_match(found: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The share of texts that equal one of their references, spaces around them aside."""
+    """The share of texts that equal one of their references, without spaces around them."""
     pairs = zip(found, references, strict=True)
     return float(np.mean([one.strip() in [each.strip() for each in of] for one, of in pairs]))
 
@@ -63,7 +63,7 @@ def _streams(references: Sequence[Sequence[str]]) -> Any:
 def rouge(kind: str) -> TextMetric:
     """The mean F1 of ROUGE of a kind ('rouge1', 'rouge2', 'rougeL'), with Porter's stemmer.
 
-    Of several references the closest one counts.
+    If a text has several references, the closest one counts.
     """
     scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
 
