@@ -15,14 +15,14 @@ from peftjax.train.readers.layout import Layout, label
 
 
 class Sentences(NamedTuple):
-    """One of the tasks: its texts and its classes, in the order of their numbers.
+    """One of the tasks: its texts, and its classes in the order of their numbers.
 
     Attributes:
         texts: columns of the one or two texts.
         classes: empty for a number that is predicted.
         tsv: columns of the texts and of the label in the distributed .tsv files: their names, or
-            their places where a file has no header.
-        broken: whether the distributed files have lines that are cut short, which are left out.
+            their places if a file has no header.
+        broken: whether the distributed files have lines that are cut short; these are left out.
     """
 
     texts: tuple[str, ...]
@@ -78,7 +78,7 @@ _FILES = {
 
 
 def sentences(name: str, task: Sentences) -> Layout:
-    """Rows with the columns text, second where there are two, and label: a class or a number."""
+    """Rows with the columns text, second if there are two texts, and label: a class or a number."""
     texts, classes = task.texts, task.classes
 
     def record(row: Record) -> Record | None:
@@ -100,8 +100,8 @@ def sentences(name: str, task: Sentences) -> Layout:
 def halves(layout: Layout) -> Layout:
     """The development split in two halves: one chooses the best checkpoint, the other is the test.
 
-    As in ReFT's comparison (Wu et al., 2024, arXiv:2404.03592). Which example lies in which half
-    follows from a hash of what it holds.
+    As in ReFT's comparison (Wu et al., 2024, arXiv:2404.03592). A hash of its content decides the
+    half of an example.
     """
     splits = {'train': layout.splits['train'], 'test': layout.splits['validation']}
     return dataclasses.replace(layout, splits=splits, halved=True)
@@ -110,7 +110,7 @@ def halves(layout: Layout) -> Layout:
 def words(name: str, task: Sentences) -> Layout:
     """Rows with the columns text and answer, in the words of T5.
 
-    They are 'rte hypothesis: ... premise: ...', and so for the others.
+    For example, RTE has 'rte hypothesis: ... premise: ...'.
 
     Source: Raffel et al., T5, 2019 (arXiv:1910.10683), appendix D.
     """
@@ -172,7 +172,7 @@ def _tsv(task: Sentences) -> Callable[[Path, str], Iterator[Record]] | None:
 
 
 def _places(task: Sentences, header: str | None, path: Path) -> list[int]:
-    """Where the columns stand."""
+    """The places of the columns."""
     if header is None:
         return [int(each) for each in task.tsv]
     columns = header.rstrip('\r\n').split('\t')

@@ -10,22 +10,22 @@ from peftjax.train.data.table_files import Record, read_table
 from peftjax.train.settings import DataSettings
 
 Records = dict[str, list[Record]]
-"""Rows of each split, with the columns of the task that learns them."""
+"""Rows of each split, with the columns that a task reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a data set keeps what a task needs.
+    """Maps the columns and splits of a data set to those that a task needs.
 
     Attributes:
-        columns: that its tables have, as on the hub.
-        record: from a row of those columns to one of the task's columns; None leaves it out.
+        columns: columns of its tables, as on the hub.
+        record: from a row of these columns to one of the task's columns; None leaves the row out.
         splits: our names of splits, and the data set's own.
         official: reads a split, by its own name, from a folder as the authors distribute it; gives
             rows of `columns`.
-        elsewhere: layouts of splits that come from other data sets, by our names; the settings say
-            where those lie.
-        held_out: how many examples of 'train' become 'validation', where the set has none.
+        elsewhere: layouts of splits that come from other data sets, by our names; `data.splits` of
+            the settings has their sources.
+        held_out: how many examples of 'train' become 'validation', if the set has none.
         grouped: the column by which rows of the scored splits are joined; the answers of a group
             are its references.
         classes: names of the classes, in the published order.
@@ -53,19 +53,19 @@ def read(layout: Layout, data: DataSettings) -> Records:
             '{split}'.
 
     Raises:
-        ValueError: a file that is not there or cannot be read, a missing column, a split without
+        ValueError: a file that does not exist or cannot be read, a missing column, a split without
             rows, or a label that is none of the data set's.
     """
     places = {ours: (layout, data.source, theirs) for ours, theirs in layout.splits.items()}
     for name, place in data.splits.items():
         if name not in layout.elsewhere:
-            raise ValueError(f'{data.source} has a {name} of its own: leave data.splits.{name} out')
+            raise ValueError(f'{data.source} has its own {name}: leave data.splits.{name} out')
         places[name] = (layout.elsewhere[name], place, name)
     found = {name: list(_rows(*place, data)) for name, place in places.items()}
     if empty := [name for name, rows in found.items() if not rows]:
         raise ValueError(f'{data.source} has no rows for {", ".join(empty)}')
     if layout.held_out:
-        # A small table, such as one to try things on, gives a tenth.
+        # A small table, such as one for a first try, gives only a tenth.
         count = min(layout.held_out, -(-len(found['train']) // 10))
         found |= hold_out(found['train'], count)
     if layout.halved:
@@ -78,10 +78,10 @@ def read(layout: Layout, data: DataSettings) -> Records:
 
 
 def hold_out(rows: list[Record], count: int) -> Records:
-    """'train' without some rows, and those as 'validation'.
+    """'train' without some rows, and these rows as 'validation'.
 
-    They are the `count` rows of least hash, the same ones on every machine, and all rows that equal
-    one of them.
+    They are the `count` rows with the least hashes, the same on every machine, and all rows that
+    equal one of them.
     """
     digests = [_digest(row) for row in rows]
     last = sorted(digests)[count - 1]
@@ -96,7 +96,7 @@ def first(layout: Layout, data: DataSettings) -> Record:
     """The first row of 'train'.
 
     Raises:
-        ValueError: as `read`; there is no row.
+        ValueError: as `read`; 'train' has no rows.
     """
     found = next(_rows(layout, data.source, layout.splits['train'], data), None)
     if found is None:
@@ -123,7 +123,7 @@ def label(names: tuple[str, ...], value: object, what: str) -> str | None:
     """The name of a class by its number; None for -1, which stands for a secret answer.
 
     Raises:
-        ValueError: it is no number of a class.
+        ValueError: the value is not the number of a class.
 
     Example:
         >>> label(('negative', 'positive'), 1, 'sst2')

@@ -18,15 +18,15 @@ READERS: Mapping[str, Layout] = {
     'superglue_rte_choices': few_shot_rte(),
     **TEXTS,
 }
-"""How each is read. Where columns of the task are named: text, second and label; prompt and answer;
-text and answer for an encoder with a decoder; text, choices and label."""
+"""The layout of each data set. The columns of its rows are those of a task: text, second and label;
+prompt and answer; text and answer for an encoder with a decoder; or text, choices and label."""
 
 
 def layout_of(name: str) -> Layout:
     """The layout of a published data set.
 
     Raises:
-        SettingsError: there is none of that name, with near names.
+        SettingsError: there is none of that name; the message has near names.
 
     Example:
         >>> layout_of('glue_rte').classes
@@ -52,7 +52,7 @@ def read_published(
     if missing := [name for name in columns if name not in given]:
         raise SettingsError(
             f'reader {data.reader!r} gives {", ".join(given)}, and no {missing[0]!r}: '
-            'another task learns it'
+            'choose a task that reads these columns'
         )
     kept = {*columns, *optional, 'references'}
     return {
@@ -72,5 +72,5 @@ def first_published(data: DataSettings) -> Record:
 
 
 def classes_of(data: DataSettings) -> tuple[str, ...]:
-    """The classes of the published data set, in their order; none where there is no reader."""
+    """The classes of the published data set, in their order; empty if there is no reader."""
     return layout_of(data.reader).classes if data.reader else ()

@@ -1,7 +1,7 @@
-"""Published data sets whose answers are written: data to text, summaries, problems, instructions.
+"""Published data sets whose answers are texts: data to text, summaries, problems, instructions.
 
-Rows have the columns prompt and answer, which the data set's own format puts into words; or text
-and answer, for an encoder with a decoder. The columns of the tables are those of the hub.
+Rows have the columns prompt and answer, in the data set's own format; or text and answer, for an
+encoder with a decoder. The columns of the tables are those of the hub.
 """
 
 import csv
@@ -16,7 +16,7 @@ from peftjax.train.readers.layout import Layout
 _ALL = {name: name for name in ('train', 'validation', 'test')}
 _TRAIN = {'train': 'train'}
 
-# What LLM-Adapters score after tuning on commonsense-170k, in the order of its tables.
+# The test sets of LLM-Adapters after tuning on commonsense-170k, in the order of its tables.
 COMMONSENSE = (
     *('boolq', 'piqa', 'social_i_qa', 'hellaswag'),
     *('winogrande', 'ARC-Easy', 'ARC-Challenge', 'openbookqa'),
@@ -84,7 +84,7 @@ def _metamath(row: Record) -> Record:
 
 
 def _instruction(row: Record) -> Record:
-    """Alpaca's columns; an empty input is none."""
+    """Alpaca's columns; an empty input counts as none."""
     return {'prompt': alpaca_prompt(row['instruction'], row['input']), 'answer': row['output']}
 
 
