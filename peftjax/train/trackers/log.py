@@ -1,4 +1,4 @@
-"""Numbers over time as JSON lines, one line a call: the file that everything here reads again."""
+"""Numbers over time as JSON lines, one line for each call, in a file that this library reads."""
 
 import json
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class MetricsWriter:
             file.write(json.dumps({'step': step, **values}) + '\n')
 
     def close(self) -> None:
-        """Nothing: each line was closed when it was written."""
+        """Does nothing: the file is closed after each line."""
 
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
@@ -51,7 +51,7 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
     A last line cut short by an interrupted write is left out.
 
     Raises:
-        ValueError: another line is damaged, by file and line.
+        ValueError: another line is damaged; the message names file and line.
     """
     lines, damaged = whole_lines(workdir)
     if damaged is not None:
@@ -60,7 +60,7 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
 
 
 def whole_lines(workdir: Path) -> tuple[list[dict[str, float]], str | None]:
-    """The lines in front of the first damaged one, and what is wrong with that."""
+    """The lines before the first damaged one, and its damage; None if no line is damaged."""
     path = workdir / _FILE
     if not path.exists():
         return [], None

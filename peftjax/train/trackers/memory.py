@@ -1,4 +1,4 @@
-"""What a tracker was sent, kept beside the run, so that each number is sent once."""
+"""Remembers which numbers a tracker was sent, so that each is sent once."""
 
 import json
 import uuid
@@ -18,7 +18,7 @@ class Memory:
     Attributes:
         resumed: whether the tracker's run is continued.
         id: a text of hexadecimal digits, the same for the whole run.
-        noted: what the tracker itself keeps here, such as the id that its server gave.
+        noted: values that the tracker keeps here, such as the id that its server gave.
 
     Args:
         workdir: of the run.
@@ -49,7 +49,7 @@ class Memory:
         self._write()
 
     def note(self, **values: Any) -> None:
-        """Keeps values of the tracker's own, as JSON holds them, in `noted`."""
+        """Keeps values of the tracker, which JSON can hold, in `noted`."""
         self.noted = {**self.noted, **values}
         self._write()
 

@@ -21,7 +21,7 @@ TRACKERS: Mapping[str, Known] = {
     'mlflow': Known('mlflow', 'mlflow'),
     'trackio': Known('trackio', 'trackio'),
 }
-"""The trackers that are known by name: functions of modules of that name, beside this one."""
+"""The known trackers: each is a function in the module of its name, beside this module."""
 
 
 def trackers_of(names: Sequence[str]) -> Trackers:

@@ -11,7 +11,7 @@ from peftjax.train.trackers.memory import Memory
 
 
 def tensorboard(workdir: Path, settings: Mapping[str, Any], resumed_from: int) -> '_TensorBoard':
-    """Writes to `<workdir>/tensorboard`. A resumed run hides what was written of later steps."""
+    """Writes to `<workdir>/tensorboard`. A resumed run hides the numbers of later steps."""
     del settings
     return _TensorBoard(workdir, resumed_from)
 
@@ -22,7 +22,7 @@ class _TensorBoard:
         self._board = SummaryWriter(
             str(workdir / 'tensorboard'),
             purge_step=resumed_from + 1,
-            # The library names files by the second, so that a quick restart would overwrite one.
+            # The library names files by the second, so a quick restart would overwrite one.
             filename_suffix=f'.{time.time_ns()}',
         )
 

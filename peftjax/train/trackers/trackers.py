@@ -1,4 +1,4 @@
-"""The seam between a run and the programs that show its numbers."""
+"""The interface between a run and the programs that show its numbers."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends the writing; all numbers are then where they belong."""
+        """Ends the writing; afterwards all numbers are stored."""
         ...
 
 
@@ -50,7 +50,7 @@ class Trackers:
         self._open: list[Tracker] = []
 
     def open(self, folder: Path, settings: Mapping[str, Any], resumed_from: int) -> None:
-        """Opens all, for a run that goes on from a step."""
+        """Opens all trackers, for a run that resumes from a step."""
         self._open = [MetricsWriter(folder, resumed_from)]
         try:
             for make in self._factories:
@@ -60,13 +60,13 @@ class Trackers:
             raise
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends numbers of a step to all."""
+        """Sends numbers of a step to all trackers."""
         for tracker in self._open:
             tracker.write(step, values)
 
     def close(self) -> None:
-        """Ends all."""
-        with contextlib.ExitStack() as stack:  # One that raises keeps no other from its end.
+        """Closes all trackers."""
+        with contextlib.ExitStack() as stack:  # Closes the others too if one raises.
             for tracker in reversed(self._open):
                 stack.callback(tracker.close)
             self._open = []

@@ -12,7 +12,8 @@ from peftjax.train.trackers.memory import Memory
 def trackio(workdir: Path, settings: Mapping[str, Any], resumed_from: int) -> '_Trackio':
     """Writes to trackio's own folder, which TRACKIO_DIR names; TRACKIO_PROJECT names the project.
 
-    The run has the name of the work folder and its id, as folders of one name are other runs.
+    The run's name is that of the work folder and an id, since folders of one name may be different
+    runs.
     """
     return _Trackio(workdir, settings, resumed_from)
 
@@ -26,7 +27,7 @@ class _Trackio:
             name=f'{workdir.name}-{self._memory.id}',
             config=dict(settings),
             resume='allow',
-            # A run's numbers, and not those of the machine.
+            # Only the numbers of the run, and not those of the machine.
             auto_log_gpu=False,
             auto_log_cpu=False,
             embed=False,

@@ -30,7 +30,7 @@ class _WandB:
             resume='allow' if self._memory.resumed else None,
             dir=str(workdir),
             config=dict(settings),
-            # The lines of the run are for the terminal, and are no part of the upload.
+            # The lines that the run prints are for the terminal, and are not uploaded.
             settings=module.Settings(console='off', silent=True),
         )
 
