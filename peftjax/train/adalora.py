@@ -110,8 +110,8 @@ def adalora_allocation(
     if not 0 <= initial_steps < total_steps - final_steps or final_steps < 1:
         raise ValueError(
             f'total_steps is {total_steps}, initial_steps {initial_steps}, final_steps '
-            f'{final_steps}; write final_steps of at least 1, initial_steps of at least 0, and a '
-            'total_steps that is larger than both together'
+            f'{final_steps}; write a larger total_steps, with initial_steps of at least 0 and '
+            'final_steps of at least 1'
         )
     betas = [each for each in (beta1, beta2) if is_plain(each)]
     if every < 1 or target_rank < 0 or not all(0 <= each < 1 for each in betas):
