@@ -107,7 +107,7 @@ def _answer(text, role='assistant'):
         (None, [_answer('a', 'user'), _answer('b')], 'has no chat template'),
         ('{{ messages[-1].content }}', [_answer('a', 'user'), _answer('b')], 'where the answer'),
         (TEMPLATE, [_answer('a')], 'a conversation is a list of at least two'),
-        (TEMPLATE, [_answer('a'), _answer('b', 'user')], "ends with 'user' and not an answer"),
+        (TEMPLATE, [_answer('a'), _answer('b', 'user')], "ends with the role 'user'; its last"),
         ('{% for %}', [_answer('a', 'user'), _answer('b')], 'cannot be read'),
         ('{{ raise_exception("no") }}', [_answer('a', 'user'), _answer('b')], 'cannot write'),
         (

@@ -232,7 +232,7 @@ def test_kto_reads_single_answers_and_pairs_them_with_other_prompts(folder):
     ('change', 'error', 'words'),
     [
         ({'loss': 'dop'}, SettingsError, "data.options.loss='dop'; near names: \\['dpo'"),
-        ({'beta': 0.0}, SettingsError, 'beta is 0.0; it is above 0'),
+        ({'beta': 0.0}, SettingsError, 'beta is 0.0; write a number above 0'),
         ({'loss': 'ipo', 'gamma': 1.0}, SettingsError, 'no option data.options.gamma'),
         ({'label_smoothing': 0.5}, SettingsError, 'from 0 to below 0.5'),
         ({'lengths': (4,)}, SettingsError, 'write a greater --data.lengths'),
@@ -246,7 +246,7 @@ def test_mistakes_are_named(folder, change, error, words):
 def test_wrong_records_are_named(folder):
     talk = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'fine'}]
     other = [{'role': 'user', 'content': 'the'}, talk[1]]
-    with pytest.raises(ValueError, match='may differ in their last message alone'):
+    with pytest.raises(ValueError, match='may differ only in their last message'):
         rows = [{'chosen': talk, 'rejected': other, 'prompt': f'{i}'} for i in range(30)]
         _made(folder.parent / 'w1', rows=rows)
     with pytest.raises(ValueError, match='an answer without a prompt'):

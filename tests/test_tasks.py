@@ -116,12 +116,12 @@ def test_a_table_without_a_header_is_refused_and_read_by_its_names(tmp_path):
         ([0.5, 1.0], '--task regression'),
         (['0.5', '1'], '--task regression'),
         (range(1001), 'has 1001 different labels'),
-        (['a', 'a'], 'has the label a alone'),
+        (['a', 'a'], 'has only the label a'),
         (['a', ' '], 'has an empty label'),
         (['a', None], 'is no name'),
         ([['a'], 'b'], 'is no name'),
         (['a', 0.5], 'one is the number 0.5'),
-        ([1, '1', 2], 'numbers and texts of the same number'),
+        ([1, '1', 2], 'the same number as a number and as a text'),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, message):
@@ -231,7 +231,7 @@ def test_scores_of_written_texts_are_those_of_the_generator(tmp_path):
     tokens = model.tokenizer.encode('<|im_start|> fine film')
     whole = peftjax.generator(model)((), trained.frozen, jnp.asarray([tokens]), max_new_tokens=4)
     assert answer == {'text': model.tokenizer.decode(np.asarray(whole)[0].tolist()).strip()}
-    with pytest.raises(SettingsError, match="generated names 'blue'; there are exact_match"):
+    with pytest.raises(SettingsError, match="generated names 'blue'; write some of exact_match"):
         find_task('instructions')(
             infer(settings).change({'data.options.generated': ['blue']}), model
         )

@@ -1,1 +1,1 @@
-"""What a run learns."""
+"""The tasks that a run can learn."""

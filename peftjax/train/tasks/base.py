@@ -1,4 +1,4 @@
-"""What tasks share: cross-entropy totals, the inputs of model families, lengths and tokenizers."""
+"""Shared by tasks: cross-entropy totals, the inputs of model families, lengths and tokenizers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ def weighted_totals(
     :math:`(1 - \epsilon)` on the answer plus :math:`\epsilon / K` on every class.
 
     Args:
-        result: logits [..., classes], computed with in float32; or what a decoder, given targets,
-            makes of them.
-        batch: 'targets' int [...] and 'weights' float [...]; a target below 0 counts nowhere.
+        result: logits [..., classes], which are converted to float32; or the scores that a decoder
+            gives its targets.
+        batch: 'targets' int [...] and 'weights' float [...]; a target below 0 does not count.
         smoothing: epsilon, at least 0 and below 1; with logits only.
 
     Raises:
@@ -67,15 +67,15 @@ def weighted_totals(
 
 
 def encoder_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens, which of them are real, and for pairs which text each belongs to."""
+    """Tokens, a mask of the real ones, and for pairs the text that each token belongs to."""
     types = {name: batch[name] for name in ('token_type_ids',) if name in batch}
     return {'input_ids': batch['input_ids'], 'attention_mask': batch['segment_ids'] > 0, **types}
 
 
 def decoder_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens of one example a row, which of them are real, and what follows each.
+    """Tokens of one example in each row, a mask of the real ones, and the next token of each.
 
-    A mask and no segments: methods with virtual tokens take the one and refuse the other.
+    There is a mask and no segments: methods with virtual tokens take masks and refuse segments.
     """
     mask = batch['segment_ids'] > 0
     return {
@@ -86,7 +86,7 @@ def decoder_inputs(batch: Batch) -> dict[str, Any]:
 
 
 def packed_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens, which example of a row they belong to, their places in it, and what follows each."""
+    """Tokens, and for each its example in the row, its place in the example, and the next token."""
     names = ('input_ids', 'segment_ids', 'position_ids', 'targets')
     return {name: batch[name] for name in names}
 
@@ -97,7 +97,7 @@ def decoder_inputs_of(settings: Settings) -> Callable[[Batch], dict[str, Any]]:
 
 
 def seq2seq_inputs(batch: Batch) -> dict[str, Any]:
-    """Tokens of both sides, which of them are real, and what follows each that is written."""
+    """Tokens of both sides, masks of the real ones, and the targets of the decoder."""
     return {
         **{name: batch[name] for name in ('input_ids', 'decoder_input_ids', 'targets')},
         'attention_mask': batch['segment_ids'] > 0,
@@ -109,7 +109,7 @@ def needed(model: peftjax.Model, settings: Settings) -> peftjax.Tokenizer:
     """The tokenizer of a checkpoint.
 
     Raises:
-        SettingsError: it has none.
+        SettingsError: the checkpoint has none.
     """
     if model.tokenizer is None:
         raise SettingsError(
@@ -122,7 +122,7 @@ def most_tokens(model: peftjax.Model) -> int:
     """The longest row that a model takes, as far as its config tells; 1024 at most."""
     config = model.config
     most = getattr(config, 'max_position_embeddings', _LONGEST)
-    # RoBERTa's table begins with places that no token has.
+    # RoBERTa's table begins with two places that no token uses.
     if type(config).__name__ == 'RobertaConfig':
         most -= 2
     return min(most, _LONGEST)
@@ -131,8 +131,8 @@ def most_tokens(model: peftjax.Model) -> int:
 def lengths_of(settings: Settings, model: peftjax.Model, sizes: Sequence[int]) -> tuple[int, ...]:
     """The lengths that batches are padded to: those of the settings, or some that fit the data.
 
-    Four at most: the quarters of the sizes, rounded up to multiples of 8, of which the greatest is
-    no more than the model takes.
+    These are four at most: the quartiles and the maximum of the sizes, rounded up to multiples of
+    8, but no more than the model takes.
     """
     if settings.data.lengths:
         return settings.data.lengths
@@ -145,7 +145,7 @@ def lengths_of(settings: Settings, model: peftjax.Model, sizes: Sequence[int]) -
 
 
 def sizes_of(splits: Splits) -> list[int]:
-    """The tokens of each row that is trained on."""
+    """The number of tokens of each training row."""
     return [len(row['input_ids']) for row in splits.get('train', ())]
 
 
@@ -154,9 +154,9 @@ def read_rows(
     columns: Sequence[str],
     row: Callable[[Record], Row | None],
 ) -> Splits:
-    """The rows of each split; none at all where the settings name no data, as for predictions.
+    """The rows of each split; empty if the settings name no data, as for predictions.
 
-    A record of which `row` makes None is left out.
+    A record for which `row` returns None is left out.
     """
     if not settings.data.source:
         return {}
@@ -210,7 +210,7 @@ class Cutting:
         return self._counted(encoded(self._backend, text, pair))
 
     def encode_words(self, words: Sequence[str]) -> tokenizers.Encoding:
-        """The tokens of a text that is cut into words already."""
+        """The tokens of a text that is split into words already."""
         return self._counted(encoded(self._backend, list(words), is_pretokenized=True))
 
     def _counted(self, encoded: tokenizers.Encoding) -> tokenizers.Encoding:
@@ -219,7 +219,7 @@ class Cutting:
         return encoded
 
     def notes(self) -> tuple[str, ...]:
-        """Says how many texts were cut; empty where none was."""
+        """Says how many texts were cut; empty if none was."""
         if not self.cut:
             return ()
         return (f'{self.cut:,} of {self.seen:,} texts were cut at {self._longest} tokens',)
@@ -234,9 +234,10 @@ class ChatRows:
     """Makes `packing.chat_row`s and counts those that were cut.
 
     Attributes:
-        longest: where rows are cut.
-        made, cut, lost: how many examples there were, how many of them lack a part of their answer,
-            and how many have none of it, cut or not, and are no rows.
+        longest: the number of tokens at which rows are cut.
+        made: number of examples.
+        cut: number of examples that were cut.
+        lost: number of examples without a token of their answer, cut or not; they give no rows.
     """
 
     def __init__(self, longest: int):
@@ -244,7 +245,7 @@ class ChatRows:
         self.made = self.cut = self.lost = 0
 
     def row(self, prompt: Sequence[int], answer: Sequence[int]) -> Row | None:
-        """A row of a prompt and its answer; None where nothing of the answer is left."""
+        """A row of a prompt and its answer; None if nothing of the answer is left."""
         self.made += 1
         self.cut += len(prompt) + len(answer) - 1 > self.longest
         if not trains(prompt, answer, self.longest):
@@ -254,7 +255,7 @@ class ChatRows:
 
 
 def path_of(source: str) -> Path:
-    """A file here, or 'package:name/file' of an installed package."""
+    """The path of a file: a local one, or 'package:name/file' in an installed package."""
     return peftjax.package_path(source) if source.startswith('package:') else Path(source)
 
 

@@ -1,4 +1,4 @@
-"""Which of a few answers is right, by how likely an encoder with a decoder finds their words."""
+"""Chooses one of a few answers, by how likely an encoder with a decoder finds their words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +18,12 @@ from peftjax.train.tasks import base
 
 
 def choices(settings: Settings, model: peftjax.Model) -> Task:
-    r"""The answer of the greatest mean log-probability of its tokens.
+    r"""Columns text, choices and label: the answer of the greatest mean token log-probability.
 
     The loss of an example is the mean cross-entropy of the right answer's tokens, plus `unlikely`
     times the unlikelihood of the wrong ones, plus `normalised` times the cross-entropy over the
-    answers' mean log-probabilities. The columns are text, choices, a list of answers, and label,
-    the number of the right one.
+    answers' mean log-probabilities. The column choices holds a list of answers, label the number of
+    the right one from 0 on.
 
     A row: input_ids, segment_ids int32 [T]; choice_ids int32 [C, L], with zeros where choice_mask
     is False; targets int32 []; weights float32 [].
@@ -43,7 +43,7 @@ def choices(settings: Settings, model: peftjax.Model) -> Task:
         answers = record[columns['choices']]
         if not isinstance(answers, list | tuple) or len(answers) < 2:
             raise ValueError(
-                f'{columns["choices"]} is {str(answers)[:60]!r}; it is two answers or more'
+                f'{columns["choices"]} is {str(answers)[:60]!r}; write a list of at least two'
             )
         ids = np.asarray(backend.encode(base.text_of(record, columns['text'])).ids, np.int32)
         row = {'input_ids': ids, 'segment_ids': np.ones_like(ids)}
@@ -115,7 +115,10 @@ def _task(
 
 
 def _log_probs(forward: Forward, batch: Batch, start: int) -> jax.Array:
-    """Of each token of each answer, float32 [B, C, L]; the text is read once for every answer."""
+    """The log-probability of each token of each answer, float32 [B, C, L].
+
+    The text is read once for every answer.
+    """
     answers, mask = batch['choice_ids'], batch['choice_mask']
     count, number, length = answers.shape
     flat, real = answers.reshape(-1, length), mask.reshape(-1, length)
@@ -137,14 +140,14 @@ def _log_probs(forward: Forward, batch: Batch, start: int) -> jax.Array:
 
 
 def _means(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over an answer's tokens, [B, C]; very small for an answer that is not there."""
+    """The mean over an answer's tokens, [B, C]; the least float32 for an answer that is missing."""
     lengths = mask.sum(-1)
     means = jnp.where(mask, log_probs, 0.0).sum(-1) / jnp.maximum(lengths, 1).astype(jnp.float32)
     return jnp.where(lengths > 0, means, jnp.finfo(jnp.float32).min)
 
 
 def _shape(answers: list[list[list[int]]]) -> tuple[int, int]:
-    """The most answers of an example, and the most tokens of an answer."""
+    """The greatest number of answers of an example, and of tokens of an answer."""
     return max(map(len, answers)), max(len(ids) for each in answers for ids in each)
 
 
@@ -159,6 +162,6 @@ def _number(record: Record, column: str, answers: list[list[int]]) -> np.int32:
     number = record[column]
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(answers):
         raise ValueError(
-            f'{column} is {number!r}; it numbers one of {len(answers)} answers from 0 on'
+            f"{column} is {number!r}; write the right answer's number, 0 to {len(answers) - 1}"
         )
     return np.int32(number)

@@ -1,4 +1,4 @@
-"""Which of a few answers is right, by how likely a decoder finds their words."""
+"""Chooses one of a few answers, by how likely a decoder finds their words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,11 +23,11 @@ _ARRAYS = ('input_ids', 'targets', 'segment_ids')
 
 
 def choices_decoder(settings: Settings, model: peftjax.Model) -> Task:
-    r"""Columns text, choices and label, of which the right choice becomes the likeliest.
+    r"""Columns text, choices and label: the right choice becomes the likeliest.
 
     The column choices holds a list of texts, label the right one of them, as a text or as its
-    number from 0 on. A choice stands behind the text and the option separator. The loss of an
-    example is T-Few's,
+    number from 0 on. A choice follows the text and the option separator. The loss of an example is
+    T-Few's,
 
     .. math:: L = L_{LM} + w_{LN} L_{LN} + w_{UL} L_{UL}
 
@@ -35,10 +35,9 @@ def choices_decoder(settings: Settings, model: peftjax.Model) -> Task:
     `unlikelihood_loss`. The task `choices` is the same for an encoder with a decoder.
 
     A row (`sides.join_sides`) has a side for each choice: input_ids, targets (-100 outside of the
-    choice), segment_ids int32 [T]; answer int32 []; weights float32 []. Where others
-    have more choices, the sides without one have no targets. Examples that are
-    longer than the greatest length with one of their choices are left out, and counted in the
-    notes.
+    choice), segment_ids int32 [T]; answer int32 []; weights float32 []. If other examples have more
+    choices, the extra sides have no targets. Examples that are longer than the greatest length with
+    one of their choices are left out, and counted in the notes.
 
     Options: normalised and unlikely, the weights (1 each); separator (a space).
 
@@ -57,7 +56,7 @@ def choices_decoder(settings: Settings, model: peftjax.Model) -> Task:
     columns = settings.data.columns
 
     def side(text: str, choice: str) -> Row | None:
-        """The arrays of a text with a choice; None where they are longer than the greatest row."""
+        """The arrays of a text with a choice; None if they are longer than the greatest length."""
         prompt = tokenizer.encode(text)
         answer = tokenizer.encode(options['separator'] + choice, add_special_tokens=False)
         if not answer or len(prompt) + len(answer) - 1 > longest:
@@ -107,7 +106,7 @@ def _texts(record: Mapping[str, Any], column: str) -> list[str]:
 
 
 def _number(label: Any, texts: Sequence[str]) -> np.int32:
-    """The number of the right choice: a text is looked up first, and else read as a number."""
+    """The number of the right choice: a text is looked up first, or else read as a number."""
     if isinstance(label, str) and label in texts:
         if texts.count(label) > 1:
             raise ValueError(f'the right choice {label!r} occurs twice in {texts}')
@@ -119,7 +118,7 @@ def _number(label: Any, texts: Sequence[str]) -> np.int32:
 
 
 def _joined(row: Row, most: int) -> Row:
-    """The sides of an example as one row; those that others have beyond its own have no targets."""
+    """The sides of an example as one row of `most` sides; the extra ones have no targets."""
     found = row['sides']
     missing = {**found[0], 'targets': np.full_like(found[0]['targets'], -100)}
     made = sides.join_sides([*found, *[missing] * (most - len(found))])
@@ -127,7 +126,7 @@ def _joined(row: Row, most: int) -> Row:
 
 
 def _scored(forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of tokens, and which count, [B, C, L]."""
+    """Log-probabilities of tokens, and a mask of those that count, [B, C, L]."""
     count = sum(sides.side_name('input_ids', i) in batch for i in range(len(batch)))
     inputs = sides.stack_sides(batch, count, _ARRAYS)
     given = base.decoder_inputs(inputs)

@@ -19,18 +19,18 @@ from peftjax.train.task import Batch, Forward, Task, Totals
 from peftjax.train.tasks import base
 
 IGNORED = -100
-"""The target of a position that counts nowhere."""
+"""The target of a position that does not count."""
 
 
 def classification(settings: Settings, model: peftjax.Model) -> Task:
-    """The class of a text, or of a pair of texts where there is a column for the second one.
+    """The class of a text, or of a pair of texts if there is a column for the second one.
 
     A row: input_ids, segment_ids, and for pairs of an encoder token_type_ids, int32 [T]; targets
     int32 []; weights float32 []. Texts too long for the greatest length are cut by the tokenizer,
     which keeps its special tokens and cuts the longer text of a pair first.
 
     Options: label_smoothing, and metrics (accuracy is always there): f1, f1_macro, matthews.
-    The loss of an evaluation is smoothed as that of a training step is.
+    The loss of an evaluation is smoothed like that of a training step.
     """
     options = base.options_of(settings, label_smoothing=0.0, metrics=())
     number = class_number(settings)
@@ -53,11 +53,11 @@ def classification(settings: Settings, model: peftjax.Model) -> Task:
 
 
 def regression(settings: Settings, model: peftjax.Model) -> Task:
-    """A number for a text or a pair of texts, by the squared error.
+    """A number for a text or a pair of texts, trained with the squared error.
 
-    A row: as of `classification`, targets float32 [].
+    A row: as for `classification`, but targets float32 [].
 
-    Options: metrics: pearson, spearman (both unless given).
+    Options: metrics: pearson, spearman (both by default).
     """
     options = base.options_of(settings, metrics=('pearson', 'spearman'))
     backend = _backend(settings, model)
@@ -89,13 +89,13 @@ def regression(settings: Settings, model: peftjax.Model) -> Task:
 
 
 def token_classification(settings: Settings, model: peftjax.Model) -> Task:
-    """A tag for each word, read at the word's first token; further tokens of it count nowhere.
+    """A tag for each word, read at the word's first token; its further tokens do not count.
 
     The columns words and tags hold lists of equal length, or texts with spaces between words and
-    between tags. A row: input_ids, segment_ids int32 [T]; targets int32 [T], -100 where nothing
-    counts; weights float32 []. Words behind the greatest length count nowhere.
+    between tags. A row: input_ids, segment_ids int32 [T]; targets int32 [T], -100 for tokens that
+    do not count; weights float32 []. Words beyond the greatest length do not count.
 
-    Options: label_smoothing; metrics: entity_f1 (unless given, where the tags are in BIO form).
+    Options: label_smoothing; metrics: entity_f1 (by default, if the tags are in BIO form).
     """
     number, names = class_number(settings), settings.data.labels
     usual = ('entity_f1',) if in_bio_form(names) else ()
@@ -124,7 +124,7 @@ def token_classification(settings: Settings, model: peftjax.Model) -> Task:
         return {**made, 'targets': np.where(np.asarray(firsts) < 0, IGNORED, 0).astype(np.int32)}
 
     def counted(batch: Batch) -> jax.Array:
-        """The targets of first tokens of words; -100 elsewhere, in padding too."""
+        """The targets of first tokens of words; -100 elsewhere, also in padding."""
         return jnp.where(batch['segment_ids'] > 0, batch['targets'], IGNORED)
 
     def totals(forward: Forward, batch: Batch) -> Totals:
@@ -178,7 +178,7 @@ def listed(record: Mapping[str, Any], column: str) -> list[Any]:
 
 
 def class_number(settings: Settings) -> Callable[[Any], np.int32]:
-    """From a label, a class's name or number, to its number."""
+    """A function from a label, the name or number of a class, to its number."""
     names = settings.data.labels
     count = len(names) or settings.model.num_labels or 0
     if names and settings.model.num_labels not in (None, count):
@@ -191,19 +191,19 @@ def class_number(settings: Settings) -> Callable[[Any], np.int32]:
         if str(value) in numbers and not isinstance(value, float):
             return np.int32(numbers[str(value)])
         if not names and isinstance(value, str) and value.isdecimal():
-            value = int(value)  # a CSV file holds text alone
+            value = int(value)  # a CSV file holds only text
         if not names and type(value) is int and 0 <= value < count:
             return np.int32(value)
         raise ValueError(
             f'label {value!r} is none of {names or f"0 to {count - 1}"}; set data.labels to the '
-            'class names in order, or model.num_labels where the table holds numbers from 0 on'
+            'class names in order, or model.num_labels if the table holds numbers from 0 on'
         )
 
     return number
 
 
 def class_answer(settings: Settings) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]:
-    """From the logits of an example to its class's name and probability."""
+    """A function from the logits of an example to its class's name and probability."""
     names = settings.data.labels
 
     def answer(found: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
@@ -219,7 +219,7 @@ def class_answer(settings: Settings) -> Callable[[Mapping[str, np.ndarray]], Map
 
 
 def class_outputs(forward: Forward, batch: Batch) -> Mapping[str, jax.Array]:
-    """The logits of each example of texts, and its class where it is known."""
+    """The logits of each example of texts, and its class if it is known."""
     return {'logits': forward(base.encoder_inputs(batch)).astype(jnp.float32), **_targets(batch)}
 
 
@@ -235,7 +235,7 @@ def _backend(settings: Settings, model: peftjax.Model) -> base.Cutting:
 def _encoder(
     settings: Settings, model: peftjax.Model, backend: base.Cutting
 ) -> Callable[[Mapping[str, Any]], Row]:
-    """From a record to the tokens of its text or pair of texts."""
+    """A function from a record to the tokens of its text or pair of texts."""
     columns = settings.data.columns
     second = columns.get('second')
     # A decoder tells the texts of a pair apart by the tokens between them.

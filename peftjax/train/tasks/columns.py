@@ -1,4 +1,4 @@
-"""Columns of a table by their role, and classes by their names, found where nobody names them."""
+"""Finds the columns of a table by their role, and its classes, if the settings do not name them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -75,12 +75,13 @@ def find_columns(
     Args:
         data: names some of the columns.
         record: a row of the table.
-        roles: that are needed. optional: that are taken where they have a usual name. named: that
-            are taken where the settings name them.
+        roles: roles that need a column.
+        optional: roles that are taken if a column has a usual name for them.
+        named: roles that are taken only if the settings name their column.
 
     Raises:
-        SettingsError: a role that the task does not have; a named column that is not there, or a
-            role for which there is none, with the columns that there are.
+        SettingsError: a role that the task does not have; a named column that the table does not
+            have; a role without a column. The message lists the columns of the table.
 
     Example:
         >>> find_columns(DataSettings(), {'Message': 'Hi', 'Category': 'ham'}, ('text', 'label'))
@@ -123,7 +124,8 @@ def find_classes(data: DataSettings, labels: Iterable[Any]) -> tuple[str, ...]:
     """The names of the classes of a column, in order: numbers by size, texts by the alphabet.
 
     Raises:
-        SettingsError: labels that are numbers with a fraction; more than 1000 classes; one class.
+        SettingsError: a label that is empty, a number with a fraction, or neither text nor number;
+            equal numbers as text and as number; more than 1000 classes, or only one.
 
     Example:
         >>> find_classes(DataSettings(), ['spam', 'ham', 'spam']), find_classes(
@@ -150,10 +152,10 @@ def find_classes(data: DataSettings, labels: Iterable[Any]) -> tuple[str, ...]:
             'Write --data.columns.label'
         )
     if len(found) < 2:
-        raise SettingsError(f'{where} has the label {", ".join(map(str, found))} alone')
+        raise SettingsError(f'{where} has only the label {", ".join(map(str, found))}')
     names = {str(each) for each in found}
     if len(names) < len(found):
-        raise SettingsError(f'labels of {where} are numbers and texts of the same number')
+        raise SettingsError(f'labels of {where} have the same number as a number and as a text')
     return tuple(sorted(names, key=int if all(map(_whole, names)) else None))
 
 

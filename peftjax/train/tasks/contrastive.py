@@ -1,4 +1,4 @@
-"""Sentence encoders: texts that belong together are near, and others are far."""
+"""Sentence encoders: vectors of texts that belong together are near, and others are far."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,18 +24,18 @@ _METRICS = (
 
 
 def contrastive(settings: Settings, model: peftjax.Model) -> Task:
-    """Columns anchor and positive, and negative where there is one: pairs of texts that match.
+    """Columns anchor and positive, and negative if there is one: pairs of texts that match.
 
     The model is an encoder without a head; the vector of a text is the mean of the last hidden
     states of its tokens. The loss is `losses.contrastive.info_nce_loss`: each anchor's own positive
     against all positives and negatives of the batch. A text that equals the anchor or its positive
-    is no negative of it, nor is a positive of the same group where data.columns.group names a
-    column of classes. The greater the batch, the more negatives; parts of an accumulated batch do
-    not see each other.
+    is no negative of it. If data.columns.group names a column of classes, neither is a positive of
+    the same group. The greater the batch, the more negatives; parts of an accumulated batch do not
+    see each other.
 
-    A row (`sides.join_sides`): input_ids, segment_ids int32 [T], and text int32 [], a number for
-    each different text, of two or three sides; group int32 [], -1 where there is none; weights
-    float32 [].
+    A row (`sides.join_sides`) has two or three sides: input_ids, segment_ids int32 [T], and text
+    int32 [], a number for each different text. It also has group int32 [], -1 if there is none, and
+    weights float32 [].
 
     Options: scale, the inverse of the temperature (20); symmetric: the mean of both directions,
     from anchors to positives and back (False).
@@ -45,7 +45,7 @@ def contrastive(settings: Settings, model: peftjax.Model) -> Task:
     length 1.
 
     Raises:
-        ValueError: from the loss, a model that returns no hidden states.
+        ValueError: from the loss, if the model returns no hidden states.
     """
     options = base.options_of(settings, scale=20.0, symmetric=False)
     columns, tokenizer = settings.data.columns, base.needed(model, settings)
@@ -97,7 +97,7 @@ def contrastive(settings: Settings, model: peftjax.Model) -> Task:
 def excluded(batch: Batch, back: bool = False) -> jax.Array:
     """Candidates that are no negatives of an anchor, bool [B, C]: padding and right answers.
 
-    back: the candidates are the anchors, for each positive.
+    back: take the positives as anchors, and the anchors as candidates.
 
     Example:
         >>> batch = {'text': jnp.asarray([0, 1, 2]), 'text:1': jnp.asarray([3, 3, 4]),
@@ -124,7 +124,7 @@ def _count(batch: Batch) -> int:
 
 
 def _vectors(forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Vectors of the anchors [B, D], and of what they are compared with, [C, D], by one call."""
+    """Vectors of the anchors [B, D] and of their candidates [C, D], from one call of the model."""
     inputs = sides.stack_sides(batch, _count(batch), ('input_ids', 'segment_ids'))
     mask = inputs['segment_ids'] > 0
     result = forward({'input_ids': inputs['input_ids'], 'attention_mask': mask})
@@ -139,7 +139,7 @@ def _vectors(forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _outputs(forward: Forward, batch: Batch) -> Mapping[str, Any]:
-    """Vectors of length 1 of anchors and positives; of anchors alone where there is no more."""
+    """Vectors of length 1 of anchors and positives; only of anchors if rows have one side."""
     anchors, candidates = _vectors(forward, batch)
     found: dict[str, Any] = {'anchors': unit(anchors)}
     if candidates.shape[0]:

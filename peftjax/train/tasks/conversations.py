@@ -1,4 +1,4 @@
-"""Conversations of a table, and their texts by a chat template."""
+"""Reads conversations from records, and writes them as texts with a chat template."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +44,10 @@ def conversation(
             "a list of at least two {'role': ..., 'content': ...}"
         )
     if messages[-1]['role'] != 'assistant':
-        raise ValueError(f'a conversation ends with {messages[-1]["role"]!r} and not an answer')
+        raise ValueError(
+            f'a conversation ends with the role {messages[-1]["role"]!r}; its last message must be '
+            "an answer, of the role 'assistant'"
+        )
     return messages
 
 
@@ -64,7 +67,7 @@ def _message(message: Any) -> Any:
 def chats(
     settings: Settings, tokenizer: peftjax.Tokenizer, conversations: Sequence[Sequence[Any]]
 ) -> list[tuple[str, str]]:
-    """Each conversation as (text in front of its last message, text of that message)."""
+    """Each conversation as (text before its last message, text of that message)."""
     written = write_conversations(
         template_of(settings, tokenizer), conversations, tokenizer.special, settings.data.today
     )
@@ -72,15 +75,15 @@ def chats(
     for prompt, whole in written:
         if not whole.startswith(prompt):
             raise ValueError(
-                f'the chat template writes {prompt[-80:]!r} in front of an answer and not once it '
-                'is answered, so that the loss would not know where the answer begins'
+                f'the chat template writes {prompt[-80:]!r} before an answer, but not in the whole '
+                'conversation, so the loss would not know where the answer begins'
             )
         pairs.append((prompt, whole[len(prompt) :]))
     return pairs
 
 
 def chat_prompt(settings: Settings, tokenizer: peftjax.Tokenizer, record: Mapping[str, Any]) -> str:
-    """The text in front of a record's answer, which need not be there."""
+    """The text before a record's answer; the record may have no answer."""
     asked = conversation(settings, record, answered=False)
     template, today = template_of(settings, tokenizer), settings.data.today
     [(prompt, _)] = write_conversations(template, [asked], tokenizer.special, today)

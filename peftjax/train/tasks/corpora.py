@@ -1,4 +1,4 @@
-"""Tasks of this project on data that are installed: film reviews, and grade-school mathematics."""
+"""Tasks of this project on installed data: film reviews, and grade-school mathematics."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,8 @@ def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
     float32 [].
 
     Options: longest leaves out sentences of more tokens (0 leaves out none); train, validation and
-    test are how many sentences are drawn of each split (0 takes all): of train by the run's seed,
-    of the others always the same.
+    test are the numbers of sentences drawn from each split (0 takes all). The run's seed decides
+    those of train; the others are always the same.
     """
     options = base.options_of(settings, longest=0, train=0, validation=0, test=0)
     data, tokenizer = settings.data, base.needed(model, settings)
@@ -68,10 +68,10 @@ def film_reviews(settings: Settings, model: peftjax.Model) -> Task:
 def gsm8k(settings: Settings, model: peftjax.Model) -> Task:
     """Word problems answered step by step, in the chat format of SmolLM2-Instruct.
 
-    The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s, with
-    `data.packing` several to a row of the greatest length. Longer problems are cut there.
+    The loss covers the answer and the end-of-turn token. Rows are `packing.chat_row`s; with
+    `data.packing`, several share a row of the greatest length. Longer problems are cut there.
 
-    Options: as of `peftjax.train.tasks.writing.instructions`; `generated` may name 'last_number',
+    Options: as for `peftjax.train.tasks.writing.instructions`; `generated` may name 'last_number',
     the share of problems whose final number is right.
     """
     data, tokenizer = settings.data, base.needed(model, settings)

@@ -24,14 +24,14 @@ def classification(settings: Settings, model: peftjax.Model) -> Task:
     `losses.distillation.distillation_loss`. The teacher's parameters are `Task.constants`.
 
     Options: teacher, a checkpoint as `peftjax.load` takes it (merge an adapter first:
-    `peftjax merge`); teacher_pooling, that its head was trained with ('first'); temperature (2);
-    share (0.5); and those of `classification`.
+    `peftjax merge`); teacher_pooling, the pooling with which its head was trained ('first');
+    temperature (2); share (0.5); and those of `classification`.
 
     Scores: those of `classification`; hard and soft, the two parts of the loss.
 
     Raises:
         SettingsError: no teacher; one without a trained head; one of another vocabulary.
-        ValueError: from the loss, a teacher of another number of classes.
+        ValueError: from the loss, if the teacher has another number of classes.
     """
     return _distilled(
         settings, model, classify.classification, base.encoder_inputs, 'classification'
@@ -41,7 +41,7 @@ def classification(settings: Settings, model: peftjax.Model) -> Task:
 def text(settings: Settings, model: peftjax.Model) -> Task:
     """As the task `text`, with a teacher of the same vocabulary; options: see `classification`.
 
-    Both models' logits of a batch are held whole, `[B, T, vocabulary]` each.
+    The logits of both models for a batch are in memory whole, `[B, T, vocabulary]` each.
     """
     return _distilled(settings, model, writing.text, _logits_inputs(settings), 'causal_lm')
 
@@ -113,7 +113,7 @@ def _with_options(settings: Settings, options: Mapping[str, Any]) -> Settings:
 def _teacher(
     settings: Settings, model: peftjax.Model, head: str, options: Mapping[str, Any]
 ) -> peftjax.Model:
-    """The teacher; shapes alone where the student has no values either."""
+    """The teacher; only its shapes if the student has no values either."""
     source = options['teacher']
     if not source:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""Texts that the model writes: predictions, and their scores inside of training."""
+"""Texts that the model writes: predictions, and their scores during training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,20 +16,20 @@ _STEP = 64  # prompts are padded to multiples of this
 
 
 def generation_options() -> dict[str, Any]:
-    """The options of tasks that can write: which scores, of how many prompts, how long."""
+    """The options of tasks that generate: the scores, the number of prompts, the longest text."""
     return {'generated': (), 'generated_limit': 64, 'max_new_tokens': 128}
 
 
 class Writer:
-    """Writes behind prompts, greedily, until the end token of the tokenizer.
+    """Continues prompts, greedily, until the end token of the tokenizer.
 
     Prompts of a batch are padded to one of few lengths, so that few programs are compiled.
 
     Args:
-        tokenizer: reads what is written.
-        max_new_tokens: of a text.
-        positions: that the model has for a prompt and its text; None where there is no limit.
-        start: what an encoder's decoder begins with; None for a decoder alone.
+        tokenizer: turns the tokens into text.
+        max_new_tokens: greatest number of tokens of a text.
+        positions: positions that the model has for a prompt and its text; None is no limit.
+        start: the first token of a decoder with an encoder; None for a decoder alone.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Writer:
         return self._longest is None or len(prompt) <= self._longest
 
     def write(self, trained: Trained, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """The text behind each prompt, without special tokens.
+        """The continuation of each prompt, without special tokens.
 
         Raises:
             ValueError: a prompt without tokens, or one that leaves no room for its text.
@@ -89,17 +89,17 @@ class Writer:
         ]
 
     def plain(self, ids: Sequence[int]) -> str:
-        """The text of tokens without special ones."""
+        """The text of tokens, without special tokens."""
         return self._tokenizer.decode(ids).strip()
 
     def reference(self, answer: str) -> str:
-        """An answer as a text of the model reads: without special tokens."""
+        """An answer in the form of a text of the model: without special tokens."""
         return self.plain(self._tokenizer.encode(answer, add_special_tokens=False))
 
     def predictions(
         self, prompt: Callable[[Mapping[str, Any]], Sequence[int]]
     ) -> Callable[[Trained, Sequence[Mapping[str, Any]]], list[Mapping[str, Any]]]:
-        """`Task.predict`, by a function from a record to the tokens of its prompt."""
+        """`Task.predict`, from a function from a record to the tokens of its prompt."""
 
         def predict(
             trained: Trained, records: Sequence[Mapping[str, Any]]
@@ -111,20 +111,20 @@ class Writer:
 
 
 class Generated:
-    """`Evaluator`: the model's own texts beside the answers of the data.
+    """`Evaluator`: compares texts of the model with the answers of the data.
 
     Args:
-        prompts: of each split, the tokens of prompts, and the texts that may answer each. Prompts
+        prompts: for each split, the tokens of prompts, and the reference answers of each. Prompts
             for which the writer has no room are left out.
-        writer: writes behind them.
+        writer: continues the prompts.
         metrics: names in `peftjax.train.metrics.texts.TEXT_METRICS`.
-        limit: of prompts of a split, the first ones; 0 takes all.
+        limit: number of prompts of a split, from the first on; 0 takes all.
 
     Attributes:
-        left_out: how many prompts have no room.
+        left_out: number of prompts without room.
 
     Raises:
-        SettingsError: a metric that there is not.
+        SettingsError: a metric is unknown.
     """
 
     def __init__(
@@ -137,7 +137,8 @@ class Generated:
         for name in metrics:
             if name not in TEXT_METRICS:
                 raise SettingsError(
-                    f'data.options.generated names {name!r}; there are {", ".join(TEXT_METRICS)}'
+                    f'data.options.generated names {name!r}; write some of '
+                    f'{", ".join(TEXT_METRICS)}'
                 )
         fitting = {
             split: [pair for pair in pairs if writer.fits(pair[0])]
@@ -160,14 +161,14 @@ class Generated:
 
 
 def _ended(ids: list[int], eos: int | None) -> list[int]:
-    """The tokens in front of the end."""
+    """The tokens before the end token."""
     return ids[: ids.index(eos)] if eos in ids else ids
 
 
 def _padded(
     prompts: Sequence[Sequence[int]], length: int, pad: int, *, left: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int32 [B, length] and which of them are real, bool [B, length]."""
+    """Tokens int32 [B, length], and a mask of the real ones, bool [B, length]."""
     ids = np.full((len(prompts), length), pad, np.int32)
     mask = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):

@@ -26,7 +26,7 @@ def images(settings: Settings, model: peftjax.Model) -> Task:
     A row: pixel_values float32 [3, size, size]; targets int32 []; weights float32 [].
 
     Options: size, of the square that the image is resized to (bicubic); mean and std, of each
-    channel, after pixels were brought to 0 … 1; label_smoothing; metrics: f1, f1_macro, matthews.
+    channel, after pixels were scaled to 0 … 1; label_smoothing; metrics: f1, f1_macro, matthews.
     """
     del model
     data = settings.data

@@ -1,4 +1,4 @@
-"""Settings that the data and the model decide: columns, classes, lengths of texts, a new head."""
+"""Infers settings from the data and the model: columns, classes, lengths, and a new head."""
 
 import dataclasses
 import re
@@ -16,15 +16,15 @@ from peftjax.train.tasks.registry import TASKS, Kind, find_task
 
 
 def infer(settings: Settings) -> Settings:
-    """The settings, with what the data and the model say where nothing is set.
+    """The settings, completed from the data and the model where nothing is set.
 
-    These are the columns of a table by usual names, the classes of its labels, lengths that batches
-    are padded to, and `select` for a new head that no method trains. No weights are read. A task of
-    your own is left as it is.
+    It sets the columns of a table by usual names, the classes of its labels, the lengths that
+    batches are padded to, and `select` for a new head that no method trains. It reads no weights.
+    Settings of your own task are left as they are.
 
     Raises:
-        SettingsError: columns that nobody can guess; labels that are no classes.
-        ValueError: a table that cannot be read.
+        SettingsError: the columns cannot be found; the labels are not classes.
+        ValueError: the table cannot be read.
     """
     kind = TASKS.get(settings.task)
     if kind is None:
@@ -71,7 +71,7 @@ def _values(settings: Settings, column: str) -> list[Any]:
 
 
 def _with_lengths(settings: Settings, model: peftjax.Model) -> Settings:
-    """The lengths of the task's own rows, which its tokenizer alone decides."""
+    """The settings with lengths that fit the rows that the task makes."""
     task = find_task(settings.task)(settings, model)
     lengths = task.lengths or lengths_of(settings, model, row_sizes(task.splits['train']).tolist())
     data = dataclasses.replace(settings.data, lengths=tuple(lengths))

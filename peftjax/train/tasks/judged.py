@@ -1,4 +1,4 @@
-"""Answers that are good or bad, as texts: read from records, and written by a chat template."""
+"""Good and bad answers as texts, read from records and written by a chat template."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from peftjax.train.tasks import base, writing
 
 
 class Judged(NamedTuple):
-    """A prompt, its answer, and whether it is a good one."""
+    """A prompt, its answer, and whether the answer is good."""
 
     prompt: str
     answer: str
@@ -36,7 +36,7 @@ def _conversation(settings: Settings, record: Record, role: str) -> list[Any]:
     prompt = record.get(columns['prompt']) if 'prompt' in columns else None
     answer = [{'role': 'assistant', 'content': said}] if isinstance(said, str) else said
     if not isinstance(answer, list | tuple) or not answer:
-        raise ValueError(f'column {column!r} holds {str(said)[:60]!r}: no text and no messages')
+        raise ValueError(f'column {column!r} holds {str(said)[:60]!r}, no text and no messages')
     first = answer[0] if isinstance(answer[0], Mapping) else {}
     if first.get('role', first.get('from')) in ('assistant', 'gpt'):
         if isinstance(prompt, str):
@@ -44,7 +44,7 @@ def _conversation(settings: Settings, record: Record, role: str) -> list[Any]:
         if not isinstance(prompt, list | tuple):
             raise ValueError(
                 f'column {column!r} holds an answer without a prompt: name the column of the '
-                'prompt, --data.columns.prompt, or begin the messages with those of the user'
+                'prompt with --data.columns.prompt, or begin the messages with one of the user'
             )
         answer = [*prompt, *answer]
     data = dataclasses.replace(settings.data, columns={'messages': column})
@@ -54,11 +54,11 @@ def _conversation(settings: Settings, record: Record, role: str) -> list[Any]:
 
 
 def with_others(settings: Settings, found: list[Judged]) -> list[tuple[Judged, ...]]:
-    """Each answer, and beside it its prompt with the answer to the next other prompt."""
+    """Each answer, and beside it the same prompt with the answer to the next different prompt."""
     size = len(found)
     other: int | None = None
     others: list[int | None] = [None] * size
-    for place in reversed(range(2 * size)):  # twice around: the last one's next is the first one
+    for place in reversed(range(2 * size)):  # twice around: after the last comes the first
         here, behind = place % size, (place + 1) % size
         if found[here].prompt != found[behind].prompt:
             other = behind

@@ -33,16 +33,16 @@ _MEANS = ('orpo', 'simpo')
 def preference(settings: Settings, model: peftjax.Model) -> Task:
     """Columns prompt, chosen and rejected: the model learns to prefer the chosen answer.
 
-    An answer is a text, or a list of messages; a list that begins with the user holds the prompt
-    too, and the two lists may then differ in their last message alone. The chat template writes the
+    An answer is a text, or a list of messages. A list that begins with the user holds the prompt
+    too; the two lists may then differ only in their last message. The chat template writes the
     conversations, as for `instructions`, and the loss covers the last answer. The reference is the
     base model without the adapter: the same arrays, and no second copy.
 
     A row holds both sides (`sides.join_sides`): input_ids, targets (-100 outside of the answer),
-    segment_ids int32 [T]; weights float32 []. Pairs of which a side has no token of
-    its answer within the greatest length are left out, and counted in the notes.
+    segment_ids int32 [T]; weights float32 []. Pairs with a side that has no token of its answer
+    within the greatest length are left out, and counted in the notes.
 
-    Options: loss: 'dpo' (unless given), 'ipo', 'orpo', 'simpo' or 'kto'; their numbers are the
+    Options: loss: 'dpo' (the default), 'ipo', 'orpo', 'simpo' or 'kto'; their numbers are the
     arguments of the functions in `peftjax.train.losses.preference`: beta, label_smoothing of dpo,
     gamma of simpo, desirable_weight and undesirable_weight of kto.
 
@@ -63,7 +63,7 @@ def preference(settings: Settings, model: peftjax.Model) -> Task:
         for record, chosen, rejected in zip(records, texts[0], texts[1], strict=True):
             if chosen[0] != rejected[0]:
                 raise ValueError(
-                    'the conversations of a pair may differ in their last message alone: '
+                    'the conversations of a pair may differ only in their last message: '
                     f'{str(record)[:120]}'
                 )
             pairs.append((Judged(*chosen, True), Judged(*rejected, False)))
@@ -84,18 +84,18 @@ def preference(settings: Settings, model: peftjax.Model) -> Task:
 def unpaired_preference(settings: Settings, model: peftjax.Model) -> Task:
     """Columns prompt, completion and label: single answers that are good (true) or bad, by KTO.
 
-    Rows, templates and lengths are those of `preference`; the second side is the prompt with the
-    answer to another prompt, by which KTO measures how far the model is from the reference. That
-    measure is taken of each batch, so it needs batches of more than a few rows.
+    Rows, templates and lengths are those of `preference`. The second side is the prompt with the
+    answer to another prompt; KTO uses it to measure how far the model is from the reference. It
+    measures this for each batch, so batches need more than a few rows.
 
     Options: beta, desirable_weight, undesirable_weight.
 
     Scores: accuracy, the share of good answers whose reward is above the reference point and of bad
-    ones whose reward is below it; margin, how far it is on that side.
+    ones whose reward is below it; margin, how far the rewards are on the right side of it.
 
     Raises:
-        SettingsError: all prompts are the same; otherwise as `preference`.
-        ValueError: a label that is neither true nor false.
+        SettingsError: all prompts are the same; the others are those of `preference`.
+        ValueError: a label is neither true nor false.
     """
     _, options = _options(settings, 'kto', fixed=True)
 
@@ -122,7 +122,7 @@ def _options(settings: Settings, usual: str, fixed: bool = False) -> tuple[str, 
         if not fits or (name == 'beta' and value == 0.0):
             allowed = {'label_smoothing': 'from 0 to below 0.5', 'beta': 'above 0'}
             raise SettingsError(
-                f'data.options.{name} is {value}; it is {allowed.get(name, "at least 0")}'
+                f'data.options.{name} is {value}; write a number {allowed.get(name, "from 0 on")}'
             )
     return loss, numbers
 
@@ -182,7 +182,7 @@ def _task(
 def _side(tokenizer: peftjax.Tokenizer, judged: Judged, longest: int) -> tuple[Row | None, bool]:
     """The arrays of a prompt with its answer, and whether some of it was cut.
 
-    None where nothing of the answer is left.
+    The arrays are None if nothing of the answer is left.
     """
     prompt, answer = (
         tokenizer.encode(text, add_special_tokens=False) for text in (judged.prompt, judged.answer)
@@ -198,7 +198,7 @@ def _side(tokenizer: peftjax.Tokenizer, judged: Judged, longest: int) -> tuple[R
 def _log_probs(
     run: Callable[[Mapping[str, Any]], Any], inputs: dict[str, Any], mean: bool = False
 ) -> jax.Array:
-    """Log-probabilities of the answers of rows, float32 [rows]; padding counts nowhere."""
+    """Log-probabilities of the answers of rows, float32 [rows]; padding does not count."""
     given = base.decoder_inputs(inputs)
     return losses.answer_log_probs(run(given), given['targets'] >= 0, mean=mean)
 
@@ -244,7 +244,7 @@ def _kto_totals(options: Mapping[str, float]) -> Callable[[Forward, Batch], Tota
         reference = _log_probs(forward.reference, sides.stack_sides(batch, 2, _ARRAYS))
         reference_own, reference_others = jnp.split(reference, 2)
         ratios = _log_probs(forward, _after(reference_own, own)) - reference_own
-        # Without a gradient, in a call of its own: no activation of it is kept.
+        # A separate call without a gradient, of which no activation is kept.
         far = jax.lax.stop_gradient(_log_probs(forward, others)) - reference_others
         point = losses.kto_reference_point(far, batch['weights'])
         values = losses.kto_loss(ratios, batch['desirable'], point, **options)

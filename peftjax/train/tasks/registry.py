@@ -21,11 +21,12 @@ class Kind(NamedTuple):
     """A task that is known by name.
 
     Attributes:
-        make: from the settings and the model to the task.
+        make: a function from the settings and the model to the task.
         head: of the model, as `peftjax.load` names it; None for the backbone alone.
-        columns: of a table, by role. optional: those that it reads where they are there. named:
-            those that it reads where the settings name them.
-        classes: the column whose values are classes to be counted.
+        columns: roles of the columns that it needs.
+        optional: roles of columns that it reads if the table has them.
+        classes: role of the column whose values are classes to be counted.
+        named: roles of columns that it reads only if the settings name them.
     """
 
     make: TaskFactory
@@ -74,7 +75,7 @@ TASKS: Mapping[str, Kind] = {
 
 
 def head_of(task: str) -> str | None:
-    """The head that a task needs; None for one of your own, which model.task must name."""
+    """The head that a task needs, if any; for a task of your own, model.task must name it."""
     return TASKS[task].head if task in TASKS else None
 
 
@@ -82,7 +83,7 @@ def find_task(name: str) -> TaskFactory:
     """A task by its name, or of your own as 'package.module:function'.
 
     Raises:
-        SettingsError: there is none, with near names.
+        SettingsError: there is none; the message has near names.
 
     Example:
         >>> find_task('clasification')

@@ -11,7 +11,7 @@ from peftjax.train.task import Batch
 
 
 def join_sides(sides: Sequence[Row]) -> Row:
-    """One row of several: shorter sides are padded, and the name of an array has its side's number.
+    """Joins several rows: shorter sides are padded, and names of arrays have the side's number.
 
     The first side keeps its names; those of side 1 are 'input_ids:1' and so on.
 
@@ -30,7 +30,7 @@ def join_sides(sides: Sequence[Row]) -> Row:
 
 
 def stack_sides(batch: Batch, count: int, names: Sequence[str]) -> dict[str, Any]:
-    """Arrays of the first `count` sides one below the other: `[count * B, ...]`, by name.
+    """Arrays of the first `count` sides, one after another: `[count * B, ...]`, by name.
 
     Example:
         >>> batch = {'weights': jnp.zeros(2), 'weights:1': jnp.ones(2)}

@@ -18,16 +18,16 @@ from peftjax.train.tasks.conversations import chat_prompt, chats, conversation
 from peftjax.train.tasks.generated import Generated, Writer, generation_options
 
 Prompts = dict[str, list[tuple[list[int], Sequence[str]]]]
-"""Of each split, the tokens of prompts, and the texts that may answer each."""
+"""For each split, the tokens of prompts, and the reference answers of each."""
 
 
 def text(settings: Settings, model: peftjax.Model) -> Task:
     """The column text, token after token; the loss covers every token but the first.
 
-    Rows are `packing.chat_row`s without a prompt; with data.packing several share a row of the
-    greatest length. Longer texts are cut there.
+    Rows are `packing.chat_row`s whose prompt is the first token; with data.packing, several share a
+    row of the greatest length. Longer texts are cut there.
 
-    Options: label_smoothing; metrics: perplexity (unless given); max_new_tokens, of predictions,
+    Options: label_smoothing; metrics: perplexity (the default); max_new_tokens, of predictions,
     which continue a text.
     """
     options = base.options_of(
@@ -57,16 +57,16 @@ def instructions(settings: Settings, model: peftjax.Model) -> Task:
 
     Columns prompt and answer, with Alpaca's column input beside them; or messages, as roles and
     contents or in ShareGPT's words (from, value). The chat template of the settings, or the
-    checkpoint's own, writes the conversation; the loss covers what stands behind the generation
-    prompt, the end of the turn included. With data.packing several examples share a row. Examples
-    are cut at the greatest length, and left out where nothing of the answer is left.
+    checkpoint's own, writes the conversation; the loss covers the text after the generation prompt,
+    including the end of the turn. With data.packing, several examples share a row. Examples are cut
+    at the greatest length, and left out if nothing of the answer is left.
 
     Options: label_smoothing; metrics (perplexity), and those of `generated`, which are scores of
     texts that the model writes.
 
     Raises:
         SettingsError: no chat template.
-        ValueError: a template that writes the prompt otherwise once it is answered.
+        ValueError: a template that writes the prompt differently if an answer follows.
     """
     options = base.options_of(
         settings, label_smoothing=0.0, metrics=('perplexity',), **generation_options()
@@ -100,8 +100,8 @@ def instructions(settings: Settings, model: peftjax.Model) -> Task:
 def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
     """Columns text and answer, for an encoder and a decoder: rows are `packing.seq2seq_row`s.
 
-    Options: decoder_start_id begins what the decoder writes (0, its padding, for T5);
-    label_smoothing; metrics (perplexity), and those of `generated`.
+    Options: decoder_start_id, the first token of the decoder (0, T5's padding); label_smoothing;
+    metrics (perplexity), and those of `generated`.
     """
     options = base.options_of(
         settings,
@@ -132,7 +132,7 @@ def seq2seq(settings: Settings, model: peftjax.Model) -> Task:
             ]
     lengths = base.lengths_of(settings, model, base.sizes_of(splits))
     task = _written(settings, splits, base.seq2seq_inputs, lengths, options, backend.notes())
-    # The decoder's positions are relative, or as many as the encoder's: a prompt takes none.
+    # The decoder's positions are relative, or as many as the encoder's; a prompt takes none.
     writer = Writer(tokenizer, options['max_new_tokens'], None, options['decoder_start_id'])
     return with_generation(task, writer, lambda record: ids(record, 'text'), prompts, options)
 
@@ -144,7 +144,7 @@ def decoder_task(
     made: base.ChatRows,
     options: Mapping[str, Any],
 ) -> Task:
-    """Rows of a decoder, packed if asked; None where an example has nothing to train."""
+    """A task of a decoder, its rows packed if asked; `found` has None for an example left out."""
     notes: list[str] = []
     if made.cut or made.lost:
         notes.append(
@@ -175,7 +175,7 @@ def _written(
     options: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> Task:
-    """A task whose loss is that of the next token."""
+    """A task whose loss is the cross-entropy of the next token."""
     smoothing = options['label_smoothing']
 
     def scores(forward: Forward, batch: Batch) -> Any:
@@ -208,7 +208,7 @@ def _written(
 def writer_of(
     model: peftjax.Model, tokenizer: peftjax.Tokenizer, options: Mapping[str, Any]
 ) -> Writer:
-    """Writes behind prompts, within the positions that a decoder has."""
+    """A writer that continues prompts, within the positions that a decoder has."""
     positions = getattr(model.config, 'max_position_embeddings', None)
     return Writer(tokenizer, options['max_new_tokens'], positions)
 
@@ -220,11 +220,11 @@ def with_generation(
     prompts: Prompts,
     options: Mapping[str, Any],
 ) -> Task:
-    """The task with predictions, and with scores of written texts where the options name some.
+    """The task with predictions, and with scores of generated texts if the options name some.
 
     Args:
-        task: without them.
-        writer: writes behind prompts.
+        task: a task without them.
+        writer: continues prompts.
         prompt: from a record to the tokens of its prompt.
         prompts: of the splits.
         options: of `generation_options`.
@@ -235,6 +235,6 @@ def with_generation(
     scores = Generated(prompts, writer, options['generated'], options['generated_limit'])
     notes = list(task.notes)
     if scores.left_out:
-        notes.append(f'{scores.left_out:,} prompts are too long to be written behind')
+        notes.append(f'{scores.left_out:,} prompts are too long to be continued')
     evaluator: Evaluator = scores
     return dataclasses.replace(task, evaluators=(*task.evaluators, evaluator), notes=tuple(notes))
