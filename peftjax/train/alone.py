@@ -1,4 +1,4 @@
-"""Trains one run to its end, in a folder of its own."""
+"""Trains one run to its end, with its own folder if it has one."""
 
 import dataclasses
 import warnings

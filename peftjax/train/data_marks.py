@@ -22,7 +22,7 @@ def data_marks(run: Run) -> dict[str, str]:
     """Digests of the files, the tokenizer, the chat template and the prepared rows of a run.
 
     The digest of the rows changes whenever something changes from which they are made, also in a
-    data set of the hub. The other digests tell what it was.
+    data set of the hub. The other digests tell which source it was.
 
     Example:
         >>> import numpy as np

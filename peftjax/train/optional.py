@@ -1,4 +1,4 @@
-"""Imports libraries that an extra of setup.cfg installs, where they are used."""
+"""Imports libraries of the extras in setup.cfg when they are used."""
 
 import importlib
 from typing import Any

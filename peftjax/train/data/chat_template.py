@@ -70,7 +70,7 @@ def write_conversations(
         special = {name: token for name, token in special.items() if token}
         lines = [json.dumps([template, special, today]), *map(json.dumps, map(list, conversations))]
     except TypeError as error:
-        raise ValueError(f'a conversation holds what JSON cannot: {error}') from None
+        raise ValueError(f'a conversation holds a value that JSON cannot: {error}') from None
     if len(longest := max(lines[1:], key=len, default='')) > _MOST_MESSAGES:
         raise ValueError(
             f'a conversation has {len(longest):,} characters, more than {_MOST_MESSAGES:,}: '

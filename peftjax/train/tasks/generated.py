@@ -151,7 +151,7 @@ class Generated:
         self._writer, self._metrics = writer, tuple(metrics)
 
     def __call__(self, trained: Trained, split: str) -> Mapping[str, float]:
-        """The scores of a split, by name; none where it has no prompts."""
+        """The scores of a split, by name; empty if it has no prompts."""
         pairs = self._prompts.get(split, ())
         if not pairs:
             return {}
