@@ -196,7 +196,7 @@ class Cutting:
     """A tokenizer that cuts texts at a length and counts them. Special tokens are kept.
 
     Attributes:
-        seen, cut: number of texts, or pairs of texts, that were encoded, and of those that were cut.
+        seen, cut: number of texts (or pairs) that were encoded, and of those that were cut.
     """
 
     def __init__(self, tokenizer: peftjax.Tokenizer, longest: int):

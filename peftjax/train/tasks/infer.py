@@ -16,7 +16,7 @@ from peftjax.train.tasks.registry import TASKS, Kind, find_task
 
 
 def infer(settings: Settings) -> Settings:
-    """The settings, with those that are not set completed from the data and the model.
+    """The settings; values that are not set come from the data and the model.
 
     It sets the columns of a table by usual names, the classes of its labels, the lengths that
     batches are padded to, and `select` for a new head that no method trains. It reads no weights.
