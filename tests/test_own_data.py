@@ -123,7 +123,7 @@ def _answer(text, role='assistant'):
         ('{{ 9**(9**9) }}', [_answer('a', 'user'), _answer('b')], 'more than 2 s'),
         ('{{ "a" * 10**10 }}', [_answer('a', 'user'), _answer('b')], 'MemoryError'),
         ('{{ "ab" * 10**6 }}', [_answer('a', 'user'), _answer('b')], 'writes 2000000 characters'),
-        (TEMPLATE, [_answer('a', 'user'), {**_answer('b'), 'when': b'c'}], 'a value that JSON cannot'),
+        (TEMPLATE, [_answer('a', 'user'), {**_answer('b'), 'when': b'c'}], 'that JSON cannot'),
     ],
 )
 def test_conversations_that_cannot_be_written_are_refused(template, messages, message, tmp_path):
