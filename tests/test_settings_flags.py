@@ -81,7 +81,7 @@ def test_a_flag_reads_as_the_type_of_its_setting(argv, name, value):
         (['--data.columns', 'text'], "--data.columns does not take 'text'"),
         (['--rates.lora', 'x'], "--rates.lora does not take 'x'"),
         (['--penalties', 'a=b'], "--penalties.a does not take 'b'"),
-        (['--lora.alpha', 'abc'], "--lora.alpha does not take 'abc': it is a number"),
+        (['--lora.alpha', 'abc'], "--lora.alpha does not take 'abc'; write a number"),
         (['--data.sorce', 'x'], "no setting 'data.sorce'; near names: ['data.source'"),
         (['--lorra.rank', '4'], "no setting 'lorra'"),
         (['--lora.rnk', '4'], "no setting 'lora.rnk'; near names: ['lora.rank'"),

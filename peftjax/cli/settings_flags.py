@@ -161,7 +161,7 @@ def _check_numbers(method: str, settings: Settings) -> None:
     for name, value in settings.section(method).items():
         kinds = set(typing.get_args(takes[name].annotation) or (takes[name].annotation,))
         if isinstance(value, str) and kinds <= {int, float, bool, types.NoneType}:
-            raise SettingsError(f'--{method}.{name} does not take {value!r}: it is a number')
+            raise SettingsError(f'--{method}.{name} does not take {value!r}; write a number')
 
 
 @functools.cache

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         '--allow-changed-data',
         action='store_true',
-        help='go on though rows, tokenizer or chat template are others than they were',
+        help='go on although rows, tokenizer or chat template have changed',
     )
     several = parser.add_argument_group('of several processes, each runs the same command')
     several.add_argument(
