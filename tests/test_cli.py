@@ -174,7 +174,7 @@ def test_all_ends_of_a_generation_config_are_read(tmp_path):
         ),
         (['merge', LLAMA, str(GOLDEN / 'llama' / 'lora'), LLAMA], 'or --force to put new files'),
         (['generate', LLAMA, '--prompt', 'a'], 'has no tokenizer.json'),
-        (['merge', LLAMA, 'unwritten'], 'is no work folder of a run; name an adapter'),
+        (['merge', LLAMA, 'unwritten'], 'is no work folder of a run; give an adapter'),
         (['merge', LLAMA], 'the following arguments are required: out'),
         (['inspect', LLAMA, 'more'], "unexpected argument 'more'"),
         (['inspect', LLAMA, '--adaptr', 'x'], 'unknown flag --adaptr; near names: --adapter'),

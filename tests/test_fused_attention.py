@@ -166,15 +166,18 @@ _QUERY = jnp.ones((2, QUERIES, 4, 16), jnp.bfloat16)
 _REFUSED = {
     'float32': ({'query': _QUERY.astype(jnp.float32)}, 'both must be bfloat16 or float16'),
     'wide heads': ({'query': jnp.ones((2, QUERIES, 4, 136), jnp.bfloat16)}, 'width of 136'),
-    'few queries': ({'query': _QUERY[:, :12]}, '12 queries are less than 64'),
+    'few queries': ({'query': _QUERY[:, :12]}, '12 queries are fewer than 64'),
     'a bias': ({'bias': jnp.zeros((1, 1, QUERIES, QUERIES))}, 'bias is given'),
     'a soft cap': ({'softcap': 2.0}, 'softcap is given'),
     'dropout': ({'dropout': (0.1, jax.random.key(0))}, 'dropout is given'),
     'a cache': ({'mask': Mask(causal=True, offset=jnp.int32(2))}, 'mask.offset is given'),
-    'keys of others': ({'mask': Mask(causal=True, prefix=2)}, '64 queries look back on 62 keys'),
+    'keys of others': (
+        {'mask': Mask(causal=True, prefix=2)},
+        '64 queries and 62 keys: not equally many',
+    ),
     'masks by head': (
         {'mask': Mask(array=jnp.ones((1, 4, QUERIES, QUERIES), bool))},
-        'a mask of its own',
+        'the mask differs between heads',
     ),
     'odd lengths': (
         {
@@ -190,7 +193,7 @@ _REFUSED = {
 def test_what_cudnn_cannot_do_is_refused_by_name(changed, message):
     call = {'query': _QUERY, 'mask': Mask(), **changed}
     keys = call['query']
-    with pytest.raises(ValueError, match=f"'cudnn' cannot attend so: .*{message}.*=None"):
+    with pytest.raises(ValueError, match=f"'cudnn' cannot compute this call: .*{message}.*=None"):
         attend(key=keys, value=keys, implementation='cudnn', **call)
     assert np.isfinite(np.asarray(attend(key=keys, value=keys, **call), np.float32)).all()
 

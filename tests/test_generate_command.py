@@ -155,19 +155,19 @@ PROMPT = '{"prompt": "was"}'
     ('text', 'message'),
     [
         ('', 'holds no prompt'),
-        ('{"prompt": 3}', 'line 1: prompt is 3, and is a text'),
+        ('{"prompt": 3}', 'line 1: prompt is 3; write a text'),
         ('{"adapter": "film"}', 'line 1: prompt is None'),
         (f'{PROMPT}\n\n{{"promt": "a"}}', "line 3: unknown field 'promt'; near name: prompt"),
         (f'{PROMPT}\n[1]', "line 2: '[1]' is no object"),
         (f'{PROMPT}\n{{', 'line 2: is not JSON'),
         ('{"prompt": "a", "prompt": "b"}', 'line 1: has a key that stands twice'),
         ('[' * 100_000, 'line 1: '),
-        ('{"prompt": "a", "max_new_tokens": 0}', 'line 1: max_new_tokens is 0, and is a whole'),
+        ('{"prompt": "a", "max_new_tokens": 0}', 'line 1: max_new_tokens is 0; write a whole'),
         ('{"prompt": "a", "max_new_tokens": true}', 'line 1: max_new_tokens is True'),
         ('{"prompt": "a", "adapter": "flim"}', "no adapter 'flim'; there are 1 film, 2 spam"),
         ('{"prompt": "a", "adapter": 4}', 'line 1: no adapter 4'),
         ('{"prompt": "a", "adapter": true}', 'line 1: no adapter True'),
-        (f'{PROMPT}\n{{"prompt": ""}}', 'line 2: the prompt has no token'),
+        (f'{PROMPT}\n{{"prompt": ""}}', 'line 2: the prompt has no tokens'),
         (f'{PROMPT}\n{{"prompt": "\\ud800"}}', 'line 2: has half of a character'),
         ('{"prompt": "\udcff"}', 'line 1: not UTF-8'),
     ],
@@ -199,9 +199,9 @@ def test_long_files_and_lines_are_refused(tmp_path, monkeypatch):
     [
         ([], 'give --prompt TEXT, or --prompts FILE'),
         (['--prompt', 'a', '--prompts', '{file}'], 'give --prompt TEXT, or --prompts FILE'),
-        (['--prompt', 'a', '--adapters', 'x,y'], '--adapters goes with --prompts FILE'),
+        (['--prompt', 'a', '--adapters', 'x,y'], '--adapters needs --prompts FILE'),
         (['--prompts', '{file}', '--adapter', 'x'], 'write --adapters x'),
-        (['--prompts', '{file}', '--adapters', 'x,,y'], "'' is no folder"),
+        (['--prompts', '{file}', '--adapters', 'x,,y'], "'' lacks a name or a folder"),
         (['--prompts', '{file}', '--adapters', 'a/x,b/x'], "two are called 'x'; write for example"),
         (['--prompts', '{file}', '--adapters', '/no/such/folder'], '/no/such/folder'),
         (['--prompts', '{file}', '--rows', '0'], "'0' is no whole number from 1"),
@@ -223,7 +223,7 @@ def test_flags_that_are_wrong_are_named(folder, flags, message, tmp_path, capsys
 def test_a_run_is_no_base_of_many(folder, tmp_path, capsys):
     file = _write(tmp_path / 'p.jsonl', LINES[2:3])
     assert cli.main(['generate', str(folder / 'run'), '--prompts', file]) == 2
-    assert '--prompts takes the base model' in capsys.readouterr().err
+    assert 'with --prompts give the base model' in capsys.readouterr().err
     assert cli.main(['generate', LLAMA, '--prompts', file]) == 2
     assert 'has no tokenizer.json' in capsys.readouterr().err
 

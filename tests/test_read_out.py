@@ -101,7 +101,7 @@ def test_targets_that_do_not_fit_are_refused(tmp_path):
     model, inputs, targets = _case('llama', tmp_path)
     with pytest.raises(ValueError, match='targets must be'):
         model.apply(model.params, **inputs, targets=targets[:, 1:])
-    with pytest.raises(ValueError, match='fills a cache scores nothing'):
+    with pytest.raises(ValueError, match='a call with cache_length takes no targets'):
         model.apply(model.params, **inputs, targets=targets, cache_length=64)
 
 

@@ -234,8 +234,8 @@ def test_a_study_runs_into_its_work_folder_and_says_what_came_out(capsys):
     assert capsys.readouterr().out == 'done in runs/one\n'
     for arguments, message in (
         (['study.two', *studies], "there is no study 'two'"),
-        (['study.one', '--seeds', '3', *studies], 'the protocol of a study stands in its code'),
-        (['study.one', '--lr', '0.1', *studies], 'the protocol of a study stands in its code'),
+        (['study.one', '--seeds', '3', *studies], 'a study has its settings in its code'),
+        (['study.one', '--lr', '0.1', *studies], 'a study has its settings in its code'),
         (['study.one', '--studies', 'none_such:x', '--workdir', 'a'], "'none_such:x' cannot be"),
     ):
         assert cli.main(['reproduce', *arguments]) == 2

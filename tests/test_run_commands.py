@@ -162,8 +162,8 @@ def test_the_folder_of_an_adapter_of_ours_goes_beside_its_base(trained, tmp_path
         (['reproduce'], 'give a row, or --list'),
         (['reproduce', 'lora.rte'], 'no work folder is given'),
         (['reproduce', 'lora.rt', '--workdir', 'w'], "no row 'lora.rt'; near"),
-        (['reproduce', '--list', 'none.*'], "no row is like 'none.*'"),
-        (['sweep', '--config', 'a.py', '--workdir', 'w'], 'one of --sweep NAME and --search'),
+        (['reproduce', '--list', 'none.*'], "no row matches 'none.*'"),
+        (['sweep', '--config', 'a.py', '--workdir', 'w'], 'either --sweep NAME or --search'),
         (['sweep', '--halving', '1'], "'1' is no whole number from 2 to"),
     ],
 )

@@ -158,10 +158,10 @@ def test_a_config_is_python_json_toml_or_a_run(tmp_path):
         ('a.py', 'def get_config():\n    return nothing', 'a.py, line 2: NameError'),
         ('a.py', 'def get_config(:', 'SyntaxError'),
         ('a.py', 'def get_config():\n    return {"lrr": 1}', "no setting 'lrr'"),
-        ('a.json', '{"lr": ', 'does not read as json'),
-        ('a.json', '[1]', 'settings are names and values'),
-        ('a.toml', 'lr == 1', 'does not read as toml'),
-        ('a.yaml', 'lr: 1', 'is none of .py, .json, .toml'),
+        ('a.json', '{"lr": ', 'is not valid json'),
+        ('a.json', '[1]', 'write names and values, such as'),
+        ('a.toml', 'lr == 1', 'is not valid toml'),
+        ('a.yaml', 'lr: 1', 'is no .py, .json or .toml file'),
     ],
 )
 def test_a_config_that_is_wrong_is_a_line(name, content, message, tmp_path):

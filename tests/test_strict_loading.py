@@ -80,7 +80,7 @@ def test_an_unknown_tensor_may_be_ignored_by_name(folder):
         ('llama', {'vocab_size': 0}, 'vocab_size: 0 is out of range'),
         ('llama', {'logit_scale': 0.5}, r"logit_scale: unknown; .* ignore=\('logit_scale',\)"),
         ('llama', {'num_hidden_layers': 4000}, '4000 layers, the files hold 21 tensors'),
-        ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'must be alike'),
+        ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'must be the same'),
         (
             'qwen2',
             {
@@ -89,7 +89,7 @@ def test_an_unknown_tensor_may_be_ignored_by_name(folder):
                 'max_window_layers': 1,
                 'layer_types': None,
             },
-            'must be alike',
+            'must be the same',
         ),
         ('bert', {'position_embedding_type': 'relative_key'}, 'position_embedding_type'),
         ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights: False is not supported'),
@@ -121,8 +121,8 @@ def test_both_spellings_of_rope_mean_the_same():
         ('llama', {'task': 'seq2seq_lm'}, "'seq2seq_lm' does not suit a Llama decoder"),
         ('llama', {'task': 'causal_lm', 'num_labels': 2}, 'does not suit a Llama decoder'),
         ('llama', {'task': 'classification'}, "'classification' needs num_labels"),
-        ('llama', {'pooling': 'mean'}, 'a Llama decoder reads the last token'),
-        ('gpt2', {'pooling': 'mean'}, 'a GPT-2 decoder reads the last token'),
+        ('llama', {'pooling': 'mean'}, 'for a Llama decoder, whose head reads the last token'),
+        ('gpt2', {'pooling': 'mean'}, 'for a GPT-2 decoder, whose head reads the last token'),
         ('llama', {'remat': 'some'}, "remat 'some' is unknown"),
     ],
 )

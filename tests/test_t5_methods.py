@@ -249,7 +249,7 @@ def test_an_adapted_model_writes_the_same_with_a_cache(name):
     [
         ({'decoder_input_ids': WRITTEN}, 'input_ids .* are missing'),
         ({**INPUTS, 'cache_length': 3}, 'cache_length 3 is less than the 7 tokens'),
-        ({**INPUTS, 'cache': 'kept'}, 'the cache holds what was read'),
+        ({**INPUTS, 'cache': 'kept'}, 'the cache holds the encoded input'),
     ],
 )
 def test_calls_that_cannot_be_are_refused(call, message):

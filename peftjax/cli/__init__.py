@@ -20,8 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 if it did what was asked; 2 with one line of text if a flag or a file was wrong; 1 if a
-        run failed; 130 if it was interrupted from the keyboard.
+        0 on success; 2, after one line of text, if a flag or a file was wrong or memory ran out;
+        130 if it was interrupted from the keyboard.
+
+    Raises:
+        SystemExit: with 1 after a failed run, and with 0 after `--help` of a command.
 
     Example:
         >>> main(['merge', 'no/such/folder', 'out', '--dtyp', 'float16'])
@@ -54,9 +57,9 @@ def run(command: Command, argv: Sequence[str]) -> None:
     """Reads the flags of a command and runs it.
 
     Raises:
-        ValueError: a flag, a value or a file that is wrong.
+        ValueError: a flag, a value or a file is wrong.
     """
-    # A task, a tracker or a config of one's own is found as `python -m` finds modules.
+    # Tasks, trackers and configs of the user are imported from here, as `python -m` does.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     module = load_command(command)
@@ -67,7 +70,7 @@ def run(command: Command, argv: Sequence[str]) -> None:
 
 def _command(name: str) -> Command:
     if not name:
-        raise ValueError('no command is given; peftjax --help lists them')
+        raise ValueError('no command is given; peftjax --help lists the commands')
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0)
         raise ValueError(f'no command {name!r}; near names: {", ".join(near)}')
@@ -75,20 +78,20 @@ def _command(name: str) -> Command:
 
 
 def _refused(name: str, text: str) -> int:
-    """Prints why a command ended, and gives its exit code."""
+    """Prints why a command ended, and returns its exit code."""
     print(readable(f'peftjax{name and " " + name}: {text}'), file=sys.stderr)
     return 2
 
 
 def _line(error: Exception) -> str:
-    """The text of an error; that of a missing file without its number."""
+    """The text of an error; for a file, its name and the reason without the error number."""
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     return str(error)
 
 
 def _versions() -> str:
-    """What a bug report needs to know."""
+    """The versions that a bug report needs."""
     found = []
     for name in ('jax', 'flax'):
         with contextlib.suppress(metadata.PackageNotFoundError):

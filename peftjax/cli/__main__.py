@@ -1,4 +1,4 @@
-"""`python -m peftjax.cli`, where no command is installed."""
+"""`python -m peftjax.cli` runs the command `peftjax` where it is not installed."""
 
 import sys
 

@@ -13,7 +13,7 @@ class Command(NamedTuple):
             `add_arguments(parser)` and `run(arguments)`.
         summary: what it does.
         example: a command line.
-        usage: its arguments in short; empty where they are written from its flags.
+        usage: its arguments in short; empty to have argparse write them from the flags.
     """
 
     name: str
@@ -35,24 +35,24 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
         ),
         Command(
             'sweep',
-            'many runs on one base, those that differ in numbers alone in one program',
+            'train many runs on one base; runs that differ only in numbers share a program',
             'peftjax sweep --config configs/lora_sentiment.py --sweep rank --workdir runs/rank',
             '--config FILE --sweep NAME --workdir DIR [--SETTING VALUE ...]',
         ),
         Command(
             'report',
-            'write the page about a sweep again',
+            'write the report of a sweep again',
             'peftjax report runs/rank',
         ),
         Command(
             'reproduce',
-            'run a row of a paper, its seeds included, and print its number beside the published',
+            'repeat a published result, with all its seeds, and print both numbers',
             'peftjax reproduce lora.rte --workdir runs/papers',
         ),
         Command(
             'plan',
-            'what a training step takes: memory, products, time, and whether it fits; weights and '
-            'devices are not needed',
+            'estimate memory, FLOPs and time of a training step, and whether it fits; needs '
+            'neither weights nor devices',
             'peftjax plan huggyllama/llama-7b --method "lora(rank=8)" --method "full()" '
             '--dtype bfloat16 --remat full --batch 8 --length 2048 --fsdp 8 --machine v5e',
         ),
@@ -60,7 +60,7 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
     'Use': (
         Command(
             'predict',
-            'what a trained model says of each row of a table',
+            'predict each row of a table with a trained model',
             'peftjax predict runs/reviews new.csv --out predictions.csv',
         ),
         Command(
@@ -77,17 +77,17 @@ GROUPS: Mapping[str, tuple[Command, ...]] = {
     'Look at, merge and convert': (
         Command(
             'inspect',
-            'what a checkpoint offers to methods, or what an adapter trains of it',
+            'list what methods can target in a checkpoint, or what an adapter trains',
             'peftjax inspect HuggingFaceTB/SmolLM2-135M-Instruct --adapter my_adapter',
         ),
         Command(
             'merge',
-            'write a checkpoint that computes what base and adapter do together',
+            'merge adapters into their base, and write the checkpoint',
             'peftjax merge HuggingFaceTB/SmolLM2-135M-Instruct my_adapter merged',
         ),
         Command(
             'convert',
-            'write an adapter in the files of another library',
+            'write an adapter in the format of another library',
             'peftjax convert google-bert/bert-base-uncased my_adapter hub_adapter --to adapterhub',
         ),
         Command(
@@ -118,7 +118,7 @@ def overview() -> str:
         lines += [f'  {each.name:10} {each.summary}' for each in commands]
     lines += [
         '',
-        'peftjax COMMAND --help says what a command takes; peftjax --version, what is here.',
+        'peftjax COMMAND --help lists the flags of a command; peftjax --version prints versions.',
     ]
     return '\n'.join(lines)
 
@@ -127,7 +127,7 @@ def load_command(command: Command) -> Any:
     """The module of a command.
 
     Raises:
-        ValueError: it needs a library that is not installed; says what to install.
+        ValueError: it needs a library that is not installed; the message says what to install.
     """
     try:
         return importlib.import_module(f'peftjax.cli.{command.name}_command')

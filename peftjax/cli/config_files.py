@@ -15,7 +15,7 @@ class ConfigFile(NamedTuple):
 
     Attributes:
         path: of the file.
-        argument: the text behind a colon; None without one.
+        argument: the text after the colon; None without a colon.
     """
 
     path: str
@@ -32,11 +32,11 @@ def read_config(text: str) -> Settings:
     """The settings of a config.
 
     Args:
-        text: a Python file with `get_config(argument)`, its argument behind a colon; a .json or
+        text: a Python file with `get_config(argument)`, its argument after a colon; a .json or
             .toml file; or the work folder of a run, whose config.json is read.
 
     Raises:
-        SettingsError: no such file; one that does not read; a field that nothing reads.
+        SettingsError: the file does not exist or cannot be read, or has an unknown field.
 
     Example:
         >>> file = getfixture('tmp_path') / 'run.toml'
@@ -56,11 +56,13 @@ def read_config(text: str) -> Settings:
         content = path.read_text(encoding='utf-8')
         read = {'.json': json.loads, '.toml': tomllib.loads}[path.suffix](content)
     except KeyError:
-        raise SettingsError(f'{path} is none of .py, .json, .toml') from None
+        raise SettingsError(f'{path} is no .py, .json or .toml file') from None
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f'{path} does not read as {path.suffix[1:]}: {error}') from None
+        raise SettingsError(f'{path} is not valid {path.suffix[1:]}: {error}') from None
     if not isinstance(read, dict):
-        raise SettingsError(f'{path} holds {str(read)[:40]!r}; settings are names and values')
+        raise SettingsError(
+            f'{path} holds {str(read)[:40]!r}; write names and values, such as {{"lr": 1e-3}}'
+        )
     return read_settings(read)
 
 
@@ -74,7 +76,7 @@ def _python(file: ConfigFile) -> Any:
         return make() if file.argument is None else make(file.argument)
     except ValueError:
         raise
-    except Exception as error:  # A config is a program, with any of Python's.
+    except Exception as error:  # A config is a program, which may raise anything.
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == file.path]
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""`peftjax convert`: an adapter in the files of another library."""
+"""`peftjax convert`: an adapter in the format of another library."""
 
 import argparse
 
@@ -19,10 +19,10 @@ from peftjax.cli.source import (
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', help=f'{BASE}; or {RUN}')
-    parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; left out for a run')
+    parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; omit it for a run')
     parser.add_argument('out', help='the folder to write')
     parser.add_argument('--to', required=True, choices=('peft', 'adapterhub'))
-    parser.add_argument('--name', default='default', help="the adapter's, which adapterhub keeps")
+    parser.add_argument('--name', default='default', help='of the adapter, in files of adapterhub')
     add_force(parser)
     add_which(parser)
     add_non_finite(parser)

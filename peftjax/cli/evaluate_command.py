@@ -22,27 +22,27 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('--out', metavar='FILE', help='a .json file for the scores')
     harness = parser.add_argument_group("lm-eval (pip install 'peftjax[eval]')")
     harness.add_argument('--tasks', metavar='A,B', help='its tasks, such as hellaswag,arc_easy')
-    harness.add_argument('--adapter', help=f'of a base: {ADAPTER}')
-    harness.add_argument('--include', metavar='DIR', help='a folder of further tasks')
+    harness.add_argument('--adapter', help=f'where a base is given: {ADAPTER}')
+    harness.add_argument('--include', metavar='DIR', help='a folder with more tasks')
     harness.add_argument(
         '--few-shot', type=whole(0), metavar='N', help='examples before a question'
     )
     harness.add_argument('--limit', type=whole(1), metavar='N', help='questions of each task')
     harness.add_argument('--chat', action='store_true', help='ask through the chat template')
     harness.add_argument(
-        '--batch', type=whole(1), default=8, metavar='N', help='rows of a batch (8)'
+        '--batch', type=whole(1), default=8, metavar='N', help='rows in a batch (8)'
     )
     harness.add_argument(
-        '--max-length', type=whole(1), metavar='N', help='tokens of the longest row'
+        '--max-length', type=whole(1), metavar='N', help='tokens in the longest row'
     )
     parser.add_settings('model', 'data')
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the scores, a line each.
+    """Prints the scores, one on each line.
 
     Raises:
-        ValueError: no run, no such split, or no such task.
+        ValueError: the run, the split or a task does not exist.
     """
     if arguments.tasks is None:
         scores = _on_split(arguments)
@@ -80,7 +80,7 @@ def _on_tasks(arguments: argparse.Namespace) -> Mapping[str, Any]:
         limit=arguments.limit,
         chat=arguments.chat,
     )
-    # lm-eval's names: the metric, a comma, and how the answers were filtered.
+    # In lm-eval a name is the metric, a comma, and the filter of the answers.
     return {
         f'{task}/{name.removesuffix(",none")}': value
         for task, scores in found.items()

@@ -18,9 +18,9 @@ from peftjax.cli.source import (
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', help=f'{BASE}; or {RUN}')
-    parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; left out for a run')
+    parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; omit it for a run')
     parser.add_argument('out', help='the .gguf file to write; llama-cli takes it as --lora')
-    parser.add_argument('--name', default='', help='what the file calls the adapter')
+    parser.add_argument('--name', default='', help='of the adapter, in the file')
     add_force(parser)
     add_which(parser)
     add_non_finite(parser)

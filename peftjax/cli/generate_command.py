@@ -44,11 +44,11 @@ def add_arguments(parser: Parser) -> None:
     many.add_argument(
         '--adapters',
         metavar='A,B',
-        help='folders as of --adapter, or of runs; a name is the last part of a folder, or '
-        'name=folder',
+        help='folders as for --adapter, or work folders of runs; an adapter is named by the last '
+        'part of its folder, or as in name=folder',
     )
     many.add_argument(
-        '--rows', type=whole(1, 4096), default=8, help='prompts that are answered at a time (8)'
+        '--rows', type=whole(1, 4096), default=8, help='prompts answered at the same time (8)'
     )
     add_which(parser)
     add_non_finite(parser)
@@ -56,7 +56,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         '--raw', action='store_true', help='continue the text, without the chat template'
     )
-    parser.add_argument('--system', metavar='TEXT', help='a message in front of the conversation')
+    parser.add_argument('--system', metavar='TEXT', help='the system message of the conversation')
     parser.add_argument(
         '--max-new-tokens', type=whole(1, prompts_file.MOST_NEW_TOKENS), default=256, metavar='N'
     )
@@ -68,25 +68,27 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints an answer to each prompt; with --raw, or of a model without a chat template, each
-    prompt with its continuation.
+    """Prints an answer to each prompt.
 
-    With --prompts, prints a JSON line for each line of the file, in its order, as soon as it and
-    all before it are answered.
+    With --raw, or if the model has no chat template, prints each prompt with its continuation.
+    With --prompts, prints one JSON line for each line of the file, in the order of the file: a
+    line is printed once it and all earlier lines are answered.
 
     Raises:
-        ValueError: a model without a tokenizer; --system without a chat template; flags that do
-            not go together; a line of the file that is wrong.
+        ValueError: the model has no tokenizer; --system without a chat template; flags exclude
+            each other; a line of the file is wrong.
     """
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise UsageError('give --prompt TEXT, or --prompts FILE')
     if arguments.prompts is None:
         if arguments.adapters is not None:
-            raise UsageError('--adapters goes with --prompts FILE; write --adapter for one')
+            raise UsageError('--adapters needs --prompts FILE; with --prompt write --adapter')
         _answer_texts(arguments)
         return
     if arguments.adapter is not None:
-        raise UsageError(f'--adapter goes with --prompt; write --adapters {arguments.adapter}')
+        raise UsageError(
+            f'--adapter needs --prompt; with --prompts write --adapters {arguments.adapter}'
+        )
     _answer_file(arguments)
 
 
@@ -117,7 +119,7 @@ def _answer_file(arguments: argparse.Namespace) -> None:
 
 
 class _Read:
-    """Prompts as a model reads them.
+    """Prompts as tokens.
 
     Attributes:
         chat: whether they went through the chat template.
@@ -137,7 +139,7 @@ class _Read:
         self._tokenizer = model.tokenizer
         self.chat = self._tokenizer.chat_template is not None and not arguments.raw
         if arguments.system is not None and not self.chat:
-            raise ValueError('--system is for conversations, and no chat template is used')
+            raise ValueError('--system needs a chat template, and none is used; leave it out')
         texts, self.ends = prompts, self._tokenizer.ends
         if self.chat:
             texts, self.ends = conversations(self._tokenizer, prompts, arguments.system)
@@ -156,11 +158,11 @@ def conversations(
 ) -> tuple[list[str], tuple[int, ...]]:
     """Questions as the chat template writes them, and the tokens that end an answer.
 
-    The token behind an answer is read from the template: it is the first special token that the
-    template writes behind one.
+    An answer ends with the tokenizer's end tokens, or with the first special token that the
+    template writes after an answer.
 
     Raises:
-        ValueError: jinja2 is not installed; what a template that does not work raises.
+        ValueError: jinja2 is not installed, or the template fails.
     """
     library('jinja2', 'train', 'a chat template (--raw does without one)')
     module = importlib.import_module('peftjax.train.data.chat_template')
@@ -186,8 +188,8 @@ def conversations(
 def _source(arguments: argparse.Namespace) -> Source:
     if arguments.adapter is None and is_run(arguments.base):
         return open_run(arguments.base, arguments.which, arguments.allow_non_finite)
-    # The paths of `peftjax.save` are those of a model with its layers stacked; an adapter of some
-    # layers alone needs them apart.
+    # Adapters of `peftjax.save` have the paths of a model with stacked layers; an adapter on only
+    # some layers needs them unstacked.
     stacked = arguments.adapter is None or is_run(arguments.adapter) or is_saved(arguments.adapter)
     model = peftjax.load(
         arguments.base,
@@ -211,7 +213,7 @@ def _write(
     ends: Sequence[int],
     arguments: argparse.Namespace,
 ) -> list[list[int]]:
-    """The tokens behind each prompt, up to the first that ends a text."""
+    """The tokens that continue each prompt, up to the first end token."""
     tokenizer = source.model.tokenizer
     pad = 0 if tokenizer is None or not tokenizer.ends else tokenizer.ends[0]
     ids, mask = peftjax.pad_left(prompts, pad)

@@ -1,4 +1,4 @@
-"""`peftjax inspect`: what a checkpoint offers to methods, or what an adapter trains of it."""
+"""`peftjax inspect`: what methods can target in a checkpoint, or what an adapter trains."""
 
 import argparse
 
@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the sites of a model, or a method, what it trains, and what the run reached."""
+    """Prints the sites of a model; or a method, what it trains, and the scores of its run."""
     whole = arguments.adapter is None and is_run(arguments.base)
     if arguments.adapter is None and not whole:
         model = load_base(arguments, abstract=True)

@@ -17,7 +17,7 @@ class Served(NamedTuple):
 
     Attributes:
         model: the base.
-        bank, frozen: of `peftjax.serving.bank`, slots in the order of the adapters, from 1.
+        bank, frozen: of `peftjax.serving.bank`; the adapters have the slots 1, 2, ... in order.
     """
 
     model: peftjax.Model
@@ -30,23 +30,23 @@ def open_bank(folders: Mapping[str, str], arguments: argparse.Namespace) -> Serv
 
     Args:
         folders: of adapters, by name.
-        arguments: base, quantize, which and allow_non_finite.
+        arguments: with base, quantize, which and allow_non_finite.
 
     Raises:
-        ValueError: the base is a run; files that are not there or do not fit; adapters that one
-            bank cannot hold.
+        ValueError: the base is a run; files are missing or do not fit; one bank cannot hold all
+            the adapters.
     """
     if is_run(arguments.base):
         raise ValueError(
-            f'{arguments.base} is the work folder of a run; --prompts takes the base model, and '
-            'runs among --adapters'
+            f'{arguments.base} is the work folder of a run; with --prompts give the base model, '
+            'and the run in --adapters'
         )
     try:
         return _bank(folders, arguments, stacked=True)
     except peftjax.CheckpointError:
         if not folders or any(is_run(path) or is_saved(path) for path in folders.values()):
             raise
-    # An adapter of some layers alone: it needs layers that are apart.
+    # An adapter on only some layers needs them unstacked.
     return _bank(folders, arguments, stacked=False)
 
 
@@ -75,20 +75,20 @@ def answers(
     ends: Sequence[int],
     arguments: argparse.Namespace,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """What is written behind each prompt, with the prompt's number, as it is finished.
+    """Yields the number of a prompt and the tokens of its answer, whenever one is finished.
 
     Args:
-        prompts: see there.
+        prompts: the lines of the file.
         tokens: of each prompt.
         ends: tokens that end an answer.
-        arguments: rows, temperature, top_k, top_p and seed.
+        arguments: with rows, temperature, top_k, top_p and seed.
 
     Raises:
-        ValueError: a prompt without a token; a model that is no decoder.
+        ValueError: a prompt has no tokens, or the model is no decoder.
     """
     for prompt, ids in zip(prompts, tokens, strict=True):
         if not ids:
-            raise ValueError(f'{prompt.where}: the prompt has no token; write one word at least')
+            raise ValueError(f'{prompt.where}: the prompt has no tokens; write at least one word')
     requests = [
         peftjax.serving.Request(ids, prompt.slot, prompt.max_new_tokens)
         for prompt, ids in zip(prompts, tokens, strict=True)

@@ -1,4 +1,4 @@
-"""`peftjax merge`: a checkpoint, or a LoRA, that computes what base and adapters do together."""
+"""`peftjax merge`: adapters merged into their base, or into one LoRA."""
 
 import argparse
 import warnings
@@ -59,23 +59,23 @@ def add_arguments(parser: Parser) -> None:
         '--dtype',
         default='source',
         choices=('source', 'float32', 'bfloat16', 'float16'),
-        help="of the file; unless given, that of the base's",
+        help="of the file; the default is the base's own",
     )
     add_force(parser)
     several = parser.add_argument_group('several adapters', 'see docs/merging.md')
     several.add_argument('--rule', choices=tuple(RULES), help='how they are merged (average)')
     several.add_argument(
-        '--weights', type=_numbers, metavar='W,W', help='one number for all adapters, or one each'
+        '--weights', type=_numbers, metavar='W,W', help='one number for all adapters, or for each'
     )
-    several.add_argument('--density', type=float, metavar='D', help='the share that stays of each')
-    several.add_argument('--seed', type=int, metavar='N', help='of what is drawn (0)')
+    several.add_argument('--density', type=float, metavar='D', help='the share of entries to keep')
+    several.add_argument('--seed', type=int, metavar='N', help='of the random rules (0)')
     several.add_argument(
-        '--core', action='store_true', help='merge in Core Space; of LoRAs and their relatives'
+        '--core', action='store_true', help='merge in Core Space; for LoRA and its relatives'
     )
     several.add_argument(
         '--without',
         metavar='PATTERN',
-        help='leaves of the base to leave as they are, such as heads',
+        help='parameters of the base that stay as they are, such as heads',
     )
     several.add_argument(
         '--rank', type=int, metavar='R', help="write a LoRA of this rank in peft's files instead"
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     first, *others = arguments.adapters or [None]
     source = _open(arguments, first)
     if _rule_is_asked(arguments):
-        # One base at a time: of the other sources the deltas alone are kept.
+        # Only one base is in memory at a time: the other sources are reduced to their deltas.
         deltas = [_delta(source), *(_delta(_open(arguments, each)) for each in others)]
         merged = merged_delta(deltas, arguments)
         if arguments.rank is not None:
@@ -140,10 +140,10 @@ def _rule_is_asked(given: argparse.Namespace) -> bool:
 
 
 def merged_delta(deltas: Sequence[merging.Delta], given: argparse.Namespace) -> merging.Delta:
-    """The delta that the rule makes of those of the adapters.
+    """The deltas of all adapters, merged by the rule.
 
     Raises:
-        ValueError: a flag that the rule does not take, or one that it needs is missing.
+        ValueError: the rule does not take a flag, or needs one that is missing.
         TargetError: `--without` matches no leaf that an adapter changes.
     """
     name = given.rule or 'average'

@@ -1,4 +1,4 @@
-"""How command lines are read: mistakes get near names, and help begins with an example."""
+"""How command lines are read: errors suggest near names, and help begins with an example."""
 
 import argparse
 import difflib
@@ -12,8 +12,8 @@ from peftjax.cli.commands import Command
 from peftjax.train.settings import Settings
 
 _SECTIONS = (
-    'Arguments of the functions that are in use are flags too: --lora.rank 4, '
-    '--adamw.weight_decay 0.1. A value reads as Python where it can: [1, 2], None, true.'
+    'Arguments of the chosen functions are flags too: --lora.rank 4, --adamw.weight_decay 0.1. '
+    'Values are read as Python literals where possible: [1, 2], None, true.'
 )
 
 
@@ -37,7 +37,7 @@ def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def number(least: float) -> Callable[[str], float]:
-    """Reads finite numbers from `least` on.
+    """Reads finite numbers of at least `least`.
 
     Example:
         >>> number(0)('0.5')
@@ -50,7 +50,9 @@ def number(least: float) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f'{text[:40]!r} is no finite number from {least:g} on')
+            raise argparse.ArgumentTypeError(
+                f'{text[:40]!r} is no finite number; write {least:g} or more'
+            )
         return value
 
     return read
@@ -64,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     """Reads the command line of one command.
 
     Attributes:
-        command: see there.
+        command: the command.
     """
 
     def __init__(self, command: Command):
@@ -88,8 +90,8 @@ class Parser(argparse.ArgumentParser):
         Args:
             groups: fields of `Settings` that hold settings of their own ('model', 'data', 'mesh'),
                 and 'run' for all others.
-            sections: whether arguments of functions are taken too.
-            chained: whether `--method` is taken, as a part of the run's chain.
+            sections: whether arguments of functions are flags too.
+            chained: whether `--method` adds a method to the run's chain.
         """
         self._sections, self._chained = sections, chained
         for group in groups:
@@ -104,10 +106,10 @@ class Parser(argparse.ArgumentParser):
             self.epilog = _SECTIONS
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments; those of settings as `changes`, by their dotted names.
+        """The arguments. `changes` has the settings by dotted name, `chain` the methods.
 
         Raises:
-            UsageError: an unknown flag, with near names; a value that does not read.
+            UsageError: a flag is unknown, or a value cannot be read.
         """
         taken = settings_flags.take(
             [self._hyphened(token) for token in argv],
@@ -122,7 +124,7 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def _hyphened(self, token: str) -> str:
-        """A flag of the command as it is spelt, if it is given with underscores."""
+        """The token, with hyphens if it is a flag of the command written with underscores."""
         name, equals, value = token.partition('=')
         spelt = name.replace('_', '-')
         known = name.startswith('--') and spelt in self._option_string_actions
@@ -156,9 +158,9 @@ def add_config(parser: Parser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace, start: Settings) -> Settings:
-    """Settings with what the flags change in those that a run starts from.
+    """The settings of `start`, changed by the flags.
 
     Raises:
-        SettingsError: no such setting, with near names; a value of another type.
+        SettingsError: a setting is unknown, or a value has another type.
     """
     return settings_flags.changed(start, arguments.changes, arguments.chain)

@@ -1,4 +1,4 @@
-"""`peftjax plan`: what a training step takes, without the hardware and without weights."""
+"""`peftjax plan`: the costs of a training step, without the hardware and without weights."""
 
 import argparse
 import json
@@ -27,16 +27,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         'base',
         nargs='?',
-        help=f'{BASE}, with config.json at least; or, unless a folder here has that name, a number '
-        "of parameters, '7B': a Llama of that size, without --method the rule of thumb; left out "
-        'with --config',
+        help=f'{BASE}, with config.json at least; or a number of parameters such as 7B, for a '
+        'Llama of that size (without --method, for the rule of thumb); omit it with --config',
     )
     parser.add_argument(
         '--method',
         action='append',
         default=[],
         metavar='CALL',
-        help='a method of peftjax with its arguments; may be given again, one row each',
+        help='a method of peftjax with its arguments; may be given again, for one row each',
     )
     parser.add_argument('--batch', type=whole(1), metavar='N', help='examples in a step; 8')
     parser.add_argument('--length', type=whole(1), metavar='N', help='tokens in an example; 512')
@@ -50,14 +49,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         '--machine',
         choices=tuple(peftjax.plan.MACHINES),
-        help='each device; else that of --topology',
+        help='the kind of each device; the default is that of --topology',
     )
     parser.add_argument(
         '--topology',
         metavar='H100:8',
-        help='ask the compiler of GPUs of one host, of hosts x GPUs (H100:2x8; pip install '
-        "'peftjax[gpu-plan]') or of a TPU slice (v5e:2x4; pip install libtpu), none of which need "
-        "be here; 'here' for the default device",
+        help='compile for GPUs of one host, for hosts x GPUs (H100:2x8; both: pip install '
+        "'peftjax[gpu-plan]') or for a TPU slice (v5e:2x4; pip install libtpu), which need not be "
+        "here; 'here' for the default device",
     )
     add_labels(parser)
     add_config(parser)
@@ -65,19 +64,19 @@ def add_arguments(parser: Parser) -> None:
 
 
 def add_quantize(parser: Parser) -> None:
-    """The flag that holds the base in few bits."""
+    """The flag that quantises the base."""
     parser.add_argument(
         '--quantize',
         metavar='SCHEME',
-        help="the base in few bits: 'nf4', 'int8', ...; 'stored' keeps a .gguf file's own",
+        help="quantise the base: 'nf4', 'int8', ...; 'stored' keeps the codes of a .gguf file",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints what a training step takes.
+    """Prints memory, FLOPs and time of a training step.
 
     Raises:
-        ValueError: no example, or no token in one; flags that do not go together.
+        ValueError: flags exclude each other, or a method or a size is wrong.
     """
     if (arguments.base is None) == (arguments.config is None):
         raise UsageError('give a base, or --config FILE')
@@ -97,7 +96,7 @@ def _plan_config(arguments: argparse.Namespace) -> None:
     given = [name for name in _OF_A_BASE if getattr(arguments, name) is not None]
     if given or arguments.method:
         name = (given or ['method'])[0].replace('_', '-')
-        raise UsageError(f'--{name} is of a base; a config says so itself, as --model.{name}')
+        raise UsageError(f'--{name} goes with a base; a config has settings such as --model.{name}')
     mesh = {f'mesh.{axis}': getattr(arguments, axis) for axis in _AXES}
     arguments.changes = {**{n: v for n, v in mesh.items() if v != 1}, **arguments.changes}
     settings = settings_of(arguments, read_config(arguments.config))
@@ -107,7 +106,7 @@ def _plan_config(arguments: argparse.Namespace) -> None:
 def _plan_base(arguments: argparse.Namespace, size: float | None) -> None:
     batch = 8 if arguments.batch is None else arguments.batch
     length = 512 if arguments.length is None else arguments.length
-    # Before anything else uses JAX, which else may give the compiler of the topology up.
+    # This comes first: once JAX was used, it may not find the compiler of the topology.
     axes = {name: getattr(arguments, name) for name in _AXES}
     mesh = peftjax.plan.mesh_for(arguments.topology, **axes)
     options = {'abstract': True, 'dtype': arguments.dtype, 'remat': arguments.remat}
@@ -133,10 +132,10 @@ def _plan_base(arguments: argparse.Namespace, size: float | None) -> None:
 
 
 def _print_textbook(size: float, arguments: argparse.Namespace) -> None:
-    """What full fine-tuning of so many parameters takes, of whatever model.
+    """Prints the memory of full fine-tuning by the number of parameters alone.
 
     Raises:
-        ValueError: flags that need the shape of a model.
+        ValueError: a flag needs the shape of a model.
     """
     flags = ('quantize', 'machine', 'topology', 'remat', 'batch', 'length', 'num_labels')
     given = [name for name in flags if getattr(arguments, name) is not None]
@@ -149,13 +148,13 @@ def _print_textbook(size: float, arguments: argparse.Namespace) -> None:
         )
     for name, number in peftjax.plan.textbook(size, arguments.dtype).items():
         print(f'{name:10} {number / 1e9:10.1f} GB')
-    print('full fine-tuning with Adam, everything in that dtype; activations aside')
+    print('full fine-tuning with Adam, everything in that dtype; without activations')
 
 
 def _load_llama(
     arguments: argparse.Namespace, config: dict[str, Any], options: dict[str, Any]
 ) -> peftjax.Model:
-    """The abstract model of a config.json, and a line about it."""
+    """Prints a line about the config.json, and loads its abstract model."""
     print(
         f'{arguments.base} as a Llama of {count(config):,} parameters: '
         f'{config["num_hidden_layers"]} layers, width {config["hidden_size"]}, inner width '

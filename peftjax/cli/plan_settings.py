@@ -1,4 +1,4 @@
-"""What a training step of a run takes, from its settings."""
+"""Plans of a training step, from the settings of a run."""
 
 import dataclasses
 
@@ -11,17 +11,17 @@ from peftjax.train.settings import Settings
 def plans(
     settings: Settings, machine: str | None = None, topology: str | None = None
 ) -> dict[str, peftjax.plan.Plan]:
-    """The plan of a config's method, and of full fine-tuning beside it.
+    """The plan of a config's method, and the plan of full fine-tuning.
 
     Raises:
-        ValueError: a method whose arguments data decide, or what `peftjax.plan.estimate` raises.
+        ValueError: arguments of a method depend on data, or what `peftjax.plan.plan` raises.
     """
     if settings.found:
         raise ValueError(
-            f'data decide arguments of {", ".join(settings.found)} in this config, so that it '
-            'cannot be planned without them'
+            f'arguments of {", ".join(settings.found)} depend on data in this config; to plan it, '
+            "leave out 'found' and give the arguments"
         )
-    # Before anything else uses JAX, which else may give the compiler of the topology up.
+    # This comes first: once JAX was used, it may not find the compiler of the topology.
     mesh = peftjax.plan.mesh_for(topology, **dataclasses.asdict(settings.mesh))
     model = peftjax.load(**settings.model.arguments(), abstract=True)
     size = settings.data.batch_size // settings.accumulate

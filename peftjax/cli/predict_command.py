@@ -1,4 +1,4 @@
-"""`peftjax predict`: what a trained model says of each row of a table."""
+"""`peftjax predict`: the predictions of a trained model for each row of a table."""
 
 import argparse
 import csv
@@ -23,10 +23,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', metavar='run', help=RUN)
     parser.add_argument('file', nargs='?', help='a .jsonl, .csv or .parquet file')
     parser.add_argument(
-        '--text', action='append', metavar='TEXT', help='in place of a file; may be given again'
+        '--text', action='append', metavar='TEXT', help='instead of a file; may be given again'
     )
     parser.add_argument(
-        '--out', metavar='FILE', help='.jsonl or .csv; unless given, JSON lines are printed'
+        '--out', metavar='FILE', help='.jsonl or .csv; without it, JSON lines are printed'
     )
     add_which(parser)
     parser.add_settings('model', 'data')
@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a row of predictions for each row of the table, in its order.
 
     Raises:
-        ValueError: no run or table; a row that lacks a column; a task without predictions.
+        ValueError: the run or the table does not exist; a row lacks a column; the task makes no
+            predictions.
     """
     if (arguments.file is None) == (arguments.text is None):
         raise UsageError('give a file, or --text TEXT')
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
 def with_answers(
     records: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Each record with its answer; where both have a name, the answer's is `predicted_<name>`.
+    """Each record with its answer; a name that both have becomes `predicted_<name>` in the answer.
 
     Example:
         >>> with_answers([{'text': 'fine', 'label': 'bad'}], [{'label': 'good'}])
@@ -94,7 +95,7 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], file: TextIO) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(file, names)
     writer.writeheader()
-    # A list or a mapping stands in its cell as JSON.
+    # Lists and mappings are written as JSON.
     writer.writerows(
         {n: json.dumps(v) if isinstance(v, list | dict) else v for n, v in row.items()}
         for row in rows

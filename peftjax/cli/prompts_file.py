@@ -17,8 +17,8 @@ class Prompt(NamedTuple):
     Attributes:
         where: file and line, for messages.
         text: of the prompt.
-        adapter: its name; None for the base.
-        slot: its number, from 1; 0 for the base.
+        adapter: name of the adapter; None for the base.
+        slot: number of the adapter, from 1; 0 for the base.
         max_new_tokens: of the answer.
     """
 
@@ -30,10 +30,10 @@ class Prompt(NamedTuple):
 
 
 def named(adapters: str) -> dict[str, str]:
-    """The folders of a list with commas, by name: the last part, or what stands before `=`.
+    """The folders in a comma-separated list by name: the text before `=`, or else the last part.
 
     Raises:
-        ValueError: an empty name or folder; a name that stands twice.
+        ValueError: a name or a folder is empty, or a name is there twice.
 
     Example:
         >>> named('runs/film,spam=runs/2/adapter')
@@ -46,7 +46,8 @@ def named(adapters: str) -> dict[str, str]:
             name, path = pathlib.PurePath(each).name, each
         if not name or not path:
             raise ValueError(
-                f'--adapters {adapters}: {each!r} is no folder; write a,b or first=a,second=b'
+                f'--adapters {adapters}: {each!r} lacks a name or a folder; write a,b or '
+                'first=a,second=b'
             )
         if name in found:
             raise ValueError(
@@ -61,11 +62,11 @@ def read(path: str, names: Sequence[str], max_new_tokens: int) -> list[Prompt]:
 
     Args:
         names: of the adapters, in the order of their numbers, from 1.
-        max_new_tokens: of a line that says nothing of it.
+        max_new_tokens: for lines without this field.
 
     Raises:
-        ValueError: see `read_objects`; a field that is unknown, missing or of another type; an
-            adapter that is not given; no prompt at all. By file and line.
+        ValueError: what `read_objects` raises; a field is unknown, missing or of another type; an
+            adapter is unknown; the file has no prompt. The message names file and line.
     """
     found = [
         _prompt(f'{path}, line {number}', fields, names, max_new_tokens)
@@ -85,10 +86,10 @@ def _prompt(
             raise ValueError(f'{where}: unknown field {name[:60]!r}; near name: {near}')
     text, most = fields.get('prompt'), fields.get('max_new_tokens', max_new_tokens)
     if not isinstance(text, str):
-        raise ValueError(f'{where}: prompt is {_short(text)}, and is a text')
+        raise ValueError(f'{where}: prompt is {_short(text)}; write a text')
     if type(most) is not int or not 1 <= most <= MOST_NEW_TOKENS:
         raise ValueError(
-            f'{where}: max_new_tokens is {_short(most)}, and is a whole number from 1 to '
+            f'{where}: max_new_tokens is {_short(most)}; write a whole number from 1 to '
             f'{MOST_NEW_TOKENS}'
         )
     slot = _slot(where, fields.get('adapter'), names)

@@ -1,4 +1,4 @@
-"""`peftjax report`: the page about a sweep, from any number of finished runs."""
+"""`peftjax report`: the page about a sweep, finished or not."""
 
 import argparse
 from pathlib import Path
@@ -13,12 +13,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the page and prints where it is.
+    """Writes the page and prints its path.
 
     Raises:
         ValueError: the folder holds no sweep.
     """
     folder = SweepFolder(Path(arguments.folder))
     if not folder.begun:
-        raise ValueError(f'{folder.path} holds no sweep')
+        raise ValueError(f'{folder.path} holds no sweep; give the --workdir of a peftjax sweep')
     print(write_report(folder))

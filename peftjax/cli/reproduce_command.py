@@ -1,4 +1,4 @@
-"""`peftjax reproduce`: runs of published rows, and their numbers beside the published ones."""
+"""`peftjax reproduce`: runs that repeat published results, and both numbers side by side."""
 
 import argparse
 import fnmatch
@@ -14,21 +14,22 @@ from peftjax.train.progress import quiet_libraries, terminal
 
 _TABLE = 'configs/papers.toml'
 _STUDY = 'study.'
-_WIDTH = 180  # of the list where it is not shown in a terminal
+_WIDTH = 180  # of the list, where no terminal has a width
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         'row',
         nargs='?',
-        help="of the table, such as 'lora.rte', or a study of this repository, 'study.cost'",
+        help="of the table, such as 'lora.rte'; or a study of this repository, such as "
+        "'study.cost'",
     )
     parser.add_argument(
         '--list',
         nargs='?',
         const='*',
         metavar='ROWS',
-        help="say of each row, or of those like 'lora.*', what is missing here to run it",
+        help="list all rows, or those like 'lora.*', and what each needs that is not here",
     )
     parser.add_argument(
         '--papers', default=_TABLE, metavar='FILE', help=f'a .toml file with the rows ({_TABLE})'
@@ -37,21 +38,21 @@ def add_arguments(parser: Parser) -> None:
         '--studies',
         default='experiments.studies.registry:find_study',
         metavar='MODULE:FUNCTION',
-        help='gives a study by its name (%(default)s)',
+        help='the function that finds a study by name (%(default)s)',
     )
-    parser.add_argument('--workdir', metavar='DIR', help='gets a folder for each run of the row')
+    parser.add_argument('--workdir', metavar='DIR', help='will hold a folder for each run')
     parser.add_argument(
-        '--seeds', type=whole(1), metavar='N', help='how many runs; unless given, as in the paper'
+        '--seeds', type=whole(1), metavar='N', help="how many runs; the default is the paper's"
     )
     parser.add_settings('model', 'data', 'run', 'mesh', sections=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints what can run here; or runs a row and prints its number beside the published one.
+    """Lists the rows; or runs one and prints its result beside the published one.
 
     Raises:
-        ValueError: no such table, row or study, or no work folder.
-        SystemExit: with 1, a run that failed.
+        ValueError: the table, row or study does not exist, or no work folder is given.
+        SystemExit: with 1, after a failed run.
     """
     if (arguments.row is None) == (arguments.list is None):
         raise UsageError("give a row, or --list; 'peftjax reproduce --list' names the rows")
@@ -82,9 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_study(arguments: argparse.Namespace) -> None:
-    """Runs a study into the work folder, as its protocol says, and prints what came out."""
+    """Runs a study by its protocol, and prints its results."""
     if arguments.changes or arguments.seeds is not None:
-        raise UsageError('the protocol of a study stands in its code; leave other flags out')
+        raise UsageError('a study has its settings in its code; leave --seeds and settings out')
     find = find_function('studies', arguments.studies, ())
     study = find(arguments.row.removeprefix(_STUDY))
     quiet_libraries()
@@ -95,5 +96,5 @@ def _run_study(arguments: argparse.Namespace) -> None:
 def _print_list(rows: dict[str, reproduce.Row], pattern: str) -> None:
     chosen = [row for key, row in rows.items() if fnmatch.fnmatchcase(key, pattern)]
     if not chosen:
-        raise UsageError(f'no row is like {pattern!r}; --list without it names all')
+        raise UsageError(f'no row matches {pattern!r}; --list alone lists all rows')
     terminal(width=_WIDTH).print(reproduce.listing(chosen, reproduce.missing))

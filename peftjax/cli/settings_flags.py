@@ -1,4 +1,4 @@
-"""Every setting of a run as a flag: names, types and help come from the dataclasses themselves."""
+"""Every setting of a run as a flag, with name, type and help from the dataclasses."""
 
 import ast
 import dataclasses
@@ -15,14 +15,11 @@ from typing import Any, NamedTuple
 
 import peftjax
 from peftjax.train.method_calls import read_call
-from peftjax.train.settings import (
-    Settings,
-    SettingsError,
-)
+from peftjax.train.settings import Settings, SettingsError
 
 METHOD = (
-    'a method with its arguments, such as "lora(rank=8, targets=\'all-linear\')"; given again, '
-    'methods are chained. Replaces the methods of the config'
+    'a method with its arguments, such as "lora(rank=8, targets=\'all-linear\')"; give it again to '
+    'chain methods. Replaces the methods of the config'
 )
 _WORDS = {'true': True, 'false': False, 'none': None, 'null': None}
 _METAVARS: Mapping[Any, str] = {str: 'TEXT', bool: 'BOOL', int: 'N', float: 'X', tuple: 'A,B'}
@@ -33,9 +30,10 @@ class Flag(NamedTuple):
     """A setting as a flag.
 
     Attributes:
-        kind: its type. default: in a run without a config.
-        help: what it means, and its default.
-        metavar: what stands for its value in the help.
+        kind: its type.
+        default: its value in a run without a config.
+        help: its meaning and its default.
+        metavar: the placeholder for its value in the help.
     """
 
     kind: Any
@@ -45,10 +43,10 @@ class Flag(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A command line, with its settings taken out.
+    """A command line, split into settings and the rest.
 
     Attributes:
-        left: what is left of it.
+        left: the rest.
         changes: values of settings by dotted name.
         methods: each with its arguments.
     """
@@ -80,12 +78,12 @@ def take(
 
     Args:
         argv: the command line.
-        known: settings that are taken, by dotted name.
-        sections: whether any other dotted name is taken too, as an argument of a function.
-        chained: whether `--method` is taken, as a part of the run's chain.
+        known: the settings to take, by dotted name.
+        sections: whether to take any other dotted name too, as an argument of a function.
+        chained: whether to take `--method`, as a part of the run's chain.
 
     Raises:
-        SettingsError: a setting without a value, or with one that does not read as its type.
+        SettingsError: a setting has no value, or its value is not of its type.
 
     Example:
         >>> line = ['--mesh.fsdp', '8', '--lora.targets', 'q,v', '--workdir', 'runs/a']
@@ -124,10 +122,10 @@ def take(
 def changed(
     start: Settings, changes: Mapping[str, Any], methods: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> Settings:
-    """Settings with some changes; methods that are given replace those that are there.
+    """Settings with some changes; `methods`, unless empty, replace the methods of `start`.
 
     Raises:
-        SettingsError: no such setting or argument, with near names; a value of another type.
+        SettingsError: a setting or an argument is unknown, or a value has another type.
 
     Example:
         >>> made = changed(Settings(), {'lr': 0.1, 'lora.alpha': 4}, [('lora', {'rank': 2})])
@@ -147,7 +145,7 @@ def changed(
 
 
 def _known(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of methods, if they all are; with near names in `SettingsError` if not."""
+    """`chosen`, if all are names of methods; raises `SettingsError` with near names if not."""
     for name in chosen:
         if name not in _methods():
             close = difflib.get_close_matches(name, _methods(), n=3, cutoff=0)
@@ -172,7 +170,7 @@ def _methods() -> tuple[str, ...]:
 
 
 def plain(text: str) -> Any:
-    """A value without a known type: Python's literals, true, false, none; names as a list; text.
+    """A value without a known type: a Python literal, true, false or none, a list of names, text.
 
     Example:
         >>> plain('1e-3'), plain('True'), plain('q_proj,v_proj'), plain('layers/.*/query')
@@ -200,7 +198,7 @@ def _flags(kind: Any, prefix: str) -> Iterator[tuple[str, Flag]]:
 
 
 def _attributes(kind: type) -> dict[str, str]:
-    """What the docstring says of each attribute."""
+    """The description of each attribute in the docstring."""
     _, _, text = inspect.cleandoc(kind.__doc__ or '').partition('Attributes:\n')
     found: dict[str, str] = {}
     name = ''
@@ -234,7 +232,7 @@ def _without_none(kind: Any) -> Any:
 
 
 def _holder(name: str, known: Mapping[str, Flag]) -> str:
-    """The setting that holds names to values and that a dotted name lies in; '' if none does."""
+    """The mapping-valued setting that a dotted name is a key of; '' if there is none."""
     above = name.rpartition('.')[0]
     while above and above not in known:
         above = above.rpartition('.')[0]
@@ -296,5 +294,5 @@ def _mapping(text: str, kind: Any, name: str) -> dict[str, Any]:
 
 
 def _inner(kind: Any, text: str, name: str) -> Any:
-    """A value that a setting holds under a name."""
+    """A value in a mapping-valued setting."""
     return _read(kind, text, name) if kind in (str, float) else plain(text)

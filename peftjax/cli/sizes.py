@@ -1,4 +1,4 @@
-"""A number of parameters as a model: '7B' as a Llama of about that size."""
+"""Models by number of parameters: '7B' is a Llama of about that size."""
 
 import math
 import pathlib
@@ -28,7 +28,7 @@ _NAMES = (
 def read_size(text: str) -> float | None:
     """The number that '7B', '135M' or '1.5T' stands for; None for any other text.
 
-    A file or folder of that name here is meant itself: then None too.
+    None also if a file or folder has that name.
 
     Example:
         >>> read_size('1.5B'), read_size('org/name')
@@ -41,17 +41,17 @@ def read_size(text: str) -> float | None:
 
 
 def llama_of(parameters: float, length: int) -> dict[str, Any]:
-    """The config.json of a Llama with about so many parameters.
+    """The config.json of a Llama with about this number of parameters.
 
-    It is the checkpoint of the nearest size, if that is within a tenth, and otherwise has its
-    width and another number of layers.
+    It has the shape of the published checkpoint of the nearest size, with another number of layers
+    if that checkpoint is off by more than a tenth.
 
     Args:
         parameters: how many.
         length: tokens in the longest example.
 
     Raises:
-        ValueError: fewer than a Llama of one layer has.
+        ValueError: fewer parameters than a Llama of one layer has.
 
     Example:
         >>> llama_of(7e9, 2048)['num_hidden_layers'], llama_of(5e9, 2048)['num_hidden_layers']
@@ -72,7 +72,7 @@ def llama_of(parameters: float, length: int) -> dict[str, Any]:
 
 
 def count(config: dict[str, Any]) -> int:
-    """The parameters of a Llama with such a config."""
+    """The number of parameters of a Llama with this config."""
     width, inner = config['hidden_size'], config['intermediate_size']
     shared = width * config['num_key_value_heads'] // config['num_attention_heads']
     layer = 2 * width * width + 2 * width * shared + 3 * width * inner + 2 * width

@@ -1,4 +1,4 @@
-"""A base with an adapter, from where the command line says: files, or the work folder of a run."""
+"""A base with an adapter, read from files or from the work folder of a run."""
 
 import argparse
 import itertools
@@ -16,7 +16,7 @@ BASE = (
     "a folder in Hugging Face layout, 'org/name' on the hub, a .gguf file, or "
     "'package:name/sub/folder'"
 )
-RUN = 'the work folder of a run, whose base and best adapter are taken'
+RUN = 'the work folder of a run, for its base and its best adapter'
 ADAPTER = (
     'a folder of peftjax.save, or one with adapter_config.json and adapter_model.safetensors, or '
     "'org/name'"
@@ -33,7 +33,7 @@ _BY_CLASS = {
 }
 
 
-# The last layer of a head that an adapter has of its own.
+# The last layer of a head in the files of an adapter.
 _HEAD = re.compile(r'\.(classifier|score)(\.out_proj)?(\.modules_to_save)?\.weight$')
 
 
@@ -44,7 +44,7 @@ class Source(NamedTuple):
         model: the base.
         transform, adapter, frozen: of the method; the empty method where there is no adapter.
         base: where the base is, as `peftjax.load` takes it.
-        labels: names of the classes, of a run that knows them.
+        labels: names of the classes, if a run knows them.
     """
 
     model: peftjax.Model
@@ -61,36 +61,36 @@ def add_labels(parser: argparse._ActionsContainer) -> None:
         '--num-labels',
         type=whole(1),
         metavar='N',
-        help='classes of a model whose adapter brings its head',
+        help='classes of the head, if the adapter holds the head',
     )
 
 
 def add_reading(parser: Parser) -> None:
-    """The flags that say how the base is read for an adapter, where no file tells."""
-    group = parser.add_argument_group('the base, where neither its files nor the adapter tell')
+    """The flags for facts about the base that its files and the adapter may lack."""
+    group = parser.add_argument_group('facts that the files of base and adapter may lack')
     group.add_argument('--task', choices=_TASKS, help='the head')
     add_labels(group)
     group.add_argument(
         '--pooling',
         choices=('first', 'mean', 'none'),
         default='first',
-        help='what the head of an encoder reads: the first token, or the mean of all (first)',
+        help='the input of the head of an encoder: the first token, or the mean of all (first)',
     )
     add_vocabulary(group)
 
 
 def add_vocabulary(parser: argparse._ActionsContainer) -> None:
-    """The flags that say which tables the adapter was made for."""
+    """The flags for the embedding and the head that the adapter was made for."""
     parser.add_argument(
-        '--vocab-size', type=whole(1), metavar='N', help='tokens, with those that the adapter adds'
+        '--vocab-size', type=whole(1), metavar='N', help='tokens, including those of the adapter'
     )
     parser.add_argument(
-        '--untie', action='store_true', help='a head of its own, where it is the embedding'
+        '--untie', action='store_true', help='give the model a head that is not its embedding'
     )
 
 
 def vocabulary_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `peftjax.load`, of the flags of `add_vocabulary` where a command has them."""
+    """Arguments of `peftjax.load` from the flags of `add_vocabulary`, if a command has them."""
     given = vars(arguments)
     return {'vocab_size': given.get('vocab_size'), 'tie': False if given.get('untie') else None}
 
@@ -100,16 +100,16 @@ def add_force(parser: Parser) -> None:
     parser.add_argument(
         '--force',
         action='store_true',
-        help='write into a folder that is not empty, or over a file, the input too; files of other '
-        'names stay',
+        help='write into a folder that is not empty, or over a file, even the input; files with '
+        'other names stay',
     )
 
 
 def check_target(out: str, force: bool) -> None:
-    """Checks that a command writes over nothing unasked.
+    """Checks that a command overwrites nothing without `force`.
 
     Raises:
-        UsageError: a file, or a folder with something in it, where `force` is not given.
+        UsageError: `out` is a file or a folder that is not empty, and `force` is not given.
     """
     path = pathlib.Path(out)
     if force or not (path.exists() or path.is_symlink()):
@@ -131,7 +131,7 @@ def add_which(parser: Parser) -> None:
         '--which',
         choices=('best', 'last'),
         default='best',
-        help='of a run: the adapter of the best evaluation, or of the last step (best)',
+        help="a run's adapter of the best evaluation, or of the last step (best)",
     )
 
 
@@ -151,9 +151,9 @@ def is_run(path: str) -> bool:
 
 
 def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
-    """The base as its adapter means it, with the head that it or the adapter has."""
+    """The base that the adapter was made for, with the head that either of them has."""
     given = vars(arguments)
-    # Where no weights are read, a command has no such flag.
+    # Commands that read no weights do not have this flag.
     options = {'allow_non_finite': given.get('allow_non_finite', False), **options}
     options |= vocabulary_of(arguments)
     options['pooling'] = given.get('pooling', 'first')
@@ -173,7 +173,7 @@ def load_base(arguments: argparse.Namespace, **options: Any) -> peftjax.Model:
 
 
 def _task_of(base: str, adapter: str | None) -> str:
-    """The head that the files of a base or an adapter speak of; 'classification' where none do."""
+    """The head that the files of a base or an adapter name; 'classification' if they name none."""
     kind = (
         None
         if adapter is None
@@ -187,9 +187,9 @@ def _task_of(base: str, adapter: str | None) -> str:
 
 
 def _labels_of(file: pathlib.Path) -> int | None:
-    """The classes of the head in an adapter's file; None where it has no head, or is no such file.
+    """The classes of the head in an adapter's file; None without a head or a readable file.
 
-    `peftjax.load_adapter` says what is wrong with a file.
+    `peftjax.load_adapter` says what is wrong with the file.
     """
     try:
         with safetensors.safe_open(file, 'numpy') as held:
@@ -201,7 +201,7 @@ def _labels_of(file: pathlib.Path) -> int | None:
 
 
 def _field(path: pathlib.Path, name: str) -> Any:
-    """A field of a file that need not be there, nor be what it should; `peftjax.load` says so."""
+    """A field of a JSON file, or None; `peftjax.load` says what is wrong with the file."""
     try:
         with path.open('rb') as file:
             return json.loads(file.read(_MOST)).get(name)
@@ -213,7 +213,7 @@ def open_run(path: str, which: str = 'best', allow_non_finite: bool = False) -> 
     """Base and adapter of a run.
 
     Raises:
-        SettingsError: the folder holds no run, or one that has no adapter yet.
+        SettingsError: the folder holds no run, or a run without an adapter.
     """
     folder = peftjax.train.RunFolder(path)
     model = folder.load_model()
@@ -232,16 +232,16 @@ def is_saved(path: str) -> bool:
 def open_adapter(
     path: str, model: peftjax.Model, which: str = 'best', allow_non_finite: bool = False
 ) -> peftjax.serving.Trained:
-    """A transform, its adapter and what is frozen beside, from any folder that holds an adapter.
+    """Transform, adapter and frozen from any folder that holds an adapter.
 
     Args:
-        path: a folder of peft's or AdapterHub's files or of `peftjax.save`, the work folder of a
-            run, or 'org/name'.
+        path: a folder written by peft, AdapterHub or `peftjax.save`, the work folder of a run, or
+            'org/name'.
         model: the base. Folders of `peftjax.save` and runs need its layers stacked.
-        which: of a run.
+        which: 'best' or 'last', of a run.
 
     Raises:
-        ValueError: files that are not there, or do not fit the model.
+        ValueError: files are missing or do not fit the model.
     """
     if is_run(path):
         return peftjax.train.RunFolder(path).load_adapter(
@@ -254,23 +254,23 @@ def open_adapter(
 
 
 def open_source(arguments: argparse.Namespace, **options: Any) -> Source:
-    """Base and adapter, or a run in the place of both.
+    """Base and adapter, from their files or from a run.
 
     Args:
-        arguments: base, adapter, those of `add_reading`, allow_non_finite and, of a run, which.
+        arguments: with base, adapter, allow_non_finite, which, and the flags of `add_reading`.
         options: of `peftjax.load`.
 
     Raises:
-        ValueError: an adapter is needed and not given; files that are not there or do not fit.
+        ValueError: an adapter is needed and not given; files are missing or do not fit.
     """
     if arguments.adapter is None:
         if not is_run(arguments.base):
             raise ValueError(
-                f'{arguments.base} is no work folder of a run; name an adapter behind the base'
+                f'{arguments.base} is no work folder of a run; give an adapter after the base'
             )
         return open_run(arguments.base, arguments.which, arguments.allow_non_finite)
     if is_saved(arguments.adapter):
-        # Its paths are those of the model as a run loads it, with its layers stacked.
+        # Its paths are those of a model with stacked layers.
         model = load_base(arguments, **{**options, 'scan': True})
         restored = peftjax.restore(
             arguments.adapter, model, allow_non_finite=arguments.allow_non_finite

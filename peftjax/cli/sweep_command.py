@@ -23,8 +23,8 @@ def add_arguments(parser: Parser) -> None:
     add_config(parser)
     parser.add_argument('--workdir', metavar='DIR', help='the folder of the sweep')
     rows = parser.add_argument_group('which runs')
-    rows.add_argument('--sweep', metavar='NAME', help='what sweep_NAME(add) of the config adds')
-    rows.add_argument('--search', metavar='NAME', help='what search_NAME(trial) of it draws')
+    rows.add_argument('--sweep', metavar='NAME', help='those that sweep_NAME(add) in FILE adds')
+    rows.add_argument('--search', metavar='NAME', help='those that search_NAME(trial) draws')
     rows.add_argument('--trials', type=whole(1), default=16, metavar='N', help='of a search (16)')
     rows.add_argument(
         '--wave', type=whole(1), default=8, metavar='N', help='draws of a search at a time (8)'
@@ -39,29 +39,29 @@ def add_arguments(parser: Parser) -> None:
     ends.add_argument(
         '--score',
         metavar='NAME',
-        help='a score of the validation split, with a minus sign where the least is the best; '
-        'unless given, the one that chooses the best checkpoint',
+        help='a score of the validation split, with a minus sign if lower is better; the default '
+        'is the score that chooses the best checkpoint',
     )
     ends.add_argument(
-        '--halving', type=whole(2), metavar='N', help='of a group, one run in N goes on at a rung'
+        '--halving', type=whole(2), metavar='N', help='at a rung, one run in N of a group goes on'
     )
+    ends.add_argument('--asynchronous', action='store_true', help='--halving across all groups')
     ends.add_argument(
-        '--asynchronous', action='store_true', help='--halving of all groups together'
+        '--median', action='store_true', help='in a search, stop runs below the median'
     )
-    ends.add_argument('--median', action='store_true', help='stop a search below the median')
     where = parser.add_argument_group('where they run')
     where.add_argument(
         '--together',
         type=whole(1),
         default=32,
         metavar='N',
-        help='runs in one program at most (32)',
+        help='the most runs in one program (32)',
     )
     where.add_argument(
         '--memory-gib',
         type=number(0),
         metavar='X',
-        help='for a program; unless given, what is here',
+        help='for a program; the default suits this machine',
     )
     where.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster's, or 'local'")
     where.add_argument('--ray-cpus', type=number(0), default=1.0, metavar='X', help='of a task (1)')
@@ -70,17 +70,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains what is missing of a sweep, and writes its page.
+    """Trains the unfinished runs of a sweep, and writes its page.
 
     Raises:
-        UsageError: flags that need each other.
-        SystemExit: with 1, a sweep that failed.
+        UsageError: a flag is missing, or flags exclude each other.
+        SystemExit: with 1, after a failed sweep.
     """
     for name in ('config', 'workdir'):
         if getattr(arguments, name) is None:
             raise UsageError(f'--{name} is missing; peftjax sweep --help has an example')
     if (arguments.sweep is None) == (arguments.search is None):
-        raise UsageError('give one of --sweep NAME and --search NAME')
+        raise UsageError('give either --sweep NAME or --search NAME')
     if arguments.asynchronous and arguments.halving is None:
         raise UsageError('--asynchronous is a kind of --halving: give --halving 2 too')
     quiet_libraries()

@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         '--workdir',
         metavar='DIR',
-        help='the folder of the run, made if it is not there; a run in it that was stopped goes on',
+        help='the folder of the run; if it holds a stopped run, that run goes on',
     )
     parser.add_argument(
         '--show', action='store_true', help='print all settings as JSON and train nothing'
@@ -33,27 +33,29 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         '--allow-changed-data',
         action='store_true',
-        help='go on although rows, tokenizer or chat template have changed',
+        help='resume even if rows, tokenizer or chat template have changed',
     )
-    several = parser.add_argument_group('of several processes, each runs the same command')
+    several = parser.add_argument_group('several processes, which all run the same command')
     several.add_argument(
-        '--distributed', action='store_true', help='SLURM or a TPU pod says which this one is'
+        '--distributed', action='store_true', help='SLURM or a TPU pod numbers the processes'
     )
-    several.add_argument('--coordinator', metavar='HOST:PORT', help='where the first one listens')
+    several.add_argument(
+        '--coordinator', metavar='HOST:PORT', help='where the first process listens'
+    )
     several.add_argument('--processes', type=whole(1), metavar='N', help='how many there are')
     several.add_argument(
-        '--process', type=whole(0), metavar='N', help='which this one is, from 0 on'
+        '--process', type=whole(0), metavar='N', help='the number of this one, from 0'
     )
     parser.add_settings('model', 'data', 'run', 'mesh', sections=True, chained=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains to the end; prints progress, the result, and the line that uses what it left.
+    """Trains to the end; prints progress, the result, and the commands that use the adapter.
 
     Raises:
-        SettingsError: settings that do not fit.
-        UsageError: no work folder.
-        SystemExit: with 1, a run that failed.
+        SettingsError: settings are missing or do not fit together.
+        UsageError: no work folder is given.
+        SystemExit: with 1, after a failed run.
     """
     start = read_config(arguments.config) if arguments.config else Settings()
     settings = settings_of(arguments, start)
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     keep_compiled_programs()
     with plain_endings():
         if arguments.distributed or arguments.coordinator:
-            # On CPUs programs that wait for each other must start in the same order everywhere.
+            # On CPUs, every process must start programs with collectives in the same order.
             jax.config.update('jax_cpu_enable_async_dispatch', False)
             jax.distributed.initialize(
                 arguments.coordinator, arguments.processes, arguments.process

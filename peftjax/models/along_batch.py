@@ -1,4 +1,4 @@
-"""How activations lie on a mesh."""
+"""The sharding of activations on a mesh."""
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -8,11 +8,12 @@ _BATCH = ('data', 'fsdp')
 
 
 def along_batch(x: jax.Array) -> jax.Array:
-    """`x` [B, ...], split by examples where a mesh is in force; `x` as it is where none is.
+    """`x` [B, ...], split by examples over the current mesh; `x` itself without a mesh.
 
-    Without it the partitioner may split features, since the weights are split along them, and send
-    activations where weights are smaller. The mesh is the one of `jax.set_mesh`; its axes `data`
-    and `fsdp` count, unless a `shard_map` around this call has taken them.
+    Otherwise the partitioner may split features, as the weights are split along them, and then
+    communicates activations although the weights are smaller. The mesh is that of `jax.set_mesh`.
+    `x` is split over its axes `data` and `fsdp`, unless a `shard_map` around this call has taken
+    them.
 
     Example:
         >>> along_batch(jax.numpy.ones((2, 3))).shape

@@ -31,32 +31,32 @@ def attend(
 ) -> Float[jax.Array, 'B T N H']:
     r"""softmax(c · tanh(q kᵀ · scale / c) + bias) v over the keys that a query sees.
 
-    The softmax is in float32. A query that sees no key gets a finite result of no meaning.
+    The softmax is in float32. A query that sees no key gets a finite but meaningless result.
 
-    Unless `implementation` names one, the kernel follows from the structure of the mask, the dtype
-    and the platform that the program is compiled for, which need not be that of this machine:
+    Unless `implementation` names a kernel, it is chosen by the structure of the mask, the dtype and
+    the platform that the program is compiled for, which need not be that of this machine:
 
-    - 'cudnn' on NVIDIA GPUs since Ampere: bfloat16 and float16, heads of at most 128 features, from
-      64 queries on; no bias, soft cap or dropout, no cache. Packed segments, a window behind a
-      prefix, and padding where heads have more than 120 features cost an array [B, 1, T, S].
-    - 'splash' on TPUs: bfloat16 and float32, from 128 queries on; no bias or dropout, no cache,
-      no array in the mask, no prefix before packed segments.
-    - 'plain' for all else: blocks of 256 queries.
+    - 'cudnn' on NVIDIA GPUs since Ampere: bfloat16 and float16, heads of at most 128 features, at
+      least 64 queries; no bias, soft cap, dropout or cache. Packed segments, a window with a prefix
+      and, for heads of more than 120 features, padding need an array [B, 1, T, S].
+    - 'splash' on TPUs: bfloat16 and float32, at least 128 queries; no bias, dropout or cache, no
+      array in the mask, no prefix with packed segments.
+    - 'plain' otherwise, in blocks of 256 queries.
 
-    The fused kernels keep nothing for the backward pass but their arguments.
+    The fused kernels keep only their arguments for the backward pass.
 
     Args:
-        query, key, value: N is a multiple of K; S counts the prefix of the mask.
+        query, key, value: N is a multiple of K; S includes the prefix of the mask.
         mask: which keys a query sees; None for all.
-        bias: added to the scores; four axes, each of size one or that of [B, N, T, S].
-        scale: 1 / √H unless given.
-        softcap: c; None for scores as they are.
-        dropout: a rate, and the key of what is dropped of the probabilities.
+        bias: is added to the scores; broadcastable to [B, N, T, S], with four axes.
+        scale: None for 1 / √H.
+        softcap: c; None for no bound.
+        dropout: the rate and the random key of dropout on the probabilities.
         implementation: 'plain', 'cudnn', 'splash', or None to choose.
 
     Raises:
-        ValueError: an unknown implementation, or one that cannot attend so, with the reason; a bias
-            of another shape.
+        ValueError: the implementation is unknown or cannot compute this call; the bias has another
+            shape.
 
     Example:
         >>> q = jnp.ones((1, 3, 4, 8))
@@ -77,7 +77,7 @@ def attend(
     call = _Call(names, implementation is not None, factor, softcap)
     if mask.windowed is None:
         return _by_platform(call, query, key, value, mask)
-    # Layers of one scan differ: each kernel is compiled, and each layer runs one.
+    # Layers of one scan differ in their window: both kernels are compiled, each layer runs one.
     near = dataclasses.replace(mask, windowed=None)
     return jax.lax.cond(
         mask.windowed,
@@ -93,16 +93,16 @@ def _check_bias(bias: jax.Array, scores: tuple[int, ...]) -> None:
     shape = bias.shape
     if len(shape) != 4 or any(n not in (1, full) for n, full in zip(shape, scores, strict=True)):
         raise ValueError(
-            f'bias has shape {shape}, and the scores [batch, heads, queries, keys] have {scores}; '
-            'write four axes, each of size one or that of the scores, such as bias[None, None] for '
-            'a bias [queries, keys]'
+            f'bias has shape {shape}, but the scores [batch, heads, queries, keys] have {scores}; '
+            'write four axes that broadcast to these, such as bias[None, None] for a bias '
+            '[queries, keys]'
         )
 
 
 def _fused(
     implementation: str | None, query: jax.Array, key: jax.Array, mask: Mask, **others: Any
 ) -> tuple[str, ...]:
-    """Names of the fused kernels that may attend so."""
+    """Names of the fused kernels that can compute this call."""
     if implementation not in (None, 'plain', *_KERNELS):
         raise ValueError(
             f'implementation={implementation!r} is unknown: write one of '
@@ -119,18 +119,18 @@ def _fused(
     reason = reasons.get(implementation or '')
     if reason is not None:
         raise ValueError(
-            f'implementation={implementation!r} cannot attend so: {reason}; write '
-            'implementation=None, which takes another kernel where one does not fit'
+            f'implementation={implementation!r} cannot compute this call: {reason}; write '
+            'implementation=None to choose a kernel that can'
         )
     return tuple(name for name, reason in reasons.items() if reason is None)
 
 
 class _Call(NamedTuple):
-    """What is static of a call.
+    """The static arguments of a call.
 
     Attributes:
-        names: of the fused kernels to take, each on its platform.
-        forced: take the only one whatever the platform.
+        names: of the fused kernels, each for its platform.
+        forced: use the only kernel on every platform.
     """
 
     names: tuple[str, ...]
@@ -156,7 +156,7 @@ class _Call(NamedTuple):
 def _by_platform(
     call: _Call, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
 ) -> jax.Array:
-    """Forward and backward pass choose apart: a program keeps nothing that another kernel needs."""
+    """Forward and backward pass choose separately, so that kernels need not share residuals."""
     return _forward(call, query, key, value, mask)[0]
 
 

@@ -1,4 +1,4 @@
-"""The attention core, a module of its own so that methods can reach it, and what families share."""
+"""The attention core, a separate module so that methods can reach it, and other shared parts."""
 
 import math
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from peftjax.models.attend import attend
 class AttentionCore(nn.Module):
     """Scaled dot-product attention over projected heads: softmax(q kᵀ / √H) v.
 
-    softcap: c of c · tanh(s / c), which bounds the scores s; None for scores as they are.
+    softcap: c of c · tanh(s / c), which bounds the scores s; None for no bound.
     implementation: of `attend`; None to choose the kernel by the call and the backend.
 
-    It owns no parameters. It is a module only so that `flax.linen.intercept_methods` sees the call:
-    a prefix is a longer `k` and `v` and `mask.behind(n)`, a scaled head a changed result. The
-    result depends on the arguments and the fields alone, and on the rng 'dropout'. Another call of
-    it with a longer `k`, `v`, `mask` and `bias` therefore attends with the same kernel, dropout,
-    window and bounds.
+    It has no parameters. It is a module only so that `flax.linen.intercept_methods` sees the call:
+    a prefix is a longer `k` and `v` with `mask.behind(n)`, a scaled head is a changed result. The
+    result depends only on the arguments, the fields and the rng 'dropout'. A method can therefore
+    call it again with a longer `k`, `v`, `mask` and `bias`, under the same dropout, window and
+    bounds.
 
     Shapes: B batch, T queries, S keys, N heads of width H, K key-value heads (N a multiple of K),
     which are never repeated in memory. The softmax is in float32 whatever the dtype.
@@ -51,10 +51,10 @@ class AttentionCore(nn.Module):
     ) -> jax.Array:
         """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
 
-        mask: which keys a query sees; None for all. S counts the prefix of the mask.
-        bias: float, four axes, each of size one or that of [B, N, T, S], added to the scaled (and
+        mask: which keys a query sees; None for all. S includes the prefix of the mask.
+        bias: float, broadcastable to [B, N, T, S] with four axes; is added to the scaled (and
             bounded) scores.
-        prefix_bias: of keys that a method puts in front; this call itself has none of them.
+        prefix_bias: for keys that a method puts in front. This call ignores it.
         """
         del prefix_bias
         rate = 0.0 if deterministic else self.dropout_rate
@@ -73,8 +73,9 @@ class AttentionCore(nn.Module):
 class Branch(nn.Module):
     """The branch of a residual sublayer, before it is added to the residual: returns `output`.
 
-    It owns no parameters and computes nothing. As a module site it shows a method what the papers
-    on bottleneck adapters speak of. On a mesh its output is split by examples, see `along_batch`.
+    It has no parameters and computes nothing. It is a module site that shows a method the three
+    tensors to which papers attach bottleneck adapters. On a mesh its output is split by examples,
+    see `along_batch`.
 
     Example:
         >>> x = jnp.ones((1, 3, 8))
@@ -87,16 +88,16 @@ class Branch(nn.Module):
         """All [B, T, D].
 
         residual: the residual before the sublayer.
-        output: what the sublayer is about to add to it.
-        after: what would leave the sublayer: the sum, through the norm behind it if there is one.
-            Computed only where a method reads it.
+        output: the output of the sublayer, to be added to the residual.
+        after: the residual after the sublayer: the sum, normalised if a norm follows it. It is
+            computed only if a method reads it.
         """
         del residual, after
         return along_batch(output)
 
 
 def is_token(attention_mask: jax.Array | None) -> jax.Array | None:
-    """[B, S] of ones (tokens) and zeros (padding) -> bool, for the `valid` of a mask."""
+    """[B, S] with 1 for tokens and 0 for padding -> bool, the `valid` of a mask."""
     return None if attention_mask is None else attention_mask.astype(bool)
 
 
@@ -128,7 +129,7 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The feed-forward nonlinearity that a checkpoint's config.json calls `name`.
 
     Raises:
-        ValueError: on a name outside the table, listing the table.
+        ValueError: the name is unknown; the message lists the known ones.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f'hidden_act {name!r} is not supported: use one of {sorted(_ACTIVATIONS)}')
@@ -136,10 +137,10 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def _gelu_exact(x: jax.Array) -> jax.Array:
-    if x.dtype != jnp.float32:  # 1 + erf(x) of fewer bits loses what is left of small results.
+    if x.dtype != jnp.float32:  # In fewer bits, 1 + erf(x) cancels for negative x.
         return jax.nn.gelu(x, approximate=False)
-    # As torch computes it. XLA's erfc is two polynomials and an exponential in place of one
-    # polynomial, and its CPU compiler evaluates them three times where a reshape follows.
+    # The formula of torch. XLA's erfc needs two polynomials and an exponential instead of one
+    # polynomial, and its CPU compiler evaluates them three times if a reshape follows.
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(math.sqrt(0.5))))
 
 
@@ -147,7 +148,7 @@ def _gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-# In transformers 'gelu' is the exact erf form; the tanh form has names of its own.
+# In transformers 'gelu' is the exact erf form; the tanh form has other names.
 _ACTIVATIONS = {
     'gelu': _gelu_exact,
     'gelu_new': _gelu_tanh,

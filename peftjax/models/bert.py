@@ -31,10 +31,10 @@ class BertOutput(NamedTuple):
 
 
 class TokenStates(NamedTuple):
-    """last_hidden_state [B, T, D] of an encoder that pools nothing.
+    """last_hidden_state [B, T, D] of an encoder without pooling.
 
     Raises:
-        ValueError: its `pooler_output` is asked for.
+        ValueError: on access to `pooler_output`.
 
     Example:
         >>> TokenStates(jnp.ones((2, 5, 16))).last_hidden_state.shape
@@ -53,7 +53,7 @@ class TokenStates(NamedTuple):
 
 
 class _Part(nn.Module):
-    """What every part of the encoder is told."""
+    """The fields of every part of the encoder."""
 
     config: BertConfig
     deterministic: bool
@@ -139,19 +139,19 @@ class _Head(_Part):
 
 
 class Bert(nn.Module):
-    """A BERT or RoBERTa encoder, and what stands on it: nothing, or a head.
+    """A BERT or RoBERTa encoder, with or without a head.
 
-    outputs: None returns BertOutput, or TokenStates where nothing is pooled; a number returns
-        logits [B, outputs], or [B, T, outputs] where nothing is pooled.
-    pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token; 'mean' averages the tokens
-        that are not padding and has no pooler weights, as sentence encoders are trained; 'none'
-        has none either, and puts a head on every token, a single linear layer in both families.
+    outputs: None returns BertOutput, or TokenStates with pooling 'none'; a number returns logits
+        [B, outputs], or [B, T, outputs] with pooling 'none'.
+    pooling: 'first' is BERT's own, tanh(W x₀ + b) of the first token. 'mean' averages the tokens
+        that are not padding, like sentence encoders. 'none' puts the head, a linear layer in both
+        families, on every token. Neither of the last two has pooler weights.
     scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
 
-    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
-    padding; token_type_ids and position_ids [B, T]; position_shift is added to the positions of
-    tokens where position_ids are not given; deterministic=False turns the dropout rates of
-    the config on and needs `rngs={'dropout': key}`.
+    Inputs are keyword arguments. input_ids [B, T]. attention_mask [B, T]: 1 for tokens and 0 for
+    padding. token_type_ids and position_ids [B, T]. position_shift is added to the positions of
+    tokens unless position_ids are given. deterministic=False turns on the dropout of the config and
+    needs `rngs={'dropout': key}`.
 
     Example:
         >>> config = BertConfig(
@@ -206,7 +206,9 @@ class Bert(nn.Module):
         length = input_ids.shape[1]
         longest = config.max_position_embeddings - (config.pad_token_id + 1 if roberta else 0)
         if length > longest:
-            raise ValueError(f'{length} tokens: this checkpoint has {longest} position embeddings')
+            raise ValueError(
+                f'{length} tokens: this checkpoint has {longest} position embeddings; cut the text'
+            )
         if token_type_ids is None:
             token_type_ids = jnp.zeros((1, 1), jnp.int32)
         if position_ids is None:
@@ -261,7 +263,7 @@ class Bert(nn.Module):
         if attention_mask is None:
             return wide.mean(axis=1).astype(x.dtype)
         weight = attention_mask.astype(jnp.float32)[:, :, None]
-        # A row of nothing but padding has no mean; it gets zeros, not 0/0.
+        # A row of padding alone has no mean; it gets zeros, not 0/0.
         mean = (wide * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
         return mean.astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""What the config.json of a BERT or RoBERTa checkpoint says."""
+"""The config.json of BERT and RoBERTa checkpoints."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -38,7 +38,7 @@ def parse_bert(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> BertConf
     """Reads a BERT config.json.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     off = {'position_embedding_type': ('absolute',)}
     return read_config(BertConfig, raw, off=off, harmless=('tie_word_embeddings',), ignore=ignore)
@@ -46,10 +46,11 @@ def parse_bert(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> BertConf
 
 @dataclasses.dataclass(frozen=True)
 class RobertaConfig(BertConfig):
-    """The shape of a RoBERTa encoder: BERT's, where padding takes no position.
+    """The shape of a RoBERTa encoder: BERT's, but padding takes no position.
 
-    pad_token_id: what padding is. Tokens are numbered from pad_token_id + 1 on, so that there are
-    as many fewer positions than position embeddings. The head has a layer of its own and no pooler.
+    pad_token_id: the id of padding. Positions of tokens begin at pad_token_id + 1, so the longest
+    text has max_position_embeddings - pad_token_id - 1 tokens. The head has a hidden layer and no
+    pooler.
     """
 
     max_position_embeddings: int = 514
@@ -62,9 +63,9 @@ def parse_roberta(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Rober
     """Reads the config.json of a RoBERTa or XLM-RoBERTa encoder.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
-    # What a file leaves out is as in BERT.
+    # Fields that a file leaves out have BERT's defaults.
     fields = {
         **{'max_position_embeddings': 512, 'type_vocab_size': 2, 'layer_norm_eps': 1e-12},
         **raw,

@@ -29,7 +29,7 @@ class Build(NamedTuple):
     param_dtype: DTypeLike
 
     def common(self) -> dict[str, Any]:
-        """What every family's module is told in the same words."""
+        """The arguments that the modules of all families share."""
         return {name: getattr(self, name) for name in ('scan', 'remat', 'dtype', 'param_dtype')}
 
 
@@ -46,7 +46,7 @@ def build_bert(config: BertConfig, build: Build) -> Bert:
         pooling = 'none'
     elif pooling == 'none' and outputs is not None:
         raise ValueError(
-            f"pooling 'none' leaves task {build.task!r} no sentence to read; use 'first' or "
+            f"pooling 'none' gives task {build.task!r} no state of the sentence; use 'first' or "
             "'mean', or task 'token_classification'"
         )
     return Bert(config, outputs=outputs, pooling=pooling, **build.common())
@@ -55,19 +55,22 @@ def build_bert(config: BertConfig, build: Build) -> Bert:
 def build_vit(config: ViTConfig, build: Build) -> ViT:
     outputs = _outputs('an image encoder', build, ('classification', 'regression'))
     if build.pooling != 'first':
-        raise ValueError(f'pooling {build.pooling!r} is for BERT: an image encoder has its own')
+        raise ValueError(
+            f'pooling {build.pooling!r} is for BERT: leave it out for an image encoder'
+        )
     return ViT(config, outputs=outputs, **build.common())
 
 
 def decoder_builder(
     kind: str, writer: type[LanguageModel], classifier: type[Classifier]
 ) -> Callable[[Any, Build], nn.Module]:
-    """How a decoder is built: as a model that writes, or with a head in place of that."""
+    """A builder of decoders: of `writer` for language modelling, of `classifier` for a head."""
 
     def build_decoder(config: Any, build: Build) -> nn.Module:
         if build.pooling != 'first':
             raise ValueError(
-                f'pooling {build.pooling!r} is for BERT: a {kind} decoder reads the last token'
+                f'pooling {build.pooling!r} is for BERT: leave it out for a {kind} decoder, whose '
+                'head reads the last token'
             )
         if build.task in (None, 'causal_lm'):
             _check_writer(kind, build, 'causal_lm')
@@ -113,7 +116,9 @@ def _outputs(kind: str, build: Build, tasks: tuple[str, ...]) -> int | None:
 
 def _check_writer(family: str, build: Build, task: str) -> None:
     if build.pooling != 'first':
-        raise ValueError(f'pooling {build.pooling!r} is for BERT: a {family} decoder does not pool')
+        raise ValueError(
+            f'pooling {build.pooling!r} is for BERT: leave it out for a {family} decoder'
+        )
     if build.task not in (None, task) or build.num_labels is not None:
         raise ValueError(
             f'task {build.task!r} with num_labels {build.num_labels} does not suit a {family} '

@@ -1,4 +1,4 @@
-"""Keys and values of tokens that a decoder has seen, so that each is computed once."""
+"""The cache of a decoder: keys and values of earlier tokens, so that each is computed once."""
 
 from typing import Any, NamedTuple
 
@@ -12,15 +12,15 @@ from peftjax.models.attention import is_token
 
 
 class Cache(NamedTuple):
-    """What a decoder keeps of the tokens so far, in slots of a fixed number: a pytree of arrays.
+    """Keys and values of the tokens so far, in a fixed number of slots: a pytree of arrays.
 
     L layers, B batch, S slots, K key-value heads of width H.
 
     Attributes:
-        keys, values: [L, B, S, K, H], keys behind their rotation by position.
+        keys, values: [L, B, S, K, H]; keys are already rotated by position.
         mask: bool [B, S]: which slots hold a token that may be seen.
         position: int32 [B], of the next token of each row.
-        length: int32 [], how many slots are filled, of every row alike.
+        length: int32 [], the number of filled slots, the same for every row.
     """
 
     keys: jax.Array
@@ -30,14 +30,14 @@ class Cache(NamedTuple):
     length: jax.Array
 
     def follow(self, tokens: int, window: int | None) -> tuple[Mask, jax.Array]:
-        """What `tokens` new ones see of the slots, and their positions, int32 [B, T]."""
-        # Slots of tokens to come are behind every query; those of the new ones hold tokens.
+        """The mask over the slots for `tokens` new tokens, and their positions, int32 [B, T]."""
+        # The causal mask hides the slots after the new tokens, so all slots from here on are valid.
         valid = self.mask | (jnp.arange(self.mask.shape[1]) >= self.length)[None]
         mask = Mask(causal=True, window=window, valid=valid, offset=self.length)
         return mask, self.position[:, None] + jnp.arange(tokens)[None]
 
     def grown(self, present: tuple[jax.Array, jax.Array], tokens: int) -> 'Cache':
-        """With keys and values of all layers, into which those of `tokens` were written."""
+        """The cache with `present`, keys and values of all layers including `tokens` new ones."""
         slot = jnp.arange(self.mask.shape[1])
         new = (slot >= self.length) & (slot < self.length + tokens)
         return Cache(*present, self.mask | new[None], self.position + tokens, self.length + tokens)
@@ -49,7 +49,7 @@ def begin(
     position_ids: jax.Array,
     slots: int,
 ) -> Cache:
-    """A cache of `slots` that holds a first call: keys and values [L, B, T, K, H] of all layers.
+    """A cache of `slots` from a first call, with keys and values [L, B, T, K, H] of all layers.
 
     Raises:
         ValueError: fewer slots than tokens.
@@ -58,7 +58,7 @@ def begin(
     if slots < length:
         raise ValueError(
             f'cache_length {slots} is less than the {length} tokens of the call; write at least '
-            'their number and that of the tokens to come'
+            'that number plus the tokens to come'
         )
     wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
     given = jnp.ones((batch, length)) if attention_mask is None else attention_mask
@@ -77,7 +77,7 @@ def begin(
 def extend(
     past: tuple[jax.Array, jax.Array] | None, key: jax.Array, value: jax.Array, length: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [B, S, K, H] of one layer with new ones [B, T, K, H] at slot `length`."""
+    """Keys and values [B, S, K, H] of one layer, with new ones [B, T, K, H] from slot `length`."""
     if past is None:
         return key, value
     zero = jnp.zeros_like(length)
@@ -97,16 +97,16 @@ def look(
     segment_ids: jax.Array | None,
     window: int | None = None,
 ) -> tuple[Mask, jax.Array]:
-    """What each of `length` tokens of a decoder sees, and its position, int32 [B or 1, T].
+    """The mask for `length` tokens of a decoder, and their positions, int32 [B or 1, T].
 
     Raises:
-        ValueError: attention_mask or segment_ids beside a cache.
+        ValueError: attention_mask or segment_ids with a cache.
     """
     if cache is not None:
         if attention_mask is not None or segment_ids is not None:
             raise ValueError(
-                'attention_mask and segment_ids belong to the first call, with cache_length; the '
-                'cache keeps what it needs of them'
+                'attention_mask and segment_ids belong to the first call, with cache_length; leave '
+                'them out of calls with a cache'
             )
         mask, following = cache.follow(length, window)
         return mask, following if position_ids is None else position_ids
@@ -127,7 +127,7 @@ def with_logits(
     attention_mask: jax.Array | None,
     position_ids: jax.Array,
 ) -> Any:
-    """What a decoder returns: logits or scores, and the cache of `present` where one is kept.
+    """The result of a decoder: logits or scores, and a cache with `present` if one is kept.
 
     Raises:
         ValueError: fewer slots than tokens.

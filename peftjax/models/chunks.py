@@ -1,11 +1,11 @@
-"""Cutting one axis into equal parts, to be scanned over, and joining them again."""
+"""Cuts one axis into equal parts for a scan, and joins them again."""
 
 import jax
 import jax.numpy as jnp
 
 
 def cut(array: jax.Array, most: int, axis: int = 1) -> jax.Array:
-    """[.., T, ..] -> [parts, .., at most `most`, ..]: equal parts, zeros behind the last position.
+    """[.., T, ..] -> [parts, .., at most `most`, ..]: equal parts, the last padded with zeros.
 
     Example:
         >>> cut(jnp.arange(1, 6)[None], most=3)[:, 0]
@@ -22,7 +22,7 @@ def cut(array: jax.Array, most: int, axis: int = 1) -> jax.Array:
 
 
 def join(parts: jax.Array, length: int, axis: int = 1) -> jax.Array:
-    """What `cut` made of an axis of this length, as it was.
+    """Undoes `cut` for an axis of this length.
 
     Example:
         >>> x = jnp.ones((2, 5, 3))

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Fields that change nothing about what a trained model computes from its tokens.
+# Fields that do not change the outputs of a trained model.
 HARMLESS = frozenset(
     {
         '_name_or_path',
@@ -46,7 +46,7 @@ HARMLESS = frozenset(
     }
 )
 
-# Fields that would change it in ways not built here, with the values that leave them off.
+# Fields that change the outputs in unsupported ways, with the values that turn them off.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     'quantization_config': (None,),
     'pruned_heads': ({}, None),
@@ -56,7 +56,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-# How far a model looks or is told to: no array has that size by itself.
+# Numbers that are not the size of an array, and may be large.
 NO_SIZES = frozenset(
     {
         *('max_position_embeddings', 'sliding_window', 'relative_attention_max_distance'),
@@ -68,7 +68,7 @@ _MOST_LAYERS, _MOST_PIXELS, _MOST_ROWS, _MOST = 4096, 4096, 2**28, 2**22
 
 
 def greatest(name: str) -> int:
-    """The greatest value of a field that is a whole number; no model comes near it.
+    """The greatest allowed value of a whole-number field, far above that of any model.
 
     Example:
         >>> greatest('num_hidden_layers'), greatest('hidden_size')
@@ -93,11 +93,12 @@ def read_config(
 ) -> Any:
     """Builds the dataclass `cls` from the fields of the same names in `raw`.
 
-    off: fields that must be absent or have one of the listed values. harmless: fields to drop
-    beyond the common ones. ignore: regexes of further fields that the user vouches for.
+    off: fields that must be absent or have one of the listed values. harmless: fields to drop in
+    addition to the common ones. ignore: regexes of more fields that the user accepts.
 
     Raises:
-        ValueError: names every missing, mistyped, unsupported or unknown field at once.
+        ValueError: fields are missing, mistyped, unsupported or unknown; the message names them
+            all.
     """
     hints = typing.get_type_hints(cls)
     values, problems = {}, []

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from peftjax.core.masks import Mask
 
-_LEAST = 64  # queries: of fewer the scores are small, and not every version has a kernel
-_MARGIN = 8  # features that are added to a head: cuDNN wants widths that 8 divides
+_LEAST = 64  # queries: scores of fewer are small, and not every version has a kernel for them
+_MARGIN = 8  # features that are added to a head: cuDNN needs widths divisible by 8
 _AWAY = {'bfloat16': (1.0, -(2.0**30)), 'float16': (2.0**7, -(2.0**15))}
 
 
 @functools.cache
 def is_there() -> bool:
-    """Whether this JAX can put cuDNN's kernels into a program."""
+    """Whether JAX finds cuDNN, and all local GPUs are Ampere or newer."""
     x = jax.ShapeDtypeStruct((1, _LEAST, 1, 64), jnp.bfloat16)
     try:
         jax.eval_shape(_kernel(False, None, 1.0), x, x, x, None)
@@ -35,31 +35,31 @@ def obstacle(
     softcap: float | None,
     dropout: Any,
 ) -> str | None:
-    """Why cuDNN cannot attend so; None if it can."""
+    """The reason why cuDNN cannot compute this call; None if it can."""
     length, keys, width = query.shape[1], key.shape[1], query.shape[3]
     if {query.dtype.name, key.dtype.name} not in ({'bfloat16'}, {'float16'}):
         return f'query is {query.dtype} and key {key.dtype}: both must be bfloat16 or float16'
     if width > 128 or width % 8:
-        return f'heads have a width of {width}: at most 128, and a multiple of 8'
+        return f'heads have a width of {width}: it must be a multiple of 8, and at most 128'
     if length < _LEAST:
-        return f'{length} queries are less than {_LEAST}'
+        return f'{length} queries are fewer than {_LEAST}'
     given = {'bias': bias, 'softcap': softcap, 'dropout': dropout, 'mask.offset': mask.offset}
     for name, value in given.items():
         if value is not None:
             return f'{name} is given'
     if mask.causal and length != keys - mask.prefix:
-        return f'{length} queries look back on {keys - mask.prefix} keys, which are not theirs'
+        return f'a causal mask has {length} queries and {keys - mask.prefix} keys: not equally many'
     if mask.array is not None and mask.array.shape[1] > 1:
-        return 'each head has a mask of its own'
+        return 'the mask differs between heads'
     if _needs_array(query, mask) and (length % 2 or keys % 2):
-        return f'{length} queries on {keys} keys need a mask as an array: both must be even then'
+        return f'{length} queries and {keys} keys need a mask array: both must be even then'
     return None
 
 
 def forward(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, *, scale: float
 ) -> jax.Array:
-    """`attend` where there is no `obstacle`, to be lowered for CUDA."""
+    """`attend` by cuDNN, for calls without an `obstacle`; to be lowered for CUDA."""
     case = _Case(query, key, mask, scale)
     return case.result(case.kernel(*case.operands(query, key, value), case.seen))
 
@@ -81,12 +81,12 @@ def backward(
 
 
 class _Case:
-    """How one call is put to the kernel.
+    """One call in the terms of the kernel.
 
-    Three things that the kernel does not know are said in its own words. Keys that are padding: a
-    feature beside those of the heads, zero for tokens, so that their scores change by no bit, and
-    far below zero for padding. A prefix that causal queries see: as many idle queries in front,
-    since the kernel lets query t see keys 0 to t. Everything else is an array [B or 1, 1, T, S].
+    The kernel knows neither padding nor prefixes. Padding keys get an additional feature that is
+    far below zero; it is zero for tokens, so that their scores do not change by a bit. A prefix
+    that causal queries see becomes that number of idle queries in front, since the kernel lets
+    query t see keys 0 to t. All other masks are an array [B or 1, 1, T, S].
     """
 
     def __init__(self, query: jax.Array, key: jax.Array, mask: Mask, scale: float) -> None:
@@ -99,7 +99,7 @@ class _Case:
             self.seen = jnp.broadcast_to(seen, (len(seen), 1, length, key.shape[1]))
             causal, window = False, None
         self.idle = mask.prefix if causal else 0
-        # Of the keys with their prefix, where a feature tells which are tokens.
+        # Which keys, prefix included, are tokens; None without the additional feature.
         self.valid = None
         if mask.valid is not None and self.seen is None:
             before = [(0, 0), (mask.prefix, 0)]
@@ -137,7 +137,7 @@ def _needs_array(query: jax.Array, mask: Mask) -> bool:
 def _kernel(causal: bool, window: int | None, scale: float) -> Callable[..., jax.Array]:
     """Attention of query, key and value under an array that may be None.
 
-    In the form that is differentiated, so that the compiler finds it again in `_gradients`.
+    It is the primal of `jax.vjp`, so that the compiler finds the same kernel in `_gradients`.
     """
 
     def attend(query, key, value, seen):
@@ -149,10 +149,10 @@ def _kernel(causal: bool, window: int | None, scale: float) -> Callable[..., jax
 
 @functools.cache
 def _gradients(causal: bool, window: int | None, scale: float) -> Callable[..., Any]:
-    """The gradients of `_kernel`, with that of its result behind its arguments.
+    """The gradients of `_kernel`; the last argument is the gradient of its result.
 
-    The forward kernel runs again. Where the program has it already, as in a layer that is computed
-    again in the backward pass, the compiler runs it once.
+    The forward kernel runs again. If the program already has it, as in a rematerialised layer, the
+    compiler runs it once.
     """
 
     def gradients(query, key, value, seen, slope):
@@ -176,10 +176,9 @@ def _attend(causal, window, scale, query, key, value, seen):
 
 
 def _folded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose runs under `vmap` are further examples of one batch.
+    """`function`, with a rule for `vmap` that makes the mapped axis a part of the batch.
 
-    JAX's own rule for the kernel fails where one operand is mapped and another is not, or under a
-    mask for each run.
+    JAX's own rule for the kernel fails if only some operands are mapped, or if the mask is.
     """
     mapped = jax.custom_batching.custom_vmap(function)
 

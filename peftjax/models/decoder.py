@@ -1,4 +1,4 @@
-"""What the decoders have in common: from tokens to states, and from states to logits or a head."""
+"""The common parts of the decoders: from tokens to states, and from states to logits or a head."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from peftjax.models.stack import apply_stack
 
 
 class Decoder(nn.Module):
-    """A stack of causal layers over embedded tokens. A family says what stands in it.
+    """A stack of causal layers over embedded tokens. A family overrides its parts.
 
     scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
     """
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def embedding(self) -> nn.Embed:
-        """The table of tokens, which a tied head reads as well."""
+        """The table of tokens, which a tied head uses as well."""
         return self.table(
             self.config.vocab_size,
             self.config.hidden_size,
@@ -42,30 +42,30 @@ class Decoder(nn.Module):
         )
 
     def last_norm(self) -> nn.Module:
-        """What stands behind the last layer."""
+        """The norm after the last layer."""
         return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, name='norm')
 
     def embedded(
         self, embed: nn.Embed, input_ids: jax.Array, positions: jax.Array, deterministic: bool
     ) -> jax.Array:
-        """What enters the first layer, [B, T, D]."""
+        """The input of the first layer, [B, T, D]."""
         del positions, deterministic
         return embed(input_ids)
 
     def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
-        """What every layer is given besides states, cache and the cache's length."""
+        """The arguments of every layer besides states, cache and the length of the cache."""
         del positions
         return (mask,)
 
     def own(self, past: Any) -> Any:
-        """What each layer has of its own, with a leading axis of layers; past: of the cache."""
+        """The `own` of `apply_stack`. past: keys and values of the cache, or None."""
         return past
 
     def check_length(self, length: int) -> None:
-        """Raises ValueError for more tokens than the model can tell apart."""
+        """Raises ValueError for more tokens than the model has positions."""
 
     def finished(self, logits: jax.Array) -> jax.Array:
-        """The logits of tokens, of those of the head."""
+        """The logits of tokens, from the output of the head."""
         return logits
 
     def states(
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, Any, nn.Embed, jax.Array]:
         """States [B, T, D] before the last norm, keys and values, the embedding, the positions.
 
-        Call it inside a compact method. The inputs are checked, the targets too.
+        Call it inside a compact method. It checks the inputs and the targets.
         """
         given = {
             'attention_mask': attention_mask,
@@ -118,25 +118,25 @@ class Decoder(nn.Module):
 
 
 class LanguageModel(Decoder):
-    """A decoder that writes: logits [B, T, V] of the token behind each.
+    """A decoder that writes: logits [B, T, V] of the next token at each position.
 
-    The head is `lm_head`, or the embedding itself where the config ties the two.
+    The head is `lm_head`, or the embedding if the config ties the two.
 
-    Inputs are keyword arguments: input_ids [B, T]; attention_mask [B, T], 1 for tokens and 0 for
-    padding; segment_ids [B, T] for packed rows: attention stays inside a segment and positions
-    restart with it; position_ids [B, T] overrides the positions, which count padding too;
-    deterministic=False turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
+    Inputs are keyword arguments. input_ids [B, T]. attention_mask [B, T]: 1 for tokens and 0 for
+    padding. segment_ids [B, T] for packed rows: attention stays inside a segment, and positions
+    restart with it. position_ids [B, T] overrides the positions, which count padding too.
+    deterministic=False turns on the dropout of the config and needs `rngs={'dropout': key}`.
 
     cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and a `Cache` of S slots. cache=that, in place of attention_mask and segment_ids,
-    lets input_ids [B, T] follow it: logits [B, T, V], and the cache with them.
+    [B, 1, V], and a `Cache` of S slots. Further calls take input_ids [B, T] and this cache, without
+    attention_mask and segment_ids, and return logits [B, T, V] and the extended cache.
 
-    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
-    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+    With targets [B, T], the token that each position should predict, the result is `TokenScores`
+    instead of logits, and only few logits are held at a time.
 
     Raises:
-        ValueError: an input of another shape; a mask or segments beside a cache; more tokens than
-            the model has positions for, or than the cache has slots.
+        ValueError: an input has another shape; a mask or segments are given with a cache; more
+            tokens than positions, or in the first call more tokens than slots.
     """
 
     @nn.compact
@@ -174,24 +174,24 @@ class LanguageModel(Decoder):
 
 
 class Classifier(Decoder):
-    """A decoder with a head on the last token of a text, or on each token, in place of the words.
+    """A decoder with a head on the last token of a text, or on each token.
 
-    outputs: K numbers that the head gives: logits [B, K], `score(h)` of the last state h whose
-        attention_mask is 1, without a bias; padding may stand on either side. A row of nothing but
-        padding is read at its first place.
-    each_token: logits [B, T, K] of every token in place of that, by a head with a bias; behind
-        dropout at the rate `classifier_dropout` of the config, 0.1 unless given, where
-        deterministic=False.
+    outputs: K. The head gives logits [B, K]: `score(h)`, without a bias, of the last state h whose
+        attention_mask is 1. Padding may be on either side; a row of padding alone is read at its
+        first position.
+    each_token: the head gives logits [B, T, K] of every token instead. It has a bias; with
+        deterministic=False, dropout precedes it at the config's `classifier_dropout`, or 0.1 if
+        that is None.
 
-    Inputs are those of `LanguageModel`, without cache and targets. Packed rows (segment_ids) go
-    with a head on each token.
+    Inputs are those of `LanguageModel`, without cache and targets. Packed rows (segment_ids) need
+    a head on each token.
 
     transformers (5.23) finds the last token by `input_ids != pad_token_id`, whatever the
-    attention_mask. That is another one where a text ends with the padding token (such as the end
-    of text, where that is what pads) or where the mask hides tokens that are no padding.
+    attention_mask. The two differ if a text ends with the padding token (for example, where the
+    end-of-text token pads) or if the mask hides tokens other than padding.
 
     Raises:
-        ValueError: an input of another shape; packed rows for a head on a text's last token.
+        ValueError: an input has another shape; packed rows with a head on the last token.
     """
 
     head_of_tokens: ClassVar[str] = 'score'
@@ -232,7 +232,7 @@ class Classifier(Decoder):
 
 
 def _last_tokens(x: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-    """Of states [B, T, D] those of each row's last token, [B, D]."""
+    """The state of each row's last token, [B, D], from states [B, T, D]."""
     real = is_token(attention_mask)
     if real is None:
         return x[:, -1]

@@ -1,4 +1,4 @@
-"""What a decoder that reads from an encoder keeps, so that each token is computed once."""
+"""The cache of a decoder with an encoder, so that each token is computed once."""
 
 from typing import NamedTuple
 
@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from peftjax.core.masks import Mask
 from peftjax.models.attention import is_token
 
-WRITTEN = 'what is written, behind the token that starts it'
+WRITTEN = 'the text to write, after its start token'
 
 
 class EncoderDecoderCache(NamedTuple):
-    """What was read, and the tokens written so far, in slots of a fixed number: a pytree of arrays.
+    """The encoded input, and the tokens written so far in a fixed number of slots; a pytree.
 
     L decoder layers, B batch, S slots, R places read, N heads of width H.
 
     Attributes:
-        keys, values: [L, B, S, N, H], of what is written.
-        read_keys, read_values: [L, B, R, N, H], of what was read.
+        keys, values: [L, B, S, N, H], of the tokens written.
+        read_keys, read_values: [L, B, R, N, H], of the places read.
         read_mask: of the places read.
-        length: int32 [], how many slots are filled.
-        shift: int32 [B or 1, 1], is added to the positions of tokens, as it was in the first call.
+        length: int32 [], the number of filled slots.
+        shift: int32 [B or 1, 1], is added to the positions of tokens, as in the first call.
     """
 
     keys: jax.Array
@@ -33,13 +33,13 @@ class EncoderDecoderCache(NamedTuple):
     shift: jax.Array
 
     def follow(self, tokens: int) -> tuple[Mask, jax.Array, jax.Array]:
-        """The mask of new tokens; their places, [T]; those of all slots, [S]."""
+        """The mask of new tokens; their positions, [T]; the positions of all slots, [S]."""
         slots = jnp.arange(self.keys.shape[2])
         mask = Mask(causal=True, offset=self.length)
         return mask, self.length + jnp.arange(tokens), slots
 
     def grown(self, present: tuple[jax.Array, ...], tokens: int) -> 'EncoderDecoderCache':
-        """With keys and values of all layers, into which those of `tokens` were written."""
+        """The cache with `present`, keys and values of all layers including `tokens` new ones."""
         keys, values, read_keys, read_values = present
         length = self.length + tokens
         return EncoderDecoderCache(
@@ -50,16 +50,20 @@ class EncoderDecoderCache(NamedTuple):
 def begin(
     present: tuple[jax.Array, ...], read_mask: Mask, slots: int, shift: jax.Array | int = 0
 ) -> EncoderDecoderCache:
-    """A cache of `slots` that holds a first call: the four of `EncoderDecoderCache`, T for S.
+    """A cache of `slots` from a first call.
 
-    shift: of positions, int32 [], or [B or 1, T], of which the last goes on.
+    present: the first four fields of `EncoderDecoderCache`, with T tokens instead of S slots.
+    shift: of positions, int32 [] or [B or 1, T]; the cache keeps the last.
 
     Raises:
         ValueError: fewer slots than tokens.
     """
     length = present[0].shape[2]
     if slots < length:
-        raise ValueError(f'cache_length {slots} is less than the {length} tokens')
+        raise ValueError(
+            f'cache_length {slots} is less than the {length} tokens of the call; write at least '
+            'that number plus the tokens to come'
+        )
     wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
     keys, values = (jnp.pad(each, wider) for each in present[:2])
     shift = jnp.atleast_2d(jnp.asarray(shift, jnp.int32))[:, -1:]
@@ -69,18 +73,18 @@ def begin(
 
 
 def mask_of_written(attention_mask: jax.Array | None) -> Mask:
-    """A token sees itself and what was written before, padding [B, T] left out."""
+    """The causal mask of the text to write, without its padding. attention_mask: [B, T]."""
     return Mask(causal=True, valid=is_token(attention_mask))
 
 
 def needed(name: str, value: jax.Array | None, meaning: str) -> jax.Array:
-    """`value`; raises ValueError where there is none."""
+    """`value`; raises ValueError if it is None."""
     if value is None:
         raise ValueError(f'{name} [batch, ...] are missing: {meaning}')
     return value
 
 
 def check_follows(name: str, read: jax.Array | None, cache_length: int | None) -> None:
-    """Raises ValueError for a call with a cache and something to read, called `name`."""
+    """Raises ValueError if a call with a cache has `read`, the argument `name`, or a length."""
     if read is not None or cache_length is not None:
-        raise ValueError(f'the cache holds what was read; leave {name} and cache_length out')
+        raise ValueError(f'the cache holds the encoded input; leave {name} and cache_length out')

@@ -42,7 +42,7 @@ class _Embed(nn.Embed):
 
 
 class _Part(nn.Module):
-    """What every part of the decoder is told."""
+    """The fields of every part of the decoder."""
 
     config: GemmaConfig
     deterministic: bool
@@ -72,7 +72,7 @@ class _SelfAttention(_Part):
         value = split_heads(self.dense(shared * width, 'v_proj')(x), shared)
         if config.qk_norm:
             query, key = self.norm('q_norm')(query), self.norm('k_norm')(key)
-        # The core divides by √width; what it should divide by is √query_pre_attn_scalar.
+        # The core divides by √width, but Gemma divides by √query_pre_attn_scalar.
         query = rotate(query, cos, sin) * math.sqrt(width / config.query_pre_attn_scalar)
         present = caches.extend(past, rotate(key, cos, sin), value, length)
         core = AttentionCore(config.attention_dropout, config.attn_logit_softcapping, name='core')
@@ -99,7 +99,7 @@ class _Layer(_Part):
         mask, *turns = looks
         if isinstance(sliding, jax.Array):
             mask = dataclasses.replace(mask, windowed=sliding)
-        elif not sliding:  # a layer of a loop, not of a scan, is known by itself
+        elif not sliding:  # without a scan, `sliding` is a plain bool
             mask = dataclasses.replace(mask, window=None)
         cos, sin = (jnp.where(sliding, local, whole) for whole, local in turns)
         fields = self.config, self.deterministic, self.dtype, self.param_dtype
@@ -114,7 +114,7 @@ class _Layer(_Part):
 
 
 class _Layers(Decoder):
-    """What stands in a Gemma."""
+    """The parts of a Gemma."""
 
     block: ClassVar[type[nn.Module]] = _Layer
     table: ClassVar[type[nn.Embed]] = _Embed
@@ -125,7 +125,7 @@ class _Layers(Decoder):
         return RMSNorm(self.config.rms_norm_eps, self.dtype, self.param_dtype, 1.0, name='norm')
 
     def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
-        # Once for all layers: outside the scan, so that they are not computed again in each.
+        # Outside the scan, so that the angles are computed once and not in each layer.
         turns, local_turns = (
             rotation(rope, positions, self.config.head_dim)
             for rope in (self.config.rope, self.config.local_rope)
@@ -142,8 +142,8 @@ class _Layers(Decoder):
 class Gemma(_Layers, LanguageModel):
     """A causal language model of the Gemma 2 or Gemma 3 family: logits [B, T, V].
 
-    Inputs, what comes of them and what is refused: see `LanguageModel`. A cache has as many slots
-    in sliding layers as in the others.
+    For inputs, results and errors see `LanguageModel`. A cache has as many slots for sliding layers
+    as for full ones.
 
     Example:
         >>> config = GemmaConfig(
@@ -164,7 +164,7 @@ class Gemma(_Layers, LanguageModel):
 class GemmaClassifier(_Layers, Classifier):
     """A Gemma with a head on texts or tokens: logits [B, K] or [B, T, K]; see `Classifier`.
 
-    The bound on the logits of words (`final_logit_softcapping`) is none of the head's.
+    The head's logits are not bounded by `final_logit_softcapping`.
 
     Example:
         >>> config = GemmaConfig(

@@ -15,10 +15,10 @@ class GemmaConfig:
     """The shape of a Gemma 2 or Gemma 3 decoder, by the field names of its config.json.
 
     query_pre_attn_scalar: scores are divided by its root. sliding: for each layer, whether a query
-    sees `sliding_window` keys at most, itself included. rope, local_rope: the rotation of layers
-    that see everything, and of sliding ones. attn_logit_softcapping, final_logit_softcapping: c of
-    c · tanh(x / c), of scores and of logits; None for none. qk_norm: each head of queries and keys
-    is normalised before its rotation, as in Gemma 3.
+    sees only `sliding_window` keys, its own included. rope, local_rope: the rotation in full and in
+    sliding layers. attn_logit_softcapping, final_logit_softcapping: c of c · tanh(x / c) on scores
+    and on logits; None for no bound. qk_norm: each head of queries and keys is normalised before
+    its rotation, as in Gemma 3.
     """
 
     vocab_size: int
@@ -62,7 +62,7 @@ class GemmaConfig:
                 raise ValueError(f'GemmaConfig: {name} must be positive, got 0')
 
 
-# What a file that leaves a field out means.
+# Values of fields that a file leaves out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'gemma2': {
         'num_key_value_heads': 4,
@@ -82,7 +82,7 @@ def parse_gemma(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> GemmaCo
     """Reads the config.json of a model_type 'gemma2' or 'gemma3_text'.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     family = raw['model_type']
     fields = _DEFAULTS[family] | dict(raw)
@@ -96,7 +96,7 @@ def parse_gemma(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> GemmaCo
     fields['rope'], fields['local_rope'] = _ropes(fields)
     off = {'attention_bias': (False,), 'use_bidirectional_attention': (None, False)}
     if family == 'gemma3_text':
-        # transformers reads the field and does not use it.
+        # transformers reads the field but does not use it.
         off['attn_logit_softcapping'] = (None,)
         if fields.get('attn_logit_softcapping', None) is None:
             fields.pop('attn_logit_softcapping', None)
@@ -106,14 +106,17 @@ def parse_gemma(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> GemmaCo
 
 
 def _sliding(fields: dict[str, Any]) -> tuple[bool, ...]:
-    """Takes the three ways of saying which layers slide out of `fields`."""
+    """Pops the kinds of layers from `fields`, in their three spellings: True for sliding."""
     count, kinds = fields['num_hidden_layers'], fields.pop('layer_types', None)
     default = 2 if fields['model_type'] == 'gemma2' else 6
     spelled = fields.pop('_sliding_window_pattern', default)
     period = fields.pop('sliding_window_pattern', spelled)
     if kinds is None:
         if type(period) is not int or period < 1:
-            raise ValueError(f'GemmaConfig: sliding_window_pattern {period!r} is not a period')
+            raise ValueError(
+                f'GemmaConfig: sliding_window_pattern {period!r} is not a period; write a whole '
+                'number from 1'
+            )
         return tuple(bool((layer + 1) % period) for layer in range(min(count, 10_000)))
     if not isinstance(kinds, list) or not all(kind in _KINDS for kind in kinds):
         raise ValueError(f'GemmaConfig: layer_types {kinds!r} are not a list of {_KINDS}')
@@ -121,7 +124,7 @@ def _sliding(fields: dict[str, Any]) -> tuple[bool, ...]:
 
 
 def _ropes(fields: dict[str, Any]) -> tuple[Rope, Rope]:
-    """Takes both spellings out of `fields`: of layers that see everything, of sliding ones."""
+    """Pops the rotations from `fields`, in both spellings: of full layers, of sliding layers."""
     if fields['model_type'] == 'gemma2':
         rope = parse_rope(fields)
         return rope, rope

@@ -29,7 +29,7 @@ from peftjax.models.norms import LayerNorm
 
 
 class _Part(nn.Module):
-    """What every part of the decoder is told."""
+    """The fields of every part of the decoder."""
 
     config: GPT2Config
     deterministic: bool
@@ -84,7 +84,7 @@ class _Layer(_Part):
 
 
 class _Layers(Decoder):
-    """What stands in a GPT-2."""
+    """The parts of a GPT-2."""
 
     block: ClassVar[type[nn.Module]] = _Layer
 
@@ -108,7 +108,7 @@ class _Layers(Decoder):
         if length > self.config.n_positions:
             raise ValueError(
                 f'{length} tokens: this checkpoint has {self.config.n_positions} position '
-                'embeddings'
+                'embeddings; cut the text'
             )
 
     def _table(self, name: str, rows: int) -> nn.Embed:
@@ -120,7 +120,7 @@ class _Layers(Decoder):
 class GPT2(_Layers, LanguageModel):
     """A causal language model of the GPT-2 family: logits [B, T, V].
 
-    Inputs, what comes of them and what is refused: see `LanguageModel`.
+    For inputs, results and errors see `LanguageModel`.
 
     Example:
         >>> config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=8)
@@ -155,7 +155,7 @@ class GPT2Classifier(_Layers, Classifier):
 
 
 def _projection(theirs: str, ours: str) -> tuple[names.Rule, ...]:
-    # GPT-2's own linear layers are kept [in, out] in the file as well.
+    # GPT-2's checkpoints hold these linear layers as [in, out], like our leaves.
     return names.Rule(f'{theirs}.weight', f'{ours}/kernel'), names.Rule(
         f'{theirs}.bias', f'{ours}/bias'
     )

@@ -1,4 +1,4 @@
-"""What a GPT-2 checkpoint's config.json says."""
+"""The config.json of GPT-2 checkpoints."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from peftjax.models.config_fields import read_config
 class GPT2Config:
     """The shape of a GPT-2 decoder, by the field names of its config.json.
 
-    n_inner: width of the feed-forward layer; four times n_embd where it is None.
+    n_inner: width of the feed-forward layer; None for four times n_embd.
     """
 
     vocab_size: int
@@ -38,12 +38,12 @@ class GPT2Config:
 
     @property
     def num_hidden_layers(self) -> int:
-        """`n_layer`, by the name that the other families have for it."""
+        """`n_layer`, under the name that other families use."""
         return self.n_layer
 
     @property
     def max_position_embeddings(self) -> int:
-        """`n_positions`, by the name that the other families have for it."""
+        """`n_positions`, under the name that other families use."""
         return self.n_positions
 
 
@@ -51,7 +51,7 @@ def parse_gpt2(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> GPT2Conf
     """Reads a GPT-2 config.json.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     off = {
         'scale_attn_weights': (True,),

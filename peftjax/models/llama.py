@@ -29,7 +29,7 @@ from peftjax.models.rope import rotate, rotation
 
 
 class _Part(nn.Module):
-    """What every part of the decoder is told."""
+    """The fields of every part of the decoder."""
 
     config: LlamaConfig
     deterministic: bool
@@ -91,21 +91,21 @@ class _Layer(_Part):
 
 
 class _Layers(Decoder):
-    """What stands in a Llama."""
+    """The parts of a Llama."""
 
     block: ClassVar[type[nn.Module]] = _Layer
 
     config: LlamaConfig
 
     def shared(self, mask: Any, positions: jax.Array) -> tuple[Any, ...]:
-        # Once for all layers: outside the scan, so that they are not computed again in each.
+        # Outside the scan, so that the angles are computed once and not in each layer.
         return mask, *rotation(self.config.rope, positions, self.config.head_dim)
 
 
 class Llama(_Layers, LanguageModel):
     """A causal language model of the Llama family: logits [B, T, V].
 
-    Inputs, what comes of them and what is refused: see `LanguageModel`.
+    For inputs, results and errors see `LanguageModel`.
 
     Example:
         >>> config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""What the config.json of a Llama, Mistral, Qwen2 or Qwen3 checkpoint says."""
+"""The config.json of Llama, Mistral, Qwen2 and Qwen3 checkpoints."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -14,8 +14,8 @@ class LlamaConfig:
     """The shape of a Llama, Mistral, Qwen2 or Qwen3 decoder; by config.json's names.
 
     qkv_bias, o_bias, mlp_bias: which projections have a bias. qk_norm: each head of queries and
-    keys is normalised before its rotation. sliding_window: how many keys a query
-    sees at most, itself included; None for all.
+    keys is normalised before its rotation. sliding_window: the most keys that a query sees, its own
+    included; None for all.
     """
 
     vocab_size: int
@@ -54,7 +54,7 @@ class LlamaConfig:
             )
 
 
-# Each family writes only what differs from its own defaults.
+# A file of a family leaves out fields that have the family's default.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'llama': {},
     'mistral': {
@@ -71,7 +71,7 @@ def parse_llama(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> LlamaCo
     """Reads the config.json of a model_type in 'llama', 'mistral', 'qwen2', 'qwen3'.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     family = raw['model_type']
     fields = _DEFAULTS[family] | dict(raw)
@@ -102,7 +102,7 @@ def parse_llama(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> LlamaCo
 
 
 def parse_rope(fields: dict[str, Any]) -> Rope:
-    """Takes both spellings out of `fields`: rope_parameters, and rope_theta with rope_scaling."""
+    """Pops the rotation from `fields`: rope_parameters, or rope_theta with rope_scaling."""
     scaling = dict(fields.pop('rope_scaling', None) or {})
     theta = fields.pop('rope_theta', 10000.0)
     scaling = {'rope_theta': theta} | scaling | dict(fields.pop('rope_parameters', None) or {})
@@ -132,12 +132,12 @@ def parse_rope(fields: dict[str, Any]) -> Rope:
 
 
 def _parse_window(fields: dict[str, Any]) -> int | None:
-    """Takes the three ways of saying it out of `fields`; a mixture of layers is refused."""
+    """Pops the window from `fields`, in its three spellings; refuses layers that differ."""
     window = fields.pop('sliding_window', None)
     used = fields.pop('use_sliding_window', fields['model_type'] == 'mistral')
     kinds = set(fields.pop('layer_types', None) or ())
     if not kinds and fields['model_type'] == 'qwen2' and used and window is not None:
-        # Qwen2 slides only from this layer on.
+        # In Qwen2 only the layers from this one on have the window.
         first = fields.get('max_window_layers', 28)
         kinds |= {'full_attention'} if first > 0 else set()
         kinds |= {'sliding_attention'} if first < fields['num_hidden_layers'] else set()
@@ -149,5 +149,5 @@ def _parse_window(fields: dict[str, Any]) -> int | None:
         return window
     raise ValueError(
         f'LlamaConfig: layer_types {sorted(kinds)} with sliding_window {window} is not supported: '
-        'all layers must be alike'
+        'all layers must be the same'
     )

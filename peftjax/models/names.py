@@ -1,4 +1,4 @@
-"""Tables that pair a checkpoint's tensor names with our parameter paths, usable in both ways."""
+"""Tables that pair tensor names of a checkpoint with parameter paths, for both directions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ class Rule(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """One leaf of a model and the tensors that fill it: one, or one a layer if it is stacked."""
+    """One leaf of a model and its tensors: one, or one for each layer if the leaf is stacked."""
 
     path: str
     names: tuple[str, ...]
     stacked: bool
     transposed: bool
-    shape: tuple[int, ...]  # of each tensor as the checkpoint holds it
+    shape: tuple[int, ...]  # of each tensor, in the checkpoint
 
 
 def dense(theirs: str, ours: str) -> tuple[Rule, ...]:

@@ -1,4 +1,4 @@
-"""Attention that each device of a mesh does for its own examples and heads."""
+"""Attention that each device of a mesh computes for its own examples and heads."""
 
 import math
 from collections.abc import Callable
@@ -20,17 +20,17 @@ def per_device(
     mask: Mask,
     *slope: jax.Array,
 ) -> Any:
-    """`function` of the operands, which attends or, with a `slope`, gives three gradients.
+    """`function` of the operands: attention, or with a `slope` its three gradients.
 
-    On a mesh it is called on each device's part, since the compiler cannot split a kernel whose
-    inside it does not know. Examples are split over the axes `data` and `fsdp`, heads over `tensor`
-    where it divides those of the keys. The mesh is the one of `jax.set_mesh`; an axis that a
-    `shard_map` around this call has taken does not count.
+    On a mesh it is called on each device's part, since the compiler cannot split a custom kernel.
+    Examples are split over the axes `data` and `fsdp`, heads over `tensor` if it divides the number
+    of key heads. The mesh is that of `jax.set_mesh`, without axes that a `shard_map` around this
+    call has taken.
     """
     examples, tensor = _axes(_EXAMPLES), _axes(_HEADS)
     if not examples and not tensor:
         return function(query, key, value, mask, *slope)
-    # Heads that it does not divide are those of every device along the axis.
+    # If `tensor` does not divide the heads, every device along it computes all of them.
     heads = () if key.shape[2] % math.prod(tensor.values()) else tuple(tensor)
     by_head = PartitionSpec(tuple(examples), None, heads)
     by_example = PartitionSpec(tuple(examples))
@@ -45,12 +45,12 @@ def per_device(
 
 
 def splits_evenly(examples: int) -> bool:
-    """Whether the mesh in force, if there is one, gives as many examples to each device."""
+    """Whether each device of the current mesh gets equally many examples; True without a mesh."""
     return examples % math.prod(_axes(_EXAMPLES).values()) == 0
 
 
 def _axes(names: tuple[str, ...]) -> dict[str, int]:
-    """Axes of the mesh in force over which the compiler splits arrays, and their sizes."""
+    """Axes of the current mesh over which the compiler splits arrays, and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return {name: mesh.shape[name] for name in names if kinds.get(name) == AxisType.Auto}

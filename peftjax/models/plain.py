@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from peftjax.core.masks import Mask
 from peftjax.models.chunks import cut, join
 
-BLOCK = 256  # queries of each row whose scores are there at the same time
+BLOCK = 256  # queries of each row whose scores are held at the same time
 
-_HIDDEN = -0.7 * jnp.finfo(jnp.float32).max  # finite, so that a row of nothing else is no 0/0
+_HIDDEN = -0.7 * jnp.finfo(jnp.float32).max  # finite, so that a row of hidden keys is not 0/0
 
 
 def attend_plainly(
@@ -27,17 +27,17 @@ def attend_plainly(
 ) -> jax.Array:
     """`attend` on every backend, for every argument.
 
-    Scores are held for at most 256 queries of each row at a time. Longer rows attend in blocks, one
-    after another, and each block is computed again in the backward pass: `B x N x 256 x S` scores
-    in place of `B x N x T x S` (Rabe and Staats 2021, arXiv:2112.05682, section 3, who also cut the
-    keys). Of a single block the probabilities are kept.
+    Rows of more than 256 queries attend in blocks, one after another, and each block is computed
+    again in the backward pass: `B x N x 256 x S` scores are held instead of `B x N x T x S` (Rabe
+    and Staats 2021, arXiv:2112.05682, section 3, who also split the keys). A single block keeps its
+    probabilities.
     """
     length, keys = query.shape[1], key.shape[1] - mask.prefix
     rate, random = dropout or (0.0, None)
 
     def block(part: _Part) -> jax.Array:
         seen = mask.rows(part.place, part.segments, part.array, keys)
-        # Each block has masks of dropout of its own.
+        # Each block draws its own dropout mask.
         own = None if random is None else jax.random.fold_in(random, part.number)
         return _products(scale, softcap, rate, part.query, key, value, part.bias, seen, own)
 
@@ -45,7 +45,7 @@ def attend_plainly(
         seen = mask.dense(length, keys)
         return _products(scale, softcap, rate, query, key, value, bias, seen, random)
     queries, places = cut(query, BLOCK), cut(jnp.arange(length)[None], BLOCK)[:, 0]
-    # The last block may be filled up. What its idle queries see is of no consequence.
+    # The last block may be padded with queries, whose results are cut off.
     count = len(queries)
     parts = _Part(
         jnp.arange(count),
@@ -59,12 +59,12 @@ def attend_plainly(
 
 
 def softcapped(x: jax.Array, cap: float | None) -> jax.Array:
-    """`cap · tanh(x / cap)`, which bounds x; x itself where there is no cap."""
+    """`cap · tanh(x / cap)`, which bounds x; x itself if cap is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class _Part(NamedTuple):
-    """A block of queries, and what belongs to it."""
+    """A block of queries, with its part of the mask and the bias."""
 
     number: jax.Array
     place: jax.Array
@@ -82,11 +82,11 @@ def _by_rows(array: jax.Array | None, length: int, count: int) -> jax.Array | No
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _products(scale, softcap, rate, query, key, value, bias, seen, random):
-    """softmax(c(q kᵀ · scale) + bias) v, dropped at `rate` where there is a key.
+    """softmax(c(q kᵀ · scale) + bias) v; with a `random` key, dropout at `rate`.
 
-    Differentiating the two products and the softmax one by one would go over the scores twice as
-    often; the backward pass below is that of FlashAttention (Dao et al. 2022, arXiv:2205.14135,
-    appendix B.2) with the probabilities kept.
+    Differentiating the two products and the softmax one by one would pass over the scores twice as
+    often. The backward pass is that of FlashAttention (Dao et al. 2022, arXiv:2205.14135, appendix
+    B.2), except that the probabilities are kept.
     """
     return _forward(scale, softcap, rate, query, key, value, bias, seen, random)[0]
 
@@ -114,7 +114,7 @@ def _backward(scale, softcap, rate, kept, slope):
     mean = (probabilities * d_probabilities).sum(axis=-1, keepdims=True)
     d_scores = probabilities * (d_probabilities - mean)
     if seen is not None:
-        # In a row that sees nothing the probabilities of hidden keys are not zero.
+        # In a row that sees no key, the probabilities of hidden keys are not zero.
         d_scores = jnp.where(seen, d_scores, 0.0)
     d_bias = None if bias is None else _summed(d_scores, bias)
     if softcap is not None:
@@ -143,8 +143,8 @@ def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
 def _by_head(x: jax.Array, groups: int | None = None) -> jax.Array:
     """[B, S, K, H] -> [B, K, S, H]; with `groups` [B, T, N, H] -> [B, K, N / K * T, H].
 
-    Heads come before positions, as products of matrices are fastest so on CPUs. Queries that share
-    a key-value head are rows of one matrix, so that the head is never repeated.
+    Heads come before positions, since matrix products are fastest in this order on CPUs. Queries
+    that share a key-value head are rows of one matrix, so that the head is never repeated.
     """
     if groups is None:
         return jnp.moveaxis(x, 1, 2)

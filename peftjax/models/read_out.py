@@ -9,17 +9,17 @@ import jax.numpy as jnp
 
 from peftjax.models.chunks import cut, join
 
-CHUNK = 128  # positions of each row whose logits are there at the same time
+CHUNK = 128  # positions of each row whose logits are held at the same time
 
 
 class TokenScores(NamedTuple):
     """How well each position predicts the token that it should.
 
-    A target below 0, such as -100, is no token, and its position counts nowhere.
+    A target below 0, such as -100, is no token, and its position is not counted.
 
     Attributes:
-        losses: cross-entropy in nats, float32 [B, T]; 0 where nothing is counted.
-        correct: whether that token has the largest logit, bool [B, T].
+        losses: cross-entropy in nats, float32 [B, T]; 0 at positions that are not counted.
+        correct: whether the target has the largest logit, bool [B, T].
         counted: whether there is a target, bool [B, T].
     """
 
@@ -28,7 +28,7 @@ class TokenScores(NamedTuple):
     counted: jax.Array
 
     def mean(self) -> jax.Array:
-        """The mean loss of the positions that count, float32 []; 0 where none does."""
+        """The mean loss of the counted positions, float32 []; 0 if there are none."""
         return self.losses.sum() / jnp.maximum(self.counted.sum(dtype=jnp.float32), 1.0)
 
 
@@ -42,16 +42,15 @@ def read_out(
 ) -> jax.Array | TokenScores:
     """Logits [B, T, V] of the states x [B, T, D], or the scores of targets int [B, T].
 
-    A target below 0 counts nowhere.
+    Targets below 0 are not counted. The head is the embedding if `tied`, else a new `lm_head`
+    without bias; call this function inside a compact method. finish: is applied to the head's
+    logits, such as a soft cap.
 
-    The head is the embedding if it is `tied`, else a new `lm_head` without bias; call it inside a
-    compact method. finish: what comes of the head's logits, such as a bound.
-
-    Scores of longer rows are computed for 128 positions of each at a time, and again in the
-    backward pass: `B x 128 x V` logits are held in place of `B x T x V`. Losses are in float32.
+    Rows longer than 128 are scored in chunks of up to 128 positions, which are computed again in
+    the backward pass: `B x 128 x V` logits are held instead of `B x T x V`. Losses are in float32.
 
     Raises:
-        ValueError: targets of another shape than the states'.
+        ValueError: targets and states differ in [B, T].
     """
     head = embed
     if not tied:
@@ -71,7 +70,7 @@ def read_out(
     if targets.shape != x.shape[:2]:
         raise ValueError(
             f'targets must be {list(x.shape[:2])}, a token for each position, got '
-            f'{list(targets.shape)}; a call that fills a cache scores nothing'
+            f'{list(targets.shape)}; a call with cache_length takes no targets'
         )
 
     def score(head: nn.Module, carry: tuple[()], part: tuple[jax.Array, jax.Array]):

@@ -70,21 +70,21 @@ def _speech(config: WhisperConfig) -> Inputs:
 
 
 class Family(NamedTuple):
-    """A model family, as far as loading is concerned.
+    """The facts about a model family that loading needs.
 
-    config: of its models. parse: config.json -> such a config. build: config -> module.
-    names: the tensor table.
-    prefix: what full checkpoints put before the names of the backbone, and bare ones leave out.
-    heads: names of modules, in checkpoints as in our trees, that stand on the backbone for a task;
-        their leaves are new when a checkpoint has none of them.
-    writes: whether the model without such a head gives logits of tokens.
+    config: class of the models' configs. parse: config.json -> config. build: config -> module.
+    names: the table of tensors.
+    prefix: of the backbone's tensor names in full checkpoints; bare checkpoints leave it out.
+    heads: names of the modules for tasks on the backbone, the same in checkpoints and in our trees;
+        their leaves are new if a checkpoint has none of them.
+    writes: whether the model without a head for a task gives logits of tokens.
     vocabulary: paths of leaves whose tensors have a row for each token.
-    marks_tokens: leaves that a head on each token has, and leaves that it lacks, whereby it is told
-        from a head on the text.
-    surplus: module -> regexes of tensors that checkpoints hold and this module has no use for.
+    marks_tokens: leaves that a head on each token has, and leaves that it lacks; they tell it from
+        a head on the text.
+    surplus: module -> regexes of the tensors in checkpoints that this module does not use.
     example: config -> the arguments of a call.
-    modules: regexes, and what they become, that turn a tensor's name in a checkpoint into its name
-        in transformers' own model, where the two differ: files of adapters have the second.
+    modules: pairs of a regex and its replacement, which turn a tensor's name in a checkpoint into
+        its name in transformers' own model if the two differ. Files of adapters use the latter.
     """
 
     config: type
@@ -105,7 +105,7 @@ class Family(NamedTuple):
         return path.partition('/')[0] in self.heads
 
     def reads_tokens(self, leaves: Collection[str]) -> bool:
-        """Whether the head of a model with these leaves is one on each token."""
+        """Whether a model with these leaves has a head on each token."""
         some, none = self.marks_tokens
         return any(leaf in leaves for leaf in some) and not any(leaf in leaves for leaf in none)
 
@@ -114,7 +114,7 @@ def family_of(model_type: Any) -> Family:
     """The family that reads checkpoints of this model_type.
 
     Raises:
-        ValueError: on a type without one, listing those there are.
+        ValueError: the type is unknown; the message lists the known ones.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
@@ -124,18 +124,18 @@ def family_of(model_type: Any) -> Family:
 
 
 def family_of_config(config: Any) -> Family:
-    """The family that a model was built by, told by the type of its config.
+    """The family of a model, by the type of its config.
 
     Raises:
-        ValueError: a model that no family here built.
+        ValueError: the model is of no family here.
     """
     for family in FAMILIES.values():
         if type(config) is family.config:
             return family
     raise ValueError(
-        f'a model with a config of type {type(config).__name__} has no checkpoint names; files of '
-        'adapters go with models of peftjax.load; peftjax.save(folder, model, tx, adapter, frozen) '
-        'keeps any adapter of any model'
+        f'a model with a config of type {type(config).__name__} has no checkpoint names, and files '
+        'of adapters need a model of peftjax.load; write peftjax.save(folder, model, tx, adapter, '
+        'frozen), which works for any model'
     )
 
 

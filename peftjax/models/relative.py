@@ -1,4 +1,4 @@
-"""Distances between tokens, in the buckets that T5 has numbers for."""
+"""T5's buckets of the distances between tokens."""
 
 import math
 
@@ -11,9 +11,9 @@ def relative_buckets(
 ) -> jax.Array:
     """The bucket of each distance from a query to a key: int32, of the shape of `ahead`.
 
-    Near distances have buckets of their own, further ones share them on a logarithmic scale up to
-    `furthest`, beyond which all share the last. Looking both ways, half of the buckets are for keys
-    behind the query.
+    Each near distance has its own bucket; further distances share buckets on a logarithmic scale up
+    to `furthest`, and all beyond share the last one. With both_ways, half of the buckets are for
+    keys after the query.
 
     Example:
         >>> relative_buckets(jnp.array([-3, -2, -1, 0]), 4, 8, both_ways=False)

@@ -12,7 +12,7 @@ class Rope:
     """How positions turn into angles: angle[t, i] = t · theta^(-2i/H) / divisor[i].
 
     kind: 'default' (divisor 1), 'linear' (divisor `factor`), 'llama3' (1 for short wavelengths,
-    `factor` for long ones, a blend between) or 'divisors' (given one by one, as GGUF files do).
+    `factor` for long ones, a blend in between) or 'divisors' (the field of this name, from GGUF).
     """
 
     theta: float = 10000.0
@@ -26,7 +26,8 @@ class Rope:
     def __post_init__(self) -> None:
         if self.kind not in ('default', 'linear', 'llama3', 'divisors'):
             raise ValueError(
-                f"rope kind {self.kind!r} is not supported: use 'default', 'linear' or 'llama3'"
+                f"rope kind {self.kind!r} is not supported: use 'default', 'linear', 'llama3' or "
+                "'divisors'"
             )
 
     def frequencies(self, width: int) -> np.ndarray:
@@ -44,8 +45,8 @@ class Rope:
     def _llama3_divisor(self, frequency: np.ndarray) -> np.ndarray:
         turns = self.original_max_position_embeddings * frequency / (2 * np.pi)
         span = self.high_freq_factor - self.low_freq_factor
-        # 1 where a wave turns often enough over the original context to be kept, 0 where it is
-        # slowed down in full; the blend is linear in the frequency.
+        # 1 for waves that turn often over the original context and are kept, 0 for those divided by
+        # the whole factor; the blend is linear in the frequency.
         keep = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
         return 1.0 / (keep + (1.0 - keep) / self.factor)
 

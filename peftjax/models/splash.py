@@ -12,8 +12,8 @@ import numpy as np
 from peftjax.core.masks import Mask
 
 _LANES = 128  # of a TPU: blocks of positions are multiples of it
-_BLOCK = 512  # of positions that are computed at the same time
-_PADDING = jnp.iinfo(jnp.int32).min  # no id of a segment
+_BLOCK = 512  # positions that are computed at the same time
+_PADDING = jnp.iinfo(jnp.int32).min  # never the id of a segment
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def obstacle(
     softcap: float | None,
     dropout: Any,
 ) -> str | None:
-    """Why splash attention cannot attend so; None if it can."""
+    """The reason why splash attention cannot compute this call; None if it can."""
     del softcap
     length, keys = query.shape[1], key.shape[1] - mask.prefix
     if {query.dtype.name, key.dtype.name} not in ({'bfloat16'}, {'float32'}):
@@ -41,11 +41,11 @@ def obstacle(
         if value is not None:
             return f'{name} is given'
     if length < _LANES:
-        return f'{length} queries are less than a block of {_LANES}'
+        return f'{length} queries are fewer than a block of {_LANES}'
     if mask.causal and length != keys:
-        return f'{length} queries look back on {keys} keys, which are not theirs'
+        return f'a causal mask has {length} queries and {keys} keys: not equally many'
     if mask.segments is not None and mask.prefix:
-        return 'a prefix is of no segment'
+        return 'the mask has a prefix and segments'
     return None
 
 
@@ -59,7 +59,7 @@ def forward(
     softcap: float | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attend` where there is no `obstacle`, to be lowered for TPUs."""
+    """`attend` by splash attention, for calls without an `obstacle`; to be lowered for TPUs."""
     batch, length = query.shape[:2]
     splash = _library()
     ids = _segments(mask, batch, length, key.shape[1])
@@ -88,15 +88,15 @@ def forward(
 
 
 def _by_head(x: jax.Array) -> jax.Array:
-    """[B, T, N, H] -> [B, N, T, H], with zeros behind to whole blocks."""
+    """[B, T, N, H] -> [B, N, T, H], padded with zeros to whole blocks."""
     filled = jnp.pad(x, [(0, 0), (0, -x.shape[1] % _LANES), (0, 0), (0, 0)])
     return jnp.moveaxis(filled, 2, 1)
 
 
 def _segments(mask: Mask, batch: int, length: int, keys: int) -> tuple[jax.Array, jax.Array] | None:
-    """Ids of queries and of keys: a query sees keys of its own id. Filled up to whole blocks.
+    """Ids of queries and of keys, padded to whole blocks: a query sees the keys with its id.
 
-    The kernel hides keys by a finite score, so that a query which sees nothing gets finite numbers.
+    The kernel hides keys by a finite score, so a query that sees no key gets finite numbers.
     """
     fill = -keys % _LANES
     if mask.segments is not None:
@@ -116,7 +116,7 @@ def _segments(mask: Mask, batch: int, length: int, keys: int) -> tuple[jax.Array
 
 
 def _library() -> Any:
-    # Imported when a program needs it: that takes most of a second.
+    # Imported only when needed: it takes most of a second.
     return importlib.import_module('jax.experimental.pallas.ops.tpu.splash_attention')
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from peftjax.models.along_batch import along_batch
 
-# What may be kept from the forward pass instead of recomputed. The policies of
-# jax.checkpoint_policies that need arguments of their own (named values, offloading) are left out.
+# Policies of jax.checkpoint_policies: what the forward pass keeps. Those that take arguments (named
+# values, offloading) are left out.
 REMAT_POLICIES = (
     'everything_saveable',
     'nothing_saveable',
@@ -30,22 +30,24 @@ def apply_stack(
     remat: str | None,
     own: Any = None,
 ) -> tuple[jax.Array, Any]:
-    """Runs x through `count` blocks, each given `shared` too; call it inside a compact method.
+    """Runs x through `count` blocks; call it inside a compact method.
 
-    scan: one compiled block, parameters stacked on axis 0 under `layers`; else `layers_0`, ...
-    remat: None keeps all activations, 'full' only the block inputs, or one of REMAT_POLICIES.
-    own: arrays with a leading axis of `count`, of which each block gets its slice; None for none.
-    A block takes (x, own, *shared) and returns (x, present), any tree of arrays; the second result
-    is that of all blocks, stacked.
+    A block takes (x, own, *shared) and returns (x, present). The second result is `present`, any
+    tree of arrays, stacked over the blocks.
+
+    scan: compile one block, with parameters stacked on axis 0 under `layers`; else the blocks are
+        `layers_0`, ...
+    remat: None keeps all activations, 'full' only the inputs of blocks; or one of REMAT_POLICIES.
+    own: arrays with a leading axis of `count`; each block gets its slice.
 
     Raises:
-        ValueError: on an unknown remat name.
+        ValueError: remat is unknown.
     """
     block, x = _rematerialised(block, remat, scan), along_batch(x)
     if scan:
         scanned = nn.scan(
             block,
-            # Every collection, not only params: what an interceptor sows is stacked as well.
+            # All collections, not only params: values that an interceptor sows are stacked too.
             variable_axes={True: 0},
             split_rngs={True: True},
             in_axes=(0, *(nn.broadcast for _ in shared)),  # pyright: ignore[reportArgumentType] (flax types it by its default)
@@ -73,7 +75,7 @@ def _rematerialised(block: type[nn.Module], remat: str | None, scan: bool) -> ty
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a scanned model -> those of the looped one: `layers` -> `layers_0`, ...
+    """Parameters of a scanned model -> parameters of a looped one: `layers` -> `layers_0`, ...
 
     Example:
         >>> looped = unstack_layers({'layers': {'kernel': jnp.ones((2, 3, 4))}})
@@ -88,7 +90,7 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a looped model -> those of the scanned one; undoes `unstack_layers`."""
+    """Parameters of a looped model -> parameters of a scanned one; undoes `unstack_layers`."""
     params = dict(params)
     names = sorted(
         (name for name in params if re.fullmatch(r'layers_\d+', name)),

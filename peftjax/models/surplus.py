@@ -1,4 +1,4 @@
-"""Tensors that checkpoints of a family hold and a module has no use for: regexes of their names."""
+"""Tensors in checkpoints of a family that a module does not use: regexes of their names."""
 
 from peftjax.models.bert import Bert
 from peftjax.models.bert_config import RobertaConfig
@@ -10,7 +10,7 @@ from peftjax.models.whisper import Whisper
 
 def of_bert(module: Bert) -> tuple[str, ...]:
     """Of BERT and RoBERTa."""
-    # The first is a buffer of old checkpoints, the second the heads of pretraining.
+    # A buffer of old checkpoints, and the heads of pretraining.
     surplus = (r'embeddings\.position_ids', r'cls\..*', r'lm_head\..*')
     if module.outputs is None:
         surplus += (r'classifier\..*',)
@@ -22,7 +22,7 @@ def of_bert(module: Bert) -> tuple[str, ...]:
 
 def of_vit(module: ViT) -> tuple[str, ...]:
     """Of ViT and DINOv2."""
-    # What was for pretraining.
+    # Leftovers of pretraining.
     surplus = (r'pooler\..*', r'embeddings\.mask_token')
     return surplus + ((r'classifier\..*',) if module.outputs is None else ())
 
@@ -39,15 +39,15 @@ def of_gpt2(module: Decoder) -> tuple[str, ...]:
 
 
 def _head_of_words(module: Decoder) -> tuple[str, ...]:
-    # Some files of tied models hold the embedding a second time under this name.
+    # Some files of tied models repeat the embedding under this name.
     return (r'lm_head\.weight',) if module.config.tie_word_embeddings else ()
 
 
 def of_t5(module: T5) -> tuple[str, ...]:
     """Of T5."""
-    # The one embedding under its other names.
+    # The same embedding under other names.
     surplus = (r'(encoder|decoder)\.embed_tokens\.weight',)
-    # A head of its own beside a config that ties it without scaling is no copy: it is an error.
+    # If the config ties the head without scaling, a tensor of this name is not a copy but an error.
     tied = module.config.tie_word_embeddings and module.config.scale_decoder_outputs
     return surplus + ((r'lm_head\.weight',) if tied else ())
 
@@ -55,4 +55,4 @@ def of_t5(module: T5) -> tuple[str, ...]:
 def of_whisper(module: Whisper) -> tuple[str, ...]:
     """Of Whisper."""
     del module
-    return (r'proj_out\.weight',)  # the decoder's embedding a second time
+    return (r'proj_out\.weight',)  # a copy of the decoder's embedding

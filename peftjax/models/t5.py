@@ -26,24 +26,24 @@ from peftjax.models.t5_layers import Stack
 class T5(nn.Module):
     """A T5 encoder and decoder that write: logits [B, T, V].
 
-    The head is the embedding, on states divided by √d_model, or `lm_head` on states as they are;
-    the config says which. scan, remat: see `apply_stack`. dtype: of the computation; param_dtype:
-    of the leaves.
+    The head is the embedding, on states divided by √d_model, or a separate `lm_head` on the states
+    themselves; the config says which. scan, remat: see `apply_stack`. dtype: of the computation;
+    param_dtype: of the leaves.
 
-    Inputs are keyword arguments: input_ids [B, S] and attention_mask [B, S], 1 for tokens and 0 for
-    padding, of the text that is read; decoder_input_ids [B, T] and decoder_attention_mask [B, T] of
-    the text that is written, which starts with the padding token; deterministic=False turns the
-    dropout rate of the config on and needs `rngs={'dropout': key}`.
+    Inputs are keyword arguments. input_ids [B, S] and attention_mask [B, S], 1 for tokens and 0 for
+    padding, are the text to read. decoder_input_ids [B, T] and decoder_attention_mask [B, T] are
+    the text to write, which starts with the padding token. deterministic=False turns on the dropout
+    of the config and needs `rngs={'dropout': key}`.
 
     cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and an `EncoderDecoderCache` of S slots. cache=that lets decoder_input_ids [B, T]
-    follow it, with nothing to read: logits [B, T, V], and the cache with them.
+    [B, 1, V], and an `EncoderDecoderCache` of S slots. Further calls take decoder_input_ids [B, T]
+    and this cache, without input_ids, and return logits [B, T, V] and the extended cache.
 
-    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
-    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+    With targets [B, T], the token that each position should predict, the result is `TokenScores`
+    instead of logits, and only few logits are held at a time.
 
-    prefix_length=n says that a method puts n keys in front of those of every self-attention, at
-    the positions from -n to -1: its core is then called with the `prefix_bias` of these.
+    prefix_length=n says that a method puts n keys in front of the keys of every self-attention, at
+    the positions -n to -1. The attention core then gets their `prefix_bias`.
 
     Example:
         >>> config = T5Config(

@@ -1,4 +1,4 @@
-"""What the config.json of a T5 checkpoint says: v1.0, v1.1, Flan and T0."""
+"""The config.json of T5 checkpoints: v1.0, v1.1, Flan and T0."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -12,8 +12,9 @@ from peftjax.models.config_fields import read_config
 class T5Config:
     """The shape of a T5 encoder and decoder, by the field names of config.json.
 
-    feed_forward_proj: 'relu' or another activation, or 'gated-' and one: with 'gated-gelu' the gelu
-    is the one by tanh. scale_decoder_outputs: the head sees states divided by √d_model.
+    feed_forward_proj: an activation such as 'relu', or 'gated-' and an activation; in 'gated-gelu'
+    the gelu is the tanh approximation. scale_decoder_outputs: the head sees states divided by
+    √d_model.
     """
 
     vocab_size: int
@@ -41,13 +42,13 @@ class T5Config:
 
     @property
     def activation(self) -> str:
-        """By the names of `attention.activation`."""
+        """The activation, as `attention.activation` names it."""
         name = self.feed_forward_proj.removeprefix('gated-')
         return 'gelu_new' if self.gated and name == 'gelu' else name
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of both stacks."""
+        """The layers of both stacks together."""
         return self.num_layers + self.num_decoder_layers
 
 
@@ -55,14 +56,14 @@ def parse_t5(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> T5Config:
     """Reads a T5 config.json.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     fields = {
         'num_decoder_layers': raw.get('num_layers'),
-        'scale_decoder_outputs': raw.get('tie_word_embeddings', True),  # in older files one thing
+        'scale_decoder_outputs': raw.get('tie_word_embeddings', True),  # one field in older files
         **raw,
     }
-    # Newer files say what follows from feed_forward_proj once more.
+    # Newer files repeat facts that follow from feed_forward_proj.
     derived = ('dense_act_fn', 'is_gated_act', 'n_positions', 'output_past', 'classifier_dropout')
     for name in ('is_encoder_decoder', 'add_cross_attention', 'is_decoder'):
         fields.pop(name, None)

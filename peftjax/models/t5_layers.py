@@ -1,4 +1,4 @@
-"""The layers of T5's encoder and decoder, and the bias by distance that those of a stack share."""
+"""The layers of T5's encoder and decoder, and the relative position bias that a stack shares."""
 
 import math
 
@@ -16,7 +16,7 @@ from peftjax.models.t5_config import T5Config
 
 
 class _Part(nn.Module):
-    """What every part is told."""
+    """The fields of every part."""
 
     config: T5Config
     deterministic: bool
@@ -39,7 +39,7 @@ class _Part(nn.Module):
 
 
 class _Attention(_Part):
-    """Of the residual itself (`past` goes on, `length` slots filled), or of what was read."""
+    """Self-attention, which extends `past` at slot `length`; or cross-attention if `crosses`."""
 
     crosses: bool = False
 
@@ -54,7 +54,7 @@ class _Attention(_Part):
             key, value = (split_heads(self.dense(inner, name)(source), heads) for name in 'kv')
             key, value = extend(past, key, value, length)
         core = AttentionCore(config.dropout_rate, name='core')
-        # T5 does not scale its scores; what the core divides by is put in before.
+        # T5 does not scale its scores, so this undoes the division in the core.
         query = query * math.sqrt(config.d_kv)
         attended = core(query, key, value, mask, self.deterministic, bias, ahead)
         return self.dropout(self.dense(config.d_model, 'o')(merge_heads(attended))), (key, value)
@@ -104,7 +104,7 @@ class _DecoderLayer(_Part):
 
 
 class Stack(_Part):
-    """One of the two: its layers, the bias that they share, and a norm behind."""
+    """The encoder or the decoder: its layers, the bias that they share, and a last norm."""
 
     layers: int
     decodes: bool
@@ -114,7 +114,11 @@ class Stack(_Part):
 
     @nn.compact
     def __call__(self, x, mask, *shared, query=None, keys=None, past=None, prefix=0):
-        """`query`, `keys`: positions of each, those of `x` unless given; `prefix` keys before 0."""
+        """Runs `x`.
+
+        query, keys: positions; the default is those of `x`. prefix: how many keys a method puts at
+        the positions before 0.
+        """
         config = self.config
         query = jnp.arange(x.shape[1]) if query is None else query
         keys = query if keys is None else keys

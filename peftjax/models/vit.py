@@ -17,7 +17,7 @@ from peftjax.models.vit_config import Dinov2Config, ViTConfig
 
 
 class _Part(nn.Module):
-    """What every part of the encoder is told."""
+    """The fields of every part of the encoder."""
 
     config: ViTConfig
     deterministic: bool
@@ -42,8 +42,8 @@ class _Embeddings(_Part):
     @nn.compact
     def __call__(self, pixel_values):
         config = self.config
-        # The image lies on its side, so that the kernel is the checkpoint's with all axes
-        # reversed, as every other kernel is: [width, height, channel, feature].
+        # The image is transposed, so that the kernel is the checkpoint's with all axes reversed,
+        # like every other kernel: [width, height, channel, feature].
         patches = nn.Conv(
             config.hidden_size,
             (config.patch_size, config.patch_size),
@@ -116,18 +116,18 @@ class ViT(nn.Module):
     """A ViT or DINOv2 encoder: the states of all patches, or a head on the image.
 
     outputs: None returns the last hidden states [B, 1 + patches, D], normalised, the class token
-        first; a number returns logits [B, outputs]. ViT's head sees the class token, DINOv2's the
-        class token beside the mean of the patches, 2 D numbers.
+        first; a number returns logits [B, outputs]. ViT's head sees the class token. DINOv2's sees
+        the class token and the mean of the patches, 2 D numbers.
     scan, remat: see `apply_stack`. dtype: of the computation; param_dtype: of the leaves.
 
     Inputs are keyword arguments: pixel_values, floats [B, channels, height, width] as the
-    checkpoint's image processor makes them. Sides need not be image_size: the position embeddings
-    are then resized by bicubic interpolation. deterministic=False turns the dropout rates of the
-    config on and needs `rngs={'dropout': key}`.
+    checkpoint's image processor makes them. For images of another size than image_size, the
+    position embeddings are resized by bicubic interpolation. deterministic=False turns on the
+    dropout of the config and needs `rngs={'dropout': key}`.
 
     Raises:
-        ValueError: pixels of another rank, dtype or channel count, or sides that are not whole
-            patches.
+        ValueError: pixels have another rank, dtype or number of channels, or sides that are no
+            multiples of the patch.
 
     Example:
         >>> config = ViTConfig(
@@ -139,7 +139,7 @@ class ViT(nn.Module):
         (2, 3)
 
     Source: Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929; Oquab et al. 2023,
-    https://arxiv.org/abs/2304.07193. The pooler that some ViT checkpoints hold for pretraining is
+    https://arxiv.org/abs/2304.07193. The pooler that some ViT checkpoints keep from pretraining is
     left out.
     """
 
@@ -193,8 +193,8 @@ class ViT(nn.Module):
 def resize_positions(table: jax.Array, side: int, height: int, width: int) -> jax.Array:
     """Position embeddings [1, 1 + side², D] for height × width patches: [1, 1 + height·width, D].
 
-    Bicubic, with the constant -3/4 and clamped edges, as the checkpoints' own code resizes them;
-    the class token's row stays. Returned as it is where the image has the checkpoint's size.
+    Bicubic, with the constant -3/4 and clamped edges, as in the code of the checkpoints; the row of
+    the class token is kept. If the image has the checkpoint's size, the table is returned.
 
     Example:
         >>> resize_positions(jnp.ones((1, 1 + 9, 4)), 3, 5, 2).shape
@@ -209,7 +209,7 @@ def resize_positions(table: jax.Array, side: int, height: int, width: int) -> ja
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """float32 [new, old]: what each new place takes of each old one."""
+    """float32 [new, old]: the weight of each old position in each new one."""
     place = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(place).astype(int) - 1
     matrix = np.zeros((new, old))
@@ -271,7 +271,7 @@ DINOV2_NAMES = (
     *names.dense(f'{_LAYER}.mlp.weights_in', 'layers/ffn/weights_in'),
     *names.dense(f'{_LAYER}.mlp.weights_out', 'layers/ffn/weights_out'),
 )
-# What the tensors are called in transformers' own model (5.x), and so in files of adapters.
+# Names of the tensors in transformers' own model (5.x), which files of adapters use.
 _ATTENTION_MODULES = (
     *((rf'\.attention\.{each}\.', f'.{each[0]}_proj.') for each in ('query', 'key', 'value')),
     (r'\.attention\.output\.dense\.', '.attention.o_proj.'),

@@ -1,4 +1,4 @@
-"""What the config.json of a ViT or DINOv2 checkpoint says."""
+"""The config.json of ViT and DINOv2 checkpoints."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -12,8 +12,8 @@ from peftjax.models.config_fields import read_config
 class ViTConfig:
     """The shape of a ViT encoder, by the field names of its config.json.
 
-    image_size, patch_size: pixels of a side; both are squares. The checkpoint has one position
-    embedding for each patch of an image of image_size, and one for the class token.
+    image_size, patch_size: the sides of squares, in pixels. The checkpoint has a position embedding
+    for each patch of an image of image_size, and one for the class token.
     """
 
     hidden_size: int = 768
@@ -45,10 +45,10 @@ class ViTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Dinov2Config(ViTConfig):
-    """The shape of a DINOv2 encoder: ViT's, where each sublayer's output is scaled by a vector.
+    """The shape of a DINOv2 encoder: a ViT that scales the output of each sublayer by a vector.
 
-    intermediate_size: mlp_ratio · hidden_size; with use_swiglu_ffn 2/3 of that, rounded up to a
-    multiple of 8. The head sees the class token beside the mean of the patches.
+    intermediate_size: mlp_ratio · hidden_size; with use_swiglu_ffn 2/3 of this, rounded up to a
+    multiple of 8. The head sees the class token and the mean of the patches.
     """
 
     intermediate_size: int = 0
@@ -65,7 +65,7 @@ class Dinov2Config(ViTConfig):
         super().__post_init__()
 
 
-# What only pretraining, or a use as the backbone of a detector, reads.
+# Fields for pretraining, or for use as the backbone of a detector.
 _ELSEWHERE = (
     *('encoder_stride', 'pooler_output_size', 'pooler_act', 'use_mask_token', 'layerscale_value'),
     *('apply_layernorm', 'reshape_hidden_states', 'out_features', 'out_indices', 'stage_names'),
@@ -76,7 +76,7 @@ def parse_vit(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> ViTConfig
     """Reads the config.json of a model_type 'vit' or 'dinov2'.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     fields = dict(raw)
     for name in ('image_size', 'patch_size'):

@@ -62,7 +62,7 @@ class _Decoder(Part):
 
     @nn.compact
     def __call__(self, ids, mask, positions, encoded, length=None, past=None, targets=None):
-        """Logits, or scores of targets, and what the layers keep."""
+        """Logits, or scores of targets; and the keys and values of the layers."""
         config = self.config
         tokens = self.embed(config.vocab_size, 'embed_tokens')
         table = self.embed(config.max_target_positions, 'embed_positions')
@@ -90,23 +90,23 @@ class Whisper(nn.Module):
     The head is the decoder's embedding. scan, remat: see `apply_stack`. dtype: of the computation;
     param_dtype: of the leaves.
 
-    Inputs are keyword arguments: input_features, floats [B, mels, frames], twice as many frames as
-    the encoder has positions, as the checkpoint's feature extractor makes them of 30 seconds of
-    speech; decoder_input_ids [B, T] and decoder_attention_mask [B, T], 1 for tokens and 0 for
-    padding, of the text that is written, which starts with the checkpoint's start tokens;
-    position_shift, int [] or [B or 1, T], is added to the positions of these; deterministic=False
-    turns the dropout rates of the config on and needs `rngs={'dropout': key}`.
+    Inputs are keyword arguments. input_features: floats [B, mels, frames], two frames for each
+    position of the encoder, as the checkpoint's feature extractor makes them from 30 seconds of
+    speech. decoder_input_ids [B, T] and decoder_attention_mask [B, T], 1 for tokens and 0 for
+    padding, are the text to write, which starts with the checkpoint's start tokens. position_shift,
+    int [] or [B or 1, T], is added to the positions of this text. deterministic=False turns on the
+    dropout of the config and needs `rngs={'dropout': key}`.
 
     cache_length=S makes this the first call of several: it returns the logits of the last token,
-    [B, 1, V], and an `EncoderDecoderCache` of S slots. cache=that lets decoder_input_ids [B, T]
-    follow it, with nothing to read: logits [B, T, V], and the cache with them.
+    [B, 1, V], and an `EncoderDecoderCache` of S slots. Further calls take decoder_input_ids [B, T]
+    and this cache, without input_features, and return logits [B, T, V] and the extended cache.
 
-    targets [B, T], the token that each position should predict, returns `TokenScores` in place of
-    logits: each one's cross-entropy, and whether it is the likeliest. Few logits are ever held.
+    With targets [B, T], the token that each position should predict, the result is `TokenScores`
+    instead of logits, and only few logits are held at a time.
 
     Raises:
-        ValueError: features of another rank, dtype or size; more tokens than positions; a call with
-            both a cache and features, or neither.
+        ValueError: features have another rank, dtype or size; more tokens than positions; both a
+            cache and features are given, or neither.
 
     Example:
         >>> config = WhisperConfig(
@@ -160,7 +160,7 @@ class Whisper(nn.Module):
         longest = max(length, cache_length or 0)
         longest += position_shift if isinstance(position_shift, int) else 0
         if longest > most:
-            raise ValueError(f'{longest} tokens: this checkpoint has {most} positions to write in')
+            raise ValueError(f'{longest} tokens: this decoder has {most} positions; cut the text')
         fields = {
             'config': self.config,
             'deterministic': deterministic,
@@ -177,7 +177,7 @@ class Whisper(nn.Module):
             places = places[None] + cache.shift
             logits, present = decoder(ids, mask, places, None, cache.length, cache[:4], targets)
             return logits, cache.grown(present, length)
-        input_features = needed('input_features', input_features, 'what is heard')
+        input_features = needed('input_features', input_features, 'the speech')
         _check_features(input_features, self.config)
         encoded = _Encoder(**fields, name='encoder')(input_features)
         mask = mask_of_written(decoder_attention_mask)

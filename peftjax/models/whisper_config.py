@@ -1,4 +1,4 @@
-"""What the config.json of a Whisper checkpoint says."""
+"""The config.json of Whisper checkpoints."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from peftjax.models.config_fields import read_config
 class WhisperConfig:
     """The shape of a Whisper encoder and decoder, by the field names of config.json.
 
-    max_source_positions: places that the encoder sees, one for two frames of the spectrogram.
+    max_source_positions: positions of the encoder, one for every two frames of the spectrogram.
     """
 
     vocab_size: int
@@ -41,11 +41,11 @@ class WhisperConfig:
 
     @property
     def num_hidden_layers(self) -> int:
-        """Of both stacks."""
+        """The layers of both stacks together."""
         return self.encoder_layers + self.decoder_layers
 
 
-# What generation, training of the base and other heads are told.
+# Fields for generation, for training of the base and for other heads.
 _HARMLESS = (
     *('init_std', 'num_hidden_layers', 'median_filter_width', 'alignment_heads', 'max_length'),
     *('forced_decoder_ids', 'suppress_tokens', 'begin_suppress_tokens', 'max_new_tokens'),
@@ -59,7 +59,7 @@ def parse_whisper(raw: Mapping[str, Any], ignore: Collection[str] = ()) -> Whisp
     """Reads a Whisper config.json.
 
     Raises:
-        ValueError: names every field that is missing, unknown or asks for something not built.
+        ValueError: fields are missing, unknown or unsupported; the message names them all.
     """
     off = {
         'is_encoder_decoder': (True,),

@@ -13,7 +13,7 @@ from peftjax.models.whisper_config import WhisperConfig
 
 
 class Part(nn.Module):
-    """What every part is told."""
+    """The fields of every part."""
 
     config: WhisperConfig
     deterministic: bool
@@ -43,7 +43,7 @@ class Part(nn.Module):
 
 
 class _Attention(Part):
-    """Of the residual itself (`past` goes on, `length` slots filled), or of what was read."""
+    """Self-attention, which extends `past` at slot `length`; or cross-attention if `crosses`."""
 
     heads: int = 1
     crosses: bool = False
