@@ -118,7 +118,7 @@ def test_the_laws_catch_a_wrong_method():
     )
     with pytest.raises(AssertionError, match='shape of a kernel'):
         testing.dense_only_if_said(dataclasses.replace(case, make=lambda _: merging))
-    with pytest.raises(AssertionError, match='dense=True is not so'):
+    with pytest.raises(AssertionError, match='write dense=False'):
         testing.dense_only_if_said(dataclasses.replace(_case('lora', 'linen looped'), dense=True))
     with pytest.raises(AssertionError, match='formula'):
         testing.forward_cost_matches(

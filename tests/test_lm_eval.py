@@ -89,7 +89,7 @@ def test_what_is_written_is_what_the_generator_writes(adapted, scorer):
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
-        (lambda s: s.score([Piece([1], [2] * (LENGTH + 1))]), 'a continuation of 13 tokens'),
+        (lambda s: s.score([Piece([1], [2] * (LENGTH + 1))]), 'a continuation has 13 tokens'),
         (
             lambda s: s.write(
                 [[1]], count=LENGTH, ends=(), sampling=peftjax.Sampling(), key=jax.random.key(0)

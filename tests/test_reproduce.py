@@ -136,10 +136,10 @@ def test_a_row_takes_its_parts_and_then_its_own_fields(tmp_path):
         ('lr = 0.1', 'rl = 0.1', "lora.a: no setting 'rl'"),
         ('published.value', 'published.valeu', "published: no field 'valeu'"),
         ('value = 90.0', 'value = "a"', "value does not take 'a'"),
-        ("start = 'lora.a'", "start = 'lora.b'", "names 'lora.b', which is no row that starts"),
-        ("statistic = 'median'", "statistic = 'most'", "statistic is 'one', 'median' or 'mean'"),
-        ("checkpoint = 'best'", "checkpoint = 'first'", "checkpoint is 'best' or 'last'"),
-        ("paper.title = 'A paper'", '', 'paper: no title'),
+        ("start = 'lora.a'", "start = 'lora.b'", "start is 'lora.b'; name a row that has no start"),
+        ("statistic = 'median'", "statistic = 'most'", "write 'one', 'median' or 'mean'"),
+        ("checkpoint = 'best'", "checkpoint = 'first'", 'write best or last'),
+        ("paper.title = 'A paper'", '', 'paper: title is missing'),
         ('[parts.one]', '[parts.one', 'is not TOML'),
     ],
 )
@@ -205,7 +205,9 @@ def test_what_is_missing_is_told_without_a_download(tmp_path, monkeypatch):
     assert 'weights FacebookAI/roberta-base (a run downloads them)' in lines
     assert 'data hf:nyu-mll/glue:rte#{split} (a run downloads them)' in lines
     assert 'data hf:nyu-mll/glue:mnli#{split} (a run downloads them)' in lines
-    assert "model family 'deberta-v2', which is not built" in reproduce.missing(ROWS['boft.sst2'])
+    assert "model family 'deberta-v2', which is not supported" in reproduce.missing(
+        ROWS['boft.sst2']
+    )
     (hub / 'datasets--nyu-mll--glue' / 'snapshots').mkdir(parents=True)
     assert not any(line.startswith('data') for line in reproduce.missing(row))
     [line] = [each for each in reproduce.missing(ROWS['dora.r16']) if each.startswith('data')]

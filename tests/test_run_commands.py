@@ -150,7 +150,7 @@ def test_the_folder_of_an_adapter_of_ours_goes_beside_its_base(trained, tmp_path
         (['evaluate', '{run}', '--split', 'tset'], "no split 'tset'; it has train"),
         (['evaluate', '{run}', '--data.sorce', 'x'], 'unknown flag --data.sorce'),
         (['evaluate', '{run}', '--lr', '1'], 'unknown flag --lr'),
-        (['generate', '{run}', '--prompt', 'a'], 'generation needs a decoder'),
+        (['generate', '{run}', '--prompt', 'a'], 'use a decoder that has them'),
         (['export', '{run}', 'a.gguf'], 'a GGUF adapter is written for Llama'),
         (['train', '--workdir', 'w'], 'no base model is given'),
         (['train', '--model.source', 'x'], 'no work folder is given'),

@@ -152,7 +152,7 @@ def test_draws_of_a_request_do_not_depend_on_the_others():
         )
     )
     assert one == same != other
-    with pytest.raises(ValueError, match='draws tokens; give key='):
+    with pytest.raises(ValueError, match='needs a key; give key='):
         few(bank, frozen, requests)
 
 

@@ -1,4 +1,4 @@
-"""A model with its adapter as lm-eval sees one."""
+"""A model with its adapter, as a model of lm-eval."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,22 +26,24 @@ def language_model(
 ) -> Any:
     """A decoder with its adapter as an `lm_eval.api.model.TemplateLM`.
 
-    lm-eval splits each context and continuation into tokens, and this model scores them:
-    `log p(continuation | context)` in nats, and whether greedy decoding writes the continuation.
+    lm-eval splits contexts and continuations into tokens. This model gives `log p(continuation |
+    context)` in nats, and whether greedy decoding writes the continuation.
 
     Args:
         model: a decoder of `peftjax.load`, with its tokenizer.
         transform, adapter, frozen: of the method.
-        batch_size: rows of a batch.
-        max_length: tokens of the longest row; unless given, the model's own, at most 2048.
-        seed: of answers that are drawn with a temperature.
+        batch_size: rows in a batch.
+        max_length: tokens in the longest row; None for the model's own limit, at most 2048.
+        seed: of answers that are sampled with a temperature.
 
     Raises:
-        ValueError: lm-eval is not installed; a model that is no decoder or has no tokenizer.
+        ValueError: lm-eval is not installed, or the model is no decoder or has no tokenizer.
     """
     base = library('lm_eval.api.model', 'eval', '--tasks').TemplateLM
     if model.tokenizer is None:
-        raise ValueError('lm-eval gives texts, and the checkpoint has no tokenizer.json')
+        raise ValueError(
+            'lm-eval needs a tokenizer, and the checkpoint has none; put its tokenizer.json there'
+        )
     if max_length is None:
         max_length = min(int(getattr(model.config, 'max_position_embeddings', 2048)), 2048)
     scorer = Scorer(model, transform, adapter, frozen, length=max_length, batch_size=batch_size)
@@ -58,18 +60,18 @@ def evaluate_tasks(
     limit: int | None = None,
     chat: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """The scores of a model of `language_model` on tasks of lm-eval, by task and metric.
+    """The scores of a model on tasks of lm-eval, by task and metric.
 
     Args:
-        language: of `language_model`.
+        language: the result of `language_model`.
         tasks: names of tasks or of groups of tasks.
-        include: a folder of further tasks, as YAML files of lm-eval.
-        few_shot: examples in front of each question; None as the task says.
-        limit: questions of each task; None takes all.
-        chat: whether the checkpoint's chat template writes the questions.
+        include: a folder with more tasks, as YAML files of lm-eval.
+        few_shot: examples before each question; None for the task's own number.
+        limit: questions of each task; None for all.
+        chat: whether to apply the checkpoint's chat template to the questions.
 
     Raises:
-        ValueError: no such task.
+        ValueError: a task does not exist.
     """
     evaluator = library('lm_eval.evaluator', 'eval', '--tasks')
     manager = library('lm_eval.tasks', 'eval', '--tasks').TaskManager(
@@ -78,9 +80,7 @@ def evaluate_tasks(
     known = set(manager.all_tasks)
     unknown = [name for name in tasks if name not in known]
     if unknown:
-        raise ValueError(
-            f'lm-eval has no task {unknown[0]!r}; it lists them with: lm-eval ls tasks'
-        )
+        raise ValueError(f"lm-eval has no task {unknown[0]!r}; 'lm-eval ls tasks' lists its tasks")
     found = evaluator.simple_evaluate(
         model=language,
         tasks=list(tasks),
@@ -98,7 +98,7 @@ def evaluate_tasks(
 
 
 class _LanguageModel:
-    """What lm-eval asks of a model; its base class is given in `language_model`."""
+    """The methods that lm-eval calls; `language_model` adds the base class."""
 
     def __init__(self, scorer: Scorer, tokenizer: peftjax.Tokenizer, seed: int):
         super().__init__()
@@ -108,13 +108,13 @@ class _LanguageModel:
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text; 0 where the checkpoint names none."""
+        """The token that ends a text; 0 if the checkpoint names none."""
         ends = self._words.ends
         return ends[0] if ends else 0
 
     @property
     def prefix_token_id(self) -> int:
-        """The token in front of a text without a context."""
+        """The token before a text without a context."""
         begin = self._words.bos_id
         return self.eot_token_id if begin is None else begin
 
@@ -126,7 +126,7 @@ class _LanguageModel:
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **options: Any
     ) -> list[int]:
-        """The tokens of a text, with those that begin one unless they are there already."""
+        """The tokens of a text; special tokens are added unless it starts with the begin token."""
         del options
         if add_special_tokens is None:
             begin = self._words.bos_id
@@ -139,7 +139,7 @@ class _LanguageModel:
     ) -> str:
         """A conversation as the checkpoint's chat template writes it."""
         if self._words.chat_template is None:
-            raise ValueError('the checkpoint has no chat template')
+            raise ValueError('the checkpoint has no chat template; evaluate without chat')
         history = list(chat_history)
         if add_generation_prompt:
             history.append({'role': 'assistant', 'content': '.'})
@@ -156,7 +156,7 @@ class _LanguageModel:
         return [(found.total, found.greedy) for found in self._scorer.score(pieces)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
-        """The log-likelihood of whole texts, in windows that predict each token once."""
+        """The log-likelihoods of whole texts, in windows that predict each token once."""
         del options
         pieces, counts = [], []
         for request in requests:
@@ -173,7 +173,7 @@ class _LanguageModel:
         return [sum(next(totals) for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], **options: Any) -> list[str]:
-        """Answers, each up to the first of its stop texts."""
+        """Answers, each up to its first stop text."""
         del options
         settings = [dict(request.args[1]) for request in requests]
         groups: dict[tuple[int, peftjax.Sampling], list[int]] = {}
@@ -196,7 +196,7 @@ class _LanguageModel:
 
 
 def _sampling(settings: Mapping[str, Any]) -> peftjax.Sampling:
-    """How tokens are drawn; greedily unless the task draws."""
+    """The sampling that a task asks for; greedy by default."""
     temperature = float(settings.get('temperature') or 0.0)
     if not settings.get('do_sample', temperature > 0) or temperature == 0:
         return peftjax.Sampling()
@@ -206,7 +206,7 @@ def _sampling(settings: Mapping[str, Any]) -> peftjax.Sampling:
 
 
 def _before(text: str, until: str | Sequence[str] | None) -> str:
-    """The text in front of the first stop text.
+    """The text before the first stop text.
 
     Example:
         >>> _before('4. Next: 5', ['Next', '. '])

@@ -16,7 +16,8 @@ class Piece(NamedTuple):
     """Tokens to score.
 
     Attributes:
-        context: tokens in front, at least one. continuation: tokens whose probability is asked for.
+        context: tokens before the continuation, at least one.
+        continuation: tokens whose probability is computed.
     """
 
     context: Sequence[int]
@@ -24,7 +25,7 @@ class Piece(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The log-likelihood of a continuation, and whether each of its tokens is the likeliest."""
+    """The log-likelihood of a continuation, and whether all its tokens are the likeliest."""
 
     total: float
     greedy: bool
@@ -33,18 +34,19 @@ class Scored(NamedTuple):
 class Scorer:
     """Scores tokens and writes answers with a decoder and its adapter.
 
-    Rows are padded to the least power of two that fits, from 32 to the greatest length, and batches
-    are filled up, so that few programs are compiled.
+    Rows are padded to the next power of two from 32 on, or to `length`, and batches are filled up,
+    so that few programs are compiled.
 
     Args:
-        model: a decoder with the roles `token_ids`, `mask` or `segments`, and `targets`, as those
-            of `peftjax.load` have.
+        model: a decoder with the roles `token_ids`, `mask` and `targets`, such as those of
+            `peftjax.load`.
         transform, adapter, frozen: of the method.
-        length: tokens of the longest row, context and continuation together.
-        batch_size: rows of a batch.
+        length: tokens in the longest row, context and continuation together.
+        batch_size: rows in a batch.
 
     Raises:
-        ValueError: a model without those roles; a length below 2, or a batch without rows.
+        ValueError: the model lacks a role or has an encoder; length is below 2, or batch_size
+            below 1.
     """
 
     def __init__(
@@ -85,15 +87,18 @@ class Scorer:
     def score(self, pieces: Sequence[Piece]) -> list[Scored]:
         """The log-likelihood of each continuation, in nats.
 
-        A row that is too long loses the front of its context. The last token predicts nothing, so
-        that a row may have one token more than the length.
+        If a row is too long, the front of its context is cut off. The last token predicts nothing,
+        so context and continuation may have one token more than `length`.
 
         Raises:
-            ValueError: a continuation that is longer than a row.
+            ValueError: a continuation is longer than a row.
         """
         longest = max((len(each.continuation) for each in pieces), default=0)
         if longest > self.length:
-            raise ValueError(f'a continuation of {longest} tokens; a row has {self.length}')
+            raise ValueError(
+                f'a continuation has {longest} tokens, a row only {self.length}; write a greater '
+                'length'
+            )
         rows = [[*each.context, *each.continuation][-(self.length + 1) :] for each in pieces]
         found: dict[int, Scored] = {}
         for chosen, width in self._batches([len(row) - 1 for row in rows]):
@@ -124,16 +129,17 @@ class Scorer:
         sampling: peftjax.Sampling,
         key: jax.Array,
     ) -> list[list[int]]:
-        """The tokens behind each prompt, at most `count`, up to the first of `ends`.
+        """The tokens that continue each prompt, at most `count`, up to the first of `ends`.
 
-        A prompt that is too long loses its front.
+        If a prompt is too long, its front is cut off.
 
         Raises:
-            ValueError: more tokens than a row has places.
+            ValueError: `count` leaves no place for a prompt in a row.
         """
         if count >= self.length:
             raise ValueError(
-                f'{count} new tokens leave no place for a prompt in a row of {self.length}'
+                f'{count} new tokens leave no place for a prompt in a row of {self.length}; write '
+                'fewer, or a greater length'
             )
         rows = [list(each)[-(self.length - count) :] for each in prompts]
         found: dict[int, list[int]] = {}
@@ -158,7 +164,7 @@ class Scorer:
         return [found[i] for i in range(len(prompts))]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Places of the rows of each batch, the longest first, and the length that they share."""
+        """The numbers of the rows in each batch, longest first, and the length they share."""
         order = np.argsort(-np.asarray(lengths, int), kind='stable').tolist()
         for start in range(0, len(order), self._rows):
             chosen = order[start : start + self._rows]
@@ -169,7 +175,7 @@ class Scorer:
 
 
 def until_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """The tokens in front of the first one that ends a text.
+    """The tokens before the first end token.
 
     Example:
         >>> until_end([5, 6, 2, 2], [2, 3])

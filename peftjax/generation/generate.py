@@ -1,4 +1,4 @@
-"""Writes tokens behind a prompt: one call for the prompt, then one for each token."""
+"""Continues a prompt: one call for the prompt, then one for each token."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,34 +25,34 @@ from peftjax.generation.sampling import Sampling
 def generator(model: Model, transform: PeftTransform | None = None) -> Callable[..., jax.Array]:
     """`generate(adapter, frozen, input_ids, ...)`: the tokens that the adapted model writes.
 
-    The prompt is read in one call, which fills a cache of keys and values; each token is then one
-    call of one token, in a loop inside of one compiled program. Arrays that depend only on weights
+    One call reads the prompt and fills a cache of keys and values; a loop then calls the model on
+    one token at a time. All of it is one compiled program. Arrays that depend only on weights
     (DoRA's norms, rotations, composed factors) are computed once, before the loop. Virtual tokens
     and prefixes belong to the first call: they are in the cache, or before it in attention. With a
-    method that reads whole examples (gates, ReFT at the ends) there is no cache: each token is a
-    call on the whole row.
+    method that reads whole examples (gates, ReFT at the last positions) there is no cache: each
+    token is a call on the whole row.
 
     Args:
         model: a decoder of `peftjax.load`, or any model with the roles `token_ids`, `mask`,
-            `positions`, `cache` and `cache_length` that takes them as `peftjax.models.llama.Llama`
-            does; or an encoder and decoder with the roles `decoder_ids` and `decoder_mask` too, as
-            `peftjax.models.t5.T5`. If there are no `token_ids`, as in
-            `peftjax.models.whisper.Whisper`, the role `features` takes their place.
-        transform: the method, or a chain of methods. None for the model as it is: the adapter is
-            then `()`, and frozen is `peftjax.chain().freeze(model, ())`.
+            `positions`, `cache` and `cache_length` that takes them like
+            `peftjax.models.llama.Llama`. An encoder with a decoder needs `decoder_ids` and
+            `decoder_mask` instead of `positions`, like `peftjax.models.t5.T5`, and may have the
+            role `features` instead of `token_ids`, like `peftjax.models.whisper.Whisper`.
+        transform: the method, or a chain of methods. None for the plain model: the adapter is then
+            `()`, and frozen is `peftjax.chain().freeze(model, ())`.
 
     Returns:
         `generate(adapter, frozen, input_ids, attention_mask=None, *, max_new_tokens, eos_token_id=
         None, pad_token_id=0, start_token_id=0, sampling=Sampling(), key=None) -> int32 [B,
-        max_new_tokens]`. Rows are padded on the left, see `pad_left`. An encoder takes the rows as
-        they are, and its decoder starts with `start_token_id` (one id, or several). A row that has
-        written `eos_token_id` (one id, or several) is filled up with `pad_token_id`, and the loop
-        ends when all have. Compiled once for each shape and setting.
+        max_new_tokens]`. Rows are padded on the left, see `pad_left`; an encoder may take padding
+        on either side, and its decoder starts with `start_token_id` (one id, or several). After an
+        `eos_token_id` (one id, or several) a row is padded with `pad_token_id`; the loop ends when
+        all rows have one. It is compiled once for each shape and setting.
 
     Raises:
         TypeError: from the call, if `frozen` is not the second result of `init`.
-        ValueError: from the call, for a model without a cache, a prompt that is not `[B, T]` or
-            whose last column is padding, no new token, or a temperature without a key.
+        ValueError: from the call: the model has no cache, a prompt is not `[B, T]` or its last
+            column is padding, max_new_tokens is below 1, or a temperature has no key.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -68,7 +68,7 @@ def generator(model: Model, transform: PeftTransform | None = None) -> Callable[
     Source: the cache of Pope et al. 2022 (arXiv:2211.05102), section 2.1.
     """
     method = chain() if transform is None else transform
-    model = model.replace(params=None)  # Nothing here keeps the values of a base alive.
+    model = model.replace(params=None)  # The closure must not keep the values of a base alive.
     roles = model.roles or Roles()
 
     @functools.partial(jax.jit, static_argnames='settings')
@@ -115,7 +115,7 @@ def request(
     sampling: Sampling | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[dict[str, jax.Array], PRNGKeyArray, Settings]:
-    """The arguments of `generate` as those of the model, the key, and what is compiled for.
+    """The arguments of `generate` as arguments of the model, the key, and the static settings.
 
     Raises:
         ValueError: see `generator`.
@@ -140,14 +140,14 @@ def check_decoder(model: Model) -> None:
     missing = [name for name in ('cache', 'cache_length', *own) if not getattr(roles, name)]
     if missing:
         raise ValueError(
-            f'this model takes {model.takes}, and has no argument with the roles {missing}: '
-            'generation needs a decoder that takes them, as those of peftjax.load do'
+            f'this model takes {model.takes} and has no argument with the roles {missing}; use a '
+            'decoder that has them, such as those of peftjax.load'
         )
 
 
 def check_key(sampling: Sampling, key: PRNGKeyArray | None) -> None:
-    """Raises `ValueError` for draws without a key."""
+    """Raises `ValueError` for a temperature without a key."""
     if sampling.temperature > 0 and key is None:
         raise ValueError(
-            f'temperature {sampling.temperature} draws tokens; give key=jax.random.key(0)'
+            f'temperature {sampling.temperature} needs a key; give key=jax.random.key(0)'
         )

@@ -16,12 +16,12 @@ from peftjax.generation.sampling import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a program is compiled for, besides the shapes.
+    """The static arguments of a program.
 
     Attributes:
-        count: how many tokens are written.
-        ends: ids behind which a row is filled up with `pad`.
-        start: ids that the decoder starts with, where there is an encoder.
+        count: how many tokens to write.
+        ends: ids that end a row; the rest of the row is `pad`.
+        start: ids that the decoder starts with, if there is an encoder.
     """
 
     count: int
@@ -41,7 +41,7 @@ def write(
 ) -> Int32[jax.Array, 'B {settings.count}']:
     """The tokens that follow the prompts.
 
-    rules: that are in force in `call`, which takes keyword arguments of the model.
+    call: the model with `rules`, on keyword arguments.
     read: the prompts as arguments of the model.
     """
     written_as = roles.decoder_ids or roles.token_ids
@@ -64,14 +64,14 @@ def _reads_whole_examples(rules: Mapping[str, Rule]) -> bool:
     """Whether each token needs a call on the whole row.
 
     Raises:
-        ValueError: the outputs of such calls hold virtual tokens.
+        ValueError: it does, and the outputs of its calls would hold virtual tokens.
     """
     whole = any(getattr(rule, 'whole', False) for rule in rules.values())
     root = rules.get(ROOT)
     if whole and isinstance(root, CallRule) and root.keeps_virtual:
         raise ValueError(
-            'a method that reads whole examples calls the model on whole rows, whose outputs '
-            'must be those of the tokens: write keep_virtual=False'
+            'with a method that reads whole examples, outputs must not hold virtual tokens: write '
+            'keep_virtual=False'
         )
     return whole
 
@@ -79,9 +79,9 @@ def _reads_whole_examples(rules: Mapping[str, Rule]) -> bool:
 def _first_call(
     roles: Roles, read: dict[str, jax.Array], virtual: int, start: tuple[int, ...]
 ) -> tuple[dict[str, jax.Array], int]:
-    """What the first call takes beside the prompts, and how many positions it fills of the cache.
+    """Further arguments of the first call, and how many slots of the cache it fills.
 
-    virtual: how many positions a method adds in front.
+    virtual: how many virtual tokens a method adds.
     """
     if roles.decoder_ids:
         rows = len(next(iter(read.values())))
@@ -91,14 +91,17 @@ def _first_call(
 
 
 def positions_of(roles: Roles, mask: jax.Array) -> dict[str, jax.Array]:
-    """The positions of tokens that padding on the left does not count for."""
+    """The positions of tokens, counted without the padding on the left."""
     return {roles.positions: jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)}
 
 
 def _on_whole_rows(
     roles: Roles, call: Callable[..., Any], read: dict[str, jax.Array], settings: Settings
 ) -> tuple[Callable[[jax.Array, Any], Any], Float[jax.Array, 'B 1 V'], Any]:
-    """What `_write` needs where each call sees the whole row: its tokens and which there are."""
+    """`follow`, logits and cache for `_write` if each call sees the whole row.
+
+    The cache is then the tokens of the row, their mask, and the place of the next token.
+    """
     rows = len(next(iter(read.values())))
     if roles.decoder_ids:
         ids = jnp.tile(jnp.asarray(settings.start, jnp.int32), (rows, 1))
@@ -133,8 +136,8 @@ def _write(
 ) -> Int32[jax.Array, 'B {settings.count}']:
     """All tokens, from the logits and the cache of the first call.
 
-    follow: `follow(tokens [B], cache)` gives the logits behind the tokens, and the next cache; any
-        tree may stand for the cache.
+    follow: `follow(tokens [B], cache)` gives the logits after the tokens, and the next cache, which
+        may be any tree.
     """
 
     def choose(

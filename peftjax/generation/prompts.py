@@ -1,4 +1,4 @@
-"""Prompts as arrays: padded, checked, and named as a model takes them."""
+"""Prompts as arrays: padded, checked, and named by the arguments of a model."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ def pad_left(
 
     Args:
         rows: token ids of each prompt, at least one.
-        pad_token_id: what stands before the shorter ones.
+        pad_token_id: the padding before shorter prompts.
 
     Raises:
-        ValueError: no prompt, or one without a token.
-        TypeError: text.
+        ValueError: there is no prompt, or a prompt has no tokens.
+        TypeError: a prompt is a text.
 
     Example:
         >>> ids, mask = pad_left([[5, 6, 7], [8]])
@@ -47,7 +47,9 @@ def read_prompts(roles: Roles, input_ids: Ids, attention_mask: Ids | None) -> di
     """The prompts as arguments of the model's first call."""
     if not roles.token_ids:
         if attention_mask is not None:
-            raise ValueError(f'a model that takes {roles.features} hears all of them: no mask')
+            raise ValueError(
+                f'a model that takes {roles.features} has no attention_mask; leave it out'
+            )
         return {roles.features: jnp.asarray(input_ids)}
     mask = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
     _check(np.asarray(input_ids), mask, right=bool(roles.decoder_ids))
@@ -58,7 +60,7 @@ def read_prompts(roles: Roles, input_ids: Ids, attention_mask: Ids | None) -> di
 
 
 def _check(ids: np.ndarray, mask: np.ndarray, *, right: bool) -> None:
-    """right: whether rows may be padded on the right."""
+    """Raises `ValueError` for wrong prompts. right: whether padding may be on the right."""
     if ids.ndim != 2 or ids.dtype.kind not in 'iu' or not ids.size or mask.shape != ids.shape:
         raise ValueError(
             f'input_ids {ids.dtype}{ids.shape} and attention_mask {mask.dtype}{mask.shape} must be '

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits."""
+"""Chooses the next token from the logits."""
 
 import dataclasses
 
@@ -9,16 +9,16 @@ from jaxtyping import Float, Int32, PRNGKeyArray
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Greedy by default; with a temperature, a draw from what `top_k` and `top_p` leave.
+    """Greedy by default; with a temperature, a draw from the tokens that top_k and top_p keep.
 
     Attributes:
-        temperature: logits are divided by it; 0 takes the most probable token.
-        top_k: only so many of the most probable tokens are left; None for all.
-        top_p: only the fewest most probable tokens whose probabilities, behind temperature and
-            `top_k`, sum to at least this are left; 1 for all.
+        temperature: the divisor of the logits; 0 takes the most probable token.
+        top_k: keep only this number of the most probable tokens; None for all.
+        top_p: after temperature and `top_k`, keep the fewest most probable tokens whose
+            probabilities sum to at least this; 1 for all.
 
     Raises:
-        ValueError: a temperature below 0 or not finite, a top_k below 1, or a top_p outside of
+        ValueError: temperature is below 0 or not finite, top_k is below 1, or top_p is outside
             (0, 1].
 
     Example:
@@ -26,7 +26,7 @@ class Sampling:
         Sampling(temperature=0.7, top_k=None, top_p=0.9)
 
     Source: Fan et al. 2018 (arXiv:1805.04833), section 5.4, for top-k; Holtzman et al. 2019
-    (arXiv:1904.09751), section 3.1, for top-p. Ties at the edge of top-k are all left.
+    (arXiv:1904.09751), section 3.1, for top-p. Ties at the edge of top-k are all kept.
     """
 
     temperature: float = 0.0
@@ -49,7 +49,7 @@ class Sampling:
         return jax.random.categorical(key, left).astype(jnp.int32)
 
     def left(self, logits: Float[jax.Array, 'B V']) -> Float[jax.Array, 'B V']:
-        """Logits over the temperature, and -inf where a token is not left: float [B, V]."""
+        """Logits divided by the temperature, -inf for tokens that are not kept: float [B, V]."""
         logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
@@ -57,7 +57,7 @@ class Sampling:
         if self.top_p < 1:
             order = jnp.argsort(-logits, axis=-1)
             falling = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
-            # A token is left while those before it sum to less.
+            # A token is kept while the tokens before it sum to less.
             kept = jnp.cumsum(falling, axis=-1) - falling < self.top_p
             back = jnp.argsort(order, axis=-1)
             logits = jnp.where(jnp.take_along_axis(kept, back, axis=-1), logits, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Published results: a table of them, what each needs, and the runs that should give them."""
+"""Published results: their table, what each needs to run, and the runs that repeat them."""
 
 from peftjax.reproduce.missing import missing
 from peftjax.reproduce.rows import Paper, Protocol, Published, Row, find, settings_of, table

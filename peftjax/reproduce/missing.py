@@ -1,4 +1,4 @@
-"""What a row would need that is not on this machine, told without a download."""
+"""What a row needs that is not on this machine, found without a download."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from peftjax.reproduce.rows import Row
 def missing(row: Row) -> list[str]:
     """What a row needs that is not here: a model family, a method on it, weights, data, libraries.
 
-    Only names are looked up: nothing is downloaded and no weights are loaded. Weights and data of
-    the hub that are not in the local cache are named, although a run would download them.
+    Nothing is downloaded or loaded. Weights and data of the hub are listed if they are not in the
+    local cache, although a run would download them.
 
     Example:
         >>> from peftjax.reproduce import table
         >>> missing(table('configs/papers.toml')['boft.sst2'])[0]
-        "model family 'deberta-v2', which is not built"
+        "model family 'deberta-v2', which is not supported"
     """
     settings, starts = row.settings, [] if row.start is None else [row.start]
     return [
@@ -35,13 +35,13 @@ def _family(family: str) -> Iterator[str]:
     try:
         family_of(family)
     except ValueError:
-        yield f'model family {family!r}, which is not built'
+        yield f'model family {family!r}, which is not supported'
 
 
 def _method(row: Row) -> Iterator[str]:
     prompts = {'prompt_tuning', 'p_tuning'}.intersection(row.settings.methods)
     if prompts and row.settings.model.task == 'seq2seq_lm':
-        yield f'method {prompts.pop()} of an encoder with a decoder, which share one embedding'
+        yield f'method {prompts.pop()} on an encoder and a decoder that share an embedding'
 
 
 def _weights(source: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The table of published results: rows that say what was run, and the number that came out."""
+"""The table of published results: each row has the settings of a run and the published number."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ PARTS = 'parts'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where a number was published: a paper with its table, or the address of another source."""
+    """Where a number was published: a paper and its table, or another source by its address."""
 
     title: str
     authors: str = ''
@@ -31,8 +31,8 @@ class Protocol:
 
     Attributes:
         seeds: how many runs.
-        statistic: over the seeds: 'median' or 'mean'; 'one' is a single run.
-        checkpoint: that is scored: 'best' on the validation split, or 'last'.
+        statistic: over the seeds: 'median' or 'mean'; 'one' for a single run.
+        checkpoint: the scored checkpoint: 'best' on the validation split, or 'last'.
         start: the row whose best adapter each run starts from, such as 'lora.mnli'.
     """
 
@@ -47,12 +47,14 @@ class Published:
     """The published number.
 
     Attributes:
-        split, metric: of the run. A split 'test_*' is the mean over all splits that match.
-        value: as printed; None where no number could be read.
-        spread: as printed, and spread_of: what it is.
+        split, metric: of the run. For a split 'test_*', the score is the mean over all splits that
+            match.
+        value: as printed; None if no number could be read.
+        spread: as printed.
+        spread_of: the kind of spread.
         percent: whether the value is in per cent; scores of a run are fractions.
-        trainable: parameters besides a new head; None where they are not given as a whole number,
-            or not in a form that can be recomputed.
+        trainable: the number of trained parameters without a new head; None if the source gives no
+            whole number, or none that can be recomputed.
     """
 
     split: str = 'test'
@@ -66,16 +68,17 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A published result and the run that should give it.
+    """A published result and the run that repeats it.
 
     Attributes:
         key: of the row, such as 'lora.rte'.
         paper: where the number was published.
-        hyperparameters: where they were published.
-        differs: what is not as in the paper.
+        hyperparameters: where the hyperparameters were published.
+        differs: how the run differs from the paper.
         family: `model_type` of the checkpoint.
-        data_from: where data are to be had that are not on the hub.
-        protocol, published: see there.
+        data_from: the source of data that are not on the hub.
+        protocol: how the number was measured.
+        published: the number.
         settings: of a run.
         start: the row that `protocol.start` names.
     """
@@ -95,12 +98,13 @@ class Row:
 def table(path: str | Path) -> dict[str, Row]:
     """The rows of a table in TOML, by their keys.
 
-    A row takes the parts that its field `like` names, the later ones over the earlier ones, and
-    then its own fields. `configs/papers.toml` says what the fields are.
+    The field `like` of a row names parts, whose fields the row takes over. Later parts override
+    earlier ones, and the row's own fields override all parts. `configs/papers.toml` explains the
+    fields.
 
     Raises:
-        SettingsError: a file that is not there or not TOML, a part that is not there, a field that
-            nothing reads, or a value of another type; by row.
+        SettingsError: the file does not exist or is not TOML; a part does not exist, a field is
+            unknown, or a value has another type, by row.
 
     Example:
         >>> rows = table('configs/papers.toml')
@@ -131,7 +135,7 @@ def find(rows: Mapping[str, Row], key: str) -> Row:
     """A row by its key.
 
     Raises:
-        SettingsError: there is none, with near keys.
+        SettingsError: there is no row with this key; the message suggests near ones.
     """
     if key not in rows:
         near = difflib.get_close_matches(key, rows, n=5, cutoff=0)
@@ -145,16 +149,16 @@ def settings_of(row: Row, seed: int, changes: Mapping[str, Any] | None = None) -
     Args:
         row: of a table.
         seed: of the run.
-        changes: further settings by dotted names, such as `{'data.source': 'RTE'}`.
+        changes: other settings by dotted names, such as `{'data.source': 'RTE'}`.
 
     Raises:
-        SettingsError: see `Settings.change`.
+        SettingsError: a change does not fit, see `Settings.change`.
     """
     return row.settings.change({'seed': seed, **(changes or {})})
 
 
 def _whole(fields: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A row's fields with those of its parts."""
+    """The fields of a row, including those of its parts."""
     made: dict[str, Any] = {}
     for name in fields.get('like', ()):
         if name not in parts:
@@ -167,7 +171,7 @@ def _whole(fields: Mapping[str, Any], parts: Mapping[str, Any], where: str) -> d
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields over others; `differs` of both count."""
+    """`below` overridden by `above`; the lists `differs` of both are joined."""
     made = dict(below)
     for name, value in above.items():
         held = made.get(name)
@@ -185,10 +189,13 @@ def _row(key: str, fields: dict[str, Any], where: str) -> Row:
     )
     if protocol.statistic not in ('one', 'median', 'mean') or protocol.seeds < 1:
         raise SettingsError(
-            f"{where}: protocol.statistic is 'one', 'median' or 'mean', of at least one seed"
+            f'{where}: protocol has statistic {protocol.statistic!r} and seeds {protocol.seeds}; '
+            "write 'one', 'median' or 'mean', and at least 1"
         )
     if protocol.checkpoint not in ('best', 'last'):
-        raise SettingsError(f"{where}: protocol.checkpoint is 'best' or 'last'")
+        raise SettingsError(
+            f'{where}: protocol.checkpoint is {protocol.checkpoint!r}; write best or last'
+        )
     texts = {name: fields.pop(name, '') for name in ('hyperparameters', 'family', 'data_from')}
     differs = fields.pop('differs', [])
     try:
@@ -207,25 +214,25 @@ def _row(key: str, fields: dict[str, Any], where: str) -> Row:
 
 
 def _started(row: Row, rows: Mapping[str, Row], path: Path) -> Row:
-    """The row with the one that it starts from."""
+    """The row, with `start` set to the row that `protocol.start` names."""
     name = row.protocol.start
     if name is None:
         return row
     if name not in rows or rows[name].protocol.start is not None:
         raise SettingsError(
-            f'{path}, {row.key}: protocol.start names {name!r}, which is no row that starts afresh'
+            f'{path}, {row.key}: protocol.start is {name!r}; name a row that has no start itself'
         )
     return dataclasses.replace(row, start=rows[name])
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise SettingsError(f'{where} is {str(value)[:60]!r}; it holds fields with values')
+        raise SettingsError(f'{where} is {str(value)[:60]!r}; write fields with values')
     return value
 
 
 def _read(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass of plain values, each checked against its type."""
+    """A dataclass from plain values, each checked against its type."""
     hints = typing.get_type_hints(kind)
     for name, value in values.items():
         if name not in hints:
@@ -234,8 +241,11 @@ def _read(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         kinds = (*kinds, int) if float in kinds else kinds
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise SettingsError(f'{where}: {name} does not take {value!r}')
+            raise SettingsError(
+                f'{where}: {name} does not take {value!r}; its type is '
+                f'{getattr(hint, "__name__", hint)}'
+            )
     needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
     if absent := [name for name in needed if name not in values]:
-        raise SettingsError(f'{where}: no {absent[0]}')
+        raise SettingsError(f'{where}: {absent[0]} is missing')
     return kind(**values)

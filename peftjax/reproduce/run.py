@@ -1,4 +1,4 @@
-"""Runs the seeds of a published result and sets the number beside the published one."""
+"""Runs the seeds of a published result and compares the number with the published one."""
 
 import fnmatch
 import math
@@ -15,23 +15,23 @@ from peftjax.train.settings import Settings, SettingsError
 
 
 class Finished(Protocol):
-    """What a run gives: its scores by name."""
+    """A finished run, with its scores by name."""
 
     @property
     def result(self) -> Mapping[str, Any]: ...
 
 
 Train = Callable[[Settings, Path, Console], Finished]
-"""`train(settings, workdir, console)`, as `peftjax.train.train`."""
+"""`train(settings, workdir, console)`, such as `peftjax.train.train`."""
 
 
 class Result(NamedTuple):
-    """The runs of a row beside the published number, all in the unit of the row.
+    """The runs of a row, in the unit of its published number.
 
     Attributes:
         row: of the table.
-        values: one a seed, as `row.published` names the score.
-        trainable: parameters that each run trained, a new head among them.
+        values: for each seed, the score that `row.published` names.
+        trainable: the number of trained parameters of a run, including a new head.
     """
 
     row: Row
@@ -46,11 +46,11 @@ class Result(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The standard deviation over seeds; NaN of a single one."""
+        """The standard deviation over seeds; NaN for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     def show(self) -> Table:
-        """The result for people."""
+        """The result as a table to print."""
         row, ours = self.row, [f'{value:.4g}' for value in self.values]
         statistic = 'one run' if len(ours) == 1 else row.protocol.statistic
         statistic = 'median' if statistic == 'one' else statistic
@@ -63,7 +63,7 @@ class Result(NamedTuple):
             made.add_row('least and greatest', f'{min(self.values):.4g} {max(self.values):.4g}', '')
         made.add_row('each seed', ' '.join(ours), '')
         trainable = row.published.trainable
-        given = '' if trainable is None else f'{trainable:,} besides a new head'
+        given = '' if trainable is None else f'{trainable:,} without a new head'
         made.add_row('trainable parameters', f'{self.trainable:,}', given)
         return made
 
@@ -77,27 +77,26 @@ def run(
     seeds: int | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Trains every seed of a row, each to its end, in a folder of its own.
+    """Trains every seed of a row, one after another.
 
-    A row that starts from another one's adapter trains that one first, with seed 0. Runs that are
-    over are not run again, and one that was stopped goes on.
+    If the row starts from the adapter of another row, that row is trained first, with seed 0. With
+    `peftjax.train.train`, finished runs are not repeated, and a stopped run goes on.
 
     Args:
         row: of a table.
-        workdir: gets `<row>/seed_<n>` for each seed.
+        workdir: will hold the folder `<row>/seed_<n>` of each seed.
         console: where each run shows its progress.
-        train: runs settings, such as `peftjax.train.train`.
-        seeds: how many; those of the protocol unless given.
+        train: trains by settings, such as `peftjax.train.train`.
+        seeds: how many; None for the number in the protocol.
         changes: of settings, by dotted names, for every run.
 
     Raises:
-        SettingsError: the runs have no such score as the one that was published; or settings that
-            do not fit.
+        SettingsError: a run has no score of the published kind, or settings do not fit.
     """
     folder, changes = Path(workdir) / row.key, dict(changes or {})
     if row.start is not None and 'init_from' not in changes:
         first = Path(workdir) / row.start.key / 'seed_0'
-        # The start has its own data.
+        # The other row has its own data.
         own = {name: value for name, value in changes.items() if not name.startswith('data.')}
         train(settings_of(row.start, 0, own), first, console)
         changes['init_from'] = str(first / 'adapter')
@@ -111,28 +110,28 @@ def run(
 
 
 def score(row: Row, result: Mapping[str, Any]) -> float:
-    """The score of a run that the row's number is about, as a fraction.
+    """The score of a run that corresponds to the published number, as a fraction.
 
     Raises:
-        SettingsError: the run has no such score.
+        SettingsError: the run has no score of this kind.
     """
     pattern = _name(row, row.published.split, row.published.metric)
     found = [value for name, value in result.items() if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         scores = ', '.join(name for name in result if '/' in name)
-        raise SettingsError(f'{row.key} is about {pattern}; the run has {scores or "no scores"}')
+        raise SettingsError(f'{row.key} needs the score {pattern}; the run has {scores or "none"}')
     return statistics.fmean(found)
 
 
 def score_name(row: Row) -> str:
-    """The score for people: 'validation accuracy of the best checkpoint'."""
+    """The score in words, such as 'validation accuracy of the best checkpoint'."""
     published = row.published
     split = published.split.replace('_*', ' sets, mean')
     return f'{split} {published.metric} of the {row.protocol.checkpoint} checkpoint'
 
 
 def printed(row: Row) -> str:
-    """The published number with its spread, and whose number it is."""
+    """The published number with its spread and its source."""
     published, paper = row.published, row.paper
     if published.value is None:
         return 'no number could be read'
@@ -142,7 +141,7 @@ def printed(row: Row) -> str:
 
 
 def listing(rows: Sequence[Row], missing: Callable[[Row], Sequence[str]]) -> Table:
-    """Every row with its number, and what it would need that is not here."""
+    """Every row with its number, and what it needs that is not here."""
     made = Table('row', 'model', 'task', 'published', 'missing here')
     for row in rows:
         settings = row.settings

@@ -1,6 +1,7 @@
-"""The contract every method keeps, as checks to run on a transform of your own.
+"""The contract that every method keeps, as checks for your own transforms too.
 
-`check(case)` runs all laws; each law is a function of a `Case`, so a test table can name them.
+`check(case)` runs all laws. Each law is a function of a `Case`, so tests can be parametrised by
+`LAWS`.
 """
 
 from peftjax.testing.case import Case, Step

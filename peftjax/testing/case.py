@@ -1,4 +1,4 @@
-"""A method on a model, with what is claimed of it."""
+"""A method on a model, with claims about it."""
 
 import collections
 import dataclasses
@@ -22,22 +22,24 @@ from peftjax.testing.examples import perturb
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A method on a model, and what is claimed of it.
+    """A method on a model, and claims about it.
 
     Attributes:
       make: the method as a function of its targets.
       targets: for `make`.
-      model: real parameters, float outputs.
-      inputs: keyword arguments of a call; arrays have the batch in front.
-      fewer_targets: targets that match some of the sites only, or None to skip that law.
+      model: with real parameters and float outputs.
+      inputs: keyword arguments of a call; the first axis of arrays is the batch.
+      fewer_targets: targets that match only some of the sites, or None to skip that law.
       identity: how far a fresh adapter may move the outputs, relative to their size; None for a
         method that does not start at the identity.
-      mergeable: whether the method merges; one that does not must say so.
-      tolerance: of equal numbers, relative to the size of the outputs (of gradients: 10 times).
-      parameters: how many train, by a closed formula; None to skip.
-      dense: whether the mathematics needs an array of a kernel's size on the training route, a
-        change that is formed or a gradient of the kernel.
-      forward_flops: the most a forward pass adds, by a closed formula, plus 3 %; None to skip.
+      mergeable: whether the method merges; if not, `merge` must raise MergeError.
+      tolerance: for equal numbers, relative to the size of the outputs (10 times as much for
+        gradients).
+      parameters: the number of trained parameters, by a closed formula; None to skip.
+      dense: whether a training step needs an array of a kernel's size: a change that is formed, or
+        a gradient of the kernel.
+      forward_flops: FLOPs that a forward pass may add, by a closed formula; the law allows 3 %
+        more. None to skip.
       roundtrip: saves an adapter and loads it; None to skip.
     """
 
@@ -94,30 +96,30 @@ class Case:
         return jax.jit(self._step)
 
     def step(self, adapter: Adapter, frozen: Frozen | None = None) -> 'Step':
-        """One step of training on the case's inputs: one program for all laws."""
+        """One training step on the case's inputs, by a program that all laws share."""
         frozen = self.frozen() if frozen is None else frozen
         return self._compiled_step(adapter, frozen, self.inputs)
 
     def predict(self, adapter: Adapter) -> jax.Array:
-        """`call` beside `frozen()`, on the case's inputs."""
+        """`call` with `frozen()`, on the case's inputs."""
         return self.call(adapter, self.frozen(), **self.inputs)
 
     def init(self, seed: int = 0) -> tuple[Adapter, Frozen]:
-        """What the transform's `init` gives.
+        """The result of the transform's `init`.
 
-        Not in a program of its own: its draws and decompositions, compiled alone, are those of
-        every case whose leaves have these shapes.
+        It is not one jitted program: compiled one by one, its draws and decompositions are reused
+        by all cases with leaves of the same shapes.
         """
         if seed not in self._fresh:
             self._fresh[seed] = self.transform.init(jax.random.key(seed), self.model)
         return self._fresh[seed]
 
     def fresh(self, seed: int = 0) -> Adapter:
-        """An adapter as `init` gives it."""
+        """The adapter of `init`."""
         return self.init(seed)[0]
 
     def frozen(self, seed: int = 0) -> Frozen:
-        """What does not train beside `fresh(seed)`."""
+        """The frozen values for `fresh(seed)`."""
         return self.init(seed)[1]
 
     def frozen_axes(self) -> Frozen:
@@ -129,7 +131,7 @@ class Case:
         return jax.tree.unflatten(structure, axes)
 
     def moved(self, seed: int = 0) -> Adapter:
-        """An adapter away from its initial values, where nothing is zero by construction."""
+        """An adapter away from its initial values, without zeros by construction."""
         return perturb(self.fresh(seed), seed)
 
     def merged(self, adapter: Adapter) -> Any:
@@ -140,13 +142,13 @@ class Case:
 
     @functools.cached_property
     def compiled_merged(self) -> Callable[[Adapter], Any]:
-        """`merged`, one program for all laws."""
+        """`merged`, as a program that all laws share."""
         return jax.jit(self.merged)
 
     def by_merging(self, adapter: Adapter) -> Adapter:
-        """The gradient of `step` by the merged route: that of the weights, pulled back by `merge`.
+        """The gradient of `step` by the merged route: of the weights, pulled back by `merge`.
 
-        The first factor of this chain rule is one program for all cases of a model.
+        The gradient of the weights is a program that all cases of a model share.
         """
         slopes = weight_gradient(self.model.apply)(self.compiled_merged(adapter), self.inputs)
 
@@ -157,11 +159,11 @@ class Case:
 
 
 class Step(NamedTuple):
-    """What a step of training gives.
+    """The results of a training step.
 
     Attributes:
       output: of the adapted model.
-      gradient: of a scalar of the output by the adapter.
+      gradient: of a scalar of the output with respect to the adapter.
       moved: the adapter after the step.
     """
 
@@ -178,7 +180,10 @@ def jitted(apply: Callable[..., Any]) -> Callable[..., jax.Array]:
 
 @functools.lru_cache(maxsize=16)
 def weight_gradient(apply: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
-    """Of a scalar of the output by the float leaves, compiled once for all cases of a model."""
+    """The gradient of a scalar of the output with respect to the float leaves.
+
+    It is compiled once for all cases of a model.
+    """
 
     def gradient(params: Any, inputs: Any) -> list[jax.Array]:
         leaves, structure = jax.tree.flatten(params)

@@ -24,7 +24,7 @@ def check(case: Case) -> None:
     """Runs every law of the contract.
 
     Raises:
-      AssertionError: naming the law that fails, and by how much.
+      AssertionError: a law fails; the message names it, and says by how much.
 
     >>> case = peftjax.testing.Case(
     ...     make=lambda targets: peftjax.lora(rank=2, targets=targets), targets=r'hidden',
@@ -39,7 +39,7 @@ def check(case: Case) -> None:
 
 
 def identity_at_init(case: Case) -> None:
-    """A fresh adapter on its frozen base leaves the model's outputs as they are."""
+    """A fresh adapter on its frozen base does not change the model's outputs."""
     if case.identity is None:
         return
     plain = case.apply(case.model.params, **case.inputs)
@@ -73,7 +73,7 @@ def routes_agree(case: Case) -> None:
 
 
 def gradients_agree(case: Case) -> None:
-    """Gradients are finite, reach every leaf, and are those of the merged route."""
+    """Gradients are finite, reach every leaf, and equal those of the merged route."""
     adapter = case.moved()
     gradients = paths.flatten(jax.device_get(case.step(adapter).gradient))
     for path, leaf in gradients.items():
@@ -87,7 +87,7 @@ def gradients_agree(case: Case) -> None:
 
 
 def init_is_abstract(case: Case) -> None:
-    """`init` runs under `eval_shape`, on abstract parameters too, with the same result."""
+    """`init` under `eval_shape`, even on abstract parameters, gives the same shapes and dtypes."""
     expected = shapes(case.init())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), case.model.params
@@ -99,7 +99,7 @@ def init_is_abstract(case: Case) -> None:
 
 
 def vmaps_over_keys(case: Case) -> None:
-    """K adapters from K keys run on one base in one program, each as it does alone."""
+    """Two adapters from two keys run on one base in one program, each as it does alone."""
     keys = jax.random.split(jax.random.key(3), 2)
     each = case.frozen_axes()
     many = jax.jit(jax.vmap(case.transform.init, in_axes=(0, None), out_axes=(0, each)))
@@ -118,7 +118,7 @@ def second_step_compiles_nothing(case: Case) -> None:
     case.step(moved)
     case.step(*case.init(seed=7))
     again = case._traces['step'] - before
-    assert not again, f'steps on adapters of one shape were traced {again} times more'
+    assert not again, f'steps on adapters of the same shape were traced {again} more times'
 
 
 def sharding_keeps_numbers(case: Case) -> None:
@@ -149,9 +149,9 @@ def keys_are_stable(case: Case) -> None:
         return
     fewer, _ = case.make(case.fewer_targets).init(jax.random.key(0), case.model)
     few, all_ = paths.flatten(fewer), paths.flatten(case.fresh())
-    assert set(few) < set(all_), 'fewer_targets must match some of the sites only'
+    assert set(few) < set(all_), 'fewer_targets must match only some of the sites'
     for path, leaf in few.items():
-        assert np.array_equal(leaf, all_[path]), f'{path} starts elsewhere'
+        assert np.array_equal(leaf, all_[path]), f'{path} has other initial values'
 
 
 def wrong_target_raises(case: Case) -> None:
@@ -168,7 +168,7 @@ def wrong_target_raises(case: Case) -> None:
 
 
 def counts_match(case: Case) -> None:
-    """The number of trained parameters is that of the closed formula."""
+    """The number of trained parameters is what the closed formula gives."""
     found = summary(case.transform, case.model).trainable
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(case.fresh()))
     assert found == size, f'summary counts {found}, the adapter holds {size}'
@@ -177,10 +177,10 @@ def counts_match(case: Case) -> None:
 
 
 def dense_only_if_said(case: Case) -> None:
-    """No product of a training step has the shape of a kernel acted on, unless the case says so.
+    """No product of a training step has the shape of a target kernel, unless the case says so.
 
-    Such a product is the gradient of a frozen kernel, or a change of it that is formed. Square
-    kernels are passed over, since other arrays may have their shape.
+    A product of this shape is the gradient of a frozen kernel, or a change of it that is formed.
+    Square kernels are skipped, since other arrays may have their shape.
     """
     adapter = case.moved()
     rules = case.transform.rules(adapter, case.frozen().own)
@@ -191,19 +191,19 @@ def dense_only_if_said(case: Case) -> None:
     program = jax.make_jaxpr(jax.grad(lambda adapter: scalar(case.predict(adapter))))(adapter)
     found = {shape[-2:] for shape in product_shapes(program.jaxpr)} & kernels
     if case.dense:
-        assert found or not kernels, 'no product of the shape of a kernel: dense=True is not so'
+        assert found or not kernels, 'no product has the shape of a kernel: write dense=False'
     else:
-        assert not found, f'a training step forms products of the shape of a kernel: {found}'
+        assert not found, f'a training step has products of the shape of a kernel: {found}'
 
 
 def forward_cost_matches(case: Case) -> None:
-    """Compiled FLOPs added to a forward pass are at most those of the closed formula, plus 3 %."""
+    """A forward pass adds at most the FLOPs of the closed formula plus 3 %, as compiled."""
     if case.forward_flops is None:
         return
     params = case.model.params
     plain = flops(case.apply, params, **case.inputs)
     adapter, frozen = case.init()
-    # What codes cost to read is the scheme's, not the method's.
+    # Dequantisation is a cost of the scheme, not of the method.
     whole = frozen._replace(params=dequantize(frozen.params))
     adapted = flops(case.call, adapter, whole, **case.inputs)
     added = adapted - plain
@@ -226,7 +226,7 @@ def saving_is_exact(case: Case) -> None:
 
 
 def other_methods_are_refused(case: Case) -> None:
-    """An adapter that says it is of another method raises, in a call and in `merge`."""
+    """An adapter of another method raises AdapterError, in a call and in `merge`."""
     other = jax.tree.map(_of_another_method, case.fresh(), is_leaf=_is_entry)
     if jax.tree.structure(other) == jax.tree.structure(case.fresh()):
         return
@@ -237,7 +237,7 @@ def other_methods_are_refused(case: Case) -> None:
             use(other, frozen, **inputs)
         except AdapterError:
             continue
-        raise AssertionError('an adapter of another method was taken')
+        raise AssertionError('an adapter of another method was accepted')
 
 
 def _is_entry(node: Any) -> bool:
@@ -252,7 +252,7 @@ def check_composition(first: Case, second: Case) -> None:
     """Two methods on one model work as a chain, or refuse with a reason.
 
     Raises:
-      AssertionError: the chain's routes disagree, or it fails without saying why.
+      AssertionError: the chain's routes disagree, or its refusal does not name the chain.
     """
     both = dataclasses.replace(
         first,

@@ -1,4 +1,4 @@
-"""What the laws measure: shapes, distances, FLOPs, and where arrays lie."""
+"""Measurements for the laws: shapes, distances, FLOPs and sharding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from peftjax.core import paths
 
 
 def product_shapes(program: Any) -> set[tuple[int, ...]]:
-    """Shapes of the results of all matrix products of a jaxpr, those inside of loops too."""
+    """Shapes of the results of all matrix products of a jaxpr, including those inside loops."""
     found: set[tuple[int, ...]] = set()
     for equation in program.eqns:
         if isinstance(jaxprs.read(equation), operations.Dot):
@@ -41,7 +41,7 @@ def assert_close(
 
 
 def sharded(leaf: jax.Array, mesh: Mesh, axis: int | None = None) -> jax.Array:
-    """Over the given axis, or over the last one that the devices divide."""
+    """`leaf`, sharded over `axis` or else over the last axis that the devices divide."""
     fitting = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
     chosen = axis if axis is not None else (fitting[-1] if fitting else None)
     spec = PartitionSpec(*('data' if i == chosen else None for i in range(leaf.ndim)))
