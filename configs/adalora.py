@@ -1,4 +1,4 @@
-"""AdaLoRA: low-rank triplets, of which training keeps the important ones.
+"""AdaLoRA: low-rank triplets; training keeps the important ones.
 
     peftjax train --config configs/adalora.py --workdir runs/adalora
     python -m experiments.studies.methods.compare --configs adalora --results runs/compare
@@ -8,7 +8,7 @@ Paper: Zhang et al., AdaLoRA, 2023 (arXiv:2303.10512). `peftjax reproduce --list
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.730 ± 0.014 on unseen films, loss 0.535: mean and deviation of 5 seeds of the
     second command, with 498,866 trained parameters, 2.21 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 10 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

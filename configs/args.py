@@ -1,7 +1,6 @@
 """The string after a config's colon: `configs/lora_sentiment.py:full,rank=4`.
 
-It is for what changes several fields at once. A single field is overridden by its flag,
-`--config.lr=1e-3`.
+It is for choices that change several fields at once. A single field has a flag, `--lr 1e-3`.
 """
 
 from ml_collections import ConfigDict

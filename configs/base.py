@@ -1,14 +1,11 @@
-"""What configs share.
-
-Every field that the training program reads is set here, with what it means.
-"""
+"""What configs share: the fields of a run, with comments on their meaning."""
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
 Config = Any
-"""A ConfigDict, whose stubs would give every field the union of all types a field may have."""
+"""A ConfigDict; its stubs would type every field as the union of all types of fields."""
 
 
 def film_reviews(lr: float, tiny: bool = False, duration: str = '2 epochs') -> Config:
@@ -35,15 +32,15 @@ def film_reviews(lr: float, tiny: bool = False, duration: str = '2 epochs') -> C
 
 
 def small_reviews(lr: float, *, head: bool = True, **arguments: dict) -> Config:
-    """The small budget on which all methods are compared: REPRODUCTIONS.md.
+    """The small budget of the comparison of all methods in REPRODUCTIONS.md.
 
-    1,024 sentences of at most 24 tokens, drawn by the seed, are seen once. The scores are on 384
-    sentences of the validation films and on 1,024 of the test films, the same for every seed. The
-    seed draws the new head too; the runs of the comparison share the head of seed 0.
+    A run sees 1,024 sentences of at most 24 tokens, drawn by the seed, once. Scores are on 384
+    sentences of the validation films and 1,024 of the test films, the same for every seed. The
+    seed draws the new head too, but the runs of the comparison share the head of seed 0.
 
     Args:
         lr: the peak rate.
-        head: whether a head trains whole beside the methods.
+        head: whether all weights of the head train in addition to the methods.
         **arguments: of each method, by its name.
     """
     c = film_reviews(lr)
@@ -62,7 +59,7 @@ def text(
     lengths: tuple[int, ...],
     task: str = 'causal_lm',
 ) -> Config:
-    """A pretrained decoder, or encoder and decoder, that writes; no head is new."""
+    """A pretrained decoder, or encoder and decoder, that writes text; it gets no new head."""
     c = _training(lr, batch, duration)
     c.model = ConfigDict({'source': source, 'task': task})
     c.task = data
@@ -73,7 +70,7 @@ def text(
 
 
 def methods(c: Config, *, head: bool = True, **arguments: dict) -> Config:
-    """Adds methods by name with their arguments, in that order, and a head that trains whole."""
+    """Adds methods by name with their arguments, in order, and unless head=False a trained head."""
     if head:
         arguments['select'] = {'targets': r'classifier/.*'}
     c.methods = tuple(arguments)
@@ -90,20 +87,20 @@ def _training(lr: float, batch: int, duration: str) -> Config:
     c.data.eval_batch_size = 64
     c.data.limit = 0  # examples kept of each split; 0 keeps all
 
-    c.found = ConfigDict()  # arguments that data decide: found.<method>.<argument> = <function>
-    c.penalties = ConfigDict()  # functions of the adapter that are added to the loss, and weights
+    c.found = ConfigDict()  # arguments found from data: found.<method>.<argument> = <function>
+    c.penalties = ConfigDict()  # functions of the adapter that are added to the loss, with weights
 
     c.lr = lr
     c.rates = ConfigDict()  # of single methods, as multiples of lr
-    c.schedule = 'linear'  # how the rate falls after the warm-up: linear, cosine, constant
-    c.warmup = 0.0  # below 1 a share of the run, otherwise a number of steps
+    c.schedule = 'linear'  # of the rate after the warm-up: linear, cosine, constant
+    c.warmup = 0.0  # a share of the run if below 1, otherwise a number of steps
     c.clip_norm = 0.0  # 0 does not clip
     c.optimizer = 'adamw'
     c.adamw = ConfigDict({'weight_decay': 0.0})
     c.around = ()  # functions of peftjax.train that take the optimiser and return one
 
-    c.accumulate = 1  # parts of a batch, one after another, that make one step
-    # How many devices share the batch, the base and it, and every product; 1 each: one device.
+    c.accumulate = 1  # parts into which a step splits its batch, one after another
+    # How many devices split the batch (data), batch and base (fsdp), and each product (tensor).
     c.mesh = ConfigDict({'data': 1, 'fsdp': 1, 'tensor': 1})
 
     c.duration = duration

@@ -1,4 +1,4 @@
-"""Houlsby's adapters: a small network behind each sublayer.
+"""Houlsby's adapters: a small network after each sublayer.
 
     peftjax train --config configs/houlsby.py --workdir runs/houlsby
     python -m experiments.studies.methods.compare --configs houlsby --results runs/compare
@@ -8,7 +8,7 @@ Paper: Houlsby et al., 2019 (arXiv:1902.00751). The original trains BERT-large w
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.754 ± 0.016 on unseen films, loss 0.500: mean and deviation of 5 seeds of the
     second command, with 153,026 trained parameters, 0.678 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 5 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

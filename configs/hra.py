@@ -7,7 +7,7 @@ Paper: Yuan et al., HRA, 2024 (arXiv:2405.17484). `peftjax reproduce --list` has
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.755 ± 0.010 on unseen films, loss 0.503: mean and deviation of 5 seeds of the
     second command, with 166,658 trained parameters, 0.739 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 13 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

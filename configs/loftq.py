@@ -1,4 +1,4 @@
-"""LoftQ: a base in four bits, and LoRA that starts from what they lost.
+"""LoftQ: a base in four bits, and LoRA that starts from the quantisation error.
 
     peftjax train --config configs/loftq.py --workdir runs/loftq
     python -m experiments.studies.methods.compare --configs loftq --results runs/compare
@@ -6,7 +6,7 @@
 Paper: Li et al., LoftQ, 2023 (arXiv:2310.08659). `peftjax reproduce --list` has published numbers.
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: not measured.
-Rate: not tuned: its start takes minutes on a CPU, and the second command makes ten.
+Rate: not tuned: its initialisation takes minutes on a CPU, and the second command needs ten.
 Time: not measured.
 """
 

@@ -8,7 +8,7 @@ Paper: Zhang et al., LoRA-FA, 2023 (arXiv:2308.03303). `peftjax reproduce --list
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.755 ± 0.015 on unseen films, loss 0.504: mean and deviation of 5 seeds of the
     second command, with 166,658 trained parameters, 0.739 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 5 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

@@ -13,11 +13,11 @@ Expected: accuracy on the test films, 2 epochs, batch 32:
     all weights (22,566,146 parameters):
         median 0.818 of 3 seeds (least 0.815, greatest 0.819)
 Rates: the best on the validation films after 1 epoch, seed 0, among 1e-4, 3e-4, 1e-3, 3e-3:
-    1e-3 for LoRA, 3e-4 for all weights. The test films chose nothing.
-Time: `make train` on a fresh clone took 4 min 13 s on 2 quiet cores, install included (2.85
-    steps/s, 2,490 tokens/s; peak memory 1.9 GiB, Python and compiler included). `make sweep` took
-    3 min 41 s, installed before: ranks 2, 4, 8, 16 gave a mean test accuracy of 0.624, 0.661,
-    0.703, 0.740 of 3 seeds, after 32 steps of 16 sentences.
+    1e-3 for LoRA, 3e-4 for all weights. The test films were not used.
+Time: `make train` on a fresh clone took 4 min 13 s on 2 quiet cores, including installation (2.85
+    steps/s, 2,490 tokens/s; peak memory 1.9 GiB, including Python and the compiler). `make sweep`
+    took 3 min 41 s after installation: ranks 2, 4, 8, 16 gave a mean test accuracy of 0.624, 0.661,
+    0.703, 0.740 over 3 seeds, after 32 steps of 16 sentences.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from configs.args import parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` is read by `configs.args.parse_arg`.
 
-    full: fine-tune every weight instead. head: nothing but the head. tiny: a smoke run of a few
+    full: fine-tune every weight instead. head: train only the head. tiny: a smoke run of a few
     steps. rank: of LoRA.
     """
     choice: base.Config = parse_arg(arg, full=False, head=False, tiny=False, rank=8)
@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep_rank(add: Callable[..., None]) -> None:
-    """Ranks from 2 to 16 at the same alpha over rank, three seeds each: one program of 12 rows."""
+    """Ranks from 2 to 16 with the default alpha, three seeds each: 12 runs in one program."""
     for rank in (2, 4, 8, 16):
         for seed in range(3):
             add(seed=seed, **{'lora.rank': rank})

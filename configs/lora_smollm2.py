@@ -5,10 +5,10 @@
     peftjax train --config configs/lora_smollm2.py:quantize=nf4 --workdir runs/qlora
 
 Model: SmolLM2-135M-Instruct (Llama, 30 layers, width 576), from 4-bit GGUF, computed in float32.
-Data: the official test part of GSM8K (https://arxiv.org/abs/2110.14168), the only part at hand: the
-    first 900 problems to train, 100 to validate, 319 to test. Not comparable with published GSM8K
-    numbers. The loss covers the answer and the end-of-turn token; the calculator marks in the
-    answers (<<2*3=6>>) stay. Rows of 512 tokens hold several problems, 98 % full.
+Data: the official test part of GSM8K (https://arxiv.org/abs/2110.14168), the only available part:
+    the first 900 problems to train, 100 to validate, 319 to test. Numbers are not comparable with
+    published ones. The loss covers the answer and the end-of-turn token; the calculator marks in
+    the answers (<<2*3=6>>) are kept. Rows of 512 tokens hold several problems and are 98 % full.
 Expected: loss per answer token on the 319 test problems after 40 steps of 2 rows:
     LoRA r=16 on every kernel of the layers (4,884,480 parameters, 3.63 %):
         median 0.847 of 3 seeds (least 0.842, greatest 0.853); 77.4 % of the tokens right
@@ -27,8 +27,8 @@ from configs.args import parse_arg
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` is read by `configs.args.parse_arg`.
 
-    full: fine-tune every weight instead. padded: one problem a row instead of packed rows.
-    quantize: the base in few bits, 'nf4' (QLoRA) or 'stored', the file's own four bits, say.
+    full: fine-tune every weight instead. padded: one problem in a row instead of packed rows.
+    quantize: the scheme of the base, such as 'nf4' (QLoRA) or 'stored' (the file's own four bits).
     tiny: a smoke run of a few steps. rank: of LoRA.
     """
     choice = parse_arg(arg, full=False, padded=False, quantize='', tiny=False, rank=16)

@@ -1,4 +1,4 @@
-"""MiSS: one small matrix, its rows shared by the shards of a weight.
+"""MiSS: one small matrix for each weight, whose shards share its rows.
 
     peftjax train --config configs/miss.py --workdir runs/miss
     python -m experiments.studies.methods.compare --configs miss --results runs/compare
@@ -8,7 +8,7 @@ Paper: Kang and Yin, MiSS, 2024 (arXiv:2409.15371). `peftjax reproduce --list` h
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.742 ± 0.010 on unseen films, loss 0.526: mean and deviation of 5 seeds of the
     second command, with 332,546 trained parameters, 1.47 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 5 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

@@ -1,4 +1,4 @@
-"""LoRA on a table of one's own: JSON lines, CSV, TSV, Parquet, or a data set of the hub.
+"""LoRA on your own table: JSON lines, CSV, TSV, Parquet, or a data set of the hub.
 
     peftjax train --config configs/own_data.py:task=classification \\
         --model.source FacebookAI/roberta-base --data.source 'reviews/{split}.jsonl' \\
@@ -6,8 +6,8 @@
 
 Data: `{split}` stands for train, validation and test; a single table without it is split 70 : 10 :
     20 by a hash of its rows; 'hf:org/name:config#{split}' is read by the datasets library. Columns,
-    class names, lengths and the head are found in the data; `peftjax.train.tasks.registry` names
-    the tasks, and `peftjax.train.settings.DataSettings` says how to name what is found wrongly.
+    class names, lengths and the head are found in the data. `peftjax.train.tasks.registry` lists
+    the tasks; if something is found wrongly, name it as `peftjax.train.settings.DataSettings` says.
 Expected: nothing, since the data are yours.
 """
 
@@ -20,7 +20,7 @@ from configs.base import Config
 def get_config(arg: str | None = None) -> ConfigDict:
     """The settings of the run; `arg` is read by `configs.args.parse_arg`.
 
-    task: by its name. packing: several texts to a row, for tasks that write. rank: of LoRA.
+    task: its name. packing: several texts in a row, for tasks that write. rank: of LoRA.
     """
     choice: Config = parse_arg(arg, task='classification', packing=False, rank=8)
     c: Config = ConfigDict()

@@ -8,7 +8,7 @@ Paper: Liu et al., GPT Understands, Too, 2021 (arXiv:2103.10385). `peftjax repro
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.688 ± 0.030 on unseen films, loss 0.583: mean and deviation of 5 seeds of the
     second command, with 451,970 trained parameters, 2 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 20 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

@@ -8,7 +8,7 @@ Paper: Mao et al., UniPELT, 2021 (arXiv:2110.07577). `peftjax reproduce --list` 
 Data: film reviews, the small budget of REPRODUCTIONS.md: `configs.base.small_reviews`.
 Expected: accuracy 0.758 ± 0.020 on unseen films, loss 0.494: mean and deviation of 5 seeds of the
     second command, with 684,554 trained parameters, 3.03 % of the base.
-Rate: tuned on the validation films among half decades with seed 0, by the second command.
+Rate: the best of a grid of half decades on the validation films with seed 0 (second command).
 Time: 8 s for a run once its program is compiled, on 2 CPU cores that other work shared.
 """
 

@@ -1,4 +1,4 @@
-"""Command lines of the programs here, in the grammar of the command `peftjax`."""
+"""The programs in this folder, as commands of `peftjax`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from peftjax import cli
 
 
 def translated(argv: Sequence[str]) -> list[str]:
-    """A command line with `--config.lr=1e-3` for `--lr=1e-3`, as ml_collections wrote it.
+    """A command line with flags of ml_collections, `--config.lr=1e-3`, written as `--lr=1e-3`.
 
     Example:
         >>> translated(['--config', 'a.py', '--config.lr=1e-3'])
@@ -20,5 +20,5 @@ def translated(argv: Sequence[str]) -> list[str]:
 
 
 def run(command: str) -> None:
-    """Runs a command of peftjax on the arguments of this program, and ends with its status."""
+    """Runs a command of peftjax on the arguments of this program, and exits with its status."""
     sys.exit(cli.main([command, *translated(sys.argv[1:])]))

@@ -1,6 +1,6 @@
 """Fine-tunes an adapter: python -m experiments.main --config configs/lora_sentiment.py --workdir d
 
-It is `peftjax train`, where `--config.lr=1e-3` may stand for `--lr 1e-3`.
+It is `peftjax train`, and accepts `--config.lr=1e-3` for `--lr 1e-3`.
 """
 
 from experiments.command_line import run

@@ -4,8 +4,9 @@
     python -m experiments.plan --config configs/lora.py --topology v5e:2x4
     python -m experiments.plan --config configs/lora.py --topology H100:8
 
-It is `peftjax plan`. Weights and data are not needed: of the base its config.json is read, a batch
-has the config's size and its greatest length. Full fine-tuning is a row beside the method's.
+It is `peftjax plan`. It needs neither weights nor data, only the config.json of the base. The batch
+has the size and the greatest length in the config. The table has a row for the method and one for
+full fine-tuning.
 """
 
 from experiments.command_line import run

@@ -1,6 +1,6 @@
-"""Writes the page about a sweep again: python -m experiments.report runs/sweep
+"""Writes the page about a sweep: python -m experiments.report runs/sweep
 
-It is `peftjax report`. A sweep writes the page by itself when it ends.
+It is `peftjax report`. A sweep also writes the page when it ends.
 """
 
 from experiments.command_line import run

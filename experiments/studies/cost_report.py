@@ -1,4 +1,4 @@
-"""What the rows of the study of costs say: claims, tables, figure."""
+"""The report of the study of costs: claims, tables, figure."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _SAME = math.log(1.05)  # costs this close count as equal
 
 
 def plans(rows: Sequence[Row]) -> dict[str, Row]:
-    """What the plan counts, by method."""
+    """The rows of plans, by method."""
     return {row['method']: row for row in rows if row['stage'] == 'plan'}
 
 
@@ -38,7 +38,7 @@ def total(row: Row) -> float:
 
 
 def peaks(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """Gigabytes that compilers report, by method and topology; infinite where nothing fits."""
+    """Gigabytes that compilers report, by method and topology; infinite for what does not fit."""
     return {
         (row['method'], row['topology']): row['peak'] / _GB
         for row in rows
@@ -47,7 +47,7 @@ def peaks(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
 
 
 def costs(rows: Sequence[Row]) -> dict[str, dict[tuple[int, int], Interval]]:
-    """The logarithm of the cost over the plain model's, by method and shape."""
+    """The logarithm of the ratio of costs, method to plain model, by method and shape."""
     found: dict[str, dict[tuple[int, int], list[float]]] = {}
     for row in rows:
         if row['stage'] == 'latency':

@@ -1,4 +1,4 @@
-"""The part of REPRODUCTIONS.md that the kept results of the studies say, and their figures."""
+"""The part of REPRODUCTIONS.md that is made from the kept results of the studies, with figures."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _END = '<!-- {}: until here. -->\n'
 
 
 def write() -> None:
-    """Draws every figure, and writes the parts of the page anew."""
+    """Draws every figure, and rewrites the generated parts of the page."""
     for name, study in STUDIES.items():
         study.report.draw(read(KEPT / name / 'results.jsonl'), KEPT / name / 'figure.png')
     text = PAGE.read_text(encoding='utf-8')
@@ -25,7 +25,7 @@ def write() -> None:
 
 
 def with_studies(text: str) -> str:
-    """The page with what the kept results say between its marks: the claims, and each study.
+    """The page with new text between its marks: the claims, and a section for each study.
 
     Raises:
         ValueError: a mark is missing.
@@ -39,7 +39,7 @@ def with_studies(text: str) -> str:
 def _between(text: str, name: str, said: str) -> str:
     begin, end = _BEGIN.format(name), _END.format(name)
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f'the page needs one line {begin!r} and, below it, one {end!r}')
+        raise ValueError(f'the page needs exactly one line {begin!r} and, below it, one {end!r}')
     before, _, rest = text.partition(begin)
     return before + begin + '\n' + said + '\n' + end + rest.partition(end)[2]
 

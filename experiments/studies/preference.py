@@ -1,24 +1,25 @@
-"""DPO of a small chat model on sums: reward accuracy on held-out pairs, cost of the reference.
+"""DPO of a small chat model on sums: reward accuracy on held-out pairs, memory of the reference.
 
     python -m experiments.studies.preference --seeds 3 --steps 20
     python -m experiments.studies.preference --memory dpo
     python -m experiments.studies.preference --memory sft
 
 Model: SmolLM2-135M-Instruct, computed in float32; LoRA r=8 on every matrix of the layers.
-Data: the calculations that GSM8K's worked answers mark (<<48/2=24>>), of the official test
-    part. The prompt asks for one, the chosen answer is right, and the rejected one has another
-    number with as many digits. Different calculations in the order of the file: 200 to train, 16
-    to validate, 48 held out; a calculation is in one split.
+Data: the calculations that are marked in the worked answers of GSM8K (<<48/2=24>>), official test
+    part. The prompt asks for a result, the chosen answer is right, and the rejected one has another
+    number with the same number of digits. The first different calculations of the file are split:
+    200 to train, 16 to validate, 48 held out.
 Scores: the share of held-out pairs whose chosen answer has the greater reward, and the mean margin.
-    A fresh adapter is the reference: it has margin 0, and accuracy 0.5, as ties count half.
-Memory: one step on 1,024 tokens in rows of 256 (--length), of preference pairs or of
-    cross-entropy. `compiled` is what XLA plans, where the reference's arrays, which are the base's,
-    count once; `peak` is the greatest size of the process after three steps. simpo is a loss of
-    pairs without a reference.
-Found: accuracy 0.885 (0.865 to 0.927) and margin 1.083 (1.001 to 1.092) of 3 seeds after 20 steps
-    of 8 pairs. 5 to 7 minutes a seed on 2 cores that other work shared. The rate was not tuned.
-    compiled, MiB: dpo 2,918, simpo 2,911, sft 3,007; with --length 128, where a row's logits are
-    not computed again in the backward pass: dpo 2,952, simpo 2,952, sft 2,952.
+    A fresh adapter equals the reference: its margin is 0 and its accuracy 0.5, as ties count half.
+Memory: one step on 1,024 tokens in rows of 256 (--length), with preference pairs or cross-entropy.
+    `compiled` is the plan of XLA, in which the arrays that reference and base share count once;
+    `peak` is the greatest size of the process after three steps. simpo is a loss on pairs without
+    a reference.
+Found: accuracy 0.885 (0.865 to 0.927) and margin 1.083 (1.001 to 1.092), the median of 3 seeds
+    (least to greatest), after 20 steps of 8 pairs. A seed took 5 to 7 minutes on 2 cores that other
+    work shared. The rate was not tuned.
+    compiled, MiB: dpo 2,918, simpo 2,911, sft 3,007; with --length 128, where the backward pass
+    does not compute the logits of a row again: dpo 2,952, simpo 2,952, sft 2,952.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def build(
 
 
 def memory(kind: str, length: int) -> None:
-    """Prints what one step of DPO or of cross-entropy takes, on as many tokens."""
+    """Prints the memory of one step on 1,024 tokens. kind: 'dpo', 'simpo' or 'sft'."""
     batch = 1024 // length // (1 if kind == 'sft' else 2)
     with tempfile.TemporaryDirectory() as name:
         task_name = 'instructions' if kind == 'sft' else 'preference'
@@ -134,7 +135,7 @@ def memory(kind: str, length: int) -> None:
     jax.block_until_ready(state)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if plan is None:
-        raise SystemExit('this backend does not plan its memory')
+        raise SystemExit('this backend does not report planned memory')
     held, temporary = once / 2**20, plan.temp_size_in_bytes / 2**20
     print(
         f'{kind}: compiled {held + temporary:,.0f} MiB (arguments {held:,.0f}, temporary '

@@ -1,4 +1,4 @@
-"""An encoder on TREC questions: the runs of one method, which share their programs."""
+"""Runs of an encoder on TREC questions; the runs of one method share their programs."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from peftjax.train.placement import Placement
 from peftjax.train.task import Beside
 
 HEAD = {'targets': r'classifier/.*'}
-"""Arguments of `select` for the new head, which every method trains whole."""
+"""Arguments of `select` for the new head: every method trains all its weights."""
 
 
 FULL = 'full'
@@ -62,7 +62,7 @@ def title(method: str) -> str:
 
 
 class Budget(NamedTuple):
-    """How long a run is.
+    """The length of a run.
 
     Attributes:
         steps: of the optimiser.
@@ -77,8 +77,8 @@ class Fitted(NamedTuple):
     """A model in training.
 
     Attributes:
-        step: how many steps were taken.
-        adapter: what trains; the next step may delete its arrays.
+        step: the number of steps so far.
+        adapter: the trained arrays; the next step may delete them.
         beside: everything that does not train.
     """
 
@@ -88,7 +88,7 @@ class Fitted(NamedTuple):
 
 
 def rate_of(exponent: int) -> float:
-    """The rate at a place of the grid of half decades.
+    """The rate for an exponent of the grid of half decades.
 
     Example:
         >>> rate_of(-7)
@@ -98,18 +98,18 @@ def rate_of(exponent: int) -> float:
 
 
 class Bench:
-    """A method on the questions: the encoder under a new head, the rows, the compiled programs.
+    """A method on the questions: the encoder with a new head, the rows, the compiled programs.
 
     Attributes:
-        run: with the seed 0.
-        summary: what the method trains.
+        run: the run of seed 0.
+        summary: of the parameters that the method trains.
 
     Args:
-        method: the settings `methods`, and the arguments of each.
+        method: the setting `methods`, and the arguments of each method.
         table: of the questions.
         source: of the encoder.
         length: of all texts, in tokens; longer ones are cut.
-        schedule: how the rate falls after a tenth of warm-up.
+        schedule: of the rate, after a warm-up over a tenth of the steps.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Bench:
         self._of_seed = functools.cache(self._seeded)
 
     def rows(self, split: str, count: int, seed: int) -> list[Row]:
-        """Questions of a split that the seed draws; those of a smaller count are among them."""
+        """Questions of a split, drawn by the seed; a smaller count gives a subset."""
         return corpora.draw(self.run.task.splits[split], count, seed)
 
     def points(
@@ -164,7 +164,7 @@ class Bench:
             budget: of the run.
             rate: at its peak.
             seed: of the head, the adapter and the order of the questions.
-            marks: steps, in rising order, 0 for the start; the run ends at the last one.
+            marks: steps in rising order, 0 for the initial model; the run ends at the last one.
         """
         run = self._of_seed(seed)
         numbers = self._numbers(budget, rate)
@@ -198,11 +198,11 @@ class Bench:
         Args:
             count: runs in the program, which differ in their seeds.
             batch_size: questions in a step of a run.
-            repeats: timed steps of each kind, in turn.
+            repeats: timed steps of each kind, in turns.
 
         Returns:
-            Median seconds of a step of one run, `alone`, and of a step of all, `together`, and how
-            many times as fast a run is in the program, `factor`.
+            `alone` and `together`, the median seconds of a step of one run and of a step of all
+            runs; and `factor`, how many times as fast a run is in the program.
         """
         starts = [self._of_seed(seed).start() for seed in range(count)]
         shared, axes = share([beside for _, beside in starts])

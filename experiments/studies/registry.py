@@ -1,4 +1,4 @@
-"""The studies by name: what each runs, says and draws."""
+"""The studies by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +20,14 @@ from peftjax.train.files import write_whole
 
 
 class Study(NamedTuple):
-    """A question, how it is answered, and what the answer says.
+    """A study: its protocol, its runs and its report.
 
     Attributes:
         title: of its section.
-        about: the module whose docstring says models, data and differences.
-        protocol: of the results that are kept.
+        about: the module whose docstring describes models, data and differences.
+        protocol: of the kept results.
         tiny: a protocol that ends in seconds.
-        run: makes the rows that a folder lacks.
+        run: makes the missing rows of a folder.
         report: with `claims(rows)`, `text(rows)`, `draw(rows, path)` and `CAPTION`.
     """
 
@@ -39,7 +39,7 @@ class Study(NamedTuple):
     report: Any
 
     def reproduce(self, folder: Path) -> str:
-        """Runs the study into a folder, draws its figure there, and says what came out."""
+        """Runs the study into a folder, draws its figure there, and returns its results as text."""
         self.run(folder, self.protocol)
         rows = read(folder / 'results.jsonl')
         self.report.draw(rows, folder / 'figure.png')
@@ -70,9 +70,9 @@ def find_study(name: str) -> Study:
     """The study of a name.
 
     Raises:
-        ValueError: there is none; says which there are.
+        ValueError: the name is unknown; the message lists the known ones.
     """
     if name not in STUDIES:
         known = ', '.join(f'study.{each}' for each in STUDIES)
-        raise ValueError(f'there is no study {name!r}; there are {known}')
+        raise ValueError(f'there is no study {name!r}; write one of {known}')
     return STUDIES[name]

@@ -1,4 +1,4 @@
-"""The rows that a study has made: a file that is appended to, so that a study can go on."""
+"""The rows of a study, in a file that is only appended to, so that a study can be resumed."""
 
 import dataclasses
 import json
@@ -14,14 +14,14 @@ Row = dict[str, Any]
 
 
 class Results:
-    """The rows of `results.jsonl`, one a fit, in the order they were made.
+    """The rows of `results.jsonl`, in the order in which they were made.
 
     Args:
-        folder: of the study, which is made if it is not there.
-        protocol: a dataclass, all that decides the results. It is kept as protocol.json.
+        folder: of the study; it is created if needed.
+        protocol: a dataclass that determines the results. It is kept as protocol.json.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
     """
 
     def __init__(self, folder: Path, protocol: Any):
@@ -31,13 +31,13 @@ class Results:
         text = json.dumps(dataclasses.asdict(protocol), indent=2) + '\n'
         if written.exists() and json.loads(written.read_text(encoding='utf-8')) != json.loads(text):
             raise ValueError(
-                f'{written} differs from the protocol asked for, {text}; use another folder'
+                f'{written} differs from the protocol of this run, {text}; use another folder'
             )
         write_whole(written, text)
         self.rows = read(self._path)
 
     def add(self, row: Row) -> None:
-        """Appends a row, on the disk before this returns."""
+        """Appends a row, and returns once it is on the disk."""
         with self._path.open('a', encoding='utf-8') as file:
             file.write(json.dumps(row) + '\n')
             file.flush()
@@ -45,11 +45,11 @@ class Results:
         self.rows.append(row)
 
     def once(self, fields: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Row:
-        """The row with these values, which is made, added and printed if there is none.
+        """The row with these values; it is made, added and printed if there is none.
 
         Args:
-            fields: what the row is about.
-            make: gives the other fields. `seconds`, how long that took, is added.
+            fields: the values that identify the row.
+            make: computes the other fields. The time this took is added as `seconds`.
         """
         row = self.find(**fields)
         if row is None:
@@ -61,12 +61,12 @@ class Results:
         return row
 
     def find(self, **fields: Any) -> Row | None:
-        """The row with these values, if there is one."""
+        """The row with these values, or None."""
         return next((row for row in self.rows if fields.items() <= row.items()), None)
 
 
 def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
-    """The exponent of least loss, looked for outwards while it is at the edge of those tried.
+    """The exponent of least loss; the grid is extended while the best one is at its edge.
 
     >>> best_exponent(lambda exponent: (exponent + 9) ** 2, (-7, -6, -5))
     -9
@@ -83,7 +83,7 @@ def best_exponent(loss: Callable[[int], float], grid: Sequence[int]) -> int:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a results.jsonl; none if there is no file. A last line cut short is dropped."""
+    """The rows of a results.jsonl; none without a file. An incomplete last line is dropped."""
     if not path.exists():
         return []
     text = path.read_text(encoding='utf-8')

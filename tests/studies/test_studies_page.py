@@ -36,10 +36,10 @@ def test_an_edited_page_is_found_and_a_page_without_marks_is_refused():
     text = page.PAGE.read_text(encoding='utf-8')
     edited = text.replace('**confirmed**', '**contradicted**', 1)
     assert page.with_studies(edited) == page.with_studies(text) != edited
-    with pytest.raises(ValueError, match='the page needs one line'):
+    with pytest.raises(ValueError, match='the page needs exactly one line'):
         page.with_studies('# Reproductions')
 
 
 def test_an_unknown_study_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"no study 'x'; there are study\.intrinsic_images"):
+    with pytest.raises(ValueError, match=r"no study 'x'; write one of study\.intrinsic_images"):
         find_study('x')

@@ -1,4 +1,4 @@
-"""What the rows of the study of few examples say: claims, tables, figure."""
+"""The report of the study of few examples: claims, tables, figure."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ def scores(rows: Sequence[Row]) -> Scores:
     """The final accuracies, methods in the order of the rows.
 
     Raises:
-        ValueError: two methods have other seeds at a size.
+        ValueError: methods have different seeds at a size.
     """
     found: dict[str, dict[int, dict[int, float]]] = {}
     for row in rows:

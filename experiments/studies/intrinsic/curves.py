@@ -1,4 +1,4 @@
-"""Accuracy over dimension: the curves in the rows of a study, their crossings and their lines."""
+"""Curves of accuracy over dimension, from the rows of a study."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,9 +17,9 @@ class Curves:
 
     Args:
         rows: of its results.
-        fields: the three fields of a row that name a curve, its key.
-        whole: from the key of a curve to that of the runs that train all weights.
-        score: from a key to the name of the accuracy that counts.
+        fields: the three fields of a row whose values are the key of a curve.
+        whole: from the key of a curve to the key of the runs that train all weights.
+        score: from a key to the name of the accuracy to use.
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class Curves:
         return [key for key in self._rows if key != self._whole(key)]
 
     def accuracies(self, key: Key) -> dict[int, list[float]]:
-        """The accuracies of a curve by dimension, one a seed, in the order of seeds."""
+        """The accuracies of a curve by dimension, one for each seed, in the order of seeds."""
         found: dict[int, dict[int, float]] = {}
         for row in self._rows[key]:
             found.setdefault(row['dimension'], {})[row['seed']] = row[self._score(key)]
         return {d: [each[seed] for seed in sorted(each)] for d, each in sorted(found.items())}
 
     def whole(self, key: Key) -> list[float]:
-        """The accuracies with all weights, one a seed."""
+        """The accuracies with all weights, one for each seed."""
         return self.accuracies(self._whole(key))[0]
 
     def weights(self, key: Key) -> int:
-        """How many numbers train where all weights do."""
+        """The number of trained values in the runs that train all weights."""
         return self._rows[self._whole(key)][0]['trained']
 
     def needed(self, key: Key, line: Key | None = None) -> Needed:
@@ -61,7 +61,7 @@ class Curves:
 
         Args:
             key: of the curve.
-            line: the curve whose accuracy with all weights counts; its own unless given.
+            line: the curve whose accuracy with all weights sets the line; None for `key`.
         """
         return needed(self.accuracies(key), self.whole(key if line is None else line))
 
@@ -74,7 +74,7 @@ class Curves:
         return ', '.join(f'{d}: {np.mean(each):.3f}' for d, each in self.accuracies(key).items())
 
     def draw(self, axes: Axes, key: Key, label: str, colour: str) -> None:
-        """Draws means and intervals of a curve, and the line of its net."""
+        """Draws means and intervals of a curve, and its line at 90 %."""
         found = {d: interval(each) for d, each in self.accuracies(key).items()}
         means = [each.mean for each in found.values()]
         errors = [each.high - each.mean if each.seeds > 1 else 0.0 for each in found.values()]

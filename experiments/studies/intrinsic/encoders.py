@@ -1,4 +1,4 @@
-"""The encoders of the study: MiniLM, its weights permuted or not, and a small one trained here."""
+"""The encoders of the study: MiniLM, pretrained or permuted, and a small one trained here."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,10 +27,11 @@ class Small(NamedTuple):
     """The encoder that is pretrained here.
 
     Attributes:
-        vocabulary: its most frequent tokens; all others are unknown.
-        layers, width: of the encoder; a head has 32 numbers.
-        length, batch_size, rate: of pretraining, in tokens, windows and Adam's peak.
-        schedule: after how many steps the rate would have fallen to 0.
+        vocabulary: its size; the rarest tokens are replaced by an unknown token.
+        layers, width: of the encoder; an attention head has width 32.
+        length: of windows of text in pretraining, in tokens.
+        batch_size, rate: of pretraining, in windows, and the peak rate of Adam.
+        schedule: the number of steps after which the rate reaches 0.
     """
 
     vocabulary: int = 4000
@@ -59,8 +60,8 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
 
     Args:
         outputs: of the head.
-        weights: 'pretrained', or 'permuted', the entries of each matrix in a random order.
-        seed: of the head and of the order.
+        weights: 'pretrained', or 'permuted' for the entries of each matrix in a random order.
+        seed: of the head and of the permutation.
     """
     model = peftjax.load(
         MINILM,
@@ -87,12 +88,12 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
 
 
 def splits_of(table: Table, length: int, keep: np.ndarray | None = None) -> dict[str, Split]:
-    """Texts of a table as tokens of one length, and their labels as numbers.
+    """Texts of a table as token ids, padded to one length, and their labels as numbers.
 
     Args:
         table: examples of each split.
         length: longer texts are cut.
-        keep: the new number of each token; None keeps them.
+        keep: the new id of each token, from `frequent`; None for no change.
     """
     labels = sorted({each.label for each in table['train']})
 
@@ -107,7 +108,7 @@ def splits_of(table: Table, length: int, keep: np.ndarray | None = None) -> dict
 
 
 def tokens(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `[n, length]` by MiniLM's tokenizer, and 1 where a token is no padding."""
+    """Ids `[n, length]` by MiniLM's tokenizer, and their mask, 1 for tokens and 0 for padding."""
     tokenizer = peftjax.load(MINILM, abstract=True).tokenizer
     rows = [tokenizer.encode(text)[:length] for text in texts]
     ids = np.zeros((len(rows), length), np.int32)
@@ -119,12 +120,12 @@ def tokens(texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def vocabulary() -> int:
-    """How many tokens MiniLM's tokenizer has."""
+    """The number of tokens of MiniLM's tokenizer."""
     return peftjax.load(MINILM, abstract=True).config.vocab_size
 
 
 def frequent(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> np.ndarray:
-    """The new number of each old token: frequent ones first, from 2 on; 0 is padding, 1 the rest.
+    """The new id of each old token: 0 for padding, 1 for rare tokens, then by falling frequency.
 
     Example:
         >>> frequent(np.array([[7, 7, 3, 0]]), np.array([[1, 1, 1, 0]]), 3).tolist()
@@ -141,15 +142,15 @@ def frequent(ids: np.ndarray, mask: np.ndarray, vocabulary: int) -> np.ndarray:
 def pretrain(
     small: Small, ids: np.ndarray, at: tuple[int, ...], folder: Path
 ) -> dict[int, Mapping[str, np.ndarray]]:
-    """Trains the small encoder to tell masked tokens, and keeps its weights after some steps.
+    """Trains the small encoder to predict masked tokens, and keeps its weights after some steps.
 
-    The scores of a token are the products of the last states with the table of tokens.
+    The logits are the products of the last states with the embedding.
 
     Args:
-        small: its shape.
-        ids: windows of text, `[n, length]`, in its own vocabulary.
-        at: after how many steps weights are kept.
-        folder: gets a file for each; what is there is not trained again.
+        small: the encoder.
+        ids: windows of text, `[n, length]`, in its vocabulary.
+        at: the numbers of steps after which weights are kept.
+        folder: will hold a file for each. If all are there, nothing is trained.
 
     Returns:
         The encoder's leaves by path, without the head, for each number of steps.
@@ -166,7 +167,7 @@ def pretrain(
 def pretrained(
     small: Small, ids: np.ndarray, at: tuple[int, ...]
 ) -> Iterable[tuple[int, dict[str, np.ndarray]]]:
-    """Pretrains, and gives the leaves by path after each of the numbers of steps."""
+    """Pretrains, and yields the leaves by path after each number of steps in `at`."""
     module = small.module(None, 'none')
     rows = jnp.asarray(ids)
     params: Any = module.init(jax.random.key(0), input_ids=rows[:1])['params']
@@ -209,7 +210,7 @@ def _masked_loss(module: Bert, small: Small) -> LossFunction:
 def small_encoder(
     small: Small, leaves: Mapping[str, np.ndarray], outputs: int, seed: int
 ) -> peftjax.Model:
-    """The small encoder with weights of pretraining and a new head on the mean of its states."""
+    """The small encoder with pretrained weights and a new head on the mean of its states."""
     module = small.module(outputs, 'mean')
     inputs: Any = {name: np.ones((1, 4), np.int32) for name in ('input_ids', 'attention_mask')}
     variables: Any = module.init(jax.random.key(seed), **inputs)

@@ -1,4 +1,4 @@
-"""One training run in a subspace: a program for each shape, for all seeds and rates."""
+"""Training runs in a subspace; all seeds and rates of one shape share a program."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -34,7 +34,8 @@ class Run(NamedTuple):
     Attributes:
         steps, batch_size, rate: of the run.
         seed: of the order of the examples.
-        decays: whether the rate falls linearly to 0 after a tenth of warm-up; else it is constant.
+        decays: whether the rate warms up for a tenth of the steps and then falls linearly to 0;
+            else it is constant.
     """
 
     steps: int
@@ -45,11 +46,11 @@ class Run(NamedTuple):
 
 
 class Fitter:
-    """Trains runs, and compiles once for all runs of one shape.
+    """Trains runs, and compiles once for all runs of the same shape.
 
     Args:
         splits: 'train', 'validation' and 'test'.
-        most: examples of each split that are scored, its first ones.
+        most: only this number of examples of each split, its first ones, are scored.
     """
 
     def __init__(self, splits: Mapping[str, Split], most: int):
@@ -66,13 +67,13 @@ class Fitter:
         """Trains a run and scores it.
 
         Args:
-            kind: equal for runs that share a program: they differ in numbers alone.
-            model: with the numbers of this run.
+            kind: equal for runs that share a program, because they differ only in numbers.
+            model: with the initial weights of this run.
             transform: the method.
             run: how it trains.
 
         Returns:
-            The accuracy on each split, and how many numbers trained.
+            The accuracy on each split, and the number of trained values as `trained`.
         """
         kind = (kind, run.steps, run.batch_size, run.decays)
         if kind not in self._programs:
@@ -88,10 +89,10 @@ class Fitter:
     def factor(
         self, models: Sequence[peftjax.Model], transforms: Sequence[peftjax.PeftTransform], run: Run
     ) -> float:
-        """Runs a second in one program of all, over runs a second one after another.
+        """How many times as fast runs are in one program than one after another.
 
         Args:
-            models, transforms: of runs that differ in numbers alone.
+            models, transforms: of runs that differ only in numbers.
             run: how each trains.
         """
         train, _ = self._compiled(models[0], transforms[0], run)
@@ -161,7 +162,7 @@ SPLITS = ('train', 'validation', 'test')
 
 
 def orders(examples: int, run: Run) -> np.ndarray:
-    """The places of the examples of each batch, `[steps, batch]`: epochs in new orders.
+    """The indices of the examples of each batch, `[steps, batch]`; each epoch has a new order.
 
     Example:
         >>> orders(4, Run(steps=4, batch_size=2, rate=0.1, seed=0)).reshape(2, 4).tolist()

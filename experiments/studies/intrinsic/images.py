@@ -5,11 +5,11 @@
 Source: Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018
     (arXiv:1804.08838), sections 2 and 3.
 Data: Fashion-MNIST (Xiao et al. 2017, MIT licence), as the Debian package
-    `dataset-fashion-mnist` installs it; 2,000 images of the training part validate.
-Differs: Fashion-MNIST in place of MNIST; 1,000 steps (LeNet 600) of 128 images in place of 100
-    epochs; no weight decay; rows of the projections have length 1 in place of columns, so that one
-    rate suits all dimensions. The rate of each curve is tuned on validation images at one dimension
-    with seed 0, from one grid.
+    `dataset-fashion-mnist` installs it; 2,000 images of the training part are used to validate.
+Differs: Fashion-MNIST instead of MNIST; 1,000 steps (LeNet 600) of 128 images instead of 100
+    epochs; no weight decay; the rows of the projections have length 1 instead of the columns, so
+    that one rate suits all dimensions. The rate of each curve is tuned on validation images, at one
+    dimension with seed 0, from one grid.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from experiments.studies.intrinsic import nets
 from experiments.studies.intrinsic.fitting import Fitter, Run
 from experiments.studies.results import Results, Row
 
-_STEPS_OF_LENET = 0.6  # of the steps of the others
+_STEPS_OF_LENET = 0.6  # as a share of the steps of the other nets
 
 
 Projection = Literal['fastfood', 'dense', 'sparse', 'none']
@@ -32,9 +32,10 @@ class Curve(NamedTuple):
     """Accuracy over dimension.
 
     Attributes:
-        net: 'lenet', or 'fc200' for a width of 200.
+        net: 'lenet', or for example 'fc200', fully connected of width 200.
         projection: of `peftjax.intrinsic`; 'none' trains all weights.
-        data: 'true'; 'pixels', shuffled; 'few' images, and 'labels', the same with shuffled labels.
+        data: 'true'; 'pixels' for shuffled pixels; 'few' for few images; 'labels' for the few
+            images with shuffled labels.
         dimensions: to train in.
     """
 
@@ -46,16 +47,16 @@ class Curve(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that decides the results.
+    """The settings that determine the results.
 
     Attributes:
         images: the folder of the data set.
-        train, validation, test, few: images of each split, and of the small training set whose
-            labels are shuffled.
-        steps, batch_size, seeds: of each run. A seed decides weights, projection and order.
+        train, validation, test, few: the number of images in each split, and in the few images.
+        steps, batch_size: of each run.
+        seeds: the number of runs. A seed draws weights, projection and order.
         rates: the grid.
         tuned_at: the dimension where the rate is tuned.
-        curves: what is measured. All weights are trained as well, for each net and data.
+        curves: to measure. All weights are trained too, for each net and data.
     """
 
     images: str = '/usr/share/datasets/fashion-mnist'
@@ -100,13 +101,13 @@ TINY = Protocol(
 
 
 def run(folder: Path, protocol: Protocol) -> list[Row]:
-    """Trains what the folder lacks.
+    """Makes the missing rows of the folder.
 
     Returns:
         All rows of results.jsonl.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
     """
     results = Results(folder, protocol)
     splits = nets.read_images(
@@ -139,7 +140,7 @@ def run(folder: Path, protocol: Protocol) -> list[Row]:
 
 
 def _factor(curve: Curve, protocol: Protocol, fitter: Fitter) -> float:
-    """How much faster one program of all seeds is than one run after another."""
+    """How many times as fast one program of all seeds is as one run after another."""
     seeds, steps = range(protocol.seeds), max(1, protocol.steps // 20)
     factor = fitter.factor(
         [nets.network(curve.net, seed) for seed in seeds],
@@ -183,9 +184,9 @@ def _method(projection: Projection, dimension: int, seed: int) -> peftjax.PeftTr
 
 
 def scored_split(data: str, tuning: bool = False) -> str:
-    """The split whose accuracy counts: for few images, those that were trained on.
+    """The split whose accuracy is used: for few images, the training split.
 
-    Labels that were shuffled can be learned by heart and no other way.
+    Shuffled labels can only be memorised.
     """
     if data in ('few', 'labels'):
         return 'train'

@@ -1,4 +1,4 @@
-"""What the rows of the study on images say: claims, tables, figure."""
+"""The report of the study on images: claims, tables, figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +119,7 @@ def _projections(curves: Curves) -> Claim:
             f'{found.show(1, 100)} points'
         )
         verdicts.append(within(found, _CLOSE, '')[0])
-    # All projections must be equal; one that differs contradicts.
+    # The claim is that all projections are equal, so one that differs contradicts it.
     order: tuple[Verdict, ...] = ('contradicted', 'not decidable here', 'confirmed')
     return Claim(
         'Dense, sparse and Fastfood projections give the same accuracy.',

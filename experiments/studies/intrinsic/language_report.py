@@ -1,4 +1,4 @@
-"""What the rows of the study on language models say: claims, tables, figure."""
+"""The report of the study on language models: claims, tables, figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +80,7 @@ def _stages(curves: Curves) -> list[str]:
 
 
 def _steps(curves: Curves) -> Claim:
-    """Does d90 fall with pretraining? The slope over the stages, by the line of the last one."""
+    """The claim that d90 falls with pretraining, by the line of the last stage."""
     stages = _stages(curves)
     line: Key = ('small', stages[-1], 'SAID')
     ends = [curves.needed(('small', each, 'SAID'), line) for each in stages]

@@ -1,4 +1,4 @@
-"""Where curves of accuracy over dimension cross a line, and ratios of such dimensions."""
+"""Where curves of accuracy over dimension cross a line, and ratios of these dimensions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from experiments.studies.claims import Ratio, interval
 
 LINE = 0.9
-"""The share of the accuracy with all weights that counts as reached, as in both papers."""
+"""The line is this share of the accuracy with all weights, as in both papers."""
 
 
 def crossing(curve: Mapping[int, float], line: float) -> float:
@@ -18,7 +18,7 @@ def crossing(curve: Mapping[int, float], line: float) -> float:
         line: an accuracy.
 
     Returns:
-        Infinity where no dimension reaches it; the least dimension where that one does.
+        The dimension; infinity if none reaches the line, the least one if that reaches it already.
 
     Example:
         >>> round(crossing({10: 0.2, 100: 0.6, 1000: 0.8}, 0.7))
@@ -42,8 +42,8 @@ class Needed(NamedTuple):
     """The dimension that each seed needs.
 
     Attributes:
-        values: one a seed; where no dimension is enough, the greatest one that was tried.
-        unreached: how many seeds that is: for these the value is a bound from below.
+        values: one for each seed; if no dimension is enough, the greatest that was tried.
+        unreached: the number of seeds for which none is enough, so that the value is a lower bound.
     """
 
     values: list[float]
@@ -71,8 +71,8 @@ def needed(curve: Mapping[int, Sequence[float]], whole: Sequence[float]) -> Need
     """d90 of each seed: where its curve reaches 90 % of an accuracy with all weights.
 
     Args:
-        curve: accuracies by dimension, one a seed.
-        whole: accuracies with all weights, one a seed.
+        curve: accuracies by dimension, one for each seed.
+        whole: accuracies with all weights, one for each seed.
 
     Example:
         >>> needed({10: [0.8, 0.2], 100: [0.8, 0.3]}, [0.8, 0.8])
@@ -87,7 +87,7 @@ def needed(curve: Mapping[int, Sequence[float]], whole: Sequence[float]) -> Need
 
 
 def ratio(over: Needed, under: Needed) -> Ratio:
-    """The ratio of two dimensions that are needed."""
+    """The ratio of two needed dimensions."""
     pairs = zip(over.values, under.values, strict=True)
     log = interval([math.log(a / b) for a, b in pairs])
     return Ratio(log, over.unreached > 0, under.unreached > 0)

@@ -33,8 +33,8 @@ class FullyConnected(nn.Module):
 class LeNet(nn.Module):
     """Two convolutions of 6 and 16 filters of 5 x 5 with maximum pooling; 120, 84 and 10 units.
 
-    Convolutions are dense layers on patches, and the pooling a maximum over an axis: compilers for
-    CPUs make faster programs of these.
+    Convolutions are written as dense layers on patches, and pooling as a maximum over an axis: both
+    compile to faster programs on CPUs.
     """
 
     @nn.compact
@@ -52,14 +52,14 @@ class LeNet(nn.Module):
 
 
 def _patches(x: jax.Array, size: int) -> jax.Array:
-    """The squares of `size` pixels: `[n, a, a, c]` to `[n, b, b, size * size * c]`."""
+    """All patches of `size` x `size` pixels: `[n, a, a, c]` to `[n, b, b, size * size * c]`."""
     rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
     parts = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
     return jnp.concatenate(parts, axis=-1)
 
 
 def network(name: str, seed: int) -> peftjax.Model:
-    """A net of random weights: 'lenet', or 'fc200', fully connected with that width.
+    """A net with random weights: 'lenet', or for example 'fc200', fully connected of width 200.
 
     Example:
         >>> sum(leaf.size for leaf in jax.tree.leaves(network('fc200', 0).params))
@@ -72,11 +72,11 @@ def network(name: str, seed: int) -> peftjax.Model:
 
 
 def read_images(folder: Path, train: int, validation: int, test: int) -> dict[str, Split]:
-    """The first images of Fashion-MNIST; the last of its training part validate.
+    """Images of Fashion-MNIST: the first of both parts; to validate, the last of the training part.
 
     Args:
         folder: with the four files of the data set.
-        train, validation, test: images of each split.
+        train, validation, test: the number of images in each split.
     """
     images, labels = (_idx(folder / f'train-{kind}.gz') for kind in _FILES)
     tests = [_idx(folder / f't10k-{kind}.gz') for kind in _FILES]
@@ -101,7 +101,7 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def shuffled_pixels(splits: Mapping[str, Split], seed: int) -> dict[str, Split]:
-    """The same images with all pixels in another order, one for all images."""
+    """The same images with their pixels in another order, the same for all images."""
     order = np.random.default_rng(seed).permutation(SIDE * SIDE)
 
     def shuffle(split: Split) -> Split:
@@ -112,7 +112,7 @@ def shuffled_pixels(splits: Mapping[str, Split], seed: int) -> dict[str, Split]:
 
 
 def shuffled_labels(splits: Mapping[str, Split], seed: int) -> dict[str, Split]:
-    """The same images with labels drawn at random, the same number of each in a split."""
+    """The same images with the labels of each split permuted at random."""
     rng = np.random.default_rng(seed)
     return {
         name: split._replace(labels=rng.permutation(split.labels)) for name, split in splits.items()

