@@ -1,9 +1,9 @@
-"""What a base in few bits costs a real model: its loss on text, for each way to keep it.
+"""The loss of a real model on text, for each scheme of a quantised base.
 
 python -m benchmarks.base_loss --write
 
-SmolLM2-135M-Instruct on problems of GSM8K with their answers, of which `peftjax.train.gptq` sees
-others: the first 160 of those to train on, and the loss is taken on the first 64 of those to test.
+SmolLM2-135M-Instruct on problems of GSM8K with their answers. The loss is on the first 64 test
+problems; `peftjax.train.gptq` sees the first 160 training problems.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def _batches(problems: Sequence[corpora.Problem], model: peftjax.Model) -> list[
 
 
 def _loss(model: peftjax.Model, batches: Sequence[dict[str, Any]]) -> float:
-    """Nats a token."""
+    """The loss in nats per token."""
 
     @jax.jit
     def sums(params: Any, batch: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -92,7 +92,7 @@ def _loss(model: peftjax.Model, batches: Sequence[dict[str, Any]]) -> float:
 
 
 def _share(model: peftjax.Model) -> float:
-    """Bytes of the matrices of the layers, of those they have in float32."""
+    """The bytes of the matrices of the layers, as a share of their bytes in float32."""
     leaves = paths.flatten(model.params)
     chosen = [leaves[path] for path in quantizable(model.sites)]
     return sum(leaf.nbytes for leaf in chosen) / sum(4 * leaf.size for leaf in chosen)

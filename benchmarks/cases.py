@@ -70,8 +70,8 @@ TITLES = {
 class Method(NamedTuple):
     """A row of the tables.
 
-    `two_routes` is false for methods that cannot merge, and for those that put leaves of their own
-    in place of the base's, which is one program by either route.
+    `two_routes` is false for methods that cannot merge, and for methods that replace leaves of the
+    base, whose two routes are the same program.
     """
 
     transform: peftjax.PeftTransform
@@ -82,14 +82,14 @@ class Workload(NamedTuple):
     """One model on one batch shape, all abstract.
 
     Attributes:
-        title: for the table.
+        title: of the table.
         module: the Flax module, for random parameters.
         model: its abstract `peftjax.Model`.
-        batch: `{'inputs': keyword arguments of the model, 'labels': int32 [B]}`; labels only
-            where the inputs do not hold them.
+        batch: `{'inputs': keyword arguments of the model, 'labels': int32 [B]}`; without labels if
+            they follow from the inputs.
         loss: `loss(logits, batch) -> scalar`.
         methods: `{name: Method}`.
-        layers: how many.
+        layers: the number of layers.
     """
 
     title: str
@@ -104,7 +104,7 @@ class Workload(NamedTuple):
 def workload(family: str, size: str, *, scan: bool, layers: int | None = None) -> Workload:
     """The workload `family` ('llama' or 'bert') at `size` ('real' or 'tiny').
 
-    layers: instead of the checkpoint's own number.
+    layers: None for the checkpoint's own number.
     """
     config = SIZES[family][size]
     config = config.__class__(
@@ -138,7 +138,7 @@ def zeros(tree: Any) -> Any:
 
 
 def llama_methods() -> dict[str, Method]:
-    """The methods on a decoder without biases: its norms stand in for BitFit's biases."""
+    """The methods on a decoder. It has no biases, so norms train instead of BitFit's biases."""
     attention, every = r'layers.*/(q_proj|v_proj)', r'layers.*/\w+_proj'
     outputs = r'layers\w*/(self_attn/o_proj|mlp/down_proj)'
     return {
@@ -154,7 +154,7 @@ def llama_methods() -> dict[str, Method]:
 
 
 def bert_methods() -> dict[str, Method]:
-    """The methods on an encoder, each with its new head training beside it."""
+    """The methods on an encoder, each together with a new head that trains too."""
     attention = r'layers.*/(query|value)'
     every = r'layers.*/(query|key|value|output|intermediate)'
     outputs = r'layers\w*/(attention|ffn)/output'
@@ -181,7 +181,7 @@ def bert_methods() -> dict[str, Method]:
 def next_token_loss(logits: jax.Array, batch: Any) -> jax.Array:
     """Mean cross entropy of each next token: logits [B, T, V].
 
-    The last position has no next token. It gets weight zero; slicing it off would copy the logits
+    The last position has no next token and gets weight zero. Slicing it off would copy the logits
     and pad their gradient.
     """
     ids = batch['inputs']['input_ids']
@@ -208,7 +208,7 @@ class Program(NamedTuple):
 def program(work: Workload, transform: peftjax.PeftTransform, route: str) -> Program:
     """One whole training step: loss, gradient, its norm for the log, clipping, AdamW.
 
-    route: 'rules' computes from the factors, 'merged' through the merged weights.
+    route: 'rules' computes with the adapter's factors, 'merged' with merged weights.
     """
     predict = predictor(work.model, transform, route)
 

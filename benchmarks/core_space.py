@@ -1,10 +1,10 @@
-"""Merging eight LoRAs at the shapes of a Llama-7B layer in Core Space, and KnOTS' way beside it.
+"""Merges eight LoRAs with the shapes of a Llama-7B layer, in Core Space and by KnOTS.
 
 python -m benchmarks.core_space --write
 
-A process of its own takes each way, so that its peak of memory is its own. KnOTS decomposes the
-concatenated changes `[D_1 .. D_T]`, which are of the size of T weights; it is timed on one square
-matrix of a lesser width, and Core Space on the same one in the same run.
+Each way runs in a separate process, so that its peak memory is measured alone. KnOTS decomposes the
+concatenated changes `[D_1 .. D_T]`, which have the size of T weights. It is therefore timed on one
+square matrix of smaller width, and Core Space on the same matrix in the same run.
 """
 
 import json
@@ -32,8 +32,8 @@ LAYER = {
     'down': (INNER, WIDTH),
 }
 WIDTHS = (1024, 2048)
-WAY = flags.DEFINE_string('way', '', 'core or knots, in a process of its own')
-SIDE = flags.DEFINE_integer('side', 0, 'of one square matrix; the layer by default')
+WAY = flags.DEFINE_string('way', '', 'core or knots, to measure one way in this process')
+SIDE = flags.DEFINE_integer('side', 0, 'side of one square matrix; 0 for the layer')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(way: str, side: int) -> dict[str, float]:
-    """Seconds of the first call and of the best of those after it, and MiB at the peak."""
+    """Seconds of the first call and of the best later one, and MiB at the peak."""
     shapes = {'w': (side, side)} if side else LAYER
     deltas = [_delta(np.random.default_rng(seed), shapes) for seed in range(TASKS)]
     start = _peak()
@@ -115,7 +115,7 @@ def knots(rule: merging.Rule) -> merging.Rule:
         for name in deltas[0]:
             whole = jnp.concatenate([delta[name].matrix() for delta in deltas], -1)
             left, values, right = jnp.linalg.svd(whole, full_matrices=False)
-            kept = TASKS * RANK  # The others are zero.
+            kept = TASKS * RANK  # The other singular values are zero.
             bases[name] = left[:, :kept]
             scaled = values[:kept, None] * right[:kept]
             for part, piece in zip(parts, jnp.split(scaled, len(deltas), -1), strict=True):
@@ -137,12 +137,12 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _peak() -> float:
-    """MiB that this process has held at most, by the kernel's count."""
+    """The peak memory of this process in MiB, as the kernel counts it."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _error(found: merging.Delta, expected: merging.Delta) -> float:
-    """The relative norm of the difference of the first matrix."""
+    """The norm of the error of the first matrix, relative to its norm."""
     name = next(iter(found))
     right = expected[name].matrix()
     return float(jnp.linalg.norm(found[name].matrix() - right) / jnp.linalg.norm(right))

@@ -1,21 +1,21 @@
-"""What the compiler says one program costs, with the bodies of its scans counted in full.
+"""The costs of one program by the compiler, with the bodies of its scans counted in full.
 
 XLA's cost analysis counts the body of a loop once, however often it runs. A step over a stack of L
-scanned layers holds one loop forward and one backward, each of L trips, so that its count is
+scanned layers has a forward and a backward loop of L trips each, so that its count is
 
     count = outside + body,        while the program does        total = outside + L body
 
-(`body` being both loops' bodies). `outside` is everything else: the embeddings, the head, and also
-the optimiser's update of all L layers, which works on stacked leaves and is counted in full.
-The same program is compiled a second time with each such scan unrolled u times, an argument of
-`jax.lax.scan` that changes no number: its loop bodies hold u layers, its count is outside + u body,
-and so
+(`body` is the sum of both bodies). `outside` is everything else: the embeddings, the head, and the
+optimiser's update of all L layers, which works on stacked leaves and is counted in full.
+The same program is compiled again with these scans unrolled u times, by an argument of
+`jax.lax.scan` that does not change the result. Its loop bodies hold u layers, its count is
+outside + u body, and so
 
     body = (count(u) - count(1)) / (u - 1).
 
-Nothing of a looped model goes into this; that the result agrees with the looped model's own count
-is then a check of it, which the tests and the table make. u is the smallest divisor of L above one,
-so that no rest of a layer is left over.
+This does not use a looped model, so the looped model's own count is a check of the result, which
+the tests and the table make. u is the smallest divisor of L above one, so that no layers are left
+over.
 """
 
 import time
@@ -27,22 +27,22 @@ import jax.extend.core as jex
 from benchmarks.cases import Program
 from peftjax.binding import jaxprs
 
-# Optimisation of machine code comes after the passes that decide what is computed and what is kept,
-# and is most of the time of compiling: counting goes without it. Times to compile are measured with
-# the defaults, in `compile_seconds`.
+# Counting skips the optimisation of machine code, which takes most of the compile time but comes
+# after the passes that decide what is computed and kept. `compile_seconds` uses the defaults.
 COUNT_ONLY = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 class Cost(NamedTuple):
-    """Of one training step, whole program.
+    """The costs of one training step, as a whole program.
 
     Attributes:
         flops: floating-point operations without transcendental functions.
         accessed: bytes read and written by all operations, as if nothing stayed in a cache.
-        temporary: bytes of scratch memory at the peak; not affected by how loops are counted.
+        temporary: bytes of scratch memory at the peak, which does not depend on how loops are
+            counted.
         arguments: bytes of state, frozen arrays and batch.
-        outputs: bytes of the results that do not take the place of a donated argument.
-        scans: how many loops over layers were counted in full.
+        outputs: bytes of the results that do not reuse a donated argument.
+        scans: the number of loops over layers that were counted in full.
     """
 
     flops: float
@@ -54,7 +54,7 @@ class Cost(NamedTuple):
 
 
 def cost(program: Program, layers: int) -> Cost:
-    """Compiles the step, twice where it scans over `layers`, and counts."""
+    """Compiles the step, twice if it scans over `layers`, and counts."""
     arguments = (program.state, program.frozen, program.batch)
     traced = jax.jit(program.function, donate_argnums=0).trace(*arguments)
     compiled = traced.lower().compile(COUNT_ONLY)

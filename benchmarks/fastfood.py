@@ -1,4 +1,4 @@
-"""Counts what a random subspace costs: Fastfood beside a dense projection, compiled, never run.
+"""Counts the costs of a random subspace: Fastfood against a dense projection, compiled, never run.
 
 python -m benchmarks.fastfood --write
 """

@@ -1,12 +1,12 @@
-"""Kills a training run at random moments, starts it again, and compares the bits it ends with.
+"""Kills a training run at random moments, starts it again, and compares the final bits.
 
     python -m benchmarks.faults --kills 30
 
 A tiny random BERT on made-up reviews: 60 steps, a checkpoint every second step, an evaluation every
-fifth. Each trial starts a run of its own, kills it with SIGKILL at a moment drawn from its length,
-starts it again and lets it end. What the run was doing, it says itself in a file. Survived: it
-could be started again, and ended. Identical: adapter, optimiser, key and step have the same bits as
-those of the run that was left alone, and every number of its log but the speeds.
+fifth. Each trial starts a new run, kills it with SIGKILL at a random moment, starts it again and
+lets it end. The run notes in a file what it is doing. Survived: the run could be started again, and
+ended. Identical: adapter, optimiser, key, step and log, except for speeds, have the same bits as
+in an undisturbed run.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests import tiny_runs
 ROOT = pathlib.Path(__file__).parents[1]
 _LENGTH = {'duration': '60 steps', 'log_every': '2 steps'}
 _LENGTH |= {'eval_every': '5 steps', 'save_every': '2 steps'}
-# The command, with a note of what it is doing; a save goes on behind the steps until it is whole.
+# The command, with notes of what it is doing; a save runs in the background of later steps.
 _RUN = """
 import pathlib, runpy, sys
 from peftjax.train import checkpoints, loop
@@ -51,7 +51,12 @@ runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)
 
 
 class Trial(NamedTuple):
-    """One kill. doing: '' before the first step. at: the newest whole checkpoint then, or None."""
+    """One kill.
+
+    Attributes:
+        doing: the note of the run then; '' before the first step.
+        at: the newest whole checkpoint then, or None.
+    """
 
     doing: str
     at: int | None
@@ -60,7 +65,7 @@ class Trial(NamedTuple):
 
 
 def flags(folder: pathlib.Path) -> list[str]:
-    """The command's flags for a tiny run whose model and data are made in `folder`."""
+    """The flags of a tiny run, whose model and data are made in `folder`."""
     config = tiny_runs.film_reviews(folder)
     values = {
         **_LENGTH,
@@ -78,7 +83,7 @@ def flags(folder: pathlib.Path) -> list[str]:
 def trial(
     folder: pathlib.Path, arguments: list[str], seconds: tuple[float, float], seed: int
 ) -> Trial:
-    """Kills a run between two moments, counted from its first log line; see `folder/whole`."""
+    """Kills a run between two moments, counted from its first log line, and compares its end."""
     workdir, note = folder / f'run_{seed}', folder / f'note_{seed}'
     process = _start(arguments, workdir, note)
     began = time.monotonic()
@@ -101,7 +106,7 @@ def trial(
 
 
 def undisturbed(folder: pathlib.Path, arguments: list[str]) -> float:
-    """Runs to the end in `folder/whole`; gives the seconds from the first step on."""
+    """Runs to the end in `folder/whole`, and returns the seconds after the first log line."""
     process = _start(arguments, folder / 'whole', folder / 'note')
     while process.poll() is None and not list((folder / 'whole').glob('metrics.jsonl')):
         time.sleep(0.01)
@@ -131,7 +136,7 @@ def log_of(workdir: pathlib.Path) -> list[dict[str, float]]:
 def start(
     script: str, arguments: list[str], workdir: pathlib.Path, note: pathlib.Path
 ) -> subprocess.Popen[bytes]:
-    """A process that runs the script, which is told of a file for notes and given the flags."""
+    """A process that runs the script with a file for notes and the flags."""
     command = [sys.executable, '-c', script, str(note), *arguments, f'--workdir={workdir}']
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=quiet, stderr=quiet)

@@ -1,10 +1,10 @@
-"""What `peftjax.train.fit` costs beside a bare jitted loop of the same step.
+"""The overhead of `peftjax.train.fit` over a bare jitted loop of the same step.
 
     python -m benchmarks.fit_overhead --pairs 5
 
-LoRA of configs/lora_sentiment.py on MiniLM: batches of 32 rows of 64 tokens. The two take turns;
-each turn is timed from the fifth step on, when all is compiled, to the end of its last step. The
-overhead is the median over pairs of the ratio of two turns, by the clock and by processor time.
+LoRA of configs/lora_sentiment.py on MiniLM: batches of 32 rows of 64 tokens. The two run in turns.
+Each turn is timed from its fifth step, when all is compiled, to the end of its last step. The
+overhead is the median over pairs of the ratio of two turns, by wall time and by processor time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def totals(forward, batch):
 
 
 def rows(count: int):
-    """Random tokens, all rows of one length."""
+    """Random tokens, in rows of the same length."""
     rng = np.random.default_rng(0)
     return [
         {
@@ -44,7 +44,7 @@ def rows(count: int):
 
 
 def now() -> np.ndarray:
-    """Seconds of the clock and of all processors."""
+    """Seconds of wall time, and of processor time over all threads."""
     return np.asarray([time.perf_counter(), time.process_time()])
 
 

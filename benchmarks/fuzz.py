@@ -1,16 +1,16 @@
-"""Gives every reader files that were damaged or made hostile, and counts what comes of it.
+"""Gives damaged or hostile files to every reader, and counts the outcomes.
 
     python -m benchmarks.fuzz --count 50000
     python -m benchmarks.fuzz --count 2000 --reader gguf --seed 7
 
-Each case copies the files of a reader, changes one of them, and reads. A change is of bytes
-(flipped, cut, repeated, zeroed, replaced), of a field of JSON (another type, a number beyond every
-bound, a pattern that backtracks, deep lists, control characters), of the header of a safetensors
-file, or of a weight (NaN, infinity). Read: the reader took the files, and every weight is finite.
-Refused: a ValueError that names the file or its folder. Anything else is a fault, which is printed
-with its seed: an error that names no file, another exception, more than five seconds of the
-processor or sixty of the clock, a memory of more than three times the files and 200 MB, a weight
-that is not finite.
+Each case copies the files of a reader, changes one of them, and reads. It changes bytes (flipped,
+cut, repeated, zeroed, replaced), a field of JSON (another type, a huge number, a pattern that
+backtracks, deep lists, control characters), the header of a safetensors file, or a weight (NaN,
+infinity). Outcomes are: read, if the reader accepted the files and every weight is finite; refused,
+if a ValueError or an OSError names the file or its folder; or a fault, which is printed with its
+seed. Faults are an error that names no file, another exception, more than 5 s of processor time or
+60 s of wall time, more memory than three times the files plus 200 MB, or a weight that is not
+finite.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _PLACE = '\ue000'  # stands for a raw piece until the JSON is written
 
 
 class Outcome(NamedTuple):
-    """What came of a case. detail: of a fault."""
+    """The outcome of a case. detail: of a fault."""
 
     name: str
     detail: str = ''
@@ -80,7 +80,7 @@ def bytes_changed(draw: random.Random, content: bytes) -> bytes:
 
 
 def field_changed(draw: random.Random, content: bytes) -> bytes:
-    """A field of JSON that is another, gone, or there twice."""
+    """JSON with one field changed, removed, or replaced by another one."""
     try:
         value = json.loads(content)
     except ValueError:
@@ -124,7 +124,7 @@ def _places(value: Any) -> Any:
 
 
 def tensors_changed(draw: random.Random, content: bytes) -> bytes:
-    """A safetensors file with another header, or with weights that are no numbers."""
+    """A safetensors file with a changed header, or with a weight that is NaN or infinite."""
     (length,) = struct.unpack_from('<Q', content)
     header, data = content[8 : 8 + length], bytearray(content[8 + length :])
     if draw.random() < 0.5 and data:
@@ -137,7 +137,7 @@ def tensors_changed(draw: random.Random, content: bytes) -> bytes:
 
 
 def change_of(draw: random.Random, file: pathlib.Path) -> Callable[[random.Random, bytes], bytes]:
-    """A change that fits a file, or one of bytes."""
+    """A change for the format of a file, or a change of bytes."""
     if draw.random() < 0.35:
         return bytes_changed
     if file.suffix == '.safetensors':
@@ -184,7 +184,7 @@ def _read(reader: fuzz_readers.Reader, folder: pathlib.Path, file: pathlib.Path)
             not (each.isprintable() or each in '\n\t' or ord(each) >= 160) for each in text
         )
         return Outcome('unescaped', text[:300]) if hidden else Outcome('refused')
-    except Exception as error:  # noqa: BLE001 (any: that is what is looked for)
+    except Exception as error:  # noqa: BLE001 (any other exception is a fault)
         return Outcome('crash', f'{type(error).__name__}: {str(error)[:300]}')
     for leaf in jax.tree.leaves(found):
         if hasattr(leaf, 'dtype') and not finite.is_finite(np.asarray(leaf)):
@@ -193,7 +193,7 @@ def _read(reader: fuzz_readers.Reader, folder: pathlib.Path, file: pathlib.Path)
 
 
 def _memory() -> int:
-    """The most bytes that the process held since the mark was reset."""
+    """The peak memory of the process in bytes, since the last reset."""
     text = pathlib.Path('/proc/self/status').read_text()
     return int(text.partition('VmHWM:')[2].split()[0]) * 1024
 
@@ -201,11 +201,11 @@ def _memory() -> int:
 def run(
     readers: Sequence[fuzz_readers.Reader], count: int, seed: int, seconds: float
 ) -> dict[str, collections.Counter[str]]:
-    """Counts of outcomes by reader; stops early when the time is over."""
+    """Counts of outcomes by reader; stops early after `seconds`."""
     counts = {reader.name: collections.Counter[str]() for reader in readers}
     weights = [reader.weight for reader in readers]
     for reader in readers:
-        reader.read(reader.files)  # So that no case pays for imports.
+        reader.read(reader.files)  # Imports happen here and not in a case.
     ends = time.monotonic() + seconds
     for number in range(seed, seed + count):
         [reader] = random.Random(number).choices(readers, weights)
@@ -225,8 +225,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--count', type=int, default=50_000)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--seconds', type=float, default=600.0, help='of all cases')
-    parser.add_argument('--reader', action='append', help='may be given again; all unless given')
+    parser.add_argument('--seconds', type=float, default=600.0, help='for all cases together')
+    parser.add_argument('--reader', action='append', help='may be given again; default: all')
     given = parser.parse_args()
 
     def late(*_: Any) -> None:

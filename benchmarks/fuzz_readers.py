@@ -1,4 +1,4 @@
-"""The readers that `benchmarks.fuzz` tries, each with whole files of its own."""
+"""The readers that `benchmarks.fuzz` tries, each with valid files."""
 
 import json
 import pathlib
@@ -27,10 +27,10 @@ class Reader(NamedTuple):
     """A reader.
 
     Attributes:
-        name: of it.
-        files: a folder that it reads.
-        read: what it makes of such a folder; its arrays are looked at.
-        weight: how often it is tried, beside the others.
+        name: of the reader.
+        files: a folder that it can read.
+        read: reads a folder; the arrays in its result are checked.
+        weight: how often it is tried, relative to the others.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Reader(NamedTuple):
 
 
 def readers(folder: pathlib.Path) -> list[Reader]:
-    """All of them, with files made in a folder."""
+    """All readers, with files made in a folder."""
     base = _base(folder / 'base')
     model = peftjax.load(base, scan=False)
     return [
@@ -139,7 +139,7 @@ def _opened(folder: pathlib.Path) -> Checkpoints:
 
 
 def _checkpoints(folder: pathlib.Path) -> Reader:
-    """Two checkpoints: what is read must be one of them, bit by bit."""
+    """Two checkpoints; the result must have the bits of one of them."""
     checkpoints = _opened(folder)
     for step in (4, 8):
         checkpoints.save(_state(step), {'data': {'next_index': step}})
@@ -165,7 +165,7 @@ def _checkpoints(folder: pathlib.Path) -> Reader:
 
 
 def _run(folder: pathlib.Path) -> Reader:
-    """What a run leaves: its settings, its result and its log."""
+    """The settings, the result and the log in the folder of a run."""
     settings = peftjax.train.Settings().change({'model.source': 'x', 'data.source': 'y'})
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(settings.to_dict()))

@@ -1,20 +1,20 @@
-"""What peftjax does on one GPU, with torch and peft beside it: a short session.
+"""Measures peftjax on one GPU against torch and peft, in a short session.
 
     python -m benchmarks.gpu --out runs/gpu
     python -m benchmarks.gpu --out runs/gpu --tiny --skip-torch    # small shapes, on any device
 
-It takes `--minutes` at most, 8 unless given. Weights are random, of the shapes of TinyLlama (1.1B)
-and SmolLM2 (135M).
+It takes at most `--minutes` (8). Weights are random, in the shapes of TinyLlama (1.1B) and SmolLM2
+(135M).
 
 Rows: a training step in bfloat16 of 4 x 2048 tokens with LoRA on q and v, LoRA on all matrices, all
 parameters, and LoRA on NF4, each by peftjax and by torch with transformers and peft on the same
-GPU; 1, 4, 16 and 64 runs in one program; decoding of 64 rows; fused attention beside the plain
+GPU; 1, 4, 16 and 64 runs in one program; decoding of 64 rows; fused attention against the plain
 route.
 
-Each row is a process of its own, one after another, so that a row that fails costs no other, and
-that its peak of memory is its own. OUT/gpu.json holds every number and OUT/gpu.md the table; both
-are written after each row. Model FLOPs are 4N a token, forward and backward through a frozen base
-of N parameters, and 6N where all train; MFU is their rate by the machine's rate for bfloat16.
+Each row runs in a separate process, one after another, so that rows do not share failures or peaks
+of memory. OUT/gpu.json holds every number and OUT/gpu.md the tables; both are written after each
+row. Model FLOPs for each token are 4N through a frozen base of N parameters, forward and backward,
+and 6N if all parameters train; MFU is the ratio of their rate to the machine's rate for bfloat16.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from benchmarks.gpu_models import METHODS, SHAPES
 from peftjax.plan.machines import machine_of
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A row is not begun with less time left, and ended after so long.
+# Seconds: a row needs at least LEAST to begin, and is ended after MOST.
 LEAST, MOST = 15.0, 150.0
 Row = dict[str, Any]
 
 
 def rows(tiny: bool) -> list[Row]:
-    """All rows, the most telling first: those for which no time is left are skipped."""
+    """All rows, the most important first: the last ones are skipped if time runs out."""
     large, small = ('tiny', 'tiny') if tiny else ('1.1B', '135M')
     size = {'rows': 2, 'length': 32, 'steps': 2} if tiny else {}
     step = {'kind': 'train', 'shape': large, 'remat': None, 'rows': 4, 'length': 2048, 'steps': 12}
@@ -55,7 +55,7 @@ def rows(tiny: bool) -> list[Row]:
     decode |= {'new': 4, **size} if tiny else {}
     many = decode['rows']
     decodes = [{**decode, 'adapters': count, 'side': 'peftjax'} for count in (0, many, 1)]
-    # torch writes so slowly with many adapters that one turn has to do.
+    # torch decodes so slowly with many adapters that there is only one turn.
     slow = {**decode, 'adapters': many, 'side': 'torch', 'method': 'LoRA q,v', 'remat': None}
     decodes.append({**slow, 'new': min(16, decode['new']), 'steps': 1})
     lean = [{**pairs[i], 'remat': 'full'} for i in (0, 1)]
@@ -72,7 +72,7 @@ def command(row: Row, python: str, torch_python: str) -> list[str]:
 
 
 def measure(words: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Runs one row: its numbers, or why there are none under 'error'."""
+    """Runs one row: its numbers, or the reason why there are none as 'error'."""
     try:
         done = subprocess.run(
             words, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
@@ -95,7 +95,7 @@ def _last_lines(text: str) -> str:
 
 
 def with_mfu(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the share of the machine's rate, where both are known."""
+    """The result with its MFU, if the rate of the machine is known."""
     machine = machine_of(result.get('device', ''))
     if machine is None or 'model_tflops' not in result:
         return result
@@ -103,7 +103,7 @@ def with_mfu(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(out: pathlib.Path, todo: Sequence[Row], minutes: float, torch_python: str) -> list[Row]:
-    """Measures rows until the time is over, and writes what there is after each of them."""
+    """Measures rows until the time is over, and writes all results after each of them."""
     out.mkdir(parents=True, exist_ok=True)
     begun, done = time.monotonic(), []
     for row in todo:
@@ -123,7 +123,7 @@ def run(out: pathlib.Path, todo: Sequence[Row], minutes: float, torch_python: st
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    """The whole file or the one before it: the process may be killed at any time."""
+    """Replaces a file at once, since the process may be killed at any time."""
     fresh = path.with_suffix('.part')
     fresh.write_text(text)
     os.replace(fresh, path)
@@ -132,11 +132,13 @@ def _write(path: pathlib.Path, text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--out', type=pathlib.Path, required=True, help='the folder to write')
-    parser.add_argument('--minutes', type=float, default=8.0, help='what is not begun is skipped')
+    parser.add_argument('--minutes', type=float, default=8.0, help='later rows are skipped')
     parser.add_argument('--tiny', action='store_true', help='small shapes, to try the program')
-    parser.add_argument('--kinds', nargs='*', metavar='KIND', help='train, attention, ...; or all')
+    parser.add_argument(
+        '--kinds', nargs='*', metavar='KIND', help='train, attention, ...; default: all'
+    )
     parser.add_argument('--torch-python', default=sys.executable, help='has torch and peft')
-    parser.add_argument('--skip-torch', action='store_true', help='leave the rows of torch out')
+    parser.add_argument('--skip-torch', action='store_true', help='skip the rows of torch')
     given = parser.parse_args(argv)
     todo = [
         row

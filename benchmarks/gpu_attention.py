@@ -1,4 +1,4 @@
-"""Fused attention beside the plain route: times, memory, and errors against float32."""
+"""Fused attention against the plain route: times, memory, and errors against float32."""
 
 import functools
 import statistics
@@ -17,7 +17,7 @@ NAMES = ('out', 'dq', 'dk', 'dv')
 
 
 def compare(row: dict[str, Any]) -> dict[str, Any]:
-    """Causal attention, forward and backward, by the kernel that `attend` chooses and plainly."""
+    """Causal attention, forward and backward, by `attend`'s choice of a kernel and by 'plain'."""
     arrays = _arrays(row, jnp.bfloat16)
     exact = jax.jit(_both(_reference))(*(each.astype(jnp.float32) for each in arrays))
     result: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def _both(call: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]
 
 
 def _reference(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """The definition, all scores at once, at the highest precision."""
+    """Attention by its definition, with all scores at once, at the highest precision."""
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, width)
     with jax.default_matmul_precision('highest'):

@@ -1,4 +1,4 @@
-"""Llamas of the GPU benchmark: their shapes, and random weights made where they are used."""
+"""Llamas of the GPU benchmark: their shapes, and random weights made on the device."""
 
 import math
 from typing import Any
@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         'tie_word_embeddings': False,
     },
 }
-"""TinyLlama's and SmolLM2's, by the names of their fields in config.json, and one for tests."""
+"""The shapes of TinyLlama, SmolLM2 and a model for tests, by the fields of config.json."""
 
 METHODS = {
     'LoRA q,v': lambda: peftjax.lora(rank=8, targets=r'layers.*/(q|v)_proj'),
@@ -52,7 +52,7 @@ METHODS = {
     'full': peftjax.full,
     'NF4, LoRA q,v': lambda: peftjax.lora(rank=8, targets=r'layers.*/(q|v)_proj'),
 }
-"""What the rows train."""
+"""The methods of the rows."""
 
 
 def abstract_model(shape: str, *, remat: str | None, quantize: str | None) -> peftjax.Model:
@@ -66,9 +66,9 @@ def abstract_model(shape: str, *, remat: str | None, quantize: str | None) -> pe
 
 
 def random_model(shape: str, *, remat: str | None, quantize: str | None) -> peftjax.Model:
-    """The same with random weights, made and packed one leaf after the other.
+    """The same with random weights, made and quantised one leaf after another.
 
-    So the memory in use never exceeds that of the model and one leaf by much, and the peak of the
+    The memory in use therefore stays close to that of the model and one leaf, and the peak of the
     process is that of the step.
     """
     model = abstract_model(shape, remat=remat, quantize=None)
@@ -86,7 +86,7 @@ def random_model(shape: str, *, remat: str | None, quantize: str | None) -> peft
 
 
 def parameters(model: peftjax.Model) -> int:
-    """How many the model has."""
+    """The number of parameters of the model."""
     return sum(math.prod(leaf.shape) for leaf in paths.flatten(model.params).values())
 
 
@@ -95,6 +95,6 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def batch_of(shape: str, rows: int, length: int) -> dict[str, jax.Array]:
-    """Random tokens, each to be followed by the next; the last by the first."""
+    """Random tokens, and as targets the next ones; the last position has the first token."""
     ids = jax.random.randint(jax.random.key(7), (rows, length), 0, SHAPES[shape]['vocab_size'])
     return {'input_ids': ids, 'targets': jnp.roll(ids, -1, axis=1)}

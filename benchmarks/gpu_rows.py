@@ -1,4 +1,4 @@
-"""One row of the GPU benchmark in a process of its own, so that its peak of memory is its own.
+"""One row of the GPU benchmark in a separate process, so that its peak memory is measured alone.
 
     python -m benchmarks.gpu_rows '<row as JSON>'
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# JAX otherwise takes three quarters of the GPU at once. Set before it starts.
+# By default JAX takes three quarters of the GPU at once. This must be set before it starts.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import jax
@@ -31,7 +31,7 @@ Result = dict[str, Any]
 
 
 def train(row: dict[str, Any]) -> Result:
-    """A training step: its time, its rate, and its memory beside what was planned."""
+    """A training step: its time, its rate, and its measured and planned memory."""
     quantize = 'nf4' if row['method'].startswith('NF4') else None
     transform, optimizer = METHODS[row['method']](), optax.adamw(1e-4)
     shapes = abstract_model(row['shape'], remat=row['remat'], quantize=quantize)
@@ -43,7 +43,7 @@ def train(row: dict[str, Any]) -> Result:
     adapter = _adapter(transform, model)
     frozen = transform.freeze(model, adapter)
     state = peftjax.train.init_state(adapter, optimizer, jax.random.key(2))
-    del model, adapter  # The base of `full` is then held no more.
+    del model, adapter  # This frees the base of `full`.
     trainable = sum(leaf.size for leaf in jax.tree.leaves(state.adapter))
     compiled, seconds = _compile(jax.jit(step, donate_argnums=0), state, frozen, batch)
     before = _peak()
@@ -67,7 +67,7 @@ def train(row: dict[str, Any]) -> Result:
 
 
 def sweep(row: dict[str, Any]) -> Result:
-    """K runs of one shape in one program: tokens of all runs a second."""
+    """K runs of the same shape in one program: tokens per second of all runs together."""
     model = random_model(row['shape'], remat=row['remat'], quantize=None)
     transform = METHODS['LoRA q,v']()
     batch = batch_of(row['shape'], row['rows'], row['length'])
@@ -98,9 +98,9 @@ def sweep(row: dict[str, Any]) -> Result:
 
 
 def decode(row: dict[str, Any]) -> Result:
-    """Many rows that write tokens behind a prompt, the prompt's time included.
+    """Many rows that continue a prompt; the time includes the prompt.
 
-    By the base alone, with one adapter, or with one for each row.
+    The base answers alone, with one adapter, or with an adapter for each row.
     """
     model = random_model(row['shape'], remat=None, quantize=None)
     transform = METHODS['LoRA q,v']() if row['adapters'] else peftjax.chain()
@@ -155,7 +155,7 @@ def _compile(jitted: Any, *arguments: Any) -> tuple[Any, float]:
 
 
 def _times(take: Callable[[], float], steps: int, warm_up: int = 2) -> tuple[list[float], list]:
-    """Wall seconds of each step that counts, and what all of them returned."""
+    """Wall seconds of each step after the warm-up, and the results of all steps."""
     times, results = [], []
     for _ in range(warm_up + steps):
         begun = time.perf_counter()
@@ -175,13 +175,13 @@ def _rates(times: list[float], tokens: int, flops_per_token: int) -> Result:
 
 
 def _peak() -> int | None:
-    """The most bytes that the device had in use since the process began, where it says so."""
+    """The peak of bytes in use on the device since the process began; None if it is unknown."""
     stats = jax.devices()[0].memory_stats()
     return None if stats is None else stats.get('peak_bytes_in_use')
 
 
 def _memory(compiled: Any, before: int | None) -> Result:
-    """The peak as measured, and by the compiler; `peak_before` is that of making the weights."""
+    """The measured peak and the compiler's; `peak_before` is the peak while weights were made."""
     memory: Any = compiled.memory_analysis()
     counted = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak = getattr(memory, 'peak_memory_in_bytes', 0)
@@ -202,7 +202,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], Result]] = {
 
 
 def main(row: dict[str, Any]) -> None:
-    """Measures a row and prints what was found."""
+    """Measures a row and prints the result."""
     result = KINDS[row['kind']](row)
     result['device'] = jax.devices()[0].device_kind
     print(json.dumps(result), flush=True)

@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 
 def page(rows: Sequence[Row]) -> str:
-    """All tables in Markdown, and below them the rows without numbers."""
+    """All tables in Markdown, followed by the rows without numbers."""
     parts = []
     for kind, cells in (
         ('train', _train),
@@ -27,7 +27,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def line(row: Row) -> str:
-    """A row in one line, for the terminal."""
+    """A row as one line for the terminal."""
     result = row['result']
     what = ', '.join(
         str(row[name]) for name in ('kind', 'side', 'method', 'runs', 'remat') if row.get(name)
@@ -68,7 +68,7 @@ def _train(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _of_torch(row: Row, rows: Sequence[Row]) -> str:
-    """Our tokens a second by torch's, of the same step."""
+    """The ratio of our tokens per second to torch's, for the same step."""
     same = ('method', 'shape', 'rows', 'length', 'remat')
     theirs = [
         each['result']['tokens_per_second']

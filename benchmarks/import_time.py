@@ -1,6 +1,6 @@
-"""Times `import peftjax` beside `import flax`, each in a fresh process, in turns.
+"""Times `import peftjax` against `import flax`, each in a fresh process, in turns.
 
-What `import peftjax` leaves for later is timed too: NNX for `wrap`, families and files for `load`.
+Parts that `import peftjax` defers are timed too: NNX for `wrap`, families and files for `load`.
 
 python -m benchmarks.import_time --write
 """
@@ -15,13 +15,13 @@ from absl import app
 from benchmarks import options, report
 from benchmarks.turns import ROOT
 
-# Timed inside the process: starting Python is neither's cost.
+# Timed inside the process, without the start of Python.
 _CODE = 'import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)'
 _TIMED = ('import flax', 'from flax import nnx', 'import peftjax', 'from peftjax import load, wrap')
 
 
 def seconds(statement: str) -> float:
-    """Of one statement in a new process."""
+    """The seconds of one statement in a new process."""
     done = subprocess.run(
         [sys.executable, '-c', _CODE.format(statement)],
         capture_output=True,
@@ -34,7 +34,7 @@ def seconds(statement: str) -> float:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    # Once each beforehand: reading files from a cold disk is neither's cost.
+    # Once beforehand, so that no turn reads files from a cold disk.
     for statement in _TIMED:
         seconds(statement)
     turns = [[seconds(statement) for statement in _TIMED] for _ in range(options.PAIRS.value)]

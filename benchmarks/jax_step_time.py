@@ -1,4 +1,4 @@
-"""The worker of `benchmarks.step_time` on our side: real arrays, random weights.
+"""The worker of `benchmarks.step_time` for peftjax: real arrays, random weights.
 
 python -m benchmarks.jax_step_time '<task as JSON>'
 """
@@ -30,7 +30,7 @@ def batch_arrays(shapes: Any, task: dict[str, Any]) -> Any:
 
 def main(task: dict[str, Any]) -> None:
     """Builds the step and serves it."""
-    # JAX makes its threads when it is first used, which is below.
+    # JAX makes its threads on first use, which is below.
     turns.use_cores(task['cores'])
     work = workload(task['family'], task['size'], scan=task['scan'])
     transform = work.methods[task['method']].transform

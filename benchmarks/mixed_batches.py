@@ -1,13 +1,13 @@
-"""What a batch whose rows have an adapter each costs beside one adapter for all rows.
+"""The cost of a batch with an adapter for each row, against one adapter for all rows.
 
     python -m benchmarks.mixed_batches
     python -m benchmarks.mixed_batches --torch_python <a Python with torch, transformers, peft>
 
-Forward passes of the MiniLM shape with 64 rows and LoRA r=8 on all matrices of its layers: 64
-adapters, and one, in turns; so the `adapter_names` of Hugging Face peft. Then text of the SmolLM2
-shape: 64 rows, 64 new tokens, 64 adapters and one, in turns; how long another adapter takes from
-its arrays to its first token; and the memory of a bank of 1,000. Random weights. A ratio is the
-median over pairs, mixed / one.
+Forward passes of the MiniLM shape with 64 rows and LoRA r=8 on all matrices of its layers, with 64
+adapters and with one, in turns; the same by `adapter_names` of Hugging Face peft. Then generation
+with the SmolLM2 shape: 64 rows, 64 new tokens, 64 adapters and one, in turns; the time from the
+arrays of a new adapter to its first token; and the memory of a bank of 1,000. Weights are random. A
+ratio is the median over pairs, mixed / one.
 """
 
 import itertools
@@ -31,9 +31,9 @@ from peftjax.models.bert import Bert
 from peftjax.models.llama import Llama
 
 _PAIRS = flags.DEFINE_integer('pairs', 7, 'turns of each side')
-_ROWS = flags.DEFINE_integer('batch_rows', 64, 'rows of a batch, and adapters')
+_ROWS = flags.DEFINE_integer('batch_rows', 64, 'rows in a batch, and adapters')
 _LENGTHS = flags.DEFINE_multi_integer('length', [32, 8, 1], 'tokens of a row; repeatable')
-_NEW = flags.DEFINE_integer('new_tokens', 64, 'tokens that are written')
+_NEW = flags.DEFINE_integer('new_tokens', 64, 'tokens to generate')
 _SIZE = flags.DEFINE_enum('shape', 'real', ['real', 'tiny'], 'of the models')
 _TORCH = flags.DEFINE_string('torch_python', None, 'a Python with torch, transformers and peft')
 
@@ -58,7 +58,7 @@ def _milliseconds(take: Take) -> float:
 def bank_of(
     model: peftjax.Model, count: int
 ) -> tuple[list[serving.Trained], serving.Bank, peftjax.Frozen]:
-    """Adapters of random numbers, one by one and as a bank."""
+    """Random adapters, as a list and as a bank."""
     tx = peftjax.lora(rank=8, targets='all-linear')
     first, beside = tx.init(jax.random.key(0), model)
     members = [(tx, peftjax.testing.perturb(first, seed, 0.02), beside) for seed in range(count)]
@@ -66,7 +66,7 @@ def bank_of(
 
 
 def forward_rows(lengths: list[int], rows: int, pairs: int, size: str) -> Iterator[tuple[str, ...]]:
-    """A row of the table for each length: ours."""
+    """A row of the table for each length, by peftjax."""
     module = Bert(SIZES['bert'][size])
     model = _model(module, jnp.ones((rows, lengths[0]), jnp.int32))
     members, bank, frozen = bank_of(model, rows)
@@ -89,7 +89,7 @@ def forward_rows(lengths: list[int], rows: int, pairs: int, size: str) -> Iterat
 def torch_rows(
     python: str, lengths: list[int], rows: int, pairs: int, size: str
 ) -> Iterator[tuple[str, ...]]:
-    """The same by Hugging Face peft, which takes its turns in one process of its own."""
+    """The same by Hugging Face peft, whose turns run in a separate process."""
     for length in lengths:
         config = {
             name: getattr(SIZES['bert'][size], name)
@@ -110,7 +110,7 @@ def torch_rows(
 
 
 def text_rows(rows: int, count: int, pairs: int, size: str) -> Iterator[tuple[str, ...]]:
-    """Text of a decoder, and what another adapter takes."""
+    """Rows for text of a decoder, and for a new adapter."""
     ids = jnp.asarray(np.random.default_rng(0).integers(1, 200, (rows, 16)), jnp.int32)
     model = _model(Llama(SIZES['llama'][size]), ids)
     members, bank, frozen = bank_of(model, rows)
@@ -141,7 +141,7 @@ def text_rows(rows: int, count: int, pairs: int, size: str) -> Iterator[tuple[st
 
 
 def memory_row(size: str) -> tuple[str, ...]:
-    """The bytes of a bank of 1,000 adapters over those of the adapters, on the MiniLM shape."""
+    """The ratio of the bytes of a bank of 1,000 adapters to those of the adapters, on MiniLM."""
     model = _model(Bert(SIZES['bert'][size]), jnp.ones((1, 4), jnp.int32))
     tx = peftjax.lora(rank=8, targets='all-linear')
     bank, _ = jax.eval_shape(lambda: serving.bank(model, transform=tx, slots=1001))

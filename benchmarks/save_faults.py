@@ -1,12 +1,12 @@
-"""Kills saves, fills disks under them, and lets two writers and a reader meet in one folder.
+"""Kills saves, fills their disks, and lets two writers and a reader share a folder.
 
     python -m benchmarks.save_faults --saves 1000 --kills 30 --disks 20
 
-Writers: `save`, `save_adapter`, `save_checkpoint`, `export_gguf`. Saves: two processes save, each
-with a number of its own in every array, and a third reads all the while; mixed is a read with two
-numbers in it. Kills: a process that saves over and over is killed with SIGKILL at a drawn moment;
-what is there must be one save. Disks: a save may write a drawn number of bytes to each file, as on
-a disk that is full; it must end with an error, and the older save must have the same bytes.
+The writers are `save`, `save_adapter`, `save_checkpoint` and `export_gguf`. Saves: two processes
+save, each with its own number in every array, while a third reads; a read that finds two numbers is
+mixed. Kills: a process that saves again and again is killed with SIGKILL at a random moment; it
+must leave one whole save. Disks: a save may write only a random number of bytes to each file, as on
+a full disk; it must end with an error, and leave the bytes of the older save.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _CONTEXT = multiprocessing.get_context('spawn')
 
 
 class Saves:
-    """Each writer on a tiny Llama, and what reads it again."""
+    """Each writer on a tiny Llama, and its reader."""
 
     def __init__(self, base: pathlib.Path):
         self._base = base
@@ -70,7 +70,7 @@ class Saves:
         peftjax.export_gguf(folder / 'x.gguf', self.model, self._transform, adapter)
 
     def number(self, name: str, folder: pathlib.Path) -> int | None:
-        """The number that a folder holds; None of one in which there are several."""
+        """The number in the arrays of a folder; None if there are several."""
         leaves = jax.tree.leaves(self.readers[name](folder))
         found = {int(each) for leaf in leaves for each in np.unique(leaf)}
         return found.pop() if len(found) == 1 else None
@@ -119,7 +119,7 @@ def kill(base: pathlib.Path, folder: pathlib.Path, name: str, seed: int) -> bool
 
 
 def full_disk(saves: Saves, folder: pathlib.Path, name: str, seed: int) -> bool:
-    """Whether a save on a full disk ended with an error and left the older one as it was."""
+    """Whether a save on a full disk ended with an error and left the older save unchanged."""
     target = folder / f'disk_{seed}'
     target.mkdir()
     saves.writers[name](target, 0)

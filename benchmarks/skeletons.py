@@ -1,9 +1,8 @@
-"""Shapes of architectures that peftjax does not have, as far as counting parameters goes.
+"""Skeletons of architectures that peftjax does not have, to count parameters.
 
-A skeleton owns the parameters of the real model, under names that say what each is for, and passes
-its inputs through all of them, so that the sites of adapters are found. It is no reimplementation:
-scales, biases of relative positions and masks are left out of the arithmetic, and it is only ever
-traced abstractly.
+A skeleton has the parameters of the real model and passes its inputs through all of them, so that
+the sites of adapters are found. It is no reimplementation: its arithmetic has no scales, relative
+position biases or masks, and it is only traced abstractly.
 """
 
 import dataclasses
@@ -29,14 +28,16 @@ class Shape:
     """A stack of transformer layers, or an encoder and a decoder.
 
     Attributes:
-        layers, decoder_layers: without the second it is one stack named `decoder`.
+        layers, decoder_layers: without the latter there is one stack, named `decoder`.
         width, inner, heads, head_dim, vocab: as usual.
-        biased: which linear layers have a bias, of q, k, v, o, wi_0, wi_1, wo.
-        gated: a feed-forward layer of three matrices wi_0, wi_1, wo, and not of wi_0 and wo.
-        rms: norms with a scale alone.
-        final_norm: behind each stack. embedding_norm: before each.
-        positions: learned positions of each stack. buckets: T5's relative positions, a bias a head.
-        tied: the head is the embedding.
+        biased: the linear layers that have a bias, of q, k, v, o, wi_0, wi_1, wo.
+        gated: whether a feed-forward layer has wi_0, wi_1 and wo instead of wi_0 and wo.
+        rms: whether norms have only a scale.
+        final_norm: a norm after each stack.
+        embedding_norm: a norm before each stack.
+        positions: the number of learned positions of each stack.
+        buckets: of T5's relative positions, with a bias for each head.
+        tied: whether the head is the embedding.
     """
 
     layers: int
@@ -167,11 +168,12 @@ def zeros(inputs: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def build(arch: str, sizes: dict[str, Any]) -> peftjax.Model:
-    """The abstract model of an entry `model` of paper_counts.json; `arch` is one of its words,
-    or one of them and `+biases`.
+    """The abstract model of an entry `model` of paper_counts.json.
+
+    arch: of the entry, or with `+biases` added.
 
     Raises:
-        KeyError: an architecture that is not here.
+        KeyError: the architecture is unknown.
     """
     return _BUILD[arch](sizes)
 
@@ -223,7 +225,7 @@ def _gpt2(sizes: dict[str, Any]) -> peftjax.Model:
 
 
 def _gpt(sizes: dict[str, Any]) -> peftjax.Model:
-    # As `_gpt2`, but q, k and v are three matrices, as the papers count them.
+    # Like `_gpt2`, but with q, k and v as three matrices, as the papers count them.
     shape = Shape(
         **_common(sizes),
         head_dim=sizes['d_model'] // sizes['heads'],
@@ -271,7 +273,7 @@ def _matrix(sizes: dict[str, Any]) -> peftjax.Model:
 _BUILD = {
     'bert': _bert,
     'roberta': _roberta,
-    # DeBERTa's layers are BERT's; its relative positions are in no count of an adapter.
+    # DeBERTa has BERT's layers; counts of adapters do not include its relative positions.
     'deberta-v2': _bert,
     'deberta-v3': _bert,
     'gpt2': _gpt2,
@@ -279,7 +281,7 @@ _BUILD = {
     'llama': _llama,
     't5': _t5,
     't5.1.1': lambda sizes: _t5(sizes, gated=True, tied=False),
-    # T-Few puts biases into a model that has none; its pattern misses wo.
+    # T-Few adds biases to a model without any; its pattern does not match wo.
     't5.1.1+biases': lambda sizes: _t5(sizes, gated=True, tied=False, biased=_ALL - {'wo'}),
     'bart': _bart,
     'matrix': _matrix,

@@ -1,11 +1,11 @@
 """Counts what one training step costs, for every method and route.
 
-    python -m benchmarks.step_cost                      both models, looped and scanned, real shapes
-    python -m benchmarks.step_cost --model bert --write and keeps the table in benchmarks/README.md
-    python -m benchmarks.step_cost --compile_times      wall time of compiling, scanned and looped
+    python -m benchmarks.step_cost                      # both models, looped and scanned
+    python -m benchmarks.step_cost --model bert --write # writes the table into benchmarks/README.md
+    python -m benchmarks.step_cost --compile_times      # wall time of compiling
 
-Parameters are abstract, so nothing but the compiler runs and the counts do not depend on load. How
-loops are counted in full is told in `benchmarks.counting`.
+Parameters are abstract: only the compiler runs, and the counts do not depend on load.
+`benchmarks.counting` explains how loops are counted in full.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 def measure(work: Workload, layers: int, scan: bool) -> Iterator[Row]:
-    """A row for every method and route that it has."""
+    """A row for every method and each of its routes."""
     for name, method in work.methods.items():
         trainable = peftjax.summary(method.transform, work.model).trainable
         for route in ('rules', 'merged') if method.two_routes else ('rules',):
@@ -70,7 +70,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def count(family: str) -> tuple[str, list[Row]]:
-    """The title and the rows of one model, printing each row as it comes."""
+    """The title and the rows of one model; prints each row as it is made."""
     title, rows = '', []
     for scan in (True, False) if _LOOPED.value else (True,):
         work = workload(family, options.SIZE.value, scan=scan, layers=_LAYERS.value)

@@ -3,11 +3,11 @@
     python -m benchmarks.step_time --model bert
     python -m benchmarks.step_time --torch_python <a Python with torch, transformers, peft> --write
 
-Each side warms up (compiling is not counted) and then takes its turns: ours, theirs, ours, theirs,
-while the other waits. A turn is the median of `--steps` steps. The ratio is taken pair by pair:
-ours / theirs, below one where ours is faster. *CPU time* is the median ratio of processor time, all
-threads together: with `--cores 1` it hardly depends on what else the machine does (with more cores
-it counts waiting in spin locks, too).
+Each side warms up (compiling is not counted). Then they run in turns, and one waits while the other
+runs. A turn is the median of `--steps` steps. The ratio ours / theirs is taken pair by pair; below
+one, ours is faster. *CPU time* is the median ratio of processor time over all threads. With
+`--cores 1` it hardly depends on other work on the machine; with more cores it also counts waiting
+in spin locks.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ from benchmarks.cases import BATCHES, SIZES, TITLES
 _METHODS = flags.DEFINE_multi_string(
     'method', ['full', 'LoRA r=8, q v', 'LoRA r=8, all-linear'], 'rows of the table; repeatable'
 )
-_ROUTE = flags.DEFINE_enum('route', 'rules', ['rules', 'merged'], 'how ours computes')
+_ROUTE = flags.DEFINE_enum('route', 'rules', ['rules', 'merged'], 'of our side')
 _SCAN = flags.DEFINE_bool('scan', False, 'scanned layers on our side')
 _TORCH = flags.DEFINE_string('torch_python', None, 'a Python with torch, transformers and peft')
-_STEPS = flags.DEFINE_integer('steps', 3, 'steps of a turn, of which the median counts')
+_STEPS = flags.DEFINE_integer('steps', 3, 'steps of a turn, whose median is used')
 _CORES = flags.DEFINE_integer('cores', None, 'how many cores each side may use; default all')
 
 _HEADER: tuple[str, ...] = (
     *('method', 'ours ms', 'torch ms', 'ours / torch, pair by pair', 'median', 'CPU time'),
     *('ours peak MiB', 'torch peak MiB', 'trainable'),
 )
-# The fields that transformers' own config of the family has under the same name.
+# Fields with the same name in transformers' config of the family.
 _SHARED = (
     *('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'),
     *('num_key_value_heads', 'head_dim', 'tie_word_embeddings'),
@@ -44,7 +44,7 @@ _SHARED = (
 
 
 def task_of(family: str, method: str) -> dict[str, Any]:
-    """What both workers are told."""
+    """The task of both workers."""
     config = vars(SIZES[family][options.SIZE.value])
     return {
         'family': family,
@@ -90,7 +90,7 @@ def row(method: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -
     if theirs and theirs[0]['trainable'] != ours[0]['trainable']:
         raise ValueError(
             f'{method}: ours trains {ours[0]["trainable"]:,} parameters, theirs '
-            f'{theirs[0]["trainable"]:,}: not the same step'
+            f'{theirs[0]["trainable"]:,}; the steps must be the same'
         )
     ratios = _ratios(mine, other)
     processor = _ratios(_medians(ours, 'cpu_ms'), _medians(theirs, 'cpu_ms'))
@@ -112,7 +112,7 @@ def _medians(turns_of_side: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    # Without a torch side there is nothing to divide by, hence no ratio.
+    # Without a torch side there are no ratios.
     return [a / b for a, b in zip(ours, theirs, strict=bool(theirs))]
 
 

@@ -1,15 +1,15 @@
-"""Kills a sweep at random moments, starts it again, and compares what its rows end with.
+"""Kills a sweep at random moments, starts it again, and compares the results of its runs.
 
     python -m benchmarks.sweep_faults --kills 10
     python -m benchmarks.sweep_faults --kills 10 --search
 
-Six rows of a tiny random BERT on made-up reviews, in groups of two: 24 steps each, a checkpoint of
-the group every fourth. With --search they are drawn two at a time, and the worse of two stops after
-eight steps. Each trial starts a sweep in a folder of its own, kills it with SIGKILL when
-its logs have a drawn number of lines, at a drawn moment after that, starts two workers on the same
-folder and lets them end. Lost: rows
-without a result. Twice: rows that were over at the kill and whose result was written again, or that
-both workers trained. Identical: every row has the bits and the log of the sweep left alone.
+Six runs of a tiny random BERT on made-up reviews, in groups of two: 24 steps each, with a
+checkpoint of the group every fourth step. With --search they are drawn two at a time, and the worse
+of two stops after eight steps. Each trial starts a sweep in a new folder. It kills the sweep with
+SIGKILL at a random moment after its logs have a random number of lines, starts two workers on the
+same folder and lets them end. Lost: runs without a result. Twice: runs that were finished at the
+kill and whose result was written again, or that both workers trained. Identical: every run has the
+bits and the log of an undisturbed sweep.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def search_few(trial):
         'lora.rank': trial.suggest_categorical('lora.rank', (1, 2, 4)),
     }
 """
-# The command, with a line in a file for each row that it trains from its first step on.
+# The command, which also writes a line into a file for each run that it trains from the first step.
 _RUN = """
 import os, pathlib, runpy, sys
 from peftjax.sweep import work
@@ -58,7 +58,7 @@ runpy.run_module('experiments.sweep', run_name='__main__', alter_sys=True)
 
 
 class Trial(NamedTuple):
-    """One kill. lines: of the rows' logs then. over: rows that had a result then."""
+    """One kill. lines: of the logs of all runs then. over: runs that had a result then."""
 
     lines: int
     over: int
@@ -68,7 +68,7 @@ class Trial(NamedTuple):
 
 
 def trial(folder: pathlib.Path, arguments: list[str], number: int, seed: int) -> Trial:
-    """Kills a sweep somewhere between its first line and its last; see `folder/whole`."""
+    """Kills a sweep between the first line and the last one that `folder/whole` has."""
     drawn = random.Random(seed + number)
     wanted = drawn.randint(1, _lines(folder / 'whole') - 1)
     workdir, note = folder / f'sweep_{number}', folder / f'note_{number}'
@@ -101,7 +101,7 @@ def adapter_of(row: pathlib.Path) -> dict[str, bytes]:
 
 
 def _end(row: pathlib.Path) -> tuple[object, ...]:
-    """What a row ended with; one that was stopped leaves its log alone."""
+    """The bits and the log of a run; only the log if it was stopped early."""
     status = json.loads((row / 'result.json').read_text())['status']
     return status, adapter_of(row) if status == 'done' else None, log_of(row)
 
@@ -122,7 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--kills', type=int, default=10)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--search', action='store_true', help='draw the rows, and halve them')
+    parser.add_argument('--search', action='store_true', help='draw the runs, and halve them')
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

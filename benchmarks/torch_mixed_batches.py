@@ -2,7 +2,7 @@
 
     <a Python with torch, transformers, peft> -m benchmarks.torch_mixed_batches '<task as JSON>'
 
-None of the three is a dependency of peftjax: this file imports nothing of it.
+None of the three is a dependency of peftjax, and this file does not import peftjax.
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
     <a Python with torch, transformers, peft> -m benchmarks.torch_step_time '<task as JSON>'
 
-None of the three is a dependency of peftjax: this file imports nothing of it.
+None of the three is a dependency of peftjax, and this file does not import peftjax.
 """
 
 import json
@@ -25,7 +25,7 @@ _TARGETS = {
 
 
 def build(task: dict[str, Any]) -> torch.nn.Module:
-    """The model with random weights, adapted as the task says, in training mode without dropout."""
+    """The model with random weights and the task's method, in training mode without dropout."""
     if task['family'] == 'llama':
         config = transformers.LlamaConfig(**task['config'], attn_implementation='sdpa')
         model = transformers.LlamaForCausalLM(config)
@@ -61,7 +61,7 @@ def main(task: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, batch = build(task), batch_arrays(task)
     trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
-    # The faster of torch's two on a CPU.
+    # The faster of torch's two implementations on a CPU.
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-4, fused=True)
 
     def take() -> float:

@@ -1,8 +1,8 @@
-"""Two processes that take turns, so that both meet the same load; standard library only.
+"""Two processes that run in turns, so that both meet the same load; standard library only.
 
 A worker keeps its compiled step and its arrays, reads a number n from standard input, takes n steps
-and answers with one line of JSON. It runs under any Python: `benchmarks.torch_step_time` runs under
-one that has torch and not this project's dependencies.
+and answers with one line of JSON. It runs under any Python: `benchmarks.torch_step_time` needs one
+with torch, but not the dependencies of this project.
 """
 
 import json
@@ -35,8 +35,8 @@ class Worker:
     def steps(self, count: int) -> dict[str, Any]:
         """Takes `count` steps.
 
-        Gives `{"ms": [wall, of each], "cpu_ms": [of all threads, of each], "loss": of the last,
-        "peak_rss_mib": so far, "trainable": parameters}`.
+        Returns `{"ms": [wall time of each], "cpu_ms": [time of all threads of each], "loss": of the
+        last, "peak_rss_mib": so far, "trainable": parameters}`.
         """
         assert self._process.stdin is not None
         print(count, file=self._process.stdin, flush=True)
@@ -50,7 +50,7 @@ class Worker:
         self._process.communicate()
         args, status = self._process.args, self._process.returncode
         raise RuntimeError(
-            f'{args} ended with status {status} before it answered; its own message is above'
+            f'{args} ended with status {status} before it answered; see its own message above'
         )
 
     def __enter__(self) -> 'Worker':
@@ -61,12 +61,12 @@ class Worker:
 
 
 def use_cores(count: int) -> None:
-    """Lets this process and its threads run on `count` of its cores: call before any library."""
+    """Lets this process and its threads run on `count` cores; call it before loading libraries."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def serve(step: Callable[[], float], trainable: int, warm_up: int) -> None:
-    """Warms up, then answers standard input until it closes. `step` returns its loss when done."""
+    """Warms up, then answers standard input until it closes. `step` waits, and returns its loss."""
     _answer(step, warm_up, trainable)
     for line in sys.stdin:
         _answer(step, int(line), trainable)

@@ -161,7 +161,7 @@ def test_ratios_are_taken_pair_by_pair():
     ours, theirs = [turn([1, 2, 3]), turn([30])], [turn([4]), turn([20])]
     cells_of_row = step_time.row('full', ours, theirs)
     assert cells_of_row[3:6] == ('0.50 1.50', '1.00', '1.00')
-    with pytest.raises(ValueError, match='not the same step'):
+    with pytest.raises(ValueError, match='the steps must be the same'):
         step_time.row('full', ours, [turn([4], trainable=11)] * 2)
 
 

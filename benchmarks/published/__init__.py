@@ -1,1 +1,1 @@
-"""Rows of published tables, their methods as ours: what `benchmarks.paper_counts` counts."""
+"""The methods in rows of published tables, as methods of peftjax, for `benchmarks.paper_counts`."""

@@ -1,4 +1,4 @@
-"""Methods of published tables that train leaves, or entries of them."""
+"""Methods of published tables that train whole leaves, or entries of leaves."""
 
 import numpy as np
 

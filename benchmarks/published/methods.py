@@ -1,4 +1,4 @@
-"""The methods of published tables by their names there."""
+"""The methods of published tables, by their names in the tables."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from benchmarks.published import leaves, modules, prompts, weights
 from benchmarks.published.places import NORMS, PLACES, Row, targets_of
 from peftjax import PeftTransform
 
-# By the start of the tables' names, the first that fits.
+# Keys are prefixes of the names in the tables; the first that fits is used.
 _METHODS: dict[str, Callable[[Row, dict[str, str]], PeftTransform | None]] = {
     'full FT': lambda row, places: peftjax.full(),
     'FT-Top2': leaves.top,
@@ -73,6 +73,6 @@ _METHODS: dict[str, Callable[[Row, dict[str, str]], PeftTransform | None]] = {
 
 
 def transform_of(row: Row) -> PeftTransform | None:
-    """The method of a row; None where peftjax has no such method."""
+    """The method of a row; None if peftjax does not have it."""
     make = next((make for name, make in _METHODS.items() if row['method'].startswith(name)), None)
     return None if make is None else make(row, PLACES[row['model']['arch']])

@@ -1,4 +1,4 @@
-"""Bottlenecks and ReFT of published tables, and what the unified view compares."""
+"""Bottlenecks and ReFT of published tables, and the methods compared by the unified view."""
 
 import functools
 
@@ -11,7 +11,7 @@ def houlsby(row: Row, places: dict[str, str]) -> PeftTransform:
     config = row['method_config']
     branches = places['attention branch'], places['ffn branch']
     adapters = peftjax.houlsby(size=config.get('m', config.get('r')), targets=branches)
-    # The paper's own tables train layer norms as well, but for the smallest adapters.
+    # The paper's own tables also count layer norms, except for the smallest adapters.
     if row['paper'].startswith('Houlsby') and config['m'] > 2:
         return peftjax.chain(adapters, peftjax.select(r'layers/.*norm/(scale|bias)'))
     return adapters
@@ -25,7 +25,7 @@ def pfeiffer(row: Row, places: dict[str, str]) -> PeftTransform:
 
 
 def adapter(row: Row, places: dict[str, str]) -> PeftTransform:
-    """T-Few's, behind feed-forward sublayers, and Compacter's, behind attention too; with norms."""
+    """Adapters of T-Few, after feed-forward, and of Compacter, after attention too; with norms."""
     config = row['method_config']
     branches = [places['ffn branch']]
     if 'attn' in config['after']:
@@ -36,7 +36,7 @@ def adapter(row: Row, places: dict[str, str]) -> PeftTransform:
 
 def compacter(row: Row, places: dict[str, str]) -> PeftTransform:
     config = row['method_config']
-    # T-Few's have a reduction for a width, and PHM adapters of the paper stand behind both.
+    # T-Few gives a bottleneck, Compacter a reduction of the width; PHM adapters follow both.
     size = config.get('bottleneck') or row['model']['d_model'] // config['reduction']
     phm = row['method'].startswith('PHM')
     branches = [places['ffn branch']]
@@ -64,7 +64,7 @@ def loreft(row: Row, places: dict[str, str]) -> PeftTransform:
 
 
 def sizes(row: Row, places: dict[str, str]) -> PeftTransform:
-    """The unified view's: 'PA(attn 30)+PA(ffn 512)', 'Prefix30+LoRA(ffn 102)', 'SA(ffn) r=200'."""
+    """Rows of MAM such as 'PA(attn 30)+PA(ffn 512)', 'Prefix30+LoRA(ffn 102)', 'SA(ffn) r=200'."""
     text = row['method_config']['cfg']
     numbers = [int(word) for word in ''.join(c if c.isdigit() else ' ' for c in text).split()]
     attention, ffn = places['every attention branch'], places['ffn branch']

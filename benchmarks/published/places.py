@@ -1,4 +1,4 @@
-"""The model of a row, and where the parts of a layer that tables name stand in it."""
+"""The model of a row, and the module paths of the parts of a layer that tables name."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from benchmarks import skeletons
 Row = dict[str, Any]
 """One of paper_counts.json."""
 
-# Where the parts of a layer stand in each family: regular expressions of module paths.
+# The parts of a layer in each family, as regular expressions of module paths.
 _BERT = {
     'q': r'layers/attention/query',
     'k': r'layers/attention/key',
@@ -48,7 +48,7 @@ PLACES = {
     'matrix': {},
 }
 NORMS = r'.*norm/scale'
-# Words of the tables for several matrices at once.
+# Words in the tables that stand for several matrices.
 _WORDS = {
     '2 attn mats': 'q v',
     'all linear': 'q k v o gate up down',
@@ -78,6 +78,6 @@ def at(places: dict[str, str], words: str) -> tuple[str, ...]:
 
 
 def targets_of(row: Row, places: dict[str, str]) -> tuple[str, ...]:
-    """Patterns of the matrices that a row names, of q and v where it names none."""
+    """Patterns of the matrices that a row names; of q and v if it names none."""
     config = row['method_config']
     return at(places, config.get('targets', config.get('t', 'q,v')))

@@ -6,7 +6,7 @@ from peftjax import PeftTransform
 
 
 def prompt(length: int, places: dict[str, str]) -> PeftTransform:
-    """Trained tokens of this number."""
+    """This number of trained tokens."""
     return peftjax.prompt_tuning(num_virtual_tokens=length, targets=places['embedding'])
 
 
@@ -14,7 +14,7 @@ def tokens(row: Row, places: dict[str, str]) -> PeftTransform:
     config = row['method_config']
     if 'lp' in config:
         return prompt(config['lp'] + config['li'], places)
-    # One prompt each for an encoder and a decoder is twice as long a prompt.
+    # Two prompts, for encoder and decoder, count as one prompt of twice the length.
     return prompt(config['tokens'] * (2 if 'decoder' in config.get('where', '') else 1), places)
 
 

@@ -1,4 +1,4 @@
-"""Methods on weights of published tables."""
+"""Methods of published tables that act on weights."""
 
 import functools
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def psoft(row: Row, places: dict[str, str]) -> PeftTransform:
         ),
         model_of(row),
     )
-    # Zeros that take no memory.
+    # Zeros that use no memory.
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found)
     return peftjax.psoft(zeros)
 
@@ -82,7 +82,7 @@ def oft(row: Row, places: dict[str, str]) -> PeftTransform:
 
 def boft(row: Row, places: dict[str, str]) -> PeftTransform:
     config = row['method_config']
-    library = row['paper'].startswith('HF')  # trains whole blocks, and a scale
+    library = row['paper'].startswith('HF')  # that library trains whole blocks and a scale
     return peftjax.boft(
         block_size=config['b'],
         factors=config['m'],
@@ -93,7 +93,7 @@ def boft(row: Row, places: dict[str, str]) -> PeftTransform:
 
 
 def of_rank(method: Callable[..., PeftTransform], name: str = 'rank', key: str = 'r', **more: Any):
-    """A method whose row gives one size."""
+    """A method whose rows give one size, under `key`."""
 
     def make(row: Row, places: dict[str, str]) -> PeftTransform:
         value = row['method_config'][key]
