@@ -206,7 +206,7 @@ def test_long_files_and_lines_are_refused(tmp_path, monkeypatch):
         (['--prompts', '{file}', '--adapters', '/no/such/folder'], '/no/such/folder'),
         (['--prompts', '{file}', '--rows', '0'], "'0' is no whole number from 1"),
         (['--prompts', 'none.jsonl'], 'none.jsonl: No such file'),
-        (['--prompts', '{file}', '--adapters', '{ia3},{film}'], 'are of one method'),
+        (['--prompts', '{file}', '--adapters', '{ia3},{film}'], 'must be of one method'),
     ],
 )
 def test_flags_that_are_wrong_are_named(folder, flags, message, tmp_path, capsys):

@@ -202,7 +202,7 @@ def test_what_lacks_a_leaf_is_refused():
     adapter, _ = lora.init(KEY, mlp())
     predict = peftjax.adapt(mlp(), lora)
     frozen = peftjax.Frozen(of_biases.params, lora.freeze(mlp(), adapter).own)
-    said = ("'hidden/bias'", 'Hole((8,) float32)', 'the frozen that init gave')
+    said = ("'hidden/bias'", 'Hole((8,) float32)', 'the frozen that init returned')
     for act in (lambda: predict(adapter, frozen, X), lambda: lora.merge(adapter, frozen)):
         assert_raises(peftjax.AdapterError, act, *said)
     _, of_all = peftjax.full().init(KEY, mlp())
@@ -253,7 +253,7 @@ PARTS = {
 def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
     part = PARTS[name]
     for before, said in (
-        (LORA, 'put it first in the chain'),
+        (LORA, 'put the former first in the chain'),
         (peftjax.select(r'hidden/kernel'), 'leave that leaf out'),
         (peftjax.full(), 'leave that leaf out'),
     ):

@@ -163,7 +163,7 @@ def test_dropout_is_each_rows_own():
     assert not np.allclose(noisy[0], noisy[1])
     np.testing.assert_allclose(noisy[3], MLP.apply(MLP.params, same)[3], rtol=1e-6)
     ready, frozen = serving.bank(MLP, members)
-    with pytest.raises(ValueError, match=r'write adapter_key with bank.replace\(prepared=None\)'):
+    with pytest.raises(ValueError, match=r'with adapter_key pass bank.replace\(prepared=None\)'):
         predict(ready, [1, 1, 1, 0], frozen, same, adapter_key=jax.random.key(0))
 
 
@@ -180,7 +180,7 @@ def test_an_adapter_takes_no_more_memory_than_its_size():
         ([0, 1, 2, 3], 'slot 3 holds no adapter; those that do are \\[1, 2\\]'),
         ([0, 1, 2, 9], 'slot 9 holds no adapter'),
         ([0, -1, 2, 1], 'slot -1 holds no adapter'),
-        ([0, 1], r'is \[4, 4\], and slots names 2 rows'),
+        ([0, 1], r'is \[4, 4\], but slots names 2 rows'),
         ([0.0, 1.0, 2.0, 1.0], 'one whole number for each row'),
     ],
 )
@@ -203,7 +203,7 @@ def test_other_adapters_in_a_prepared_bank_are_refused():
     tx = peftjax.dora(rank=2, targets=r'hidden')
     bank, frozen = serving.bank(MLP, _members(MLP, lambda _: tx, count=1))
     other = jax.tree.map(lambda leaf: 2 * leaf, bank.adapters)
-    with pytest.raises(ValueError, match='keeps what it prepared'):
+    with pytest.raises(ValueError, match='holds arrays prepared from its adapters'):
         bank.replace(adapters=other)
     outputs = serving.adapt(MLP)(
         bank.replace(adapters=other, prepared=None), [1, 1, 1, 1], frozen, X
@@ -217,7 +217,7 @@ def test_adapters_that_do_not_belong_together_are_refused():
     lora = peftjax.lora(rank=2, targets=r'hidden')
     members = _members(MLP, lambda _: lora, count=1)
     others = _members(MLP, lambda _: peftjax.dora(rank=2, targets=r'hidden'), count=1)
-    with pytest.raises(ValueError, match='of one method, and differ in numbers'):
+    with pytest.raises(ValueError, match='of one method, and may differ only in numbers'):
         serving.bank(MLP, members + others)
     wide = _members(MLP, lambda _: peftjax.lora(rank=3, targets=r'hidden'), count=1)
     with pytest.raises(ValueError, match=r'is \[4, 3\], and the bank holds \[4, 2\]'):
@@ -229,9 +229,9 @@ def test_adapters_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match='made for another base model'):
         serving.put(MLP, bank, frozen, 1, (lora, *lora.init(jax.random.key(0), elsewhere)))
     starts = [peftjax.lora(rank=n, init='pissa', targets=r'hidden') for n in (1, 2)]
-    with pytest.raises(ValueError, match='write a bank for each rank'):
+    with pytest.raises(ValueError, match='use a bank for each rank'):
         serving.bank(MLP, [(tx, *tx.init(jax.random.key(0), MLP)) for tx in starts])
-    with pytest.raises(ValueError, match='do not hold the base and 1 adapters'):
+    with pytest.raises(ValueError, match='are too few for the base and 1 adapters'):
         serving.bank(MLP, members, slots=1)
     with pytest.raises(ValueError, match='write transform=tx'):
         serving.bank(MLP)

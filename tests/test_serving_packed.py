@@ -108,8 +108,8 @@ def test_a_slot_without_an_adapter_makes_its_row_nan():
     ('make', 'message'),
     [
         (lambda: peftjax.select(r'norm/scale'), 'replaces .*norm/scale'),
-        (lambda: peftjax.bottleneck(size=2, targets=r'.*/mlp'), 'more than single tokens'),
-        (lambda: peftjax.prompt_tuning(num_virtual_tokens=2), 'more than single tokens'),
+        (lambda: peftjax.bottleneck(size=2, targets=r'.*/mlp'), 'acts on several tokens together'),
+        (lambda: peftjax.prompt_tuning(num_virtual_tokens=2), 'acts on several tokens together'),
     ],
 )
 def test_methods_on_more_than_tokens_are_refused(make, message):

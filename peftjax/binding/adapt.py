@@ -104,8 +104,8 @@ def evaluate_precomputed(
         return _evaluate_sites(model, rules, params, key, call)
     if model.roles is None or keywords.get('method') is not None:
         raise ValueError(
-            'this method acts on the call of a model, and knows it by the roles of its arguments: '
-            "write peftjax.wrap(..., roles=peftjax.Roles(token_ids='...')), and no method="
+            'this method acts on the call of a model, and needs the roles of its arguments: write '
+            "peftjax.wrap(..., roles=peftjax.Roles(token_ids='...')), and call it without method="
         )
 
     def run(arguments: Mapping[str, Any]) -> Any:

@@ -127,16 +127,16 @@ def use_of(number: int, arrays: tuple[Any, ...], path: str) -> AttentionUse:
     added = jnp.issubdtype(getattr(mask, 'dtype', bool), jnp.floating)
     if added and not isinstance(call.core, _Function):
         raise ValueError(
-            f'the attention core {path!r} is called with a mask of {mask.dtype}, and a mask is '
-            'booleans, True for a key that is seen; what is added to scores is bias'
+            f'the attention core {path!r} is called with a mask of {mask.dtype}, but a mask is '
+            'booleans, True for a key that is seen; pass numbers to add to scores as bias'
         )
     others = {name: value for name, value in named.items() if name not in _KNOWN}
     unknown = [name for name, value in others.items() if _is_unknown(name, value)]
     if unknown:
         raise ValueError(
             f'the attention core {path!r} is called with {unknown} besides query, key, value, mask '
-            'and bias, and whether that belongs to each key is not known; rename it, or leave '
-            'the core out of the targets'
+            'and bias, and it is not known whether these have an entry for each key; rename them, '
+            'or leave the core out of the targets'
         )
 
     if others.get('is_causal'):

@@ -46,7 +46,7 @@ class Binder:
         if facts.stack != layout.stack or not (forward or turned):
             raise Refused(
                 f'this call contracts its axes {facts.rows} with stack {facts.stack}, '
-                f'the example inputs {layout.rows} with {layout.stack}'
+                f'the example inputs axes {layout.rows} with stack {layout.stack}'
             )
         tokens = functools.partial(self._tokens, leaf.path)
 

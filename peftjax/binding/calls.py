@@ -84,8 +84,8 @@ def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         except TypeError as error:
             raise TypeError(
                 f'argument {jax.tree_util.keystr(path[1:])} is a '
-                f'{type(leaf).__name__}, neither an array nor hashable; write an array for what '
-                'is computed with, a tuple or a string for what is static'
+                f'{type(leaf).__name__}, neither an array nor hashable; write an array for data, '
+                'or a tuple or a string for a static value'
             ) from error
         leaves.append(_Static(type(leaf), leaf))
     return Call(tuple(arrays), Structure(tree, tuple(leaves)))

@@ -41,18 +41,18 @@ def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[
         roles = model.roles
         if roles is None:
             raise ValueError(
-                f'{path!r} is asked for its tokens, and this model has declared no roles: write '
+                f'the tokens at {path!r} are needed, but this model declares no roles: write '
                 "peftjax.wrap(..., roles=peftjax.Roles(token_ids='...', mask='...'))"
             )
         if keywords.get('method') is not None:
             raise ValueError(
-                f'{path!r} is asked for its tokens, and roles speak of __call__: call the model '
+                f'the tokens at {path!r} are needed, but roles are about __call__: call the model '
                 'without method='
             )
         if _goes_on(keywords.get('state'), keywords.get('mutable')):
             raise ValueError(
-                f"{path!r} is asked for its tokens, and a call with Flax's own cache sees a part "
-                'of an example: call the model on whole rows, without that state'
+                f"the tokens at {path!r} are needed, but a call with Flax's own cache sees only a "
+                'part of an example: call the model on whole rows, without that state'
             )
         return _tokens(roles, by_name(model.signature, args, keywords), path, number)
 
@@ -82,7 +82,7 @@ def _tokens(roles: Roles, named: Mapping[str, Any], path: str, number: int | Non
     if shared and (roles.matches('embedding', path) or roles.matches('embedding', parent(path))):
         if number not in (0, 1):
             raise ValueError(
-                f'{path!r} is asked for its tokens, and sees those of the encoder and of the '
+                f'the tokens at {path!r} are needed, but it sees tokens of the encoder and of the '
                 'decoder; leave it out of the targets'
             )
         written = number == 1 or named.get(roles.cache) is not None
@@ -92,7 +92,7 @@ def _tokens(roles: Roles, named: Mapping[str, Any], path: str, number: int | Non
         name = roles.decoder_mask if written else roles.mask
         raise ValueError(
             f'the argument {name!r} has the role of a mask, which is [batch, length] with 1 for '
-            f'tokens and 0 for padding, and has the shape {list(jnp.shape(mask))}'
+            f'tokens and 0 for padding, but has the shape {list(jnp.shape(mask))}'
         )
     return Tokens(
         None if mask is None else jnp.asarray(mask).astype(jnp.int32) == 1,

@@ -88,8 +88,8 @@ def _tagged_core(module: nn.Module, call: Any, args: Any, kwargs: Any, path: str
     output = call(*args, **kwargs)
     if module.variables:
         raise ValueError(
-            f'the attention core {path!r} holds {sorted(module.variables)}; a core is a module '
-            'without parameters and state of its own'
+            f'the attention core {path!r} holds {sorted(module.variables)}; a core must have no '
+            'parameters and no state'
         )
     # This leaves the core's own keys the same as without a method.
     streams = {} if module.scope is None else module.scope.rngs

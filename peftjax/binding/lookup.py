@@ -40,7 +40,7 @@ class Lookup:
         elif self.operation.fills:
             raise Refused('its entries are gathered along several axes')
         if numbers.operand_batching_dims or not {*cut} <= {*numbers.start_index_map}:
-            raise Refused('parts of its rows are gathered, or of many tables at once')
+            raise Refused('parts of its rows are gathered, or rows of several tables at once')
         if len(cut) != 1 or sizes[cut[0]] != 1:
             raise Refused('its entries are gathered along several axes')
         return cut[0]

@@ -89,7 +89,7 @@ def _reseed(module: nnx.Module, rngs: Any) -> set[str]:
         keys = dict(rngs)
     if unknown := sorted(set(keys) - streams):
         raise ValueError(
-            f'rngs has keys for {unknown}, and the random streams of this module are '
+            f'rngs has keys for {unknown}, but the random streams of this module are '
             f'{sorted(streams)}; name these'
         )
     nnx.reseed(module, **keys)  # pyright: ignore[reportArgumentType] (names are streams alone)
@@ -160,8 +160,8 @@ def _marked_core(cls: Any, module: Any, args: Any, kwargs: Any, path: str) -> An
     graphdef, state = nnx.split(module)
     if jax.tree.leaves(state):
         raise ValueError(
-            f'the attention core {path!r} holds {list(nnx.to_flat_state(state))}; a core is a '
-            'module without parameters and random streams of its own'
+            f'the attention core {path!r} holds {list(nnx.to_flat_state(state))}; a core must have '
+            'no parameters and no random streams'
         )
     core = _Core(cls, graphdef)
     return attention.mark(

@@ -43,8 +43,8 @@ def precompute(
             del found[path]
     if left := [path for path, leaf in leaves.items() if is_hole(leaf)]:
         raise AdapterError(
-            f'frozen.params has {leaves[left[0]]!r} at {left[0]!r}, and this adapter does not hold '
-            'the leaf; pass the frozen that init gave beside this adapter'
+            f'frozen.params has {leaves[left[0]]!r} at {left[0]!r}, but this adapter does not hold '
+            'the leaf; pass the frozen that init returned with this adapter'
         )
     for path, rule in found.items():
         if many_calls and isinstance(rule, MatrixRule) and rule.dense:

@@ -29,15 +29,15 @@ def _restored(node: Any, state: Any) -> Any:
     if label is not None:
         if list(state) != [label]:
             raise AdapterError(
-                f'the state {where} is of {sorted(state)}, and this is an adapter of {label}; '
-                'restore into an adapter that the same transform gave'
+                f'the state {where} is of {sorted(state)}, but this is an adapter of {label}; '
+                'restore into an adapter of the same transform'
             )
         state = state[label]
     held = _children(node)
     if set(state) != set(held):
         raise AdapterError(
-            f'the state {where} holds {sorted(state)}, and this adapter {sorted(held)}; restore '
-            'into an adapter that the same transform gave'
+            f'the state {where} holds {sorted(state)}, but this adapter {sorted(held)}; restore '
+            'into an adapter of the same transform'
         )
     found = {}
     for name, child in held.items():
@@ -45,8 +45,8 @@ def _restored(node: Any, state: Any) -> Any:
         theirs, ours = (getattr(each, 'shape', None) for each in (found[name], child))
         if theirs != ours:
             raise AdapterError(
-                f'the state {where} holds {name} of {theirs}, and this adapter of {ours}; restore '
-                'into an adapter that the same transform gave'
+                f'the state {where} holds {name} of {theirs}, but this adapter of {ours}; restore '
+                'into an adapter of the same transform'
             )
     structure = jax.tree.structure(node, is_leaf=lambda each: each is not node)
     return jax.tree.unflatten(structure, list(found.values()))

@@ -46,7 +46,7 @@ def read_facts(
 ) -> Facts:
     axes = [{factor.axis for factor in group} for group in (batch, rows, columns)]
     if axes[0] & axes[1] or axes[0] & axes[2] or axes[1] & axes[2]:
-        raise Refused('one axis of it is contracted in part')
+        raise Refused('one of its axes is contracted only in part')
     free = set(range(len(view.leaf.shape))) - set(view.leaf.picked) - axes[0] - axes[1]
     stack = sorted({*view.leaf.picked, *axes[0]})
     # An axis of size one may have lost its factor to a reshape; it is free, hence a column.

@@ -78,7 +78,7 @@ def wrap(
     if isinstance(module, flax.linen.Module):
         if not isinstance(params, Mapping):
             raise TypeError(
-                f'the variables of a Linen module are a {type(params).__name__} and no dict; '
+                f'the variables of a Linen module are a {type(params).__name__}, not a dict; '
                 'write wrap(linen_module, variables, inputs)'
             )
         params, collections = linen.split_variables(params)

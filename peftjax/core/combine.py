@@ -95,7 +95,7 @@ def _check_members(transforms: tuple[Any, ...], form: str) -> None:
         if isinstance(each, list | tuple):
             raise TypeError(f'argument {number} is a {type(each).__name__}; write {form}')
         raise TypeError(
-            f'argument {number} is a {type(each).__name__} and no transform; write {form} with '
+            f'argument {number} is a {type(each).__name__}, not a transform; write {form} with '
             'transforms such as peftjax.lora(...)'
         )
 
@@ -111,8 +111,8 @@ def _combined(
         entries = unpack(adapter)
         if len(entries) != len(members):
             raise AdapterError(
-                f'the chain has {len(members)} transforms, the adapter {len(entries)} parts; init '
-                'of this chain makes one for each'
+                f'the chain has {len(members)} transforms, but the adapter {len(entries)} parts; '
+                'init of this chain makes one for each'
             )
         return [
             (transform, entry, numbers)
@@ -155,8 +155,8 @@ def _check_ids(rules: Mapping[str, Rule]) -> None:
     reading = [path for path, rule in rules.items() if getattr(rule, 'reads_ids', False)]
     if reading and isinstance(root, CallRule) and root.virtual_tokens:
         raise ValueError(
-            f'the method at {reading[0]!r} reads the ids of tokens, and another one of the chain '
-            f'puts {root.virtual_tokens} virtual tokens among them; leave one of the two out'
+            f'the method at {reading[0]!r} reads token ids, but another method of the chain adds '
+            f'{root.virtual_tokens} virtual tokens; leave one of the two out'
         )
 
 
@@ -166,6 +166,6 @@ def _check_taken_first(acted_on: set[str], params: Any, left: Any) -> None:
     for path in acted_on & set(before):
         if after[path] is not before[path]:
             raise ValueError(
-                f'a transform starts from a part of {path!r}, which an earlier one of the chain '
-                'acts on already; put it first in the chain'
+                f'a transform starts from a part of {path!r}, on which an earlier transform of '
+                'the chain acts; put the former first in the chain'
             )

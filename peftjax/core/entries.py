@@ -102,7 +102,7 @@ def check_own(own: Any, adapter: Collection[str], method: str) -> None:
         found = f'frozen is of a chain of {parts}' if parts else f'it is {found_in(own)}'
         raise AdapterError(
             f'frozen.own has no numbers of {method}: {found}, made by another transform; pass the '
-            'frozen that init gave beside this adapter'
+            'frozen that init returned with this adapter'
         )
     if unknown := sorted(set(adapter) - set(own)):
         raise AdapterError(

@@ -59,7 +59,7 @@ def check_adapter(adapter: Any) -> None:
     """Raises `TypeError` if the adapter is the whole pair that `init` returns."""
     if isinstance(adapter, tuple) and len(adapter) == 2 and isinstance(adapter[1], Frozen):
         raise TypeError(
-            'the adapter is a pair with frozen: this is all that init returns; write '
+            'the adapter is the whole pair that init returns; write '
             'adapter, frozen = tx.init(key, model)'
         )
 

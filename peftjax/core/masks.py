@@ -55,8 +55,8 @@ class Mask:
     def __post_init__(self) -> None:
         if self.window is not None and not (self.causal and self.window >= 1):
             raise ValueError(
-                f'window={self.window} with causal={self.causal}: a window counts at least 1 key '
-                'back from a query that sees nothing ahead; write causal=True, or give an array'
+                f'window={self.window} with causal={self.causal}: a window needs causal=True and '
+                'at least 1 key; write these, or give the mask as an array'
             )
         if self.prefix < 0:
             raise ValueError(f'prefix={self.prefix} must not be negative')

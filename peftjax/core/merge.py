@@ -30,8 +30,8 @@ def merged(params: Any, rules: Mapping[str, Rule], dtype: Any = None) -> Any:
         leaves[path] = _merged_leaf(path, rule, leaves[path])
     if left := [path for path, leaf in leaves.items() if is_hole(leaf)]:
         raise AdapterError(
-            f'frozen.params has {leaves[left[0]]!r} at {left[0]!r}, and this adapter does not hold '
-            'the leaf; pass the frozen that init gave beside this adapter'
+            f'frozen.params has {leaves[left[0]]!r} at {left[0]!r}, but this adapter does not hold '
+            'the leaf; pass the frozen that init returned with this adapter'
         )
     return paths.replace(params, leaves)
 
@@ -52,8 +52,8 @@ def _refuse_activations(rules: Mapping[str, Rule]) -> None:
     ]
     if sites:
         raise MergeError(
-            f'nothing can be merged at {sites}: the method acts on activations there, and no '
-            'weight stands for that. Keep the adapter and use peftjax.adapt(model, tx)'
+            f'nothing can be merged at {sites}: the method acts on activations there, which no '
+            'weight can express. Keep the adapter and use peftjax.adapt(model, tx)'
         )
 
 
@@ -72,7 +72,7 @@ def refuse_quantized(path: str, leaf: Any, instead: str = _DENSE) -> None:
     """Raises `MergeError` if a leaf is quantised."""
     if is_quantized(leaf):
         raise MergeError(
-            f'{path!r} is a {leaf!r}, and nothing can be added to codes; write {instead} for '
+            f'{path!r} is a {leaf!r}, and nothing can be added to its codes; write {instead} for '
             'weights in full precision, which peftjax.quantize can quantise again'
         )
 
@@ -113,8 +113,8 @@ def check_leaf(path: str, rule: Rule, leaves: Mapping[str, Any]) -> None:
         )
     if is_hole(leaf) and (before is None or before.keeps != 'nothing'):
         raise AdapterError(
-            f'frozen.params has {leaf!r} at {path!r}, and this transform needs the leaf; pass the '
-            'frozen that its own init gave'
+            f'frozen.params has {leaf!r} at {path!r}, but this transform needs the leaf; pass the '
+            'frozen that its own init returned'
         )
 
 

@@ -67,7 +67,7 @@ def merge_loss(
         leaf = given.get(path)
         if leaf is None or is_hole(leaf) or (params is None and transform.rest is not None):
             raise ValueError(
-                f'frozen does not hold what {path!r} was in the model; write '
+                f'frozen does not hold the original {path!r} of the model; write '
                 'peftjax.merge_loss(..., params=model.params)'
                 if params is None
                 else f'params lack {path!r}; pass the params of the model that was adapted'

@@ -47,9 +47,8 @@ def _nest_matrix(path: str, inner: MatrixRule, outer: MatrixRule) -> MatrixRule:
     inner_merge, outer_merge = inner.merge, outer.merge
     if inner_merge is None:
         raise ValueError(
-            f'a transform acts on {path!r} after one for which no matrix stands (gated, '
-            'activated); put that '
-            'one last in the chain'
+            f'a transform acts on {path!r} after one that no matrix can express (gated, '
+            'activated); put the latter last in the chain'
         )
 
     def apply(leaves: Any, use: Use) -> jax.Array:

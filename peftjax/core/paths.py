@@ -236,10 +236,10 @@ def _selected(
     without = choose(selection.exclude, names, known, nothing) if selection.exclude != () else {}
     left = {name: text for name, text in found.items() if name not in without}
     if not left:
-        raise TargetError(f'{selection!r} leaves nothing: exclude takes all of {_some(found)} away')
+        raise TargetError(f'{selection!r} selects nothing: exclude removes all of {_some(found)}')
     if selection.expect not in (None, len(left)):
         raise TargetError(
-            f'{selection!r} matches {len(left)} and not {selection.expect}: {_some(left)}'
+            f'{selection!r} matches {len(left)} instead of {selection.expect}: {_some(left)}'
         )
     return left
 

@@ -164,8 +164,8 @@ def one_matrix(layout: Layout) -> Layout:
     depth = len(layout.stack)
     if layout.stack != tuple(range(depth)):
         raise ValueError(
-            f'a leaf of shape {layout.shape} stacks matrices along its axes {layout.stack}; to be '
-            'quantised, a stack must be the first axes'
+            f'a leaf of shape {layout.shape} stacks matrices along its axes {layout.stack}; to '
+            'quantise it, these must be its first axes'
         )
     rows, columns = ((axis - depth for axis in axes) for axes in (layout.rows, layout.columns))
     return Layout(layout.shape[depth:], (), tuple(rows), tuple(columns), lookup=layout.lookup)

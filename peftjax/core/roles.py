@@ -92,8 +92,8 @@ class Roles:
         for name in ('along', 'other'):
             if isinstance(getattr(self, name), str):
                 raise TypeError(
-                    f'Roles({name}={getattr(self, name)!r}) is a text, and a tuple of names is '
-                    f'meant: write {name}=({getattr(self, name)!r},)'
+                    f'Roles({name}={getattr(self, name)!r}) is a text; write a tuple of names, '
+                    f'{name}=({getattr(self, name)!r},)'
                 )
         for name in _MODULES:
             try:
@@ -152,8 +152,8 @@ class Roles:
         for name in self.arguments:
             if name not in takes:
                 raise TypeError(
-                    f'roles name the argument {name!r}, and the model takes {", ".join(takes)}; '
-                    'write the name that stands in its signature'
+                    f'roles name the argument {name!r}, but the model takes {", ".join(takes)}; '
+                    'write a name from its signature'
                 )
 
 

@@ -38,8 +38,8 @@ def make_mesh(
     if data * fsdp * tensor != len(devices):
         raise ValueError(
             f'a mesh of {" x ".join(f"{name} {size}" for name, size in sizes.items())} has '
-            f'{data * fsdp * tensor} devices, and there are {len(devices)}: choose sizes whose '
-            'product is that, or pass devices='
+            f'{data * fsdp * tensor} devices, but there are {len(devices)}: choose sizes whose '
+            f'product is {len(devices)}, or pass devices='
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * 3, devices=devices)
 

@@ -269,7 +269,8 @@ def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
         )
     if not math.prod(site.shape):
         raise paths.TargetError(
-            f'target {pattern!r} matches {site.path!r} {site.shape}, which is empty'
+            f'target {pattern!r} matches {site.path!r} {site.shape}, which is empty; leave it out '
+            'of the pattern'
         )
     axes = [axis for axis in range(len(site.shape)) if axis not in site.scanned]
     # Flax convention where the program does not tell: the last axis is the output.

@@ -37,7 +37,7 @@ class Tokens:
             raise ValueError(f'{where} needs [batch, length, features], found {shape}')
         if self.shape is not None and self.shape != shape[:2]:
             raise ValueError(
-                f'{where} sees {list(shape)}, and the call has [batch, length] {list(self.shape)}; '
+                f'{where} sees {list(shape)}, but the call has [batch, length] {list(self.shape)}; '
                 'leave that module out of the targets'
             )
 
@@ -66,8 +66,8 @@ class Tokens:
         """
         if self.follows or self.begins:
             raise ValueError(
-                f'{method} takes the mean over a whole example, and a call with a cache sees a '
-                'part of it; call the model on whole rows, without a cache'
+                f'{method} takes the mean over a whole example, but a call with a cache sees only '
+                'a part of it; call the model on whole rows, without a cache'
             )
         # A sum of bfloat16 numbers stops growing after a few hundred of them.
         wide = values.astype(max(values.dtype, jnp.dtype('float32'), key=lambda d: d.itemsize))
@@ -84,7 +84,7 @@ class Tokens:
         """
         if self.ids is None:
             raise ValueError(
-                'the token ids of this call are not known; give them by the argument of the role '
+                'the token ids of this call are not known; pass them as the argument with the role '
                 'token_ids'
             )
         shape, size = self.ids.shape, len(wanted)

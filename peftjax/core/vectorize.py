@@ -147,8 +147,8 @@ def _check_names(trees: Sequence[dict[str, Any]]) -> None:
     for each in names:
         if each != names[0]:
             raise ValueError(
-                f'runs of one program have the same numbers, found {sorted(map(str, names[0]))} '
-                f'beside {sorted(map(str, each))}'
+                f'runs of one program need the same numbers, found {sorted(map(str, names[0]))} '
+                f'and {sorted(map(str, each))}'
             )
 
 

@@ -85,8 +85,8 @@ class Bank:
         stale = self.prepared is not None and 'prepared' not in changes
         if stale and changes.keys() & {'adapters', 'own'}:
             raise ValueError(
-                'the bank keeps what it prepared from its adapters; write prepared=None beside '
-                'other adapters, or peftjax.serving.put'
+                'the bank holds arrays prepared from its adapters; with other adapters write '
+                'prepared=None too, or use peftjax.serving.put'
             )
         return dataclasses.replace(self, **changes)
 
@@ -158,7 +158,7 @@ def bank(
     count = len(given) + 1 if slots is None else slots
     if count < len(given) + 1:
         raise ValueError(
-            f'{slots} slots do not hold the base and {len(given)} adapters; write slots='
+            f'{slots} slots are too few for the base and {len(given)} adapters; write slots='
             f'{len(given) + 1} or more'
         )
     adapter, frozen = tx.init(jax.random.key(0), model)

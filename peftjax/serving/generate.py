@@ -81,7 +81,10 @@ def generator(model: Model) -> Callable[..., jax.Array]:
     ) -> Int32[jax.Array, 'B new']:
         slots = checked(bank, slots, frozen)
         if len(input_ids) != len(slots):
-            raise ValueError(f'input_ids has {len(input_ids)} rows, and slots names {len(slots)}')
+            raise ValueError(
+                f'input_ids has {len(input_ids)} rows, but slots has {len(slots)}; write one slot '
+                'for each row'
+            )
         read, key, settings = request(model, input_ids, attention_mask, **options)
         return compiled(bank, slots, frozen, read, key, settings=settings)
 

@@ -89,14 +89,13 @@ def adapt(model: Model) -> Callable[..., Any]:
         call = calls.split(args, kwargs)
         if adapter_key is not None and bank.prepared is not None:
             raise ValueError(
-                'a bank that is prepared draws no dropout; write adapter_key with '
-                'bank.replace(prepared=None)'
+                'a prepared bank has no dropout; with adapter_key pass bank.replace(prepared=None)'
             )
         for array in call.arrays:
             if np.ndim(array) and array.shape[0] != len(slots):
                 raise ValueError(
-                    f'an argument of the model is {list(array.shape)}, and slots names '
-                    f'{len(slots)} rows; arrays have the rows in front'
+                    f'an argument of the model is {list(array.shape)}, but slots names '
+                    f'{len(slots)} rows; the first axis of arrays must be the rows'
                 )
         return compiled(bank, slots, frozen, adapter_key, call.arrays, call.structure)
 
@@ -120,7 +119,7 @@ def _blocks(model: Model, call: calls.Call, count: int) -> Blocks:
     tokens = ids.shape[1]
     if tokens % count:
         raise ValueError(
-            f'rows of {tokens} tokens are not {count} blocks of one length; pad them to '
+            f'rows of {tokens} tokens are not {count} blocks of equal length; pad them to '
             f'{-(-tokens // count) * count}'
         )
     return Blocks(tokens, count)
@@ -255,6 +254,6 @@ def _check_rows(axes: Any) -> None:
     for path, axis in named:
         if axis is None:
             raise ValueError(
-                f'the output {jax.tree_util.keystr(path)} of the model has no axis of rows: it is '
-                'of the whole batch, whose rows may have other adapters'
+                f'the output {jax.tree_util.keystr(path)} of the model has no axis of rows: it '
+                'mixes rows, which may have different adapters; leave it out of the outputs'
             )

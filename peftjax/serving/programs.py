@@ -114,7 +114,7 @@ class Programs:
         """The reason why a request cannot be answered, or ''."""
         count, given = request.max_new_tokens, len(request.prompt)
         if not given or count < 1:
-            return f'{given} prompt tokens and max_new_tokens={count}; each is 1 at least'
+            return f'{given} prompt tokens and max_new_tokens={count}; each must be at least 1'
         if request.places + served.virtual > self._max_length:
             return (
                 f'{request.places - count} places for the prompt, {served.virtual} for virtual '

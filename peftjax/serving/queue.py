@@ -94,8 +94,8 @@ def server(
     check_decoder(model)
     if (model.roles or Roles()).decoder_ids:
         raise ValueError(
-            'an encoder reads each prompt whole, and a server exchanges the rows of a decoder; '
-            'write peftjax.serving.generator for this model'
+            'a server exchanges the rows of a decoder, but this model has an encoder; use '
+            'peftjax.serving.generator for it'
         )
     ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
     programs = Programs(shapes_alone(model), rows, max_length, ends, sampling)
@@ -111,7 +111,7 @@ def server(
         rules = rules_of(bank)
         if any(getattr(rule, 'whole', False) for rule in rules.values()):
             raise ValueError(
-                f'{bank.transform!r} reads whole examples, which a cache does not keep; write '
+                f'{bank.transform!r} reads whole examples, which a cache does not keep; use '
                 'peftjax.serving.generator'
             )
         root = rules.get(ROOT)

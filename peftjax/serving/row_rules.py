@@ -133,15 +133,15 @@ def in_blocks(
     """
     if not isinstance(rule, MatrixRule) or rule.whole:
         raise ValueError(
-            f'the method acts at {path!r} on more than single tokens, and the blocks of a row have '
-            'adapters of their own here; write one slot for each row, and pack no rows'
+            f'the method at {path!r} acts on several tokens together, but the blocks of a row may '
+            'have different adapters; write one slot for each row, and pack no rows'
         )
 
     def of_use(leaves: Any, use: Use) -> jax.Array:
         if use.kind == 'conv' or use.x.shape[0] != row.tokens:
             raise ValueError(
-                f'{path!r} acts on {list(use.axes)} positions of a row of {row.tokens} tokens, and '
-                'a slot for each block needs all of them; adapt other weights'
+                f'{path!r} acts on {list(use.axes)} positions of a row of {row.tokens} tokens, but '
+                'slots for blocks need all of them; adapt other weights'
             )
 
         def of_block(member: Any, leaves: Any, x: jax.Array) -> jax.Array:

@@ -287,8 +287,8 @@ def row_axes(function: Callable[[int], Any]) -> Any:
         if len(found) > 1:
             raise ValueError(
                 f'the result {jax.tree_util.keystr(path)} of the model is {list(one.shape)} for 2 '
-                f'rows and {list(other.shape)} for 3: it mixes rows, each of which may have '
-                'another adapter'
+                f'rows and {list(other.shape)} for 3: it mixes rows, which may have different '
+                'adapters'
             )
         return found[0] if found else None
 

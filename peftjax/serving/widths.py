@@ -39,8 +39,8 @@ def widest(model: Model, transforms: Sequence[PeftTransform]) -> PeftTransform:
         if all(_holds(own, other) for other in shapes):
             return transform
     raise ValueError(
-        f'none of the transforms {distinct} has the largest ranks of all at each target; write '
-        'transform= with one that has'
+        f'none of the transforms {distinct} has the largest rank at every target; pass one that '
+        'has as transform='
     )
 
 
@@ -50,7 +50,7 @@ def _check_places(adapter: Any, like: Any) -> None:
     if mine != theirs:
         raise ValueError(
             f'the adapter has {sorted(mine - theirs)[:4]} that the bank lacks, and lacks '
-            f'{sorted(theirs - mine)[:4]}: adapters of one bank act at the same places; write a '
+            f'{sorted(theirs - mine)[:4]}: adapters of one bank must act at the same places; use a '
             'bank for each'
         )
 
@@ -68,8 +68,8 @@ def check_alike(transform: PeftTransform, other: PeftTransform) -> None:
     if one == two:
         return
     raise ValueError(
-        'adapters of one bank are of one method, and differ in numbers, ranks and lengths alone; '
-        f'found {transform!r} and {other!r}. Write a bank for each'
+        'adapters of one bank must be of one method, and may differ only in numbers, ranks and '
+        f'lengths; found {transform!r} and {other!r}. Use a bank for each'
     )
 
 
@@ -112,7 +112,7 @@ def virtual_tokens(transform: PeftTransform, adapter: Adapter, own: Any) -> int:
         return 0
     if root.shorten is None or root.keeps_virtual:
         raise ValueError(
-            f'{transform!r} adds virtual tokens, and rows with fewer of them must not see them: '
+            f'{transform!r} adds virtual tokens, which rows with fewer of them must not see: '
             'write keep_virtual=False, or give its CallRule a function `shorten`'
         )
     return root.virtual_tokens
@@ -147,8 +147,8 @@ def _padded(path: Any, leaf: Any, like: Any, front: bool) -> np.ndarray:
         return value.astype(like.dtype)
     if value.ndim != like.ndim or any(a > b for a, b in zip(value.shape, like.shape, strict=True)):
         raise ValueError(
-            f'{paths.join(path)} of the adapter is {list(value.shape)}, and the bank '
-            f'holds {list(like.shape)}; write a bank with a transform of larger ranks or lengths'
+            f'{paths.join(path)} of the adapter is {list(value.shape)}, but the bank '
+            f'holds {list(like.shape)}; make the bank with a transform of larger ranks or lengths'
         )
     made = np.zeros(like.shape, like.dtype)
     places = (
@@ -174,8 +174,8 @@ def like_own(own: Any, like: Any) -> Any:
     missing, more = set(like) - set(own), set(own) - set(like)
     if (missing | more) - {'dropout'}:
         raise ValueError(
-            f'an adapter of the bank has the numbers {sorted(map(str, like))}, and this one has '
-            f'{sorted(map(str, own))}'
+            f'adapters of the bank have the numbers {sorted(map(str, like))}, but this one has '
+            f'{sorted(map(str, own))}; use a bank for each'
         )
     parts = {
         name: np.zeros((), each.dtype) if name in missing else like_own(own[name], each)
@@ -191,9 +191,9 @@ def check_starts(transform: PeftTransform, adapter: Adapter, like: Any) -> None:
     sizes, others = ([leaf.shape for leaf in jax.tree.leaves(each)] for each in (adapter, like))
     if sizes != others:
         raise ValueError(
-            f'{transform!r} takes a part of the weights that depends on its rank, so that adapters '
-            'of other ranks are beside other frozen parameters; write a bank for each rank, or '
-            'peftjax.merging.to_lora for adapters of the whole base'
+            f'{transform!r} moves a part of the weights that depends on its rank into the adapter, '
+            'so that adapters of other ranks need other frozen parameters; use a bank for each '
+            'rank, or peftjax.merging.to_lora for adapters of the whole base'
         )
 
 

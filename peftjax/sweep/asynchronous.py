@@ -102,7 +102,7 @@ class AsynchronousHalving(NamedTuple):
         if theirs != mine:
             sign = '-' if held['smaller'] else ''
             raise ValueError(
-                f'{file} is of --halving={held["eta"]} --score={sign}{held["score"]}: go on with '
-                'these, or choose another --workdir'
+                f'{file} was made with --halving={held["eta"]} --score={sign}{held["score"]}: use '
+                'these again, or choose another --workdir'
             )
         return held

@@ -116,7 +116,7 @@ def prepare(rows: Sequence[SweepRun]) -> list[Ready]:
     for row in rows:
         try:
             if row.settings.mesh != MeshSettings():
-                raise ValueError('runs of a sweep share devices: leave mesh at 1 each')
+                raise ValueError('runs of a sweep share devices: leave all axes of mesh at 1')
             run = build(row.settings, shelf.model(row.settings), shelf.task(row.settings))
             ready.append(_ready(row, run))
         except ValueError as error:
@@ -171,8 +171,8 @@ def group(ready: Sequence[Ready], limit: float, most: int) -> list[Group]:
             least = whole._replace(rows=members[:1]).memory
             raise ValueError(
                 f'run {members[0].row.name} takes {least / 2**20:,.0f} MiB, more than the '
-                f'{limit / 2**20:,.0f} MiB there are: a smaller batch, accumulate or model.remat='
-                "'full' need less"
+                f'{limit / 2**20:,.0f} MiB there are: write a smaller batch, accumulate, or '
+                "model.remat='full'"
             )
         count = -(-len(members) // room)
         size = -(-len(members) // count)

@@ -78,8 +78,8 @@ class OnRay(NamedTuple):
             has = there.get(name, 0.0)
             if wanted > has:
                 raise ValueError(
-                    f'a task takes {wanted:g} {name} and the cluster has {has:g}: set '
-                    f'--ray_{name.lower()}s'
+                    f'a task takes {wanted:g} {name}, but the cluster has {has:g}: set '
+                    f'--ray-{name.lower()}s'
                 )
 
 

@@ -51,7 +51,7 @@ def expand(module: ModuleType, sweep: str, settings: Settings) -> list[SweepRun]
 
     add_rows(add)
     if not rows:
-        raise ValueError(f'sweep {sweep!r} of {module.__name__} adds no run')
+        raise ValueError(f'sweep {sweep!r} of {module.__name__} adds no run; call add(...) in it')
     first: dict[str, str] = {}
     for row in rows:
         text = json.dumps(row.settings.to_dict(), sort_keys=True)

@@ -122,8 +122,8 @@ class Sweep(NamedTuple):
             if found.memory > limit:
                 raise ValueError(
                     f'group {name} of {self.folder.path} takes {found.memory / 2**20:,.0f} MiB, '
-                    f'more than the {limit / 2**20:,.0f} MiB there are: it was begun where there '
-                    'is more; go on there, or choose another --workdir'
+                    f'more than the {limit / 2**20:,.0f} MiB there are: it was begun with more '
+                    'memory; continue it there, or choose another --workdir'
                 )
             groups.append(found._replace(name=name))
         return groups
@@ -138,7 +138,7 @@ class Sweep(NamedTuple):
             if lost := set(names) - known:
                 raise ValueError(
                     f'group {name} of {self.folder.path} holds run {min(lost)}, which the sweep '
-                    'no longer has: give that run back, or choose another --workdir'
+                    'no longer has: add that run again, or choose another --workdir'
                 )
         return due
 

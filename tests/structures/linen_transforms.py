@@ -207,7 +207,7 @@ def vmap_convolutions():
     return init(towers(4, (3,), use_bias=False), normal(3, 2, 6, 5))
 
 
-@linen(refused={'embedding': 'many tables at once'})
+@linen(refused={'embedding': 'several tables at once'})
 def vmap_embeddings():
     tables = nn.vmap(nn.Embed, variable_axes={'params': 0}, split_rngs={'params': True})
     return init(tables(11, 6), tokens(3, 4, high=11))

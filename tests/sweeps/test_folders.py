@@ -49,7 +49,7 @@ def test_wrong_sweeps_are_refused_before_anything_runs(config, tmp_path):
     with pytest.raises(ValueError, match=r"run 001 \{'lora.rank': 0\}: rank must be a whole"):
         run(rows_of(config, {'seed': 0}, {'lora.rank': 0}), tmp_path / 'a')
     assert not (tmp_path / 'a').exists()
-    with pytest.raises(ValueError, match='leave mesh at 1'):
+    with pytest.raises(ValueError, match='leave all axes of mesh at 1'):
         run(rows_of(config, {'mesh.data': 2}), tmp_path / 'a')
 
 

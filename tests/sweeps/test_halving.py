@@ -109,7 +109,9 @@ def test_wrong_scores_and_other_rungs_are_refused(halving, tmp_path):
         halving._replace(score='f2')(rung(1, a=0.5))
     assert not (tmp_path / 'rungs.json').exists()
     halving(rung(1, a=0.5))
-    with pytest.raises(ValueError, match=r'rungs.json is of --halving=2 --score=validation/f1'):
+    with pytest.raises(
+        ValueError, match=r'rungs.json was made with --halving=2 --score=validation/f1'
+    ):
         halving._replace(eta=3)(rung(1, b=0.5))
     with pytest.raises(ValueError, match='test split|validation split'):
         read_score('test/f1')

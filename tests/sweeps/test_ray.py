@@ -48,7 +48,7 @@ def test_tasks_do_what_one_process_does(tmp_path):
                 np.testing.assert_array_equal(one, other)
     assert run(rows, tmp_path / 'ray', halving, work=LOCAL) == ray
     with pytest.raises(
-        ValueError, match='a task takes 1 GPU and the cluster has 0: set --ray_gpus'
+        ValueError, match='a task takes 1 GPU, but the cluster has 0: set --ray-gpus'
     ):
         run(rows, tmp_path / 'gpu', work=LOCAL._replace(gpus=1.0))
     # What a task ends with is what the program ends with.
