@@ -173,7 +173,7 @@ def test_gradients_have_gradients():
 
 
 def test_masks_that_mean_nothing_are_refused():
-    with pytest.raises(ValueError, match='write causal=True'):
+    with pytest.raises(ValueError, match='needs causal=True'):
         Mask(window=3)
     with pytest.raises(ValueError, match='window=0'):
         Mask(causal=True, window=0)
@@ -188,7 +188,7 @@ def test_a_bias_of_another_shape_than_the_scores_is_refused(shape):
     query, key, value, _ = Case(4, 5, Mask()).operands()
     scores = f'{BATCH}, {HEADS}, 4, 5'
     for call in (attend, functools.partial(applied, AttentionCore(), {})):
-        with pytest.raises(ValueError, match=re.escape(f'{shape}, and the scores')) as error:
+        with pytest.raises(ValueError, match=re.escape(f'{shape}, but the scores')) as error:
             call(query, key, value, bias=jnp.zeros(shape))
         assert scores in str(error.value) and 'bias[None, None]' in str(error.value)
 

@@ -128,10 +128,10 @@ _ANY_LORA: Any = LORA
         (lambda: _ANY.summary(LORA, mlp().params), ('dict', 'peftjax.wrap')),
         (lambda: _ANY.chain([LORA, LORA]), ('a list', 'chain(first, second)')),
         (lambda: _ANY.chain((LORA,)), ('a tuple', 'chain(first, second)')),
-        (lambda: _ANY.chain(LORA, mlp()), ('argument 1', 'Model', 'no transform')),
-        (lambda: _ANY.chain(_ANY.lora), ('function', 'no transform', 'peftjax.lora(...)')),
+        (lambda: _ANY.chain(LORA, mlp()), ('argument 1', 'Model', 'not a transform')),
+        (lambda: _ANY.chain(_ANY.lora), ('function', 'not a transform', 'peftjax.lora(...)')),
         (lambda: _ANY.named_chain([LORA]), ('dict', 'list', 'chain(first, second)')),
-        (lambda: _ANY.named_chain({'a': 3}), ('int', 'no transform')),
+        (lambda: _ANY.named_chain({'a': 3}), ('int', 'not a transform')),
     ],
 )
 def test_swapped_arguments_say_what_to_write(act, said):

@@ -189,7 +189,9 @@ def test_a_mean_over_splits_and_a_score_that_is_not_there():
     row = ROWS['dora.r32']
     scores = {'test_boolq/exact_match': 0.5, 'test_piqa/exact_match': 1.0, 'test_piqa/loss': 9.0}
     assert reproduce.score(row, scores) == 0.75
-    with pytest.raises(SettingsError, match=r'is about test_\*/exact_match; the run has a/loss'):
+    with pytest.raises(
+        SettingsError, match=r'needs the score test_\*/exact_match; the run has a/loss'
+    ):
         reproduce.score(row, {'a/loss': 1.0})
 
 

@@ -37,7 +37,10 @@ def test_what_is_excluded_need_not_be_adaptable():
     [
         (peftjax.targets(r'.*', exclude=['uot']), ("'uot'", "'out'")),
         (peftjax.targets(r'hidden', exclude=r'.*'), ('selects nothing', 'hidden/kernel')),
-        (peftjax.targets(r'.*', expect=1), ('matches 2 instead of 1', 'hidden/kernel', 'out/kernel')),
+        (
+            peftjax.targets(r'.*', expect=1),
+            ('matches 2 instead of 1', 'hidden/kernel', 'out/kernel'),
+        ),
     ],
 )
 def test_exceptions_that_are_wrong(targets, said):

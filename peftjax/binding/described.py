@@ -51,8 +51,8 @@ def tokens_of(model: Model, args: Any, keywords: Mapping[str, Any]) -> Callable[
             )
         if _goes_on(keywords.get('state'), keywords.get('mutable')):
             raise ValueError(
-                f"the tokens at {path!r} are needed, but a call with Flax's own cache sees only a "
-                'part of an example: call the model on whole rows, without that state'
+                f"the tokens at {path!r} are needed, but a call with Flax's own cache sees a part "
+                'of an example: call the model on whole rows, without that state'
             )
         return _tokens(roles, by_name(model.signature, args, keywords), path, number)
 

@@ -66,8 +66,8 @@ class Tokens:
         """
         if self.follows or self.begins:
             raise ValueError(
-                f'{method} takes the mean over a whole example, but a call with a cache sees only '
-                'a part of it; call the model on whole rows, without a cache'
+                f'{method} takes the mean over a whole example, but a call with a cache sees a '
+                'part of it; call the model on whole rows, without a cache'
             )
         # A sum of bfloat16 numbers stops growing after a few hundred of them.
         wide = values.astype(max(values.dtype, jnp.dtype('float32'), key=lambda d: d.itemsize))

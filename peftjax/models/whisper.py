@@ -160,7 +160,9 @@ class Whisper(nn.Module):
         longest = max(length, cache_length or 0)
         longest += position_shift if isinstance(position_shift, int) else 0
         if longest > most:
-            raise ValueError(f'{longest} tokens: this decoder has {most} positions; cut the text')
+            raise ValueError(
+                f'{longest} tokens: this checkpoint has {most} positions; cut the text'
+            )
         fields = {
             'config': self.config,
             'deterministic': deterministic,
