@@ -220,7 +220,7 @@ def test_adapters_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match='of one method, and may differ only in numbers'):
         serving.bank(MLP, members + others)
     wide = _members(MLP, lambda _: peftjax.lora(rank=3, targets=r'hidden'), count=1)
-    with pytest.raises(ValueError, match=r'is \[4, 3\], and the bank holds \[4, 2\]'):
+    with pytest.raises(ValueError, match=r'is \[4, 3\], but the bank holds \[4, 2\]'):
         serving.bank(MLP, wide, transform=lora)
     bank, frozen = serving.bank(MLP, members)
     with pytest.raises(ValueError, match='write 1 to 1, slot 0 is the base'):
