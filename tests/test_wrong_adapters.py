@@ -196,7 +196,7 @@ def test_all_that_init_returns_as_an_adapter(tmp_path):
         lambda: LORA.freeze(mlp(), both),
         lambda: peftjax.save_adapter(tmp_path, mlp(), LORA, both),
     ):
-        assert_raises(TypeError, act, 'whole pair that init returns', 'adapter, frozen = tx.init(key, m')
+        assert_raises(TypeError, act, 'pair that init returns', 'adapter, frozen = tx.init(key, m')
 
 
 def test_without_frozen():
