@@ -1,4 +1,4 @@
-"""BOFT: the input turned by a product of sparse rotations, wired like a butterfly."""
+"""BOFT: a product of sparse rotations turns the input, wired like a butterfly."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -39,21 +39,21 @@ def boft(
     r"""Butterfly orthogonal fine-tuning: `W' = R W diag(s)`, `R = B_m ... B_1`.
 
     For `W: [in, out]`, blocks of size `b`, `n = in / b`: `B_i = P_i diag(R_i1, ..., R_in) P_i^T`
-    with Cayley's `R_ij = (I - Q_ij)(I + Q_ij)^-1` of skew-symmetric `Q_ij`, and fixed permutations
-    `P_i` that mix `2^i` neighbouring blocks by halves, so that `m` sparse factors reach as far as
-    one dense one. `m = 1` is OFT. A use turns the input `m` times: `2 T m b in + T out` more FLOPs
-    in the forward pass, and about `3 m n b^3` for the rotations, `4 m n b^3` backward, taken once
-    per call and outside of loops. At the start `Q = 0` and `s = 1`, so that `W' = W`. It can be
-    merged.
+    with the Cayley transforms `R_ij = (I - Q_ij)(I + Q_ij)^-1` of skew-symmetric `Q_ij`. The fixed
+    permutations `P_i` mix the halves of `2^(i - 1)` neighbouring blocks, so that the `m` factors
+    together mix `b 2^(m - 1)` inputs. `m = 1` is OFT. A use turns the input `m` times: `2 T m b in
+    + T out` more FLOPs in the forward pass. The rotations are computed once per call, outside of
+    loops, with about `3 m n b^3` FLOPs forward and `4 m n b^3` backward. At the start `Q = 0` and
+    `s = 1`, so that `W' = W`. It can be merged.
 
     Args:
-      block_size: `b`, even if `factors` is above 1.
+      block_size: `b`, which must be even if `factors` is above 1.
       factors: `m`; `b 2^(m - 1)` must divide `in`.
       scale: train `s` too, as the authors' code does.
       whole_blocks: train all `b^2` entries of each block, `Q = (M - M^T) / 2`, as the authors' code
-        does; else the triangle that is free.
+        does; otherwise only the upper triangle of `Q` trains.
       targets: which weights, see `Sites.match_weights`.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      dtype: of the trained arrays; the computation runs in the model's dtype.
       materialize: see `weightwise`.
 
     Returns:
@@ -61,8 +61,8 @@ def boft(
       out]}}`; `q` is `[*stack, m, n, b, b]` with `whole_blocks`.
 
     Raises:
-      ValueError: a block size below 2, an odd one with several factors, or from `init` blocks that
-        do not fill `in`.
+      ValueError: a block size below 2, or an odd one with several factors; from `init`, a `b 2^(m -
+        1)` that does not divide `in`.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -72,15 +72,15 @@ def boft(
 
     References:
       Liu et al., Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization, 2023
-      (arXiv:2311.06243), section 4 and equation 3. Without a compiled extension the authors' code
-      silently takes one factor whatever is asked for; here all are taken.
+      (arXiv:2311.06243), section 4 and equation 3. Without its compiled extension, the authors'
+      code silently uses one factor, whatever number is requested; here all are used.
     """
     check_positive(block_size=block_size, factors=factors)
     if block_size < 2:
         raise ValueError('block_size 1 has no rotation; write at least block_size=2')
     if factors > 1 and block_size % 2:
         raise ValueError(
-            f'block_size {block_size} is odd, so that several factors cannot mix its halves; write '
+            f'block_size {block_size} is odd, and several factors mix halves of blocks; write '
             f'block_size={block_size + 1}, or factors=1'
         )
 
@@ -95,7 +95,7 @@ def boft(
         return {**leaves, 's': jnp.ones(matrix.shape[1], dtype)} if scale else leaves
 
     def rotations(q: Float[jax.Array, ' blocks *free']) -> Float32[jax.Array, 'blocks block block']:
-        """Of one factor, `[n, b, b]`."""
+        """The rotations of one factor, `[n, b, b]`."""
         if not whole_blocks:
             return cayley(skew(q, block_size))
         wide = q.astype(jnp.float32)

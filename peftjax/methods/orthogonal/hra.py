@@ -30,24 +30,26 @@ def hra(
 ) -> PeftTransform:
     r"""Householder reflection adaptation: `W' = H_r ... H_1 W`, `H_i = I - 2 u_i u_i^T / |u_i|^2`.
 
-    For `W: [in, out]` and `U: [in, r]`. A use reflects the input, `x H_r ... H_1`, one vector after
-    the other: `4 T r in + 6 r in` more FLOPs in the forward pass, `13 T r in` in a step, no matrix
-    of the size of `W`. With `gram_schmidt` the vectors are made orthonormal first, so that the
-    product is `I - 2 Q Q^T`. At the start they come in equal pairs, whose reflections cancel: `W' =
-    W`; with `gram_schmidt` they are all drawn apart and `W' != W`. It can be merged.
+    The vectors `u_i` are the columns of `U: [in, r]`, for `W: [in, out]`. A use reflects the input,
+    `x H_r ... H_1`, one vector after the other: `4 T r in + 6 r in` more FLOPs in the forward pass,
+    `13 T r in` in a step, and no matrix of the size of `W`. With `gram_schmidt` the vectors are
+    made orthonormal first, so that the product is `I - 2 Q Q^T`. At the start the vectors come in
+    equal pairs, whose reflections cancel, so that `W' = W`. With `gram_schmidt` each vector is
+    drawn separately, and `W' != W`. It can be merged.
 
     Args:
-      rank: `r`, how many reflections; even unless `gram_schmidt`.
+      rank: `r`, the number of reflections; even unless `gram_schmidt`.
       gram_schmidt: reflect along the orthonormalised vectors.
       targets: which weights, see `Sites.match_weights`.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      dtype: of the trained arrays; the computation runs in the model's dtype.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'u': [*stack, in, r]}}`: `r in` parameters.
 
     Raises:
-      ValueError: a rank below 1 or, without `gram_schmidt`, odd.
+      ValueError: a rank below 1, or an odd one without `gram_schmidt`; from `init`, a rank above
+        `in`.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -58,13 +60,13 @@ def hra(
     References:
       Yuan et al., Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
       Reflection Adaptation, 2024 (arXiv:2405.17484), equations 3 and 6. The regulariser that draws
-      the vectors towards orthogonality is left to the loss. Its limit is taken here by QR, which
-      spans what Gram-Schmidt spans.
+      the vectors towards orthogonality is left to the loss. `gram_schmidt`, the limit of this
+      regulariser, is computed by QR, which spans the same space as Gram-Schmidt.
     """
     check_positive(rank=rank)
     if rank % 2 and not gram_schmidt:
         raise ValueError(
-            f'rank {rank} is odd, so that the reflections cannot start in cancelling pairs; write '
+            f'rank {rank} is odd, but the reflections start in pairs that cancel; write '
             f'rank={rank + 1}, or gram_schmidt=True'
         )
 

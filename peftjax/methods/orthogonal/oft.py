@@ -1,4 +1,4 @@
-"""OFT: the input turned by trained block-diagonal rotations."""
+"""OFT: trained block-diagonal rotations turn the input."""
 
 import math
 from typing import Any, NotRequired, TypedDict
@@ -57,7 +57,7 @@ def oft(
       block_share: use one rotation for all blocks of a matrix.
       eps: bound on the norm of `Q`, see above; None for no bound.
       neumann_terms: terms of a Neumann series for the inverse, at least 3, or None for the inverse
-        itself. `R_i` is then orthogonal up to `Q^neumann_terms`.
+        itself. `R_i` is then orthogonal up to terms of order `Q^(neumann_terms - 1)`.
       targets: which weights, see `Sites.match_weights`.
       dtype: dtype of the trained arrays; the computation runs in the model's dtype.
       materialize: see `weightwise`.
@@ -79,9 +79,10 @@ def oft(
     References:
       Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023
       (arXiv:2306.07280), section 3.3; Qiu et al., OFTv2, 2025 (arXiv:2506.19847), section 3, for
-      turning the input and not the weight, and for the Neumann series. Its code sums the series of
-      `-Q`: adapters go over with their sign changed. The authors shorten the trained array itself
-      after each step; here it stays, and what acts is shortened.
+      turning the input and not the weight, and for the Neumann series. The code of OFTv2 sums the
+      series of `-Q`, so the sign of an adapter changes when it is converted. With COFT the authors
+      scale down the trained array itself after each step; here the trained array keeps its values,
+      and only the `Q` that acts is scaled down.
     """
     check_positive(block_size=block_size)
     if block_size < 2:
@@ -89,7 +90,7 @@ def oft(
     if is_plain(eps) and eps <= 0:
         raise ValueError(f'eps must be positive, got {eps}; write eps=None for no bound')
     if neumann_terms is not None and neumann_terms < 3:
-        raise ValueError(f'neumann_terms must be at least 3, got {neumann_terms}; or None')
+        raise ValueError(f'neumann_terms must be None or at least 3, got {neumann_terms}')
 
     def init_weight(
         key: PRNGKeyArray, matrix: Float[jax.Array, 'in out'], site: WeightSite
@@ -131,7 +132,7 @@ def oft(
 def _shortened(
     skewed: Float32[jax.Array, 'blocks block block'], eps: Float32[jax.Array, '']
 ) -> Float32[jax.Array, 'blocks block block']:
-    """Each block at most `eps / sqrt(n)` long; the gradient is that of `skewed` itself."""
+    """Blocks scaled to a norm of at most `eps / sqrt(n)`; gradients ignore the scaling."""
     bound = eps / math.sqrt(len(skewed))
     length = jnp.sqrt((skewed**2).sum((1, 2), keepdims=True))
     short = skewed * (bound / jnp.maximum(length, bound))

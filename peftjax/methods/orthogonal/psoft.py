@@ -1,4 +1,4 @@
-"""PSOFT: a rotation inside of the principal subspace of each matrix."""
+"""PSOFT: a rotation within the principal subspace of each matrix."""
 
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
@@ -51,28 +51,28 @@ def psoft(
 ) -> PeftTransform:
     r"""Principal subspace orthogonal fine-tuning: `W' = W + P (diag(a) R diag(b) - I) S Q`.
 
-    For `W: [in, out]`, its `r` largest singular values and vectors, `P: [in, r]`, `S Q: [r, out]`,
-    are frozen; `R = (I - K)(I + K)^-1` is the rotation of a skew-symmetric `K: [r, r]` of which the
-    upper triangle trains, `a, b: [r]` stretch. A use adds `2 T r (in + out) + T out` FLOPs in the
-    forward pass; the rotation and `P (diag(a) R diag(b) - I)` take about `3 r^3 + 2 in r^2` more,
-    once per call. A step spends `4 T r (in + out) + 2 T r in + 3 T out`, since `S Q` is frozen. At
-    the start `K = 0`, `a = b = 1`, so that `W' = W`. It can be merged.
+    `P: [in, r]` and `S Q: [r, out]` hold the `r` largest singular values of `W: [in, out]` and
+    their vectors, and are frozen. `R = (I - K)(I + K)^-1` is the rotation of a skew-symmetric `K:
+    [r, r]`, whose upper triangle trains. The trained `a, b: [r]` stretch. A use adds `2 T r (in +
+    out) + T out` FLOPs in the forward pass. The rotation and `P (diag(a) R diag(b) - I)` take about
+    `3 r^3 + 2 in r^2` more, once per call. A step spends `4 T r (in + out) + 2 T r in + 3 T out`,
+    since `S Q` is frozen. At the start `K = 0` and `a = b = 1`, so that `W' = W`. It can be merged.
 
     Args:
       subspaces: `{leaf path: (P, S Q)}`, stack axes in front, as `principal_subspaces` gives them;
-        its leaves are the targets. They are in `frozen.own`.
-      scale: whether `a` and `b` train; without them angles inside of the subspace stay.
+        its leaves are the targets. `frozen.own` holds these arrays.
+      scale: whether `a` and `b` train; without them, angles within the subspace do not change.
       neumann_terms: see `oft`.
       dropout: dropout rate on the input of the change; active when `predict` gets an `adapter_key`.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      dtype: of the trained arrays; the computation runs in the model's dtype.
       materialize: see `weightwise`.
 
     Returns:
       A transform whose adapter is `{leaf path: {'k': [*stack, r (r - 1) / 2], 'a': [*stack, r],
-      'b': [*stack, r]}}`, without `scale` of `'k'` alone.
+      'b': [*stack, r]}}`, with only `'k'` if `scale` is False.
 
     Raises:
-      ValueError: no leaf, or from `init` factors of another shape than the leaf's.
+      ValueError: empty `subspaces`; from `init`, factors that do not fit the leaf's matrix.
       TargetError: from `init`, for a path that is no leaf of the model.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -150,7 +150,7 @@ def principal_subspaces(
     r"""The `r` largest singular vectors of each matrix, `W ~ P (S Q)`, as `psoft` takes them.
 
     Args:
-      model: with real parameters; under `jax.eval_shape` their shapes.
+      model: a model with real parameters; under `jax.eval_shape` their shapes are enough.
       rank: `r`.
       targets: which weights, see `Sites.match_weights`.
 
@@ -167,11 +167,11 @@ def principal_subspaces(
     True
 
     References:
-      Wu et al., 2025 (arXiv:2505.11235). `P` is orthonormal, `S` goes with the other side. The
-      largest entry of each column of `P` is positive, since the sign that a decomposition gives
-      differs between machines and an adapter depends on it. Hugging Face's peft decomposes anew
-      when it loads an adapter and has no such rule: to take one over, give `psoft` the subspaces of
-      the machine that trained it.
+      Wu et al., 2025 (arXiv:2505.11235). `P` is orthonormal, and `S` is multiplied into the other
+      factor. The signs of singular vectors differ between machines, and an adapter depends on them,
+      so the entry of the largest magnitude in each column of `P` is made positive. Hugging Face's
+      peft decomposes `W` again when it loads an adapter, without such a rule: to convert one of its
+      adapters, give `psoft` the subspaces of the machine that trained it.
     """
     check_positive(rank=rank)
     leaves = paths.flatten(model.params)

@@ -1,4 +1,4 @@
-"""RoAd: pairs of output features turned and stretched."""
+"""RoAd: pairs of output features are turned and stretched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,17 +30,17 @@ def road(
 ) -> PeftTransform:
     r"""Rotary adaptation: `y' = R y`, `R` of blocks `[[a cos t, -a sin t], [a sin t, a cos t]]`.
 
-    For `y = x W + b`, `W: [in, out]`. Feature `i` of the first half of a group is paired with
+    Here `y = x W + b` with `W: [in, out]`. Feature `i` of the first half of a group is paired with
     feature `i` of its second half. `variant=1` trains one angle `t` and one length `a` for each
-    pair, `variant=2` one of both for each row of a block, `variant=4` for each entry. A use costs
-    `3.5 T out` FLOPs in the forward pass, `17 T out` in a step. At the start `t = 0` and `a = 1`,
-    so that `R = I`. It merges into matrix and bias.
+    pair, `variant=2` one angle and one length for each row of a block, and `variant=4` for each
+    entry. A use costs `3.5 T out` FLOPs in the forward pass, `17 T out` in a step. At the start `t
+    = 0` and `a = 1`, so that `R = I`. It merges into matrix and bias.
 
     Args:
       targets: which weights, see `Sites.match_weights`.
       variant: 1, 2 or 4.
-      group_size: features a group, an even divisor of `out`.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      group_size: the number of features in a group, an even divisor of `out`.
+      dtype: of the trained arrays; the computation runs in the model's dtype.
       materialize: see `weightwise`.
 
     Returns:
@@ -49,7 +49,8 @@ def road(
       where the module has a bias, which is turned as well.
 
     Raises:
-      ValueError: another variant, an odd group size, or from `init` one that does not divide `out`.
+      ValueError: an unknown variant or an odd group size; from `init`, a group size that does not
+        divide `out`.
       TargetError: from `init`, see `Sites.match_weights`.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -78,13 +79,13 @@ def road(
     def coefficients(
         leaves: Mapping[str, Any],
     ) -> tuple[Float[jax.Array, '*stack out'], Float[jax.Array, '*stack out']]:
-        """What multiplies each feature and its partner, `[*stack, out]` both."""
+        """The factors of each feature and of its partner, both `[*stack, out]`."""
         alpha = leaves['alpha' if 'alpha' in leaves else 'alpha_and_bias']
         cosine, sine = alpha * jnp.cos(leaves['theta']), alpha * jnp.sin(leaves['theta'])
         if variant == 2:
             return cosine, sine
         stack = alpha.shape[:-1]
-        if variant == 4:  # The first part of a group's numbers is for its cosines.
+        if variant == 4:  # The first half of a group's numbers gives the cosines.
             groups = (*stack, -1, 2, group_size)
             first, second = cosine.reshape(groups)[..., 0, :], sine.reshape(groups)[..., 1, :]
             return first.reshape(*stack, -1), second.reshape(*stack, -1)

@@ -1,4 +1,4 @@
-"""Rotations of blocks of features, by Cayley's transform of skew-symmetric matrices."""
+"""Rotations of blocks of features, by the Cayley transform of skew-symmetric matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def cayley(
 
     Args:
       skewed: skew-symmetric matrices.
-      terms: so many terms of the Neumann series `(I - Q)(I - Q + Q^2 - ...)` in place of the
-        inverse: `I - 2 Q + 2 Q^2 - ... + (-Q)^(terms - 1)`, orthogonal up to that power.
+      terms: the number of terms of the Neumann series `(I - Q)(I - Q + Q^2 - ...)` in place of the
+        inverse: `I - 2 Q + 2 Q^2 - ... + (-Q)^(terms - 1)`, orthogonal up to terms of that power.
     """
     if terms is None:
         return _cayley(skewed)
@@ -60,11 +60,11 @@ def _cayley_jvp(
 def _inverse(
     matrix: Float32[jax.Array, 'blocks block block'],
 ) -> Float32[jax.Array, 'blocks block block']:
-    """Gauss and Jordan's elimination in place, on all of `[n, b, b]` at once.
+    """Gauss-Jordan elimination in place, on all of `[n, b, b]` at once.
 
-    No pivots are sought: `I + Q` is positive definite in its symmetric part, and so is what each
-    step leaves. LAPACK would do as well, but its batched calls, many of them at once, can lock up
-    the thread pool of XLA's CPU backend (seen with jax 0.10.2 and two threads, 2026-11-25).
+    It needs no pivoting: the symmetric part of `I + Q` is positive definite, and it stays so after
+    each step. LAPACK would work too, but many of its batched calls at once can lock up the thread
+    pool of XLA's CPU backend (seen with jax 0.10.2 and two threads, 2026-11-25).
     """
     size = matrix.shape[-1]
 
@@ -89,7 +89,7 @@ def turn(
 ) -> Float[jax.Array, 'T in']:
     """`x: [T, features]` times the block-diagonal matrix of `rotations: [n, b, b]`.
 
-    One rotation (`n = 1`) turns every block.
+    A single rotation (`n = 1`) turns every block.
     """
     size = rotations.shape[-1]
     blocks = x.reshape(len(x), -1, size)
