@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: trained prompts that attention looks at through a gate of zero."""
+"""LLaMA-Adapter: trained prompts that attention reads through a gate that starts at zero."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -44,22 +44,22 @@ def adaption_prompt(
 ) -> PeftTransform:
     r"""Zero-init attention: `h' = h + g softmax(Q (P W_k)^T / sqrt(H)) P W_v`.
 
-    Acts on attention cores, modules called with `query: [B, T, N, H]` and keys and values `[B, S,
+    Acts on attention cores: modules called with `query: [B, T, N, H]` and keys and values `[B, S,
     K, H]`, which return `h: [B, T, N, H]`. A prompt `P: [n, features]` and one number `g` train for
-    each core; `W_k` and `W_v` (and their biases) are the frozen projections that stand beside the
-    core, without other methods' changes to them. Queries come as the core gets them, rotated where
-    the model rotates; keys of the prompt are not. At the start `g = 0`, the identity, and `P` is
-    normal. It trains `n features + 1` numbers and adds `4 T n N H + 6 T n N` FLOPs in the forward
-    pass a core and example, and `4 n features K H` a core. It acts on activations, so `merge`
-    raises.
+    each core. `W_k` and `W_v` (and their biases) are the frozen projections beside the core,
+    without the changes that other methods make to them. The queries are those of the core, after
+    RoPE if the model uses it; the keys of the prompt are not rotated. At the start `g = 0`, the
+    identity, and `P` is normal. It trains `n features + 1` numbers for each core. In the forward
+    pass it adds `4 T n N H + 6 T n N` FLOPs for each core and example, and `4 n features K H` for
+    each core. It acts on activations, so `merge` raises.
 
     Args:
       num_virtual_tokens: `n`.
       targets: regular expressions, full match on paths of attention cores; the paper takes the
         topmost layers.
-      key, value: regular expressions for the modules that make keys and values of features, below
-        the module that the core is in.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      key, value: regular expressions for the modules that project features to keys and values,
+        full match on their paths below the module that contains the core.
+      dtype: of the trained arrays; the computation runs in the model's dtype.
 
     Returns:
       A transform whose adapter is `{module path: {'prompt': [*stack, n, features], 'gate':
@@ -67,8 +67,8 @@ def adaption_prompt(
 
     Raises:
       ValueError: a size below 1.
-      TargetError: from `init`, if a pattern matches no module, or one that is no attention core
-        with those projections beside it.
+      TargetError: from `init`, if a pattern matches no module, or a module that is not an attention
+        core with these projections beside it.
 
     >>> import flax.linen as nn
     >>> class Core(nn.Module):
@@ -135,8 +135,8 @@ def _attend(leaves: Prepared, use: ModuleUse) -> Float[jax.Array, 'B L *features
     attention = use.attention
     if attention is None:
         raise AdapterError(
-            f'adaption_prompt acts on attention cores, and a module that returns '
-            f'{use.output.shape} {use.output.dtype} is none. Was it made for another model?'
+            f'adaption_prompt acts on attention cores, but a module that returns '
+            f'{use.output.shape} {use.output.dtype} is not one. Was it made for another model?'
         )
     query, heads = attention.query, attention.key.shape[2:]
     prompts = (
@@ -148,7 +148,7 @@ def _attend(leaves: Prepared, use: ModuleUse) -> Float[jax.Array, 'B L *features
 
 
 def _layout(site: ModuleSite, model: Model, key: str, value: str) -> Layout:
-    """That of the frozen projections, which must be alike."""
+    """The layout of the frozen projections, which must be the same for both."""
     check_core(site)
     weights = model.sites.weights
     found = [_modules(paths.parent(site.path), name, weights) for name in (key, value)]
@@ -157,7 +157,7 @@ def _layout(site: ModuleSite, model: Model, key: str, value: str) -> Layout:
         near = paths.nearby(f'{paths.parent(site.path)}/{key}/kernel', weights)
         raise paths.TargetError(
             f'key={key!r} and value={value!r} find {found[0]} and {found[1]} beside the core '
-            f'{site.path!r}, and not one projection of one kind each{near}'
+            f'{site.path!r}, but each must find one projection, both of one shape{near}'
         )
     return layouts[0]
 

@@ -21,7 +21,7 @@ from peftjax.methods.prompts.virtual_tokens import embedding_of, rules_of, table
 Encoder = Literal['mlp', 'lstm']
 
 
-# An LSTM reads the rows of zeros too.
+# An LSTM would also read the rows of zeros in front of a shorter prompt.
 @masked_by('num_virtual_tokens', unless={'encoder': 'lstm'})
 @described
 def p_tuning(
@@ -47,7 +47,7 @@ def p_tuning(
     Args:
       num_virtual_tokens, targets, places, keep_virtual, dtype: see `prompt_tuning`.
       encoder: `'mlp'` or `'lstm'`.
-      hidden: `h`, the width of the embedding unless given.
+      hidden: `h`; by default the width of the embedding.
       num_layers: the number of layers of the LSTM.
 
     Returns:
@@ -84,7 +84,7 @@ def p_tuning(
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         site = embedding_of(model, targets, 'p_tuning')
-        table_of(model, site)  # or says that it is no embedding
+        table_of(model, site)  # raises unless it is an embedding
         first, second, third = jax.random.split(paths.fold_in(key, site.path), 3)
         features, width = site.features, hidden or site.features
         leaves: dict[str, Any] = {
@@ -116,10 +116,10 @@ def p_tuning(
 
 
 def export_prompt(adapter: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The adapter of `prompt_tuning` that computes the same, without the network.
+    """The adapter of `prompt_tuning` that computes the same outputs, without the network.
 
     Args:
-      adapter: of `p_tuning`.
+      adapter: an adapter of `p_tuning`.
 
     Returns:
       An adapter for `prompt_tuning` with the same number of virtual tokens, targets and places.

@@ -17,7 +17,7 @@ from peftjax.methods.prompts.virtual_tokens import positions_of, token_ids_of
 def of_call(
     sites: tuple[str, ...], count: int, shifts: bool, length: jax.Array | int | None = None
 ) -> CallRule:
-    """Moves the positions of tokens by the last `length` keys; by all of them by default."""
+    """Adds `length`, by default `count`, to the positions of tokens if `shifts`."""
 
     def apply(_: Any, call: ModelCall) -> Any:
         return call.run(
@@ -35,7 +35,7 @@ def _moved(
 ) -> dict[str, Any]:
     """The arguments that change when the tokens get the positions after the prefix."""
     roles, length = call.roles, count if length is None else length
-    # Biases by distance are computed in every call, and positions go on from a cache.
+    # Distance biases are computed in every call. Positions in a cache are already moved.
     moved: dict[str, Any] = {roles.prefix_length: count} if roles.prefix_length else {}
     heard = roles.decoder_ids and not roles.token_ids
     if call.follows or (heard and not any(roles.matches('decoder', path) for path in sites)):
@@ -91,7 +91,7 @@ def _attend(path: str, length: jax.Array | None) -> Callable[[Any, ModuleUse], j
 
 
 def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) -> Any:
-    """The bias with `count` more keys in front, of which all but the last `length` are hidden."""
+    """The bias with `count` more keys in front; all but the last `length` of these are hidden."""
     bias, ahead = attention.bias, attention.prefix_bias
     if bias is None and length is None:
         return None
@@ -109,16 +109,16 @@ def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) 
 
 
 def _share(leaves: Mapping[str, Any], use: ModuleUse) -> Float[jax.Array, 'B 1 1 1']:
-    """The gate of each example, by which its prefix is multiplied.
+    """The gate of each example, a factor of its prefix.
 
     Raises:
-      ValueError: several examples in a row, or a part of one.
+      ValueError: a row holds several examples, or a part of one.
     """
     tokens, x = use.tokens(), use.around[0]
     if tokens.segments is not None:
         raise ValueError(
-            'a gate on a prefix is one number for a row, and packed rows hold several examples; '
-            'write prefix_tuning(gate=False), or one example a row'
+            'a gate on a prefix is one number for a row, but packed rows hold several examples; '
+            'write prefix_tuning(gate=False), or put one example into each row'
         )
     tokens.check(x.shape, "the prefix's gate")
     weight, bias = leaves['gate'].astype(x.dtype), leaves['gate_bias'].astype(x.dtype)

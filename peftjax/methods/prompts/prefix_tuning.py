@@ -61,7 +61,7 @@ def prefix_tuning(
         model has the role `prefix_length`, as T5 has, the prefix then gets the bias of its distance
         and not zero. In Whisper, the tokens of the decoder move if one of its cores is a target;
         frames of speech never move.
-      dtype: of the trained arrays; the computation runs in the model's own.
+      dtype: of the trained arrays; the computation runs in the model's dtype.
 
     Returns:
       A transform whose adapter is `{'sites': {module path: {'key', 'value': [*stack, n, K, H]}}}`;
@@ -70,7 +70,7 @@ def prefix_tuning(
       `'gate': [*stack, features]` and `'gate_bias': [*stack]`.
 
     Raises:
-      ValueError: a size below 1; in a call a gate over packed rows, or with a cache.
+      ValueError: a size below 1; in a call, a gate with packed rows or with a cache.
       TargetError: from `init`, if a pattern matches no module, or a module that is not an attention
         core; if the model has declared no roles.
 
@@ -93,7 +93,7 @@ def prefix_tuning(
     References:
       Li and Liang, Prefix-Tuning, 2021 (arXiv:2101.00190), sections 4.2 and 4.3; Liu et al.,
       P-Tuning v2, 2021 (arXiv:2110.07602), section 3; Mao et al., UniPELT, 2021 (arXiv:2110.07577),
-      section 3.2, for the gate, which stands on keys and values as in AdapterHub.
+      section 3.2, for the gate, which multiplies keys and values as in AdapterHub.
     """
     check_positive(num_virtual_tokens=num_virtual_tokens)
     for name, size in (('projection', projection), ('embedding', embedding)):
@@ -140,10 +140,10 @@ def prefix_tuning(
 
 
 def export_prefix(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter of direct prefix tuning that computes the same, without the network.
+    """The adapter of direct prefix tuning that computes the same outputs, without the network.
 
     Args:
-      adapter: of `prefix_tuning`, with a projection or without.
+      adapter: an adapter of `prefix_tuning`, with a projection or without.
 
     Returns:
       An adapter for `prefix_tuning` with the same settings but `projection=None`.
@@ -199,8 +199,8 @@ def _init_gate(
 ) -> dict[str, Float[jax.Array, '...']]:
     if not site.around or len(site.around[0]) != 3:
         raise paths.TargetError(
-            f'the module around {site.path!r} is called with {site.around}; a gate reads its first '
-            'array, [batch, length, features]; write gate=False'
+            f'the module around {site.path!r} is called with {site.around}, but a gate reads a '
+            'first array [batch, length, features]; write gate=False'
         )
     shape = (*site.stack, site.around[0][-1])
     return {

@@ -59,7 +59,7 @@ def prompt_tuning(
       shift_positions: count the virtual tokens in the positions of the tokens. False keeps the
         positions of the tokens. This is for a prompt after a module that has already added
         positions (`targets` of all `embeddings`, with a random `init`), as in AdapterHub.
-      dtype: of the trained array; the computation runs in the model's own.
+      dtype: of the trained array; the computation runs in the model's dtype.
 
     Returns:
       A transform whose adapter is `{module path: {'prompt': [n, features]}}`.
@@ -97,7 +97,7 @@ def prompt_tuning(
         site = embedding_of(model, targets, 'prompt_tuning')
         key = paths.fold_in(key, site.path)
         drawn = _DRAWS.get(init) if isinstance(init, str) else None
-        # Behind a module that has numbered the tokens there need be no table.
+        # A module after which positions have been added need not hold a table.
         table = table_of(model, site) if shift_positions or drawn is None else ''
         if drawn is not None:
             return prompt_at(site.path, drawn(key, (num_virtual_tokens, site.features), dtype))

@@ -13,10 +13,10 @@ Places = tuple[int, ...]
 
 
 def check_places(places: Any, count: int) -> Places:
-    """`places`, or all in front.
+    """`places`, or for None a place in front of all tokens for each virtual token.
 
     Raises:
-      ValueError: not one ascending whole number of at least 0 for each virtual token.
+      ValueError: unless there are `count` ascending numbers of at least 0.
     """
     if places is None:
         return (0,) * count
@@ -33,11 +33,11 @@ def check_places(places: Any, count: int) -> Places:
 class Order:
     """The places of virtual tokens in the longer row, for each row or the same for all rows.
 
-    Letters: `T` positions of a row as it was given, `L = T + n` of the longer one.
+    A row as it was given has `T` positions, and the longer row has `L = T + n`.
 
     Attributes:
-      count: of virtual tokens.
-      start: the first position of the longer row that is no padding.
+      count: `n`, the number of virtual tokens.
+      start: the first position of the longer row that is not padding.
       virtual: the index of the virtual token at each position of the longer row; -1 for none.
       before: how many virtual tokens come before each position of the longer row.
     """
@@ -48,7 +48,7 @@ class Order:
     before: Int[jax.Array, 'B L']
 
     def spread(self, values: Shaped[jax.Array, 'B T'], filled: Any) -> Shaped[jax.Array, 'B L']:
-        """Values of the given row in the longer one, with `filled` at the virtual tokens."""
+        """Values of the given row, moved to the longer row, with `filled` at the virtual tokens."""
         length, longer = values.shape[1], self.virtual.shape[1]
         rows = max(len(values), len(self.virtual))
         token = jnp.minimum(jnp.arange(longer)[None] - self.before, length - 1)
@@ -60,37 +60,41 @@ class Order:
         return jnp.where(self.virtual >= 0, jnp.asarray(filled).astype(values.dtype), found)
 
     def as_without(self, leaf: Any, plain: Any) -> Any:
-        """An output without the virtual positions, where `plain` is the model's own output.
+        """An output without the virtual positions.
+
+        Args:
+          leaf: the output for the longer row.
+          plain: the model's output for the row as it was given; only its shape is read.
 
         Raises:
-          ValueError: it is longer, and not as `[batch, length, ...]`.
+          ValueError: the shapes differ, but not by `count` positions in `[batch, length, ...]`.
         """
         if leaf.shape == plain.shape:
             return leaf
         shorter = (*leaf.shape[:1], leaf.shape[1] - self.count, *leaf.shape[2:])
         if shorter != plain.shape:
             raise ValueError(
-                f'virtual tokens make an output of the model {list(leaf.shape)}, which is '
-                f'{list(plain.shape)} without them; outputs [batch, length, ...] lose them again, '
-                'for others write keep_virtual=True'
+                f'an output of the model is {list(leaf.shape)} with virtual tokens and '
+                f'{list(plain.shape)} without them; only outputs [batch, length, ...] can lose '
+                'virtual positions, for others write keep_virtual=True'
             )
         return self.without_virtual(leaf)
 
     def without_virtual(self, values: Shaped[jax.Array, 'B L *rest']) -> jax.Array:
         """Values of the longer row without those of the virtual tokens."""
         is_virtual = self.virtual >= 0
-        # Tokens in their order, and the virtual ones behind them, which are then left out.
+        # The tokens in their order, then the virtual tokens, which the slice leaves out.
         real = jnp.argsort(is_virtual, axis=1, stable=True)[:, : values.shape[1] - self.count]
         places = real.reshape(*real.shape, *(1,) * (values.ndim - 2))
         return jnp.take_along_axis(values, places, axis=1)
 
 
 def order_of(places: Places, longer: int, real: Bool[jax.Array, 'B L'] | None) -> Order:
-    """The order of a row of `longer` positions, of which `real` are tokens, virtual ones included.
+    """The order of a row of `longer` positions; `real` marks tokens, virtual ones included.
 
-    A place counts tokens and no padding, so that padding on either side changes nothing: virtual
-    tokens of place 0 stand right before the first token, behind padding on the left. In a row with
-    fewer tokens, a virtual token comes after the last one.
+    A place counts tokens, not padding, so that padding on either side changes nothing: virtual
+    tokens of place 0 stand right before the first token, after any padding on the left. In a row
+    with fewer tokens, a virtual token comes after the last one.
     """
     numbers = np.arange(len(places))
     if real is None:
@@ -108,7 +112,7 @@ def order_of(places: Places, longer: int, real: Bool[jax.Array, 'B L'] | None) -
 
 
 def with_hidden(real: Bool[jax.Array, 'B L'], hidden: jax.Array) -> Bool[jax.Array, 'B L']:
-    """The tokens, and so many hidden virtual ones before them."""
+    """The mask of tokens, extended by the `hidden` virtual tokens before the first of them."""
     start = jnp.argmax(real, axis=1, keepdims=True)
     slot = jnp.arange(real.shape[1])[None]
     return real | ((slot >= start - hidden) & (slot < start))

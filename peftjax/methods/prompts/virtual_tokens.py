@@ -1,4 +1,4 @@
-"""Virtual tokens: positions that a method adds to a model's sequence and takes from its outputs."""
+"""Virtual tokens: positions that a method adds to a sequence and removes from the outputs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,11 +20,11 @@ from peftjax.methods.prompts.virtual_order import Order, Places, order_of, with_
 
 
 def embedding_of(model: Model, targets: Targets | None, method: str) -> ModuleSite:
-    """The embedding module: that of `targets`, or by default that of the role `embedding`.
+    """The embedding module that `targets` match, by default the one of the role `embedding`.
 
     Raises:
-      TargetError: the targets match several modules; the model has no role `token_ids`, and none
-        `decoder_ids`; the module is not that of the sequence which virtual tokens go into.
+      TargetError: the targets match several modules; the model has neither the role `token_ids` nor
+        `decoder_ids`; the module does not embed the sequence that virtual tokens go into.
     """
     own = model.roles or Roles()
     writes, heard = bool(own.decoder_ids), bool(own.decoder_ids and not own.token_ids)
@@ -35,14 +35,14 @@ def embedding_of(model: Model, targets: Targets | None, method: str) -> ModuleSi
     sites = model.sites.match_modules(targets)
     if len(sites) != 1:
         raise TargetError(
-            f'target {targets!r} matches {[site.path for site in sites]}; virtual tokens go '
-            'through one embedding, write its path'
+            f'target {targets!r} matches {[site.path for site in sites]}, but virtual tokens go '
+            'through one embedding; write its path'
         )
     if writes and roles.matches('decoder', sites[0].path) != heard:
         where = 'decoder' if heard else 'encoder'
         raise TargetError(
             f'virtual tokens of this model go among the tokens {roles.prompted.token_ids!r} of its '
-            f'{where}, and {sites[0].path!r} is not there; write targets={roles.embedding!r}'
+            f'{where}, but {sites[0].path!r} is not in it; write targets={roles.embedding!r}'
         )
     return sites[0]
 
@@ -72,8 +72,8 @@ def rules_of(
     """The rules that put `prompt: [n, features]` into the sequence that the embedding at `path`
     sees.
 
-    Outputs lose the virtual positions again unless `keep`; tokens are numbered with the virtual
-    ones among them if `shift`.
+    Outputs lose the virtual positions again unless `keep`. If `shift`, virtual tokens count in the
+    positions of the tokens.
     """
 
     def of_call(length: jax.Array | None = None) -> CallRule:
@@ -81,7 +81,7 @@ def rules_of(
         return CallRule((), apply, len(places), keep, of_call)
 
     def of_embedding(length: jax.Array | None = None) -> ModuleRule:
-        # Where a virtual token stands among the tokens may follow from tokens still to come.
+        # The place of a virtual token may depend on tokens of a later call.
         whole, apply = max(places) > 0, _embed(path, places, length)
         return ModuleRule(
             {'prompt': prompt}, apply, whole=whole, shorten=of_embedding, only_virtual=True
@@ -91,7 +91,7 @@ def rules_of(
 
 
 def positions_of(call: ModelCall, length: int) -> Integer[jax.Array, '_ {length}']:
-    """The positions of a call's tokens: given, or from 0, anew in each segment."""
+    """The positions of a call's tokens: those given, or counted from 0 in each segment."""
     given = call.given('positions')
     if given is not None:
         return given
@@ -121,15 +121,15 @@ def _longer_call(
 ) -> Callable[[Any, ModelCall], Any]:
     if length is not None and (keep or max(places)):
         raise ValueError(
-            'prompts of several lengths stand in front of the tokens, and outputs lose their '
-            f'positions; found places={places}, keep_virtual={keep}; leave both out'
+            'prompts of several lengths must stand in front of the tokens and leave the outputs; '
+            f'found places={places}, keep_virtual={keep}; leave both out'
         )
 
     def apply(_: Any, call: ModelCall) -> Any:
         if call.follows:
             return call.run(call.arguments)
         _check(call)
-        # An encoder sees its whole text in the first call of several.
+        # In an encoder-decoder, the first of several calls gives the encoder its whole text.
         begins = call.given('cache_length') is not None
         parts = begins and not (call.roles.decoder_ids and call.roles.token_ids)
         call = dataclasses.replace(call, roles=call.roles.prompted)
@@ -139,15 +139,15 @@ def _longer_call(
         known = call.given('mask') is None and max(places) <= ids.shape[1]
         if parts and max(places) and not known:
             raise ValueError(
-                f'places={places} may stand behind the tokens of a first call that sees a part of '
-                'an example; call the model on whole rows, or leave places out'
+                f'places={places} may come after the tokens of the first call, which sees a part '
+                'of an example; call the model on whole rows, or leave places out'
             )
         order = order_of(places, ids.shape[1] + len(places), _longer_mask(call, len(places)))
         changed = _longer(call, ids, order, shift)
         if length is not None:
             changed |= _shorter(call.roles, changed, order, shift, length)
         result = call.run({**call.arguments, **changed})
-        # A first call of several gives the logits of the last token, and a cache that keeps all.
+        # The first of several calls returns the logits of the last token, and a cache of all.
         if keep or begins:
             return result
         return jax.tree.map(order.as_without, result, call.shapes(call.arguments))
@@ -164,8 +164,8 @@ def _with_mask_and_positions(call: ModelCall, shift: bool) -> ModelCall:
     roles, ids = call.roles, token_ids_of(call)
     if not roles.mask or (shift and not (roles.positions or roles.position_shift)):
         raise ValueError(
-            'prompts of several lengths are hidden by a mask, and positions are counted without '
-            f'them; the model has the roles mask={roles.mask!r} and positions='
+            'prompts of several lengths need a mask that hides unused virtual tokens, and '
+            f'positions that skip them; the model has the roles mask={roles.mask!r} and positions='
             f"{roles.positions!r}; write peftjax.wrap(..., roles=peftjax.Roles(mask='...', "
             "positions='...')), or shift_positions=False for a model that counts none"
         )
@@ -198,19 +198,19 @@ def _check(call: ModelCall) -> None:
     if call.given('segments') is not None:
         raise ValueError(
             'a virtual token would belong to one segment of a packed row; give '
-            f'{call.roles.mask or "a mask"} in place of {call.roles.segments}, and one example a '
-            'row'
+            f'{call.roles.mask or "a mask"} in place of {call.roles.segments}, and one example in '
+            'each row'
         )
     call.roles.check_known(call.arguments, 'a virtual token')
 
 
 def _longer_mask(call: ModelCall, count: int) -> Bool[jax.Array, 'B L'] | None:
-    """The mask of the longer row: virtual tokens join the tokens, wherever these are."""
+    """The mask of the longer row, with `count` more tokens where the tokens begin."""
     mask = call.given('mask')
     if mask is None:
         return None
     real = jnp.asarray(mask).astype(jnp.int32) == 1
-    # Padding on the left keeps its length, and so does padding on the right.
+    # Padding keeps its length on both sides.
     start = jnp.argmax(real, axis=1, keepdims=True)
     slot = jnp.arange(real.shape[1] + count)[None]
     behind = jnp.take_along_axis(real, jnp.clip(slot - count, 0, real.shape[1] - 1), axis=1)
@@ -220,11 +220,11 @@ def _longer_mask(call: ModelCall, count: int) -> Bool[jax.Array, 'B L'] | None:
 def _longer(
     call: ModelCall, ids: Integer[jax.Array, 'B T'], order: Order, shift: bool
 ) -> dict[str, Any]:
-    """The arguments that change, of the longer sequence."""
+    """The arguments that change for the longer sequence."""
     roles, length = call.roles, ids.shape[1]
-    # A placeholder, which is embedded and replaced, and which attention sees.
+    # Placeholders, whose embeddings the prompt replaces.
     changed = {roles.token_ids: order.spread(ids, 0)}
-    # A virtual token predicts nothing that counts.
+    # What a virtual token predicts is not counted.
     for name, filled in ((roles.targets, -100), *((name, 0) for name in roles.along)):
         if call.arguments.get(name) is not None:
             changed[name] = order.spread(jnp.asarray(call.arguments[name]), filled)
@@ -273,8 +273,8 @@ def _embed(
             return output
         if use.number:
             raise ValueError(
-                f'{path!r} is called several times in one call of the model, and a prompt goes '
-                'into the tokens of one; write prefix_tuning for this model'
+                f'{path!r} is called several times in one call of the model, but a prompt goes '
+                'into the tokens of one of them; write prefix_tuning for this model'
             )
         real = tokens.real
         if length is not None and real is not None:
