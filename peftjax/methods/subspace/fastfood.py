@@ -1,7 +1,7 @@
 """Fastfood: a random projection of a short vector to a long one, without storing a matrix.
 
 `P v` is computed in blocks of `p` numbers, where `p` is the smallest power of two that is at least
-the length of `v`: `H diag(g) Pi H diag(b) v`, with Hadamard's matrix `H`, random signs `b`, a
+the length of `v`: `H diag(g) Pi H diag(b) v`, with the Hadamard matrix `H`, random signs `b`, a
 random permutation `Pi` and normal `g`. All are hashes of a seed, so that nothing is stored.
 """
 
@@ -33,7 +33,7 @@ def project(
     width = 1 << max(0, math.ceil(math.log2(len(vector))))
     counts = [-(-size // width) for size in sizes]
     padded = jnp.pad(vector.astype(jnp.float32), (0, width - len(vector)))
-    # Arithmetic on indices, uint32, which wraps around. Blocks are numbered within a projection.
+    # Index arithmetic in uint32 wraps around. Blocks are numbered within a projection.
     ends = np.cumsum(counts)
     shape = (int(ends[-1]), width)
     row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], 1), 0)
@@ -50,14 +50,14 @@ def project(
     )
     draws = normal(hashed(place, seed, 2))
     scale = jax.lax.rsqrt(width * (draws**2).sum(axis=1, keepdims=True))
-    # A barrier, or the compiler would fuse the whole computation into each of its parts.
+    # Without a barrier the compiler would fuse the whole computation into each of its parts.
     whole = jax.lax.optimization_barrier(hadamard(draws * mixed) * scale)
     parts = jnp.split(whole, ends[:-1])
     return [part.reshape(-1)[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
 def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'blocks block']:
-    """`x H` for `x: [n, p]`, `p` a power of two and `H` of entries 1 and -1.
+    """`x H` for `x: [n, p]`, where `p` is a power of two and `H` has the entries 1 and -1.
 
     `H` is the Kronecker product of small matrices. Products with small matrices are faster than
     butterflies of sums: `2 n p c` FLOPs for each factor of size `c`, 32 or less.
@@ -81,7 +81,7 @@ def hadamard(x: Float32[jax.Array, 'blocks block']) -> Float32[jax.Array, 'block
 def hashed(
     x: UInt32[jax.Array, 'blocks block'], seed: UInt32[jax.Array, 'blocks 1'], stream: int
 ) -> UInt32[jax.Array, 'blocks block']:
-    """Well-mixed uint32 of each number: the finaliser of MurmurHash3 over a keyed start."""
+    """A well-mixed uint32 for each number: it is keyed, then finalised as in MurmurHash3."""
     keyed = seed * np.uint32(0x85EBCA6B) + np.uint32((stream * 0xC2B2AE35) % 2**32)
     x = x * np.uint32(0x9E3779B1) + keyed
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 0x27D4EB2F), (15, 1)):

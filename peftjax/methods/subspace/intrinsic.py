@@ -29,8 +29,8 @@ class Subspace:
 
     Attributes:
       theta: `[d]`, or `[d - layers]` if there are scales.
-      scales: by leaf path. Each has the rank of the leaf, with the full axes of layers and 1 for
-        all others; empty unless structure-aware.
+      scales: by leaf path. Each has as many axes as its leaf: axes of layers in full size, all
+        others of size 1. Empty unless structure-aware.
       leaves: `(path, shape)` of the leaves that move (static).
       projection: the kind of projection (static).
     """
@@ -42,7 +42,7 @@ class Subspace:
 
     @property
     def label(self) -> str:
-        """The name in files, with a hash of the leaves, which no array contains."""
+        """The name in files, with a hash of `leaves`, which no array contains."""
         return f'intrinsic {self.projection} {zlib.crc32(repr(self.leaves).encode()):08x}'
 
     def __repr__(self) -> str:
@@ -67,23 +67,23 @@ def intrinsic(
 
     One vector `theta: [d]` moves all chosen leaves, biases and norms too. `P_i` is by default a
     Fastfood projection, a product of Hadamard matrices, signs, a permutation and normal diagonals
-    made from hashes of the seed and the leaf's path. With `D` numbers in all leaves and `p` the
-    least power of two from `d` on, a step spends about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs in the
-    forward pass, `c_i` at most 32 the factors of `p` and the rest for the hashes, and holds a few
-    copies of `D` numbers; a dense projection would hold `d D` and cost `2 d D`; backward it is
-    about as much, and `2 T in out` for the gradient of each kernel. The change of each leaf is
-    formed, since all leaves share `theta`, and so is the dense gradient of each leaf. At the start
-    `theta = 0` (and `s_i = 1`), so that `w' = w`. It can be merged.
+    made from hashes of the seed and the leaf's path. Let `D` be the size of all leaves, and `p` the
+    smallest power of two that is at least `d`, with the factors `c_i` of at most 32. A step spends
+    about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs in the forward pass, `200 D` of them for the hashes,
+    and holds a few copies of `D` numbers. A dense projection would cost `2 d D` and hold `d D`. The
+    backward pass costs about as much, and `2 T in out` more for the gradient of each kernel. The
+    change of each leaf is formed, since all leaves share `theta`, and so is its dense gradient. At
+    the start `theta = 0` (and `s_i = 1`), so that `w' = w`. It can be merged.
 
     Args:
-      dimension: `d`, how many numbers train, including the scales.
+      dimension: how many numbers train, including the scales; `d` without them.
       targets: regular expressions, full match on the paths of the leaves that move.
       structure_aware: True for SAID, with a trained scale for each leaf and layer; False for DID,
         without scales.
-      projection: 'fastfood'; 'dense', normal rows that `frozen.own` holds whole, `d D` numbers; or
-        'sparse', signs at a share `1 / sqrt(D)` of the places, made from hashes, which costs about
-        `2 d sqrt(D)` FLOPs in the forward pass.
-      seed: of the projections, which are in `frozen.own`.
+      projection: `'fastfood'`; `'dense'`, normal rows that `frozen.own` holds in full, `d D`
+        numbers; or `'sparse'`, signs at a share `1 / sqrt(D)` of the places, made from hashes,
+        which costs about `2 d sqrt(D)` FLOPs in the forward pass.
+      seed: the seed of the projections. `frozen.own` holds what they are made from.
       dtype: of the trained arrays; the projection runs in float32.
 
     Returns:
@@ -103,8 +103,8 @@ def intrinsic(
       Li et al., Measuring the Intrinsic Dimension of Objective Landscapes, 2018 (arXiv:1804.08838),
       section 2 and S7 for the three projections; Aghajanyan et al., Intrinsic Dimensionality
       Explains the Effectiveness of Language Model Fine-Tuning, 2020 (arXiv:2012.13255), equations 1
-      and 3; Le et al., Fastfood, 2013, section 3. Each leaf has a projection of its own, as in the
-      code of the second; the rows of `P_i` have length 1, where Li et al. give length 1 to its
+      and 3; Le et al., Fastfood, 2013, section 3. Each leaf has its own projection, as in the code
+      of Aghajanyan et al.; the rows of `P_i` have length 1, while Li et al. give length 1 to its
       columns.
     """
     check_positive(dimension=dimension)
@@ -123,8 +123,9 @@ def intrinsic(
         left = dimension - _count(scales)
         if left < 1:
             raise ValueError(
-                f'dimension {dimension} leaves nothing beside {dimension - left} scales; write at '
-                f'least dimension={dimension - left + 1}, fewer targets, or structure_aware=False'
+                f'dimension {dimension} leaves no number beside {dimension - left} scales; write '
+                f'at least dimension={dimension - left + 1}, fewer targets, or '
+                'structure_aware=False'
             )
         chosen = tuple((site.path, tuple(site.shape)) for site in sites)
         return Subspace(jnp.zeros(left, dtype), scales, chosen, projection)
@@ -143,7 +144,7 @@ def intrinsic(
         check_own(own, dict(adapter.leaves), 'intrinsic')
         moves = functools.cache(
             lambda: changes(projection, adapter.theta, adapter.leaves, own)
-        )  # of all leaves, once, however many are used
+        )  # computed once for all leaves, when the first is used
         return {
             path: LeafRule(_moved(adapter, path, shape, moves)) for path, shape in adapter.leaves
         }
@@ -168,7 +169,7 @@ def _moved(
     def replace(leaf: Float[jax.Array, '*shape']) -> Float[jax.Array, '*shape']:
         if leaf.shape != shape:
             raise AdapterError(
-                f'the adapter moves {path!r} of shape {shape}, and these params have '
+                f'the adapter moves {path!r} of shape {shape}, but these params have '
                 f'{leaf.shape} {leaf.dtype}. Was it made for another model?'
             )
         change = moves()[path]
@@ -192,6 +193,6 @@ def _check(adapter: Any, projection: Projection) -> None:
         )
     if adapter.projection != projection:
         raise AdapterError(
-            f'the adapter was made for a {adapter.projection} projection, and this transform has a '
+            f'the adapter was made for a {adapter.projection} projection, but this transform has a '
             f"{projection} one; write intrinsic(projection='{adapter.projection}')"
         )

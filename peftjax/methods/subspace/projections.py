@@ -1,4 +1,4 @@
-"""Random projections of a short vector to long ones, with which `intrinsic` moves weights."""
+"""Random projections of a short vector to long ones, by which `intrinsic` moves weights."""
 
 import math
 import zlib
@@ -33,7 +33,7 @@ def dense_rows(
 def numbers_of(
     projection: Projection, seed: int, path: str, size: int, dimension: int
 ) -> dict[str, jax.Array]:
-    """What a leaf's projection is computed from: the matrix of a dense one, else a seed.
+    """The arrays that a leaf's projection is made from: a dense matrix, or else a seed.
 
     Args:
         projection: which kind.
@@ -52,8 +52,8 @@ def sparse(
 ) -> Float32[jax.Array, ' {size}']:
     """`P vector` with a matrix of density `1 / sqrt(total)`, whose entries are hashes of a seed.
 
-    `size * dimension / sqrt(total)` entries, at least 1, lie at random places, with random signs
-    and one size: the rows have length 1 in the root mean square.
+    `size * dimension / sqrt(total)` entries, at least 1, have random places and signs, and all have
+    one magnitude: the root mean square of the lengths of the rows is 1.
 
     Args:
         vector: `[d]`.
