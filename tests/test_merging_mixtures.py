@@ -138,7 +138,7 @@ def test_a_mixture_refuses_by_name():
     mlp, deltas = _mlp_deltas()
     full = merging.delta_of(mlp.params, mlp)
     for act, error, words in [
-        (lambda: merging.arrow([full]), ValueError, 'is full, and a mixture takes factors'),
+        (lambda: merging.arrow([full]), ValueError, 'is full, but a mixture takes factors'),
         (lambda: merging.arrow(deltas, top=4), ValueError, 'from 1 to 3'),
         (lambda: merging.arrow(deltas, temperature=0.0), ValueError, 'temperature is 0.0'),
     ]:

@@ -1,4 +1,4 @@
-"""Rules that go by the angles between deltas: SLERP, the Karcher mean, Model Stock."""
+"""Rules that use the angles between deltas: SLERP, the Karcher mean, Model Stock."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from peftjax.merging.changes import Delta
 from peftjax.merging.span import Per, Weights, shares_at, spanned
 
 _PARALLEL = 0.9995
-"""The cosine from which on two directions count as one, and linear interpolation takes over."""
+"""Above this cosine two directions count as one, and interpolation is linear."""
 
 
 def slerp(first: Delta, second: Delta, t: Any, *, per: Per = 'tensor') -> Delta:
@@ -24,7 +24,7 @@ def slerp(first: Delta, second: Delta, t: Any, *, per: Per = 'tensor') -> Delta:
     Args:
       first, second: what `t = 0` and `t = 1` give.
       t: a number, which may be traced.
-      per: `'tensor'` for an angle each matrix, `'model'` for one angle.
+      per: `'tensor'` for an angle for each matrix, `'model'` for a single angle.
 
     Raises:
       ValueError: deltas that do not fit each other, or an unknown `per`.
@@ -82,10 +82,10 @@ def karcher_mean(
     directions cancel have no mean direction, and give zero.
 
     Args:
-      deltas: to average.
-      weights: one for each delta; all alike by default. They are divided by their sum.
-      steps: of the iteration.
-      per: `'tensor'` for a sphere each matrix, `'model'` for one.
+      deltas: the deltas to average.
+      weights: one for each delta; all equal by default. They are divided by their sum.
+      steps: the number of steps of the iteration.
+      per: `'tensor'` for a sphere for each matrix, `'model'` for a single sphere.
 
     Raises:
       ValueError: weights by path, or deltas or weights that do not fit each other.
@@ -150,9 +150,9 @@ def multi_slerp(
 ) -> Delta:
     r"""SLERP of several deltas: one step from the mean of the directions, as `karcher_mean` takes.
 
-    Of two deltas it is on the arc that `slerp` follows. mergekit's `multislerp` projects to the
-    tangent space without the factor `a / sin a` of the logarithm; its tangents then cancel, and its
-    result is the mean of the directions, with the mean length.
+    For two deltas the result is on the arc that `slerp` follows. mergekit's `multislerp` projects
+    to the tangent space without the factor `a / sin a` of the logarithm; its tangents then cancel,
+    and its result is the mean of the directions, with the mean length.
 
     Args:
       deltas, weights, per: as for `karcher_mean`.
@@ -174,7 +174,7 @@ def model_stock(deltas: Sequence[Delta], *, per: Per = 'tensor') -> Delta:
 
     Args:
       deltas: of one task, by different seeds or hyperparameters.
-      per: `'tensor'` for a ratio each matrix, `'model'` for one.
+      per: `'tensor'` for a ratio for each matrix, `'model'` for a single ratio.
 
     Raises:
       ValueError: deltas that do not fit each other, or an unknown `per`.

@@ -1,4 +1,4 @@
-"""What a fine-tuning changed, as values: the change of each leaf, factored or in full."""
+"""The changes that a fine-tuning made, as values: one for each leaf, factored or in full."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -116,7 +116,7 @@ def dense(delta: Delta) -> dict[str, Float32[jax.Array, '...']]:
 
 
 def check_delta(delta: Any) -> None:
-    """Raises `TypeError` unless `delta` is one."""
+    """Raises `TypeError` unless `delta` is a delta."""
     if not isinstance(delta, Mapping) or not all(map(is_change, delta.values())):
         raise TypeError(
             f'a delta is a dict of changes by leaf path, found a {type(delta).__name__}; write '
@@ -125,12 +125,12 @@ def check_delta(delta: Any) -> None:
 
 
 def aligned(deltas: Sequence[Delta]) -> dict[str, list[Change]]:
-    """The changes of each leaf that any of `deltas` has, one for each of them.
+    """For each leaf that any of `deltas` changes, one change from each delta.
 
-    A leaf that a delta does not have did not change: its change is zero.
+    The change is zero where a delta does not have the leaf.
 
     Raises:
-      TypeError: `deltas` is no sequence of deltas.
+      TypeError: `deltas` is not a sequence of deltas.
       ValueError: there are none, or two have changes of different shapes at one path.
     """
     if isinstance(deltas, Mapping) or not isinstance(deltas, Sequence):
@@ -152,8 +152,8 @@ def aligned(deltas: Sequence[Delta]) -> dict[str, list[Change]]:
 def _check_alike(path: str, first: Layout, second: Layout) -> None:
     if first.shape != second.shape:
         raise ValueError(
-            f'the deltas have changes of shapes {first.shape} and {second.shape} at {path!r}, and '
-            'no rule merges these. Heads of different tasks stay apart: write '
+            f'the deltas have changes of shapes {first.shape} and {second.shape} at {path!r}, '
+            'which no rule merges. Heads of different tasks stay apart: write '
             f'matching, rest = peftjax.merging.split(delta, {path!r}), and merge the rests'
         )
     if first != second:
@@ -171,8 +171,8 @@ def _nothing(layout: Layout) -> Factored:
 def split(delta: Delta, targets: paths.Targets) -> tuple[Delta, Delta]:
     """The changes of the leaves whose path matches, and the others.
 
-    Heads of different tasks mean different things by the same name, and must not be merged: split
-    them off, merge the rest, and put the head of the task at hand in again by `apply_delta`.
+    Heads of different tasks have the same path but a different meaning, and must not be merged:
+    split them off, merge the rest, and add the head of one task again with `apply_delta`.
 
     Args:
       delta: what to split.

@@ -37,22 +37,23 @@ def adamerging(
     r"""AdaMerging: the weights of a sum that make predictions on unlabelled data certain.
 
     Minimises the entropy of `logits(params + sum_i lambda_i D_i, batch)` over the `lambda_i`, by
-    gradients through the merge; one step a batch.
+    gradients through the merge, with one step for each batch.
 
     Args:
-      logits: `logits(params, batch)`, an array `[..., C]`, or a tree of one for each task; the
-        entropies of the tasks add up. It puts the heads that were split off into `params`.
-      params: of the base.
-      deltas: to merge.
-      batches: unlabelled inputs; as many as steps are wanted.
-      start: of every `lambda`; or a number for each delta.
-      per: `'model'` for one `lambda` a task, `'tensor'` for one a task and matrix (each layer of a
-        stack by itself).
+      logits: a function of `params` and `batch` that returns an array `[..., C]`, or a tree with
+        one array for each task; the entropies of the tasks are added. It must put heads that were
+        split off into `params`.
+      params: the parameters of the base.
+      deltas: the deltas to merge.
+      batches: unlabelled inputs, one batch for each step.
+      start: the initial value of every `lambda`, or one value for each delta.
+      per: `'model'` for one `lambda` for each delta; `'tensor'` for one for each delta and leaf,
+        and for each layer of a stacked leaf.
       optimizer: Adam with the rate 1e-3 by default.
 
     Returns:
-      Weights for `weighted_sum`, and for every rule that takes weights as it does: `[T]`, or
-      `{leaf path: [*stack, T]}`.
+      Weights for `weighted_sum`, and for every rule that takes the same weights: `[T]`, or `{leaf
+      path: [*stack, T]}`.
 
     Raises:
       ValueError: no batches, or deltas that do not fit each other.
@@ -96,7 +97,7 @@ def adamerging(
         weights, state = step(weights, state, params, list(deltas), batch)
         empty = False
     if empty:
-        raise ValueError('there are no batches to find weights on')
+        raise ValueError('batches is empty; give one batch for each step')
     return weights
 
 
@@ -104,8 +105,9 @@ class Soup(NamedTuple):
     """What `greedy_soup` found.
 
     Attributes:
-      delta: the mean of the chosen. chosen: their places among the deltas, in the order they came
-        in. score: of the mean.
+      delta: the mean of the chosen deltas.
+      chosen: their indices among the deltas, in the order in which they were added.
+      score: the score of the mean.
     """
 
     delta: Delta
@@ -114,11 +116,11 @@ class Soup(NamedTuple):
 
 
 def greedy_soup(deltas: Sequence[Delta], score: Callable[[Delta], float]) -> Soup:
-    """Averages as many deltas as help: the best alone first, then each that does no harm.
+    """Averages deltas greedily: the best one, then each other that does not lower the score.
 
     Args:
       deltas: of one task, by different seeds or hyperparameters.
-      score: of a delta on held-out data, higher is better.
+      score: gives the score of a delta on held-out data; higher is better.
 
     Raises:
       ValueError: there are no deltas, or a score is NaN, of a delta alone or of a mean.
@@ -152,6 +154,6 @@ def _scored(
     if math.isnan(found):
         what = f'delta {places[0]}' if alone else f'the mean of the deltas {list(places)}'
         raise ValueError(
-            f'the score of {what} is NaN, and a score that is no number orders nothing'
+            f'the score of {what} is NaN, so that the deltas cannot be ordered by their scores'
         )
     return found

@@ -28,20 +28,21 @@ def delta(model: Model, transform: PeftTransform, adapter: Adapter, frozen: Froz
 
     LoRA and its relatives (rsLoRA, LoRA-FA, AdaLoRA, VeRA) give their factors, with the scale in
     the left one, and no array of a weight's size is formed. PiSSA and OLoRA give `s A B - s A_0
-    B_0`, of rank `2 r`, since their frozen weight is without the initial factors. All other
-    methods that merge give the difference of the merged and the model's own weight. Leaves that
-    train as a whole (`select`: biases, heads) give their difference too.
+    B_0`, of rank `2 r`, since their frozen weight lacks the initial product. All other methods
+    that merge give the difference between the merged weight and the model's. Leaves that train as
+    a whole (`select`: biases, heads) give their difference too.
 
     Args:
-      model: that the adapter was made for, with its own parameters.
-      transform, adapter, frozen: as `init` gave them, the adapter trained since.
+      model: the model that the adapter was made for, with its own parameters.
+      transform, adapter, frozen: the transform, the trained adapter, and `frozen` as `init` gave
+        it.
 
     Returns:
       `{leaf path: change}` for the leaves that the method acts on.
 
     Raises:
-      MergeError: the method has no merged weight, or a leaf is quantised where a difference is
-        needed, by name.
+      MergeError: the method has no merged weight, or a leaf whose difference is needed is quantised
+        (the error names it).
       AdapterError: the adapter is of another transform or for another model.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -86,11 +87,11 @@ def _parts(transform: PeftTransform, adapter: Any, own: Any) -> Iterator[_Part]:
 def _factored(
     model: Model, transform: PeftTransform, adapter: Any, numbers: Any
 ) -> dict[str, list[Factored]]:
-    """The terms `L R` that a method adds to each leaf; nothing if its changes are no such sums."""
+    """The terms `L R` that a method adds to each leaf; empty if its changes have another form."""
     if transform.about is None or transform.about.name not in FACTORED_BY:
         return {}
     if any(entry.method not in FACTORED for entry in adapter.values()):
-        return {}  # A LoRA with a bias of its own changes more than the matrix.
+        return {}  # A LoRA with its own bias changes more than the matrix.
     terms = {path: [factored(entry, numbers[path])] for path, entry in adapter.items()}
     if any(entry.method in STARTS_FROM_WEIGHT for entry in adapter.values()):
         start = transform.start(jax.random.key(0), model)
@@ -124,7 +125,7 @@ def _difference(path: str, after: Any, before: Any, sites: Mapping[str, WeightSi
 
 
 def _layout(path: str, shape: tuple[int, ...], sites: Mapping[str, WeightSite] | None) -> Layout:
-    """How a leaf reads as matrices; as one vector where nothing is known of it."""
+    """The layout of a leaf as matrices, or as a vector if it is one or nothing is known of it."""
     if sites is None or path not in sites:
         return vector_layout(shape)
     site = sites[path]
@@ -145,10 +146,10 @@ def delta_of(params: Any, base: Model | Any) -> Delta:
     """What a full fine-tuning changed: the tuned parameters minus those of the base, in float32.
 
     Args:
-      params: of the tuned model.
-      base: the model that the tuning started from. Its parameters alone will do for rules that
-        take every number by itself; `to_lora`, `regmean` and what else needs to know which axes
-        are inputs take a `Model`.
+      params: the parameters of the tuned model, or the `Model`.
+      base: the model that the tuning started from. Its parameters are enough for rules that treat
+        every number separately. Functions that need to know which axes are inputs, such as
+        `to_lora` and `regmean`, need a `Model` here.
 
     Returns:
       `{leaf path: Full}` for every leaf of floats; whole numbers do not train.
@@ -176,7 +177,7 @@ def delta_of(params: Any, base: Model | Any) -> Delta:
         if leaf.shape != before[path].shape:
             raise ValueError(
                 f'{path!r} is {leaf.shape} in params and {before[path].shape} in base; a head of '
-                'other classes is no change of the old one: leave it out of both'
+                'other classes is not a change of the old head: leave it out of both'
             )
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             found[path] = _difference(path, leaf, before[path], sites)
@@ -190,8 +191,9 @@ def apply_delta(params: Any, delta: Delta) -> Any:
     rounding to bfloat16 loses. Differentiable in `params` and `delta`.
 
     Args:
-      params: of the base model, or a `Model`; the result is then a model with the new parameters.
-      delta: of an adapter or of a tuned model, or the result of a rule.
+      params: the parameters of the base model, or the `Model`; the result is then a model with the
+        new parameters.
+      delta: the delta of an adapter or of a tuned model, or the result of a rule.
 
     Raises:
       MergeError: a leaf that changes is quantised.
@@ -217,7 +219,8 @@ def apply_delta(params: Any, delta: Delta) -> Any:
         if is_hole(leaf) or leaf.shape != change.layout.shape:
             there = repr(leaf) if is_hole(leaf) else f'{leaf.shape} {leaf.dtype}'
             raise ValueError(
-                f'the delta changes {path!r} of shape {change.layout.shape}, params have {there}'
+                f'the delta changes {path!r} of shape {change.layout.shape}, but params have '
+                f'{there}'
             )
         whole, added = widened((leaf, change.layout.from_matrix(change.matrix())))
         changed[path] = (whole + added).astype(leaf.dtype)

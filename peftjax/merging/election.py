@@ -1,4 +1,4 @@
-"""Signs by majority: the mean, at each number, of the deltas that agree."""
+"""Election of signs: at each number, the mean of the deltas that have the elected sign."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ class Found:
         ]
 
     def weights(self, weights: Weights | None) -> dict[str, jax.Array]:
-        """`{leaf path: [T] or [*stack, T]}`."""
+        """`{leaf path: [T] or [*stack, T]}`; ones if none are given."""
         given = 1.0 if weights is None else weights
         return {
             path: weights_at(given, path, self.count, change.layout)
@@ -39,7 +39,7 @@ class Found:
 def agreeing(
     arrays: Sequence[Arrays], weights: Mapping[str, jax.Array]
 ) -> dict[str, Float32[jax.Array, '*stack in out']]:
-    """The weighted mean, at each number, of those that have the elected sign."""
+    """At each number, the weighted mean of the arrays that have the elected sign."""
     mass = {path: weighted(weights[path], [each[path] for each in arrays]) for path in weights}
     majority = jnp.sign(sum_of([jnp.sign(each).sum() for each in mass.values()]))
     return {path: _mean_of_sign(path, arrays, weights[path], mass[path], majority) for path in mass}

@@ -40,23 +40,24 @@ def to_lora(
     r"""A delta as LoRA: exactly, or by the singular values that matter.
 
     `D = U S V`; `A = U_k sqrt(S_k)`, `B = sqrt(S_k) V_k`, scale 1: the closest matrix of rank `k`
-    in the Frobenius norm. Of a factored change the decomposition is that of its core, by two QR
-    decompositions, and nothing of the weight's size is formed. Of a full one it is LoRA extraction
-    from a tuned model.
+    in the Frobenius norm. A factored change takes two QR decompositions and the decomposition of a
+    small core, and no array of the weight's size is formed. For a full change this is LoRA
+    extraction from a tuned model.
 
     Args:
-      delta: of matrices; `split` puts biases and norms apart.
-      model: that the adapter is for.
+      delta: a delta of matrices; `split` separates biases and norms.
+      model: the model that the adapter is for.
       rank: `k`, or less where a matrix is smaller.
       energy: in (0, 1]; instead of `rank`, for each leaf the least rank that holds this share of
-        the squared norm of every matrix of its stack. Not under `jit`. Without both, the rank of
-        the factors, or the smaller side of a full change: exact.
+        the squared norm of every matrix of its stack. Not under `jit`. Without `rank` and `energy`
+        the result is exact: the rank is that of the factors, or the smaller side of a full change.
 
     Returns:
       The transform, its adapter, and `frozen`, for `adapt`, `save` and `save_adapter`.
 
     Raises:
-      ValueError: both `rank` and `energy`, one out of its range, or a change that is of no matrix.
+      ValueError: both `rank` and `energy`, one out of its range, or a change of a leaf that is not
+        a matrix.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tuned = jax.tree.map(lambda leaf: leaf + 1, mlp.params)  # a change of rank one
@@ -102,7 +103,7 @@ def _check_sizes(rank: Any, energy: Any) -> None:
 
 def _check_matrices(delta: Delta, model: Model) -> None:
     if not delta:
-        raise ValueError('the delta is empty, and LoRA needs at least one matrix')
+        raise ValueError('the delta is empty, but LoRA needs at least one matrix')
     for path, change in delta.items():
         site = model.sites.weights.get(path)
         if site is None:
@@ -114,13 +115,13 @@ def _check_matrices(delta: Delta, model: Model) -> None:
             raise ValueError(
                 f'the delta changes {path!r} {change.layout.shape}, which is no matrix that LoRA '
                 'could hold. Biases, norms and heads stay apart: write matrices, rest = '
-                "peftjax.merging.split(delta, r'.*/kernel'). If it is one, give delta_of the model "
-                'and not its parameters alone'
+                "peftjax.merging.split(delta, r'.*/kernel'). If it is a matrix, give delta_of the "
+                'model and not its parameters alone'
             )
 
 
 def decomposed(change: Change) -> _Svd:
-    """`U: [*stack, in, k]`, `S: [*stack, k]`, `V: [*stack, k, out]` of a change, `S` falling."""
+    """`U: [*stack, in, k]`, `S: [*stack, k]` (descending), `V: [*stack, k, out]` of a change."""
     if not isinstance(change, Factored):
         left, values, right = jnp.linalg.svd(change.matrix(), full_matrices=False)
         return left, values, right

@@ -40,7 +40,7 @@ FACTORED_BY = frozenset({'lora', 'lora_fa', 'adalora', 'vera'})
 """The functions that make transforms of these methods; PiSSA and OLoRA are starts of `lora`."""
 
 STARTS_FROM_WEIGHT = frozenset({'pissa', 'olora'})
-"""They subtract the product of their initial factors from the weights that stay frozen."""
+"""Starts that subtract the product of the initial factors from the weights that stay frozen."""
 
 
 def factored(entry: Entry, numbers: Mapping[str, Any]) -> Factored:
@@ -52,7 +52,7 @@ def factored(entry: Entry, numbers: Mapping[str, Any]) -> Factored:
 
 
 def joined(changes: list[Factored]) -> Factored:
-    """The sum of changes, as factors side by side: of the summed rank, and exact."""
+    """The exact sum of changes, with their factors side by side; its rank is the sum of ranks."""
     if len(changes) == 1:
         return changes[0]
     left = jnp.concatenate([each.left for each in changes], -1)

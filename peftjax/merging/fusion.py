@@ -28,21 +28,22 @@ def adapter_fusion(members: Sequence[Trained], *, dtype: Any = jnp.float32) -> P
     `h' = h + sum_i s_i z_i V` with `s = softmax_i (h Q) . (z_i K)`, where `h` is the module's
     output and `z_i` what adapter `i` adds to it. `Q`, `K`, `V: [width, width]` train at each
     module, `3 width^2` numbers; the adapters are in `frozen.own`. `Q` and `K` start from a normal
-    of deviation 0.02, `V` from the identity: about the mean of the adapters. With N tokens and T
-    adapters, `2 N (T + 2) width^2` more FLOPs forward than all adapters. Nothing can be merged.
+    of deviation 0.02 and `V` from the identity, which gives about the mean of the adapters. With N
+    tokens and T adapters, the forward pass takes `2 N (T + 2) width^2` more FLOPs than all adapters
+    alone. It cannot be merged.
 
     Args:
-      members: `(transform, adapter, frozen)` each, or what `load_adapter` and `restore` return, of
-        methods on modules: bottleneck adapters and their like, of any sizes. They may act on
+      members: adapters of methods on modules, such as bottlenecks of any size. Each is
+        `(transform, adapter, frozen)`, or what `load_adapter` or `restore` returns. They may act on
         different modules.
-      dtype: of what trains.
+      dtype: of the trained arrays.
 
     Returns:
       A transform whose adapter is `{module path: {'query', 'key', 'value': [*stack, width,
       width]}}`.
 
     Raises:
-      ValueError: no members, or from `init`, a method that acts on other than modules.
+      ValueError: no members; from `init`, a method that does not act on modules.
       TypeError: a member is something else.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -102,8 +103,8 @@ def _experts(
         for path, rule in transform.rules(adapter, numbers).items():
             if not isinstance(rule, ModuleRule):
                 raise ValueError(
-                    f'adapter_fusion takes methods on modules, and {transform!r} acts on {path!r} '
-                    'otherwise; merge deltas of weights, or mix them by peftjax.merging.x_lora'
+                    f'adapter_fusion takes methods on modules, but {transform!r} acts on {path!r} '
+                    'in another way; merge the deltas, or mix them with peftjax.merging.x_lora'
                 )
             found.setdefault(path, []).append(rule)
     return found
@@ -140,5 +141,5 @@ def _mixed(
     query, key, value = (fusion[name].astype(output.dtype) for name in ('query', 'key', 'value'))
     scores = ((output @ query)[..., None, :] * (changes @ key)).sum(-1)
     shares = jax.nn.softmax(scores.astype(jnp.float32), -1).astype(output.dtype)
-    # The mean first: one product by V, and not one for each adapter.
+    # The mean comes first, so that there is one product by V and not one for each adapter.
     return (shares[..., None] * changes).sum(-2) @ value

@@ -1,4 +1,4 @@
-"""How deltas stand to each other and to their base: angles, signs, intruder dimensions."""
+"""How deltas relate to each other and to their base: angles, signs, intruder dimensions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,10 +21,11 @@ from peftjax.merging.trimming import as_delta, check_density, keep_largest, matr
 def cosines(deltas: Sequence[Delta]) -> Float32[jax.Array, 'T T']:
     """The cosines of the angles between deltas, each taken as one vector.
 
-    Factored changes are not formed. A delta of zeros has the cosine zero with every other.
+    Products of factors are not formed. A delta of zeros has the cosine zero with every other.
 
     Raises:
-      TypeError, ValueError: as every rule, for what is no delta, and for changes that do not fit.
+      TypeError, ValueError: as for every rule, for other things than deltas, and for changes that
+        do not fit each other.
 
     >>> base = {'w': jnp.zeros(2)}
     >>> both = [peftjax.merging.delta_of({'w': jnp.asarray(w)}, base)
@@ -46,11 +47,11 @@ def sign_conflicts(
 ) -> Float32[jax.Array, 'T T']:
     r"""For each pair, the share of numbers with opposite signs among those that both change.
 
-    Forms the full change of one leaf after another.
+    The full change of each leaf is formed, one leaf after another.
 
     Args:
-      deltas: to compare.
-      density: of the largest entries of each delta that are looked at, over the whole model; all
+      deltas: the deltas to compare.
+      density: the share of the largest entries of each delta, over the whole model, to compare; all
         by default.
 
     Returns:
@@ -84,7 +85,7 @@ def sign_conflicts(
 def _counts(
     signs: Sequence[jax.Array], meets: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> Float32[jax.Array, 'T T']:
-    """For each pair, at how many numbers it holds; whole numbers until the end."""
+    """For each pair, at how many numbers `meets` holds; counted in whole numbers."""
     rows = [jnp.stack([jnp.count_nonzero(meets(a, b)) for b in signs]) for a in signs]
     return jnp.stack(rows).astype(jnp.float32)
 
@@ -92,17 +93,18 @@ def _counts(
 def intruder_dimensions(
     model: Model | Any, delta: Delta, *, first: int = 10, threshold: float = 0.5
 ) -> dict[str, Int32[np.ndarray, '*stack']]:
-    r"""How many of the leading singular vectors of a tuned weight are unlike all of its base's.
+    r"""Counts the leading singular vectors of a tuned weight that are unlike all of the base's.
 
-    Of the `first` singular vectors `u_j` of `W + D` on the side of the outputs, those count for
-    which `max_i |u_j . v_i| < threshold` over the singular vectors `v_i` of `W`. The paper finds
-    them after LoRA and not after full fine-tuning, and that models with them forget more. It takes
-    two full decompositions a matrix.
+    One of the `first` singular vectors `u_j` of `W + D` on the side of the outputs counts if `max_i
+    |u_j . v_i| < threshold` over the singular vectors `v_i` of `W`. The paper finds them after LoRA
+    and not after full fine-tuning, and finds that models with them forget more. Each matrix takes
+    two full decompositions.
 
     Args:
-      model: the base, or its parameters; a quantised leaf is taken dequantised.
-      delta: of an adapter, of a tuned model, or merged.
-      first: how many vectors are looked at. threshold: the cosine below which one is new.
+      model: the base, or its parameters; a quantised leaf is dequantised.
+      delta: the delta of an adapter or of a tuned model, or the result of a rule.
+      first: how many vectors are compared.
+      threshold: the cosine below which a vector counts as new.
 
     Returns:
       `{leaf path: count}` for the matrices among the changes.
@@ -129,7 +131,7 @@ def intruder_dimensions(
         if path not in leaves or leaves[path].shape != change.layout.shape:
             there = leaves[path].shape if path in leaves else 'nothing'
             raise ValueError(
-                f'the delta changes {path!r} {change.layout.shape}, and the model has {there}'
+                f'the delta changes {path!r} {change.layout.shape}, but the model has {there}'
                 f'{paths.nearby(path, leaves)}'
             )
         before = change.layout.to_matrix(jnp.asarray(dense(leaves[path]), jnp.float32))
@@ -141,7 +143,7 @@ def intruder_dimensions(
 
 
 def _single(matrix: Float32[jax.Array, '*stack in out']) -> list[jax.Array]:
-    """The matrices of a stack, to be decomposed one after another."""
+    """The matrices of a stack, as a list."""
     return list(matrix.reshape(-1, *matrix.shape[-2:]))
 
 
@@ -157,10 +159,11 @@ def table(deltas: Mapping[str, Delta]) -> str:
     The stable rank of a matrix is `|D|_F^2 / |D|_2^2`; the table has the mean over matrices.
 
     Args:
-      deltas: by name.
+      deltas: the deltas by name.
 
     Raises:
-      TypeError, ValueError: as every rule, for what is no delta, and for changes that do not fit.
+      TypeError, ValueError: as for every rule, for other things than deltas, and for changes that
+        do not fit each other.
 
     >>> base = {'w': jnp.zeros(2)}
     >>> print(peftjax.merging.table({
@@ -193,15 +196,15 @@ def _stable_rank(delta: Delta) -> str:
 
 
 def heat_map(axes: Any, values: Any, names: Sequence[str]) -> None:
-    """Draws a matrix of cosines or of conflicts on axes of matplotlib, with its numbers.
+    """Draws a matrix of cosines or of conflicts on Matplotlib axes, with its numbers.
 
     Args:
-      axes: of matplotlib, `figure.subplots()`.
+      axes: Matplotlib axes, such as `figure.subplots()`.
       values: `[T, T]`.
-      names: of the deltas.
+      names: the names of the deltas.
 
     Raises:
-      ValueError: another number of names than of rows.
+      ValueError: the numbers of names and of rows differ.
 
     >>> from matplotlib.figure import Figure
     >>> axes = Figure().subplots()

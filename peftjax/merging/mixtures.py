@@ -38,12 +38,12 @@ def arrow(
     themselves. Every leaf of the mixture is in at least one of `deltas`; where all changes of a
     layer are zero, no score is masked, and the shares multiply zeros.
 
-    Nothing trains. With T adapters of rank r and N tokens, `2 N T (r (in + out) + in)` more FLOPs
-    forward, and no array of a weight's size. The share depends on the token, so that nothing can be
-    merged.
+    Nothing trains. With T adapters of rank r and N tokens, the forward pass takes `2 N T (r (in +
+    out) + in)` more FLOPs, and no array of a weight's size is formed. It cannot be merged, since
+    the shares depend on the token.
 
     Args:
-      deltas: of LoRA and its like, factored; the arrays go into `frozen.own`.
+      deltas: factored deltas, as LoRA and its relatives have; their arrays go into `frozen.own`.
       top: `k`, how many adapters a token takes; all by default.
       temperature: of the softmax, above 0.
       targets: some of the weights that the deltas change; all by default.
@@ -52,8 +52,8 @@ def arrow(
       A transform whose adapter is `{leaf path: {}}`, without arrays.
 
     Raises:
-      ValueError: a full change, `top` or `temperature` out of range; at a call, a weight that is
-        used otherwise than as a plain product.
+      ValueError: a full change, or `top` or `temperature` out of range; in a call, a weight that is
+        not used in a plain product.
       TargetError: from `init`, targets that match nothing, or a weight that no delta changes.
 
     >>> mlp = peftjax.testing.tiny_mlp()
@@ -65,8 +65,8 @@ def arrow(
 
     References:
       Ostapenko et al., Towards Modular LLMs by Building and Reusing a Library of LoRAs, 2024
-      (arXiv:2405.11157). peft finds the vector by 15 steps of power iteration; here it
-      is that of the decomposition.
+      (arXiv:2405.11157). peft approximates the vector by 15 steps of power iteration; here it comes
+      from the exact decomposition.
     """
     experts = _Experts(deltas, top)
     _check_temperature(temperature)
@@ -106,12 +106,12 @@ def x_lora(
     `y = x W + sum_i g_i(x) x L_i R_i` with `g = softmax over the top k of (x V + c) / temperature`,
     `V: [in, T]` and `c: [T]` trained, zero at the start: the mean of the adapters. As in `average`,
     an adapter that does not change a leaf counts as a change of zero there; its gate trains too.
-    `2 N T (r (in + out) + in)` more FLOPs forward for N tokens. Nothing can be merged.
+    The forward pass takes `2 N T (r (in + out) + in)` more FLOPs for N tokens. It cannot be merged.
 
     Args:
-      deltas: of LoRA and its like, factored; the arrays go into `frozen.own`.
+      deltas: factored deltas, as LoRA and its relatives have; their arrays go into `frozen.own`.
       top, temperature, targets: as for `arrow`.
-      dtype: of the gates.
+      dtype: of the trained gates.
 
     Returns:
       A transform whose adapter is `{leaf path: {'weight': [*stack, in, T], 'bias': [*stack, T]}}`.
@@ -129,7 +129,7 @@ def x_lora(
     References:
       Buehler and Buehler, X-LoRA, 2024 (arXiv:2402.07148). In peft, the gates for all layers
       come from one network that reads the last hidden states of a first pass without adapters.
-      These read the input of their own layer, in one pass, and work behind a cache.
+      Here each gate reads the input of its own layer, in one pass, and works with a cache.
     """
     experts = _Experts(deltas, top)
     _check_temperature(temperature)
@@ -196,7 +196,7 @@ class _Experts:
         def apply(leaves: _Leaves, use: Use) -> Float[jax.Array, 'T out']:
             if use.kind != 'dot' or use.transposed:
                 raise ValueError(
-                    f'{name} gates tokens at plain products, and a target is used as a {use.kind}'
+                    f'{name} gates tokens at plain products, but a target is used as a {use.kind}'
                     f'{" (transposed)" if use.transposed else ""}; leave it out of the targets'
                 )
             shares = _shares(scores(leaves, use.x.astype(jnp.float32)), self._top)
@@ -242,8 +242,8 @@ def _factored(path: str, changes: Sequence[Any]) -> list[Factored]:
     found = [change for change in changes if isinstance(change, Factored)]
     if len(found) < len(changes):
         raise ValueError(
-            f'the change of {path!r} is full, and a mixture takes factors; make it some, by '
-            'peftjax.merging.to_lora, or put it apart by peftjax.merging.split'
+            f'the change of {path!r} is full, but a mixture takes factors; make factors with '
+            'peftjax.merging.to_lora, or split it off with peftjax.merging.split'
         )
     return found
 

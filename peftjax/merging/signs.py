@@ -1,4 +1,4 @@
-"""Rules that act on every number by itself: TIES, DARE, DELLA, breadcrumbs, SCE."""
+"""Rules that act on every number separately: TIES, DARE, DELLA, breadcrumbs, SCE."""
 
 from collections.abc import Sequence
 
@@ -30,15 +30,15 @@ def ties(
 ) -> Delta:
     r"""TIES: trim each delta, elect a sign for each number, average those who agree.
 
-    `D_i` keeps its `density` largest entries. The sign of an entry is that of the sum `sum_i w_i
-    D_i`; where the sum is zero, the sign that most of the entries of the model have. The result is
-    `scale sum w_i D_i / sum w_i` over the deltas whose entry is not zero and has that sign. Forms
-    the full change of every leaf; in Core Space it does not.
+    `D_i` keeps its share `density` of the largest entries. The elected sign of an entry is the sign
+    of `sum_i w_i D_i`, or where this sum is zero, the sign that most entries of the model have. The
+    result is `scale sum w_i D_i / sum w_i` over the deltas whose entry is not zero and has the
+    elected sign. The full change of every leaf is formed, except in Core Space.
 
     Args:
-      deltas: to merge.
-      density: the share that stays of each, in (0, 1].
-      weights: as `weighted_sum` takes them; all alike by default, as in the paper.
+      deltas: the deltas to merge.
+      density: the share of each delta that stays, in (0, 1].
+      weights: as `weighted_sum` takes them; all equal by default, as in the paper.
       scale: `lambda`.
       trim: `'model'`: a threshold for each delta over all its entries, as the authors' code has.
         `'tensor'`: a threshold for each matrix, as peft and mergekit have.
@@ -56,11 +56,11 @@ def ties(
     Array([[ 2., -2.,  0.]], dtype=float32)
 
     References:
-      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708); the
-      authors' code, whose threshold is one place lower, so that `k + 1` entries stay. peft trims
-      each tensor, elects on deltas without weights, and divides by the count of those who agree;
-      mergekit trims each tensor, elects on weighted deltas, and divides by their weights, as here.
-      The two differ by a factor of two for weights (0.5, 0.5).
+      Yadav et al., TIES-Merging, 2023 (arXiv:2306.01708). The threshold of the authors' code is one
+      place lower, so that `k + 1` entries stay. peft trims each tensor, elects on deltas without
+      weights, and divides by the count of those that agree; mergekit trims each tensor, elects on
+      weighted deltas, and divides by their weights, as here. The two differ by a factor of two for
+      weights (0.5, 0.5).
     """
     check_density(density)
     found = Found(deltas)
@@ -79,10 +79,10 @@ def dare(
     r"""DARE: thin out each delta at random, rescale what stays, and add.
 
     `D_i' = m_i D_i / p` with `m_i ~ Bernoulli(p)`, `p = density`; the result is `sum_i w_i D_i'`,
-    or with `elect` the mean of those that have the elected sign, as in `ties`.
+    or with `elect` the mean of the entries that have the elected sign, as in `ties`.
 
     Args:
-      deltas: to merge.
+      deltas: the deltas to merge.
       key: split into one for each of `deltas`, in their order.
       density: the probability to stay, in (0, 1].
       weights: as `weighted_sum` takes them; a mean by default.
@@ -97,8 +97,8 @@ def dare(
     [0.0, 1.0, 2.0]
 
     References:
-      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099). peft draws
-      from torch's global generator; mergekit rescales to the L1 norm before, and not by `1 / p`.
+      Yu et al., Language Models are Super Mario, 2023 (arXiv:2311.03099). peft draws from torch's
+      global generator; mergekit rescales to the L1 norm before thinning, and not by `1 / p`.
     """
     check_density(density)
     found = Found(deltas)
@@ -116,20 +116,20 @@ def della(
     weights: Weights | None = None,
     elect: bool = True,
 ) -> Delta:
-    r"""DELLA: larger entries stay more likely; then elect signs and average those who agree.
+    r"""DELLA: larger entries are likelier to stay; then elect signs and average those who agree.
 
     Among the `n` entries of an output's column, the one of rank `j` by magnitude (0 the smallest)
     stays with probability `p = density - epsilon + 2 epsilon j / (n - 1)`, and is divided by `p`.
-    The entries of a vector, or of a matrix of one row, are ranked together; one alone has `p =
+    The entries of a vector, or of a matrix of one row, are ranked together; a single entry has `p =
     density`.
 
     Args:
-      deltas: to merge.
+      deltas: the deltas to merge.
       key: split into one for each of `deltas`, in their order.
       density: the mean probability to stay.
-      epsilon: how far probabilities differ from it; `density +- epsilon` is in (0, 1].
+      epsilon: how far probabilities differ from `density`; `density +- epsilon` is in (0, 1].
       weights: as `weighted_sum` takes them.
-      elect: elect signs, as in `ties`; without, add as `dare` does.
+      elect: elect signs, as in `ties`; if False, add as `dare` does.
 
     Raises:
       ValueError: probabilities outside (0, 1], or deltas or weights that do not fit each other.
@@ -141,8 +141,8 @@ def della(
     (1, 4)
 
     References:
-      Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617). mergekit's code ranks the
-      inputs of an output, as here, and rescales to the tensor's L1 norm and not entry by entry.
+      Deep et al., DELLA-Merging, 2024 (arXiv:2406.11617). mergekit's code ranks the inputs of an
+      output, as here, but rescales to the tensor's L1 norm and not entry by entry.
     """
     check_spread(density, epsilon)
     found = Found(deltas)
@@ -166,17 +166,17 @@ def breadcrumbs(
 
     Of the `n` entries of a matrix the `round(gamma n)` largest go; of the others the `round(density
     n)` largest stay, and any that equal one of these. A matrix of few entries loses none of its
-    largest, and keeps at least one.
+    largest, and keeps at least one entry.
 
     Args:
-      deltas: to merge.
+      deltas: the deltas to merge.
       density: the share that stays, in (0, 1].
-      gamma: the share of the largest that goes, in [0, 1).
+      gamma: the share of the largest entries that goes, in [0, 1).
       weights: as `weighted_sum` takes them; a mean by default.
       elect: elect signs, as in `ties`.
 
     Raises:
-      ValueError: shares that leave their ranges, or deltas or weights that do not fit each other.
+      ValueError: a share outside its range, or deltas or weights that do not fit each other.
 
     >>> base, tuned = {'w': jnp.zeros(4)}, {'w': jnp.asarray([8.0, -4.0, 2.0, 1.0])}
     >>> delta = peftjax.merging.delta_of(tuned, base)
@@ -189,7 +189,7 @@ def breadcrumbs(
     """
     check_density(density)
     if not 0.0 <= gamma < 1.0:
-        raise ValueError(f'gamma is {gamma}; write the share of the largest that goes, in [0, 1)')
+        raise ValueError(f'gamma is {gamma}; write the share of largest entries to drop, in [0, 1)')
     found = Found(deltas)
     return added(found, [middle(each, density, gamma) for each in found.arrays], weights, elect)
 
@@ -197,13 +197,13 @@ def breadcrumbs(
 def sce(deltas: Sequence[Delta], *, density: float = 1.0) -> Delta:
     r"""SCE: select by variance, calculate a coefficient for each matrix, erase minorities.
 
-    In each matrix the `density` share of entries stays whose variance over the deltas is largest.
+    In each matrix, the share `density` of entries with the largest variance over the deltas stays.
     The coefficient of a delta is its share of the sum of squares there, `c_i = |D_i|^2 / sum_j
     |D_j|^2`. The result at a number is `sum c_i D_i / sum c_i` over the deltas that have the sign
     of `sum_j D_j`.
 
     Args:
-      deltas: to merge.
+      deltas: the deltas to merge.
       density: the share of entries that stays, in (0, 1].
 
     Raises:

@@ -11,11 +11,11 @@ from peftjax.core.layout import Layout
 from peftjax.merging.changes import Change, Delta, Factored, Full, aligned, product
 
 Rule = Callable[[Sequence[Delta]], Delta]
-"""A rule of merging: one delta, made of several."""
+"""A merging rule, which makes one delta of several."""
 
 
 class Cores(NamedTuple):
-    """Deltas by their cores.
+    """Deltas in the common bases of their factors.
 
     Attributes:
       cores: for each delta, `{leaf path: Full}` of cores `M_i: [*stack, k, l]` where the changes
@@ -36,15 +36,15 @@ def core_space(rule: Rule) -> Rule:
     For factored changes `L_i R_i`, `U` holds the left singular vectors of `[L_1, ..., L_T]` and `V`
     the right ones of `[R_1; ...; R_T]`. Each change is `U M_i V` with the core `M_i = U' L_i R_i
     V'` of `[T r, T r]`, exactly. `rule` merges the cores, and the result is factored: `(U M) V`.
-    A linear rule gives what it gives on full changes. TIES and other rules that act on each number
-    give something else. Changes in full (heads, biases) are merged by `rule` as they are, in the
-    same call.
+    A linear rule gives the same result as on full changes. TIES and other rules that act on each
+    number give a different one. `rule` merges full changes (heads, biases) as they are, in the same
+    call.
 
-    The bases are computed anew at each call. For a grid of settings it is cheaper to call `cores`
+    The bases are computed again in each call. For a grid of settings it is cheaper to call `cores`
     once, and `from_cores(rule(found.cores), found)` for each setting.
 
     Args:
-      rule: of deltas, `lambda cores: peftjax.merging.ties(cores, density=0.1)`.
+      rule: a rule of deltas, such as `lambda cores: peftjax.merging.ties(cores, density=0.1)`.
 
     Returns:
       A rule of deltas.
@@ -57,8 +57,8 @@ def core_space(rule: Rule) -> Rule:
 
     References:
       Panariello et al., Accurate and Efficient Low-Rank Model Merging in Core Space, 2025
-      (arXiv:2509.17786). The authors' code takes the factors as they are trained; here the scale
-      `alpha / r` is in the left ones, so that `U` counts adapters of a larger scale for more.
+      (arXiv:2509.17786). The authors' code takes the factors as they are trained; here the left
+      factors include the scale `alpha / r`, so that adapters of a larger scale weigh more in `U`.
     """
 
     def merged(deltas: Sequence[Delta]) -> Delta:
@@ -72,7 +72,8 @@ def cores(deltas: Sequence[Delta]) -> Cores:
     """The deltas in the common bases of their factors; see `core_space`.
 
     Raises:
-      TypeError, ValueError: as every rule, for what is no delta, and for changes that do not fit.
+      TypeError, ValueError: as for every rule, for other things than deltas, and for changes that
+        do not fit each other.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -106,7 +107,7 @@ def _bases(changes: Sequence[Factored]) -> tuple[jax.Array, jax.Array]:
 
 
 def _left_vectors(matrix: Float32[jax.Array, '*stack n k']) -> Float32[jax.Array, '*stack n least']:
-    """Left singular vectors. By QR first, since the matrix is tall; they depend on no order."""
+    """Left singular vectors, for any order of the columns; QR comes first for tall matrices."""
     if matrix.shape[-1] == 0:
         return matrix
     orthonormal, triangle = jnp.linalg.qr(matrix)
@@ -119,7 +120,7 @@ def _core_layout(shape: tuple[int, ...]) -> Layout:
 
 
 def from_cores(merged: Delta, found: Cores) -> Delta:
-    """A merged delta of cores as changes of the leaves, factored where the cores are.
+    """The changes of the leaves that merged cores stand for, factored where there are bases.
 
     Raises:
       ValueError: `merged` has other leaves than the cores.

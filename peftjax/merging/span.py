@@ -23,19 +23,19 @@ def weighted_sum(deltas: Sequence[Delta], weights: Weights) -> Delta:
     r"""Task arithmetic: `sum_i w_i D_i`.
 
     With one number for `weights` it is the published task arithmetic, `lambda sum_i D_i`; a
-    negative one takes a skill away. Factored changes give factors of the summed rank, exactly: the
-    factors stand side by side. Adding the `A`s and the `B`s apart is something else.
+    negative number takes a skill away. Factored changes give factors of the summed rank, exactly:
+    the factors stand side by side. Adding the `A`s and adding the `B`s would give another matrix.
 
     Args:
-      deltas: to add.
-      weights: a number, a number for each delta, or `{leaf path: [T]}`, or `[*stack, T]` there for
-        layers that are stacked in a leaf. They may be traced, and gradients reach them.
+      deltas: the deltas to add.
+      weights: a number, a number for each delta, or `{leaf path: [T]}`; for a leaf of stacked
+        layers also `[*stack, T]`. They may be traced, and gradients reach them.
 
     Returns:
       A delta on every leaf that any of `deltas` changes.
 
     Raises:
-      ValueError: another number of weights than of deltas, or deltas that do not fit each other.
+      ValueError: the numbers of weights and of deltas differ, or deltas do not fit each other.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tx = peftjax.lora(rank=2, targets=r'hidden')
@@ -58,12 +58,12 @@ def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
     r"""The mean of the deltas, `sum_i w_i D_i / sum_i w_i`.
 
     Args:
-      deltas: to average.
-      weights: as `weighted_sum` takes them; all alike by default. Those of `[*stack, T]` are
-        divided by the sum of each layer's own.
+      deltas: the deltas to average.
+      weights: as `weighted_sum` takes them; all equal by default. Weights of `[*stack, T]` are
+        divided by their sum in each layer.
 
     Raises:
-      ValueError: as `weighted_sum`; weights that are not traced, and have a sum of zero.
+      ValueError: as `weighted_sum`; or weights that sum to zero, unless they are traced.
 
     >>> mlp = peftjax.testing.tiny_mlp()
     >>> tuned = jax.tree.map(lambda leaf: leaf + 1, mlp.params)
@@ -83,10 +83,10 @@ def average(deltas: Sequence[Delta], weights: Weights | None = None) -> Delta:
 def shares_at(
     weights: Weights | None, path: str, count: int, layout: Layout | None = None
 ) -> Float32[jax.Array, '... T']:
-    """The weights at a leaf divided by their sum, layer by layer; all alike if there are none.
+    """The weights at a leaf divided by their sum, layer by layer; all equal if none are given.
 
     Raises:
-      ValueError: as `weights_at`; or weights that are not traced, and have a sum of zero.
+      ValueError: as `weights_at`; or weights that sum to zero, unless they are traced.
     """
     given = 1.0 if weights is None else weights
     array = weights_at(given, path, count, layout)
@@ -98,11 +98,11 @@ def _check_sum(weights: Any, path: str) -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights)):
         return
     each = np.atleast_1d(np.asarray(weights, np.float64))
-    # 0.1 + 0.2 - 0.3 is not zero in floats, and the mean would be nothing but rounding.
+    # 0.1 + 0.2 - 0.3 is not zero in floats, and the mean would consist of rounding errors.
     if not np.all(np.abs(each.sum(-1)) > 1e-6 * np.abs(each).sum(-1)):
         raise ValueError(
             f'the weights {each.tolist()} of a mean{_at(path)} sum to zero, or to no '
-            'number, and a mean divides by the sum; write weighted_sum'
+            'number, but a mean divides by the sum; write weighted_sum'
         )
 
 
@@ -112,7 +112,7 @@ def weights_at(
     """The weights of `count` deltas at a leaf: `[T]`, or `[*stack, T]` where a layout is given.
 
     Raises:
-      ValueError: there is another number of them, or none for this leaf.
+      ValueError: there are not `count` weights, or none for this leaf.
     """
     if isinstance(weights, Mapping):
         if path not in weights:
@@ -151,7 +151,7 @@ def weighted(
 
 
 def sum_of(arrays: Sequence[jax.Array]) -> jax.Array:
-    """The sum of arrays, one after another, so that two are held at a time."""
+    """The sum of arrays, added one after another, so that only two are held at a time."""
     total = arrays[0]
     for each in arrays[1:]:
         total = total + each
@@ -159,7 +159,7 @@ def sum_of(arrays: Sequence[jax.Array]) -> jax.Array:
 
 
 def gram(changes: Sequence[Change]) -> Float32[jax.Array, '*stack T T']:
-    """The inner products of the changes of a leaf, matrix by matrix; factors stay factors."""
+    """The inner products of the changes of a leaf, matrix by matrix, without forming products."""
     rows = [jnp.stack([_inner(one, other) for other in changes], -1) for one in changes]
     return jnp.stack(rows, -2)
 
@@ -174,10 +174,10 @@ def _inner(one: Change, other: Change) -> Float32[jax.Array, '*stack']:
 def spanned(
     deltas: Sequence[Delta], per: Per, coefficients: Callable[[jax.Array], jax.Array]
 ) -> Delta:
-    """The sum with the coefficients `[..., T]` that a function takes from a Gram matrix.
+    """The sum with the coefficients `[..., T]` that a function computes from a Gram matrix.
 
     Raises:
-      ValueError: `per` is something else than `'tensor'` or `'model'`.
+      ValueError: `per` is neither `'tensor'` nor `'model'`.
     """
     check_per(per)
     found = aligned(deltas)
@@ -190,6 +190,6 @@ def spanned(
 
 
 def check_per(per: Any) -> None:
-    """Raises `ValueError` unless a rule knows what to go by."""
+    """Raises `ValueError` unless `per` is `'tensor'` or `'model'`."""
     if per not in ('tensor', 'model'):
-        raise ValueError(f"per is {per!r}; write 'tensor' (each matrix by itself) or 'model'")
+        raise ValueError(f"per is {per!r}; write 'tensor' (each matrix separately) or 'model'")

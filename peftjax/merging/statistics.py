@@ -32,7 +32,7 @@ class Squares(Protocol):
 
     @property
     def rows(self) -> jax.Array:
-        """`[*stack]`, over how many inputs."""
+        """`[*stack]`, the number of inputs."""
         ...
 
 
@@ -49,15 +49,15 @@ def fisher(
     F_i`. Where no task has information about a number, the average is taken.
 
     Args:
-      deltas: to merge.
+      deltas: the deltas to merge.
       values: for each delta the Fisher values of the tuned model, a tree like its parameters, as
         `peftjax.train.fisher` gives it.
-      weights: of the tasks, as `weighted_sum` takes them; all alike by default.
+      weights: of the tasks, as `weighted_sum` takes them; all equal by default.
       smooth: added to every Fisher value.
 
     Raises:
-      ValueError: another number of `values` than of deltas, a leaf without Fisher values, or
-        weights as `average` refuses them.
+      ValueError: the numbers of `values` and of deltas differ, a leaf has no Fisher values, or
+        weights are such as `average` refuses.
 
     >>> base = {'w': jnp.zeros(2)}
     >>> both = [peftjax.merging.delta_of({'w': jnp.asarray(w)}, base) for w in ([4., 1.], [0., 3.])]
@@ -116,19 +116,19 @@ def regmean(
     `W` minimises `sum_i w_i |X_i W - X_i W_i|^2 / rows_i`, which gives the change `(sum_i G_i)^-1
     sum_i G_i D_i` with `G_i = w_i X_i^T X_i / rows_i`, its entries off the diagonal times
     `off_diagonal`. Leaves without moments (biases, norms, embeddings) are averaged. Factored
-    changes stay factored; the inverse is of `[in, in]`.
+    changes stay factored; the inverted matrix is `[in, in]`.
 
     Args:
-      deltas: to merge.
+      deltas: the deltas to merge.
       moments: for each delta `{leaf path: moments}` of the inputs of the tuned model, as
         `peftjax.train.moments` gives them. All of them have the same paths.
-      off_diagonal: `alpha`, below 1 it makes the sums invertible.
-      weights: of the tasks, as `weighted_sum` takes them; all alike by default, however many
+      off_diagonal: `alpha`; below 1 it makes the sums invertible.
+      weights: of the tasks, as `weighted_sum` takes them; all equal by default, however many
         inputs each has.
 
     Raises:
-      ValueError: another number of `moments` than of deltas, other paths or shapes,
-        `off_diagonal` outside [0, 1], or weights as `average` refuses them.
+      ValueError: the numbers of `moments` and of deltas differ, their paths or shapes differ,
+        `off_diagonal` is outside [0, 1], or weights are such as `average` refuses.
 
     >>> class One:
     ...     squares, rows = jnp.diag(jnp.asarray([3.0, 1.0])), jnp.float32(1)
@@ -144,7 +144,7 @@ def regmean(
 
     References:
       Jin et al., Dataless Knowledge Fusion, 2022 (arXiv:2212.09849); the authors' code, which
-      inverts the sum. Here each task counts alike, however many inputs it has.
+      inverts the sum. Here each task has the same weight, however many inputs it has.
     """
     if not 0.0 <= off_diagonal <= 1.0:
         raise ValueError(f'off_diagonal is {off_diagonal}; write a number in [0, 1]')
@@ -160,7 +160,7 @@ def regmean(
         if not all(known) or not is_matrix(changes[0]):
             raise ValueError(
                 f'moments has {path!r} for {sum(known)} of {len(deltas)} deltas, or it is read as '
-                'a vector; give moments of the same matrices for each, and delta_of a model'
+                'a vector; give every delta moments of the same matrices, and give delta_of a Model'
             )
         grams = [_gram_at(path, each[path], off_diagonal, changes[0].layout) for each in moments]
         merged[path] = _solved(changes, grams, shares)
@@ -171,7 +171,7 @@ def _gram_at(path: str, moments: Squares, off_diagonal: float, layout: Layout) -
     squares = jnp.asarray(moments.squares, jnp.float32)
     expected = (*layout.stack_shape, layout.inputs, layout.inputs)
     if squares.shape != expected:
-        raise ValueError(f'moments of {path!r} have shape {squares.shape}; it takes {expected}')
+        raise ValueError(f'moments of {path!r} have shape {squares.shape}, but need {expected}')
     mean = squares / jnp.maximum(jnp.asarray(moments.rows, jnp.float32), 1.0)[..., None, None]
     identity = jnp.eye(mean.shape[-1])
     keep = identity + off_diagonal * (1 - identity)
@@ -183,7 +183,7 @@ def _solved(changes: Sequence[Change], grams: Sequence[jax.Array], given: jax.Ar
     shares = [over(given[..., i], each) for i, each in enumerate(grams)]
     grams = [share * each for share, each in zip(shares, grams, strict=True)]
     diagonal = jnp.diagonal(sum_of(grams), axis1=-2, axis2=-1)
-    # A little of the average: an input that is always zero leaves a zero on the diagonal.
+    # Adds a little of the average: an input that is always zero leaves a zero on the diagonal.
     ridge = jnp.where(diagonal > 0, 1e-6 * diagonal, 1.0)[..., None]
     ridge = ridge * jnp.broadcast_to(jnp.eye(layout.inputs), grams[0].shape)
     grams = [each + share * ridge for each, share in zip(grams, shares, strict=True)]
@@ -201,7 +201,7 @@ def _solved(changes: Sequence[Change], grams: Sequence[jax.Array], given: jax.Ar
 
 
 def _solve(system: jax.Array, right: jax.Array) -> jax.Array:
-    """The solution of a symmetric system, scaled to a diagonal of ones: inputs differ in size."""
+    """Solves a symmetric system, scaled to a diagonal of ones since inputs differ in size."""
     scale = jax.lax.rsqrt(jnp.diagonal(system, axis1=-2, axis2=-1))[..., None]
     scaled = system * scale * jnp.swapaxes(scale, -1, -2)
     return scale * jnp.linalg.solve(scaled, scale * right)

@@ -33,8 +33,8 @@ def trimmed(delta: Delta, density: float, per: Per = 'model') -> Delta:
     Args:
       delta: a change of `n` entries.
       density: the share that stays, above 0 and at most 1.
-      per: `'model'` for one threshold over all entries, as in TIES; `'tensor'` for one each
-        matrix of a stack and each vector.
+      per: `'model'` for one threshold over all entries, as in TIES; `'tensor'` for a threshold for
+        each matrix of a stack and for each vector.
 
     Returns:
       A delta of full changes. Entries that equal the threshold all stay.
@@ -65,7 +65,7 @@ def keep_largest(arrays: Arrays, density: float, per: Per) -> dict[str, jax.Arra
 
 
 def kept(density: float, size: int) -> int:
-    """How many of `size` entries a density means: at least one."""
+    """How many of `size` entries a density keeps, at least one."""
     return max(1, round(density * size))
 
 
@@ -77,9 +77,9 @@ def _keep(matrix: Float32[jax.Array, 'in out'], density: float) -> Float32[jax.A
 def without_extremes(
     matrix: Float32[jax.Array, 'in out'], density: float, gamma: float
 ) -> Float32[jax.Array, 'in out']:
-    """The matrix without its `round(gamma n)` largest entries, and then of density `density`.
+    """The `round(density n)` largest entries of a matrix after the `round(gamma n)` largest.
 
-    Entries that equal one that stays stay as well: a matrix of one magnitude stays whole.
+    Entries that equal a kept entry are kept too: a matrix of one magnitude stays whole.
     """
     bits, size = _bits(matrix), matrix.size
     count = kept(density, size)
@@ -94,7 +94,7 @@ def _bits(array: Float32[jax.Array, '...']) -> Int32[jax.Array, '...']:
 
 
 def _kth_largest(bits: Sequence[Int32[jax.Array, '...']], k: int) -> Int32[jax.Array, '']:
-    """The k-th largest of all numbers, by halving: no copy of them is sorted or joined."""
+    """The k-th largest of all numbers, by bisection: nothing is sorted or concatenated."""
 
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
@@ -107,7 +107,7 @@ def _kth_largest(bits: Sequence[Int32[jax.Array, '...']], k: int) -> Int32[jax.A
 
 
 def _at_least(k: int, masks: Sequence[Bool[jax.Array, '...']]) -> Bool[jax.Array, '']:
-    """Whether `k` entries of all masks are true; a model has more than an int32 counts."""
+    """Whether at least `k` entries of all masks are true; a model may have more than an int32."""
     high = low = jnp.int32(0)
     for mask in masks:
         count = jnp.count_nonzero(mask).astype(jnp.int32)
@@ -128,7 +128,7 @@ def _each(
 
 
 def middle(arrays: Arrays, density: float, gamma: float) -> dict[str, jax.Array]:
-    """Of every matrix and vector: without the largest entries and the smallest ones."""
+    """Every matrix and vector without its largest and its smallest entries."""
     return {
         path: _each(array, lambda one: without_extremes(one, density, gamma))
         for path, array in arrays.items()
@@ -138,8 +138,8 @@ def middle(arrays: Arrays, density: float, gamma: float) -> dict[str, jax.Array]
 def dropped(key: PRNGKeyArray, delta: Delta, density: float) -> Delta:
     r"""DARE's thinning of one delta: an entry stays with probability `p`, and is divided by it.
 
-    The expectation is the delta itself. One delta draws with one key, so that the result does not
-    depend on which others it is merged with.
+    The expectation is the delta itself. Each delta draws with its own key, so that the result does
+    not depend on the other deltas that it is merged with.
 
     Args:
       key: one for each delta.
@@ -171,13 +171,13 @@ def drop(key: PRNGKeyArray, arrays: Arrays, density: float) -> dict[str, jax.Arr
 def drop_by_rank(
     key: PRNGKeyArray, arrays: Arrays, density: float, epsilon: float
 ) -> dict[str, jax.Array]:
-    """MagPrune: entries stay the likelier, the larger they are among those of their output."""
+    """MagPrune: the larger an entry is among those of its output, the likelier it stays."""
 
     def one(path: str, array: jax.Array) -> jax.Array:
         axis = -2 if array.shape[-2] > 1 else -1  # A vector is ranked as a whole.
         order = jnp.argsort(jnp.argsort(jnp.abs(array), axis), axis).astype(array.dtype)
         most = array.shape[axis] - 1
-        share = order / most if most else jnp.full_like(order, 0.5)  # Alone, it has the mean.
+        share = order / most if most else jnp.full_like(order, 0.5)  # A single entry has the mean.
         probability = density - epsilon + 2 * epsilon * share
         return _stay(paths.fold_in(key, path), array, probability)
 
@@ -185,7 +185,7 @@ def drop_by_rank(
 
 
 def _stay(key: PRNGKeyArray, array: jax.Array, probability: jax.Array) -> jax.Array:
-    """Each entry with its probability, divided by it."""
+    """Keeps each entry with its probability, and divides the entry by it."""
     return jnp.where(jax.random.bernoulli(key, probability), array / probability, 0.0)
 
 
