@@ -105,7 +105,7 @@ def test_what_cannot_be_done_right_is_refused_by_name():
         (lambda: merging.average([adapter]), TypeError, 'merging.delta'),
         (lambda: merging.average([delta, delta], [1.0]), ValueError, '2 deltas and weights'),
         (lambda: merging.average([delta, delta], [1.0, -1.0]), ValueError, 'sum to zero'),
-        (lambda: merging.greedy_soup([delta], lambda _: math.nan), ValueError, 'no number'),
+        (lambda: merging.greedy_soup([delta], lambda _: math.nan), ValueError, 'is NaN'),
         (lambda: merging.average([full, other]), ValueError, 'keep|stay apart'),
         (lambda: merging.ties([delta], density=0.0), ValueError, 'density is 0.0'),
         (lambda: merging.della([delta], jax.random.key(0), density=0.9), ValueError, 'epsilon=0.1'),

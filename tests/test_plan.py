@@ -153,7 +153,7 @@ def test_a_mesh_shares_the_base_and_the_batch():
     assert here.compiled is not None
     counted = here.weights + here.adapter + here.optimizer
     assert here.compiled.arguments == pytest.approx(counted, rel=0.02)
-    with pytest.raises(ValueError, match=r'batches of \[8\].* shared by 16 groups'):
+    with pytest.raises(ValueError, match=r'batches of \[8\]; .* multiple of the 16 groups'):
         _plan(_llama(), mesh=mesh_for(data=16))
 
 

@@ -1,4 +1,4 @@
-"""What the compiler of a device, which need not be here, says of a step."""
+"""What a device's compiler reports about a step; the device itself need not be here."""
 
 import contextlib
 import math
@@ -14,14 +14,14 @@ from peftjax.plan.counting import device_bytes
 
 
 class Compiled(NamedTuple):
-    """What the compiler says: bytes a device, and the kernels of the program.
+    """The report of the compiler: bytes per device, and the kernels of the program.
 
     Attributes:
         arguments: bytes of the arguments.
         temporary: bytes of scratch at its peak; `inf` if compilation runs out of device memory.
         peak: bytes of both; `inf` likewise.
         kernels: see `kernels`.
-        largest: the largest batch whose peak fits a machine; None where no machine is given.
+        largest: the largest batch whose peak fits the machine; None without a machine.
     """
 
     arguments: int
@@ -31,7 +31,7 @@ class Compiled(NamedTuple):
     largest: int | None = None
 
 
-# Kernels from libraries, and those that Triton writes. Pallas' kernels for a TPU have own names.
+# Kernels of libraries and of Triton. Pallas kernels for a TPU have their own names.
 _CALLS = re.compile(r'custom_call_target="(__cu[^"]+|[^"]*(?:triton|mosaic)[^"]*)"')
 _PALLAS = re.compile(
     r'%([\w-]+?)(?:\.\d+)* = [^\n]*? custom-call\([^\n]*?custom_call_target="tpu_custom_call"'
@@ -46,8 +46,8 @@ _COLLECTIVES = re.compile(
 def kernels(program: str) -> dict[str, int]:
     """How many kernels and collectives an optimised program has, by XLA's names for them.
 
-    The body of a loop counts once, so that a kernel of scanned layers does. `__cudnn$fmhaSoftmax`
-    is cuDNN's fused attention, `__cudnn$fmhaSoftmaxBackward` its gradient; a Pallas kernel of a TPU
+    The body of a loop counts once, and so does a kernel of scanned layers. `__cudnn$fmhaSoftmax` is
+    cuDNN's fused attention, `__cudnn$fmhaSoftmaxBackward` its gradient; a Pallas kernel of a TPU
     has its own name, such as `splash_mha_fwd_residuals`. Elementwise operations that XLA fused are
     not counted.
 
@@ -67,20 +67,20 @@ def kernels(program: str) -> dict[str, int]:
 def largest_that_fits(
     peak: Callable[[int], float], memory: float, *, at: int, found: float, fixed: float
 ) -> int:
-    """About the largest number whose peak fits; 0 only if the peak of one example does not.
+    """About the largest number of examples whose peak fits; 0 only if one example does not fit.
 
-    The answer is a number that was asked for, or one on the line between the peaks of the largest
-    that fits and the smallest that does not. Were peaks convex in the number of examples, the line
-    would never be below them. They nearly are: each is the greatest of sums that grow with it. But
-    a compiler may choose another program for a number in between. No line leads to an infinite
-    peak: the search then goes to the geometric middle.
+    The answer is a number whose peak is known, or one on the line between the peaks of the largest
+    number that fits and the smallest that does not. This line would never be below the peaks if
+    they were convex in the number of examples. They nearly are, since each is the greatest of sums
+    that grow with this number; but the compiler may choose another program for a number in between.
+    No line leads to an infinite peak: the search then goes to the geometric mean.
 
     Args:
-        peak: bytes by the number of examples, infinite where the compiler gives up. It is dear to
-            compute, and called six times at most.
-        memory: bytes that there are.
-        at, found: a number and its peak.
-        fixed: bytes that do not grow with it, for the first guess.
+        peak: gives the bytes for a number of examples, `inf` if compilation runs out of device
+            memory. It is expensive, and called at most six times.
+        memory: the bytes that are available.
+        at, found: a number of examples and its peak.
+        fixed: bytes that do not grow with the number of examples, for the first guess.
 
     Example:
         >>> largest_that_fits(lambda n: 10 + 5 * n, 100, at=2, found=20, fixed=0)
@@ -99,17 +99,17 @@ def largest_that_fits(
 
 
 def _around(known: Mapping[int, float], memory: float) -> tuple[int, int | None]:
-    """The largest number that fits, 0 for none, and the smallest above it that does not."""
+    """The largest known number that fits, or 0, and the smallest above it that does not fit."""
     low = max((n for n in known if n and known[n] <= memory), default=0)
     return low, min((n for n in known if n > low), default=None)
 
 
 def _next(known: Mapping[int, float], memory: float, last: bool) -> int | None:
-    """The number whose peak to ask for; None where no other would change the answer."""
+    """The number whose peak to compute next; None if no other would change the answer."""
     low, high = _around(known, memory)
     if high is None:
         first, second = sorted(known)[-2:]
-        # A line that is nearly flat says little.
+        # The line may be nearly flat.
         return min(max(_on_line(known, first, second, memory), 2 * low), 64 * low)
     if high == low + 1 or (low and math.isfinite(known[high])):
         return None
@@ -152,10 +152,10 @@ def compile_step(
         return Compiled(device_bytes((state, frozen, inputs)), math.inf, math.inf, {})
     memory = program.memory_analysis()
     if memory is None:
-        raise ValueError('this compiler does not say what memory a program takes')
+        raise ValueError('this compiler does not report memory; leave compiled=True out')
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    # The CPU's compiler leaves scratch out of its peak.
+    # The compiler for CPUs leaves scratch out of its peak.
     known = 0 if device.platform == 'cpu' else getattr(memory, 'peak_memory_in_bytes', 0)
     text = program.as_text() or ''
     return Compiled(arguments, temporary, known or arguments + temporary, kernels(text))
@@ -163,6 +163,6 @@ def compile_step(
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     with warnings.catch_warnings():
-        # JAX writes a program for devices that are elsewhere into its cache, and cannot read it.
+        # JAX writes programs for devices elsewhere to its cache, but cannot read them again.
         warnings.filterwarnings('ignore', 'Error reading persistent compilation cache')
         return lowered.compile()

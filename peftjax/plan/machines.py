@@ -16,9 +16,9 @@ class Machine(NamedTuple):
     """One device, by its maker's data sheet.
 
     Attributes:
-        flops: products and sums a second, in bfloat16 without sparsity.
-        memory: bytes that a program may use; of a GPU those that its driver reports.
-        bandwidth: of the memory, bytes a second.
+        flops: floating-point operations per second, in bfloat16 without sparsity.
+        memory: bytes that a program may use; for a GPU, those that its driver reports.
+        bandwidth: of the memory, in bytes per second.
     """
 
     flops: float
@@ -36,10 +36,10 @@ MACHINES: Mapping[str, Machine] = {
     'H200': Machine(989e12, GPUS['H200'].memory, 4800e9),
     'B200': Machine(2250e12, GPUS['B200'].memory, 8000e9),
 }
-"""Devices that are known by name; GPUs are the SXM modules, of the A100 the one with 80 GB."""
+"""Devices that are known by name. GPUs are the SXM modules; the A100 is the one with 80 GB."""
 
 
-# What `jax.Device.device_kind` says of them.
+# Their names by `jax.Device.device_kind`.
 _KINDS = {
     **{'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5e': 'v5e', 'TPU v5p': 'v5p', 'TPU v5': 'v5p'},
     **{'TPU v6 lite': 'v6e', 'TPU v6e': 'v6e'},
@@ -78,11 +78,11 @@ def mesh_for(
             for which `libtpu` must be installed; GPUs of one host, 'H100:8', or of several,
             'H100:2x8', for which the extra `gpu-plan` must be installed; 'here' for the devices of
             this machine.
-        data, fsdp, tensor: see `peftjax.make_mesh`; with all of them 1, None and 'here' mean one
-            device and no mesh, and a slice or GPUs are all on `fsdp`.
+        data, fsdp, tensor: see `peftjax.make_mesh`. If all are 1, the topologies None and 'here'
+            mean one device without a mesh, and a slice or GPUs are all on `fsdp`.
 
     Raises:
-        ValueError: a topology that is not known, no compiler for it, or axes whose product is not
+        ValueError: an unknown topology, a topology without a compiler, or axes whose product is not
             the number of its devices.
 
     Example:
@@ -104,16 +104,16 @@ def mesh_for(
 
 
 def _tpu_devices(topology: str) -> Sequence[Any]:
-    # Without them the TPU's library asks a metadata server that is not there.
+    # Without these two, the TPU library asks a metadata server that is not there.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-    # A compiler takes no chip, so that other processes may have them, or compile as well.
+    # A compiler takes no chip, so other processes may use the chips, or compile too.
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
     except Exception as error:
         raise ValueError(
             f'the TPU compiler has no topology {topology!r}, or is not installed (pip install '
-            f"'libtpu'), and of GPUs only {', '.join(GPUS)} are known: "
+            f"'libtpu'); the only GPUs known are {', '.join(GPUS)}: "
             f'{str(error).splitlines()[0][:200]}'
         ) from error

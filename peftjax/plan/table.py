@@ -6,9 +6,9 @@ from peftjax.plan.estimate import Plan
 
 
 def table(plans: Mapping[str, Plan]) -> str:
-    """Plans side by side, one row each: MiB a device, the products of a step, its least time.
+    """Plans side by side, one row each: MiB per device, FLOPs and least time of a step.
 
-    Below them stand the kernels of each program that was compiled, see `kernels`.
+    Below the rows are the kernels of each program that was compiled, see `kernels`.
 
     Example:
         >>> one = Plan(8, 1, 1, 10**6, 10**3, 4 * 10**6, 4000, 4000, 8000, 10**7, 1e9)
