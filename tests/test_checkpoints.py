@@ -217,7 +217,7 @@ def test_the_hub_is_asked_for_what_looks_like_a_hub_id_alone(tmp_path, monkeypat
     assert asked == ['runs/my_model', 'org/name', 'gpt2', 'bert-base-uncased']
     (tmp_path / 'gpt2').mkdir()
     assert locate('gpt2') == pathlib.Path('gpt2')
-    with pytest.raises(CheckpointError, match='no folder of an adapter'):
+    with pytest.raises(CheckpointError, match='not the folder of an adapter'):
         locate_adapter('bert-base-uncased')
 
 

@@ -160,7 +160,7 @@ PROMPT = '{"prompt": "was"}'
         (f'{PROMPT}\n\n{{"promt": "a"}}', "line 3: unknown field 'promt'; near name: prompt"),
         (f'{PROMPT}\n[1]', "line 2: '[1]' is no object"),
         (f'{PROMPT}\n{{', 'line 2: is not JSON'),
-        ('{"prompt": "a", "prompt": "b"}', 'line 1: has a key that stands twice'),
+        ('{"prompt": "a", "prompt": "b"}', 'line 1: has a key that occurs twice'),
         ('[' * 100_000, 'line 1: '),
         ('{"prompt": "a", "max_new_tokens": 0}', 'line 1: max_new_tokens is 0; write a whole'),
         ('{"prompt": "a", "max_new_tokens": true}', 'line 1: max_new_tokens is True'),

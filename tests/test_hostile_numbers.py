@@ -126,7 +126,7 @@ def test_sizes_that_no_model_has_are_named(base, weights, field, value):
 @pytest.mark.parametrize('field', ['hidden_size', 'intermediate_size', 'head_dim', 'vocab_size'])
 def test_sizes_are_compared_with_the_file_before_they_are_used(base, field):
     _config(base, **{field: 2**20})
-    with pytest.raises(CheckpointError, match=rf'config says {field} is 1048576, the files hold'):
+    with pytest.raises(CheckpointError, match=rf'config says {field} is 1048576, but the files hold'):
         peftjax.load(base)
 
 
@@ -141,8 +141,8 @@ DEEP = '[' * 200_000 + ']' * 200_000
         ('{"a":' + '[' * 50_000, 'nested too deeply|is not JSON'),
         ('{"a":' + '9' * 5000 + '}', 'a number of 5000 digits'),
         ('{"a":1e999}', 'too large a number'),
-        ('{"a":-Infinity}', 'no number of JSON'),
-        ('{"a":1,"a":2}', 'stands twice'),
+        ('{"a":-Infinity}', 'not a number in JSON'),
+        ('{"a":1,"a":2}', 'occurs twice'),
         (r'{"a":"\ud83d\ude00 \ud800"}', 'half of a character'),
         (r'{"\udfff":1}', 'half of a character'),
         ('{"a":' + '{},' * 200_001, 'more than 200000'),
@@ -188,7 +188,7 @@ def _moved(path, change):
 @pytest.mark.parametrize(
     ('change', 'told'),
     [
-        (lambda offset: offset + 4, 'no multiple of general.alignment 32'),
+        (lambda offset: offset + 4, 'not at a multiple of general.alignment 32'),
         (lambda offset: 0, 'before the end of token_embd.weight|before the end of '),
         (lambda offset: offset + 64, 'before the end of blk.0.attn_norm.weight'),
         (lambda offset: 2**63, 'corrupt or truncated'),

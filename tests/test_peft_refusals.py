@@ -169,7 +169,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
 
 def test_pickles_and_absent_files_are_refused(tmp_path):
     model = base('llama', True)
-    with pytest.raises(CheckpointError, match='no folder of an adapter'):
+    with pytest.raises(CheckpointError, match='not the folder of an adapter'):
         peftjax.load_adapter(tmp_path / 'no' / 'such', model)
     with pytest.raises(CheckpointError, match='does not exist'):
         peftjax.load_adapter(tmp_path, model)

@@ -66,10 +66,10 @@ def test_what_cannot_be_replaced_is_named(tmp_path, monkeypatch):
     (tmp_path / 'here').mkdir()
     with pytest.raises(NotADirectoryError, match='file'), whole.new_folder(tmp_path / 'file', bool):
         pass
-    with pytest.raises(OSError, match='no regular file'), whole.new_file(tmp_path / 'here'):
+    with pytest.raises(OSError, match='not a regular file'), whole.new_file(tmp_path / 'here'):
         pass
     (tmp_path / 'device').symlink_to('/dev/null')
-    with pytest.raises(OSError, match='no regular file'), whole.new_file(tmp_path / 'device'):
+    with pytest.raises(OSError, match='not a regular file'), whole.new_file(tmp_path / 'device'):
         pass
     monkeypatch.chdir(tmp_path / 'here')
     with pytest.raises(OSError, match='current folder'), whole.new_folder('.', bool):

@@ -79,7 +79,7 @@ def test_an_unknown_tensor_may_be_ignored_by_name(folder):
         ('llama', {'intermediate_size': None}, 'intermediate_size: None is not of type int'),
         ('llama', {'vocab_size': 0}, 'vocab_size: 0 is out of range'),
         ('llama', {'logit_scale': 0.5}, r"logit_scale: unknown; .* ignore=\('logit_scale',\)"),
-        ('llama', {'num_hidden_layers': 4000}, '4000 layers, the files hold 21 tensors'),
+        ('llama', {'num_hidden_layers': 4000}, '4000 layers, but the files hold 21 tensors'),
         ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'must be the same'),
         (
             'qwen2',

@@ -84,7 +84,7 @@ def test_files_by_split_and_a_data_set_of_the_hub_read_alike(tmp_path):
         (
             'a.jsonl',
             b'{"text": "a", "text": "b", "label": 1}',
-            'line 1: has a key that stands twice',
+            'line 1: has a key that occurs twice',
         ),
         (
             'a.jsonl',

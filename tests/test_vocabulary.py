@@ -114,10 +114,10 @@ def test_tokens_are_cut_when_asked_to_alone():
 @pytest.mark.parametrize(
     ('variant', 'options', 'message'),
     [
-        ('vit', {'vocab_size': 40}, 'is for models of text, and this is a ViTConfig'),
-        ('llama', {'vocab_size': 0}, 'vocab_size 0 is no number of tokens'),
-        ('llama', {'vocab_size': 36.0}, 'vocab_size 36.0 is no number of tokens'),
-        ('llama', {'vocab_size': 2**40}, 'is no number of tokens'),
+        ('vit', {'vocab_size': 40}, 'is for models of text, but this is a ViTConfig'),
+        ('llama', {'vocab_size': 0}, 'vocab_size 0 is not a number of tokens'),
+        ('llama', {'vocab_size': 36.0}, 'vocab_size 36.0 is not a number of tokens'),
+        ('llama', {'vocab_size': 2**40}, 'is not a number of tokens'),
         ('llama', {'tie': False}, 'tie=False does not suit this LlamaConfig'),
         ('llama', {'tie': True}, 'tie=True does not suit this LlamaConfig'),
         ('bert', {'tie': False}, 'tie=False does not suit this BertConfig'),

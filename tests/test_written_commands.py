@@ -158,7 +158,7 @@ def test_a_checkpoint_keeps_the_names_of_its_classes(tmp_path):
     config = json.loads((tmp_path / 'out/config.json').read_text())
     assert config['id2label'] == {'0': 'down', '1': 'flat', '2': 'up'}
     assert config['label2id'] == {'down': 0, 'flat': 1, 'up': 2}
-    with pytest.raises(ValueError, match='names 2 classes, and the head has 3'):
+    with pytest.raises(ValueError, match='names 2 classes, but the head has 3'):
         peftjax.save_checkpoint(tmp_path / 'b', model, model.params, base, labels=labels[:2])
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints and tokenizers, from the files other tools write."""
+"""Checkpoints, adapters and tokenizers, in and out of the files of other tools."""

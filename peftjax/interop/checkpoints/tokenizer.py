@@ -16,9 +16,9 @@ from peftjax.interop.files.bounded_json import read_object
 class Tokenizer:
     """A `tokenizers.Tokenizer` without padding or truncation, and what a checkpoint says about it.
 
-    `backend` is the Rust tokenizer, for batches and offsets. Ids are None where the checkpoint
-    names no such token; chat_template is the Jinja source. `end_ids` are those that
-    generation_config.json or config.json lists, of tokens that end a text.
+    `backend` is the Rust tokenizer, for batches and offsets. Ids are None if the checkpoint does
+    not name the token; `chat_template` is the Jinja source. `end_ids` are the tokens that end a
+    text, as generation_config.json or config.json lists them.
     """
 
     backend: tokenizers.Tokenizer
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @property
     def special(self) -> dict[str, str]:
-        """The texts of special tokens, by the names that chat templates know them by."""
+        """The texts of special tokens, by their names in chat templates."""
         named = (('bos_token', self.bos_id), ('eos_token', self.eos_id), ('pad_token', self.pad_id))
         return {
             name: '' if number is None else self.decode([number], skip_special_tokens=False)
@@ -57,20 +57,20 @@ class Tokenizer:
 
 
 def encoded(backend: tokenizers.Tokenizer, text: Any, *more: Any, **options: Any) -> Encoding:
-    """`backend.encode`, whose failures are errors that name the text.
+    """Calls `backend.encode`, and raises errors that name the text if it fails.
 
     The patterns of a tokenizer.json may backtrack. The library stops after ten million steps at one
     place of a text, and then panics.
 
     Raises:
-        ValueError: a text with half of a character, which no encoding has; one on which a pattern
-            of the tokenizer does not come to an end.
+        ValueError: a text with half of a character, which no encoding has; a text on which a
+            pattern of the tokenizer does not come to an end.
     """
     try:
         return backend.encode(text, *more, **options)
     except TypeError:
         raise ValueError(f'{ascii(str(text)[:60])} is no text that can be encoded') from None
-    except BaseException as error:  # The panic of a Rust library is no Exception.
+    except BaseException as error:  # The panic of a Rust library is not an Exception.
         if type(error).__name__ != 'PanicException':
             raise
         raise ValueError(
@@ -92,7 +92,7 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 (the parser raises nothing more precise)
         raise CheckpointError(f'{path} cannot be read as a tokenizer: {error}') from None
-    # Files saved by sentence encoders pad every text to 128 tokens; batching is the caller's.
+    # Files of sentence encoders pad every text to 128 tokens; here the caller makes batches.
     backend.no_padding()
     backend.no_truncation()
     settings: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def tokenizer_from_folder(folder: pathlib.Path) -> Tokenizer | None:
 
 
 def _end_ids(folder: pathlib.Path, backend: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """What generation_config.json, or else config.json, lists as the ends of a text."""
+    """The ids that generation_config.json, or else config.json, lists as the ends of a text."""
     for name in ('generation_config.json', 'config.json'):
         path = folder / name
         found = read_object(path).get('eos_token_id') if path.is_file() else None
@@ -127,7 +127,7 @@ def _end_ids(folder: pathlib.Path, backend: tokenizers.Tokenizer) -> tuple[int, 
         ids = found if isinstance(found, list) else [found]
         if not all(type(each) is int and 0 <= each < 2**31 for each in ids):
             raise CheckpointError(
-                f'{path}: eos_token_id is {str(found)[:60]}, and ids are numbers from 0 to 2**31'
+                f'{path}: eos_token_id is {str(found)[:60]}, but ids are numbers from 0 to 2**31'
             )
         return tuple(each for each in ids if backend.id_to_token(each) is not None)
     return ()
@@ -159,7 +159,7 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
 _GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# How text is cut before merging, by the names of llama.cpp.
+# How text is cut before merging, by llama.cpp's names.
 _PRE_TOKENIZERS = {
     'gpt-2': _GPT2,
     'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2]),
@@ -206,7 +206,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
                 if token_kind == wanted
             ]
         )
-    # Where a turn of a conversation ends is a second token in newer files.
+    # Newer files have a second token, which ends a turn of a conversation.
     turn = metadata.get('tokenizer.ggml.eot_token_id')
     return Tokenizer(
         backend,

@@ -1,4 +1,4 @@
-"""Checkpoints with another number of tokens, or with a head of their own beside a tied table."""
+"""Checkpoints with another number of tokens, or with a head that is untied from the table."""
 
 import dataclasses
 
@@ -12,32 +12,32 @@ HEAD = 'lm_head/kernel'
 
 
 def resized(checkpoint: Checkpoint, size: int | None, cut: bool) -> Checkpoint:
-    r"""The checkpoint with `size` tokens: of each table [V, D] the rows that it has, and new ones.
+    r"""The checkpoint with `size` tokens: each table [V, D] keeps its rows and gets new ones.
 
     Each new row is the mean of all rows of the file, :math:`\frac1V \sum_v E_v`, in float32.
     transformers (5.23, `resize_token_embeddings` with `mean_resizing`) draws it from a normal
     distribution around that mean, with 1e-9 times the covariance of the rows.
 
-    cut: a size below that of the checkpoint drops the last rows, and is refused without it.
+    cut: allows a size below that of the checkpoint, which drops the last rows.
 
     Raises:
-        ValueError: a size that no vocabulary has; tokens would be cut unasked; a model of images.
+        ValueError: a size that no vocabulary has; a smaller size without `cut`; a model of images.
     """
     if size is None:
         return checkpoint
     if type(size) is not int or not 1 <= size <= greatest('vocab_size'):
-        raise ValueError(f'vocab_size {size!r} is no number of tokens: write a whole one from 1 on')
+        raise ValueError(f'vocab_size {size!r} is not a number of tokens: write 1 or more')
     names = _tables(checkpoint)
     if not names:
         raise ValueError(
-            f'vocab_size {size} is for models of text, and this is a '
+            f'vocab_size {size} is for models of text, but this is a '
             f'{type(checkpoint.config).__name__}: leave it out'
         )
     old = checkpoint.config.vocab_size
     if size < old and not cut:
         raise ValueError(
             f'vocab_size {size} would drop the last {old - size} of {old} tokens; write '
-            f'cut_vocabulary=True if they are meant to go, or a vocab_size from {old} on'
+            f'cut_vocabulary=True to drop them, or a vocab_size of at least {old}'
         )
     config = dataclasses.replace(checkpoint.config, vocab_size=size)
     tensors = checkpoint.tensors
@@ -47,11 +47,11 @@ def resized(checkpoint: Checkpoint, size: int | None, cut: bool) -> Checkpoint:
 
 
 def untied(checkpoint: Checkpoint, tie: bool | None) -> Checkpoint:
-    """The checkpoint with a head that is a copy of the table of tokens, where `tie` is False.
+    """The checkpoint, with a head that is a copy of the table of tokens if `tie` is False.
 
     Raises:
-        ValueError: a model that ties nothing; `tie=True` for a head that the checkpoint does not
-            tie.
+        ValueError: `tie=False` for a model that ties nothing; `tie=True` for a head that the
+            checkpoint does not tie.
     """
     config = checkpoint.config
     if tie is None or (tie and getattr(config, 'tie_word_embeddings', False)):
@@ -60,7 +60,7 @@ def untied(checkpoint: Checkpoint, tie: bool | None) -> Checkpoint:
     if tie or HEAD not in names or not config.tie_word_embeddings:
         raise ValueError(
             f'tie={tie} does not suit this {type(config).__name__}: only the head of a decoder '
-            'that is its table of tokens can be untied; leave tie out'
+            'that is tied to its table of tokens can be untied; leave tie out'
         )
     head, table = names[HEAD], next(name for path, name in names.items() if path != HEAD)
     config = dataclasses.replace(config, tie_word_embeddings=False)

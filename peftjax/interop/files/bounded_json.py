@@ -1,4 +1,4 @@
-"""JSON files of others, read within bounds of size, nesting and numbers."""
+"""Untrusted JSON files, read within bounds of size, nesting and numbers."""
 
 import json
 import math
@@ -19,15 +19,15 @@ _HALF = re.compile(r'\\u[dD][89a-fA-F]')
 def read_object(
     path: pathlib.Path, *, finite: bool = True, most: int = MOST_BYTES
 ) -> dict[str, Any]:
-    """The object in a file, which is not trusted.
+    """The object in an untrusted file.
 
-    finite: whether NaN and Infinity, which are no JSON, are refused; scores may be such.
-    most: bytes that it may have; as many more lists and objects it may hold.
+    finite: whether NaN and Infinity, which JSON does not have, are refused; scores may have them.
+    most: bytes that it may have; the bound on lists and objects grows with it.
 
     Raises:
-        CheckpointError: it is absent, not JSON, no object, or beyond the bounds: 16 MiB, 200,000
-            lists and objects, 64 of them inside each other, numbers of 400 digits; a key that
-            stands twice; a text with half of a character, which no encoding has.
+        CheckpointError: a file that is absent, not JSON, not an object, or beyond the bounds: 16
+            MiB, 200,000 lists and objects, 64 of them inside each other, numbers of 400 digits; a
+            key that occurs twice; a text with half of a character, which no encoding has.
 
     Example:
         >>> file = getfixture('tmp_path') / 'config.json'
@@ -56,7 +56,7 @@ def read_object(
 
 
 def parse(text: str, *, finite: bool = True, containers: int = _MOST_CONTAINERS) -> Any:
-    """The value of a text, which is not trusted.
+    """The value of an untrusted text.
 
     Raises:
         ValueError: see `read_object`; the message is the end of a sentence.
@@ -66,7 +66,7 @@ def parse(text: str, *, finite: bool = True, containers: int = _MOST_CONTAINERS)
 
     def constant(name: str) -> float:
         if finite:
-            raise _BoundsError(f'holds {name}, which is no number of JSON')
+            raise _BoundsError(f'holds {name}, which is not a number in JSON')
         return float(name.replace('Infinity', 'inf'))
 
     try:
@@ -100,7 +100,7 @@ def _check_characters(value: Any) -> None:
 
 
 class _BoundsError(ValueError):
-    """JSON that is not taken; the message is the end of a sentence."""
+    """JSON beyond the bounds; the message is the end of a sentence."""
 
 
 def _float(text: str) -> float:
@@ -118,12 +118,12 @@ def _int(text: str) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _BoundsError(f'has a key that stands twice, among {sorted(found)[:8]}')
+        raise _BoundsError(f'has a key that occurs twice, among {sorted(found)[:8]}')
     return found
 
 
 def depth(value: Any) -> int:
-    """How deeply lists and objects are nested; by levels, so that no depth is too great."""
+    """How deeply lists and objects are nested, level by level, so that any depth can be counted."""
     found, level = 0, [value]
     while level:
         inner = [each for each in level if isinstance(each, dict | list)]

@@ -1,4 +1,4 @@
-"""Files on the disk: waiting until they are there, and who may read them."""
+"""Files on the disk: waiting until they are written, and their permissions."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ def flush_one(path: pathlib.Path) -> None:
     try:
         os.fsync(handle)
         if hasattr(os, 'posix_fadvise') and not stat.S_ISDIR(os.fstat(handle).st_mode):
-            # What is read next comes from the disk, and not from memory.
+            # The next read then comes from the disk, and not from memory.
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
@@ -42,5 +42,5 @@ def permit_alike(new: pathlib.Path, older: pathlib.Path) -> None:
         try:
             os.chown(new, -1, about.st_gid)
         except PermissionError:
-            mode &= ~stat.S_IRWXG  # They were given to another group than the new one's.
+            mode &= ~stat.S_IRWXG  # These permissions were given to another group.
     new.chmod(mode)

@@ -1,4 +1,4 @@
-"""Putting a new folder in the place of an older one, whose other files stay."""
+"""Puts a new folder in the place of an older one, and keeps the other files of the older one."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from peftjax.interop.files.disk import flush_one, permit_alike
 
 NEW, OLD = 'new', 'old'
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-# Device, inode and time of a file; None where there is none.
+# Device, inode and time of a file; None if there is no file.
 _Identity = tuple[int, int, int] | None
 
 
@@ -71,7 +71,7 @@ def give_back(
 def _copy_others(
     target: pathlib.Path, new: pathlib.Path, own: Callable[[str], bool]
 ) -> dict[str, tuple[_Identity, _Identity]]:
-    """Links the files that are not the writer's to the new folder; by name, both identities.
+    """Links files that are not the writer's into the new folder; returns both identities by name.
 
     Raises:
         OSError: a file cannot be linked, or a folder could not be moved later.
@@ -124,14 +124,14 @@ def _is_folder(path: pathlib.Path) -> bool:
 
 
 def _exchange(new: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """Puts two folders in each other's place; gives the one where the older is now."""
+    """Exchanges two folders; returns the path where the older one is now."""
     call = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
     if call is not None:
         if call(_HERE, os.fsencode(new), _HERE, os.fsencode(target), _EXCHANGE) == 0:
             return new
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
-    # A file system that cannot: for a moment the older version is in the working folder alone.
+    # Where folders cannot be exchanged, for a moment only the working folder has the older version.
     old = new.with_name(OLD)
     os.rename(target, old)
     try:

@@ -42,7 +42,7 @@ def check(where: str, name: str, values: np.ndarray) -> None:
     """Checks that an array of a file is finite.
 
     Raises:
-        CheckpointError: it is not; says how many numbers are NaN and how many infinite.
+        CheckpointError: it is not; the error says how many numbers are NaN and how many infinite.
     """
     if is_finite(values):
         return
@@ -68,9 +68,9 @@ def check_cast(where: str, name: str, values: np.ndarray, made: np.ndarray) -> N
 
 
 def checked(tensors: Tensors, names: Iterable[str] | None = None) -> Tensors:
-    """Tensors of which those that are not finite are refused as they are read.
+    """The same tensors, but reading one that is not finite raises `CheckpointError`.
 
-    names: the tensors that are looked at; all of them unless given.
+    names: the tensors to check; by default all.
     """
     looked_at = set(tensors.headers if names is None else names)
 

@@ -13,7 +13,7 @@ _SINGLE, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 
 def has_weights(folder: pathlib.Path) -> bool:
-    """Whether there is anything that `open_folder` would open."""
+    """Whether there are weights that `open_folder` would open."""
     return any((folder / name).is_file() for name in (_SINGLE, _INDEX))
 
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a hub id, a folder, a file, or inside an installed package."""
+"""Where a checkpoint is: on the hub, in a folder or a file, or inside an installed package."""
 
 import importlib.util
 import os
@@ -23,10 +23,10 @@ HUB_FILES = (
 )
 
 _HUB = r'([A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9_](?:[\w.-]*\w)?)(?:@([\w./-]+))?'
-# Of the hub's first models, such as 'gpt2'. It gives such names to nobody any more.
+# Names of the hub's first models, such as 'gpt2'. New models cannot get such names any more.
 _BARE = r'([A-Za-z0-9](?:[\w.-]*\w)?)(?:@([\w./-]+))?'
 _FILE = re.compile(r'.*\.(gguf|safetensors|bin|pt|pth|ckpt|json|zip|tar|gz)', re.IGNORECASE)
-# What people call folders of their own: anyone may own such a name on the hub.
+# Usual names of local folders. Anyone may own such a name on the hub.
 _FOLDERS = frozenset(
     {
         *('adapter', 'adapters', 'artifacts', 'base', 'bases', 'build', 'ckpt', 'ckpts', 'cache'),
@@ -44,7 +44,7 @@ def locate(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.P
     source: 'org/name' or 'org/name@revision' on the Hugging Face hub, or a name without an
     organisation, as the first models there have ('gpt2'); a local folder; a local .gguf file;
     'package:name/sub/folder' or 'package:name/file.gguf' inside an installed package, which is
-    found without being imported. A local path goes before a hub id of the same spelling.
+    found without being imported. A local path takes precedence over a hub id of the same spelling.
     weights: whether to download them too.
 
     Raises:
@@ -77,15 +77,15 @@ def _downloaded(text: str, hub: re.Match[str], files: list[str]) -> pathlib.Path
     first = hub[1].partition('/')[0]
     if hub[2] is None and (pathlib.Path(first).exists() or first.lower() in _FOLDERS):
         raise CheckpointError(
-            f'{text!r} is not found: it is no folder here, and {first!r} is or sounds like one, so '
-            'that the hub, where anyone may own that name, is not asked; if it is meant, write '
-            f"'{text}@main'"
+            f'{text!r} is not found: it is not a folder here, but {first!r} is one or sounds like '
+            'one. Anyone may own that name on the hub, so the hub is not asked; if it is meant, '
+            f"write '{text}@main'"
         )
     try:
         found = huggingface_hub.snapshot_download(hub[1], revision=hub[2], allow_patterns=files)
-    except (OSError, ValueError) as error:  # What the library's own errors are.
+    except (OSError, ValueError) as error:  # The types of the library's own errors.
         raise CheckpointError(
-            f'{text!r} is no folder here, and the hub gives no such repository: '
+            f'{text!r} is not a folder here, and the hub gives no such repository: '
             f'{str(error).strip().partition(chr(10))[0]}'
         ) from error
     return pathlib.Path(found)
@@ -95,7 +95,7 @@ def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
     """The local folder of an adapter, downloaded first if `source` is 'org/name[@revision]'.
 
     Raises:
-        CheckpointError: nothing is there, or the text is neither.
+        CheckpointError: nothing is there, or the text is neither a folder nor a hub id.
     """
     path = pathlib.Path(os.fspath(source)).expanduser()
     if path.is_dir():
@@ -103,7 +103,7 @@ def locate_adapter(source: str | os.PathLike[str]) -> pathlib.Path:
     hub = re.fullmatch(_HUB, os.fspath(source))
     if path.exists() or hub is None:
         raise CheckpointError(
-            f'{os.fspath(source)!r} is no folder of an adapter; give a folder '
+            f'{os.fspath(source)!r} is not the folder of an adapter; give a folder '
             "that save_adapter wrote, or a hub id 'org/name'"
         )
     files = ['adapter_config.json', 'adapter_model.safetensors', 'adapter.safetensors']

@@ -1,4 +1,4 @@
-"""Reading a folder that another process may put another in place of."""
+"""Reads a folder that another process may replace meanwhile."""
 
 import pathlib
 import time
@@ -13,13 +13,13 @@ _TRIES = 200
 
 
 def steadily(folder: pathlib.Path, read: Callable[[], T]) -> T:
-    """What `read` makes of a folder that a writer may replace meanwhile: of one version of it.
+    """The result of `read`, all of it from one version of a folder that may be replaced meanwhile.
 
-    read: opens all that it needs of the folder; it is called again where the folder was replaced.
+    read: opens all that it needs of the folder; it is called again if the folder was replaced.
 
     Raises:
-        CheckpointError: the folder is replaced again and again. What `read` raises on a folder that
-            stays.
+        CheckpointError: the folder is replaced again and again. Errors of `read` are raised if the
+            folder was not replaced.
     """
     for number in range(_TRIES):
         before = _identity(folder)

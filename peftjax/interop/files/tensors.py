@@ -19,9 +19,9 @@ class Header(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """Headers by name, and a function that reads one tensor; nothing is read before it is asked.
+    """Headers by name, and a function that reads one tensor; nothing is read before it is called.
 
-    packed: the same without dequantising, None for a tensor whose format no `Scheme` has.
+    packed: reads a tensor without dequantising it; None if no `Scheme` has its format.
     """
 
     where: str

@@ -1,9 +1,9 @@
 """Files and folders that are whole or not there.
 
-A writer works in a folder of its own beside the target. What it made is flushed to disk, and takes
-the target's place in one rename; a folder that is there already is exchanged with the new one, so
-that at every moment the name stands for the older version or for the newer one. A process that is
-killed leaves its working folder, which the next save to the same target removes.
+A writer works in its own folder beside the target. The result is flushed to disk, and takes the
+target's place in one rename. An older folder is exchanged with the new one, so that at every moment
+the name stands for the older or for the newer version. A process that is killed leaves its working
+folder, which the next save to the same target removes.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from safetensors.numpy import save_file
 from peftjax.interop.files.disk import flush, flush_one, permit_alike
 from peftjax.interop.files.exchange import NEW, OLD, NotMovedError, give_back, take_place
 
-_STALE = 60.0  # seconds after which a working folder that nobody has locked belongs to nobody
+_STALE = 60.0  # seconds after which a working folder without a lock counts as abandoned
 
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives the path of a file to write, which takes the place of `path` when the block ends.
 
-    Where the block raises, `path` is left as it was. A link at `path` is replaced, not followed.
-    The new file has the permissions of the one that it replaces.
+    If the block raises, `path` is left as it was. A link at `path` is replaced, not followed. The
+    new file has the permissions of the one that it replaces.
 
     Raises:
-        OSError: it cannot be written, or `path` is a folder, a device or a pipe.
+        OSError: the file cannot be written, or `path` is a folder, a device or a pipe.
 
     Example:
         >>> folder = getfixture('tmp_path')
@@ -48,7 +48,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     given = pathlib.Path(path)
     target = given.parent.resolve() / given.name
     if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, 'is no regular file, and cannot be replaced by one', str(given))
+        raise OSError(errno.EINVAL, 'is not a regular file; write another path', str(given))
     with _beside(target) as place:
         new = place / target.name
         yield new
@@ -64,18 +64,18 @@ def new_folder(
 ) -> Iterator[pathlib.Path]:
     """Gives an empty folder for files, which takes the place of `folder` when the block ends.
 
-    Where the block raises, `folder` is left as it was. Links in `folder` are not followed. The new
-    folder and its files have the permissions of those that they replace, by name. What else the
-    folder holds stays in it: other files are there in both versions, also when another process
-    changes them meanwhile; folders in it move over right after the exchange.
+    If the block raises, `folder` is left as it was. Links in `folder` are not followed. The new
+    folder and its files have the permissions of those that they replace, by name. Everything else
+    in the folder stays: other files are in both versions, even if another process changes them
+    meanwhile, and folders in it move right after the exchange.
 
     Args:
-        folder: is made, or replaced.
-        own: whether a name in `folder` is one of a file that this writer writes; the older version
-            of such a file goes with the older folder.
+        folder: the folder to make or replace.
+        own: tells whether a name in `folder` belongs to the writer; older files of these names are
+            removed with the older folder.
 
     Raises:
-        OSError: it cannot be written, or `folder` is a file, the working folder of this process, or
+        OSError: the folder cannot be written, or is a file, the working folder of this process, or
             a folder that this process may not write to.
 
     Example:
@@ -105,7 +105,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text, and reads it back.
 
     Raises:
-        OSError: it cannot be written, or is another when it is read back.
+        OSError: the text cannot be written, or differs when it is read back.
     """
     file = pathlib.Path(path)
     with file.open('x', encoding='utf-8', newline='') as stream:
@@ -122,13 +122,14 @@ def write_tensors(
 ) -> None:
     """Writes contiguous arrays to a new safetensors file, and reads them back.
 
-    The file has the rights of any new file of the process.
+    The file has the permissions of any new file of the process.
 
     Raises:
-        OSError: they cannot be written, on a full disk say, or are others when they are read back.
+        OSError: the arrays cannot be written, for example on a full disk, or differ when they are
+            read back.
     """
     file = pathlib.Path(path)
-    with file.open('xb') as empty:  # The library's own files are for their owner alone.
+    with file.open('xb') as empty:  # The library makes files that only their owner can read.
         mode = stat.S_IMODE(os.fstat(empty.fileno()).st_mode)
     try:
         save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
@@ -162,7 +163,7 @@ def _beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear(target)
     place = target.parent / f'{_prefix(target)}{secrets.token_hex(8)}.new'
-    place.mkdir(mode=0o700)  # What replaces a private file is not to be read here either.
+    place.mkdir(mode=0o700)  # A file that replaces a private one must not be readable here either.
     handle = os.open(place, os.O_RDONLY)
     removed = True
     try:
@@ -189,16 +190,16 @@ def _prefix(target: pathlib.Path) -> str:
 
 
 def _lock(handle: int) -> bool:
-    """Locks a folder for as long as `handle` is open; False where another process has it."""
+    """Locks a folder for as long as `handle` is open; False if another process has the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # Others have it, or a file system that has no locks.
+    except OSError:  # Another process has it, or the file system has no locks.
         return False
     return True
 
 
 def _clear(target: pathlib.Path) -> None:
-    """Removes working folders of processes that were killed; what is not theirs goes back."""
+    """Removes working folders of killed processes, and moves back what does not belong to them."""
     for place in target.parent.glob(f'{glob.escape(_prefix(target))}{"[0-9a-f]" * 16}.new'):
         with contextlib.suppress(OSError):
             if place.is_symlink() or time.time() - place.stat().st_mtime < _STALE:
@@ -213,7 +214,7 @@ def _clear(target: pathlib.Path) -> None:
 
 
 def _remove(place: pathlib.Path, target: pathlib.Path) -> None:
-    """Removes a working folder; an older version and folders that are not a writer's go back."""
+    """Removes a working folder; an older version, and folders in it, go back to the target."""
     if not target.exists() and (place / OLD).is_dir():
         (place / OLD).rename(target)
     for version in (NEW, OLD):

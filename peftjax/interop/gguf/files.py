@@ -28,10 +28,10 @@ LLAMA_GGUF_NAMES = (
     *names.dense(f'{_LAYER}.ffn_down', 'layers/mlp/down_proj'),
     *names.norm('output_norm', 'norm'),
     *names.dense('output', 'lm_head'),
-    # No file has one: a head is always new.
+    # No GGUF file has a classifier head: it is always new.
     *names.dense('score', 'score'),
 )
-# Read into the config, not into a leaf.
+# This tensor is read into the config, not into a leaf.
 ROPE_DIVISORS = 'rope_freqs.weight'
 
 _FIELDS = {
@@ -92,7 +92,7 @@ def parse_gguf(file: GgufFile, ignore: Collection[str] = ()) -> LlamaConfig:
 
 
 def _check_sizes(file: GgufFile, config: LlamaConfig) -> None:
-    """A damaged size must not become the size of a computation: compare with the tensors first."""
+    """Compares sizes with the tensors, before a damaged size becomes that of a computation."""
     width = config.hidden_size
     expected = {
         'token_embd.weight': (config.vocab_size, width),
@@ -150,10 +150,10 @@ def gguf_tensors(file: GgufFile, config: LlamaConfig) -> Tensors:
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a q or k projection from llama.cpp's order, rotated pairs side by side, to halves.
+    """Rows of a q or k projection from llama.cpp's order to Hugging Face's.
 
-    Within each head llama.cpp turns (x[0], x[1]), (x[2], x[3]), ...; Hugging Face turns
-    (x[i], x[i + H/2]).
+    Within each head llama.cpp rotates the pairs (x[0], x[1]), (x[2], x[3]), ...; Hugging Face
+    rotates the pairs (x[i], x[i + H/2]).
 
     Example:
         >>> unpermute(np.arange(8), heads=2).tolist()

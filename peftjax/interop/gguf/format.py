@@ -1,8 +1,8 @@
-"""The GGUF container: metadata and where each tensor lies, every size checked against the file.
+"""The GGUF container: metadata and the place of each tensor, all sizes checked against the file.
 
-The `gguf` package has a reader as well. It makes one array view a string (two seconds for a
-vocabulary of 49 thousand) and walks past the end of a damaged file, in a loop as long as a corrupt
-count says; the layout is small enough to read with care here.
+The `gguf` package has a reader too. It makes an array view for each string (two seconds for a
+vocabulary of 49 thousand), and in a damaged file it reads past the end, as often as a corrupt count
+says. The layout is small enough to be read with care here.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -23,7 +23,7 @@ _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 
     12: 'd'
 }
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
-# More than any file has: a number in Python takes many times the bytes that it takes in a file.
+# No real file has more. A number in Python takes many times the bytes that it takes in a file.
 _MOST_ENTRIES, _MOST_ELEMENTS = 100_000, 4_000_000
 _SCHEMES = {
     gguf.GGMLQuantizationType.Q4_0: Q4_0(),
@@ -42,7 +42,7 @@ class GgufTensor(NamedTuple):
 
 
 class GgufFile(NamedTuple):
-    """The content of a GGUF file, tensors still unread."""
+    """The content of a GGUF file, whose tensors are not read yet."""
 
     path: pathlib.Path
     metadata: dict[str, Any]
@@ -54,7 +54,7 @@ def open_gguf(path: pathlib.Path) -> GgufFile:
     """Reads metadata and tensor headers of a little-endian GGUF file, version 2 or 3.
 
     Raises:
-        CheckpointError: not such a file, or cut short, or with sizes that cannot be right.
+        CheckpointError: a file of another format, cut short, or with sizes that cannot be right.
     """
     if path.stat().st_size == 0:
         raise CheckpointError(f'{path} is empty')
@@ -83,7 +83,7 @@ def open_gguf(path: pathlib.Path) -> GgufFile:
     power = isinstance(alignment, int) and 0 < alignment <= 2**20 and alignment.bit_count() == 1
     if not power:
         raise CheckpointError(
-            f'{path}: general.alignment is {str(alignment)[:60]}, no power of two up to {2**20}'
+            f'{path}: general.alignment is {str(alignment)[:60]}, not a power of two up to {2**20}'
         )
     begin = math.ceil(cursor.offset / alignment) * alignment
     tensors = {name: _placed(path, name, begin, len(buffer), *info) for name, info in infos.items()}
@@ -94,13 +94,13 @@ def open_gguf(path: pathlib.Path) -> GgufFile:
 def _check_places(
     path: pathlib.Path, tensors: dict[str, GgufTensor], begin: int, alignment: int
 ) -> None:
-    """Tensors lie one behind another in the order in which they are named, each on a boundary."""
+    """Checks that tensors follow each other in the order of their headers, each aligned."""
     free, before = begin, 'the header'
     for name, tensor in tensors.items():
         if (tensor.start - begin) % alignment:
             raise CheckpointError(
-                f'{path}: tensor {name} begins at byte {tensor.start - begin} of the data, no '
-                f'multiple of general.alignment {alignment}'
+                f'{path}: tensor {name} begins at byte {tensor.start - begin} of the data, not at '
+                f'a multiple of general.alignment {alignment}'
             )
         if tensor.start < free:
             raise CheckpointError(
@@ -129,7 +129,7 @@ def read_tensor(file: GgufFile, name: str) -> np.ndarray:
 
 
 def read_packed(file: GgufFile, name: str) -> Packed | None:
-    """One matrix as the file keeps it, or None where no `Scheme` has its format."""
+    """A matrix in the format of the file; None if no `Scheme` has it, or for other tensors."""
     tensor = file.tensors[name]
     scheme = _SCHEMES.get(tensor.kind)
     if scheme is None or len(tensor.shape) != 2:
@@ -139,7 +139,7 @@ def read_packed(file: GgufFile, name: str) -> Packed | None:
 
 
 class _Cursor:
-    """A position in the file that never leaves it."""
+    """A position in the file that never passes its end."""
 
     def __init__(self, path: pathlib.Path, buffer: mmap.mmap):
         self.path, self.buffer, self.offset = path, buffer, 0
@@ -150,7 +150,7 @@ class _Cursor:
         return self.buffer[self.offset - size : self.offset]
 
     def plausible(self, count: int, size: int, what: str, most: int | None = None) -> int:
-        """`count` things, `most` of them, of at least `size` bytes must fit in what is left."""
+        """`count`, if at most `most`, and if items of `size` bytes fit in the rest of the file."""
         left = len(self.buffer) - self.offset
         if count * size > left:
             raise CheckpointError(
@@ -179,8 +179,8 @@ class _Cursor:
             raise CheckpointError(f'{self.path}: {what} has the unknown type {kind}')
         value = self.scalar(_SCALARS[kind], what)
         if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f'{self.path}: {what} is {value}, no finite number')
-        # The shortest decimal of the same float32: 1e-05 and not 9.999999747378752e-06.
+            raise CheckpointError(f'{self.path}: {what} is {value}, not a finite number')
+        # The shortest decimal that gives the same float32: 1e-05 and not 9.999999747378752e-06.
         return float(str(np.float32(value))) if kind == _FLOAT32 else value
 
     def array(self, what: str) -> list[Any]:
@@ -213,7 +213,7 @@ def _placed(
     kind: int,
     offset: int,
 ) -> GgufTensor:
-    """Where tensor data begins and ends, given where the data section begins and the file ends."""
+    """The place of a tensor, given where the data section begins and where the file ends."""
     if kind not in gguf.GGML_QUANT_SIZES:
         raise CheckpointError(f'{path}: tensor {name} has the unknown format {kind}')
     kind = gguf.GGMLQuantizationType(kind)

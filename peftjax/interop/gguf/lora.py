@@ -35,20 +35,22 @@ def export_gguf(
 
     The file holds `lora_a = A^T: [rank, in]` and `lora_b = B^T: [out, rank]` of each matrix, the
     rows of `lora_b` for q and k in llama.cpp's rotary order where the base has that order, and one
-    `alpha`. There `W' = W + (alpha / rank) lora_b lora_a`. Where scales differ (`rank_pattern`,
-    `alpha_pattern`, `rslora`), what `alpha / rank` does not say is multiplied into `lora_b`.
+    `alpha`. llama.cpp computes `W' = W + (alpha / rank) lora_b lora_a`. Where scales differ
+    (`rank_pattern`, `alpha_pattern`, `rslora`), the ratio to `alpha / rank` is multiplied into
+    `lora_b`.
 
     Args:
-        path: of the file, ending with `.gguf`; whole before it takes the place of an older one.
+        path: path of the file, ending with `.gguf`. An older file is replaced when the new one is
+            complete.
         model: a Llama, Mistral, Qwen2 or Qwen3 decoder of `peftjax.load`.
         transform, adapter: `lora` on matrices of the layers or on an untied head.
-        name: what the file calls the adapter.
+        name: the name of the adapter in the file.
 
     Raises:
         ValueError: another method or family, a lookup (llama.cpp transposes those), another
             ending.
         AdapterError: the adapter is of another transform.
-        OSError: it cannot be written, on a full disk say; an older one is left as it was.
+        OSError: writing failed, for example on a full disk; an older file is unchanged.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -77,8 +79,8 @@ def export_gguf(
     unlike = about is None or about.name != 'lora' or about.arguments['bias']
     if about is None or unlike or start in ('pissa', 'olora'):
         raise ValueError(
-            f'{transform!r} is no adapter that llama.cpp has; write plain lora, or merge into a '
-            'checkpoint with peftjax.save_checkpoint'
+            f'{transform!r} is not an adapter that llama.cpp has; write plain lora, or merge into '
+            'a checkpoint with peftjax.save_checkpoint'
         )
     check_entries(adapter, 'lora', ('a', 'b'))
     tensors, alpha = _tensors(model, model.config, about.arguments, adapter)
@@ -107,7 +109,7 @@ def _write(
         writer.write_tensors_to_file()
     finally:
         writer.close()
-    # The writer says nothing where the disk is full.
+    # The writer does not report a full disk.
     try:
         stored = open_gguf(path)
         same = set(stored.tensors) == set(tensors) and all(
@@ -142,7 +144,7 @@ def _tensors(
         entry = entries[slot.path]
         if entry.layout.lookup:
             raise ValueError(
-                f'{slot.path!r} is a lookup; a GGUF adapter is of matrices: leave it out'
+                f'{slot.path!r} is a lookup, but a GGUF adapter holds matrices; leave it out'
             )
         rank = entry['a'].shape[-1]
         default = rank if arguments['alpha'] is None else alpha
