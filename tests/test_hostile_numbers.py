@@ -126,7 +126,9 @@ def test_sizes_that_no_model_has_are_named(base, weights, field, value):
 @pytest.mark.parametrize('field', ['hidden_size', 'intermediate_size', 'head_dim', 'vocab_size'])
 def test_sizes_are_compared_with_the_file_before_they_are_used(base, field):
     _config(base, **{field: 2**20})
-    with pytest.raises(CheckpointError, match=rf'config says {field} is 1048576, but the files hold'):
+    with pytest.raises(
+        CheckpointError, match=rf'config says {field} is 1048576, but the files hold'
+    ):
         peftjax.load(base)
 
 
