@@ -23,7 +23,7 @@ from peftjax.methods.bottleneck.bottleneck import bottleneck
 from peftjax.methods.bottleneck.compacter import compacter
 from peftjax.methods.bottleneck.invertible import invertible_adapter
 
-# What a bottleneck's config says when nothing else is set; the rest is by the adapter.
+# The usual fields of a bottleneck's config; the others depend on the adapter.
 _BOTTLENECK = {
     **{'adapter_residual_before_ln': False, 'cross_adapter': False, 'dropout': 0.0},
     **{'factorized_phm_W': True, 'factorized_phm_rule': False, 'init_weights': 'bert'},
@@ -34,7 +34,7 @@ _BOTTLENECK = {
     **{'shared_W_phm': False, 'shared_phm_rule': True, 'stochastic_depth': 0.0},
     **{'ln_after': False, 'ln_before': False, 'use_gating': False, 'scaling': 1.0},
 }
-# Theirs and ours, and what we write.
+# Our names of their activations, and their names that we write for ours.
 _ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_orig': 'gelu', 'silu': 'swish'}
 _WRITTEN = {'gelu_tanh': 'gelu_new'}
 
@@ -80,7 +80,7 @@ _COUPLING = [
 
 
 def read(file: File) -> list[Part]:
-    """A bottleneck or a Compacter, behind an invertible adapter if the file has one."""
+    """A bottleneck or a Compacter, after an invertible adapter if the file has one."""
     config = file.config
     for field in ('adapter_residual_before_ln', 'shared_W_phm'):
         config.must_be(field, False)
@@ -135,7 +135,7 @@ def read(file: File) -> list[Part]:
 
 
 def _drop_second_norm(file: File, inside: str) -> None:
-    """Takes out the norm's second name, under which the file holds it too."""
+    """Drops the second name under which the file holds the norm."""
     for first in [n for n in file.tensors if f'{inside}adapter_down.0.' in n]:
         other = first.replace('adapter_down.0', 'adapter_norm_before')
         if not np.array_equal(file.take(first), file.tensors.get(other, np.nan)):
@@ -168,7 +168,7 @@ def _has(hub: Hub, switch: str) -> bool:
 
 
 def _width(bias: np.ndarray) -> int:
-    """Of a bottleneck; a file may hold anything in the place of a vector."""
+    """The size of a bottleneck; a file may hold anything in place of its bias."""
     return bias.shape[-1] if bias.ndim else 1
 
 
@@ -207,7 +207,7 @@ def add_invertible(hub: Hub, about: About, adapter: Any, name: str, written: Wri
     """A bottleneck's tensors and config, with the invertible adapter in front of it.
 
     Raises:
-        ValueError: it stands elsewhere, or computes with another activation.
+        ValueError: it or its inverse is at another place, or it has another activation.
     """
     (tensors, inner), arguments, places = written, about.arguments, hub.places
     if places.embeddings is None:
@@ -231,13 +231,13 @@ def add_invertible(hub: Hub, about: About, adapter: Any, name: str, written: Wri
 
 
 def _inner(hub: Hub, arguments: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config of every bottleneck says."""
+    """The fields in the config of every bottleneck."""
     activation, reads = _word(arguments['activation']), arguments['reads']
     here = {name for slot in hub.branches() if slot.path in sites for name in slot.names}
     switches = {switch for _, switch in hub.places.branches.values()}
     chosen = {hub.switch_of(n) for n in here}
     layers = {hub.layer_of(n) for n in here}
-    # A layer that is left out has nothing, and any other has all that is switched on.
+    # A layer that is left out has no adapter, and any other has all that are switched on.
     meant = {
         name
         for slot in hub.branches()

@@ -22,10 +22,10 @@ from peftjax.methods.sparse.select import select
 
 
 def read_dora(file: File, found: Found) -> Part:
-    """Theirs is `m (x (W + s A B) + bias) / |W + A B|`, no `s = alpha / r` in the lengths.
+    """Theirs is `m (x (W + s A B) + bias) / |W + A B|`, without `s = alpha / r` in the lengths.
 
-    Ours has `s` in both and leaves the bias alone, so that a magnitude is `m |W + s A B| /
-    |W + A B|`, and a bias, where there is one, is a leaf of its own: equal outputs.
+    Ours has `s` in both and does not scale the bias. The outputs are equal with the magnitude `m |W
+    + s A B| / |W + A B|`, and with a changed bias, where there is one, as a leaf beside it.
     """
     modules, rank, alpha = factors(file, found)
     magnitudes = found.take({'m': f'.loras.{file.name}.m.weight'})
@@ -86,7 +86,7 @@ def write_dora(hub: Hub, about: About, adapter: Any, name: str) -> Written:
 
 
 def _lengths(model: Model, path: str, entry: Entry, scale: float) -> np.ndarray:
-    """Of the columns of `W + s A B`, `[*stack, out]`."""
+    """The lengths of the columns of `W + s A B`, `[*stack, out]`."""
     leaf = paths.flatten(model.params)[path]
     if any(isinstance(each, jax.ShapeDtypeStruct) for each in jax.tree.leaves(leaf)):
         raise CheckpointError(

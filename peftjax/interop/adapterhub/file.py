@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 Written = tuple[Arrays, dict[str, Any]]
 """Tensors, and the part of adapter_config.json that describes them."""
 
-# Our leaf, their tensor below the adapter's name, and how ours comes of theirs.
+# Our leaf, their tensor below the adapter's name, and how ours is made from theirs.
 Table = Sequence[tuple[str, str, str]]
 _TURN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{'transposed': np.transpose, 'first': lambda value: value[None], 'same': np.asarray}
@@ -28,10 +28,11 @@ _TURN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclasses.dataclass
 class File:
-    """`tensors` lose what has been taken; the adapter is the one called `name`.
+    """The adapter called `name`; what is taken is removed from `tensors`.
 
-    flexible: it was made in one of the library's own classes, with heads of its own. told: what
-    the caller says and the file does not, by the argument of `load_adapter`; loses what is taken.
+    flexible: whether it was made in one of the library's own classes, which have their own heads.
+    told: by argument of `load_adapter`, what the caller says and the file does not; what is used is
+    removed.
     """
 
     hub: Hub
@@ -49,7 +50,7 @@ class File:
         """A tensor, None in `shape` for any size.
 
         Raises:
-            CheckpointError: it is not there, or has another shape.
+            CheckpointError: the tensor is not there, or has another shape.
         """
         value = self.tensors.pop(tensor, None)
         if value is None:
@@ -62,7 +63,7 @@ class File:
         return value
 
     def first(self, value: np.ndarray, tensor: str) -> np.ndarray:
-        """What a leading axis of one holds."""
+        """The value without its leading axis of one."""
         if value.ndim < 1 or len(value) != 1:
             raise CheckpointError(
                 f'{self.where}: {tensor} is {value.shape}, needs a first axis of one'
@@ -70,12 +71,12 @@ class File:
         return value[0]
 
     def switch(self, field: str) -> bool:
-        """A field that is true or false; left out, it is false."""
+        """A field that is true or false, by default false."""
         self.config.must_be(field, False, True)
         return bool(self.config.get(field))
 
     def locations(self, inside: str) -> list[str]:
-        """What stands in front of `inside` in the names of tensors."""
+        """The parts of tensor names in front of `inside`."""
         return sorted({n.partition(inside)[0] for n in self.tensors if inside in n})
 
     def sites(
@@ -84,13 +85,13 @@ class File:
         find: Callable[[str], tuple[Slot, int] | None],
         read: Callable[[str], Arrays],
     ) -> dict[str, Arrays]:
-        """`{our module: arrays}` of all modules that hold something called `inside`.
+        """`{our module: arrays}` of all modules that have tensors with `inside` in their names.
 
-        find: the module of a location, and which of its layers. read: its arrays, of the name that
-        their tensors begin with.
+        find: gives the module of a location, and which of its layers it is. read: gives the arrays
+        whose tensors begin with a name.
 
         Raises:
-            CheckpointError: a location that is no module of this model, or what `stacked` raises.
+            CheckpointError: a location that is not a module of this model; see also `stacked`.
         """
         layers: dict[str, dict[int, Arrays]] = {}
         slots: dict[str, Slot] = {}
@@ -118,7 +119,7 @@ class File:
 
 
 def entries(method: str, sites: Mapping[str, Any]) -> dict[str, Entry]:
-    """What a method on modules keeps for them."""
+    """The adapter's entries of a method on modules."""
     return {path: Entry(method, arrays) for path, arrays in sites.items()}
 
 
@@ -128,7 +129,7 @@ def give(
     """Tensors of the arrays of a table at modules, layer by layer.
 
     Raises:
-        ValueError: a module that is none of `slots`.
+        ValueError: a module that is not in `slots`.
     """
     known = {slot.path: slot for slot in slots}
     if strange := sorted(set(sites) - set(known)):

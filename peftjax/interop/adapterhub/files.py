@@ -1,6 +1,6 @@
 """AdapterHub's files (the `adapters` library) as methods of ours, and the other way round.
 
-A file holds one adapter under a name of its own.
+A file holds one adapter and its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ _CLASSES = {
     'FEATURE_EXTRACTION': 'Model',
 }
 _OWN_HEADS = ('CAUSAL_LM', 'SEQ_2_SEQ_LM')
-# How it was trained, or what the tensors say as well.
+# Fields about training, or that the tensors show too.
 _SAID_ELSEWHERE = (
     *('dropout', 'init_weights', 'init_weights_seed', 'stochastic_depth', 'leave_out'),
     *('mh_adapter', 'output_adapter', 'reduction_factor', 'hypercomplex_nonlinearity'),
@@ -77,7 +77,7 @@ def read(
         raise CheckpointError(f'{where}: a union has a list of configs, not {str(members)[:60]}')
     if strange := sorted(set(inner) - {'architecture', 'configs'}):
         raise CheckpointError(f'{where}: {strange} of a union are unknown')
-    # Weights first: what stands behind a sublayer sees what they make.
+    # Weights first: adapters after a sublayer see what the weights make.
     order = sorted(members, key=lambda each: each.get('architecture') != 'lora')
     parts = [part for each in order for part in _read_one(file_of(each))]
     if not parts:

@@ -1,4 +1,4 @@
-"""AdapterHub's LoRA, and LoRA behind gates, in and out."""
+"""AdapterHub's LoRA, with and without gates, in and out."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from peftjax.methods.low_rank.low_rank import LowRank
 
 
 def factors(file: File, found: Found) -> tuple[dict[str, Arrays], int, float]:
-    """`a` and `b` of each module, as ours stand, rank and alpha.
+    """`a` and `b` of each module in our order of axes, the rank and alpha.
 
-    One matrix of query, key and value has as many times the rank as letters are adapted.
+    A matrix of query, key and value has the rank times the number of its adapted letters.
     """
     config = file.config
     rank, alpha, suffix = config.whole('r'), config.above_zero('alpha'), f'.loras.{file.name}.lora_'
@@ -44,7 +44,7 @@ def factors(file: File, found: Found) -> tuple[dict[str, Arrays], int, float]:
 
 
 def read_lora(file: File, found: Found, gates: bool) -> Part:
-    """LoRA, or with `gates` LoRA behind them."""
+    """LoRA, or with `gates` gated LoRA."""
     turned, rank, alpha = factors(file, found)
     entries = found.entries('lora', turned)
     if not gates:
@@ -53,7 +53,7 @@ def read_lora(file: File, found: Found, gates: bool) -> Part:
         raise CheckpointError(
             f'{file.where} has a gate for each of query, key and value, which are one matrix here'
         )
-    # The gate stands in place of alpha / r.
+    # The gate replaces alpha / r.
     inner = lora(rank=rank, alpha=rank, targets=literal(entries))
     values = _of_each(file, found, turned, {n: f'.gate.{n}' for n in ('weight', 'bias')})
     return gated(inner), {'inner': entries, 'gates': found.entries('gated', values)}
@@ -76,7 +76,7 @@ def _scaled(entries: Mapping[str, Any], rank: int, alpha: float) -> PeftTransfor
 def _of_each(
     file: File, found: Found, modules: Mapping[str, Any], endings: Mapping[str, str]
 ) -> dict[str, Arrays]:
-    """What a file has once for each of the modules, in a leading axis of one."""
+    """Arrays that a file has once for each module, without their leading axis of one."""
     taken = found.take({ours: f'.loras.{file.name}{each}' for ours, each in endings.items()})
     if set(taken) != set(modules):
         raise CheckpointError(

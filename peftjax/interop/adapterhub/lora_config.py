@@ -1,4 +1,4 @@
-"""The config that AdapterHub's methods on matrices share: all that is off, which are adapted."""
+"""The config that AdapterHub's methods on matrices share, and which matrices it adapts."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,11 +15,11 @@ BLANK = {
     **{'init_weights': 'lora', 'init_weights_seed': None, 'use_dora': False},
     **{'use_gating': False, 'vera_b': None, 'vera_d': None},
 }
-"""LoRA's fields, with whatever makes it another method off."""
+"""LoRA's fields, with every switch to another method off."""
 
 
 def matrices_of(hub: Hub, entries: Mapping[str, Any]) -> Iterable[tuple[str, Arrays]]:
-    """Modules, theirs, and the arrays of each."""
+    """Their modules, and our arrays of each."""
     for path, arrays in entries.items():
         slot = hub.names.slots[path]
         for index, tensor in enumerate(slot.names):
@@ -44,7 +44,7 @@ def _meant(
 
 
 def chosen(hub: Hub, entries: Mapping[str, Any], letters: str = '') -> dict[str, Any]:
-    """The fields that say which matrices are adapted; `letters` of one that makes all three."""
+    """The fields that say which matrices are adapted; `letters` for one matrix of q, k and v."""
     places = hub.places
     known = {**places.attention, 'intermediate': places.intermediate, 'output': places.output}
     if places.merged is not None:

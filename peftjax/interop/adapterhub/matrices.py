@@ -1,4 +1,4 @@
-"""AdapterHub's methods on matrices, of which one config has the switches."""
+"""AdapterHub's methods on matrices, which are switches of one config."""
 
 from peftjax.interop.adapterhub.dora import read_dora, write_dora
 from peftjax.interop.adapterhub.file import File, Part
@@ -16,7 +16,7 @@ def read(file: File) -> Part:
     found = Found(file.hub.model, file.hub.names, config, file.tensors, file.where)
     config.must_be('composition_mode', 'add', 'scale')
     gates, decomposed = file.switch('use_gating'), file.switch('use_dora')
-    # The library, too, goes by whether one of them is written with a point.
+    # The library, too, decides by whether one of them is written with a decimal point.
     vectors = any(type(config.get(field)) is float for field in ('vera_b', 'vera_d'))
     if gates + decomposed + vectors > 1 or (
         config['composition_mode'] == 'scale' and (decomposed or vectors)

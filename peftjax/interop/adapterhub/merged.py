@@ -21,7 +21,7 @@ def letters_of(file: File) -> str:
 
 
 def is_merged(hub: Hub, module: str) -> bool:
-    """Whether a module, theirs, makes query, key and value at once."""
+    """Whether one of their modules makes query, key and value at once."""
     merged = hub.places.merged
     return merged is not None and module.endswith(merged.partition('{layer}')[2])
 
@@ -48,10 +48,10 @@ def parted(a: np.ndarray, b: np.ndarray, rank: int | None) -> tuple[Arrays, str,
 
     Args:
         a, b: `[in, n r]`, `[n r, 3 out]`.
-        rank: of each letter; as it fits unless given.
+        rank: the rank of each letter; by default any that fits.
 
     Raises:
-        ValueError: another rank is needed than that.
+        ValueError: the factors do not fit the given rank.
     """
     whole, outputs = a.shape[1], b.shape[1] // 3
     for count in (3, 2, 1):
@@ -71,13 +71,13 @@ def parted(a: np.ndarray, b: np.ndarray, rank: int | None) -> tuple[Arrays, str,
             f'a LoRA of rank {whole} on one matrix of query, key and value, beside others of rank '
             f'{rank}; AdapterHub has one rank for all'
         )
-    # Each letter with factors of its own, of which the first are equal.
+    # Each letter gets its own factors, with the same first factor.
     third = b.reshape(whole, 3, outputs).transpose(1, 2, 0).reshape(3 * outputs, whole)
     return {'a': np.concatenate([a.T] * 3), 'b': third}, _LETTERS, whole
 
 
 def widened(file: File, module: str, scale: np.ndarray, features: int) -> np.ndarray:
-    """Scales of the letters as those of the matrix `[features]`, ones for the others."""
+    """Scales of the letters as scales of the matrix, `[features]`, with ones elsewhere."""
     letters, size = letters_of(file), features // 3
     if scale.shape != (len(letters) * size,):
         raise CheckpointError(f'{file.where}: {module} has {scale.shape} scales for {letters}')

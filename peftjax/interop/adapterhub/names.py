@@ -1,4 +1,4 @@
-"""Where AdapterHub's adapters stand in a model, and what their tensors are called."""
+"""Where AdapterHub's adapters are in a model, and what their tensors are called."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,17 +11,17 @@ from peftjax.models.registry import family_of_config
 
 
 class Places(NamedTuple):
-    """Where a family's adapters stand, `{layer}` in place of the number.
+    """The places of a family's adapters, with `{layer}` in place of the layer's number.
 
-    name: what the names of its classes begin with. kind: that of a model with its own head, where
-    it is not the name and `ForCausalLM`. width: the field of the config with the features of the
-    residual. layers: whole ones, theirs -> ours. branches: their location -> our module, and the
-    switch of a config that means it. attention: where q, k and v stand. merged: one matrix of all
-    three, or None. intermediate, output: the matrices of the feed-forward layers that
-    `intermediate_lora` and `output_lora` mean. core: the module that a prefix belongs to, or the
-    reason why theirs are not read. embeddings: our module behind which tokens are vectors, or None.
-    last: ours before the output embedding, or None. prompts: whether their prompt tuning runs on
-    this family. reft: whether their ReFT knows the tokens that it edits.
+    name: the start of the names of its classes. kind: the class of a model with a language head,
+    or None for the name and `ForCausalLM`. width: the config's field with the features of the
+    residual. layers: whole layers, theirs -> ours. branches: their location -> our module, and the
+    config's switch for it. attention: the matrices of q, k and v. merged: one matrix of all three,
+    or None. intermediate, output: the feed-forward matrices that `intermediate_lora` and
+    `output_lora` mean. core: the module that a prefix belongs to; None if prefixes cannot be read.
+    embeddings: our module after which tokens are vectors, or None. last: our module before the
+    output embedding, or None. prompts: whether their prompt tuning runs on this family. reft:
+    whether their ReFT knows the tokens that it edits.
     """
 
     name: str
@@ -78,7 +78,7 @@ def _llama() -> Places:
         },
         {each: (f'{layer}.self_attn.{each}_proj',) for each in 'qkv'},
         None,
-        # The library calls the last matrix the intermediate one, and the other way round.
+        # The library calls the last matrix intermediate, and the intermediate one output.
         (f'{layer}.mlp.down_proj',),
         (f'{layer}.mlp.up_proj',),
         f'{layer}.self_attn',
@@ -152,7 +152,7 @@ _FAMILIES: dict[str, tuple[str, Callable[[Any], Places]]] = {
 
 
 class Hub:
-    """A model's names as AdapterHub has them, and the branches that its adapters stand at."""
+    """AdapterHub's names for a model, and the branches where its adapters are."""
 
     def __init__(self, model: Model):
         kind = type(model.config).__name__
@@ -176,11 +176,11 @@ class Hub:
         self.model: Model = model
 
     def branch(self, location: str) -> tuple[Slot, int] | None:
-        """The branch at `encoder.layer.1.output`, its layers as those of a leaf, and which."""
+        """The branch at a location such as `encoder.layer.1.output`, and which of its layers."""
         return self._found({n: ours for n, (ours, _) in self.places.branches.items()}, location)
 
     def block(self, location: str) -> tuple[Slot, int] | None:
-        """The same of a whole layer."""
+        """The same for a whole layer."""
         return self._found(self.places.layers, location)
 
     def branches(self) -> list[Slot]:
@@ -192,12 +192,12 @@ class Hub:
         return self._slots(self.places.layers)
 
     def switch_of(self, location: str) -> str:
-        """The switch of a config that means a branch."""
+        """The config's switch for a branch."""
         plain = re.sub(r'\.\d+(?=\.|$)', '.{layer}', location, count=1)
         return self.places.branches[plain][1]
 
     def layer_of(self, location: str) -> int:
-        """The number of the layer that a module is in; a decoder's go on behind the encoder's."""
+        """The number of a module's layer; those of a decoder continue after the encoder's."""
         number = next(int(part) for part in location.split('.') if part.isdigit())
         before = self.model.config.num_layers if location.startswith('decoder.') else 0  # pyright: ignore[reportOptionalMemberAccess]
         return number + before

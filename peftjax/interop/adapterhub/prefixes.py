@@ -96,7 +96,7 @@ def _gate(file: File, layer: int) -> Arrays:
 
 
 def _repeated(file: File, ending: str, *shape: int | None) -> np.ndarray:
-    """A tensor that stands in the file for each layer and once for all."""
+    """A tensor that the file holds for each layer and once for all."""
     place = rf'prefix_tunings\.{re.escape(file.name)}\.\w+_prefix\.{re.escape(ending)}$'
     names = [n for n in file.tensors if re.search(place, n)]
     if not names:
@@ -146,7 +146,7 @@ def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     for layer in range(layers):
         place = f'{hub.places.core.format(layer=layer)}.prefix_tuning'
         for each, value in shared.items():
-            # It stands in the file once for each layer, and once for all.
+            # The file holds it once for each layer, and once for all.
             tensors[f'{place}.pool.prefix_tunings.{name}.self_prefix.{each}'] = value
             tensors[f'prefix_tuning.prefix_tunings.{name}.self_prefix.{each}'] = value
         if arguments['gate']:
@@ -165,7 +165,7 @@ _COMBINED = {'prefix': 0, 'prefix_after_bos': 1}
 
 
 def read_prompt(file: File) -> Part:
-    """A prompt behind the model's embeddings, among tokens that keep their positions."""
+    """A prompt after the model's embeddings, among tokens that keep their positions."""
     config, places = file.config, file.hub.places
     if not places.prompts:
         raise CheckpointError(f'{file.where}: AdapterHub has no prompt tuning for this family')

@@ -33,10 +33,11 @@ _UNSAID = {'noreft': noreft, 'direft': direft}
 
 
 def read(file: File) -> Part:
-    """LoReFT; NoReFT, whose projection may be any, where the file's is not orthonormal.
+    """LoReFT; or NoReFT, which allows any projection, if the file's is not orthonormal.
 
     torch keeps a projection as a product of reflections on a frozen base, times a diagonal that it
-    cuts to whole numbers; weight decay takes that diagonal off -1, and its column becomes zero.
+    truncates to whole numbers. Weight decay moves the diagonal away from -1, and its column becomes
+    zero.
     """
     config, hub = file.config, file.hub
     if not hub.places.reft:
@@ -52,7 +53,7 @@ def read(file: File) -> Part:
     if not ends:
         raise CheckpointError(f'{file.where} edits no positions')
     units = ['both'] if tied else ['first', 'last']
-    # An end of no positions has its unit as well.
+    # An end without positions has a unit too.
     kept = positions.parse(ends, tied).units
 
     def read_layer(start: str) -> Arrays:
@@ -82,7 +83,7 @@ def read(file: File) -> Part:
 
 
 def _unsaid(file: File) -> Callable[..., PeftTransform]:
-    """The method of a file without orthogonality, as the caller tells."""
+    """The method of a file without orthogonality, as the caller says."""
     told = file.told.pop('reft', None)
     if told is None:
         raise CheckpointError(
@@ -104,7 +105,7 @@ def _nested(leaves: Arrays) -> dict[str, Arrays]:
 
 
 def _projection(stored: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """What torch makes of it: `[features, r]`."""
+    """The projection that torch computes, `[features, r]`."""
     size, rank = stored.shape
     q = np.eye(size, dtype=np.float32)
     for column in range(min(size, rank)):
@@ -146,7 +147,7 @@ def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
 
 
 def _unit(units: Any, unit: str) -> Arrays:
-    """A unit; one of no positions, which the file has all the same, changes nothing."""
+    """A unit of the file; a unit without positions, which the file has too, changes nothing."""
     some = next(iter(units.values()))
     if unit in units:
         return {leaf: np.asarray(value) for leaf, value in units[unit].items()}
@@ -156,7 +157,7 @@ def _unit(units: Any, unit: str) -> Arrays:
 
 
 def _reflected(leaves: Arrays) -> Arrays:
-    """With the projection as torch starts from one: a whole base, and minus the identity."""
+    """The leaves with the projection as torch starts it: a whole base, and minus the identity."""
     q = np.asarray(orthonormal(jnp.asarray(leaves['projection'])))
     base, r = np.linalg.qr(q, mode='complete')
     rank = q.shape[-1]

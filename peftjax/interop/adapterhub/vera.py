@@ -15,7 +15,7 @@ from peftjax.methods.low_rank.vera import drawn_projections, vera
 
 
 def read_vera(file: File, found: Found) -> Part:
-    """VeRA where what trains is still diagonal; LoRA of the same products where it is not.
+    """VeRA if the trained matrices are still diagonal, otherwise LoRA with the same products.
 
     The library trains matrices in place of the paper's vectors: `D: [r, r]` and `B: [out, out]`.
     """

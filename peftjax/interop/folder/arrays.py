@@ -1,4 +1,4 @@
-"""Arrays of any dtype in safetensors files, and what tells whether two arrays are the same."""
+"""Arrays of any dtype in safetensors files, and whether two arrays are the same."""
 
 import hashlib
 import pathlib
@@ -31,7 +31,7 @@ _HELD_AS = {
         'uint8',
     ),
 }
-"""What a dtype that readers of safetensors lack is written as: pairs, or its bytes."""
+"""How dtypes that readers of safetensors lack are written: as pairs, or as bytes."""
 
 DTYPES = _NATIVE | set(_HELD_AS)
 SAMPLE = 4096
@@ -41,7 +41,7 @@ def host(leaf: Any) -> np.ndarray:
     """`leaf` as an array of numbers on the host, a random key by its data.
 
     Raises:
-        TypeError: a leaf of shape alone.
+        TypeError: a leaf that has a shape but no numbers.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise TypeError(f'a leaf is {leaf!r}, of shape alone; save and restore take real arrays')
@@ -80,12 +80,12 @@ def sample(leaf: Any, count: int = SAMPLE) -> np.ndarray:
     places = (spread.astype(np.float64) / 2.0**53 * size).astype(np.int64)
     places[0], places[-1] = 0, size - 1
     if isinstance(leaf, jax.Array) and {each.platform for each in leaf.devices()} == {'cpu'}:
-        leaf = host(leaf)  # Without a copy, and without a program for each shape.
+        leaf = host(leaf)  # This makes no copy, and no program for each shape.
     return host(leaf[np.unravel_index(places, leaf.shape)])
 
 
 def checksum(leaf: Any) -> int:
-    """CRC-32 of the sample of a leaf, of all arrays of a quantised one."""
+    """CRC-32 of the sample of a leaf; for a quantised leaf, of the samples of all its arrays."""
     arrays = leaf.arrays if isinstance(leaf, QuantizedArray) else {'': leaf}
     total = 0
     for name in sorted(arrays):
@@ -101,11 +101,11 @@ def write(path: pathlib.Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Writes arrays to one file.
 
     Returns:
-        What `Stored` wants to know of the file: its SHA-256, and the dtypes that it has no name
-        for.
+        What `Stored` needs to know about the file: its SHA-256, and the dtypes that safetensors has
+        no name for.
 
     Raises:
-        ValueError: an array of a dtype that cannot be written, by name.
+        ValueError: an array has a dtype that cannot be written (the error names the array).
     """
     tensors, dtypes = {}, {}
     for name, given in arrays.items():
@@ -133,7 +133,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 class Stored:
-    """The arrays of one file that `write` made; each is taken once, and all must be.
+    """The arrays of one file that `write` made; each can be taken once, and all must be taken.
 
     Raises:
         CheckpointError: a file that is absent, corrupt, or not the one that `about` describes.
@@ -152,21 +152,21 @@ class Stored:
         self._left = set(self._file.headers)
 
     def refuse_non_finite(self, *prefixes: str) -> None:
-        """From now on, refuses arrays that are NaN or infinite: all, or those named so."""
+        """From now on, refuses arrays that are not finite: all, or those with these prefixes."""
         names = [n for n in self._file.headers if not prefixes or n.startswith(prefixes)]
         self._file = finite.checked(self._file, names)
 
     @property
     def names(self) -> list[str]:
-        """Of the arrays that nothing took yet."""
+        """The names of the arrays that were not taken yet."""
         return sorted(self._left)
 
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """The array of that name.
 
         Raises:
-            CheckpointError: no such array, one that was taken before, or another shape; one that is
-            not finite, where those are refused.
+            CheckpointError: the array does not exist, was taken before, or has another shape; it is
+                not finite, and such arrays are refused.
         """
         where = self._file.where
         if name not in self._left:
@@ -177,7 +177,7 @@ class Stored:
         found = self._shape(name)
         if shape is not None and found != shape:
             raise CheckpointError(
-                f'{where}: {name!r} is of shape {found}, the transform makes {shape}'
+                f'{where}: {name!r} is of shape {found}, but the transform makes {shape}'
             )
         self._left.discard(name)
         value, dtype = self._file.read(name), self._dtypes.get(name)
@@ -198,7 +198,7 @@ class Stored:
         return header.shape[:-1]
 
     def check_all_taken(self) -> None:
-        """Raises `CheckpointError` if anything is left that nothing took."""
+        """Raises `CheckpointError` if any array was not taken."""
         if self._left:
             raise CheckpointError(
                 f'{self._file.where} holds {len(self._left)} tensors that nothing here takes: '

@@ -17,7 +17,7 @@ from peftjax.interop.folder.constructors import ACTIVATIONS, METHODS, VALUES
 from peftjax.interop.folder.encode import LARGEST
 
 _LONGEST = 20_000  # characters of a string
-# Arguments that say how often a loop runs while a program is made.
+# Arguments that say how often a Python loop runs while a program is traced.
 _LOOPS = ('factors', 'iterations', 'neumann_terms', 'num_layers', 'terms')
 _MOST_LOOPS = 1000
 
@@ -25,7 +25,7 @@ _MOST_LOOPS = 1000
 class Decoder:
     """Reads what `encode` wrote; `take(name)` gives an array, each at most once.
 
-    What it reads is not trusted: `CheckpointError` is all that a wrong value does.
+    Its input is not trusted: a wrong value raises `CheckpointError` and does nothing else.
     """
 
     def __init__(self, take: Callable[[str], np.ndarray]):
@@ -166,16 +166,16 @@ def _dtype(name: Any) -> np.dtype[Any]:
 
 
 def _text(text: Any) -> str:
-    """A string, if it is harmless as a regular expression: one that RE2 runs, or none at all.
+    """Checks that a string is harmless as a regular expression: RE2 runs it, or it is not one.
 
-    Some strings are patterns, which the methods run on the paths of the model.
+    Some strings are patterns, which the methods match with the paths of the model.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise CheckpointError(f'{str(text)[:60]!r} is no string, or too long a one')
     try:
         harmless = matcher(text).linear
     except (re.error, RecursionError, OverflowError):
-        harmless = True  # No pattern: whoever takes it for one is told.
+        harmless = True  # It is not a pattern, and using it as one raises.
     if not harmless:
         raise CheckpointError(
             f'the pattern {text[:200]!r} is none that RE2 matches (it looks ahead or behind, say), '

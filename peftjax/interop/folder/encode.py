@@ -1,8 +1,8 @@
 """Transforms, and the values that they are made of, as JSON and arrays.
 
-Plain numbers, strings, None and lists stand for themselves. An object stands for one value of a
-kind that its keys tell: `tuple`, `dict`, `float` (not finite), `dtype`, `function`, `array` and
-`numpy` (names of tensors), `value` (a dataclass), `quantized`, `method` (a transform).
+Plain numbers, strings, None and lists stand for themselves. An object stands for one value, whose
+kind its keys tell: `tuple`, `dict`, `float` (not finite), `dtype`, `function`, `array` and `numpy`
+(names of tensors), `value` (a dataclass), `quantized`, `method` (a transform).
 """
 
 import math
@@ -44,7 +44,7 @@ def encode(value: Any, arrays: dict[str, Any], prefix: str, where: str = '') -> 
     """`value` as JSON; the arrays in it go to `arrays`, under names that begin with `prefix`.
 
     Raises:
-        ValueError: a value that no file holds, by name.
+        ValueError: a value that a file cannot hold (the error names it).
     """
 
     def inner(each: Any, name: str = '') -> Any:
@@ -114,16 +114,16 @@ def _function_name(value: Any, where: str) -> str:
 
 
 def difference(file: Any, given: Any, where: str = '') -> str | None:
-    """What two descriptions differ in first: the place and both values. None if in nothing.
+    """The first difference of two descriptions, with both values; None if there is none.
 
-    An argument that the file does not name is not compared: the version that wrote it had none.
+    An argument that the file does not name is not compared: the version that wrote it lacked it.
     """
     if isinstance(file, dict) and isinstance(given, dict):
         same_method = 'method' in file and file['method'] == given.get('method')
         place = str(file['method']) if same_method else where
         missing = sorted(set(file) - set(given))
         if missing:
-            return f'{where} has {missing[0]!r} in the folder and not in the transform'
+            return f'{where} has {missing[0]!r} in the folder but not in the transform'
         differ = (difference(file[name], given[name], _below(place, name)) for name in file)
         return next(filter(None, differ), None)
     if isinstance(file, list) and isinstance(given, list) and len(file) == len(given):

@@ -1,4 +1,4 @@
-"""`peftjax.restore`: what `peftjax.save` wrote, read as what nobody vouches for."""
+"""`peftjax.restore`: reads what `peftjax.save` wrote, without trusting the files."""
 
 import os
 import pathlib
@@ -66,15 +66,15 @@ def restore(
 ) -> Restored:
     """Reads what `save` wrote: the method, the adapter and what is frozen beside it.
 
-    The files are not trusted: nothing in them is run but the constructors of peftjax's own
-    methods, with the arguments that peftjax.json holds.
+    The files are not trusted: they can only call the constructors of peftjax's own methods, with
+    the arguments that peftjax.json holds.
 
     Args:
-        folder: of `save`.
+        folder: a folder of `save`.
         model: the model that the adapter was made for, with its real parameters.
-        transform: a transform of your own functions, which no file describes. Given for one that
-            the folder describes, it must be described in the same way.
-        allow_non_finite: reads an adapter with numbers that are NaN or infinite, to look at it.
+        transform: a transform of your own functions, which no file describes. If the folder
+            describes a transform, the given one must have the same description.
+        allow_non_finite: accept an adapter with numbers that are NaN or infinite, to inspect it.
 
     Returns:
         `Restored(transform, adapter, frozen)`; arrays have the dtypes that they were saved in.
@@ -83,7 +83,7 @@ def restore(
         CheckpointError: a file that is absent, corrupt, or of another save; an array of the
             adapter or of the weights beside it that is not finite; another model, with the first
             leaf that differs; a tensor that is missing, unknown, or of another shape; a description
-            that means nothing here; a transform of your own that is not given.
+            that this version cannot read; a transform of your own that is not given.
 
     Example:
         >>> mlp = peftjax.testing.tiny_mlp()
@@ -111,7 +111,7 @@ def restore(
         if others is not None:
             others.refuse_non_finite('start/', 'params/')
     reader = _Reader(str(place), fields, model, trained, others)
-    if transform is not None:  # What its functions raise is for those who wrote them.
+    if transform is not None:  # Errors of its functions are raised as they are.
         check_is_transform(transform)
         reader.check_described(transform)
         return reader.read(transform)
@@ -125,12 +125,12 @@ def restore(
 
 
 def _fields(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of a description, each of its type."""
+    """The fields of a description, with their types checked."""
     fields = read_text(path)
     if fields.get('format') != FORMAT:
         raise CheckpointError(
-            f'{path} is of format {str(fields.get("format"))[:60]}, this version reads {FORMAT}; '
-            f'peftjax {str(fields.get("peftjax"))[:60]} wrote it'
+            f'{path} is of format {str(fields.get("format"))[:60]}, but this version reads '
+            f'{FORMAT}; peftjax {str(fields.get("peftjax"))[:60]} wrote it'
         )
     for name, kind in _FIELDS.items():
         if name not in fields or not isinstance(fields[name], kind):
@@ -143,8 +143,8 @@ class Arrays(NamedTuple):
 
     Attributes:
         adapter: by path.
-        starts_from: what `frozen.params` follows from: 'adapter' or 'model' where every leaf that
-            is left is the model's own, 'start' where the method took a part of some.
+        starts_from: what `frozen.params` is computed from: 'adapter' or 'model' if all its leaves
+            are the model's own, 'start' if the method moved a part of some into the adapter.
     """
 
     adapter: dict[str, np.ndarray]
@@ -202,13 +202,13 @@ class _Reader:
             raise CheckpointError(f'{self._where}: {error}') from error
 
     def check_described(self, transform: PeftTransform) -> None:
-        """Raises `CheckpointError` unless `transform` is as the folder describes it, if it does."""
+        """Raises `CheckpointError` if the folder describes another transform."""
         node, arrays = self._fields['transform'], {}
         if node is None:
             return
         if not is_described(transform):
             raise CheckpointError(
-                f'{self._where} describes a transform, the one given is of functions'
+                f'{self._where} describes a transform, but the one given is of functions'
             )
         different = difference(node, encode(transform, arrays, 'transform/'))
         for name, array in arrays.items():
@@ -218,7 +218,7 @@ class _Reader:
             raise CheckpointError(f'{self._where} is of another transform: {different}')
 
     def read(self, transform: PeftTransform) -> Restored:
-        """All of it, by a transform."""
+        """All that the folder holds, read with a transform."""
         model = self._model
         # The shapes first: they are compared with the file before anything is computed.
         shapes = jax.eval_shape(transform.start, jax.random.key(0), model)
@@ -251,7 +251,7 @@ class _Reader:
         return trees.refill(own, leaves) if changed else own
 
     def _params(self, transform: PeftTransform, shapes: Any, adapter: Adapter, own: Any) -> Any:
-        """`frozen.params`: what follows from the model, and what is stored in its place."""
+        """`frozen.params`: computed from the model, with the stored leaves in their places."""
         left, before = self._fields['params'], self._model.params
         values, samples = left.get('values'), left.get('samples')
         if not (isinstance(values, dict) and isinstance(samples, dict)):
@@ -280,7 +280,7 @@ class _Reader:
                 raise CheckpointError(f'{self._where}: {path[:60]!r} is no leaf of this model')
             if value.shape != leaves[path].shape:
                 raise CheckpointError(
-                    f'{self._where}: {path!r} is of shape {value.shape} in frozen.params, the '
+                    f'{self._where}: {path!r} is of shape {value.shape} in frozen.params, but the '
                     f'model has {leaves[path].shape}'
                 )
         return paths.replace(params, stored)

@@ -1,4 +1,4 @@
-"""Some numbers of a weight, which tell whether another machine leaves the same of it."""
+"""Samples of weights, which show whether another machine computes the same `frozen.params`."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from peftjax.interop.errors import CheckpointError
 from peftjax.interop.folder import arrays as files
 from peftjax.interop.folder.write import SAMPLES, is_real
 
-# Of the largest number of a weight: how far products differ between machines, in TF32 for example.
+# Products differ between machines, in TF32 say, by this share of a weight's largest number.
 _ROUNDING = 2e-3
 
 
 def check_samples(where: str, params: Any, before: Any, samples: dict[str, Any]) -> None:
-    """Compares what is left of weights beside a fresh adapter with what it was.
+    """Compares the frozen weights beside a fresh adapter with samples from where they were saved.
 
     Args:
         where: the folder.
-        params: what is left of them here. before: of the model.
-        samples: some numbers of each, as the file has them.
+        params: the frozen weights as computed here. before: the model's weights.
+        samples: some numbers of each frozen weight, from the file.
 
     Raises:
         CheckpointError: they differ by more than rounding.

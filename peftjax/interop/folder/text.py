@@ -24,7 +24,7 @@ def text_of(fields: dict[str, Any]) -> str:
 
 
 def read_text(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a file, which is not trusted.
+    """The object in an untrusted file.
 
     Raises:
         CheckpointError: as `read_object`.

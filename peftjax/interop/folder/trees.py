@@ -34,9 +34,9 @@ def check_alike(what: str, found: Mapping[str, Any], expected: Mapping[str, Any]
         one, other = (_shape(tree.get(path)) for tree in (found, expected))
         if one != other:
             raise AdapterError(
-                f'{what} has {path!r} of shape {one}, and this transform makes {other} for this '
-                'model; was it made by another transform or for another model? One of several '
-                'that are stacked is jax.tree.map(lambda leaf: leaf[0], adapter)'
+                f'{what} has {path!r} of shape {one}, but this transform makes {other} for this '
+                'model; was it made by another transform or for another model? To take one of '
+                'several stacked adapters, write jax.tree.map(lambda leaf: leaf[0], adapter)'
             )
 
 

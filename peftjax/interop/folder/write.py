@@ -25,7 +25,7 @@ from peftjax.interop.folder.text import text_of
 
 DESCRIPTION, ADAPTER, FROZEN = 'peftjax.json', 'adapter.safetensors', 'frozen.safetensors'
 FORMAT = 1
-SAMPLES = 16  # numbers of a leaf that a method leaves, for `restore` to compare
+SAMPLES = 16  # numbers of each leaf that a method changes, for `restore` to compare
 
 
 def save(
@@ -150,7 +150,7 @@ def check_is_model(model: Any) -> None:
 def check_is_transform(transform: Any) -> None:
     """Raises `TypeError` unless `transform` is a transform."""
     if not isinstance(transform, PeftTransform):
-        raise TypeError(f'transform is a {type(transform).__name__}, not such as peftjax.lora(...)')
+        raise TypeError(f'transform is a {type(transform).__name__}; write one: peftjax.lora(...)')
 
 
 def _changed_own(made: Any, own: Any, arrays: dict[str, Any]) -> list[str]:
@@ -170,9 +170,9 @@ def _left(
     arrays: dict[str, Any],
     whole: bool,
 ) -> dict[str, Any]:
-    """How `frozen.params` follows from the model, and the leaves that do not.
+    """How `frozen.params` follows from the model, and the leaves that do not follow from it.
 
-    frozen: with the numbers of its own that the transform makes.
+    frozen: with `own` as the transform makes it.
     """
     before, found = paths.slots(model.params), paths.slots(frozen.params)
     if set(before) != set(found):
@@ -184,8 +184,8 @@ def _left(
     for path, leaf in found.items():
         if getattr(leaf, 'shape', ()) != getattr(before[path], 'shape', ()):
             raise AdapterError(
-                f'frozen.params has {leaf!r} at {path!r}, the model {before[path]!r}; was it made '
-                'for another model?'
+                f'frozen.params has {leaf!r} at {path!r}, but the model has {before[path]!r}; was '
+                'it made for another model?'
             )
     coded = [path for path in found if is_quantized(found[path]) > is_quantized(before[path])]
     if transform.rest is None:
