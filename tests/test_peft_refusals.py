@@ -43,7 +43,7 @@ A = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
                 targets=r'.*/q_proj',
                 name='own',
             ),
-            "a method of one's own",
+            'a method of your own',
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""LoRA in force from an invocation on (aLoRA), in files of Hugging Face's peft."""
+"""LoRA that is active from an invocation on (aLoRA), in files of Hugging Face's peft."""
 
 from typing import Any
 

@@ -65,7 +65,7 @@ def write_adaption(model: Any, names: Any, arguments: Any, adapter: Any, part: A
     """A prompt and a gate for each of the topmost layers.
 
     Raises:
-        ValueError: layers below others, or a decoder that is neither a Llama nor a Mistral.
+        ValueError: layers that are not the topmost, or a decoder other than Llama and Mistral.
     """
     del names, part
     config = model.config
@@ -75,7 +75,7 @@ def write_adaption(model: Any, names: Any, arguments: Any, adapter: Any, part: A
     )
     if not own:
         raise ValueError(
-            'peft has adaption prompts for Llama and Mistral, and not for this model; save it by '
+            'peft has adaption prompts for Llama and Mistral, but not for this model; save it by '
             'peftjax.save'
         )
     ordered = cores(model)

@@ -1,4 +1,4 @@
-"""Biases that are trained beside LoRA, out; `whole` reads them."""
+"""Writes biases that are trained beside LoRA; `whole` reads them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from peftjax.interop.peft.names import ROOT, Names, sliced
 
 
 def biases_in(names: Names, leaves: Mapping[str, Any]) -> set[str]:
-    """Those among the leaves whose modules are not trained whole."""
+    """The biases among the leaves whose modules are not trained whole."""
     return {
         path
         for path in leaves
@@ -47,7 +47,7 @@ def which_biases(names: Names, biases: set[str], adapted: set[str], leaves: set[
 def bias_tensors(
     names: Names, leaves: Mapping[str, Any], adapted: set[str]
 ) -> dict[str, np.ndarray]:
-    """Their tensors; those of adapted modules stand inside of a wrapper."""
+    """The tensors of biases; those of adapted modules are inside a wrapper."""
     tensors = {}
     for path, value in leaves.items():
         slot = names.slots[path]

@@ -1,4 +1,4 @@
-"""A weight method by its row of `formats`, in and out."""
+"""A weight method by its entry in `formats`, in and out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +74,7 @@ def read_format(found: Found, form: Format) -> Part:
 
 
 def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -> Any:
-    """What is drawn for each matrix, stacked like its leaf, or one value for all."""
+    """The drawn arrays of each matrix, stacked like its leaf, or one value for all."""
     assert form.drawn is not None
     flat = {
         f'{path}\0{index}': side for path, layers in sides.items() for index, side in layers.items()
@@ -91,7 +91,7 @@ def _drawn(found: Found, form: Format, sides: Mapping[str, Mapping[int, Any]]) -
 
 
 def _check_lengths(found: Found, modules: Mapping[str, Arrays], ending: str) -> None:
-    """The lengths of the base's rows that are in the file must be this base's."""
+    """Checks that the lengths of the base's rows in the file are those of this base."""
     for module in modules:
         place = found.place(module)
         stored = found.tensors.pop(f'{module}{ending}', None)
@@ -138,6 +138,6 @@ def write_format(
 
 
 def _lengths(model: Model, path: str, layout: Layout) -> np.ndarray:
-    """Of the rows of each matrix of a leaf, float [layers, in]."""
+    """The lengths of the rows of each matrix of a leaf, float [layers, in]."""
     matrix = np.asarray(layout.to_matrix(dense(paths.flatten(model.params)[path])))
     return np.linalg.norm(matrix.reshape(-1, *matrix.shape[-2:]), axis=2)

@@ -1,11 +1,11 @@
-"""adapter_config.json, read field by field, so that none is passed over."""
+"""adapter_config.json, read field by field, so that no field is ignored."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftjax.interop.errors import CheckpointError
 
-# Fields that say nothing about what the adapter computes, or that its tensors say as well.
+# Fields that do not change what the adapter computes, or that its tensors show too.
 _HARMLESS = frozenset(
     {
         *('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'peft_version', 'revision'),
@@ -28,7 +28,7 @@ _MISSING = object()
 
 
 class PeftConfig(Mapping[str, Any]):
-    """The fields of the file; what is asked for counts as understood."""
+    """The fields of the file; a field that is read counts as understood."""
 
     def __init__(self, raw: Mapping[str, Any], where: str):
         self.raw: Mapping[str, Any] = raw
@@ -75,7 +75,7 @@ class PeftConfig(Mapping[str, Any]):
         return value
 
     def plain(self, name: str, load: Callable[[Any], Any]) -> Any:
-        """A number, a truth value or a word, as `load` makes it ours."""
+        """A number, a truth value or a word, converted by `load`."""
         value = self[name]
         if not isinstance(value, (int, float, str)) or len(str(value)) > 40:
             raise CheckpointError(f'{self.where}: {name} is {str(value)[:60]!r}, no number or word')
@@ -93,7 +93,7 @@ class PeftConfig(Mapping[str, Any]):
             )
 
     def check_all_read(self) -> None:
-        """Raises CheckpointError for a field that nobody asked for and that is not off."""
+        """Raises CheckpointError for a field that was not read and is not off."""
         left = {
             name: value
             for name, value in self.raw.items()

@@ -1,4 +1,4 @@
-"""What a file of peft has of a method besides its adapter: places of entries, and projections."""
+"""Arrays in a file of peft besides the adapter's: places of entries, and projections."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

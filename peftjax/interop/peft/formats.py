@@ -113,7 +113,7 @@ FORMATS: dict[str, Format] = {
         {'q': Tensor('.oft_R.weight')},
         (Field('oft_block_size', 'block_size'), Field('block_share', 'block_share')),
         {**_NO_BIAS, 'module_dropout': 0.0, 'r': 0},
-        # Its series is that of the transposed rotation.
+        # The library's series is that of the transposed rotation.
         negated=lambda config: config['use_cayley_neumann'],
         load_more=settings.load_oft,
         save_more=settings.save_oft,

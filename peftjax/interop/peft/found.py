@@ -24,10 +24,10 @@ _HEAD_COPY = re.compile(r'lm_head\.(modules_to_save\.)?(base_layer\.)?weight')
 
 @dataclasses.dataclass
 class Found:
-    """A file that is being read: `tensors` lose what has been taken.
+    """A file that is being read; tensors that are taken are removed from `tensors`.
 
-    told: what the caller says and the file does not, by the argument of `load_adapter`; loses what
-    has been taken too.
+    told: by argument of `load_adapter`, what the caller says and the file does not; what is used is
+    removed.
     """
 
     model: Model
@@ -41,7 +41,7 @@ class Found:
         """`{module: {our name: array}}` of all tensors with these endings.
 
         Raises:
-            CheckpointError: a module of the base that is not there, or one without one of them.
+            CheckpointError: a module that the model lacks, or one without one of these tensors.
         """
         found: dict[str, Arrays] = {}
         for ours, ending in endings.items():
@@ -61,7 +61,7 @@ class Found:
         return found
 
     def by_leaf(self, modules: Mapping[str, Arrays]) -> dict[str, Arrays]:
-        """Arrays of modules as those of the leaves that hold their matrices."""
+        """The arrays of modules, as arrays of the leaves that hold the matrices."""
         grouped: dict[str, dict[int, Arrays]] = {}
         for module, arrays in modules.items():
             place = self.place(module)
@@ -77,10 +77,10 @@ class Found:
         return place
 
     def layout(self, path: str) -> Layout:
-        """Of the matrices in a leaf.
+        """The layout of the matrices in a leaf.
 
         Raises:
-            CheckpointError: it holds none.
+            CheckpointError: the leaf holds no matrices.
         """
         layout = self.model.sites.weights[path].layout
         if layout is None:
@@ -88,25 +88,25 @@ class Found:
         return layout
 
     def entries(self, method: str, modules: Mapping[str, Arrays]) -> dict[str, Entry]:
-        """What a weight method keeps for them."""
+        """The adapter's entries of a weight method on these modules."""
         return {
             path: Entry(method, arrays, self.layout(path))
             for path, arrays in self.by_leaf(modules).items()
         }
 
     def linear_alone(self, modules: Iterable[str]) -> None:
-        """Raises CheckpointError for a module that is no linear layer."""
+        """Raises CheckpointError for a module that is not a linear layer."""
         if told := not_linear(self.place(module).slot for module in modules):
             raise CheckpointError(f'{self.where}: {told}')
 
     def check_targets(self, modules: Iterable[str]) -> None:
-        """Raises CheckpointError where target_modules means other modules than have tensors."""
+        """Raises CheckpointError unless target_modules means the modules that have tensors."""
         config, chosen = self.config, {module.removeprefix(ROOT) for module in modules}
         targets, excluded = config.get('target_modules'), config.get('exclude_modules')
         layers, pattern = config.get('layers_to_transform'), config.get('layers_pattern')
         if targets is None or targets == 'all-linear':
             return
-        # Modules trained whole are no targets, whatever is in them.
+        # Modules that are trained whole are not targets, and nothing in them is.
         saved = config.get('modules_to_save') or []
         meant = {
             name
@@ -116,7 +116,6 @@ class Found:
             and not (excluded and meant_by(name, excluded))
             and _in_layers(name, layers, pattern)
         }
-        # Modules that a list names by the way (a norm, say) and the method cannot act on have none.
         if absent := sorted(meant - chosen):
             raise CheckpointError(
                 f'{self.where} lacks tensors of {absent[:8]}, which target_modules means'
@@ -148,7 +147,7 @@ def _in_layers(name: str, layers: Any, pattern: Any) -> bool:
 
 
 def bias_named(found: Found, module: str, arrays: Arrays, name: str) -> Arrays:
-    """`arrays`, the one called `name` renamed where the module has a bias."""
+    """`arrays`, with the one called `name` renamed if the module has a bias."""
     if found.names.place(f'{module}.bias') is None:
         return arrays
     return {f'{key}_and_bias' if key == name else key: value for key, value in arrays.items()}
@@ -181,7 +180,7 @@ def take_tied(found: Found, name: str, value: np.ndarray) -> None:
     """Takes the second copy of a tied table that the file holds whole.
 
     Raises:
-        CheckpointError: there is none, or another one, so that the two would not be tied any more.
+        CheckpointError: there is no copy, or it differs, so that the two would no longer be tied.
     """
     if not found.names.tied:
         return

@@ -1,8 +1,8 @@
 """The head of a classifier beside an adapter that does not train it.
 
 For the task types of classifiers the library copies the head and looks for the copy in the file. So
-an adapter on the body alone has no task type; where it needs one (a prompt), or where the base of
-others lacks this head, the file holds the head as it stands.
+an adapter on the body alone has no task type. If it needs one (a prompt), or if the base of others
+lacks this head, the file holds the head unchanged.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def frozen_head(
         task_type: as the caller asks for it.
 
     Raises:
-        ValueError: the head is adapted, and its own numbers would have to be there as well.
+        ValueError: the head is adapted, and the file would need its own numbers too.
     """
     tensors, fields = written
     if not names.head or any(path in copies for path in names.head):
@@ -53,7 +53,7 @@ def frozen_head(
 
 
 def task_of(names: Names, fields: Mapping[str, Any], task_type: str | None) -> str | None:
-    """The task type: as asked for, or of the model if the file holds what the library looks for."""
+    """The task type: as asked for, or of the model if the file holds the head that it needs."""
     if task_type is not None:
         return task_type
     held = not names.head or set(names.heads) & set(fields.get('modules_to_save') or ())

@@ -42,7 +42,7 @@ def write_ia3(model: Any, names: Names, arguments: Any, entries: Any, part: Any)
         image = place.slot.path in images
         tensors[f'{ROOT}{module}.ia3_l'] = scale.reshape((1, -1, 1, 1) if image else shape)
     fields = common(names, 'IA3', modules_of(names, entries))
-    # Each is looked for among the targets, as they are called there.
+    # The library looks for each of them among the targets, by the names there.
     short = {module.rpartition('.')[2] for module in fed}
     inside = short <= set(fields['target_modules'])
     return tensors, {

@@ -37,8 +37,8 @@ class Kind(NamedTuple):
     """A method of the library.
 
     Attributes:
-        read: what makes it one of ours; None of one whose tokens or leaves are read beside any.
-        write: of ours, by name, what writes it as this one.
+        read: reads it as a method of ours; None if only tokens are read, as beside any method.
+        write: by the name of our method, the function that writes it as this one.
     """
 
     read: Reader | None

@@ -35,7 +35,7 @@ _METHODS: dict[str, tuple[Callable[..., PeftTransform], tuple[str, ...]]] = {
     'use_bdlora': (lora, ()),
     'alora_invocation_tokens': (lora, ()),
 }
-"""The method, and what stands beside its factors."""
+"""The method, and the tensors beside its factors."""
 
 
 def read_lora(found: Found) -> Part:
@@ -125,8 +125,8 @@ def _by_end(patterns: Any, module: str, default: Any) -> Any:
 
 
 def _drop_base_copy(found: Found, module: str) -> None:
-    """The weight beside its own factors is the frozen one: the library writes that of embeddings
-    and heads, so that a table with new rows is in the file."""
+    """Drops the frozen weight beside factors: the library writes that of embeddings and heads, so
+    that a table with new rows is in the file."""
     name = f'{module}.base_layer.weight'
     if name not in found.tensors:
         return
@@ -181,7 +181,7 @@ def write_lora(model: Any, names: Names, arguments: Any, entries: Any, part: Any
         **common(names, 'LORA', modules),
         'r': rank,
         'lora_alpha': alpha,
-        # Of twice the factors, the second half stands for a part of the base.
+        # With twice the rank, the second half stands for a part of the base.
         'lora_dropout': 0.0 if twice else arguments['dropout'],
         'use_rslora': rslora,
         'use_dora': any('magnitude' in entry for entry in entries.values()),

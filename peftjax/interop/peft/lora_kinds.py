@@ -16,12 +16,12 @@ from peftjax.methods.low_rank.lora_init import FROM_WEIGHT
 Chosen = dict[str, tuple[int, float]]
 """Rank and alpha by leaf."""
 
-# Starts that change the base by numbers that the base alone does not give.
+# Starts that change the base by numbers that cannot be computed from the base alone.
 _ELSEWHERE = ('pissa_niter', 'corda', 'loftq', 'lora_ga')
 
 
 def start_of(found: Found, modules: Mapping[str, Arrays], variants: Collection[str]) -> str | None:
-    """The start that took a part of the weights away, if `lora` can take the same part.
+    """The start that subtracted a part of the weights, if `lora` can subtract the same part.
 
     Raises:
         CheckpointError: a start that changed the base, and that cannot be repeated from the base.
@@ -60,7 +60,7 @@ def doubled(alpha: float, rslora: bool) -> float:
 def as_matrices(found: Found) -> None:
     """Factors of blocks (BD-LoRA) as matrices with zeros around the blocks.
 
-    Of `n` blocks the file has, below each other, `[rows / n, columns / n]` each.
+    The file has the `n` blocks below each other, each `[rows / n, columns / n]`.
 
     Raises:
         CheckpointError: an unknown field, or a factor that has no such blocks.
@@ -126,9 +126,9 @@ def named_biases(found: Found, modules: Mapping[str, Arrays]) -> dict[str, Array
 def whole_factors(
     model: Any, part: PeftTransform, entries: Mapping[str, Entry]
 ) -> tuple[Mapping[str, Entry], bool]:
-    """Both factors of each leaf, and whether there are twice as many as were trained.
+    """Both factors of each leaf, and whether their rank is twice the trained one.
 
-    Frozen first factors are put beside the second. Of a start that took `s A0 B0` away from the
+    A frozen first factor is put beside the second. If the start subtracted `s A0 B0` from the
     weights, `W - s A0 B0 + s A B` is LoRA on `W` with the factors `[A, A0]` and `[B, -B0]`.
     """
     if any(entry.method in FROM_WEIGHT for entry in entries.values()):

@@ -33,8 +33,8 @@ class Place(NamedTuple):
 class Names:
     """What the tensors of a model are called in a file of peft, in both directions.
 
-    checkpoint: by their names in checkpoints, where transformers' own model has others.
-    bare: as those of a backbone alone, or of one with a head; as the model is unless given.
+    checkpoint: use the names in checkpoints, where those of transformers' own model differ.
+    bare: use the names of a backbone alone, or of a model with a head; by default as the model is.
     """
 
     def __init__(self, model: Model, *, checkpoint: bool = False, bare: bool | None = None):
@@ -47,7 +47,7 @@ class Names:
         # Without a head of its own an encoder is saved as the bare backbone.
         bare = not (headed or family.writes) if bare is None else bare
         self.heads: tuple[str, ...] = family.heads
-        # Behind a prompt transformers takes padding for the last token, which such a head reads.
+        # After a prompt, transformers takes padding for the last token, which this head reads.
         self.reads_last: bool = headed and family.writes and not family.reads_tokens(leaves)
         self.head: tuple[str, ...] = tuple(filter(family.of_head, leaves))
         self.task: str | None = 'CAUSAL_LM' if family.writes else 'FEATURE_EXTRACTION'
@@ -57,9 +57,9 @@ class Names:
             self.task = None  # the library has no word for images, and passes speech on without one
         elif 'decoder_input_ids' in model.takes:
             self.task = 'SEQ_2_SEQ_LM'
-        # The table of a tied head is two modules in torch, of which an adapter there changes one.
+        # The table of a tied head is two modules in torch, and an adapter there changes only one.
         self.tied: bool = family.writes and not headed and 'lm_head/kernel' not in leaves
-        # The table, and in torch the head that it is as well.
+        # The table of tokens, and in torch the head that shares it.
         self.table: str = next(iter(family.vocabulary), '')
         self.untied: bool = model.untied
         self.tied_head: str | None = 'lm_head' if 'lm_head/kernel' in family.vocabulary else None
@@ -78,7 +78,7 @@ class Names:
 
     @classmethod
     def of_file(cls, model: Model, tensors: Iterable[str]) -> 'Names':
-        """Those that a file has: of transformers 5, or of its earlier releases; of a model with a
+        """The names in a file: of transformers 5, or of its earlier releases; of a model with a
         head, or of the backbone alone (`AutoModel`)."""
         bare = _of_backbone(model, [tensor.removeprefix(ROOT) for tensor in tensors])
         older, newer = cls(model, checkpoint=True, bare=bare), cls(model, bare=bare)
@@ -91,12 +91,12 @@ class Names:
         return name if beside else self._prefix + name
 
     def place(self, tensor: str) -> Place | None:
-        """Of a tensor of the base, `...weight` or `...bias`, whatever stands around its name."""
+        """The place of a tensor of the base, `...weight` or `...bias`, with or without a prefix."""
         bare = tensor.removeprefix(ROOT).removeprefix('base_model.')
         return self._places.get(bare.replace('.base_layer.', '.'))
 
     def place_of_module(self, module: str) -> Place | None:
-        """Of the weight of a module."""
+        """The place of a module's weight."""
         return self.place(f'{module}.weight')
 
     def tensor(self, path: str, index: int) -> str:
@@ -132,7 +132,7 @@ class Names:
         )
 
     def short(self, modules: Iterable[str]) -> list[str]:
-        """`target_modules` for these: last names where they say the same, else whole names."""
+        """`target_modules` for these: last names if they mean the same, otherwise whole names."""
         chosen = set(modules)
         last = {name.rpartition('.')[2] for name in chosen}
         meant = {name for name in self.modules() if name.rpartition('.')[2] in last}
@@ -156,15 +156,15 @@ def is_table(slot: Slot) -> bool:
 
 
 def window(slot: Slot) -> tuple[int, ...]:
-    """The sizes of a convolution's window; () of a matrix."""
+    """The sizes of a convolution's window; () for a matrix."""
     return slot.shape[2:]
 
 
 def not_linear(slots: Iterable[Slot]) -> str | None:
-    """What keeps a method of linear layers from the module of one of these; None if nothing does.
+    """Why a method for linear layers cannot act on one of these modules; None if it can.
 
-    The library has many methods for linear layers alone. At a convolution it numbers the inputs of
-    a window in another order, and has no adapters for embeddings.
+    The library has many methods for linear layers only. At a convolution they number the inputs of
+    a window in another order, and they have no adapters for embeddings.
     """
     for slot in slots:
         kind = 'an embedding' if is_table(slot) else 'a convolution' if window(slot) else None
@@ -174,14 +174,14 @@ def not_linear(slots: Iterable[Slot]) -> str | None:
 
 
 def sliced(slot: Slot, value: Any, index: int) -> np.ndarray:
-    """What a leaf, or an array beside it, holds for one tensor of its slot."""
+    """The part of a leaf, or of an array beside it, for one tensor of its slot."""
     return np.asarray(value)[index] if slot.stacked else np.asarray(value)
 
 
 def stacked(
     slot: Slot, arrays: Mapping[int, Mapping[str, np.ndarray]], where: str
 ) -> dict[str, np.ndarray]:
-    """Arrays of single layers as those of the leaf.
+    """The arrays of single layers, as arrays of the leaf.
 
     Raises:
         CheckpointError: layers of a stacked leaf that the file leaves out, or that differ in shape.
@@ -210,10 +210,10 @@ def stacked(
 def matches_end(pattern: str, module: str) -> bool:
     """Whether a key of rank_pattern, alpha_pattern or target_modules means a module.
 
-    The library matches it as a regular expression at the end of the name, behind a dot.
+    The library matches it as a regular expression at the end of the name, after a dot.
 
     Raises:
-        CheckpointError: no pattern that RE2 matches.
+        CheckpointError: not a pattern that RE2 matches.
     """
     if isinstance(pattern, str) and re.fullmatch(r'[\w.]+', pattern):
         return f'.{module}'.endswith(f'.{pattern}')
@@ -223,10 +223,10 @@ def matches_end(pattern: str, module: str) -> bool:
 def linear(pattern: Any, around: str = '{}') -> Any:
     """A regular expression from a file, for RE2: files are not trusted, and it never backtracks.
 
-    around: the pattern to compile, '{}' where that of the file goes.
+    around: the pattern to compile, with '{}' in the place of the file's pattern.
 
     Raises:
-        CheckpointError: no pattern, or none that RE2 has.
+        CheckpointError: not a pattern, or one that RE2 does not match.
     """
     if not isinstance(pattern, str) or len(pattern) > _LONGEST:
         raise CheckpointError(f'{str(pattern)[:60]!r} is no pattern of module names')
@@ -245,5 +245,5 @@ def linear(pattern: Any, around: str = '{}') -> Any:
 def _compiled(pattern: str, around: str) -> Any:
     options = re2.Options()
     options.log_errors = False
-    re2.compile(pattern, options)  # By itself, so that no bracket of it closes one around it.
+    re2.compile(pattern, options)  # Alone first, so that its brackets close none around it.
     return re2.compile(around.replace('{}', pattern), options)

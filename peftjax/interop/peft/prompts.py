@@ -1,4 +1,4 @@
-"""Prompts and prefixes of Hugging Face's peft as ours."""
+"""Prompts and prefixes of Hugging Face's peft, in and out."""
 
 import re
 from typing import Any
@@ -22,16 +22,16 @@ def embedding_path(model: Model) -> str:
 
 
 def cores(model: Model) -> list[str]:
-    """Its attention cores: one of scanned layers, or one for each, the lowest first."""
+    """The attention cores of a model: one for scanned layers, or one for each, lowest first."""
     found = [path for path, site in model.sites.modules.items() if site.attention]
     return sorted(found, key=lambda path: int((re.search(r'_(\d+)/', path) or [0, 0])[1]))
 
 
 def _order(layers: int, held: int, submodules: int) -> np.ndarray:
-    """Which parts of a row are key and value of each layer, int [layers, 2].
+    """Which parts of a row are the key and the value of each layer, int [layers, 2].
 
-    For two submodules the library sets the row of `held` layers twice and cuts it into four parts
-    a layer, of which the decoder takes the first two.
+    For two submodules the library repeats the row of `held` layers and cuts it into four parts for
+    each layer, of which the decoder takes the first two.
     """
     first = 2 * submodules * np.arange(layers)[:, None] + np.arange(2)[None]
     return first % (2 * held)
@@ -44,7 +44,7 @@ _WINDOWED = (
 
 
 def windowed(model: Model) -> bool:
-    """Whether some layer of a model of ours sees the nearest tokens alone."""
+    """Whether some layer of a model of ours sees only the nearest tokens."""
     sliding = getattr(model.config, 'sliding', None)
     if sliding is not None:
         return any(sliding)
@@ -52,22 +52,22 @@ def windowed(model: Model) -> bool:
 
 
 def writes_from(model: Model) -> bool:
-    """Whether a decoder writes from what an encoder has read.
+    """Whether the model has an encoder that reads tokens and a decoder.
 
     Raises:
-        ValueError: one that has read no tokens, as of Whisper.
+        ValueError: the encoder reads no tokens, as in Whisper.
     """
     roles = model.roles or Roles()
     if roles.decoder_ids and not roles.token_ids:
         raise ValueError(
-            f'peft puts virtual tokens into models that read tokens, and this one reads '
+            f'peft puts virtual tokens into models that read tokens, but this one reads '
             f'{roles.features!r}; peftjax.save keeps them'
         )
     return bool(roles.decoder_ids)
 
 
 def prefixed(model: Model) -> list[str]:
-    """The cores that peft gives a prefix: of a decoder, those of its own tokens; lowest first."""
+    """The cores that get a prefix in peft, lowest first; of T5, the decoder's self-attention."""
     if not writes_from(model):
         return cores(model)
     roles, crossing = model.roles or Roles(), set()
@@ -84,8 +84,8 @@ def prefixed(model: Model) -> list[str]:
 def read_prompt(found: Any) -> tuple[Any, Any]:
     """Prompt tuning, and P-tuning by the prompt that its encoder made.
 
-    Of an encoder and a decoder the encoder alone reads a prompt: the library leaves the rows of a
-    second submodule out.
+    In an encoder-decoder only the encoder reads a prompt: the library ignores the rows of a second
+    submodule.
     """
     prompt = _prompts(found, _submodules(found))
     path = embedding_path(found.model)
@@ -124,7 +124,7 @@ def _prompts(found: Any, submodules: int = 1) -> np.ndarray:
 
 
 def read_cpt(found: Any) -> tuple[Any, Any]:
-    """Context-aware prompt tuning: a prompt, whatever its training held it to."""
+    """Context-aware prompt tuning: a prompt; the constraints of its training are not needed."""
     for field in _CPT_TRAINING:
         found.config.get(field)
     return read_prompt(found)
@@ -213,7 +213,7 @@ def read_prefix(found: Any) -> tuple[Any, Any]:
 
 
 def write_p_tuning(model: Any, names: Any, arguments: Any, adapter: Any, part: Any) -> Any:
-    """What the encoder makes of its embedding."""
+    """The prompt that the encoder makes of its embedding."""
     made = export_prompt(adapter)
     return write_prompt(model, names, arguments, made, part, kind='P_TUNING')
 
@@ -229,7 +229,7 @@ def write_prompt(
 ) -> Any:
     """The prompt."""
     del part
-    writes_from(model)  # or says that peft has no prompts for this model
+    writes_from(model)  # raises if peft has no prompts for this model
     if names.reads_last:
         raise ValueError(
             'behind a prompt, transformers gives the head of a decoder the last position, even of '
@@ -262,7 +262,7 @@ def write_prefix(model: Any, names: Any, arguments: Any, adapter: Any, part: Any
     parts = [np.stack([sites[path]['key'], sites[path]['value']], -4) for path in ordered]
     # [layers, 2, n, K, H]
     stacked = parts[0] if model.sites.modules[ordered[0]].stack else np.stack(parts)
-    # Of an even number of layers two would share their parts.
+    # With an even number of layers, two layers would share their parts.
     layers = len(stacked)
     held = layers + 1 if submodules == 2 and layers % 2 == 0 else layers
     spread = np.zeros((2 * held, *stacked.shape[2:]), stacked.dtype)

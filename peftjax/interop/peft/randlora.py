@@ -1,4 +1,4 @@
-"""RandLoRA, in alone: a file holds its projections in an order that ours does not keep."""
+"""RandLoRA, which is only read: a file has its projections in an order that ours does not keep."""
 
 import numpy as np
 
@@ -12,14 +12,14 @@ def read_randlora(found: Found) -> Part:
     config.must_be('bias', 'none')
     if not config.get('save_projection', True):
         raise CheckpointError(
-            f'{config.where}: save_projection is false, and its projections cannot be drawn again'
+            f'{config.where}: save_projection is false, but its projections cannot be drawn again'
         )
     for name in ('sparse', 'very_sparse'):
         config.get(name)
     rank = config.whole('r')
     endings = {'l': '.randlora_lambda', 'g': '.randlora_gamma'}
     drawn = {'big_a': '.randlora_A', 'big_b': '.randlora_B'}
-    for name in drawn.values():  # What stands at each module, once more.
+    for name in drawn.values():  # A second copy of the arrays at each module.
         found.tensors.pop(f'base_model{name}', None)
     modules = found.take({**endings, **drawn})
     found.linear_alone(modules)

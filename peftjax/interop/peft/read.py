@@ -1,6 +1,6 @@
-"""Each method of Hugging Face's peft as one of ours.
+"""Reads each method of Hugging Face's peft as one of ours.
 
-A reader takes from `found.tensors` what it understands; what is left is an error of the caller.
+A reader takes the tensors that it understands from `found.tensors`; the caller raises for the rest.
 """
 
 from peftjax.interop.errors import CheckpointError
@@ -14,7 +14,7 @@ def read(found: Found) -> list[Part]:
     """The parts of a chain that the file holds, in its order.
 
     Raises:
-        CheckpointError: a method that is not built here, or what its reader raises.
+        CheckpointError: a method that is not built here, or a file that does not fit its method.
     """
     name = str(found.config['peft_type'])
     if name not in KINDS:

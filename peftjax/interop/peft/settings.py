@@ -1,6 +1,6 @@
-"""Settings that are not one field of peft's config beside one argument of ours.
+"""Settings for which one field of peft's config is not one argument of ours.
 
-`load_*` gives arguments, of a config and the arrays of one matrix, and `save_*` fields.
+`load_*` makes arguments from a config and the arrays of one matrix; `save_*` makes fields.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def save_oft(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_boft(config: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
-    # One factor whatever the config says where the library had no extension: see `peftjax.boft`.
+    # Without its extension the library used one factor, whatever the config says: see `boft`.
     for name in ('boft_block_size', 'boft_block_num', 'boft_n_butterfly_factor'):
         config.get(name)
     factors, _, size, _ = arrays['q'].shape

@@ -19,7 +19,7 @@ _HEAD = 'lm_head/kernel'
 
 
 class Rows(NamedTuple):
-    """Rows of one table: of which tokens, the path of the leaf, and [ids, features]."""
+    """Rows of one table: the tokens, the path of the leaf, and the values [ids, features]."""
 
     ids: tuple[int, ...]
     path: str
@@ -29,8 +29,8 @@ class Rows(NamedTuple):
 def read_tokens(found: Found) -> list[Part]:
     """Rows of an embedding and of a head; the file calls them a change, but they are new rows.
 
-    A file that has the table around the rows as well gives the whole table, with the rows in it,
-    unless the model has the same one.
+    If the file also has the table around the rows, and it differs from the model's, the whole table
+    with these rows is read.
     """
     config = found.config
     given = config.get('trainable_token_indices') or config.get('token_indices')
@@ -41,7 +41,7 @@ def read_tokens(found: Found) -> list[Part]:
         module = name.removesuffix(_ROWS).removesuffix('.token_adapter')
         values = found.tensors.pop(name)
         path = _path(found, module)
-        # A tied head's rows stand in the file as well.
+        # The file has the rows of a tied head too.
         if path in tables and not np.array_equal(values, tables[path]):
             raise CheckpointError(f'{found.where}: the rows {name} and others of one table differ')
         numbers[path], tables[path] = _ids_of(found, given, module), values
@@ -49,7 +49,7 @@ def read_tokens(found: Found) -> list[Part]:
     if not tables:
         raise CheckpointError(f'{found.where} holds no rows of an embedding')
     if found.model.untied and set(tables) == {found.names.table} and _HEAD in found.names.slots:
-        # They were made where the two are one.
+        # The rows were trained on a base where table and head are one.
         numbers[_HEAD], tables[_HEAD] = numbers[found.names.table], tables[found.names.table]
     for path in list(tables):
         if _takes_whole(found, path, numbers[path], tables[path]):
@@ -105,9 +105,9 @@ def _check_rows(found: Found, name: str, ids: Sequence[int], values: np.ndarray,
 
 
 def _takes_whole(found: Found, path: str, ids: Sequence[int], rows: np.ndarray) -> bool:
-    """Whether the file has the table around these rows, another than the model's.
+    """Whether the file has the table around these rows, and it differs from the model's.
 
-    Then it stays among the tensors, with the rows in it, as one that is trained whole.
+    If so, the table with these rows stays among the tensors, to be read as trained whole.
     """
     names = found.names
     modules = [f'{ROOT}{names.module(path, 0)}']
@@ -140,7 +140,7 @@ def write_tokens(names: Names, rows: Sequence[Rows]) -> Written:
     numbers = {each.ids for each in rows}
     if len(numbers) > 1:
         raise ValueError(
-            'a file of peft for tokens alone has the same ones for every table, here are '
+            'a file of peft for tokens alone has the same tokens for every table, here are '
             f'{sorted(numbers)[:2]}; chain them with a method, whose file has tokens of each'
         )
     modules = {
@@ -156,7 +156,7 @@ def write_tokens(names: Names, rows: Sequence[Rows]) -> Written:
 
 
 def write_tokens_beside(names: Names, rows: Sequence[Rows]) -> Written:
-    """What rows add to the file of a method."""
+    """Tensors and fields that rows add to the file of a method."""
     tensors, numbers = {}, {}
     for each in _checked(names, rows):
         module = names.module(each.path, 0)
@@ -169,8 +169,8 @@ def _checked(names: Names, rows: Sequence[Rows]) -> Sequence[Rows]:
     """The rows that a file has.
 
     Raises:
-        ValueError: two of one table; those of an embedding and a head that differ, on a base whose
-            head the library ties.
+        ValueError: two sets of rows for one table; different rows for an embedding and a head that
+            the library ties.
     """
     by_path = {each.path: each for each in rows}
     if len(by_path) < len(rows):

@@ -1,4 +1,4 @@
-"""What a file of peft trains whole, in and out: heads, embeddings, biases, norms."""
+"""Leaves that a file of peft trains whole, in and out: heads, embeddings, biases, norms."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def read_whole(found: Found) -> list[Part]:
         if name not in found.tensors:
             continue  # The second copy of a tied table, taken with the first.
         if '.original_module.' in name:
-            found.tensors.pop(name)  # What the trained copy of a module stands in for.
+            found.tensors.pop(name)  # The trained copy of the module replaces it.
             continue
         place = found.names.place(name.replace('.modules_to_save.', '.'))
         if place is None or (name.endswith('.weight') and 'lora' in name):
@@ -47,10 +47,10 @@ def read_whole(found: Found) -> list[Part]:
 
 
 def _drop_second_names(found: Found) -> None:
-    """With all biases, those of a head of several layers stand in a file under two names.
+    """Drops second names: a file of all biases has those of a head of several layers twice.
 
     Raises:
-        CheckpointError: with two values.
+        CheckpointError: the two have different values.
     """
     for name in list(found.tensors):
         second = _SECOND.fullmatch(name)
@@ -77,7 +77,7 @@ def read_norms(found: Found) -> Part:
 
 
 def write_norms(names: Names, leaves: Mapping[str, Any], norms: set[str]) -> Written:
-    """Layer norms without a method, and beside them the others of the leaves."""
+    """Layer norms without a method, and the other leaves beside them."""
     tensors = {}
     kept, modules = copies_of(names, {path: leaves[path] for path in norms})
     for name, value in kept.items():
@@ -106,7 +106,7 @@ def copies_of(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.nda
                     f'{path!r} is trained where it is looked up and as the tied head; peft would '
                     'change the first alone'
                 )
-            # Its copies of the two modules are not tied, and hold the same.
+            # peft's copies of the two modules are not tied, and hold the same values.
             modules.add(names.tied_head)
             tensors[f'{names.tied_head}.weight'] = np.asarray(value)
         slot = names.slots[path]

@@ -1,4 +1,4 @@
-"""Each of our methods as one of Hugging Face's peft, where it has one."""
+"""Writes our methods as those of Hugging Face's peft, where it has them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,17 +28,17 @@ def write(
 ) -> Written:
     """Tensors and config of a method, alone or in a chain with leaves and tokens trained whole.
 
-    task_type: as the caller asks for it; by the model unless given.
+    task_type: as the caller asks for it; by default that of the model.
 
     Raises:
-        ValueError: what the library does not have.
+        ValueError: a method or a setting that the library does not have.
     """
     methods, copies = [], {}
     rows: list[Rows] = []
     for part, entry in _flat(transform, adapter):
         about = part.about
         if about is None:
-            raise ValueError("a method of one's own has no form in the files of peft")
+            raise ValueError('a method of your own has no form in the files of peft')
         if about.name in ('select', 'full'):
             copies |= entry
         elif about.name == 'trainable_tokens':
@@ -116,7 +116,7 @@ def _add_copies(
             f'{both} are trained whole and adapted too; peft loads the whole copies and drops the '
             'adapter there: leave one of the two out'
         )
-    # Prompts have the base itself in them, without a wrapper around its modules.
+    # Models with prompts hold the base itself, without a wrapper around its modules.
     root = 'base_model.' if 'num_virtual_tokens' in fields else ROOT
     tensors |= {f'{root}{name}': value for name, value in kept.items()}
     fields['modules_to_save'] = modules_to_save(names, modules)

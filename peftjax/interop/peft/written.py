@@ -30,7 +30,7 @@ def modules_of(names: Names, entries: Mapping[str, Any]) -> dict[str, Arrays]:
 
 
 def linear_alone(names: Names, paths: Iterable[str], *, conv1d: bool = True) -> None:
-    """Raises ValueError for a leaf whose module is no linear layer, or unless `conv1d` GPT-2's."""
+    """Raises ValueError for leaves of other modules than linear layers (GPT-2's if `conv1d`)."""
     found = [names.slots[path] for path in paths]
     if told := not_linear(found):
         raise ValueError(told)
@@ -47,5 +47,5 @@ def common(names: Names, kind: str, modules: Iterable[str]) -> dict[str, Any]:
 
 
 def conv1d(names: Names, entries: Iterable[str]) -> bool:
-    """Whether the base's file keeps these matrices as [in, out], which peft asks to be told."""
+    """Whether the base's file stores these matrices as [in, out], which is a field in peft."""
     return any(not names.slots[path].transposed and path.endswith('kernel') for path in entries)
