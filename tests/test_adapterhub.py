@@ -154,7 +154,7 @@ def test_what_is_written_for_other_families_computes_the_same(base, name, scan, 
         (
             't5_pair',
             peftjax.prefix_tuning(num_virtual_tokens=2, targets='.*core', shift_positions=False),
-            'counts their distances from queries so many places earlier',
+            'shifts their distances from queries',
         ),
         (
             't5_pair',
@@ -167,7 +167,7 @@ def test_what_is_written_for_other_families_computes_the_same(base, name, scan, 
                 peftjax.invertible_adapter(size=2, targets='embed'),
                 peftjax.pfeiffer(size=2, targets=r'.*ffn_branch'),
             ),
-            'an invertible adapter before the encoder alone',
+            'an invertible adapter before the encoder only',
         ),
         (
             't5_pair',
@@ -202,11 +202,11 @@ def test_what_has_no_form_for_other_families_is_refused(base, transform, message
     ('name', 'change', 'message'),
     [
         ('gpt2/lora', lambda c: c.update(attn_matrices=['q']), 'for q of rank 2'),
-        ('gpt2/lora', lambda c: c.update(attn_matrices=['x']), 'none of q, k, v'),
+        ('gpt2/lora', lambda c: c.update(attn_matrices=['x']), 'not q, k or v'),
         ('gpt2/ia3', lambda c: c.update(attn_matrices=['q', 'k', 'v']), 'scales for qkv'),
         ('gpt2/lora', lambda c: c.update(use_dora=True), 'on one matrix of query, key and value'),
         ('t5_pair/cross', lambda c: c.update(cross_adapter=1), 'cross_adapter is 1'),
-        ('t5_pair/cross', lambda c: c.update(inv_adapter='nice'), 'before the encoder alone'),
+        ('t5_pair/cross', lambda c: c.update(inv_adapter='nice'), 'before the encoder only'),
     ],
 )
 def test_files_of_other_families_that_mean_something_else_are_refused(

@@ -30,7 +30,7 @@ from tests.test_adapterhub import CONFIG, METHODS, WEIGHTS, base_of
         (peftjax.loreft(rank=2, targets=r'layers'), 'edits the first and last tokens'),
         (
             peftjax.loreft(rank=2, positions='f1', targets=r'layers/mlp'),
-            'no places of an adapter',
+            'not places of an adapter',
         ),
         (
             peftjax.prompt_tuning(num_virtual_tokens=2, targets=r'embed_tokens'),
@@ -61,7 +61,7 @@ from tests.test_adapterhub import CONFIG, METHODS, WEIGHTS, base_of
             peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*core'),
             'write shift_positions=False',
         ),
-        (peftjax.houlsby(size=2, targets=r'.*norm'), 'no places of an adapter'),
+        (peftjax.houlsby(size=2, targets=r'.*norm'), 'not places of an adapter'),
         (
             peftjax.pfeiffer(size=2, targets=r'.*mlp_branch', activation=jax.nn.relu),
             'has no name that a file could hold',
@@ -157,7 +157,7 @@ DOWN = 'model.layers.0.output_adapters.adapters.a.adapter_down.0.weight'
         (lambda c, t: c.update(name='b'), "no bottleneck called 'b'"),
         (lambda c, t: c.pop('name'), 'names no adapter'),
         (lambda c, t: t.pop(DOWN), 'lacks layers.0.output_adapters.*adapter_down.0.weight'),
-        (lambda c, t: t.update({DOWN.replace('.0.out', '.9.out'): t[DOWN]}), 'no place of an'),
+        (lambda c, t: t.update({DOWN.replace('.0.out', '.9.out'): t[DOWN]}), 'not a place of an'),
         (lambda c, t: t.update(surprise=t[DOWN]), 'nothing here takes: surprise'),
     ],
 )
@@ -171,8 +171,8 @@ def test_files_that_mean_something_else_are_refused(change, message, tmp_path):
     [
         ('noreft', {}, "write reft='noreft' or reft='direft' as it was trained"),
         ('direft', {'reft': 'loreft'}, "reft is 'loreft'; write one of"),
-        ('loreft', {'reft': 'noreft'}, "says itself what reft='noreft' would tell"),
-        ('seq_bn', {'task': 1}, 'says itself what task=1 would tell'),
+        ('loreft', {'reft': 'noreft'}, "has no use for reft='noreft'"),
+        ('seq_bn', {'task': 1}, 'has no use for task=1'),
     ],
 )
 def test_what_a_file_leaves_out_is_told_and_nothing_else(name, told, message):

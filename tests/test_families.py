@@ -82,11 +82,11 @@ def test_a_prefix_that_would_slide_out_of_sight_is_refused(variant, tmp_path):
     save_file({'prompt_embeddings': np.zeros((3, 48), np.float32)}, folder / WEIGHTS)
     config = {'peft_type': 'PREFIX_TUNING', 'num_virtual_tokens': 3}
     (folder / CONFIG).write_text(json.dumps({**config, 'num_transformer_submodules': 1}))
-    with pytest.raises(CheckpointError, match='see a window of tokens alone'):
+    with pytest.raises(CheckpointError, match='see only a window of tokens'):
         peftjax.load_adapter(folder, model)
     transform = peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*core')
     adapter, _ = transform.init(jax.random.key(0), model)
-    with pytest.raises(ValueError, match='see a window of tokens alone'):
+    with pytest.raises(ValueError, match='see only a window of tokens'):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
 
 

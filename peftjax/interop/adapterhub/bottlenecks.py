@@ -150,8 +150,8 @@ def _read_invertible(file: File, activation: str) -> list[Part]:
     places = file.hub.places
     if places.embeddings is None:
         raise CheckpointError(
-            f'{file.where}: an invertible adapter before the encoder alone, which shares its '
-            'embedding with the decoder here'
+            f'{file.where}: an invertible adapter before the encoder only, but here encoder and '
+            'decoder share the embedding'
         )
     leaves = file.leaves(f'invertible_adapters.{file.name}.', _COUPLING)
     made = invertible_adapter(
@@ -211,7 +211,7 @@ def add_invertible(hub: Hub, about: About, adapter: Any, name: str, written: Wri
     """
     (tensors, inner), arguments, places = written, about.arguments, hub.places
     if places.embeddings is None:
-        raise ValueError('AdapterHub has an invertible adapter before the encoder alone')
+        raise ValueError('AdapterHub has an invertible adapter before the encoder only')
     stands = [*adapter], _word(arguments['activation'])
     needs = [places.embeddings], inner['non_linearity']
     if stands != needs or arguments['inverse'] not in (None, places.last):

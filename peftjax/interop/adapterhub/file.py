@@ -99,7 +99,7 @@ class File:
             found = find(location)
             if found is None:
                 raise CheckpointError(
-                    f'{self.where}: {location} is no place of an adapter in this model; its '
+                    f'{self.where}: {location} is not a place of an adapter in this model; its '
                     f'places are {", ".join((*self.hub.places.branches, *self.hub.places.layers))}'
                 )
             slot, index = found
@@ -134,7 +134,7 @@ def give(
     known = {slot.path: slot for slot in slots}
     if strange := sorted(set(sites) - set(known)):
         raise ValueError(
-            f'{strange} are no places of an adapter in AdapterHub; those of this model are '
+            f'{strange} are not places of an adapter in AdapterHub; those of this model are '
             f'{sorted(known)}'
         )
     tensors = {}

@@ -104,7 +104,7 @@ def write_lora(hub: Hub, about: About, adapter: Any, name: str) -> Written:
             stored, mine, rank = parted(arrays['a'], arrays['b'], rank)
             letters = letters or mine
             if mine != letters:
-                raise ValueError(f'layers adapt {letters} and {mine}; AdapterHub the same of all')
+                raise ValueError(f'layers adapt {letters} and {mine}; AdapterHub needs one choice')
         else:
             stored = {leaf: value.T for leaf, value in arrays.items()}
         for leaf in 'ab':

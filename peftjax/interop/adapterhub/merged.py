@@ -16,7 +16,7 @@ def letters_of(file: File) -> str:
     """Which of query, key and value the file adapts."""
     given = file.config.get('attn_matrices')
     if not isinstance(given, list) or not given or set(given) - set(_LETTERS):
-        raise CheckpointError(f'{file.where}: attn_matrices is {str(given)[:60]}, none of q, k, v')
+        raise CheckpointError(f'{file.where}: attn_matrices is {str(given)[:60]}, not q, k or v')
     return ''.join(letter for letter in _LETTERS if letter in given)
 
 

@@ -79,8 +79,8 @@ def read(file: File) -> Part:
 
 
 _UNSHIFTED = (
-    'AdapterHub puts a prefix of T5 in front of keys and counts their distances from queries so '
-    'many places earlier, which no prefix here does; peftjax.save keeps a prefix of ours'
+    'AdapterHub puts a prefix of T5 in front of the keys and shifts their distances from queries '
+    'by its length, which no prefix here does; peftjax.save keeps a prefix of ours'
 )
 
 
@@ -116,7 +116,7 @@ def write(hub: Hub, about: About, adapter: Any, name: str) -> Written:
     if arguments['shift_positions']:
         raise ValueError('a prefix of AdapterHub moves no positions: write shift_positions=False')
     if set(sites) != set(ordered):
-        raise ValueError(f'AdapterHub has prefixes at all layers, here are {sorted(sites)}')
+        raise ValueError(f'AdapterHub has prefixes at all layers, not only {sorted(sites)}')
     if arguments['projection'] is not None and 'network' not in adapter:
         raise ValueError('a prefix with a projection lacks its network')
     stack = hub.model.sites.modules[ordered[0]].stack

@@ -38,8 +38,8 @@ def check_samples(where: str, params: Any, before: Any, samples: dict[str, Any])
             found, expected, rtol=0.0, atol=most, equal_nan=True
         ):
             raise CheckpointError(
-                f'{where}: what is left of {path!r} beside a fresh adapter differs from '
-                'what it was where it was saved; save it there with whole=True'
+                f'{where}: the frozen part of {path!r} beside a fresh adapter differs here from '
+                'where it was saved; save it there with whole=True'
             )
 
 

@@ -134,9 +134,7 @@ def load_adapter(
         parts = read(Found(model, names, config, tensors, file.where, told))
     unused = [f'{name}={value!r}' for name, value in told.items() if value is not None]
     if unused:
-        raise CheckpointError(
-            f'{file.where} says itself what {", ".join(unused)} would tell; leave it out'
-        )
+        raise CheckpointError(f'{file.where} has no use for {", ".join(unused)}; leave it out')
     left = sorted(tensors)
     if left:
         raise CheckpointError(

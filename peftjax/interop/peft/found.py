@@ -163,7 +163,7 @@ def refuse_tied(found: Found, module: str) -> None:
         raise CheckpointError(
             f'{found.where} changes {module.removeprefix(ROOT)} where it is looked up and not '
             'where it is the head, although the model ties the two; write peftjax.load(..., '
-            'tie=False) for a head of its own'
+            'tie=False) for a separate head'
         )
 
 
@@ -171,8 +171,8 @@ def refuse_tied_head(found: Found, module: str) -> None:
     """Raises CheckpointError for a change of the head alone, where it is the embedding's table."""
     if found.names.tied and module.removeprefix(ROOT).partition('.')[0] == 'lm_head':
         raise CheckpointError(
-            f'{found.where} changes {module.removeprefix(ROOT)}, and the head of this model is '
-            'tied to its embedding; write peftjax.load(..., tie=False) for a head of its own'
+            f'{found.where} changes {module.removeprefix(ROOT)}, but the head of this model is '
+            'tied to its embedding; write peftjax.load(..., tie=False) for a separate head'
         )
 
 

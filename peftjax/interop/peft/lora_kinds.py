@@ -33,7 +33,7 @@ def start_of(found: Found, modules: Mapping[str, Arrays], variants: Collection[s
     start = start.lower()
     if start.startswith(_ELSEWHERE):
         raise CheckpointError(
-            f'{config.where}: init_lora_weights is {start!r}: the adapter goes with a base '
+            f'{config.where}: init_lora_weights is {start!r}: the adapter belongs to a base '
             'that its start has changed; convert it to plain LoRA where it was trained'
         )
     if start not in FROM_WEIGHT:
@@ -99,7 +99,7 @@ def _shape(found: Found, module: str, factor: str) -> tuple[int, int]:
     layout, rank = found.layout(place.slot.path), len(first)
     if rank > min(layout.inputs, layout.outputs):
         raise CheckpointError(
-            f'{found.where}: {module} has factors of blocks of rank {rank}, and its matrix is '
+            f'{found.where}: {module} has factors of blocks of rank {rank}, but its matrix is '
             f'[{layout.outputs}, {layout.inputs}]; blocks of a rank up to its smaller side are read'
         )
     return (rank, layout.inputs) if factor == 'A' else (layout.outputs, rank)

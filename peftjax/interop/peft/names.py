@@ -108,7 +108,7 @@ class Names:
         if self.tied and slot.path == self.table:
             return (
                 f'{slot.path!r} is adapted where it is looked up and as the tied head; peft would '
-                'change the first alone; write peftjax.load(..., tie=False) for a head of its own'
+                'change only the lookup; write peftjax.load(..., tie=False) for a separate head'
             )
         if _BY_ROWS.search(slot.path):
             return (

@@ -38,8 +38,8 @@ def _order(layers: int, held: int, submodules: int) -> np.ndarray:
 
 
 _WINDOWED = (
-    'a prefix on layers that see a window of tokens alone: peft moves it out of sight with the '
-    'tokens, here it stays in sight; use prompt tuning on this model'
+    'a prefix on layers that see only a window of tokens: in peft the window leaves the prefix '
+    'behind, here the prefix stays visible; use prompt tuning on this model'
 )
 
 
@@ -142,7 +142,7 @@ def read_multitask(found: Any) -> tuple[Any, Any]:
     if _submodules(found) != 1:
         raise CheckpointError(
             f'{found.where} has prompts for an encoder and for its decoder, by '
-            'num_transformer_submodules 2; here an encoder alone reads one'
+            'num_transformer_submodules 2; here only an encoder reads one'
         )
     tasks, rank = config.whole('num_tasks'), config.whole('num_ranks')
     for field in ('prompt_tuning_init_task', 'prompt_tuning_init_state_dict_path'):
@@ -232,8 +232,8 @@ def write_prompt(
     writes_from(model)  # raises if peft has no prompts for this model
     if names.reads_last:
         raise ValueError(
-            'behind a prompt, transformers gives the head of a decoder the last position, even of '
-            'padding, and here it reads the last token; write prefix_tuning for this model'
+            'after a prompt, the head of a decoder reads the last position in transformers, even '
+            'padding, but here it reads the last token; write prefix_tuning for this model'
         )
     if arguments['places'] is not None and any(arguments['places']):
         raise ValueError('peft puts virtual tokens in front of the others only; leave places out')
@@ -257,7 +257,8 @@ def write_prefix(model: Any, names: Any, arguments: Any, adapter: Any, part: Any
     ordered, submodules = prefixed(model), 2 if writes_from(model) else 1
     if set(sites) != set(ordered):
         raise ValueError(
-            f'peft has prefixes at {ordered}, here are {sorted(sites)}; write targets as that'
+            f'peft has prefixes at {ordered}, but here they are at {sorted(sites)}; write those '
+            'targets'
         )
     parts = [np.stack([sites[path]['key'], sites[path]['value']], -4) for path in ordered]
     # [layers, 2, n, K, H]

@@ -71,8 +71,8 @@ def _path(found: Found, module: str) -> str:
     place = names.place_of_module(module)
     if place is None or place.slot.path not in (names.table, _HEAD):
         raise CheckpointError(
-            f'{found.where} holds rows of {module.removeprefix(ROOT)}, and those of the embedding '
-            f'or the head are meant{paths.nearby(module.removeprefix(ROOT), names.modules())}'
+            f'{found.where} holds rows of {module.removeprefix(ROOT)}, but only the embedding and '
+            f'the head can have rows{paths.nearby(module.removeprefix(ROOT), names.modules())}'
         )
     return place.slot.path
 
@@ -123,8 +123,8 @@ def _takes_whole(found: Found, path: str, ids: Sequence[int], rows: np.ndarray) 
     if others or first.shape != table.shape or max(ids, default=0) >= len(first):
         raise CheckpointError(
             f'{found.where} has tables {[each.shape for each in copies.values()]} around its rows, '
-            f'which are others than one of {table.shape}; write peftjax.load(..., vocab_size=...) '
-            'for the number of tokens that they have'
+            f'but this model needs one of {table.shape}; write peftjax.load(..., vocab_size=...) '
+            'with their number of tokens'
         )
     kept = np.setdiff1d(np.arange(len(first)), ids)
     if np.array_equal(first[kept], np.asarray(table, first.dtype)[kept]):

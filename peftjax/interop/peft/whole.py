@@ -97,14 +97,14 @@ def copies_of(names: Names, leaves: Mapping[str, Any]) -> tuple[dict[str, np.nda
         absent = [p for p in names.slots if paths.parent(p) == owner and p not in leaves]
         if absent:
             raise ValueError(
-                f'{path!r} is trained whole and {absent} not; peft trains whole modules: choose '
-                'all leaves of one'
+                f'{path!r} is trained whole but {absent} are not; peft trains whole modules: '
+                'choose all leaves of this one'
             )
         if path == names.table and names.tied:
             if names.tied_head is None:
                 raise ValueError(
                     f'{path!r} is trained where it is looked up and as the tied head; peft would '
-                    'change the first alone'
+                    'change only the lookup'
                 )
             # peft's copies of the two modules are not tied, and hold the same values.
             modules.add(names.tied_head)
@@ -130,8 +130,8 @@ def modules_to_save(names: Names, modules: set[str]) -> list[str] | None:
     head = {name for name in names.modules() if name.startswith('classifier.')}
     if head & modules and not head <= modules:
         raise ValueError(
-            f'{sorted(head & modules)} are trained whole and {sorted(head - modules)} not; peft '
-            'trains a head as one module: choose all its leaves'
+            f'{sorted(head & modules)} are trained whole but {sorted(head - modules)} are not; '
+            'peft trains a head as one module: choose all its leaves'
         )
     tied = {names.tied_head} & modules if names.tied else set()
     rest = [*names.short(modules - head - tied), *sorted(filter(None, tied))]

@@ -48,7 +48,7 @@ def write(
             methods.append((part, about, entry))
     if len(methods) > 1:
         found = [about.name for _, about, _ in methods]
-        raise ValueError(f'one file of peft holds one method, here are {found}; save them apart')
+        raise ValueError(f'one file of peft holds one method, here are {found}; save each alone')
     if methods:
         part, about, entry = methods[0]
         tensors, fields = _writer(about.name)(model, names, about.arguments, entry, part)
