@@ -64,7 +64,11 @@ HOSTILE = {
     'a huge rank': (f'{_LORA} arguments rank', 10**12, "larger than 'hidden/kernel' allows"),
     'a greater one than any': (f'{_LORA} arguments rank', 10**30, 'too large a number'),
     'a negative rank': (f'{_LORA} arguments rank', -1, 'rank must be'),
-    'another rank': (f'{_LORA} arguments rank', 3, r'shape \(4, 2\), but the transform makes \(4, 3\)'),
+    'another rank': (
+        f'{_LORA} arguments rank',
+        3,
+        r'shape \(4, 2\), but the transform makes \(4, 3\)',
+    ),
     'no dtype': (f'{_LORA} arguments dtype', {'dtype': 'object'}, "'object' is no dtype"),
     'a pattern that looks ahead': (f'{_LORA} arguments targets', '(?!a)(h*)*x', 'RE2 matches'),
     'a pattern that would take for ever': (
