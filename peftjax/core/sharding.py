@@ -142,7 +142,8 @@ def _spec(site: WeightSite, ends: bool, mesh: Mesh | AbstractMesh) -> PartitionS
     first, second = layout.columns, layout.rows
     if 'conv' in site.uses:
         # Split along the batch's axis, inputs of a strided convolution had wrong gradients: XLA's
-        # partitioner in jax 0.10.2, on CPU; `test_sharding.py` holds Whisper to one device's.
+        # partitioner in jax 0.10.2, on CPU. `test_sharded_families.py` holds Whisper to one
+        # device's.
         second = ()
     elif ends:
         first, second = second, first
