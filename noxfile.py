@@ -29,7 +29,8 @@ LIBRARY_TESTS = tuple(
 )
 # The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
 OLDEST_TESTS = tuple(
-    f'tests/test_{name}.py' for name in 'jaxprs binding views gguf peft_files peft_refusals'.split()
+    f'tests/test_{name}.py'
+    for name in 'jaxprs binding views gguf peft_files peft_refusals peft_damage'.split()
 )
 # Where JAX's documentation says that nightly wheels are.
 NIGHTLY = 'https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/'
