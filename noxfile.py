@@ -24,7 +24,7 @@ LIBRARY_TESTS = tuple(
     f'tests/test_{name}.py'
     for name in (
         'jaxprs binding views core roles cores random_streams attend contract quantize '
-        'quantized_bases vectorize generation sharding sharded_families'
+        'quantized_bases vectorize program_keys generation sharding sharded_families'
     ).split()
 )
 # The oldest releases: what JAX and Flax changed in, and what reads files, for the other bounds.
