@@ -22,7 +22,7 @@ from tests.checkpoint_files import golden, write_folder, write_gguf
 from tests.linen import applied
 from tests.oracle.cases import GOLDEN, arrays
 from tests.test_imports import ROOT
-from tests.test_models import GEMMA, GPT, IDS, LLAMA, initialised, run
+from tests.tiny_models import GEMMA, GPT, IDS, LLAMA, initialised, run
 
 CLASSIFIERS = [(LlamaClassifier, LLAMA), (GemmaClassifier, GEMMA), (GPT2Classifier, GPT)]
 NAMES = ['llama', 'gemma', 'gpt2']
