@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from peftjax.train.readers.glue import GLUE, SUPERGLUE
 from peftjax.train.readers.text import COMMONSENSE
+from peftjax.train.settings import DataSettings
 from tests.oracle.cases import GOLDEN
 
 WORDS = (
@@ -154,6 +155,14 @@ def write(folder: Path, reader: str) -> dict[str, Any]:
     if reader in ('alpaca', 'magicoder'):
         return {'data.source': str(folder / 'train.jsonl')}
     return {'data.source': str(folder / '{split}.jsonl')}
+
+
+def data_settings(folder: Path, reader: str) -> DataSettings:
+    """Writes a data set; gives the settings that read it."""
+    found = write(folder, reader)
+    return DataSettings(
+        source=found['data.source'], splits=found.get('data.splits', {}), reader=reader
+    )
 
 
 def lines(path: Path, rows: Rows) -> None:

@@ -1,26 +1,18 @@
 """Readers of published data sets, on small files of ours in their layouts."""
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-import peftjax
-from peftjax.train.data.batches import collate
 from peftjax.train.data.tables import read_splits
 from peftjax.train.readers.glue import GLUE
 from peftjax.train.readers.registry import READERS, layout_of
-from peftjax.train.settings import DataSettings, Settings, SettingsError
-from peftjax.train.task import Beside, Forward
-from peftjax.train.tasks.generated import Writer
-from peftjax.train.tasks.infer import infer
-from peftjax.train.tasks.registry import TASKS, find_task
+from peftjax.train.settings import DataSettings, SettingsError
+from peftjax.train.tasks.registry import TASKS
 from tests import paper_files
 
 
@@ -37,15 +29,8 @@ def _task_of(reader: str) -> str:
     return 'instructions'
 
 
-def _data(folder: Path, reader: str) -> DataSettings:
-    found = paper_files.write(folder, reader)
-    return DataSettings(
-        source=found['data.source'], splits=found.get('data.splits', {}), reader=reader
-    )
-
-
 def _all(reader: str, folder: Path) -> dict:
-    return read_splits(_data(folder, reader), TASKS[_task_of(reader)].columns)
+    return read_splits(paper_files.data_settings(folder, reader), TASKS[_task_of(reader)].columns)
 
 
 @pytest.mark.parametrize('reader', READERS)
@@ -116,7 +101,7 @@ def test_quotes_of_tsv_files_are_text_and_lines_cut_short_are_told(tmp_path):
 
 
 def test_mnli_has_two_splits_that_are_scored(tmp_path):
-    data = _data(tmp_path, 'glue_mnli')
+    data = paper_files.data_settings(tmp_path, 'glue_mnli')
     paper_files.lines(
         tmp_path / 'validation_mismatched.jsonl', paper_files.rows_of('glue_mnli', count=4)
     )
@@ -126,7 +111,7 @@ def test_mnli_has_two_splits_that_are_scored(tmp_path):
 
 
 def test_secret_labels_are_left_out_and_wrong_ones_are_told(tmp_path):
-    data = _data(tmp_path, 'glue_rte')
+    data = paper_files.data_settings(tmp_path, 'glue_rte')
     rows = paper_files.rows_of('glue_rte')
     paper_files.lines(tmp_path / 'validation.jsonl', [{**rows[0], 'label': -1}, *rows[1:]])
     assert len(read_splits(data, ['text'])['validation']) == 11
@@ -140,7 +125,7 @@ def test_secret_labels_are_left_out_and_wrong_ones_are_told(tmp_path):
 
 
 def test_halves_of_the_development_split_are_the_same_whatever_its_order(tmp_path):
-    data = _data(tmp_path, 'glue_rte_halves')
+    data = paper_files.data_settings(tmp_path, 'glue_rte_halves')
     first = read_splits(data, ['text', 'second', 'label'])
     rows = paper_files.rows_of('glue_rte_halves')
     paper_files.lines(tmp_path / 'validation.jsonl', rows[::-1])
@@ -153,7 +138,7 @@ def test_halves_of_the_development_split_are_the_same_whatever_its_order(tmp_pat
 
 
 def test_rows_that_are_held_out_are_in_no_other_split_and_equal_rows_stay_together(tmp_path):
-    data = _data(tmp_path, 'alpaca')
+    data = paper_files.data_settings(tmp_path, 'alpaca')
     rows = paper_files.rows_of('alpaca', count=40)
     paper_files.lines(tmp_path / 'train.jsonl', [*rows, *rows])
     found = read_splits(data, ['prompt', 'answer'])
@@ -168,24 +153,6 @@ def test_a_text_for_the_same_meaning_is_a_further_reference(tmp_path):
     assert found['train'][0]['prompt'] == 'name : place 0 | eatType : pub'
     row = found['test'][0]
     assert len(row['references']) == 2 and row['answer'] == row['references'][0]
-
-
-def test_a_written_text_may_equal_any_of_the_references(tmp_path, monkeypatch):
-    model = paper_files.checkpoint(tmp_path / 'gpt2', 'gpt2')
-    data = _data(tmp_path / 'data', 'e2e')
-    options = {'generated': ['exact_match', 'bleu'], 'max_new_tokens': 4}
-    changes = {'model.source': str(model), 'data.options': options}
-    changes['data.chat_template'] = "{% for m in messages %}{{ m['content'] }}[EOS]{% endfor %}"
-    settings = infer(Settings(task='instructions', data=data).change(changes))
-    task = find_task('instructions')(settings, peftjax.load(str(model)))
-    rows = read_splits(data, ['prompt', 'answer'])['test']
-    last = [row['references'][-1].strip() for row in rows]
-    monkeypatch.setattr(Writer, 'write', lambda self, trained, prompts: last[: len(prompts)])
-    nobody: Any = None
-    scores = task.evaluators[0](nobody, 'test')
-    assert scores['exact_match'] == 1.0 and scores['bleu'] == pytest.approx(100.0)
-    first = [row['references'][0].strip() for row in rows]
-    assert first != last
 
 
 def test_the_files_of_the_e2e_challenge_say_the_same_as_the_tables_of_the_hub(tmp_path):
@@ -234,14 +201,14 @@ def test_parquet_of_the_hub_reads_as_its_json(tmp_path):
 
 @pytest.mark.parametrize('content', ['', '{}', '[1]', '[{"instruction": 1}]', '[' * 100_000])
 def test_files_of_commonsense_that_are_no_arrays_of_examples_are_told(content, tmp_path):
-    data = _data(tmp_path, 'commonsense_170k')
+    data = paper_files.data_settings(tmp_path, 'commonsense_170k')
     (tmp_path / 'dataset' / 'piqa' / 'test.json').write_text(content)
     with pytest.raises(ValueError, match=r'piqa/test\.json'):
         read_splits(data, ['prompt'])
 
 
 def test_wrong_names_are_told(tmp_path):
-    data = _data(tmp_path, 'glue_rte')
+    data = paper_files.data_settings(tmp_path, 'glue_rte')
     with pytest.raises(SettingsError, match="no reader 'glue_ret'; near names: .*glue_rte"):
         read_splits(DataSettings(source=data.source, reader='glue_ret'), ['text'])
     with pytest.raises(SettingsError, match="reader 'glue_rte' gives .*, and no 'answer'"):
@@ -249,71 +216,3 @@ def test_wrong_names_are_told(tmp_path):
     other = DataSettings(source=data.source, reader='glue_rte', splits={'test': 'x.jsonl'})
     with pytest.raises(ValueError, match=r'leave data\.splits\.test out'):
         read_splits(other, ['text'])
-
-
-def test_labels_and_columns_of_a_published_set_need_no_settings(tmp_path):
-    model = paper_files.checkpoint(tmp_path / 'roberta', 'roberta')
-    data = _data(tmp_path / 'data', 'glue_mnli')
-    settings = Settings(task='pairs', data=data).change({'model.source': str(model)})
-    found = infer(settings)
-    assert found.data.labels == ('entailment', 'neutral', 'contradiction')
-    assert found.model.num_labels == 3 and found.data.columns['second'] == 'second'
-    loaded = peftjax.load(str(model), task='classification', num_labels=3, key=jax.random.key(0))
-    task = find_task('pairs')(found, loaded)
-    targets = [int(row['targets']) for row in task.splits['train']]
-    assert targets == [number % 3 for number in range(12)]
-
-
-def test_the_choices_of_a_few_examples_are_scored_by_their_mean_log_probability(tmp_path):
-    model = paper_files.checkpoint(tmp_path / 't5', 't5')
-    data = _data(tmp_path / 'data', 'superglue_rte_choices')
-    settings = Settings(task='choices', data=data).change(
-        {'model.source': str(model), 'data.options': {'shots': 4}, 'seed': 3}
-    )
-    loaded = peftjax.load(str(model), task='seq2seq_lm')
-    task = find_task('choices')(infer(settings), loaded)
-    assert len(task.splits['train']) == 4 and len(task.splits['test']) == 12
-    row = task.splits['test'][0]
-    assert row['choice_ids'].shape == row['choice_mask'].shape
-    assert {int(each['targets']) for each in task.splits['test']} == {0, 1}
-    again = find_task('choices')(infer(settings.change({'seed': 4})), loaded)
-    _check_choices(task, loaded)
-    drawn = [[row['input_ids'].tolist() for row in t.splits['train']] for t in (task, again)]
-    assert drawn[0] != drawn[1]
-
-
-def _check_choices(task, model) -> None:
-    """The totals of two examples, against the model run for one answer at a time."""
-    tx = peftjax.select(r'.*layer_norm/.*')
-    adapter, frozen = tx.init(jax.random.key(0), model)
-    predict = peftjax.adapt(model, tx)
-    rows = task.splits['test'][:2]
-    batch = collate(rows, [64])
-    forward = Forward(predict, model.apply, adapter, Beside(frozen), None)
-    means = []
-    for row in rows:
-        means.append([])
-        for ids, mask in zip(row['choice_ids'], row['choice_mask'], strict=True):
-            answer = ids[mask]
-            logits = predict(
-                adapter,
-                frozen,
-                input_ids=row['input_ids'][None],
-                attention_mask=np.ones((1, len(row['input_ids'])), bool),
-                decoder_input_ids=np.asarray([[0, *answer[:-1]]], np.int32),
-                decoder_attention_mask=np.ones((1, len(answer)), bool),
-            )
-            found = jax.nn.log_softmax(logits[0].astype(np.float32))
-            means[-1].append([float(found[place, token]) for place, token in enumerate(answer)])
-    targets = [int(row['targets']) for row in rows]
-    loss, hits = 0.0, 0
-    for choices, right in zip(means, targets, strict=True):
-        scores = np.asarray([np.mean(each) for each in choices])
-        wrong = [
-            math.log(1 - math.exp(x) + 0.01) for n, c in enumerate(choices) if n != right for x in c
-        ]
-        loss += -scores[right] - np.mean(wrong) - scores[right] + np.log(np.exp(scores).sum())
-        hits += int(np.argmax(scores) == right)
-    totals = task.totals(forward, batch)
-    assert float(totals['loss']) == pytest.approx(loss, rel=1e-4)
-    assert float(totals['accuracy']) == hits and float(totals['weights']) == 2
