@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 import peftjax
-from tests.test_costs import COSTS
+from tests.method_costs import COSTS
 
 SIDE, MOST = 2048, 64 * 1024
 _LITERAL = re.compile(r'dense<["\[][^>]*>\s*:\s*tensor<([0-9x]*)x\w+>')
