@@ -11,7 +11,7 @@ from peftjax.sweep.pruning import Prune
 from peftjax.sweep.rows import SweepRun
 from peftjax.sweep.work import here
 from peftjax.train.compilation_cache import keep_compiled_programs
-from peftjax.train.loop import Tell
+from peftjax.train.hooks import Tell
 from peftjax.train.optional import library
 
 _ROOT = Path(__file__).parents[2]

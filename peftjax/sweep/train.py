@@ -16,8 +16,9 @@ from peftjax.train.artifacts import Artifacts, steps_taken
 from peftjax.train.checkpoints import Checkpoints
 from peftjax.train.data_marks import data_marks
 from peftjax.train.fingerprint import fingerprint
+from peftjax.train.hooks import Tell
 from peftjax.train.interrupt import requests_to_stop
-from peftjax.train.loop import Loop, Tell
+from peftjax.train.loop import Loop
 from peftjax.train.member import Member
 from peftjax.train.owner import owned
 from peftjax.train.redo import go_back

@@ -8,7 +8,7 @@ from peftjax.sweep.folder import SweepFolder
 from peftjax.sweep.groups import Group
 from peftjax.sweep.pruning import Prune
 from peftjax.sweep.train import train_group
-from peftjax.train.loop import Tell
+from peftjax.train.hooks import Tell
 
 
 class Work(Protocol):

@@ -18,8 +18,9 @@ from peftjax.train.checkpoints import Checkpoints
 from peftjax.train.data_marks import data_marks
 from peftjax.train.engine import Alone
 from peftjax.train.fingerprint import fingerprint
+from peftjax.train.hooks import OnStep
 from peftjax.train.interrupt import requests_to_stop
-from peftjax.train.loop import Loop, OnStep
+from peftjax.train.loop import Loop
 from peftjax.train.member import Member
 from peftjax.train.owner import OwnedError, owned
 from peftjax.train.placement import Placement

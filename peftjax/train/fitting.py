@@ -11,7 +11,7 @@ import peftjax
 from peftjax.train import cadence
 from peftjax.train.alone import Fit, run_alone
 from peftjax.train.build import build
-from peftjax.train.loop import OnStep
+from peftjax.train.hooks import OnStep
 from peftjax.train.metrics.registry import better
 from peftjax.train.placement import Placement
 from peftjax.train.progress import terminal

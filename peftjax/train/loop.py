@@ -1,43 +1,21 @@
 """The training loop, for one run or for many runs in one program."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
 from peftjax.train.cadence import is_due
 from peftjax.train.checkpoints import Checkpoints
 from peftjax.train.engine import Engine
+from peftjax.train.hooks import Ending, OnStep, Prune, Tell
 from peftjax.train.interrupt import Interrupted
 from peftjax.train.member import ADAPTER, LAST, Member
 from peftjax.train.profile import Trace
 from peftjax.train.run import Run
 from peftjax.train.scoring import SplitScores
-from peftjax.train.step import TrainState
 from peftjax.train.window import Bad, NonFiniteError, StepWindow
-
-Tell = Callable[[str, Mapping[str, Any]], None]
-"""`tell(run, {'step': 20, 'status': 'training', ...})` reports the progress of a run."""
-
-OnStep = Callable[[int, Mapping[str, Any]], None]
-"""`on_step(step, metrics)` after every step; metrics are arrays on the device."""
-
-
-class Prune(Protocol):
-    """Chooses the runs that stop after they were scored."""
-
-    def __call__(
-        self, step: int, number: int, members: Sequence[Member], rivals: Sequence[Member], /
-    ) -> Collection[str]: ...
-
-
-class Ending(Protocol):
-    """Called with a run that is over, its last state and step, and its status and scores."""
-
-    def __call__(
-        self, member: Member, state: TrainState, step: int, known: Mapping[str, Any], /
-    ) -> None: ...
 
 
 class Due(NamedTuple):
