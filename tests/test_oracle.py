@@ -11,7 +11,8 @@ import pytest
 from tests.checkpoint_files import GOLDEN
 from tests.oracle.__main__ import main
 from tests.oracle.cases import find
-from tests.oracle.judge import TOLERANCE, applied, comparable, judge, written
+from tests.oracle.gradients import comparable
+from tests.oracle.judge import TOLERANCE, applied, judge, written
 
 CASES, OTHERS, UNREADABLE = find(GOLDEN)
 # What a file does not say, by the words of the refusal; what stands beside it is judged.

@@ -20,6 +20,7 @@ import optax
 import peftjax
 from tests.oracle.beyond import completed
 from tests.oracle.cases import Case, Tensors
+from tests.oracle.gradients import comparable, errors_without_head, gradient_error, relative_error
 from tests.oracle.reading import Reading, file_reading
 
 # Both sides compute in float32: 1.7e-5 were seen (RandLoRA), and of gradients 7e-5.
@@ -86,9 +87,9 @@ def _errors_by_task(case: Case, model: peftjax.Model) -> dict[str, float]:
         found = np.zeros_like(logits) if found is None else found
         found[tasks == task] = logits[tasks == task]
     assert found is not None
-    errors = {'logits': _error(*written(case, found, case.outputs['logits']))}
+    errors = {'logits': relative_error(*written(case, found, case.outputs['logits']))}
     if 'loss' in case.outputs:
-        errors['loss'] = _error(_loss(case, jnp.asarray(found), None), case.outputs['loss'])
+        errors['loss'] = relative_error(_loss(case, jnp.asarray(found), None), case.outputs['loss'])
     return errors
 
 
@@ -117,7 +118,7 @@ def errors_of(
     adapter = jax.tree.map(jnp.asarray, reading.read(reading.values))
     frozen = reading.transform.freeze(model, adapter)
     if case.headless and 'last_hidden_state' not in case.outputs:
-        return _errors_without_head(case, model, reading, adapter, frozen, gradients)
+        return errors_without_head(case, model, reading, adapter, frozen, gradients)
     predict = peftjax.adapt(model, reading.transform)
 
     def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
@@ -129,15 +130,15 @@ def errors_of(
     run = jax.value_and_grad(loss, has_aux=True) if known else lambda a: (loss(a), None)
     (value, logits), gradient = jax.jit(run)(adapter)
     theirs = case.outputs.get('logits', case.outputs.get('last_hidden_state'))
-    errors = {'logits': _error(*written(case, logits, theirs))}
+    errors = {'logits': relative_error(*written(case, logits, theirs))}
     if 'loss' in case.outputs:
-        errors['loss'] = _error(value, case.outputs['loss'])
+        errors['loss'] = relative_error(value, case.outputs['loss'])
     if gradients and 'merged_logits' in case.outputs:
         params = jax.jit(reading.transform.merge)(adapter, frozen)
         merged = applied(model)(params, case.inputs)
-        errors['merged'] = _error(*written(case, merged, _merged(case)))
+        errors['merged'] = relative_error(*written(case, merged, _merged(case)))
     if known:
-        errors['gradients'] = _gradient_error(case, reading, adapter, gradient)
+        errors['gradients'] = gradient_error(case, reading, adapter, gradient)
     return errors
 
 
@@ -196,125 +197,3 @@ def _loss(case: Case, logits: jax.Array, adapter: Any) -> jax.Array:
 def _methods_part(adapter: Any) -> Any:
     """Of a chain with leaves that are trained whole, the method's own."""
     return adapter[-1] if isinstance(adapter, tuple) else adapter
-
-
-def _gradient_error(case: Case, reading: Reading, adapter: Any, gradient: Any) -> float:
-    lost = sorted(set(case.gradients) - set(reading.values))
-    if lost:
-        raise ValueError(f'grads.safetensors has tensors that the adapter has not: {lost[:4]}')
-    if not _rearranges(reading, adapter):
-        theirs, slopes, sizes = _directions(case, reading, 1)
-        return float(np.max(np.abs(slopes @ _flat(gradient) - theirs) / np.maximum(sizes, 1e-3)))
-    theirs = reading.read(case.gradients)
-    # Rounding is in proportion to all that flows back: in float64 as the judge, torch is off by 1 %
-    # of the gradients behind a saturated attention, which are 2e-4 of the largest (RandLoRA).
-    least = max(0.05 * float(np.abs(_flat(theirs)).max()), 1e-3)
-    errors = jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda *pair: _error(*pair, least=least), gradient, theirs)
-    )
-    wrong = _WRONG_GRADIENTS if case.config.get('peft_type') == 'C3A' else None
-    counted = [e for path, e in errors if not (wrong and wrong in jax.tree_util.keystr(path))]
-    return float(np.max(counted))  # Python's max would lose a NaN that is not the first.
-
-
-# C3A's backward pass in peft transforms the kernel the wrong way round for the gradient of its
-# input, so that what lies below the last layer is off; ours is that of the merged weight.
-_WRONG_GRADIENTS = 'layers_0'
-
-
-def comparable(case: Case) -> bool:
-    """Whether there are gradients that ours are meant to equal.
-
-    AdapterHub's DoRA differentiates the lengths of its columns; the paper's, and ours, does not. A
-    cartridge with frozen tokens has gradients of the others alone; peft sets those of some tokens
-    of a CPT to zero; multitask prompts are read for one task.
-    """
-    apart = case.config.get('peft_type') in ('CPT', 'MULTITASK_PROMPT_TUNING')
-    if apart or case.config.get('num_frozen_tokens'):
-        return False
-    return bool(case.gradients) and not (case.hub and case.config['config'].get('use_dora'))
-
-
-def _rearranges(reading: Reading, adapter: Any) -> bool:
-    """Whether the adapter is the trained numbers, each once, in another order or of other sign."""
-    ours, theirs = _flat(adapter), _flat(reading.values)
-    return np.array_equal(np.sort(np.abs(ours)), np.sort(np.abs(theirs)))
-
-
-def _directions(case: Case, reading: Reading, each: int) -> tuple[np.ndarray, ...]:
-    """Derivatives along random directions, `each` for every trained tensor.
-
-    Returns:
-        The library's derivatives of the loss [n]; those of our adapter [n, numbers of it], central
-        differences in float64; and how large the first are at most [n].
-    """
-    theirs, slopes, sizes, step = [], [], [], 1e-4
-    values = {name: value.astype(np.float64) for name, value in reading.values.items()}
-    random = np.random.default_rng(0)
-    for name, value in values.items():
-        gradient = case.gradients[name].astype(np.float64)
-        for _ in range(each):
-            direction = random.standard_normal(value.shape)
-            up, down = (
-                _flat(reading.read({**values, name: value + end * direction}))
-                for end in (step, -step)
-            )
-            slopes.append((up - down) / (2 * step))
-            theirs.append(np.sum(gradient * direction))
-            sizes.append(np.linalg.norm(gradient))
-    return np.array(theirs), np.array(slopes), np.array(sizes)
-
-
-def _flat(tree: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-
-
-def _errors_without_head(
-    case: Case,
-    model: peftjax.Model,
-    reading: Reading,
-    adapter: Any,
-    frozen: peftjax.Frozen,
-    gradients: bool,
-) -> dict[str, float]:
-    """Errors of the pooled states and of the gradients, where the head's weights are not known.
-
-    The gradient by the head's weights tells the pooled states, since the logits are known. Whatever
-    the head is, the gradient by the pooled states, a few numbers, decides that by every tensor:
-    theirs must be what ours is for one such choice, found by least squares.
-    """
-    predict = peftjax.adapt(model, reading.transform)
-
-    def states(adapter: Any) -> tuple[jax.Array, jax.Array]:
-        pooled = predict(adapter, frozen, **case.inputs).pooler_output
-        return pooled, pooled
-
-    jacobian, pooled = jax.jit(jax.jacrev(states, has_aux=True))(adapter)
-    assert case.labels is not None
-    classes = case.outputs['logits'].shape[-1]
-    missed = jax.nn.softmax(case.outputs['logits']) - np.eye(classes)[case.labels]
-    by_head = np.asarray(missed).T @ np.asarray(pooled) / len(pooled)
-    errors = {'pooled': _error(by_head, case.gradients['classifier.weight'])}
-    if not gradients or not comparable(case):
-        return errors
-    rows = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(jacobian)]
-    ours = np.concatenate([leaf.reshape(pooled.size, -1) for leaf in rows], 1).T
-    if _rearranges(reading, adapter):
-        known = {name: case.gradients[name] for name in reading.values}
-        theirs = _flat(reading.read(known))
-    else:
-        each = 1 + 2 * pooled.size // len(reading.values)
-        theirs, slopes, _ = _directions(case, reading, each)
-        ours = slopes @ ours
-    if len(theirs) < 2 * pooled.size:
-        raise ValueError(f'{len(theirs)} gradients cannot tell anything')
-    solution, *_ = np.linalg.lstsq(ours, theirs, rcond=None)
-    return {**errors, 'gradients, whatever the head': _error(ours @ solution, theirs)}
-
-
-def _error(mine: Any, theirs: Any, least: float = 1e-12) -> float:
-    """Relative to the largest of theirs, or to `least` if that is larger."""
-    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
-    if mine.shape != theirs.shape:
-        raise ValueError(f'shape {mine.shape}, theirs {theirs.shape}')
-    return float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), least))
