@@ -1,7 +1,5 @@
 """LoRA and DoRA in files of peft at heads, embeddings, convolutions and wide ranks."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -9,30 +7,12 @@ from safetensors.numpy import load_file
 
 import peftjax
 from tests.oracle.cases import GOLDEN, load_base
-from tests.peft_folders import CONFIG, WEIGHTS, base, changed
+from tests.peft_folders import IDS, WEIGHTS, assert_read_back, base, changed, saved
 
 IMAGES = {'pixel_values': np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)}
 _PREFIX = peftjax.prefix_tuning(num_virtual_tokens=2, targets=r'.*/core')
 _ADAPTION = peftjax.adaption_prompt(num_virtual_tokens=2, targets=r'.*/core')
 _PROMPT = peftjax.prompt_tuning(num_virtual_tokens=2, targets='embed_tokens')
-_BLOCKS = {'target_modules_bd_a': ['q_proj']}
-IDS = {'input_ids': np.arange(1, 13, dtype=np.int32).reshape(2, 6)}
-
-
-def _saved(tmp_path, model, transform, **more):
-    fresh, frozen = transform.init(jax.random.key(0), model)
-    adapter = peftjax.testing.perturb(fresh, 3, 0.1)
-    peftjax.save_adapter(tmp_path / 'new', model, transform, adapter, **more)
-    config = json.loads((tmp_path / 'new' / CONFIG).read_text())
-    return adapter, frozen, config, load_file(tmp_path / 'new' / WEIGHTS)
-
-
-def _assert_read_back(tmp_path, model, transform, adapter, frozen, inputs):
-    loaded = peftjax.load_adapter(tmp_path / 'new', model)
-    before = peftjax.adapt(model, transform)(adapter, frozen, **inputs)
-    after = peftjax.adapt(model, loaded.transform)(loaded.adapter, loaded.frozen, **inputs)
-    np.testing.assert_allclose(before, after, atol=1e-5)
-    assert jax.tree.structure(loaded.adapter) == jax.tree.structure(adapter)
 
 
 def test_a_frozen_head_beside_its_factors_is_not_trained():
@@ -57,34 +37,34 @@ def test_what_is_adapted_and_trained_whole_is_refused(tmp_path):
     lora = peftjax.lora(rank=2, targets='lm_head')
     transform = peftjax.chain(peftjax.select(r'lm_head/.*'), lora)
     with pytest.raises(ValueError, match=r"\['lm_head'\] are trained whole and adapted too"):
-        _saved(tmp_path, model, transform)
+        saved(tmp_path, model, transform)
 
 
 @pytest.mark.parametrize('make', [peftjax.lora, peftjax.dora])
 def test_embeddings_come_back(make, tmp_path):
     model = base('llama', True)
     transform = make(rank=4, targets=(r'embed_tokens', r'.*/q_proj'))
-    adapter, frozen, _, _ = _saved(tmp_path, model, transform)
-    _assert_read_back(tmp_path, model, transform, adapter, frozen, IDS)
+    adapter, frozen, _, _ = saved(tmp_path, model, transform)
+    assert_read_back(tmp_path, model, transform, adapter, frozen, IDS)
 
 
 @pytest.mark.parametrize('make', [peftjax.lora, peftjax.dora])
 def test_a_convolution_has_the_axes_of_its_window(make, tmp_path):
     model = load_base(GOLDEN / 'tiny_vit' / 'base', 'classification', True)
     transform = make(rank=5, alpha=7, targets='embeddings/patch_embeddings')
-    adapter, frozen, _, tensors = _saved(tmp_path, model, transform)
+    adapter, frozen, _, tensors = saved(tmp_path, model, transform)
     shapes = {name.partition('.lora_')[2]: value.shape for name, value in tensors.items()}
     expected = {'A.weight': (5, 3, 4, 4), 'B.weight': (16, 5, 1, 1)}
     if make is peftjax.dora:
         expected['magnitude_vector'] = (1, 16, 1, 1)
     assert shapes == expected
-    _assert_read_back(tmp_path, model, transform, adapter, frozen, IMAGES)
+    assert_read_back(tmp_path, model, transform, adapter, frozen, IMAGES)
 
 
 def test_the_factors_of_a_convolution_in_time_make_its_change(tmp_path):
     model = load_base(GOLDEN / 'tiny_whisper' / 'base', None, True)
     transform = peftjax.lora(rank=2, alpha=6, targets=r'encoder/conv[12]')
-    adapter, frozen, config, tensors = _saved(tmp_path, model, transform)
+    adapter, frozen, config, tensors = saved(tmp_path, model, transform)
     assert config['task_type'] is None
     merged = transform.merge(adapter, frozen)
     weights = load_file(GOLDEN / 'tiny_whisper' / 'base' / 'model.safetensors')
@@ -112,8 +92,8 @@ def test_factors_of_a_convolution_that_are_matrices_are_refused(name, shape, tol
 def test_a_rank_above_the_width_comes_back(tmp_path):
     model = base('llama', False)
     transform = peftjax.lora(rank=40, targets=r'.*/k_proj')
-    adapter, frozen, _, _ = _saved(tmp_path, model, transform)
-    _assert_read_back(tmp_path, model, transform, adapter, frozen, IDS)
+    adapter, frozen, _, _ = saved(tmp_path, model, transform)
+    assert_read_back(tmp_path, model, transform, adapter, frozen, IDS)
 
 
 QUERY = r'.*/query'
@@ -136,9 +116,9 @@ def test_the_task_type_is_of_a_classifier_where_its_head_is_in_the_file(
     transform, task, whole, tmp_path
 ):
     model = base('bert', True)
-    adapter, frozen, config, _ = _saved(tmp_path, model, transform)
+    adapter, frozen, config, _ = saved(tmp_path, model, transform)
     assert config['task_type'] == task and config['modules_to_save'] == whole
-    _assert_read_back(tmp_path, model, transform, adapter, frozen, IDS)
+    assert_read_back(tmp_path, model, transform, adapter, frozen, IDS)
 
 
 @pytest.mark.parametrize('how', ['fresh', 'asked'])
@@ -151,13 +131,13 @@ def test_a_head_that_others_look_for_is_written_as_it_stands(how, tmp_path):
     else:
         asked['task_type'] = 'SEQ_CLS'
     transform = peftjax.lora(rank=3, targets=QUERY)
-    _, _, config, tensors = _saved(tmp_path, model, transform, **asked)
+    _, _, config, tensors = saved(tmp_path, model, transform, **asked)
     assert config['task_type'] == 'SEQ_CLS' and config['modules_to_save'] == ['classifier']
     kernel = tensors['base_model.model.classifier.weight']
     np.testing.assert_array_equal(kernel, np.asarray(model.params['classifier']['kernel']).T)
     adapted = peftjax.lora(rank=3, targets=(QUERY, 'classifier'))
     with pytest.raises(ValueError, match='are adapted, and a file of peft cannot hold'):
-        _saved(tmp_path / 'other', model, adapted, **asked)
+        saved(tmp_path / 'other', model, adapted, **asked)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +160,7 @@ def test_places_where_peft_lacks_the_method_are_refused(transform, family, told,
     task = 'classification' if family in ('tiny_vit', 'tiny_llama_score') else None
     model = load_base(GOLDEN / family / 'base', task, True)
     with pytest.raises(ValueError, match=told):
-        _saved(tmp_path, model, transform)
+        saved(tmp_path, model, transform)
     assert not (tmp_path / 'new').exists()
 
 
@@ -201,99 +181,22 @@ def test_a_loha_of_a_convolution_is_refused(tmp_path):
 def test_the_scales_of_a_convolution_come_back(tmp_path):
     model = load_base(GOLDEN / 'tiny_vit' / 'base', 'classification', True)
     transform = peftjax.ia3(targets='embeddings/patch_embeddings')
-    adapter, frozen, _, tensors = _saved(tmp_path, model, transform)
+    adapter, frozen, _, tensors = saved(tmp_path, model, transform)
     assert [value.shape for value in tensors.values()] == [(1, 16, 1, 1)]
-    _assert_read_back(tmp_path, model, transform, adapter, frozen, IMAGES)
-
-
-@pytest.mark.parametrize('rslora', [False, True])
-@pytest.mark.parametrize('init', ['pissa', 'olora'])
-def test_a_start_that_took_from_the_base_is_written_as_lora_on_the_whole_base(
-    init, rslora, tmp_path
-):
-    model = base('llama', True)
-    transform = peftjax.lora(
-        rank=3,
-        rslora=rslora,
-        init=init,
-        rank_pattern={r'.*v_proj/kernel': 2},
-        targets=r'.*/[qv]_proj',
-    )
-    adapter, frozen, config, tensors = _saved(tmp_path, model, transform)
-    assert config['r'] == 6 and set(config['rank_pattern'].values()) == {4}
-    assert {value.shape[0] for name, value in tensors.items() if 'lora_A' in name} == {4, 6}
-    loaded = peftjax.load_adapter(tmp_path / 'new', model)
-    np.testing.assert_allclose(
-        peftjax.adapt(model, transform)(adapter, frozen, **IDS),
-        peftjax.adapt(model, loaded.transform)(loaded.adapter, loaded.frozen, **IDS),
-        atol=2e-5,
-    )
-    # Nothing of the base's own is lost where nothing has trained.
-    fresh, _ = transform.init(jax.random.key(5), model)
-    peftjax.save_adapter(tmp_path / 'fresh', model, transform, fresh)
-    again = peftjax.load_adapter(tmp_path / 'fresh', model)
-    merged = again.transform.merge(again.adapter, again.frozen)
-    for ours, theirs in zip(jax.tree.leaves(merged), jax.tree.leaves(model.params), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ('source', 'fields', 'told'),
-    [
-        ('llama/lora_pissa', {'init_lora_weights': 'pissa_niter_4'}, 'convert it to plain LoRA'),
-        ('llama/lora_pissa', {'use_dora': True}, 'lora_magnitude_vector'),
-        ('llama/dora_embedding', {'init_lora_weights': 'pissa'}, "use_dora with 'pissa'"),
-        ('llama/lora_lm_head', {'lora_bias': True}, 'lacks .*lora_B.bias'),
-        ('llama/lora', {'kasa_config': {}}, 'lacks .*lora_diag'),
-        (
-            'llama/lora',
-            {'layer_replication': [[0, 2], [1, 2]]},
-            'layer_replication gives the base layers',
-        ),
-        ('llama/lora', {'lora_bias': True, 'kasa_config': {}}, 'lora_bias with kasa_config'),
-        (
-            'llama/lora',
-            {'use_bdlora': {'nblocks': 3, 'target_modules_bd_a': ['q_proj']}},
-            '3 blocks',
-        ),
-        ('llama/lora', {'use_bdlora': {'nblocks': 2, 'new': 1}}, "use_bdlora .*'new'"),
-    ],
-)
-def test_starts_and_biases_that_do_not_fit_are_refused(source, fields, told, tmp_path):
-    with pytest.raises(peftjax.CheckpointError, match=told):
-        peftjax.load_adapter(changed(tmp_path, source, fields), base('llama', True))
-
-
-def test_olora_of_transposed_weights_is_refused(tmp_path):
-    folder = changed(tmp_path, 'gpt2/lora_bias_all', {'init_lora_weights': 'olora'})
-    with pytest.raises(peftjax.CheckpointError, match='decomposes the other way round'):
-        peftjax.load_adapter(folder, base('gpt2', True))
-
-
-def test_a_frozen_first_factor_is_written_as_lora(tmp_path):
-    model = base('llama', True)
-    transform = peftjax.lora_fa(rank=3, alpha=5, targets=r'.*/[qv]_proj')
-    adapter, frozen, config, _ = _saved(tmp_path, model, transform)
-    assert config['peft_type'] == 'LORA' and config['r'] == 3
-    loaded = peftjax.load_adapter(tmp_path / 'new', model)
-    np.testing.assert_allclose(
-        peftjax.adapt(model, transform)(adapter, frozen, **IDS),
-        peftjax.adapt(model, loaded.transform)(loaded.adapter, loaded.frozen, **IDS),
-        atol=2e-5,
-    )
+    assert_read_back(tmp_path, model, transform, adapter, frozen, IMAGES)
 
 
 @pytest.mark.parametrize('make', [peftjax.loha, peftjax.lokr, peftjax.hra])
 def test_methods_that_peft_lacks_for_the_layers_of_gpt2_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match='is a Conv1D of transformers'):
-        _saved(tmp_path, base('gpt2', True), make(rank=2, targets=r'.*/c_attn'))
+        saved(tmp_path, base('gpt2', True), make(rank=2, targets=r'.*/c_attn'))
 
 
 @pytest.mark.parametrize('family', ['tiny_vit', 'tiny_dinov2', 'tiny_roberta'])
 def test_norms_by_any_name_are_a_file_of_norms(family, tmp_path):
     model = load_base(GOLDEN / family / 'base', 'classification', True)
     transform = peftjax.select(r'layers/(.*/)?layer_?norm\w*/(scale|bias)')
-    adapter, _, config, tensors = _saved(tmp_path, model, transform)
+    adapter, _, config, tensors = saved(tmp_path, model, transform)
     assert config['peft_type'] == 'LN_TUNING'
     assert all('.ln_tuning_layers.' in name for name in tensors)
     loaded = peftjax.load_adapter(tmp_path / 'new', model)
@@ -315,11 +218,11 @@ def test_parameters_beside_modules_are_no_module_to_save(family, leaves, tmp_pat
     targets = r'.*/(value|v_proj)'
     transform = peftjax.chain(kept, peftjax.lora(rank=2, targets=targets))
     if family == 'tiny_llama':
-        _, _, config, _ = _saved(tmp_path, model, transform)
+        _, _, config, _ = saved(tmp_path, model, transform)
         assert config['modules_to_save'] == ['q_proj']
         return
     with pytest.raises(ValueError, match='holds vit.embeddings whole or not at all'):
-        _saved(tmp_path, model, transform)
+        saved(tmp_path, model, transform)
 
 
 def test_biases_of_a_head_with_two_values_are_refused(tmp_path):
