@@ -1,7 +1,9 @@
 """What tests of whole runs share."""
 
+import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from peftjax.train.placement import Placement
 from peftjax.train.settings import read_settings
 from peftjax.train.tasks.infer import infer
 from peftjax.train.trackers.log import read_metrics
+from peftjax.train.window import StepWindow
 
 ROOT = Path(__file__).parents[1]
 RATES = tuple(f'train/{name}_per_second' for name in ('steps', 'tokens', 'tflops'))
@@ -57,3 +60,26 @@ def bits(leaf) -> np.ndarray:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
+
+
+def in_step(step: int, act: Callable[[], None]) -> Any:
+    """A `StepWindow.add` that does something else besides in that step."""
+    seen, add = [], StepWindow.add
+
+    def added(self, *args):
+        seen.append(args)
+        add(self, *args)
+        if len(seen) == step:
+            act()
+
+    return added
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def assert_same_bits(one, other):
+    assert one.about == other.about
+    for mine, theirs in zip(jax.tree.leaves(one.state), jax.tree.leaves(other.state), strict=True):
+        np.testing.assert_array_equal(bits(mine), bits(theirs))
