@@ -1,4 +1,7 @@
-"""Who may import whom. The arrows keep the library small enough to read from the bottom up."""
+"""Who may import whom, and how long a file may be.
+
+The arrows keep the library small enough to read from the bottom up.
+"""
 
 import ast
 import configparser
@@ -89,12 +92,22 @@ def _is_allowed(module: str, allowed: set[str]) -> bool:
     return public or 'peftjax.*' in allowed or bool(allowed.intersection(inside[:1]))
 
 
-def test_every_folder_with_code_is_in_the_table():
+def _tracked(*patterns: str) -> list[str]:
+    """Names of the files that git has."""
     listed = subprocess.run(
-        ['git', 'ls-files', '*.py', '*.ipynb'], capture_output=True, text=True, cwd=ROOT, check=True
+        ['git', 'ls-files', *patterns], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    folders = {Path(name).parts[0] for name in listed.stdout.split() if '/' in name}
-    assert folders == set(FOLDERS)
+    return listed.stdout.split()
+
+
+def test_every_folder_with_code_is_in_the_table():
+    names = _tracked('*.py', '*.ipynb')
+    assert {Path(name).parts[0] for name in names if '/' in name} == set(FOLDERS)
+
+
+def test_no_python_file_has_more_than_300_lines():
+    lines = {name: len((ROOT / name).read_text().splitlines()) for name in _tracked('*.py')}
+    assert not {name: count for name, count in lines.items() if count > 300}
 
 
 @pytest.mark.parametrize('path', [*OURS, *NOTEBOOKS], ids=_name)
