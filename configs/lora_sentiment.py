@@ -47,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def sweep_rank(add: Callable[..., None]) -> None:
-    """Ranks from 2 to 16 with the default alpha, three seeds each: 12 runs in one program."""
+    """Ranks from 2 to 16 at one scale (alpha = rank), three seeds each: 12 runs in one program."""
     for rank in (2, 4, 8, 16):
         for seed in range(3):
             add(seed=seed, **{'lora.rank': rank})

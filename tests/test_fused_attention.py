@@ -173,7 +173,7 @@ _REFUSED = {
     'a cache': ({'mask': Mask(causal=True, offset=jnp.int32(2))}, 'mask.offset is given'),
     'keys of others': (
         {'mask': Mask(causal=True, prefix=2)},
-        '64 queries and 62 keys: not equally many',
+        'as many keys as queries, not 64 queries and 62 keys',
     ),
     'masks by head': (
         {'mask': Mask(array=jnp.ones((1, 4, QUERIES, QUERIES), bool))},

@@ -250,9 +250,9 @@ def test_an_error_is_no_longer_than_a_page():
     [
         (['--seed', str(2**70)], 'no whole number from 0'),
         (['--max-new-tokens', '1000000000'], 'no whole number from 1 to 1000000'),
-        (['--temperature', 'nan'], 'no finite number; write 0 or more'),
-        (['--temperature', 'inf'], 'no finite number; write 0 or more'),
-        (['--top-p', '-1'], 'no finite number; write 0 or more'),
+        (['--temperature', 'nan'], "'nan' is not allowed; write a finite number, 0 or more"),
+        (['--temperature', 'inf'], 'write a finite number, 0 or more'),
+        (['--top-p', '-1'], "'-1' is not allowed; write a finite number, 0 or more"),
         (['--top-k', '0'], 'no whole number from 1'),
     ],
 )

@@ -125,3 +125,12 @@ def test_the_program_plans_a_config(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert said['model_type'] == 'bert' and 'lora+select' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('flag', 'value', 'setting'), [('batch', '4', 'data.batch_size'), ('method', 'lora', 'methods')]
+)
+def test_a_flag_of_a_base_beside_a_config_names_the_setting(flag, value, setting, capsys):
+    assert cli.main(['plan', '--config', 'configs/lora.py', f'--{flag}', value]) == 2
+    told = f'--{flag} goes with a base; with a config, write --{setting}'
+    assert told in capsys.readouterr().err

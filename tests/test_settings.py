@@ -78,6 +78,11 @@ def test_the_section_of_a_function_that_is_not_in_use_stays():
     assert settings.section('lora') == {'rank': 2} and settings.section('adamw')
 
 
+def test_a_text_that_no_file_can_hold_is_refused():
+    with pytest.raises(SettingsError, match=r"model.source does not take 'caf\\udce9'"):
+        read_settings({'model': {'source': 'caf\udce9'}})
+
+
 def test_config_dicts_and_json_say_the_same():
     plain = {'lr': 0.1, 'methods': ['lora', 'select'], 'lora': {'rank': 2}, 'mesh': {'data': 2}}
     settings = read_settings(plain)

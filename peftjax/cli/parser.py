@@ -51,7 +51,7 @@ def number(least: float) -> Callable[[str], float]:
             value = math.nan
         if not least <= value < math.inf:
             raise argparse.ArgumentTypeError(
-                f'{text[:40]!r} is no finite number; write {least:g} or more'
+                f'{text[:40]!r} is not allowed; write a finite number, {least:g} or more'
             )
         return value
 
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
     """Reads the command line of one command.
 
     Attributes:
-        command: the command.
+        command: its name, usage and help, see `Command`.
     """
 
     def __init__(self, command: Command):

@@ -20,7 +20,11 @@ from peftjax.train.methods import build_transform
 from peftjax.train.settings import Settings
 
 _AXES = ('data', 'fsdp', 'tensor')
-_OF_A_BASE = ('quantize', 'remat', 'batch', 'length', 'num_labels')
+# Flags that describe a base, and the settings of a config that say the same.
+_OF_A_BASE = {
+    **{'quantize': 'model.quantize', 'remat': 'model.remat', 'num_labels': 'model.num_labels'},
+    **{'batch': 'data.batch_size', 'length': 'data.lengths', 'method': 'methods'},
+}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -93,10 +97,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _plan_config(arguments: argparse.Namespace) -> None:
-    given = [name for name in _OF_A_BASE if getattr(arguments, name) is not None]
-    if given or arguments.method:
-        name = (given or ['method'])[0].replace('_', '-')
-        raise UsageError(f'--{name} goes with a base; a config has settings such as --model.{name}')
+    for name, setting in _OF_A_BASE.items():
+        if getattr(arguments, name):
+            flag = name.replace('_', '-')
+            raise UsageError(f'--{flag} goes with a base; with a config, write --{setting}')
     mesh = {f'mesh.{axis}': getattr(arguments, axis) for axis in _AXES}
     arguments.changes = {**{n: v for n, v in mesh.items() if v != 1}, **arguments.changes}
     settings = settings_of(arguments, read_config(arguments.config))

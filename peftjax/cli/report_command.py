@@ -9,7 +9,7 @@ from peftjax.sweep.page import write_report
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument('folder', help='of a sweep')
+    parser.add_argument('folder', help='the folder of a sweep')
 
 
 def run(arguments: argparse.Namespace) -> None:

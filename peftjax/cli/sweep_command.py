@@ -23,17 +23,22 @@ def add_arguments(parser: Parser) -> None:
     add_config(parser)
     parser.add_argument('--workdir', metavar='DIR', help='the folder of the sweep')
     rows = parser.add_argument_group('which runs')
-    rows.add_argument('--sweep', metavar='NAME', help='those that sweep_NAME(add) in FILE adds')
-    rows.add_argument('--search', metavar='NAME', help='those that search_NAME(trial) draws')
-    rows.add_argument('--trials', type=whole(1), default=16, metavar='N', help='of a search (16)')
+    rows.add_argument('--sweep', metavar='NAME', help='the runs that sweep_NAME(add) in FILE adds')
+    rows.add_argument('--search', metavar='NAME', help='the runs that search_NAME(trial) draws')
+    rows.add_argument(
+        '--trials', type=whole(1), default=16, metavar='N', help='the runs of a search (16)'
+    )
     rows.add_argument(
         '--wave', type=whole(1), default=8, metavar='N', help='draws of a search at a time (8)'
     )
     rows.add_argument(
-        '--sampler', choices=SAMPLERS, default=SAMPLERS[0], help=f'of a search ({SAMPLERS[0]})'
+        '--sampler',
+        choices=SAMPLERS,
+        default=SAMPLERS[0],
+        help=f'what draws the runs of a search ({SAMPLERS[0]})',
     )
     rows.add_argument(
-        '--search-seed', type=whole(0), default=0, metavar='N', help='of the sampler (0)'
+        '--search-seed', type=whole(0), default=0, metavar='N', help='the seed of the sampler (0)'
     )
     ends = parser.add_argument_group('how runs are compared, and which stop early')
     ends.add_argument(
@@ -61,11 +66,15 @@ def add_arguments(parser: Parser) -> None:
         '--memory-gib',
         type=number(0),
         metavar='X',
-        help='for a program; the default suits this machine',
+        help='the memory of a program; the default suits this machine',
     )
-    where.add_argument('--ray', metavar='ADDRESS', help="a Ray cluster's, or 'local'")
-    where.add_argument('--ray-cpus', type=number(0), default=1.0, metavar='X', help='of a task (1)')
-    where.add_argument('--ray-gpus', type=number(0), default=0.0, metavar='X', help='of a task (0)')
+    where.add_argument('--ray', metavar='ADDRESS', help="the address of a Ray cluster, or 'local'")
+    where.add_argument(
+        '--ray-cpus', type=number(0), default=1.0, metavar='X', help='the cores of a task (1)'
+    )
+    where.add_argument(
+        '--ray-gpus', type=number(0), default=0.0, metavar='X', help='the GPUs of a task (0)'
+    )
     parser.add_settings('model', 'data', 'run', 'mesh', sections=True, chained=True)
 
 

@@ -48,7 +48,10 @@ def obstacle(
         if value is not None:
             return f'{name} is given'
     if mask.causal and length != keys - mask.prefix:
-        return f'a causal mask has {length} queries and {keys - mask.prefix} keys: not equally many'
+        return (
+            f'a causal mask needs as many keys as queries, not {length} queries and '
+            f'{keys - mask.prefix} keys'
+        )
     if mask.array is not None and mask.array.shape[1] > 1:
         return 'the mask differs between heads'
     if _needs_array(query, mask) and (length % 2 or keys % 2):

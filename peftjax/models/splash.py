@@ -43,7 +43,7 @@ def obstacle(
     if length < _LANES:
         return f'{length} queries are fewer than a block of {_LANES}'
     if mask.causal and length != keys:
-        return f'a causal mask has {length} queries and {keys} keys: not equally many'
+        return f'a causal mask needs as many keys as queries, not {length} queries and {keys} keys'
     if mask.segments is not None and mask.prefix:
         return 'the mask has a prefix and segments'
     return None

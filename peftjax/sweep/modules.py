@@ -28,7 +28,8 @@ def function_of(module: ModuleType, kind: str, name: str) -> Callable[..., Any]:
 
     Args:
         module: the config file.
-        kind: 'sweep' or 'search'. name: `<kind>_<name>` is the function's.
+        kind: 'sweep' or 'search'.
+        name: the part of the function's name after `<kind>_`.
 
     Raises:
         ValueError: it does not exist; the message lists the ones that do.

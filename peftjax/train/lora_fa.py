@@ -17,8 +17,9 @@ def lora_fa_projection(own: Any) -> optax.GradientTransformation:
     r"""Turns the gradient `g` of LoRA-FA's `B` into `(A^T A)^-1 g / s^2`.
 
     With `A: [in, r]`, `B: [r, out]` and the scale `s`, a change `dB` changes the weight by
-    `s A dB`. This `dB` brings that change closest to the gradient of the weight itself. Put it in
-    front of an optimiser; the gradients of other methods pass through.
+    `s A dB`. Of all `dB`, the one that is returned makes this change closest to the gradient of
+    the weight itself. Put the transformation in front of an optimiser; the gradients of other
+    methods pass through.
 
     Args:
         own: `frozen.own` of `lora_fa`, or of a chain with it.

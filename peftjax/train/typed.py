@@ -52,6 +52,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     fits = KINDS.get(origin or kind)
     if fits is None or not fits(value):
         raise SettingsError(f'{name} does not take {value!r}; write {said(kind)}')
+    if kind is str and not _encodes(value):
+        raise SettingsError(f'{name} does not take {value!a}; write a text that UTF-8 can encode')
     if kind is float:
         return float(value)
     if origin is tuple:
@@ -59,6 +61,15 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if origin is Mapping and inner[1] is not Any:
         return {key: _value(inner[1], each, f'{name}.{key}') for key, each in value.items()}
     return value
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 has the text; it lacks halves of characters, as of paths that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 KINDS: Mapping[Any, Callable[[Any], bool]] = {

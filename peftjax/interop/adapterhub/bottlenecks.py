@@ -34,7 +34,7 @@ _BOTTLENECK = {
     **{'shared_W_phm': False, 'shared_phm_rule': True, 'stochastic_depth': 0.0},
     **{'ln_after': False, 'ln_before': False, 'use_gating': False, 'scaling': 1.0},
 }
-# Our names of their activations, and their names that we write for ours.
+# From their names of activations to ours, and from ours to theirs where a file is written.
 _ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_orig': 'gelu', 'silu': 'swish'}
 _WRITTEN = {'gelu_tanh': 'gelu_new'}
 

@@ -96,7 +96,9 @@ def _check_characters(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         near = ascii(error.object[error.start : error.start + 20])
-        raise ValueError(f'has half of a character, which no encoding has: {near}') from None
+        raise ValueError(
+            f'has half of a character at {near}; write the whole character, or remove it'
+        ) from None
 
 
 class _BoundsError(ValueError):

@@ -48,9 +48,10 @@ def read_table(
 
     Raises:
         ValueError: a file that does not exist or is of another kind; a line that cannot be read or
-            has more or fewer parts than there are columns; another or an unknown encoding; two
-            columns of one name; a missing column, or an empty text in one. The message names the
-            file and the row.
+            has more or fewer parts than there are columns; a file that is not in the
+            encoding of `data`, or an encoding that Python does not know; two columns of one name; a
+            missing column, or an empty text in one. The message names the file, and the row if one
+            is wrong.
     """
     try:
         yield from _read(source, data, columns, optional, empty=empty)

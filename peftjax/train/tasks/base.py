@@ -122,9 +122,9 @@ def most_tokens(model: peftjax.Model) -> int:
     """The longest row that a model takes, as far as its config tells; 1024 at most."""
     config = model.config
     most = getattr(config, 'max_position_embeddings', _LONGEST)
-    # RoBERTa's table begins with two places that no token uses.
+    # RoBERTa's positions begin behind that of padding.
     if type(config).__name__ == 'RobertaConfig':
-        most -= 2
+        most -= config.pad_token_id + 1
     return min(most, _LONGEST)
 
 

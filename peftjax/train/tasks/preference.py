@@ -206,11 +206,12 @@ def _log_probs(
 def _after(
     reference: Float[jax.Array, ' B'], inputs: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The inputs of rows, which a program has only when it has computed the reference of the rows.
+    """The inputs, made to depend on the reference, so that a program computes the reference first.
 
     Otherwise the compiler may compute the reference while activations are kept for the gradient,
-    and hold the logits of both. It drops a barrier before it decides on the order, but cannot know
-    that no reference is NaN.
+    and hold the logits of both. XLA drops an optimization barrier before it schedules, but it
+    cannot know that no reference is NaN. Rows with such a reference get zeros; their loss is NaN
+    in any case.
     """
     lost = jnp.isnan(reference)[:, None]
     return {name: jnp.where(lost, jnp.zeros_like(each), each) for name, each in inputs.items()}
