@@ -36,7 +36,10 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     generate code for each would take longer than the tests that call it, so equal ones share one.
     """
     hints = {name: _shaped(hint) for name, hint in function.__annotations__.items()}
-    key = (function.__qualname__, function.__code__.co_varnames, tuple(hints.items()))
+    code = function.__code__
+    optional = len(function.__defaults__ or ()), tuple(function.__kwdefaults__ or ())
+    arguments = code.co_varnames, code.co_argcount, code.co_kwonlyargcount, code.co_flags, optional
+    key = (function.__qualname__, arguments, tuple(hints.items()))
     if key not in _checks:
         function.__annotations__ = hints
         _checks[key] = beartype(function)

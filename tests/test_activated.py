@@ -162,7 +162,7 @@ def test_what_cannot_be_activated_is_refused():
 
 def test_virtual_tokens_would_stand_among_the_ids():
     chain = peftjax.chain(peftjax.prompt_tuning(num_virtual_tokens=2), TX)
-    with pytest.raises(ValueError, match='puts 2 virtual tokens among them; leave one'):
+    with pytest.raises(ValueError, match='adds 2 virtual tokens; leave one'):
         chain.init(KEY, _llama())
 
 

@@ -212,7 +212,8 @@ def test_the_hub_is_asked_for_what_looks_like_a_hub_id_alone(tmp_path, monkeypat
                 find(source)
     assert asked == []
     for source in ('runs/my_model@main', 'org/name', 'gpt2', 'bert-base-uncased@main'):
-        with pytest.raises(CheckpointError, match=f"'{source}' is no folder .*: no network$"):
+        told = f"'{source}' is not a folder here.*: no network$"
+        with pytest.raises(CheckpointError, match=told):
             locate(source)
     assert asked == ['runs/my_model', 'org/name', 'gpt2', 'bert-base-uncased']
     (tmp_path / 'gpt2').mkdir()

@@ -60,7 +60,7 @@ def test_lora_needs_no_roles():
 
 
 def test_a_role_names_an_argument():
-    with pytest.raises(TypeError, match="'mask', and the model takes ids, padding, turned"):
+    with pytest.raises(TypeError, match="'mask', but the model takes ids, padding, turned"):
         _text(token_ids='ids', mask='mask')
     with pytest.raises(ValueError, match='no regular expression'):
         peftjax.Roles(attention='(')

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from jaxtyping import TypeCheckError
+from jaxtyping import Float, TypeCheckError
 
 import peftjax
 from peftjax.core.rules import MatrixRule
 from peftjax.methods.orthogonal.rotations import turn
 from peftjax.quantize.int8 import Int8
-from tests.shape_checks import PACKAGES
+from tests.shape_checks import PACKAGES, checked
 
 LEAVES = {'a': jnp.ones((4, 2)), 'b': jnp.ones((2, 8))}
 
@@ -83,3 +83,17 @@ def test_every_package_whose_signatures_state_shapes_is_checked():
         if 'from jaxtyping import' in path.read_text(encoding='utf-8')
     }
     assert stating == set(PACKAGES)
+
+
+def test_functions_of_one_name_keep_their_own_defaults():
+    def needs(a: Float[jax.Array, ' n'], b: int):
+        del a, b
+
+    def may(a: Float[jax.Array, ' n'], b: int = 1):
+        del a, b
+
+    may.__qualname__ = needs.__qualname__
+    checked(needs)
+    checked(may)(jnp.ones(3))
+    with pytest.raises(TypeError, match="'b'"):
+        checked(needs)(jnp.ones(3))

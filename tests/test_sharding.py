@@ -263,7 +263,7 @@ def test_neighbours_meet_once_a_sublayer():
 
 
 def test_a_mesh_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r'has 6 devices, and there are 8'):
+    with pytest.raises(ValueError, match=r'has 6 devices, but there are 8'):
         peftjax.make_mesh(data=3, fsdp=2)
 
 
