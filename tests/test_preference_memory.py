@@ -49,7 +49,9 @@ def planned(tmp_path_factory):
         )
         state, beside = run.start()
         step = jax.jit(lambda state, beside, rows: run.step({}, state, beside, rows))
-        return step.lower(state, beside, rows).compile().memory_analysis().temp_size_in_bytes
+        plan = step.lower(state, beside, rows).compile().memory_analysis()
+        assert plan is not None
+        return plan.temp_size_in_bytes
 
     return planned
 
