@@ -6,9 +6,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -230,3 +230,29 @@ class Bench:
 
     def _numbers(self, budget: Budget, rate: float) -> dict[str, Any]:
         return {**numbers_of(self._settings, budget.steps), 'lr': rate}
+
+
+class Shared(Protocol):
+    """What the protocols of the studies on questions have in common.
+
+    Attributes:
+        source: of the encoder.
+        length: of all texts, in tokens.
+    """
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def length(self) -> int: ...
+
+
+def bench_of(
+    method: Mapping[str, Any], table: Table, protocol: Shared, schedule: str = 'linear'
+) -> Callable[[], Bench]:
+    """`bench()`: the bench of a method, built at the first call, so only if a row is missing."""
+    return functools.cache(
+        lambda: Bench(
+            method, table, source=protocol.source, length=protocol.length, schedule=schedule
+        )
+    )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.merging.tables import QUESTIONS, read_questions
-from experiments.studies.questions import Bench, Budget, lora_and_full
+from experiments.studies.questions import Bench, Budget, bench_of, lora_and_full
 from experiments.studies.results import Results
 
 REACH = 2
@@ -107,17 +107,7 @@ def run(folder: Path, protocol: Protocol) -> None:
     results = Results(folder, protocol)
     table = read_questions(protocol.questions)
     for name, method in lora_and_full(protocol.ranks, protocol.alpha).items():
-        # Built only if a row is missing.
-        bench = functools.cache(
-            functools.partial(
-                Bench,
-                method,
-                table,
-                source=protocol.source,
-                length=protocol.length,
-                schedule='constant',
-            )
-        )
+        bench = bench_of(method, table, protocol, 'constant')
         window(functools.partial(_loss, bench, name, protocol, results), protocol.start)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.merging.tables import QUESTIONS, read_questions
-from experiments.studies.questions import HEAD, Bench, Budget, Fitted, rate_of
+from experiments.studies.questions import HEAD, Bench, Budget, Fitted, bench_of, rate_of
 from experiments.studies.results import Results, best_exponent
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -138,16 +138,7 @@ def run(folder: Path, protocol: Protocol) -> None:
     results = Results(folder, protocol)
     table = read_questions(protocol.questions)
     for method in protocol.methods:
-        # Built only if a row is missing.
-        bench = functools.cache(
-            functools.partial(
-                Bench,
-                METHODS[method],
-                table,
-                source=protocol.source,
-                length=protocol.length,
-            )
-        )
+        bench = bench_of(METHODS[method], table, protocol)
         exponent = protocol.start
         for size in protocol.sizes:
             exponent = _Curve(bench, method, size, protocol, results).point(exponent)

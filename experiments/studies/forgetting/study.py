@@ -30,7 +30,7 @@ from typing import Any
 
 from experiments.studies.forgetting.measure import Encoder
 from experiments.studies.merging.tables import QUESTIONS, read_questions, read_tables
-from experiments.studies.questions import Bench, Budget, Fitted, lora_and_full, rate_of
+from experiments.studies.questions import Budget, Fitted, bench_of, lora_and_full, rate_of
 from experiments.studies.results import Results, best_exponent
 
 GENERAL = ('reviews', 'sms', 'news')
@@ -118,16 +118,7 @@ def run(folder: Path, protocol: Protocol) -> None:
     )
     grid = (protocol.start - 1, protocol.start, protocol.start + 1)
     for name, method in lora_and_full(protocol.ranks, protocol.alpha).items():
-        bench = functools.cache(
-            functools.partial(
-                Bench,
-                method,
-                table,
-                source=protocol.source,
-                length=protocol.length,
-                schedule='constant',
-            )
-        )
+        bench = bench_of(method, table, protocol, 'constant')
         front = _Front(bench, encoder, name, protocol, results)
         exponent = best_exponent(front.loss, grid)
         for seed in range(protocol.seeds):
