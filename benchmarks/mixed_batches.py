@@ -125,19 +125,28 @@ def text_rows(rows: int, count: int, pairs: int, size: str) -> Iterator[tuple[st
         return jax.block_until_ready(one(adapter, beside, ids, max_new_tokens=count))
 
     yield _line(f'text, {rows} rows, {count} new tokens', paired(together, alone, pairs))
-    first = _milliseconds(
-        lambda: jax.block_until_ready(serving.put(model, bank, frozen, 1, members[-1]))
-    )
-    yield (f'another adapter in a bank of {rows}', f'{first:.1f}', '', '')
-    swapped = serving.put(model, bank, frozen, 1, members[-1])
+    copied = serving.put(model, bank, frozen, 1, members[-1])  # As `bank` did: compiled.
     short = ids[:1]
-    write(swapped, slots[:1], frozen, short, max_new_tokens=1)
+    write(copied, slots[:1], frozen, short, max_new_tokens=1)
+
+    def put(donate: bool) -> Any:
+        nonlocal bank
+        bank = serving.put(model, bank, frozen, 1, members[-1], donate=donate)
+        return jax.block_until_ready(bank)
 
     def answer() -> Any:
-        again = serving.put(model, bank, frozen, 1, members[-1])
-        return np.asarray(write(again, slots[:1], frozen, short, max_new_tokens=1))
+        return np.asarray(write(put(True), slots[:1], frozen, short, max_new_tokens=1))
 
-    yield ('the same, and its first token', f'{_milliseconds(answer):.1f}', '', '')
+    def base() -> Any:
+        return np.asarray(write(bank, slots[:1] * 0, frozen, short, max_new_tokens=1))
+
+    for name, take in {
+        f'another adapter in a copy of a bank of {rows}': lambda: put(False),
+        'another adapter, donate=True': lambda: put(True),
+        'the same, and its first token': answer,
+        'the first token of the base': base,
+    }.items():
+        yield (name, f'{statistics.median(_milliseconds(take) for _ in range(pairs)):.1f}', '', '')
 
 
 def memory_row(size: str) -> tuple[str, ...]:
