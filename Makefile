@@ -17,6 +17,8 @@ SWEEPDIR ?= runs/sweep
 RECIPE := setup.cfg pyproject.toml constraints.txt experiments/assets.txt
 # pip brings uv, and uv the rest, in a tenth of pip's time.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# Large pages for the scratch memory of programs, see docs/scaling.md.
+train sweep: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: train sweep notebooks test docs lint types unit clean
 
