@@ -18,15 +18,15 @@ RECIPE := setup.cfg pyproject.toml constraints.txt experiments/assets.txt
 # pip brings uv, and uv the rest, in a tenth of pip's time.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Large pages for the scratch memory of programs, see docs/scaling.md.
-train sweep: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+LARGE_PAGES := GLIBC_TUNABLES=$${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 
 .PHONY: train sweep notebooks test docs lint types unit clean
 
 train: $(VENV)/.ready-to-train
-	$(BIN)/peftjax train --config $(CONFIG) --workdir $(WORKDIR)
+	$(LARGE_PAGES) $(BIN)/peftjax train --config $(CONFIG) --workdir $(WORKDIR)
 
 sweep: $(VENV)/.ready-to-train
-	$(BIN)/peftjax sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
+	$(LARGE_PAGES) $(BIN)/peftjax sweep --config $(CONFIG) --sweep rank --workdir $(SWEEPDIR) \
 	    --data.limit 512 --data.batch_size 16 --duration '1 epoch' \
 	    --log_every '2 steps' --eval_every '8 steps'
 

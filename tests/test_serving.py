@@ -199,27 +199,6 @@ def test_a_traced_slot_without_an_adapter_gives_neither_the_base_nor_another(slo
     assert np.isnan(outputs[2]).all() and np.isfinite(outputs[np.array([0, 1, 3])]).all()
 
 
-@pytest.mark.parametrize('prepared', [True, False])
-@pytest.mark.parametrize('name', ['lora', 'dora', 'vera', 'randlora', 'ia3'])
-def test_a_donated_bank_is_written_in_place_and_no_other_array_is(name, prepared):
-    tx = getattr(peftjax, name)(targets=r'hidden', **({} if name == 'ia3' else {'rank': 2}))
-    members = _members(MLP, lambda _: tx, count=2)
-    bank, frozen = serving.bank(MLP, members, prepared=prepared)
-    copied = serving.put(MLP, bank, frozen, 1, members[1])
-    others = members, MLP.params, frozen, copied
-    before = [np.array(leaf) for leaf in jax.tree.leaves(others)]
-    given = jax.tree.leaves(bank.adapters)
-    written = serving.put(MLP, bank, frozen, 1, members[1], donate=True)
-    assert all(leaf.is_deleted() for leaf in given)
-    _assert_same(jax.tree.leaves(others), before)
-    _assert_same(jax.tree.leaves(written), jax.tree.leaves(copied))
-
-
-def _assert_same(leaves, others):
-    for one, other in zip(leaves, others, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 def test_other_adapters_in_a_prepared_bank_are_refused():
     tx = peftjax.dora(rank=2, targets=r'hidden')
     bank, frozen = serving.bank(MLP, _members(MLP, lambda _: tx, count=1))

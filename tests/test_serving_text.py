@@ -240,3 +240,5 @@ def test_a_bank_on_a_sharded_base():
     placed = jax.device_put(frozen, peftjax.frozen_shardings(frozen, model, mesh))
     found = predict(bank, SLOTS[:4], placed, input_ids=IDS[:4])
     assert_close(found, expected, 1e-5)
+    same = serving.put(model, bank, placed, 1, members[0], donate=True)
+    assert_close(predict(same, SLOTS[:4], placed, input_ids=IDS[:4]), expected, 1e-5)

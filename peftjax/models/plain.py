@@ -140,12 +140,14 @@ def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _over_queries(scores: jax.Array, x: jax.Array) -> jax.Array:
-    """scoresᵀ x of each head: [B, K, T, S] and [B, K, T, H] -> [B, S, K, H].
+    """scoresᵀ x of each head: [B, K, N / K * T, S] and [B, K, N / K * T, H] -> [B, S, K, H].
 
-    It is x that is transposed, being narrow: with the scores, CPUs take twice the time.
+    A product whose first factor has fewer columns than its second took half of the time of the
+    other order (2 CPU cores, S = 128, H = 32).
     """
-    turned = _product('bkht,bkts->bkhs', jnp.swapaxes(x, 2, 3), scores)
-    return jnp.moveaxis(turned, 3, 1)
+    if x.shape[3] < scores.shape[3]:
+        return jnp.moveaxis(_product('bkth,bkts->bkhs', x, scores), 3, 1)
+    return jnp.moveaxis(_product('bkts,bkth->bksh', scores, x), 2, 1)
 
 
 def _by_head(x: jax.Array, groups: int | None = None) -> jax.Array:

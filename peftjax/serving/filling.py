@@ -1,4 +1,4 @@
-"""Puts adapters into the slots of a bank."""
+"""Fills the slots of a bank."""
 
 import dataclasses
 import functools
@@ -119,8 +119,10 @@ def put(
       bank, frozen: as `bank` gave them.
       slot: 1 or more; an adapter that was there is dropped.
       member: `(transform, adapter, frozen)`, with ranks that fit into the bank.
-      donate: True writes into the arrays of `bank`, which must not be used afterwards. False copies
-        the whole bank, which takes time and memory in proportion to its slots.
+      donate: False copies the arrays that slots do not share, which takes time and memory in
+        proportion to the slots. True gives them to the new bank, which writes into them where the
+        backend can. Nothing else that shares them may be used afterwards: `bank`, its arrays, a
+        copy by `Bank.replace`, or answers of `serving.server` that are still to come.
 
     Raises:
       ValueError: a slot that does not exist; an adapter of another method, or too large.
@@ -149,28 +151,31 @@ def put(
     adapter = widened(transform, adapter, shapes)
     own = like_own(beside.own, _of_slot(bank.own, slice(0, 1), bank.shared))
     check_shared(own, bank.own, bank.shared)
-    _, mine = _apart(own, bank.shared)
     kept, by_slot = _apart(bank.own, bank.shared)
+    mine = _apart(own, bank.shared)[1]
+    # Arrays that slots share may be the model's own, and are never donated.
+    arrays = dataclasses.replace(bank, own=None), by_slot
+    if not donate:  # A copy is donated, so that both cases have one program.
+        arrays = jax.device_put(arrays, may_alias=False)
     structure = jax.tree.structure(bank.own)
-    # Without the arrays that slots share: they may be the model's own, and are not donated.
-    changed = dataclasses.replace(bank, own=by_slot)
-    placed: Bank = _placed(
-        changed if donate else jax.device_put(changed, may_alias=False),
+    placed, by_slot = _placed(
+        *arrays,
         model.replace(params=None),
         frozen.params,
         np.int32(slot),
         adapter,
-        [np.asarray(leaf) for leaf in mine],
+        [np.asarray(one, many.dtype) for one, many in zip(mine, by_slot, strict=True)],
         kept,
         np.int32(length),
         structure=structure,
     )
-    return dataclasses.replace(placed, own=_joined(structure, bank.shared, kept, placed.own))
+    return dataclasses.replace(placed, own=_joined(structure, bank.shared, kept, by_slot))
 
 
-@functools.partial(jax.jit, static_argnames='structure', donate_argnums=0)
+@functools.partial(jax.jit, static_argnames='structure', donate_argnames=('bank', 'by_slot'))
 def _placed(
     bank: Bank,
+    by_slot: list[Any],
     model: Model,
     params: Any,
     slot: Any,
@@ -180,15 +185,16 @@ def _placed(
     length: Any,
     *,
     structure: Any,
-) -> Bank:
-    """The bank with everything of one adapter at a slot.
+) -> tuple[Bank, list[Any]]:
+    """The bank and its `by_slot` with everything of one adapter at a slot.
 
     Args:
-      bank: its `own` is a list of the arrays that slots do not share.
+      bank: without its `own`.
+      by_slot: the arrays of its `own` that slots do not share.
       model, params, slot, adapter, length: see `put`.
-      mine: the adapter's arrays for `bank.own`.
-      kept: the arrays that slots share.
-      structure: of `own`, whole.
+      mine: the adapter's numbers for `by_slot`.
+      kept: the arrays of its `own` that slots share.
+      structure: the tree structure of the whole `own`.
     """
 
     def placed(many: Any, one: Any) -> Any:
@@ -201,14 +207,14 @@ def _placed(
             model, bank.transform, adapter, own, jnp.bool_(True), params, many_calls=True
         )
         prepared = placed(prepared, made)
-    return dataclasses.replace(
+    bank = dataclasses.replace(
         bank,
         adapters=placed(bank.adapters, adapter),
-        own=placed(bank.own, mine),
         lengths=bank.lengths.at[slot].set(length),
         filled=bank.filled.at[slot].set(True),
         prepared=prepared,
     )
+    return bank, placed(by_slot, mine)
 
 
 def _apart(own: Any, shared: Sequence[bool]) -> tuple[list[Any], list[Any]]:
@@ -235,10 +241,8 @@ def _repeated(tree: Any, count: int) -> Any:
 
 
 def _unless(shared: Sequence[bool], function: Any, tree: Any) -> Any:
-    leaves = zip(jax.tree.leaves(tree), shared, strict=True)
-    return jax.tree.unflatten(
-        jax.tree.structure(tree), [leaf if same else function(leaf) for leaf, same in leaves]
-    )
+    kept, others = _apart(tree, shared)
+    return _joined(jax.tree.structure(tree), shared, kept, [function(leaf) for leaf in others])
 
 
 def _of_slot(own: Any, slot: Any, shared: Sequence[bool]) -> Any:
