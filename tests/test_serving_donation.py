@@ -46,6 +46,10 @@ def _members(tx, model, count=2):
     return members
 
 
+def _programs():
+    return filling._placed._cache_size()  # pyright: ignore[reportAttributeAccessIssue] (of jit)
+
+
 def _places(leaves):
     return [leaf.unsafe_buffer_pointer() for leaf in leaves]
 
@@ -65,12 +69,12 @@ def test_donate_writes_into_the_arrays_of_the_bank_and_into_no_others(name, prep
         assert list(bank.shared) == SHARED[name]
     kept, given = filling._apart(bank.own, bank.shared)
     given = jax.tree.leaves((bank.replace(own=None, prepared=bank.prepared), given))
-    places, programs = _places(given), filling._placed._cache_size()
+    places, programs = _places(given), _programs()
     copied = serving.put(model, bank, frozen, 1, members[1])
     others = [member[1:] for member in members], model.params, frozen, kept, copied
     before = jax.tree.map(np.array, others)
     written = serving.put(model, bank, frozen, 1, members[1], donate=True)
-    assert filling._placed._cache_size() == programs
+    assert _programs() == programs
     assert all(leaf.is_deleted() for leaf in given)
     now_kept, now = filling._apart(written.own, written.shared)
     now = jax.tree.leaves((written.replace(own=None, prepared=written.prepared), now))
@@ -87,9 +91,9 @@ def test_numbers_of_another_dtype_are_those_of_the_bank():
     # Rounded to float16, as a file may hold them, and the same numbers in float32.
     half = beside._replace(own=jax.tree.map(jnp.float16, beside.own))
     wide = beside._replace(own=jax.tree.map(jnp.float32, half.own))
-    programs = filling._placed._cache_size()
+    programs = _programs()
     banks = [serving.put(model, bank, frozen, 2, (tx, adapter, each)) for each in (half, wide)]
-    assert filling._placed._cache_size() == programs
+    assert _programs() == programs
     _assert_same(*banks)
 
 
