@@ -3,11 +3,11 @@
     python -m benchmarks.fit_overhead --pairs 20
 
 LoRA of configs/lora_sentiment.py on MiniLM: batches of 32 rows of 64 tokens. The two run in turns
-of four steps in one process: after each turn of `fit`, a hook takes the turn of the bare loop. Whole
-runs one after the other will not do: on two shared cores their times drift by a tenth. What `fit`
-reads ahead while the loop has its turn, at most two batches, is on the loop's clock. The overhead is
-the median of the ratios of the turns, by wall time and by processor time, after four steps in which
-all is compiled.
+of four steps in one process: after each turn of `fit`, a hook takes the turn of the bare loop.
+Whole runs one after the other will not do: on two shared cores their times drift by a tenth. What
+`fit` reads ahead while the loop has its turn, at most two batches, is on the loop's clock. The
+overhead is the median of the ratios of the turns, by wall time and by processor time, after four
+steps in which all is compiled.
 """
 
 import argparse
