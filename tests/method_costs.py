@@ -223,8 +223,8 @@ COSTS = {
     ),
     'intrinsic': Cost(
         lambda: peftjax.intrinsic(dimension=1000),
-        lambda i, o: (4 * 64 + 200) * (i * o + o),
-        lambda i, o: 2 * T * i * o + (8 * 64 + 330) * (i * o + o),
+        lambda i, o: (4 * 64 + 110) * (i * o + o),
+        lambda i, o: 2 * T * i * o + (8 * 64 + 190) * (i * o + o),
     ),
     'gated': Cost(
         lambda: peftjax.gated(peftjax.lora(rank=8, alpha=16, targets='.*')),

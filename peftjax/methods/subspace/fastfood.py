@@ -37,7 +37,9 @@ def project(
     ends = np.cumsum(counts)
     shape = (int(ends[-1]), width)
     row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], 1), 0)
-    of = jnp.searchsorted(jnp.asarray(ends, jnp.uint32), row, side='right')
+    of = jnp.searchsorted(
+        jnp.asarray(ends, jnp.uint32), row, side='right', method='compare_all'
+    )
     block = jnp.broadcast_to(row - jnp.asarray(ends - counts, jnp.uint32)[of], shape)
     seed = seeds[of]
     index = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
@@ -50,8 +52,8 @@ def project(
     )
     draws = normal(hashed(place, seed, 2))
     scale = jax.lax.rsqrt(width * (draws**2).sum(axis=1, keepdims=True))
-    # Without a barrier the compiler would fuse the whole computation into each of its parts.
-    whole = jax.lax.optimization_barrier(hadamard(draws * mixed) * scale)
+    # A product comes last, which the compiler does not compute again for each of the parts.
+    whole = hadamard(draws * scale * mixed)
     parts = jnp.split(whole, ends[:-1])
     return [part.reshape(-1)[:size] for part, size in zip(parts, sizes, strict=True)]
 

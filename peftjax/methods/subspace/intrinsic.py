@@ -69,7 +69,7 @@ def intrinsic(
     Fastfood projection, a product of Hadamard matrices, signs, a permutation and normal diagonals
     made from hashes of the seed and the leaf's path. Let `D` be the size of all leaves, and `p` the
     smallest power of two that is at least `d`, with the factors `c_i` of at most 32. A step spends
-    about `4 D (c_1 + c_2 + ...) + 200 D` FLOPs in the forward pass, `200 D` of them for the hashes,
+    about `4 D (c_1 + c_2 + ...) + 110 D` FLOPs in the forward pass, `110 D` of them for the hashes,
     and holds a few copies of `D` numbers. A dense projection would cost `2 d D` and hold `d D`. The
     backward pass costs about as much, and `2 T in out` more for the gradient of each kernel. The
     change of each leaf is formed, since all leaves share `theta`, and so is its dense gradient. At
