@@ -37,9 +37,7 @@ def project(
     ends = np.cumsum(counts)
     shape = (int(ends[-1]), width)
     row = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], 1), 0)
-    of = jnp.searchsorted(
-        jnp.asarray(ends, jnp.uint32), row, side='right', method='compare_all'
-    )
+    of = jnp.searchsorted(jnp.asarray(ends, jnp.uint32), row, side='right', method='compare_all')
     block = jnp.broadcast_to(row - jnp.asarray(ends - counts, jnp.uint32)[of], shape)
     seed = seeds[of]
     index = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
