@@ -1,7 +1,11 @@
 """What a compiled program says of itself; JAX types every answer as one that may be missing."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any, Protocol
+
+import jax
 
 
 class Stage(Protocol):
@@ -30,3 +34,19 @@ def shapes(stage: Stage, pattern: str) -> list[tuple[int, ...]]:
     """Shapes in the text of the program; the pattern's group matches the sizes, as in '8,4'."""
     found = re.findall(pattern, text(stage))
     return [tuple(int(size) for size in sizes.split(',') if size) for sizes in found]
+
+
+@contextlib.contextmanager
+def lowered() -> Iterator[list[Any]]:
+    """The programs that are made inside of the block, found in a cache on disk or not."""
+    found: list[Any] = []
+
+    def listen(event: str, duration_secs: float, **more: Any) -> None:
+        if event == '/jax/core/compile/jaxpr_to_mlir_module_duration':
+            found.append(more)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -122,6 +122,29 @@ def test_the_base_alone_answers_a_file(folder, tmp_path, capsys):
     assert capsys.readouterr().out == 'was' + json.loads(first)['answer'] + '\n'
 
 
+def test_prompts_of_an_encoder(tmp_path, capsys):
+    base = tiny_runs.checkpoint(tmp_path / 'base', 'tiny_t5')
+    model = peftjax.load(base)
+    tx = peftjax.lora(rank=2, targets=r'.*/(q|v)/kernel')
+    adapter, _ = tx.init(jax.random.key(0), model)
+    folder = tmp_path / 'ours'
+    peftjax.save_adapter(folder, model, tx, peftjax.testing.perturb(adapter, 0, 2.0))
+    lines = [
+        {'prompt': prompt, 'adapter': name}
+        for prompt in ('was', 'cast a scene is cold')
+        for name in ('ours', None)
+    ]
+    line = ['generate', str(base), '--max-new-tokens', '5']
+    more = ['--prompts', _write(tmp_path / 'p.jsonl', lines), '--adapters', str(folder)]
+    assert cli.main([*line, *more, '--rows', '2']) == 0
+    answers = [json.loads(each)['answer'] for each in capsys.readouterr().out.splitlines()]
+    assert len(set(answers)) > 1
+    for given, answer in zip(lines, answers, strict=True):
+        adapter = ['--adapter', str(folder)] if given['adapter'] else []
+        assert cli.main([*line, '--prompt', str(given['prompt']), *adapter]) == 0
+        assert capsys.readouterr().out == answer + '\n'
+
+
 def test_draws_repeat_with_their_seed(folder, tmp_path, capsys):
     file = _write(tmp_path / 'p.jsonl', LINES[:3])
     line = ['generate', str(folder / 'base'), '--prompts', file, '--adapters', _adapters(folder)]

@@ -1,6 +1,5 @@
 """Mixed batches: each row is computed as alone with its own adapter."""
 
-import contextlib
 import functools
 
 import jax
@@ -13,6 +12,7 @@ import peftjax
 from peftjax import serving, testing
 from peftjax.plan import counting
 from peftjax.testing.measures import assert_close
+from tests.compiled import lowered
 from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
@@ -89,35 +89,19 @@ def test_another_adapter_in_a_slot_changes_no_bit_of_other_rows_and_compiles_not
     predict = serving.adapt(MLP)
     slots = np.array([1, 2, 0, 1])
     before = predict(bank, slots, frozen, X)
-    with _lowered() as programs:
+    with lowered() as programs:
         swapped = serving.put(MLP, bank, frozen, 2, members[2])
         swapped = serving.put(MLP, swapped, frozen, 4, members[0])
         after = predict(swapped, slots, frozen, X)
         other = predict(swapped, np.array([4, 2, 0, 1]), frozen, X)
     assert not programs
-    with _lowered() as programs:
+    with lowered() as programs:
         predict(swapped, slots[:2], frozen, X[:2])
     assert programs  # The search finds what there is.
     others = np.array([0, 2, 3])
     np.testing.assert_array_equal(before[others], after[others])
     assert not np.allclose(before[1], after[1])
     np.testing.assert_array_equal(other[0], before[0])
-
-
-@contextlib.contextmanager
-def _lowered():
-    """The programs that are made inside of the block, found in a cache on disk or not."""
-    found = []
-
-    def listen(event, duration_secs, **more):
-        if event == '/jax/core/compile/jaxpr_to_mlir_module_duration':
-            found.append(more)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize('prepared', [True, False])

@@ -11,7 +11,7 @@ import pytest
 import peftjax
 from peftjax import serving, testing
 from peftjax.serving import filling
-from peftjax.serving.programs import Request
+from peftjax.serving.reading import Request
 from tests.equalities.models import MODELS
 
 # Wide enough for projections that slots share.

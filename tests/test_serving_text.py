@@ -214,8 +214,13 @@ def test_what_cannot_be_served_is_refused():
     model = MODELS['llama']()
     with pytest.raises(ValueError, match='rows must be at least 1'):
         serving.server(model, rows=0, max_length=8)
-    with pytest.raises(ValueError, match='but this model has an encoder'):
+    with pytest.raises(ValueError, match='write max_prompt=<tokens of the longest prompt>'):
         serving.server(MODELS['t5'](), rows=1, max_length=8)
+    for name in ('llama', 'whisper'):
+        with pytest.raises(ValueError, match='max_prompt=8 is for an encoder of tokens'):
+            serving.server(MODELS[name](), rows=1, max_length=8, max_prompt=8)
+    with pytest.raises(ValueError, match='max_prompt must be at least 1, got 0'):
+        serving.server(MODELS['t5'](), rows=1, max_length=8, max_prompt=0)
     gated = peftjax.gated(peftjax.lora(rank=2, targets='all-linear'))
     member = (gated, *gated.init(jax.random.key(0), model))
     bank, frozen = serving.bank(model, [member])

@@ -94,10 +94,16 @@ def answers(
         for prompt, ids in zip(prompts, tokens, strict=True)
     ]
     virtual = int(served.bank.lengths.max())
+    places, longest = max(request.places for request in requests), None
+    if served.model.roles is not None and served.model.roles.decoder_ids:
+        # The prompt is the encoder's; the decoder starts with one token.
+        places = 1 + max(request.max_new_tokens for request in requests)
+        longest = max(len(ids) for ids in tokens)
     serve = peftjax.serving.server(
         served.model,
         rows=min(arguments.rows, len(requests)),
-        max_length=max(request.places for request in requests) + virtual,
+        max_length=places + virtual,
+        max_prompt=longest,
         eos_token_id=list(ends) or None,
         sampling=peftjax.Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
     )

@@ -54,7 +54,7 @@ def write(
     if _reads_whole_examples(rules):
         again, logits, row = _on_whole_rows(roles, call, read, settings)
         return _write(again, logits, row, key, settings)
-    first, given = _first_call(roles, read, virtual, settings.start)
+    first, given = first_call(roles, read, virtual, settings.start)
     length = {roles.cache_length: given + settings.count - 1}
     logits, cache = call(**read, **first, **length)
     return _write(follow, logits, cache, key, settings)
@@ -76,8 +76,8 @@ def _reads_whole_examples(rules: Mapping[str, Rule]) -> bool:
     return whole
 
 
-def _first_call(
-    roles: Roles, read: dict[str, jax.Array], virtual: int, start: tuple[int, ...]
+def first_call(
+    roles: Roles, read: Mapping[str, jax.Array], virtual: int, start: tuple[int, ...]
 ) -> tuple[dict[str, jax.Array], int]:
     """Further arguments of the first call, and how many slots of the cache it fills.
 

@@ -5,7 +5,7 @@ from peftjax.serving.bank import Bank
 from peftjax.serving.filling import bank, put
 from peftjax.serving.generate import generator
 from peftjax.serving.predict import adapt
-from peftjax.serving.programs import Request
 from peftjax.serving.queue import Answer, server
+from peftjax.serving.reading import Request
 
 __all__ = ['Answer', 'Bank', 'Request', 'Trained', 'adapt', 'bank', 'generator', 'put', 'server']

@@ -18,7 +18,7 @@ from peftjax.generation.loop import Settings, write
 from peftjax.generation.prompts import Ids
 from peftjax.serving.bank import Bank
 from peftjax.serving.predict import checked, holds, members_of, result_axes, shapes_alone
-from peftjax.serving.rows import Axes, Member, Method, mapped
+from peftjax.serving.rows import SHARED, Axes, Member, Method, mapped
 
 
 def generator(model: Model) -> Callable[..., jax.Array]:
@@ -139,7 +139,7 @@ class RowCalls:
             arrays, own_cache = self._with_cache(keywords, own_cache)
             results = 0, self.cache_axes
         else:
-            arrays = [0 if jnp.ndim(each) else None for each in call.arrays]
+            arrays = [0 if jnp.ndim(each) else SHARED for each in call.arrays]
             results = result_axes(self._method.model, call, arrays)
             if isinstance(results, tuple):
                 self.cache_axes = results[1]
@@ -148,13 +148,13 @@ class RowCalls:
 
     def _with_cache(
         self, keywords: dict[str, Any], own_cache: frozenset[int] | None
-    ) -> tuple[list[int | None], frozenset[int] | None]:
+    ) -> tuple[list[int], frozenset[int] | None]:
         """The axes of rows in the arrays of a call with a cache, and which of them are added."""
         marked = {
             name: self.cache_axes if name == self._cache else jax.tree.map(lambda _: 0, each)
             for name, each in keywords.items()
         }
-        arrays = jax.tree.leaves(marked, is_leaf=lambda axis: axis is None)
+        arrays = jax.tree.leaves(marked)
         if own_cache is not None:
-            own_cache = frozenset(i for i, axis in enumerate(arrays) if axis is None)
+            own_cache = frozenset(i for i, axis in enumerate(arrays) if axis == SHARED)
         return arrays, own_cache

@@ -17,7 +17,7 @@ from peftjax.core.quantized import like_dense
 from peftjax.core.roles import Roles
 from peftjax.serving.bank import Bank
 from peftjax.serving.row_rules import Blocks
-from peftjax.serving.rows import Axes, Member, Method, mapped, row_axes
+from peftjax.serving.rows import SHARED, Axes, Member, Method, mapped, row_axes
 
 
 def adapt(model: Model) -> Callable[..., Any]:
@@ -64,7 +64,7 @@ def adapt(model: Model) -> Callable[..., Any]:
         structure: calls.Structure,
     ) -> Any:
         call = calls.Call(arrays, structure)
-        rows = [None if not jnp.ndim(each) else 0 for each in arrays]
+        rows = [0 if jnp.ndim(each) else SHARED for each in arrays]
         axes = Axes(rows, result_axes(model, call, rows))
         _check_rows(axes.results)
         keys = None if key is None else jax.random.split(key, len(slots))
@@ -228,15 +228,15 @@ def _rows(leaf: jax.Array, slots: jax.Array, depth: int) -> jax.Array:
     return taken.reshape(*stack, *slots.shape, *leaf.shape[1 + depth :])
 
 
-def result_axes(model: Model, call: calls.Call, axes: Sequence[int | None]) -> Any:
+def result_axes(model: Model, call: calls.Call, axes: Sequence[int]) -> Any:
     """The axes of rows in the results of a call of the model, whose arrays have theirs at `axes`.
 
-    None where a result has none: the length of a cache, which all rows share.
+    `SHARED` where a result has none: the length of a cache, which all rows share.
     """
 
     def shapes(rows: int) -> Any:
         arrays = tuple(
-            each if axis is None else _with_rows(each, axis, rows)
+            each if axis == SHARED else _with_rows(each, axis, rows)
             for each, axis in zip(call.arrays, axes, strict=True)
         )
         return jax.eval_shape(call.function(model.apply), model.params, arrays)
@@ -250,9 +250,9 @@ def _with_rows(array: Any, axis: int, rows: int) -> jax.ShapeDtypeStruct:
 
 
 def _check_rows(axes: Any) -> None:
-    named, _ = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda axis: axis is None)
+    named, _ = jax.tree_util.tree_flatten_with_path(axes)
     for path, axis in named:
-        if axis is None:
+        if axis == SHARED:
             raise ValueError(
                 f'the output {jax.tree_util.keystr(path)} of the model has no axis of rows: it '
                 'mixes rows, which may have different adapters; leave it out of the outputs'

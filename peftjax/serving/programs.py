@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,32 +12,11 @@ from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
 from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
-from peftjax.core.roles import Roles
-from peftjax.generation.loop import positions_of
-from peftjax.generation.prompts import pad_left
 from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
 from peftjax.serving.generate import RowCalls
 from peftjax.serving.predict import members_of
-
-
-class Request(NamedTuple):
-    """A prompt, and the adapter that answers it.
-
-    Attributes:
-        prompt: token ids, at least one.
-        slot: of the bank; 0 for the base.
-        max_new_tokens: at least 1.
-    """
-
-    prompt: Sequence[int]
-    slot: int
-    max_new_tokens: int
-
-    @property
-    def places(self) -> int:
-        """The tokens of the padded prompt and of the answer, which must fit into `max_length`."""
-        return _padded(len(self.prompt)) + self.max_new_tokens
+from peftjax.serving.reading import Reading, Request
 
 
 @functools.partial(
@@ -97,36 +76,38 @@ class Programs:
         self,
         model: Model,
         rows: int,
-        max_length: int,
+        reading: Reading,
         ends: tuple[int, ...],
         sampling: Sampling,
     ):
         self.rows = rows
-        self._model, self._roles = model, model.roles or Roles()
-        self._max_length, self._ends = max_length, ends
-        self._sampling = sampling
+        self._model, self._reading = model, reading
+        self._ends, self._sampling = ends, sampling
         self._cache_axes: Any = None  # Known once a prompt was read.
+        self._features: tuple[int, ...] | None = None  # Their shape, in place of tokens.
         self._read = jax.jit(self._traced_read)
         self._exchange = jax.jit(self._traced_exchange)
         self._write = jax.jit(self._traced_write)
 
     def refusal(self, served: Served, request: Request) -> str:
-        """The reason why a request cannot be answered, or ''."""
-        count, given = request.max_new_tokens, len(request.prompt)
-        if not given or count < 1:
-            return f'{given} prompt tokens and max_new_tokens={count}; each must be at least 1'
-        if request.places + served.virtual > self._max_length:
-            return (
-                f'{request.places - count} places for the prompt, {served.virtual} for virtual '
-                f'tokens and {count} for the answer are more than max_length={self._max_length}'
-            )
-        return served.bank.refusal(request.slot)
+        """The reason why a request cannot be answered, or ''.
+
+        The first request that brings features sets their shape for all.
+        """
+        reason = self._reading.refusal(request, served.virtual) or served.bank.refusal(request.slot)
+        if reason or not self._reading.roles.features:
+            return reason
+        shape = self._reading.shape(request.prompt)
+        self._features = self._features or shape
+        if shape != self._features:
+            return f'the prompt has the shape {shape}, but earlier ones {self._features}'
+        return ''
 
     def groups(self, coming: Mapping[int, Request]) -> list[dict[int, Request]]:
-        """Requests by number, grouped by the length to which their prompts are padded."""
-        found: dict[int, dict[int, Request]] = {}
+        """Requests by number, grouped by the shape of their padded prompts."""
+        found: dict[tuple[int, ...], dict[int, Request]] = {}
         for number, request in coming.items():
-            found.setdefault(_padded(len(request.prompt)), {})[number] = request
+            found.setdefault(self._reading.shape(request.prompt), {})[number] = request
         return list(found.values())
 
     def admit(
@@ -137,12 +118,10 @@ class Programs:
         more = (1 << (len(group) - 1).bit_length()) - len(group)
         members = list(group.items())
         places, members = places + places[-1:] * more, members + members[-1:] * more
-        ids, mask = pad_left([request.prompt for _, request in members])
-        before = ((0, 0), (_padded(ids.shape[1]) - ids.shape[1], 0))
+        read = self._reading.arrays([request.prompt for _, request in members])
         told = [(number, request.slot, request.max_new_tokens) for number, request in members]
         numbers, slots, limits = np.array(told, np.int32).T
-        read = np.pad(ids, before), np.pad(mask, before)
-        fresh: _Rows = self._read(*served.arrays, slots, numbers, limits, *read)
+        fresh: _Rows = self._read(*served.arrays, slots, numbers, limits, read)
         if state is None:
             rows = np.zeros(self.rows, np.int32)
             empty: _Rows = jax.tree.map(
@@ -156,9 +135,7 @@ class Programs:
         return self._write(*served.arrays, state)
 
     def _row_axes(self) -> _Rows:
-        cache = jax.tree.map(
-            lambda axis: axis or 0, self._cache_axes, is_leaf=lambda axis: axis is None
-        )
+        cache = jax.tree.map(lambda axis: max(axis, 0), self._cache_axes)  # SHARED: in front.
         return _Rows(0, 0, 0, 0, 0, 0, 0, cache)  # pyright: ignore[reportArgumentType] (axes)
 
     def _calls(self, bank: Bank, frozen: Frozen, slots: jax.Array) -> RowCalls:
@@ -173,16 +150,14 @@ class Programs:
         slots: Int32[jax.Array, ' n'],
         numbers: Int32[jax.Array, ' n'],
         limits: Int32[jax.Array, ' n'],
-        ids: Int32[jax.Array, 'n L'],
-        mask: Int32[jax.Array, 'n L'],
+        read: dict[str, jax.Array],
     ) -> _Rows:
-        roles, call = self._roles, self._calls(bank, frozen, slots)
-        read = {roles.token_ids: ids, roles.mask: mask, **positions_of(roles, mask)}
-        logits, cache = call(**read, **{roles.cache_length: self._max_length})
+        call = self._calls(bank, frozen, slots)
+        logits, cache = call(**self._reading.first(read))
         self._cache_axes = call.cache_axes
         counts = jnp.ones_like(limits)
         last = self._choose(key, logits, numbers, jnp.zeros_like(counts))
-        written = jnp.zeros((len(ids), self._max_length), jnp.int32).at[:, 0].set(last)
+        written = jnp.zeros((len(slots), self._reading.max_length), jnp.int32).at[:, 0].set(last)
         done = self._ended(last) | (counts >= limits)
         return _Rows(slots, numbers, limits, counts, last, done, written, cache)
 
@@ -193,14 +168,15 @@ class Programs:
         return jax.tree.map(exchanged, self._row_axes(), state, fresh)
 
     def _traced_write(self, bank: Bank, frozen: Frozen, key: PRNGKeyArray, state: _Rows) -> _Rows:
-        roles, call = self._roles, self._calls(bank, frozen, state.slots)
+        roles, call = self._reading.roles, self._calls(bank, frozen, state.slots)
         before = state.done.sum()
 
         def goes_on(state: _Rows) -> Bool[jax.Array, '']:
             return state.done.sum() == before
 
         def step(state: _Rows) -> _Rows:
-            ids = {roles.token_ids: state.last[:, None], roles.cache: state.cache}
+            written_as = roles.decoder_ids or roles.token_ids
+            ids = {written_as: state.last[:, None], roles.cache: state.cache}
             logits, cache = call(**ids)
             last = self._choose(key, logits, state.numbers, state.counts)
             row = jnp.arange(self.rows)
@@ -231,8 +207,3 @@ class Programs:
 
     def _ended(self, tokens: Int32[jax.Array, ' n']) -> Bool[jax.Array, ' n']:
         return jnp.isin(tokens, jnp.asarray(self._ends, jnp.int32))
-
-
-def _padded(length: int) -> int:
-    """The length that a prompt is padded to."""
-    return max(16, 1 << (length - 1).bit_length())

@@ -17,7 +17,8 @@ from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
 from peftjax.serving.generate import rules_of
 from peftjax.serving.predict import shapes_alone
-from peftjax.serving.programs import Programs, Request, Served
+from peftjax.serving.programs import Programs, Served
+from peftjax.serving.reading import Reading, Request
 
 _END = object()
 
@@ -41,7 +42,9 @@ def server(
     *,
     rows: int,
     max_length: int,
+    max_prompt: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    start_token_id: int | Sequence[int] = 0,
     sampling: Sampling | None = None,
 ) -> Callable[..., Iterator[Answer]]:
     """`serve(bank, frozen, requests, key=None)`: answers as they are finished.
@@ -50,27 +53,31 @@ def server(
     takes the next request while the others continue. Each row has its adapter, its prompt and its
     place in the cache, so that an answer does not depend on what else is in the batch. Programs are
     compiled for prompts of 16, 32, 64, ... tokens, and for 1, 2, 4, ... requests that start
-    together.
+    together. An encoder reads prompts of one length, see `max_prompt`.
 
     Args:
-        model: a decoder of `peftjax.load`, or a model with the roles that `peftjax.generator`
-          needs.
+        model: a decoder of `peftjax.load`, an encoder and decoder, or a model with the roles that
+          `peftjax.generator` needs.
         rows: how many requests are answered at a time.
         max_length: size of the cache for each row: the padded prompt, the virtual tokens and the
-            answer.
+            answer. With an encoder the prompt is not in this cache, but the start tokens are.
+        max_prompt: the tokens that an encoder reads. Shorter prompts are padded on the left to this
+            length, and longer ones are refused. Only for an encoder of tokens.
         eos_token_id: an answer ends with it (one id, or several).
+        start_token_id: a decoder with an encoder starts with it (one id, or several).
         sampling: see `peftjax.Sampling`; greedy by default.
 
     Returns:
         A function that returns an iterator of `Answer`. It takes requests from the iterable when
         rows are free. The iterable may yield None if there is no request at the moment; the busy
         rows then continue. Each request draws by `key` and its own number. A request with an empty
-        slot, no prompt, no new token, or more than `max_length` is answered with the reason in
-        `Answer.refused`; the others continue.
+        slot, no prompt, no new token, or more than `max_length` or `max_prompt` is answered with
+        the reason in `Answer.refused`; the others continue.
 
     Raises:
-        ValueError: fewer than one row; a model without a cache; from `serve`, a method that reads
-            whole examples, or a temperature without a key.
+        ValueError: fewer than one row; a model without a cache; an encoder of tokens without
+            `max_prompt`, or another model with it; from `serve`, a method that reads whole
+            examples, or a temperature without a key.
 
     Example:
         >>> from peftjax.models.llama import Llama
@@ -92,13 +99,11 @@ def server(
         raise ValueError(f'rows must be at least 1, got {rows}')
     sampling = Sampling() if sampling is None else sampling
     check_decoder(model)
-    if (model.roles or Roles()).decoder_ids:
-        raise ValueError(
-            'a server exchanges the rows of a decoder, but this model has an encoder; use '
-            'peftjax.serving.generator for it'
-        )
+    start = tuple(np.atleast_1d(start_token_id).tolist())
+    reading = Reading(model.roles or Roles(), max_length, max_prompt, start)
+    reading.check()
     ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
-    programs = Programs(shapes_alone(model), rows, max_length, ends, sampling)
+    programs = Programs(shapes_alone(model), rows, reading, ends, sampling)
 
     def serve(
         bank: Bank,

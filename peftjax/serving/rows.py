@@ -183,7 +183,7 @@ def _rules_of_blocks(method: Method, members: Member) -> dict[str, Rule]:
             f'the method replaces {next(iter(members.prepared.leaves))!r}, which all tokens of a '
             'row share; write one slot for each row, and pack no rows'
         )
-    first = _over(_first_block, method.axes, members)
+    first = jax.tree.map(_first_block, method.axes, members, is_leaf=lambda axis: axis is None)
     leaves = members.prepared.seen(members.adapter, members.own)
     rules = _rules(method, first._replace(slot=members.slot))
     for path, rule in rules.items():
@@ -209,18 +209,22 @@ def _block_axis(leaf: jax.Array, of_one: jax.Array) -> int | None:
     return None if leaf.ndim == of_one.ndim else 0
 
 
+# In place of an axis: an array that all rows share. None would be an empty tree in trees of axes.
+SHARED = -1
+
+
 class Axes(NamedTuple):
     """The axes of rows in the arrays of a call and in its results.
 
     Attributes:
-      arrays: for each array of the call its axis of rows; None for one that all rows share.
+      arrays: for each array of the call its axis of rows, or `SHARED`.
       results: the same of the results, a tree.
       own_cache: those of `arrays`, by number, that have an axis of rows in front although the
         model's own have none: the length of a cache, where each row has a cache of its own. The
         results then have one in front too.
     """
 
-    arrays: Sequence[int | None]
+    arrays: Sequence[int]
     results: Any
     own_cache: frozenset[int] | None = None
 
@@ -242,33 +246,35 @@ def mapped(
 
     def row(member: Member, key: Any, arrays: Sequence[Any]) -> Any:
         whole = tuple(
-            each if axis is None else jnp.expand_dims(each, axis)
+            each if axis == SHARED else jnp.expand_dims(each, axis)
             for each, axis in zip(arrays, axes.arrays, strict=True)
         )
         one = calls.Call(whole, call.structure)
         made = evaluate_row(method, member, params, key, one)
-        return _over(
-            lambda axis, leaf: leaf if axis is None else jnp.squeeze(leaf, axis),
+        return jax.tree.map(
+            lambda axis, leaf: leaf if axis == SHARED else jnp.squeeze(leaf, axis),
             axes.results,
             made,
         )
 
     inside = tuple(
-        0 if lifted and number in lifted else axis for number, axis in enumerate(axes.arrays)
+        0 if lifted and number in lifted else _mapped_axis(axis)
+        for number, axis in enumerate(axes.arrays)
     )
-    outside = axes.results
-    if lifted is not None:
-        outside = _over(lambda axis, _: axis or 0, outside, outside)
+    found, structure = jax.tree.flatten(axes.results)
+    outside = [_mapped_axis(axis) if lifted is None else max(axis, 0) for axis in found]
     in_axes = method.axes, None if keys is None else 0, inside
-    return jax.vmap(row, in_axes=in_axes, out_axes=outside)(members, keys, call.arrays)
+    out_axes = jax.tree.unflatten(structure, outside)
+    return jax.vmap(row, in_axes=in_axes, out_axes=out_axes)(members, keys, call.arrays)
 
 
-def _over(function: Callable[[int | None, Any], Any], axes: Any, tree: Any) -> Any:
-    return jax.tree.map(function, axes, tree, is_leaf=lambda axis: axis is None)
+def _mapped_axis(axis: int) -> int | None:
+    """As `jax.vmap` takes it."""
+    return None if axis == SHARED else axis
 
 
 def row_axes(function: Callable[[int], Any]) -> Any:
-    """The axis of rows of each result of `function(rows)`; None where rows share it.
+    """The axis of rows of each result of `function(rows)`, or `SHARED`.
 
     Args:
       function: gives the shapes of the results for a batch of that many rows.
@@ -278,7 +284,7 @@ def row_axes(function: Callable[[int], Any]) -> Any:
     """
     shapes, others = function(2), function(3)
 
-    def axis(path: Any, one: Any, other: Any) -> int | None:
+    def axis(path: Any, one: Any, other: Any) -> int:
         found = [
             i
             for i, sizes in enumerate(zip(one.shape, other.shape, strict=True))
@@ -290,6 +296,6 @@ def row_axes(function: Callable[[int], Any]) -> Any:
                 f'rows and {list(other.shape)} for 3: it mixes rows, which may have different '
                 'adapters'
             )
-        return found[0] if found else None
+        return found[0] if found else SHARED
 
     return jax.tree_util.tree_map_with_path(axis, shapes, others)
