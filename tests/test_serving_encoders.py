@@ -9,6 +9,7 @@ import pytest
 
 import peftjax
 from peftjax import serving, testing
+from peftjax.testing.measures import assert_close
 from tests.compiled import lowered
 from tests.equalities.models import MODELS, VOCABULARY
 
@@ -18,6 +19,10 @@ END = 7
 
 def _lora(rank, model):
     return peftjax.lora(rank=rank, alpha=rank, targets='all-linear')
+
+
+def _prompt(length, model):
+    return peftjax.prompt_tuning(num_virtual_tokens=length)
 
 
 def _prefix(length, model):
@@ -61,7 +66,7 @@ def _alone(model, name, members, request):
     return tokens[: tokens.index(END) + 1] if END in tokens else tokens
 
 
-@pytest.mark.parametrize(('name', 'make'), [('t5', _lora), ('t5', _prefix), ('whisper', _lora)])
+@pytest.mark.parametrize(('name', 'make'), [('t5', _prompt), ('whisper', _lora)])
 def test_each_request_is_answered_as_if_it_were_alone(name, make):
     model = MODELS[name]()
     members = _members(model, make)
@@ -122,10 +127,13 @@ def test_one_program_writes_for_prompts_of_every_length():
     assert not programs
 
 
-@pytest.mark.parametrize('name', STARTS)
-def test_text_of_a_mixed_batch_is_that_of_each_row(name):
+@pytest.mark.parametrize(
+    ('name', 'make'),
+    [('t5', _lora), ('t5', _prompt), ('t5', _prefix), ('whisper', _prompt), ('whisper', _prefix)],
+)
+def test_text_of_a_mixed_batch_is_that_of_each_row(name, make):
     model = MODELS[name]()
-    members = _members(model, _lora)
+    members = _members(model, make)
     bank, frozen = serving.bank(model, members)
     requests = [
         request._replace(slot=slot, max_new_tokens=5)
@@ -142,3 +150,19 @@ def test_text_of_a_mixed_batch_is_that_of_each_row(name):
     for row, request in zip(written.tolist(), requests, strict=True):
         alone = _alone(model, name, members, request)
         assert row == alone + [0] * (5 - len(alone))
+
+
+@pytest.mark.parametrize('make', [_prompt, _prefix])
+def test_scores_of_prompts_of_several_lengths_are_those_of_each_alone(make):
+    model = MODELS['t5']()
+    members = _members(model, make)
+    bank, frozen = serving.bank(model, members)
+    prompts: Any = [request.prompt for request in _requests('t5', 3)]
+    ids, mask = peftjax.pad_left(prompts)
+    written = np.array([[0, 5, 9]] * 3)
+    inputs = {'input_ids': ids, 'attention_mask': mask, 'decoder_input_ids': written}
+    found = serving.adapt(model)(bank, [1, 2, 0], frozen, **inputs)
+    for row, (tx, adapter, beside) in enumerate(members):
+        alone = {name: each[row : row + 1] for name, each in inputs.items()}
+        expected = peftjax.adapt(model, tx)(adapter, beside, **alone)
+        assert_close(found[row], expected[0], 1e-5)

@@ -21,7 +21,7 @@ class EncoderDecoderCache(NamedTuple):
         read_keys, read_values: [L, B, R, N, H], of the places read.
         read_mask: of the places read.
         length: int32 [], the number of filled slots.
-        shift: int32 [B or 1, 1], is added to the positions of tokens, as in the first call.
+        shift: int32 [B, 1], is added to the positions of tokens, as in the first call.
     """
 
     keys: jax.Array
@@ -53,7 +53,7 @@ def begin(
     """A cache of `slots` from a first call.
 
     present: the first four fields of `EncoderDecoderCache`, with T tokens instead of S slots.
-    shift: of positions, int32 [] or [B or 1, T]; the cache keeps the last.
+    shift: of positions, int32 [] or [B or 1, T]; the cache keeps the last, for each row.
 
     Raises:
         ValueError: fewer slots than tokens.
@@ -67,6 +67,7 @@ def begin(
     wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
     keys, values = (jnp.pad(each, wider) for each in present[:2])
     shift = jnp.atleast_2d(jnp.asarray(shift, jnp.int32))[:, -1:]
+    shift = jnp.broadcast_to(shift, (present[0].shape[1], 1))
     read_keys, read_values = present[2:]
     filled = jnp.int32(length)
     return EncoderDecoderCache(keys, values, read_keys, read_values, read_mask, filled, shift)

@@ -133,8 +133,9 @@ def _longer_call(
         begins = call.given('cache_length') is not None
         parts = begins and not (call.roles.decoder_ids and call.roles.token_ids)
         call = dataclasses.replace(call, roles=call.roles.prompted)
+        moves = shift and not call.roles.by_distance
         if length is not None:
-            call = _with_mask_and_positions(call, shift)
+            call = _with_mask_and_positions(call, moves)
         ids = token_ids_of(call)
         known = call.given('mask') is None and max(places) <= ids.shape[1]
         if parts and max(places) and not known:
@@ -143,9 +144,9 @@ def _longer_call(
                 'of an example; call the model on whole rows, or leave places out'
             )
         order = order_of(places, ids.shape[1] + len(places), _longer_mask(call, len(places)))
-        changed = _longer(call, ids, order, shift)
+        changed = _longer(call, ids, order, moves)
         if length is not None:
-            changed |= _shorter(call.roles, changed, order, shift, length)
+            changed |= _shorter(call.roles, changed, order, moves, length)
         result = call.run({**call.arguments, **changed})
         # The first of several calls returns the logits of the last token, and a cache of all.
         if keep or begins:
