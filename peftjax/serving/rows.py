@@ -257,20 +257,17 @@ def mapped(
             made,
         )
 
+    def outside(axis: int, added: bool) -> int | None:
+        return axis if axis != SHARED else 0 if added else None
+
     inside = tuple(
-        0 if lifted and number in lifted else _mapped_axis(axis)
-        for number, axis in enumerate(axes.arrays)
+        outside(axis, number in (lifted or ())) for number, axis in enumerate(axes.arrays)
     )
     found, structure = jax.tree.flatten(axes.results)
-    outside = [_mapped_axis(axis) if lifted is None else max(axis, 0) for axis in found]
+    results = [outside(axis, lifted is not None) for axis in found]
     in_axes = method.axes, None if keys is None else 0, inside
-    out_axes = jax.tree.unflatten(structure, outside)
+    out_axes = jax.tree.unflatten(structure, results)
     return jax.vmap(row, in_axes=in_axes, out_axes=out_axes)(members, keys, call.arrays)
-
-
-def _mapped_axis(axis: int) -> int | None:
-    """As `jax.vmap` takes it."""
-    return None if axis == SHARED else axis
 
 
 def row_axes(function: Callable[[int], Any]) -> Any:
