@@ -4,10 +4,9 @@
 
 LoRA of configs/lora_sentiment.py on MiniLM: batches of 32 rows of 64 tokens. The two run in turns
 of four steps in one process: after each turn of `fit`, a hook takes the turn of the bare loop.
-Whole runs one after the other will not do: on two shared cores their times drift by a tenth. What
-`fit` reads ahead while the loop has its turn, at most two batches, is on the loop's clock. The
-overhead is the median of the ratios of the turns, by wall time and by processor time, after four
-steps in which all is compiled.
+Whole runs one after the other will not do: on two shared cores their times drift by a tenth. Each
+side reads up to two batches ahead on the other's clock. The overhead is the median of the ratios
+of the turns, by wall time and by processor time, after four steps in which all is compiled.
 """
 
 import argparse
@@ -79,7 +78,7 @@ def bare_loop(model, tx, task, steps: int) -> Callable[[], None]:
 
 
 def ratios_of_turns(model, tx, task, pairs: int) -> np.ndarray:
-    """What each turn of `fit` takes over the turn of the loop after it: `[pairs, 2]`."""
+    """The ratio of each turn of `fit` to the turn of the loop after it: `[pairs, 2]`."""
     steps = TURN * (1 + pairs)
     loop = bare_loop(model, tx, task, steps)
     ratios, began = [], now()

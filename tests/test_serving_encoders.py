@@ -41,12 +41,12 @@ def _members(model, make):
 
 def _requests(name, count):
     draw, normal = random.Random(5), np.random.default_rng(5)
-    for _ in range(count):
+    for number in range(count):
         if name == 'whisper':
             prompt = normal.normal(size=(4, 12)).astype(np.float32)
         else:
             prompt = [draw.randrange(3, VOCABULARY) for _ in range(draw.randrange(1, 12))]
-        yield serving.Request(prompt, draw.randrange(3), draw.randrange(1, 8))
+        yield serving.Request(prompt, number % 3, draw.randrange(1, 8))
 
 
 def _alone(model, name, members, request):
@@ -66,7 +66,7 @@ def _alone(model, name, members, request):
     return tokens[: tokens.index(END) + 1] if END in tokens else tokens
 
 
-@pytest.mark.parametrize(('name', 'make'), [('t5', _prompt), ('whisper', _lora)])
+@pytest.mark.parametrize(('name', 'make'), [('t5', _prompt), ('whisper', _prompt)])
 def test_each_request_is_answered_as_if_it_were_alone(name, make):
     model = MODELS[name]()
     members = _members(model, make)
@@ -94,13 +94,14 @@ def test_each_request_is_answered_as_if_it_were_alone(name, make):
     ('name', 'wrong', 'message'),
     [
         ('t5', serving.Request([5] * 9, 1, 2), '9 prompt tokens are more than max_prompt=8'),
-        ('t5', serving.Request([5], 1, 9), '1 places for the start, 0 for virtual tokens and 9'),
-        ('t5', serving.Request([], 1, 2), '0 prompt tokens'),
-        (
-            'whisper',
-            serving.Request(np.ones((4, 10), np.float32), 1, 2),
-            r'has the shape (4, 10), but earlier ones (4, 12)',
-        ),
+        ('t5', serving.Request([5], 1, 9), '1 places before the answer (0 virtual tokens) and 9'),
+        ('t5', serving.Request([], 1, 2), 'prompt length 0'),
+        ('t5', serving.Request('12', 1, 2), 'write token ids [tokens]'),  # pyright: ignore[reportArgumentType] (wrong)
+        ('t5', serving.Request(np.array([1.9, 2.9]), 1, 2), 'the prompt is float64[2]; write'),
+        ('t5', serving.Request(np.ones((2, 3), int), 1, 2), 'the prompt is int64[2, 3]; write'),
+        ('t5', serving.Request([[5], [5, 6]], 1, 2), 'a list of lists'),  # pyright: ignore[reportArgumentType] (wrong)
+        ('whisper', serving.Request(np.ones((12, 4)), 1, 2), 'input_features must be floats'),
+        ('whisper', serving.Request(np.ones((4, 12), int), 1, 2), 'input_features must be floats'),
     ],
 )
 def test_a_request_that_is_refused_costs_no_other(name, wrong, message):
@@ -108,11 +109,69 @@ def test_a_request_that_is_refused_costs_no_other(name, wrong, message):
     bank, frozen = serving.bank(model, _members(model, _lora))
     longest = 8 if name == 't5' else None
     serve = serving.server(model, rows=3, max_length=9, max_prompt=longest)
-    right = next(_requests(name, 1))._replace(max_new_tokens=3)
+    right = next(_requests(name, 1))._replace(slot=1, max_new_tokens=3)
     right = right if name == 'whisper' else right._replace(prompt=[5, 6])
-    answers = {each.number: each for each in serve(bank, frozen, [right, wrong, right])}
-    assert message in answers[1].refused and not len(answers[1].tokens)
-    assert answers[0].tokens.tolist() == answers[2].tokens.tolist() and not answers[0].refused
+    answers = {each.number: each for each in serve(bank, frozen, [wrong, right, wrong, right])}
+    for number in (0, 2):
+        assert message in answers[number].refused and not len(answers[number].tokens)
+    assert answers[1].tokens.tolist() == answers[3].tokens.tolist() and not answers[1].refused
+
+
+def test_features_of_another_shape_do_not_fit_into_the_rows(monkeypatch):
+    model = MODELS['whisper']()
+    monkeypatch.setattr('peftjax.models.whisper._check_features', lambda *_: None)
+    bank, frozen = serving.bank(model, _members(model, _lora))
+    serve = serving.server(model, rows=2, max_length=9)
+    right = next(_requests('whisper', 1))
+    answers = list(
+        serve(bank, frozen, [right, right._replace(prompt=np.asarray(right.prompt)[:, :10])])
+    )
+    assert any(
+        'has the shape (4, 10), but earlier ones (4, 12)' in each.refused for each in answers
+    )
+
+
+def test_virtual_tokens_of_an_encoder_take_no_place_of_the_decoder():
+    model = MODELS['t5']()
+    bank, frozen = serving.bank(model, _members(model, _prompt))
+    serve = serving.server(model, rows=1, max_length=4, max_prompt=8)
+    [answer] = serve(bank, frozen, [serving.Request([5], 2, 3)])
+    assert len(answer.tokens) == 3
+
+
+def test_a_decoder_starts_with_a_token():
+    model = MODELS['t5']()
+    with pytest.raises(ValueError, match='write start_token_id=<id>, or several'):
+        serving.server(model, rows=1, max_length=4, max_prompt=8, start_token_id=())
+    bank, frozen = serving.bank(model, _members(model, _lora))
+    with pytest.raises(ValueError, match='write start_token_id=<id>, or several'):
+        serving.generator(model)(
+            bank, [1], frozen, np.array([[5]]), max_new_tokens=2, start_token_id=()
+        )
+
+
+@pytest.mark.parametrize('name', STARTS)
+def test_tokens_after_padding_in_the_first_call_do_not_see_it(name):
+    """A call on the whole text against a first call and one for each token that follows."""
+    model = MODELS[name]()
+    read = {'input_ids': np.array([[5, 6], [7, 8]])}
+    if name == 'whisper':
+        read = {'input_features': np.stack([r.prompt for r in _requests(name, 2)])}
+    text = np.random.default_rng(1).integers(3, VOCABULARY, (2, 6))
+    mask = np.array([[0, 0, 1, 1, 1, 1], [1] * 6])
+    whole = model.apply(model.params, **read, decoder_input_ids=text, decoder_attention_mask=mask)
+    logits, cache = model.apply(
+        model.params,
+        **read,
+        decoder_input_ids=text[:, :3],
+        decoder_attention_mask=mask[:, :3],
+        cache_length=6,
+    )
+    for place in (3, 4, 5):
+        assert_close(logits[:, -1], whole[:, place - 1], 1e-5)
+        token = text[:, place : place + 1]
+        logits, cache = model.apply(model.params, decoder_input_ids=token, cache=cache)
+    assert_close(logits[:, -1], whole[:, 5], 1e-5)
 
 
 def test_one_program_writes_for_prompts_of_every_length():
@@ -135,21 +194,20 @@ def test_text_of_a_mixed_batch_is_that_of_each_row(name, make):
     model = MODELS[name]()
     members = _members(model, make)
     bank, frozen = serving.bank(model, members)
-    requests = [
-        request._replace(slot=slot, max_new_tokens=5)
-        for request, slot in zip(_requests(name, 3), (1, 2, 0), strict=True)
-    ]
+    requests = [each._replace(max_new_tokens=8) for each in _requests(name, 12)]
     prompts: Any = [request.prompt for request in requests]
     ids, mask = (np.stack(prompts), None) if name == 'whisper' else peftjax.pad_left(prompts)
-    written = serving.generator(model)(
-        *(bank, [1, 2, 0], frozen, ids, mask),
-        max_new_tokens=5,
-        start_token_id=STARTS[name],
-        eos_token_id=END,
-    )
-    for row, request in zip(written.tolist(), requests, strict=True):
-        alone = _alone(model, name, members, request)
-        assert row == alone + [0] * (5 - len(alone))
+    start, slots = STARTS[name], np.array([request.slot for request in requests])
+    options: Any = {'max_new_tokens': 8, 'start_token_id': start}
+    written = serving.generator(model)(bank, slots, frozen, ids, mask, **options)
+    base = peftjax.chain()
+    alone = [
+        peftjax.generator(model, tx)(adapter, beside, ids, mask, **options)
+        for tx, adapter, beside in [(base, (), base.freeze(model, ())), *members]
+    ]
+    for slot, expected in enumerate(alone):
+        np.testing.assert_array_equal(written[slots == slot], expected[slots == slot])
+    assert any((each != alone[0]).any() for each in alone[1:])  # The adapters say other things.
 
 
 @pytest.mark.parametrize('make', [_prompt, _prefix])
@@ -162,7 +220,8 @@ def test_scores_of_prompts_of_several_lengths_are_those_of_each_alone(make):
     written = np.array([[0, 5, 9]] * 3)
     inputs = {'input_ids': ids, 'attention_mask': mask, 'decoder_input_ids': written}
     found = serving.adapt(model)(bank, [1, 2, 0], frozen, **inputs)
-    for row, (tx, adapter, beside) in enumerate(members):
+    base = peftjax.chain()
+    for row, (tx, adapter, beside) in enumerate([*members, (base, (), base.freeze(model, ()))]):
         alone = {name: each[row : row + 1] for name, each in inputs.items()}
         expected = peftjax.adapt(model, tx)(adapter, beside, **alone)
         assert_close(found[row], expected[0], 1e-5)

@@ -193,10 +193,13 @@ def test_rows_at_work_do_not_wait_for_requests_to_come():
     [
         (
             serving.Request([], 1, 2),
-            '0 prompt tokens and max_new_tokens=2; each must be at least 1',
+            'prompt length 0 and max_new_tokens=2: each must be at least 1',
         ),
-        (serving.Request([5], 1, 0), 'max_new_tokens=0; each must be at least 1'),
-        (serving.Request([5], 1, 30), '16 places for the prompt, 4 for virtual'),
+        (serving.Request([5], 1, 0), 'max_new_tokens=0: each must be at least 1'),
+        (
+            serving.Request([5], 1, 30),
+            '20 places before the answer (4 virtual tokens) and 30 for it',
+        ),
         (serving.Request([5], 9, 2), 'slot 9 holds no adapter'),
     ],
 )

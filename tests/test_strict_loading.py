@@ -96,6 +96,9 @@ def test_an_unknown_tensor_may_be_ignored_by_name(folder):
         ('gpt2', {'n_head': 3}, 'n_embd 16 is not a multiple of n_head 3'),
         ('bert', {'is_decoder': True}, 'is_decoder: True is not supported'),
         ('bert', {'num_attention_heads': 3}, 'not a multiple of num_attention_heads 3'),
+        # Infinite in float32, where every normalised row would be 0; and the root of a negative.
+        ('bert', {'layer_norm_eps': 1e300}, r'layer_norm_eps: 1e\+300 is out of range'),
+        ('llama', {'rms_norm_eps': -1e-5}, 'rms_norm_eps: -1e-05 is out of range'),
     ],
 )
 def test_configs_that_mean_something_else_are_refused_by_name(variant, fields, message, tmp_path):

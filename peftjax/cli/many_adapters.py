@@ -84,7 +84,7 @@ def answers(
         arguments: with rows, temperature, top_k, top_p and seed.
 
     Raises:
-        ValueError: a prompt has no tokens, or the model is no decoder.
+        ValueError: a prompt has no tokens, or the model reads no text or writes none.
     """
     for prompt, ids in zip(prompts, tokens, strict=True):
         if not ids:
@@ -94,11 +94,15 @@ def answers(
         for prompt, ids in zip(prompts, tokens, strict=True)
     ]
     virtual = int(served.bank.lengths.max())
-    places, longest = max(request.places for request in requests), None
-    if served.model.roles is not None and served.model.roles.decoder_ids:
+    roles = served.model.roles or peftjax.Roles()
+    if roles.features:
+        raise ValueError(f'this model reads {roles.features} and no text; use it from Python')
+    if roles.decoder_ids:
         # The prompt is the encoder's; the decoder starts with one token.
         places = 1 + max(request.max_new_tokens for request in requests)
         longest = max(len(ids) for ids in tokens)
+    else:
+        places, longest = max(request.places for request in requests), None
     serve = peftjax.serving.server(
         served.model,
         rows=min(arguments.rows, len(requests)),

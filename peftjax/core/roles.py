@@ -39,8 +39,9 @@ class Roles:
         the sequence in `decoder_ids` if there is no other.
       prefix_length: of an integer: how many keys a method puts in front of the keys of each
         attention. A model with a bias by distance then gives its core the `prefix_bias` of these
-        keys. With this role and neither of the two before it, a model knows distances alone, and
-        counts no positions.
+        keys.
+      by_distance: True for a model that knows the distances of tokens and counts no positions, such
+        as T5.
       segments: of the integers `[B, T]` that tell packed examples apart.
       targets: of the integers `[B, T]` that make the model return one number for each token.
       features: of an array that an encoder reads in place of tokens, such as a spectrogram.
@@ -74,6 +75,7 @@ class Roles:
     positions: str = ''
     position_shift: str = ''
     prefix_length: str = ''
+    by_distance: bool = False
     segments: str = ''
     targets: str = ''
     features: str = ''
@@ -124,11 +126,6 @@ class Roles:
         return dataclasses.replace(
             self, token_ids=self.decoder_ids, mask=self.decoder_mask, **alone
         )
-
-    @property
-    def by_distance(self) -> bool:
-        """Whether the model knows distances of tokens, and no positions that could be counted."""
-        return bool(self.prefix_length) and not (self.positions or self.position_shift)
 
     def matches(self, role: str, path: str) -> bool:
         """Whether the module at `path` has a role of modules, such as `'attention'`."""

@@ -127,7 +127,7 @@ def request(
         raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}')
     read = read_prompts(model.roles or Roles(), input_ids, attention_mask)
     ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
-    start = tuple(np.atleast_1d(start_token_id).tolist())
+    start = start_of(model.roles or Roles(), start_token_id)
     key = jax.random.key(0) if key is None else key
     return read, key, Settings(max_new_tokens, ends, pad_token_id, start, sampling)
 
@@ -143,6 +143,20 @@ def check_decoder(model: Model) -> None:
             f'this model takes {model.takes} and has no argument with the roles {missing}; use a '
             'decoder that has them, such as those of peftjax.load'
         )
+
+
+def start_of(roles: Roles, start_token_id: int | Sequence[int]) -> tuple[int, ...]:
+    """The ids that a decoder with an encoder starts with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    start = tuple(int(each) for each in np.atleast_1d(start_token_id))
+    if roles.decoder_ids and not start:
+        raise ValueError(
+            'a decoder with an encoder starts with a token: write start_token_id=<id>, or several'
+        )
+    return start
 
 
 def check_key(sampling: Sampling, key: PRNGKeyArray | None) -> None:

@@ -54,7 +54,9 @@ def write(
     if _reads_whole_examples(rules):
         again, logits, row = _on_whole_rows(roles, call, read, settings)
         return _write(again, logits, row, key, settings)
-    first, given = first_call(roles, read, virtual, settings.start)
+    first = first_call(roles, read, settings.start)
+    tokens = 0 if roles.decoder_ids else read[roles.token_ids].shape[1]
+    given = filled(roles, tokens, virtual, settings.start)
     length = {roles.cache_length: given + settings.count - 1}
     logits, cache = call(**read, **first, **length)
     return _write(follow, logits, cache, key, settings)
@@ -77,17 +79,25 @@ def _reads_whole_examples(rules: Mapping[str, Rule]) -> bool:
 
 
 def first_call(
-    roles: Roles, read: Mapping[str, jax.Array], virtual: int, start: tuple[int, ...]
-) -> tuple[dict[str, jax.Array], int]:
-    """Further arguments of the first call, and how many slots of the cache it fills.
-
-    virtual: how many virtual tokens a method adds.
-    """
+    roles: Roles, read: Mapping[str, jax.Array], start: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """Further arguments of the first call, which reads the prompts."""
     if roles.decoder_ids:
         rows = len(next(iter(read.values())))
-        tokens = jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))
-        return {roles.decoder_ids: tokens}, len(start) + virtual
-    return positions_of(roles, read[roles.mask]), read[roles.token_ids].shape[1] + virtual
+        return {roles.decoder_ids: jnp.tile(jnp.asarray(start, jnp.int32), (rows, 1))}
+    return positions_of(roles, read[roles.mask])
+
+
+def filled(roles: Roles, tokens: int, virtual: int, start: tuple[int, ...]) -> int:
+    """How many slots of the cache the first call fills.
+
+    tokens: of a prompt, for a decoder without an encoder.
+    virtual: how many virtual tokens a method adds.
+    """
+    if not roles.decoder_ids:
+        return tokens + virtual
+    # An encoder of tokens gets the virtual ones too, and nothing of it is in these slots.
+    return len(start) + (0 if roles.token_ids else virtual)
 
 
 def positions_of(roles: Roles, mask: jax.Array) -> dict[str, jax.Array]:

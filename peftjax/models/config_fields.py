@@ -1,7 +1,6 @@
 """Strict reading of a checkpoint's config.json into a frozen dataclass."""
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Collection, Mapping
@@ -55,6 +54,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     'add_cross_attention': (False,),
 }
 
+
+# Above every number of a model that is in use, and in float32 no infinity even where it is squared.
+_MOST_FLOAT = 1e18
 
 # Numbers that are not the size of an array, and may be large.
 NO_SIZES = frozenset(
@@ -118,8 +120,8 @@ def read_config(
         elif type(value) is int and value > greatest(field.name):
             most = greatest(field.name)
             problems.append(f'{field.name}: {str(value)[:40]} is out of range, above {most}')
-        elif isinstance(value, float) and not math.isfinite(value):
-            problems.append(f'{field.name}: {value} is no finite number')
+        elif isinstance(value, float) and not 0 <= value < _MOST_FLOAT:
+            problems.append(f'{field.name}: {value} is out of range, 0 to {_MOST_FLOAT}')
         else:
             values[field.name] = value
     off = UNSUPPORTED | dict(off)

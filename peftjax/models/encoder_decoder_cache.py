@@ -20,6 +20,7 @@ class EncoderDecoderCache(NamedTuple):
         keys, values: [L, B, S, N, H], of the tokens written.
         read_keys, read_values: [L, B, R, N, H], of the places read.
         read_mask: of the places read.
+        mask: bool [B, S], False for a slot that holds padding or a hidden virtual token.
         length: int32 [], the number of filled slots.
         shift: int32 [B, 1], is added to the positions of tokens, as in the first call.
     """
@@ -29,36 +30,46 @@ class EncoderDecoderCache(NamedTuple):
     read_keys: jax.Array
     read_values: jax.Array
     read_mask: Mask
+    mask: jax.Array
     length: jax.Array
     shift: jax.Array
 
     def follow(self, tokens: int) -> tuple[Mask, jax.Array, jax.Array]:
         """The mask of new tokens; their positions, [T]; the positions of all slots, [S]."""
         slots = jnp.arange(self.keys.shape[2])
-        mask = Mask(causal=True, offset=self.length)
+        # The causal mask hides the slots after the new tokens.
+        mask = Mask(causal=True, offset=self.length, valid=self.mask)
         return mask, self.length + jnp.arange(tokens), slots
 
     def grown(self, present: tuple[jax.Array, ...], tokens: int) -> 'EncoderDecoderCache':
         """The cache with `present`, keys and values of all layers including `tokens` new ones."""
         keys, values, read_keys, read_values = present
-        length = self.length + tokens
-        return EncoderDecoderCache(
-            keys, values, read_keys, read_values, self.read_mask, length, self.shift
+        return self._replace(
+            keys=keys,
+            values=values,
+            read_keys=read_keys,
+            read_values=read_values,
+            length=self.length + tokens,
         )
 
 
 def begin(
-    present: tuple[jax.Array, ...], read_mask: Mask, slots: int, shift: jax.Array | int = 0
+    present: tuple[jax.Array, ...],
+    read_mask: Mask,
+    written: Mask,
+    slots: int,
+    shift: jax.Array | int = 0,
 ) -> EncoderDecoderCache:
     """A cache of `slots` from a first call.
 
     present: the first four fields of `EncoderDecoderCache`, with T tokens instead of S slots.
+    written: the mask of the T tokens.
     shift: of positions, int32 [] or [B or 1, T]; the cache keeps the last, for each row.
 
     Raises:
         ValueError: fewer slots than tokens.
     """
-    length = present[0].shape[2]
+    batch, length = present[0].shape[1:3]
     if slots < length:
         raise ValueError(
             f'cache_length {slots} is less than the {length} tokens of the call; write at least '
@@ -66,11 +77,14 @@ def begin(
         )
     wider = [(0, 0), (0, 0), (0, slots - length), (0, 0), (0, 0)]
     keys, values = (jnp.pad(each, wider) for each in present[:2])
+    seen = jnp.ones((batch, length), bool) if written.valid is None else written.valid
+    seen = jnp.broadcast_to(seen, (batch, length))
+    mask = jnp.pad(seen, wider[1:3], constant_values=True)
     shift = jnp.atleast_2d(jnp.asarray(shift, jnp.int32))[:, -1:]
-    shift = jnp.broadcast_to(shift, (present[0].shape[1], 1))
+    shift = jnp.broadcast_to(shift, (batch, 1))
     read_keys, read_values = present[2:]
     filled = jnp.int32(length)
-    return EncoderDecoderCache(keys, values, read_keys, read_values, read_mask, filled, shift)
+    return EncoderDecoderCache(keys, values, read_keys, read_values, read_mask, mask, filled, shift)
 
 
 def mask_of_written(attention_mask: jax.Array | None) -> Mask:

@@ -65,6 +65,7 @@ class T5(nn.Module):
         decoder_mask='decoder_attention_mask',
         targets='targets',
         prefix_length='prefix_length',
+        by_distance=True,
         cache='cache',
         cache_length='cache_length',
         embedding=r'embed',
@@ -145,7 +146,9 @@ class T5(nn.Module):
         x, present = decoder(embed(decoder_input_ids), written, encoded, read, None, **prefix)
         if cache_length is None:
             return self._read_out(x, embed, targets)
-        return self._read_out(x[:, -1:], embed, targets), begin(present, read, cache_length)
+        return self._read_out(x[:, -1:], embed, targets), begin(
+            present, read, written, cache_length
+        )
 
     def _read_out(self, x: jax.Array, embed: nn.Embed, targets: jax.Array | None) -> Any:
         config = self.config

@@ -187,7 +187,7 @@ class Whisper(nn.Module):
         logits, present = decoder(ids, mask, places, encoded, targets=targets)
         if cache_length is None:
             return logits
-        return logits, begin(present, Mask(), cache_length, position_shift)
+        return logits, begin(present, Mask(), mask, cache_length, position_shift)
 
 
 def _check_features(input_features: jax.Array, config: WhisperConfig) -> None:

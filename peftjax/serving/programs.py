@@ -84,23 +84,31 @@ class Programs:
         self._model, self._reading = model, reading
         self._ends, self._sampling = ends, sampling
         self._cache_axes: Any = None  # Known once a prompt was read.
-        self._features: tuple[int, ...] | None = None  # Their shape, in place of tokens.
+        self._features: tuple[int, ...] | None = None  # The shape of the first that were read.
         self._read = jax.jit(self._traced_read)
         self._exchange = jax.jit(self._traced_exchange)
         self._write = jax.jit(self._traced_write)
 
-    def refusal(self, served: Served, request: Request) -> str:
+    def judge(self, served: Served, request: Request) -> str:
         """The reason why a request cannot be answered, or ''.
 
-        The first request that brings features sets their shape for all.
+        The first features that the model takes are the measure of all others: the cache of a row
+        has one size.
         """
         reason = self._reading.refusal(request, served.virtual) or served.bank.refusal(request.slot)
         if reason or not self._reading.roles.features:
             return reason
-        shape = self._reading.shape(request.prompt)
-        self._features = self._features or shape
-        if shape != self._features:
+        read, shape = self._reading.arrays([request.prompt]), self._reading.shape(request.prompt)
+        if self._features not in (None, shape):
             return f'the prompt has the shape {shape}, but earlier ones {self._features}'
+        try:
+            jax.eval_shape(
+                lambda params: self._model.apply(params, **self._reading.first(read)),
+                self._model.params,
+            )
+        except ValueError as error:
+            return str(error)
+        self._features = shape
         return ''
 
     def groups(self, coming: Mapping[int, Request]) -> list[dict[int, Request]]:

@@ -12,7 +12,7 @@ from peftjax.core.frozen import Frozen
 from peftjax.core.model import Model
 from peftjax.core.roles import Roles
 from peftjax.core.rules import ROOT, CallRule
-from peftjax.generation.generate import check_decoder, check_key
+from peftjax.generation.generate import check_decoder, check_key, start_of
 from peftjax.generation.sampling import Sampling
 from peftjax.serving.bank import Bank
 from peftjax.serving.generate import rules_of
@@ -60,11 +60,13 @@ def server(
           `peftjax.generator` needs.
         rows: how many requests are answered at a time.
         max_length: size of the cache for each row: the padded prompt, the virtual tokens and the
-            answer. With an encoder the prompt is not in this cache, but the start tokens are.
+            answer. With an encoder it is the cache of the decoder: the start tokens and the answer,
+            and the virtual tokens if the encoder reads features.
         max_prompt: the tokens that an encoder reads. Shorter prompts are padded on the left to this
             length, and longer ones are refused. Only for an encoder of tokens.
         eos_token_id: an answer ends with it (one id, or several).
-        start_token_id: a decoder with an encoder starts with it (one id, or several).
+        start_token_id: a decoder with an encoder starts with it (one id, or several). 0 is T5's;
+            Whisper has ids of its own.
         sampling: see `peftjax.Sampling`; greedy by default.
 
     Returns:
@@ -99,9 +101,8 @@ def server(
         raise ValueError(f'rows must be at least 1, got {rows}')
     sampling = Sampling() if sampling is None else sampling
     check_decoder(model)
-    start = tuple(np.atleast_1d(start_token_id).tolist())
-    reading = Reading(model.roles or Roles(), max_length, max_prompt, start)
-    reading.check()
+    roles = model.roles or Roles()
+    reading = Reading(roles, max_length, max_prompt, start_of(roles, start_token_id))
     ends = () if eos_token_id is None else tuple(np.atleast_1d(eos_token_id).tolist())
     programs = Programs(shapes_alone(model), rows, reading, ends, sampling)
 
@@ -139,7 +140,7 @@ def _serve(
             if not isinstance(request, Request):
                 break
             number = next(numbers)
-            if refused := programs.refusal(served, request):
+            if refused := programs.judge(served, request):
                 yield Answer(number, np.zeros(0, np.int32), refused)
             else:
                 coming[number] = request

@@ -1,14 +1,13 @@
-"""How a server reads prompts: a decoder as its first tokens, an encoder before the answer."""
+"""How a server reads prompts: a decoder reads its own, an encoder reads them for its decoder."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from peftjax.core.roles import Roles
-from peftjax.generation.loop import first_call
+from peftjax.generation.loop import filled, first_call
 from peftjax.generation.prompts import pad_left
 
 # Token ids; or what an encoder reads in place of tokens, floats in the shape of one example.
@@ -31,7 +30,7 @@ class Request(NamedTuple):
 
     @property
     def places(self) -> int:
-        """The places that a decoder needs: the tokens of the padded prompt and of the answer."""
+        """Of a decoder without an encoder: the tokens of the padded prompt and of the answer."""
         return _padded(len(self.prompt)) + self.max_new_tokens
 
 
@@ -44,6 +43,9 @@ class Reading:
         max_length: places in the cache of a row.
         max_prompt: how many tokens an encoder reads; None for a decoder, and for features.
         start: ids that a decoder with an encoder starts with.
+
+    Raises:
+        ValueError: `max_prompt` is missing, or the model has no use for it.
     """
 
     roles: Roles
@@ -51,8 +53,7 @@ class Reading:
     max_prompt: int | None
     start: tuple[int, ...]
 
-    def check(self) -> None:
-        """Raises `ValueError` if `max_prompt` and the model do not belong together."""
+    def __post_init__(self) -> None:
         encodes = bool(self.roles.decoder_ids) and not self.roles.features
         if encodes and self.max_prompt is None:
             raise ValueError(
@@ -74,37 +75,54 @@ class Reading:
         return (_padded(len(prompt)) if self.max_prompt is None else self.max_prompt,)
 
     def refusal(self, request: Request, virtual: int) -> str:
-        """The reason why there is no room for a request, or ''.
+        """The reason why a request cannot be read, or ''.
 
-        virtual: how many places the adapters of the bank take.
+        virtual: how many virtual tokens the adapters of the bank add.
         """
+        if not self.roles.features and (wrong := _wrong_ids(request.prompt)):
+            return wrong
         count, given = request.max_new_tokens, len(request.prompt)
         if not given or count < 1:
-            return f'{given} prompt tokens and max_new_tokens={count}; each must be at least 1'
+            return f'prompt length {given} and max_new_tokens={count}: each must be at least 1'
         if self.max_prompt is not None and given > self.max_prompt:
             return f'{given} prompt tokens are more than max_prompt={self.max_prompt}'
-        what, before = 'prompt', self.shape(request.prompt)[0]
-        if self.roles.decoder_ids:
-            what, before = 'start', len(self.start)
-        if before + virtual + count > self.max_length:
+        tokens = 0 if self.roles.decoder_ids else self.shape(request.prompt)[0]
+        before = filled(self.roles, tokens, virtual, self.start)
+        if before + count > self.max_length:
             return (
-                f'{before} places for the {what}, {virtual} for virtual tokens and {count} for the '
-                f'answer are more than max_length={self.max_length}'
+                f'{before} places before the answer ({virtual} virtual tokens) and {count} for it '
+                f'are more than max_length={self.max_length}'
             )
         return ''
 
     def arrays(self, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Prompts of one shape as arguments of the model."""
         if self.roles.features:
-            return {self.roles.features: np.stack([np.asarray(prompt) for prompt in prompts])}
-        ids, mask = pad_left([list(prompt) for prompt in prompts])
+            features = np.stack([np.asarray(prompt) for prompt in prompts])
+            wide = np.issubdtype(features.dtype, np.floating)
+            return {self.roles.features: features.astype(np.float32) if wide else features}
+        ids, mask = pad_left([np.asarray(prompt).tolist() for prompt in prompts])
         before = ((0, 0), (self.shape(prompts[0])[0] - ids.shape[1], 0))
         return {self.roles.token_ids: np.pad(ids, before), self.roles.mask: np.pad(mask, before)}
 
-    def first(self, read: Mapping[str, jax.Array]) -> dict[str, Any]:
+    def first(self, read: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments of the first call."""
-        further, _ = first_call(self.roles, read, 0, self.start)
+        further = first_call(self.roles, read, self.start)
         return {**read, **further, self.roles.cache_length: self.max_length}
+
+
+def _wrong_ids(prompt: Any) -> str:
+    """The reason why a prompt is no list of token ids, or ''."""
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:  # Lists of several lengths.
+        return 'the prompt is a list of lists; write the token ids of one text'
+    if ids.ndim == 1 and (not ids.size or ids.dtype.kind in 'iu'):
+        return ''
+    return (
+        f'the prompt is {ids.dtype}{list(ids.shape)}; write token ids [tokens], as '
+        'model.tokenizer.encode(text).ids gives them'
+    )
 
 
 def _padded(length: int) -> int:

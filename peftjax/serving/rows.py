@@ -257,14 +257,16 @@ def mapped(
             made,
         )
 
-    def outside(axis: int, added: bool) -> int | None:
-        return axis if axis != SHARED else 0 if added else None
+    def vmap_axis(axis: int, added: bool) -> int | None:
+        if axis != SHARED:
+            return axis
+        return 0 if added else None
 
     inside = tuple(
-        outside(axis, number in (lifted or ())) for number, axis in enumerate(axes.arrays)
+        vmap_axis(axis, number in (lifted or ())) for number, axis in enumerate(axes.arrays)
     )
     found, structure = jax.tree.flatten(axes.results)
-    results = [outside(axis, lifted is not None) for axis in found]
+    results = [vmap_axis(axis, lifted is not None) for axis in found]
     in_axes = method.axes, None if keys is None else 0, inside
     out_axes = jax.tree.unflatten(structure, results)
     return jax.vmap(row, in_axes=in_axes, out_axes=out_axes)(members, keys, call.arrays)

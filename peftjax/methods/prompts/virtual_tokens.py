@@ -168,7 +168,7 @@ def _with_mask_and_positions(call: ModelCall, shift: bool) -> ModelCall:
             'prompts of several lengths need a mask that hides unused virtual tokens, and '
             f'positions that skip them; the model has the roles mask={roles.mask!r} and positions='
             f"{roles.positions!r}; write peftjax.wrap(..., roles=peftjax.Roles(mask='...', "
-            "positions='...')), or shift_positions=False for a model that counts none"
+            "positions='...')), with by_distance=True for a model that counts none"
         )
     given = dict(call.arguments)
     if call.given('mask') is None:

@@ -50,7 +50,7 @@ def project(
     )
     draws = normal(hashed(place, seed, 2))
     scale = jax.lax.rsqrt(width * (draws**2).sum(axis=1, keepdims=True))
-    # A product comes last, which the compiler does not compute again for each of the parts.
+    # For p > 1 a product comes last, which the compiler does not compute again for each part.
     whole = hadamard(draws * scale * mixed)
     parts = jnp.split(whole, ends[:-1])
     return [part.reshape(-1)[:size] for part, size in zip(parts, sizes, strict=True)]
