@@ -77,7 +77,7 @@ class Protocol:
     packed: tuple[str, ...] = ('lora', 'lora all')
     topologies: tuple[tuple[str, int], ...] = (('H100:1', 1), ('v5e:2x4', 8))
     compiled: tuple[str, ...] = ('full', 'lora', 'lora all', 'lora nf4')
-    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 128), (8, 16), (8, 128), (32, 128))
+    shapes: tuple[tuple[int, int], ...] = ((1, 16), (1, 128), (8, 16), (8, 128))
     turns: int = 12
     served: tuple[str, ...] = (
         *('lora', 'lora merged', 'lora all', 'lora all merged'),
