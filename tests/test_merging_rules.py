@@ -34,7 +34,10 @@ def test_a_rule_of_one_delta_gives_that_delta(name):
 
 @pytest.mark.parametrize('name', SPANNED)
 def test_core_space_is_full_space_for_linear_rules(name):
-    deltas = random_deltas(3)
+    # They share a part, as runs of one task do: where the mean cosine is almost 0, Model Stock's
+    # ratio is too, and keeps fewer digits than this test asks for.
+    *own, shared = random_deltas(4)
+    deltas = [merging.weighted_sum([delta, shared], 1.0) for delta in own]
     core, full = merging.core_space(RULES[name])(deltas), RULES[name](deltas)
     assert all(isinstance(change, merging.Factored) for change in core.values())
     assert far(merging.dense(core), merging.dense(full)) < 1e-5
