@@ -1,5 +1,6 @@
 """Arguments by the names that other libraries have for them, or without names."""
 
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,6 +8,8 @@ import pytest
 
 import peftjax
 from tests.algebra import assert_raises
+from tests.contract_models import MODELS
+from tests.rows import METHODS
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,25 @@ def test_arguments_without_names():
         (lambda: untyped.fish_mask({'w': [0]}, 1), 'takes 1 positional arguments, found 2'),
     ):
         assert_raises(TypeError, act, said)
+
+
+def _methods_with_numbers():
+    """Each method of the contract that has a real-valued argument, with its other arguments."""
+    for name, row in METHODS.items():
+        about = row.maker(MODELS['linen looped']())(row.targets).about
+        if about and about.floats and not row.variant:
+            yield pytest.param(about, id=name)
+
+
+@pytest.mark.parametrize('about', [*_methods_with_numbers()])
+@pytest.mark.parametrize('number', [1e300, -1e39, float('inf'), float('nan')])
+def test_a_number_that_float32_does_not_hold_is_refused(about, number):
+    for argument in about.floats:
+        said = re.escape(f'{about.name}: {argument} is {number}, which float32')
+        with pytest.raises(ValueError, match=said):
+            getattr(peftjax, about.name)(**{**about.arguments, argument: number})
+
+
+def test_a_number_of_a_pattern_is_looked_at_too():
+    with pytest.raises(ValueError, match='lora: alpha_pattern is inf, which float32 does not'):
+        peftjax.lora(rank=2, targets='hidden', alpha_pattern={r'hidden': float('inf')})

@@ -1,8 +1,14 @@
-"""Arguments of methods by the names that other libraries give them."""
+"""Arguments of methods: the names that other libraries give them, and numbers out of range."""
 
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+from peftjax.core.numbers import is_plain
+
+_MOST = float(np.finfo(np.float32).max)
 
 # Names of arguments in other libraries, with their names here. A method has at most one of these.
 # Where there is no such argument, `_IN_PLACE_OF` says what to write instead.
@@ -43,6 +49,17 @@ def check_names(
             f'{name}() got an unexpected keyword argument {unknown[0]!r}; {name} takes '
             f'{", ".join(signature.parameters)}'
         )
+
+
+def check_numbers(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for a number that is NaN, or that float32 does not hold."""
+    for argument, value in arguments.items():
+        for number in value.values() if isinstance(value, Mapping) else (value,):
+            if is_plain(number) and not abs(number) <= _MOST:
+                raise ValueError(
+                    f'{name}: {argument} is {number}, which float32 does not hold; write a number '
+                    'of ordinary size'
+                )
 
 
 def _check_positions(name: str, signature: inspect.Signature, args: Sequence[Any]) -> None:

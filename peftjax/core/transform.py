@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths, readable
-from peftjax.core.arguments import check_names
+from peftjax.core.arguments import check_names, check_numbers
 from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen, check_freeze, check_frozen, check_init
 from peftjax.core.holes import Hole
@@ -200,9 +200,10 @@ def described(make: Callable[_P, PeftTransform]) -> Callable[_P, PeftTransform]:
     @functools.wraps(make)
     def made(*args: _P.args, **kwargs: _P.kwargs) -> PeftTransform:
         check_names(make.__name__, signature, args, kwargs)
-        transform = make(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        check_numbers(make.__name__, bound.arguments)
+        transform = make(*args, **kwargs)
         about = About(make.__name__, dict(bound.arguments), floats)
         return transform.replace(about=about)
 

@@ -153,19 +153,7 @@ def _rule(
 
 
 def _held_once(given: Mapping[str, Numbers]) -> dict[str, dict[str, jax.Array]]:
-    """The numbers as arrays; a number that several sites share is one array.
-
-    Raises:
-      ValueError: a number is NaN, or is infinite in the default float dtype.
-    """
-    most = float(jnp.finfo(jnp.result_type(float)).max)
-    for path, numbers in given.items():
-        for name, number in numbers.items():
-            if is_plain(number) and not abs(number) <= most:
-                raise ValueError(
-                    f'{name} of {path!r} is {number}, which {jnp.result_type(float)} does not '
-                    'hold; choose other numbers for the method, such as a smaller alpha'
-                )
+    """The numbers as arrays; a number that several sites share is one array."""
     arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
     return {
         path: {name: arrays[_same(number)] for name, number in numbers.items()}
