@@ -99,6 +99,30 @@ def test_an_unknown_tensor_may_be_ignored_by_name(folder):
         # Infinite in float32, where every normalised row would be 0; and the root of a negative.
         ('bert', {'layer_norm_eps': 1e300}, r'layer_norm_eps: 1e\+300 is out of range'),
         ('llama', {'rms_norm_eps': -1e-5}, 'rms_norm_eps: -1e-05 is out of range'),
+        ('bert', {'hidden_dropout_prob': 1.5}, 'hidden_dropout_prob: 1.5 is out of range, 0 to 1'),
+        (
+            'llama',
+            {'rope_parameters': {'rope_theta': 0.0}},
+            'rope: theta is 0.0, and must be above',
+        ),
+        (
+            'llama',
+            {'rope_parameters': {'rope_type': 'linear', 'factor': 0.0}},
+            'rope: factor is 0.0, and must be above 0',
+        ),
+        (
+            'llama',
+            {
+                'rope_parameters': {
+                    'rope_type': 'llama3',
+                    'factor': 8.0,
+                    'low_freq_factor': 4.0,
+                    'high_freq_factor': 4.0,
+                    'original_max_position_embeddings': 16,
+                }
+            },
+            'low_freq_factor 4.0 must be below high_freq_factor 4.0',
+        ),
     ],
 )
 def test_configs_that_mean_something_else_are_refused_by_name(variant, fields, message, tmp_path):

@@ -55,9 +55,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-# Above every number of a model that is in use, and in float32 no infinity even where it is squared.
-_MOST_FLOAT = 1e18
-
 # Numbers that are not the size of an array, and may be large.
 NO_SIZES = frozenset(
     {
@@ -83,6 +80,11 @@ def greatest(name: str) -> int:
     if name == 'vocab_size':
         return _MOST_ROWS
     return 2**31 - 1 if name in NO_SIZES else _MOST
+
+
+def _greatest_float(name: str) -> float:
+    """1 for a rate of dropout; else above all numbers in use, and finite when squared."""
+    return 1.0 if 'drop' in name else 1e18
 
 
 def read_config(
@@ -120,8 +122,9 @@ def read_config(
         elif type(value) is int and value > greatest(field.name):
             most = greatest(field.name)
             problems.append(f'{field.name}: {str(value)[:40]} is out of range, above {most}')
-        elif isinstance(value, float) and not 0 <= value < _MOST_FLOAT:
-            problems.append(f'{field.name}: {value} is out of range, 0 to {_MOST_FLOAT}')
+        elif isinstance(value, float) and not 0 <= value <= _greatest_float(field.name):
+            most = _greatest_float(field.name)
+            problems.append(f'{field.name}: {value} is out of range, 0 to {most}')
         else:
             values[field.name] = value
     off = UNSUPPORTED | dict(off)

@@ -1,6 +1,7 @@
 """Rotary position embedding, with the frequency rescalings that long-context checkpoints use."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ class Rope:
 
     kind: 'default' (divisor 1), 'linear' (divisor `factor`), 'llama3' (1 for short wavelengths,
     `factor` for long ones, a blend in between) or 'divisors' (the field of this name, from GGUF).
+
+    Raises:
+        ValueError: another kind; a number that is not above 0; a low frequency above the high one.
     """
 
     theta: float = 10000.0
@@ -28,6 +32,17 @@ class Rope:
             raise ValueError(
                 f"rope kind {self.kind!r} is not supported: use 'default', 'linear', 'llama3' or "
                 "'divisors'"
+            )
+        factors = ('factor', 'low_freq_factor', 'high_freq_factor')
+        above_zero = {name: getattr(self, name) for name in ('theta', *factors)}
+        above_zero |= {f'divisors[{place}]': each for place, each in enumerate(self.divisors)}
+        for name, value in above_zero.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f'rope: {name} is {value}, and must be above 0')
+        if self.kind == 'llama3' and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f'rope: low_freq_factor {self.low_freq_factor} must be below high_freq_factor '
+                f'{self.high_freq_factor}'
             )
 
     def frequencies(self, width: int) -> np.ndarray:
