@@ -96,7 +96,10 @@ def answers(
     virtual = int(served.bank.lengths.max())
     roles = served.model.roles or peftjax.Roles()
     if roles.features:
-        raise ValueError(f'this model reads {roles.features} and no text; use it from Python')
+        raise ValueError(
+            f'this model reads {roles.features} and no text; write '
+            'peftjax.serving.server(model, ...) in Python'
+        )
     if roles.decoder_ids:
         # The prompt is the encoder's; the decoder starts with one token.
         places = 1 + max(request.max_new_tokens for request in requests)

@@ -84,7 +84,7 @@ class Programs:
         self._model, self._reading = model, reading
         self._ends, self._sampling = ends, sampling
         self._cache_axes: Any = None  # Known once a prompt was read.
-        self._features: tuple[int, ...] | None = None  # The shape of the first that were read.
+        self._features = ''  # The type and shape of the first that were read.
         self._read = jax.jit(self._traced_read)
         self._exchange = jax.jit(self._traced_exchange)
         self._write = jax.jit(self._traced_write)
@@ -98,17 +98,25 @@ class Programs:
         reason = self._reading.refusal(request, served.virtual) or served.bank.refusal(request.slot)
         if reason or not self._reading.roles.features:
             return reason
-        read, shape = self._reading.arrays([request.prompt]), self._reading.shape(request.prompt)
-        if self._features not in (None, shape):
-            return f'the prompt has the shape {shape}, but earlier ones {self._features}'
+        read = self._reading.arrays([request.prompt])
+        [features] = read.values()
+        found = f'{features.dtype}{list(features.shape[1:])}'
+        if not self._features:
+            return self._first_features(read, found)
+        if found != self._features:
+            return f'the prompt is {found}, but earlier ones are {self._features}'
+        return ''
+
+    def _first_features(self, read: dict[str, np.ndarray], found: str) -> str:
+        """What the model says against features, or ''; it is asked once, and runs nothing."""
         try:
             jax.eval_shape(
                 lambda params: self._model.apply(params, **self._reading.first(read)),
                 self._model.params,
             )
-        except ValueError as error:
+        except ValueError as error:  # The reason is in the answer, and the others go on.
             return str(error)
-        self._features = shape
+        self._features = found
         return ''
 
     def groups(self, coming: Mapping[int, Request]) -> list[dict[int, Request]]:
