@@ -80,7 +80,6 @@ def slow(session: nox.Session) -> None:
     extras = '.[train,datasets,search,ray]'
     _install(session, '--editable', extras, '--constraint', 'constraints.txt', '--group', 'test')
     session.run(*PYTEST, '-m', 'slow', *session.posargs)
-    session.run(*PYTEST, 'tests/sweeps/test_page.py')
 
 
 @nox.session(python='3.11')

@@ -1,4 +1,4 @@
-"""The page about a sweep, in a real browser where one is installed."""
+"""The page about a sweep. The slow tests open it in a real browser."""
 
 import json
 import re
@@ -103,8 +103,7 @@ def test_a_sweep_that_has_just_begun_has_a_page(folder, runs):
 @pytest.fixture
 def open_page(folder):
     """Opens the page in a window of some width; what the browser complains of fails the test."""
-    if BROWSER is None:
-        pytest.skip('no Chromium or Chrome is installed')
+    assert BROWSER is not None, 'install Chromium or Chrome'
     file, said = write_report(SweepFolder(folder)), []
     with sync_api.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
@@ -125,6 +124,7 @@ def column(page, place):
     return page.locator(f'#runs tbody tr td:nth-child({place})').all_inner_texts()
 
 
+@pytest.mark.slow
 def test_the_page_sorts_filters_and_draws_in_a_browser(open_page):
     page = open_page()
     assert page.title() == f'Sweep {EVIL}' and page.locator('h1').inner_text().endswith('<b>')
@@ -156,6 +156,7 @@ def test_the_page_sorts_filters_and_draws_in_a_browser(open_page):
     assert drawn == bands(range(12))
 
 
+@pytest.mark.slow
 def test_the_page_says_how_to_use_the_best_run_and_any_other(open_page, folder):
     page = open_page()
     card = page.locator('#card')
@@ -177,6 +178,7 @@ def test_the_page_says_how_to_use_the_best_run_and_any_other(open_page, folder):
     assert card.locator('h2').inner_text().endswith('005')
 
 
+@pytest.mark.slow
 def test_the_page_and_python_compute_the_same_intervals(open_page, folder):
     """The reference is the best setting, or any other that is chosen."""
     page = open_page()
@@ -202,6 +204,7 @@ def test_the_page_and_python_compute_the_same_intervals(open_page, folder):
     assert cells[0] == 'lora.rank=2 · lr=0.003' and cells[3] == '+0.04' and cells[5] == '2'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [390, 1400])
 def test_the_page_fits_the_window_and_the_colours_of_the_reader(open_page, scheme, width):
