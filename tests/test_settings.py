@@ -32,6 +32,8 @@ from peftjax.train.settings import SettingsError, read_settings
         ({'lr': 0}, r'lr is 0.0; write a number above 0'),
         ({'lr': -1e-3}, r'lr is -0.001'),
         ({'lr': float('nan')}, r'lr is nan'),
+        ({'lr': 1e-300}, r'lr is 1e-300, which float32 does not hold'),
+        ({'clip_norm': 1e300}, r'clip_norm is 1e\+300, which float32 does not hold'),
         ({'accumulate': 0}, r'accumulate is 0'),
         ({'data': {'batch_size': -8}}, r'data.batch_size is -8'),
         ({'data': {'eval_batch_size': 0}}, r'data.eval_batch_size is 0'),

@@ -5,6 +5,7 @@ import difflib
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import optax
 
 from peftjax.train import cadence
@@ -19,6 +20,7 @@ SCHEDULES = ('linear', 'cosine', 'constant')
 def check_ranges(settings: 'Settings') -> None:
     """Refuses numbers and names that no run can have, before anything is loaded."""
     data, mesh = settings.data, settings.mesh
+    rates = {f'rates.{name}': rate for name, rate in settings.rates.items()}
     positive = {
         'lr': settings.lr,
         'accumulate': settings.accumulate,
@@ -26,7 +28,7 @@ def check_ranges(settings: 'Settings') -> None:
         'data.eval_batch_size': data.eval_batch_size,
         **{f'data.lengths[{i}]': length for i, length in enumerate(data.lengths)},
         **{f'mesh.{n}': size for n, size in dataclasses.asdict(mesh).items()},
-        **{f'rates.{name}': rate for name, rate in settings.rates.items()},
+        **rates,
     }
     at_least_0 = {
         'warmup': settings.warmup,
@@ -40,6 +42,10 @@ def check_ranges(settings: 'Settings') -> None:
     for name, value in at_least_0.items():
         if not (math.isfinite(value) and value >= 0):
             raise SettingsError(f'{name} is {value!r}; write 0 or a number above it')
+    held = np.finfo(np.float32)
+    for name, value in {'lr': settings.lr, 'clip_norm': settings.clip_norm, **rates}.items():
+        if value and not float(held.tiny) <= value <= float(held.max):
+            raise SettingsError(f'{name} is {value!r}, which float32 does not hold')
     for name in ('duration', 'log_every', 'eval_every', 'save_every'):
         try:
             cadence.check(getattr(settings, name))
