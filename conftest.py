@@ -48,6 +48,10 @@ jax.config.update('jax_compilation_cache_dir', f'{_PROGRAMS.name}/own')
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
+# Where each operation of a program was written is kept for error messages of the compiler, which no
+# test reads; it took a twentieth of the time.
+jax.config.update('jax_traceback_in_locations_limit', 0)
+
 # Traces make garbage by the million; looking for it as often as Python does took a seventh of the
 # time of a test.
 gc.freeze()
