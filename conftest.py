@@ -34,11 +34,24 @@ from tests import shape_checks
 
 shape_checks.install()
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
 
 import peftjax
+
+# Before the tests are imported, whose own settings start from these.
+hypothesis.settings.register_profile(
+    'peftjax',
+    deadline=None,  # Compiling takes as long as it takes.
+    derandomize=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
+)
+hypothesis.settings.load_profile('peftjax')
 
 # Those of this process are kept while it lasts, as many tests ask for what an earlier one compiled.
 # What tests start is without: a program that is killed may leave half a file.

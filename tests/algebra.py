@@ -7,20 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import HealthCheck, settings
 
 import peftjax
 
 KEY = jax.random.key(0)
 X = jnp.arange(8.0).reshape(2, 4) / 8
-
-settings.register_profile(
-    'peftjax',
-    deadline=None,  # Compiling takes as long as it takes.
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-settings.load_profile('peftjax')
 
 
 @functools.cache

@@ -206,7 +206,7 @@ VALUES = st.one_of(
 
 
 @settings(
-    deadline=2000, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=20_000, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_config_and_tensor_is_read_or_refused(data, tmp_path_factory):

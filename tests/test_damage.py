@@ -58,7 +58,7 @@ def _damaged(data, content):
     return bytes(content)
 
 
-@settings(deadline=2000, max_examples=150)
+@settings(deadline=20_000, max_examples=150)
 @given(data=st.data())
 def test_a_damaged_folder_is_read_or_refused(data, sources, tmp_path_factory):
     source = sources / data.draw(st.sampled_from(['folder', 'sharded']))
@@ -94,7 +94,7 @@ def test_a_tokenizer_of_the_wrong_kind_is_named(file, settings_of, sources, tmp_
         peftjax.load(copy)
 
 
-@settings(deadline=2000, max_examples=150)
+@settings(deadline=20_000, max_examples=150)
 @given(data=st.data())
 def test_a_damaged_gguf_file_is_read_or_refused(data, sources, tmp_path_factory):
     copy = tmp_path_factory.mktemp('fuzz') / 'copy.gguf'

@@ -29,7 +29,7 @@ def _refused_or_read(folder):
 
 
 @settings(
-    max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), source=st.sampled_from(_SOURCES))
 def test_any_config_is_read_or_refused(data, source, tmp_path_factory):
@@ -43,7 +43,7 @@ def test_any_config_is_read_or_refused(data, source, tmp_path_factory):
 
 
 @settings(
-    max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), source=st.sampled_from(_SOURCES), file=st.sampled_from([CONFIG, WEIGHTS]))
 def test_any_damage_is_read_or_refused(data, source, file, tmp_path_factory):

@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -125,9 +126,10 @@ def test_features_of_another_shape_do_not_fit_into_the_rows(monkeypatch):
     serve = serving.server(model, rows=2, max_length=9)
     right = next(_requests('whisper', 1))
     wide = right._replace(prompt=np.asarray(right.prompt)[:, :10])
-    answers = {each.number: each for each in serve(bank, frozen, [right, wide])}
-    told = 'the prompt is float32[4, 10], but earlier ones are float32[4, 12]'
-    assert (answers[0].refused, answers[1].refused) == ('', told)
+    low = right._replace(prompt=jnp.asarray(right.prompt, jnp.bfloat16))
+    answers = {each.number: each for each in serve(bank, frozen, [right, wide, low])}
+    told = 'the prompt is float32[4, 10]; write float32[4, 12], as the first one was'
+    assert [answers[n].refused for n in range(3)] == ['', told, '']
 
 
 def test_virtual_tokens_of_an_encoder_take_no_place_of_the_decoder():

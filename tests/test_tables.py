@@ -107,7 +107,7 @@ def test_tables_that_cannot_be_read_are_named(name, content, message, tmp_path):
         read_table(str(tmp_path / name), ('text', 'label'))
 
 
-@settings(deadline=2000, max_examples=60)
+@settings(deadline=20_000, max_examples=60)
 @given(content=st.binary(max_size=200), ending=st.sampled_from(['.jsonl', '.csv', '.parquet']))
 def test_any_bytes_are_read_or_refused(content, ending, tmp_path_factory):
     path = tmp_path_factory.mktemp('bytes') / f'a{ending}'

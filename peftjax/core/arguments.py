@@ -4,11 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from peftjax.core.numbers import is_plain
-
-_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+from peftjax.core.numbers import HELD, is_held, is_plain, shown
 
 # Names of arguments in other libraries, with their names here. A method has at most one of these.
 # Where there is no such argument, `_IN_PLACE_OF` says what to write instead.
@@ -52,14 +48,11 @@ def check_names(
 
 
 def check_numbers(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for a number that is NaN, or in float32 infinite, or 0 and is not 0."""
+    """Raises `ValueError` for a number that float32 does not hold."""
     for argument, value in arguments.items():
         for number in value.values() if isinstance(value, Mapping) else (value,):
-            if is_plain(number) and number != 0 and not _LEAST <= abs(number) <= _MOST:
-                raise ValueError(
-                    f'{name}: {argument} is {number}, which float32 does not hold; write a number '
-                    'of ordinary size'
-                )
+            if is_plain(number) and not is_held(number):
+                raise ValueError(f'{name}: {argument} is {shown(number)}; write {HELD}')
 
 
 def _check_positions(name: str, signature: inspect.Signature, args: Sequence[Any]) -> None:

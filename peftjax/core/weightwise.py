@@ -13,7 +13,7 @@ from peftjax.core.entries import Entry, check_entries, check_own
 from peftjax.core.layout import Layout
 from peftjax.core.merge import check_whole, in_the_wider_dtype, merge_leaf, over_stack
 from peftjax.core.model import Model
-from peftjax.core.numbers import is_plain
+from peftjax.core.numbers import HELD, is_held, is_plain, shown
 from peftjax.core.quantized import dense, is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule
 from peftjax.core.sites import WeightSite
@@ -153,7 +153,15 @@ def _rule(
 
 
 def _held_once(given: Mapping[str, Numbers]) -> dict[str, dict[str, jax.Array]]:
-    """The numbers as arrays; a number that several sites share is one array."""
+    """The numbers as arrays; a number that several sites share is one array.
+
+    Raises:
+      ValueError: float32 does not hold a number.
+    """
+    for path, numbers in given.items():
+        for name, number in numbers.items():
+            if is_plain(number) and not is_held(number):
+                raise ValueError(f'{name} of {path!r} is {shown(number)}; it must be {HELD}')
     arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
     return {
         path: {name: arrays[_same(number)] for name, number in numbers.items()}

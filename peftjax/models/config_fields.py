@@ -117,14 +117,17 @@ def read_config(
             problems.append(
                 f'{field.name}: {value!r} is not of type {getattr(hint, "__name__", hint)}'
             )
-        elif type(value) is int and value < (0 if _has_type(0.0, hint) else 1):
+        elif _has_type(0.0, hint):
+            most = _greatest_float(field.name)
+            if isinstance(value, int | float) and not 0 <= value <= most:
+                problems.append(f'{field.name}: {str(value)[:40]} is out of range, 0 to {most}')
+            else:
+                values[field.name] = value
+        elif type(value) is int and value < 1:
             problems.append(f'{field.name}: {value} is out of range')
         elif type(value) is int and value > greatest(field.name):
             most = greatest(field.name)
             problems.append(f'{field.name}: {str(value)[:40]} is out of range, above {most}')
-        elif isinstance(value, float) and not 0 <= value <= _greatest_float(field.name):
-            most = _greatest_float(field.name)
-            problems.append(f'{field.name}: {value} is out of range, 0 to {most}')
         else:
             values[field.name] = value
     off = UNSUPPORTED | dict(off)

@@ -1,11 +1,18 @@
 """Rotary position embedding, with the frequency rescalings that long-context checkpoints use."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# The numbers that each kind reads, beside theta.
+_READ = {
+    'default': (),
+    'linear': ('factor',),
+    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
+    'divisors': (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +23,8 @@ class Rope:
     `factor` for long ones, a blend in between) or 'divisors' (the field of this name, from GGUF).
 
     Raises:
-        ValueError: another kind; a number that is not above 0; a low frequency above the high one.
+        ValueError: another kind; a number outside 1e-18 to 1e18, of those that the kind reads; a
+            low frequency that is not below the high one.
     """
 
     theta: float = 10000.0
@@ -28,17 +36,16 @@ class Rope:
     divisors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ('default', 'linear', 'llama3', 'divisors'):
+        if self.kind not in _READ:
             raise ValueError(
                 f"rope kind {self.kind!r} is not supported: use 'default', 'linear', 'llama3' or "
                 "'divisors'"
             )
-        factors = ('factor', 'low_freq_factor', 'high_freq_factor')
-        above_zero = {name: getattr(self, name) for name in ('theta', *factors)}
-        above_zero |= {f'divisors[{place}]': each for place, each in enumerate(self.divisors)}
-        for name, value in above_zero.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f'rope: {name} is {value}, and must be above 0')
+        read = {name: getattr(self, name) for name in ('theta', *_READ[self.kind])}
+        read |= {f'divisors[{place}]': each for place, each in enumerate(self.divisors)}
+        for name, value in read.items():
+            if not 1e-18 <= value <= 1e18:
+                raise ValueError(f'rope: {name} is {value}; write a number from 1e-18 to 1e18')
         if self.kind == 'llama3' and not self.low_freq_factor < self.high_freq_factor:
             raise ValueError(
                 f'rope: low_freq_factor {self.low_freq_factor} must be below high_freq_factor '

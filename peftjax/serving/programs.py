@@ -104,7 +104,7 @@ class Programs:
         if not self._features:
             return self._first_features(read, found)
         if found != self._features:
-            return f'the prompt is {found}, but earlier ones are {self._features}'
+            return f'the prompt is {found}; write {self._features}, as the first one was'
         return ''
 
     def _first_features(self, read: dict[str, np.ndarray], found: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.roles import Roles
@@ -99,7 +100,7 @@ class Reading:
         """Prompts of one shape as arguments of the model."""
         if self.roles.features:
             features = np.stack([np.asarray(prompt) for prompt in prompts])
-            wide = np.issubdtype(features.dtype, np.floating)
+            wide = jnp.issubdtype(features.dtype, jnp.floating)  # bfloat16 too
             return {self.roles.features: features.astype(np.float32) if wide else features}
         ids, mask = pad_left([np.asarray(prompt).tolist() for prompt in prompts])
         before = ((0, 0), (self.shape(prompts[0])[0] - ids.shape[1], 0))

@@ -5,9 +5,9 @@ import difflib
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 import optax
 
+from peftjax.core.numbers import HELD, is_held
 from peftjax.train import cadence
 from peftjax.train.typed import SettingsError
 
@@ -42,10 +42,9 @@ def check_ranges(settings: 'Settings') -> None:
     for name, value in at_least_0.items():
         if not (math.isfinite(value) and value >= 0):
             raise SettingsError(f'{name} is {value!r}; write 0 or a number above it')
-    held = np.finfo(np.float32)
     for name, value in {'lr': settings.lr, 'clip_norm': settings.clip_norm, **rates}.items():
-        if value and not float(held.tiny) <= value <= float(held.max):
-            raise SettingsError(f'{name} is {value!r}, which float32 does not hold')
+        if not is_held(value):
+            raise SettingsError(f'{name} is {value!r}; write {HELD}')
     for name in ('duration', 'log_every', 'eval_every', 'save_every'):
         try:
             cadence.check(getattr(settings, name))
