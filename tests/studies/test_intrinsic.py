@@ -24,6 +24,7 @@ from experiments.studies.intrinsic.fitting import Fitter, Run, Split
 from experiments.studies.merging.tables import Example
 from experiments.studies.results import read
 from peftjax.core import paths
+from peftjax.testing.measures import shapes
 from peftjax.train import init_state, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -158,23 +159,21 @@ def test_pretraining_learns_to_tell_masked_tokens():
     assert right[0] < 0.2 and right[150] > 0.8
 
 
-@pytest.mark.parametrize('weights', ['pretrained', 'permuted'])
-def test_permuted_weights_have_the_same_shapes_and_numbers_in_another_order(weights):
+@pytest.mark.parametrize('weights', ['pretrained', 'permuted', 'random'])
+def test_other_weights_of_minilm_have_the_same_shapes(weights):
     given, made = encoders.minilm(3, 'pretrained', 0), encoders.minilm(3, weights, 0)
-    kernel = ('layers', 'attention', 'query', 'kernel')
-
-    def leaf(model):
-        found = model.params
-        for name in kernel:
-            found = found[name]
-        return np.asarray(found)
-
-    assert jax.tree.map(jnp.shape, made.params) == jax.tree.map(jnp.shape, given.params)
-    before, after = leaf(given), leaf(made)
-    assert np.array_equal(before, after) == (weights == 'pretrained')
+    assert shapes(made.params) == shapes(given.params)
+    before, after = paths.flatten(given.params), paths.flatten(made.params)
+    np.testing.assert_array_equal(before['classifier/kernel'], after['classifier/kernel'])
+    query, norm = 'layers/attention/query/kernel', 'layers/ffn/layer_norm'
+    assert np.array_equal(before[query], after[query]) == (weights == 'pretrained')
+    assert np.array_equal(before[f'{norm}/scale'], after[f'{norm}/scale']) == (weights != 'random')
     if weights == 'permuted':
-        for one, other in zip(before, after, strict=True):
+        for one, other in zip(before[query], after[query], strict=True):
             np.testing.assert_array_equal(np.sort(one.ravel()), np.sort(other.ravel()))
+    if weights == 'random':
+        assert abs(float(after[query].std()) - 0.02) < 1e-3
+        assert np.all(after[f'{norm}/scale'] == 1) and np.all(after[f'{norm}/bias'] == 0)
 
 
 def test_a_run_that_trains_everything_learns_and_its_rate_follows_the_schedule():

