@@ -68,18 +68,18 @@ def _methods_with_numbers():
 @pytest.mark.parametrize('number', [1e300, -1e39, 1e-60, float('inf'), float('nan')])
 def test_a_number_that_float32_does_not_hold_is_refused(about, number):
     for argument in about.floats:
-        said = re.escape(f'{about.name}: {argument} is {number}; write 0, or a number of size')
+        said = re.escape(f'{about.name}: {argument} is {number}; write a number with an absolute')
         with pytest.raises(ValueError, match=said):
             getattr(peftjax, about.name)(**{**about.arguments, argument: number})
 
 
 def test_a_number_of_a_pattern_is_looked_at_too():
-    with pytest.raises(ValueError, match='lora: alpha_pattern is inf; write 0, or a number'):
+    with pytest.raises(ValueError, match='lora: alpha_pattern is inf; write a number with'):
         peftjax.lora(rank=2, targets='hidden', alpha_pattern={r'hidden': float('inf')})
 
 
 def test_numbers_that_a_method_computes_are_looked_at_too():
-    with pytest.raises(ValueError, match="scale of 'hidden/kernel' is 6e-39; it must be 0, or"):
+    with pytest.raises(ValueError, match="scale of 'hidden/kernel' is 6e-39; choose arguments"):
         peftjax.lora(rank=2, alpha=1.2e-38, targets='hidden').init(jax.random.key(0), MLP)
-    with pytest.raises(ValueError, match='alpha is an integer of 16610 bits; write 0, or a number'):
+    with pytest.raises(ValueError, match='alpha is an integer of 16610 bits; write a number'):
         peftjax.lora(rank=2, alpha=10**5000, targets='hidden')

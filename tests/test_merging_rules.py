@@ -34,8 +34,8 @@ def test_a_rule_of_one_delta_gives_that_delta(name):
 
 @pytest.mark.parametrize('name', SPANNED)
 def test_core_space_is_full_space_for_linear_rules(name):
-    # They share a part, as runs of one task do: where the mean cosine is almost 0, Model Stock's
-    # ratio is too, and keeps fewer digits than this test asks for.
+    # The deltas share a component, as runs of one task do. At a mean cosine near 0, the ratio of
+    # Model Stock is near 0 too, and loses more digits than this test allows.
     *own, shared = random_deltas(4, ranks=(1, 1, 1, 1))
     deltas = [merging.weighted_sum([delta, shared], 1.0) for delta in own]
     core, full = merging.core_space(RULES[name])(deltas), RULES[name](deltas)

@@ -5,8 +5,8 @@ from typing import Any, TypeGuard
 import numpy as np
 
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-HELD = '0, or a number of size 1.2e-38 to 3.4e+38'
-"""What `is_held` accepts, for messages."""
+HELD = 'a number with an absolute value from 1.2e-38 to 3.4e+38'
+"""The range of float32, for error messages."""
 
 
 def is_plain(value: Any) -> TypeGuard[float]:

@@ -161,7 +161,9 @@ def _held_once(given: Mapping[str, Numbers]) -> dict[str, dict[str, jax.Array]]:
     for path, numbers in given.items():
         for name, number in numbers.items():
             if is_plain(number) and not is_held(number):
-                raise ValueError(f'{name} of {path!r} is {shown(number)}; it must be {HELD}')
+                raise ValueError(
+                    f'{name} of {path!r} is {shown(number)}; choose arguments that make it {HELD}'
+                )
     arrays = {_same(n): _array(n) for numbers in given.values() for n in numbers.values()}
     return {
         path: {name: arrays[_same(number)] for name, number in numbers.items()}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The numbers that each kind reads, beside theta.
+# The fields that each kind uses in addition to theta.
 _READ = {
     'default': (),
     'linear': ('factor',),
@@ -23,8 +23,8 @@ class Rope:
     `factor` for long ones, a blend in between) or 'divisors' (the field of this name, from GGUF).
 
     Raises:
-        ValueError: another kind; a number outside 1e-18 to 1e18, of those that the kind reads; a
-            low frequency that is not below the high one.
+        ValueError: another kind; a number outside 1e-18 to 1e18, in a field that the kind
+            uses; `low_freq_factor` not below `high_freq_factor`.
     """
 
     theta: float = 10000.0

@@ -120,7 +120,7 @@ def run(folder: Path, protocol: Protocol, tables: dict[str, Table] | None = None
     """
     results = Results(folder, protocol)
     tables = read_tables() if tables is None else tables
-    # Only a missing row asks for the tokens, and for the weights of the small encoder.
+    # Called for a missing row only: a finished study needs neither tokens nor pretraining.
     starts = {
         'minilm': functools.cache(lambda: _minilm(protocol, tables)),
         'small': functools.cache(lambda: _small(protocol, tables, folder)),
