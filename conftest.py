@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import tempfile
+import zlib
 
 import jaxlib.version
 
@@ -74,3 +75,20 @@ gc.set_threshold(50_000, 20, 100)
 @pytest.fixture(autouse=True)
 def _names_for_examples(doctest_namespace):
     doctest_namespace.update(jax=jax, jnp=jnp, peftjax=peftjax)
+
+
+@pytest.hookimpl(tryfirst=True)  # Before `-m` chooses.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a table that is marked `sampled`, a quarter of the cases run by default.
+
+    The others are slow tests. Which a case is follows from its name, so a new row moves no other;
+    a case that is asked for by its name runs.
+    """
+    tables: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker('sampled') and not item.get_closest_marker('slow'):
+            tables.setdefault(item.nodeid.partition('[')[0], []).append(item)
+    for cases in tables.values():
+        cases.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for case in cases[-(-len(cases) // 4) :]:
+            case.add_marker(pytest.mark.slow)

@@ -130,6 +130,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize(
     ('base', 'name'), [(base, name) for base, methods in ELSEWHERE.items() for name in methods]
@@ -230,6 +231,7 @@ def test_files_of_t5_that_count_tokens_elsewhere_are_refused(architecture, tmp_p
         peftjax.load_adapter(folder, base_of('t5_pair'))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', METHODS)
 def test_what_is_written_is_read_again(name, tmp_path):
     model, transform = base_of('llama'), METHODS[name]

@@ -43,6 +43,7 @@ def expected(variant):
     return LAYER.get(variant.partition('_')[0], _LLAMA) if exact is None else exact
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_all_linear_of_every_family(variant, scan):

@@ -93,6 +93,7 @@ def follows_its_definition(case, function, dtype, tolerance):
             assert abs(along.sum() - expected) <= tolerance * np.sqrt((along**2).sum()) * 3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('block', [plain.BLOCK, 4], ids=['at once', 'in blocks'])
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 def test_attention_and_its_gradients_follow_their_definition(case, block, monkeypatch):

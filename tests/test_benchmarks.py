@@ -40,6 +40,7 @@ def llama():
     }
 
 
+@pytest.mark.slow
 def test_lora_costs_less_than_full_and_its_rules_less_than_merging(llama):
     full, rules, merged = (
         llama[key].flops

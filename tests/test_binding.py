@@ -190,6 +190,7 @@ def _cases():
                 yield pytest.param(row, law, id=f'{row.identifier}-{law.__name__}')
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('row', 'law'), list(_cases()))
 def test_every_law_holds_on_every_structure(row: Structure, law):
     law(row)

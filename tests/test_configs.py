@@ -121,6 +121,7 @@ def test_every_variant_loads_and_names_methods_that_exist(name, arg):
 _BESIDE = ('eva', 'fish_mask', 'adalora', 'lora_plus', 'full', 'prefix_tuning', 'unipelt', 'loreft')
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'name',
     [
@@ -146,6 +147,7 @@ def _short_allocation() -> dict[str, int]:
     return {f'adalora_allocation.{name}': 1 for name in names}
 
 
+@pytest.mark.slow
 def test_the_small_budget_draws_other_sentences_for_another_seed(tmp_path):
     settings = _settings('bitfit')
     assert settings.data.options == {'longest': 24, 'train': 1024, 'validation': 384, 'test': 1024}
@@ -165,6 +167,7 @@ def test_the_small_budget_draws_other_sentences_for_another_seed(tmp_path):
     assert rows[0]['train'] != rows[1]['train'] and rows[0]['test'] == rows[1]['test']
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', MEASURED)
 def test_a_short_run_on_the_real_model_and_the_real_data(name, tmp_path):
     settings = _settings(name, 'tiny').change({'duration': '2 steps'})

@@ -24,6 +24,7 @@ def _adapted(transform):
     return peftjax.adapt(matrices(), transform), *shapes
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', COSTS)
 def test_a_forward_pass_costs_what_its_formula_says(name):
     cost = COSTS[name]
@@ -35,6 +36,7 @@ def test_a_forward_pass_costs_what_its_formula_says(name):
     assert found == pytest.approx(_total(cost.forward), rel=0.03)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', COSTS)
 def test_a_step_costs_what_its_formula_says(name):
     cost = COSTS[name]

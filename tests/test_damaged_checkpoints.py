@@ -79,6 +79,7 @@ def _damage(path, how):
     path.write_bytes(content[:place] if how == 'cut' else content)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('how', ['cut', 'flipped', 'zeros', 'lost'])
 def test_damage_of_any_file_is_harmless_or_falls_back(saved, tmp_path, how):
     back = 0

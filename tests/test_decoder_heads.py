@@ -33,7 +33,7 @@ def _base(variant):
     return GOLDEN / f'tiny_{variant}' / 'base'
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_the_last_token_is_that_of_the_mask(data):
     """Whatever stands at the places that the mask hides, and wherever these are."""
@@ -119,6 +119,7 @@ def test_dropout_stands_in_front_of_a_head_on_tokens():
         assert np.allclose(noisy, quiet, atol=1e-5) == (rate == 0.0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', ['llama_score', 'gpt2_score', 'gemma2_score'])
 @pytest.mark.parametrize(
     'transform',
@@ -146,6 +147,7 @@ def test_padding_changes_nothing_that_a_method_makes_of_a_text(variant, transfor
     assert not np.allclose(plain, alone, atol=1e-3)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('task', ['classification', 'regression', 'token_classification'])
 @pytest.mark.parametrize('variant', ['llama', 'llama_tied', 'gpt2', 'gemma3'])
 def test_a_new_head_takes_the_place_of_the_words(variant, task, tmp_path):

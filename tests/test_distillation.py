@@ -84,6 +84,7 @@ def _forward(model, task):
     return Forward(peftjax.adapt(model, tx), model.apply, adapter, beside, None)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 def test_the_loss_is_a_share_of_the_labels_and_of_the_teacher(folder, share):
     options = {'teacher': str(folder / 'teacher'), 'share': share, 'temperature': 3.0}

@@ -39,6 +39,7 @@ def _may_refuse(method: str, name: str) -> bool:
     return method == 'adaption prompt' and name == 'gpt2'  # One projection makes all three.
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('method', 'name'), list(_cases()))
 def test_equalities_hold_or_are_refused(method, name):
     found = cell(method, name)

@@ -85,6 +85,7 @@ def test_parts_of_a_batch_make_the_same_step(config, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_some_steps(config, tmp_path):
     config.duration = '14 steps'
     train(read_settings(config), tmp_path, Console(quiet=True), profile=True)
@@ -106,6 +107,7 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(config, tmp_path):
     assert result['trainable'] < result['base'] / 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'methods', [('full',), ('select',), ('bottleneck', 'select'), ('lora', 'select')], ids='+'.join
 )
@@ -165,6 +167,7 @@ def test_a_metrics_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):
     assert [row['step'] for row in read_metrics(tmp_path)] == [1, 2]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [

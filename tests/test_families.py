@@ -22,6 +22,7 @@ def _base(variant):
     return load_base(GOLDEN / f'tiny_{variant}' / 'base', task_of(variant), True)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize(
     'folder', FOLDERS, ids=lambda folder: f'{folder.parent.name}/{folder.name}'
@@ -100,6 +101,7 @@ def test_half_a_head_is_not_written(tmp_path):
         peftjax.save_adapter(tmp_path / 'out', model, transform, adapter)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', ['gemma2', 'gemma3'])
 @pytest.mark.parametrize(
     'transform',

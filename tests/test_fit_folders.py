@@ -25,6 +25,7 @@ def test_nothing_is_written_without_a_folder(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sampled
 def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(model, tmp_path):
     whole = run(model, workdir=tmp_path / 'whole')
     for stop in (1, 5, 8):
@@ -85,6 +86,7 @@ def test_a_folder_that_holds_a_run_is_refused_where_it_must_be_fresh(model, tmp_
         run(model, workdir=tmp_path, resume=False)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('change', [{'seed': 1}, {'best': '-loss'}, {'duration': '12 steps'}])
 def test_another_run_is_not_gone_on_with(model, tmp_path, change):
     run(model, workdir=tmp_path)
@@ -112,6 +114,7 @@ def failing(workdir, settings, resumed_from):
     return _Failing((workdir / '../when').resolve().read_text())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('when', ['write', 'close'])
 def test_a_tracker_that_raises_leaves_a_folder_that_goes_on(model, tmp_path, when):
     (tmp_path / 'when').write_text(when)

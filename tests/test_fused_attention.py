@@ -54,6 +54,7 @@ def test_most_structures_are_taken():
     assert named - set(_TO_SPLASH) == {'array', 'causal array', 'prefix, packed'}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('case', _TO_CUDNN.values(), ids=_TO_CUDNN)
 def test_what_is_put_to_cudnn_is_what_was_asked_for(case, stand_in):
     attend_so = functools.partial(attend, implementation='cudnn', mask=case.mask)
@@ -66,6 +67,7 @@ def _interpreted(case, softcap=None):
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'name',
     ['window', 'causal, padded on the left', 'packed and padded', 'prefix, padded']
@@ -99,6 +101,7 @@ _OWN_MASKS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('mapped', [(0, 0, 0), (0, None, None), (None, 0, 0)], ids=str)
 @pytest.mark.parametrize('mask', _OWN_MASKS.values(), ids=_OWN_MASKS)
 def test_runs_under_vmap_are_those_one_by_one(mask, mapped, stand_in):

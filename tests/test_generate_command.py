@@ -61,6 +61,7 @@ def _write(path, lines):
     return str(path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('rows', [1, 4])
 def test_answers_are_in_order_and_those_of_each_adapter_alone(folder, rows, tmp_path, capsys):
     file = _write(tmp_path / 'p.jsonl', LINES)
@@ -122,6 +123,7 @@ def test_the_base_alone_answers_a_file(folder, tmp_path, capsys):
     assert capsys.readouterr().out == 'was' + json.loads(first)['answer'] + '\n'
 
 
+@pytest.mark.slow
 def test_prompts_of_an_encoder(tmp_path, capsys):
     base = tiny_runs.checkpoint(tmp_path / 'base', 'tiny_t5')
     model = peftjax.load(base)

@@ -131,6 +131,7 @@ def _written(name):
     ).tolist()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', [name for name in METHODS if name not in _AT_THE_PROMPT])
 def test_an_adapted_model_writes_the_same_with_a_cache(name):
     model, transform = _model('llama'), METHODS[name]

@@ -24,6 +24,7 @@ METHODS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('name', METHODS)
 @pytest.mark.parametrize('family', ['llama', 'qwen2'])

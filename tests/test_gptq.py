@@ -15,6 +15,7 @@ from peftjax.train.moments import moments
 from tests.contract_models import IDS, MODELS
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('double', [False, True])
 @pytest.mark.parametrize('columns', [24, 20])
 def test_codes_are_those_of_the_papers_algorithm(columns, double):
@@ -43,6 +44,7 @@ def test_codes_are_those_of_the_papers_algorithm(columns, double):
     assert np.linalg.norm(x @ (found - matrix).T) < 0.85 * np.linalg.norm(x @ (plain - matrix).T)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('form', ['linen scanned', 'linen looped', 'nnx looped'])
 def test_a_model_changes_less_than_by_rounding_alone(form):
     model = MODELS[form]()

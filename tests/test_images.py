@@ -112,6 +112,7 @@ METHODS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('variant', 'name'),
     [

@@ -18,6 +18,7 @@ MERGEABLE = [name for name, row in METHODS.items() if row.mergeable]
 _FACTORED = {'lora', 'lora_fa', 'adalora', 'vera', 'pissa', 'olora'}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', MERGEABLE)
 def test_one_adapter_of_weight_one_is_that_adapter(name):
     model, tx, adapter, frozen = trained(name)

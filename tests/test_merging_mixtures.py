@@ -27,6 +27,7 @@ def _deltas(model, targets=TARGETS):
     return deltas
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('form', ['linen scanned', 'nnx looped'])
 @pytest.mark.parametrize('top', [None, 2])
 def test_x_lora_keeps_the_laws_of_methods(form, top):

@@ -16,6 +16,7 @@ from peftjax.train.moments import Moments
 from tests.deltas import RULES, SPANNED, far, random_deltas, vector
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', RULES)
 def test_the_order_of_the_inputs_changes_nothing(name):
     deltas = random_deltas(4)
@@ -43,6 +44,7 @@ def test_core_space_is_full_space_for_linear_rules(name):
     assert far(merging.dense(core), merging.dense(full)) < 1e-5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', RULES)
 def test_a_stack_of_layers_merges_as_its_layers_do(name):
     """Scanned layers are one leaf; a threshold, an angle or a coefficient is still of a matrix."""
@@ -106,6 +108,7 @@ WEIGHTED = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', WEIGHTED)
 def test_layers_of_a_stack_have_weights_of_their_own(name):
     deltas, rule = random_deltas(3), WEIGHTED[name]
@@ -152,6 +155,7 @@ def _layer(change, layer):
     return merging.Factored(change.left[layer], change.right[layer], layout)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', [*RULES, 'dare', 'della'])
 def test_rules_are_pure_compiled_and_differentiable(name):
     key = jax.random.key(3)

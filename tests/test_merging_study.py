@@ -62,6 +62,7 @@ def test_texts_of_one_spelling_are_in_one_split_and_there_once():
     assert all(len(rows) > 10 for rows in table.values())
 
 
+@pytest.mark.slow
 def test_a_tiny_study_scores_every_rule_with_every_seed(tiny):
     _, protocol, folder, rows = tiny
     merged = [row for row in rows if row['stage'] == 'merged']
@@ -82,6 +83,7 @@ def test_a_tiny_study_scores_every_rule_with_every_seed(tiny):
     assert '| RegMean is above task arithmetic |' in (folder / 'verdicts.md').read_text()
 
 
+@pytest.mark.slow
 def test_a_study_is_gone_on_with_and_no_other_is(tiny):
     tables, protocol, folder, rows = tiny
     before = (folder / 'results.jsonl').read_bytes()
@@ -91,6 +93,7 @@ def test_a_study_is_gone_on_with_and_no_other_is(tiny):
         study(tables, dataclasses.replace(protocol, steps=5), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', METHODS)
 def test_one_model_merged_with_nothing_scores_as_by_itself(tiny, method):
     tables, protocol, folder, rows = tiny

@@ -24,6 +24,7 @@ from tests.linen import applied
 from tests.tiny_models import BERT, FAMILIES, GEMMA, GPT, IDS, LLAMA, ROBERTA, initialised, run
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('scan', 'remat'), [(True, 'full'), (False, None), (False, 'dots_saveable')]
 )

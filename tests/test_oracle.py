@@ -42,6 +42,7 @@ FORMS = [pytest.param(case, False, id=f'{case.name}-looped') for case in CASES] 
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('case', 'scan'), FORMS)
 def test_reference_adapter(case, scan):
     tolerance = TINY_TOLERANCE if case.name.startswith('tiny_') else TOLERANCE
@@ -94,6 +95,7 @@ def test_a_wrong_gradient_is_seen(name, place, factor):
     assert verdict.wrong
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('case', [c for c in CASES if not c.headless], ids=lambda case: case.name)
 def test_the_adapter_of_a_case_changes_what_the_model_gives(case):
     model = case.model(False)

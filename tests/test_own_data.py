@@ -219,6 +219,7 @@ TASKS = {
 DECODERS = {'pairs': 'tiny_llama', 'regression': 'tiny_gpt2', 'token_classification': 'tiny_llama'}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('task', 'golden'),
     [*((task, golden) for task, (golden, _) in TASKS.items()), *DECODERS.items()],

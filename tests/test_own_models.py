@@ -53,6 +53,7 @@ def test_the_section_of_the_table_names_every_role():
     assert {field.name for field in dataclasses.fields(peftjax.Roles)} <= named
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'section', [*FLAX, *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)]
 )

@@ -86,6 +86,7 @@ def _rows():
         seen.add(kind)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('key', list(_rows()))
 def test_a_row_takes_a_step_and_is_scored(key, shelf):
     settings = infer(tiny_settings(ROWS[key], shelf))

@@ -96,6 +96,7 @@ def _counting(model):
     return model.replace(apply=counted(model.apply), traceable=counted(model.traceable)), traces
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', PAIRS)
 def test_other_numbers_are_other_arguments_of_the_same_program(name):
     make, *settings = PAIRS[name]

@@ -48,6 +48,7 @@ def _forms(tree):
     return jax.tree.structure(tuple(tree)), shapes
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('folder', READABLE, ids=map(_name, READABLE))
 def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
@@ -73,6 +74,7 @@ def test_a_file_of_peft_goes_out_as_it_came(folder, scan, tmp_path):
         assert ours[name].shape == value.shape and ours[name].tobytes() == value.tobytes(), name
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize(
     'transform',

@@ -23,6 +23,7 @@ def _base(name, scan=True):
     return load_base(GOLDEN / name / 'base', None, scan)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('name', ['t5_pair', 't5_three'])
 @pytest.mark.parametrize('method', METHODS)

@@ -99,6 +99,7 @@ def test_numbers_of_a_method_that_do_not_train_are_weights():
     assert found.compiled.arguments == pytest.approx(arguments, rel=0.01)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('remat', [None, 'full'])
 @pytest.mark.parametrize('transform', [LORA, peftjax.full()], ids=['lora', 'full'])
 def test_products_are_those_the_compiler_counts(transform, remat):

@@ -16,6 +16,7 @@ from tests.checkpoint_files import golden, write_folder
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', ['llama', 'bert', 't5', 'vit', 'whisper'])
 def test_the_command_plans_every_family_without_weights(variant, tmp_path, capsys):
     config, weights, _, _ = golden(variant)

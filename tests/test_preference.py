@@ -93,6 +93,7 @@ def _log_prob(run, row, number):
     return sum(logits[t, targets[t]] for t in places), len(places)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('loss', ['dpo', 'ipo', 'orpo', 'simpo'])
 def test_totals_are_those_of_each_pair_alone_computed_directly(folder, loss):
     model, task = _made(folder, loss=loss)
@@ -112,6 +113,7 @@ def test_totals_are_those_of_each_pair_alone_computed_directly(folder, loss):
     assert task.needs_reference is (loss in ('dpo', 'ipo'))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('loss', ['dpo', 'orpo', 'kto'])
 def test_padding_and_rows_without_weight_change_nothing(folder, loss):
     model, task = _made(folder, loss=loss)
@@ -138,6 +140,7 @@ def test_a_fresh_adapter_is_its_own_reference(folder):
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('loss', ['dpo', 'ipo', 'orpo', 'simpo', 'kto'])
 def test_training_prefers_the_chosen_answers_of_held_out_pairs(folder, loss):
     model, task = _made(folder, loss=loss)

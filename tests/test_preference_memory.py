@@ -56,6 +56,7 @@ def planned(tmp_path_factory):
     return planned
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('loss', ['dpo', 'ipo', 'kto'])
 def test_a_reference_holds_no_logits_beside_those_of_the_model(loss, planned):
     alone = planned('simpo')  # The same rows without a reference.

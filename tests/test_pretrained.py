@@ -21,6 +21,7 @@ def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_tiny_checkpoints_equal_transformers(variant, scan, tmp_path):

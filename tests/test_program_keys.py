@@ -53,6 +53,7 @@ FLOATS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('case', sorted(FLOATS), ids='-'.join)
 def test_no_real_number_of_a_method_is_in_its_program(case):
     """What `program_key` leaves out is data: the programs of two such numbers are the same."""

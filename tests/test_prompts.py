@@ -50,6 +50,7 @@ def _outputs(result):
     return np.asarray(jax.tree.leaves(result)[0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('name', MODELS)
 def test_padding_changes_nothing_of_the_tokens_before_it(name, method):

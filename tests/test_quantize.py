@@ -62,6 +62,7 @@ def test_blocks_of_gguf_are_packed_and_read_as_the_gguf_package_does(scheme):
     np.testing.assert_array_equal(scheme.unpack(split), gguf.dequantize(raw, kind))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', SCHEMES)
 @pytest.mark.parametrize('shape', [(5, 192), (3, 50), (1, 1)])
 def test_what_is_read_is_near_what_was_packed(name, shape):
@@ -74,6 +75,7 @@ def test_what_is_read_is_near_what_was_packed(name, shape):
     np.testing.assert_array_equal(zeros, np.zeros_like(zeros))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('form', 'name'),
     [*((form, 'nf4') for form in MODELS), *(('linen scanned', name) for name in SCHEMES)],
@@ -107,6 +109,7 @@ def _turns():
         yield pytest.param(name, _FORMS[i // 5 % len(_FORMS)], marks=marks)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('method', 'form'), list(_turns()))
 def test_every_method_trains_on_a_quantised_base(method, form):
     """Outputs and gradients are those on the same values in full precision."""

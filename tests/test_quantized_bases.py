@@ -23,6 +23,7 @@ from tests.oracle.cases import stored
 from tests.structures.entry import normal_like
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('kind', ['Q4_0', 'Q4_1', 'Q8_0'])
 def test_a_gguf_file_stays_as_it_is_stored(kind, tmp_path):
     path = _gguf(tmp_path / 'model.gguf', kind)
@@ -113,6 +114,7 @@ def _packed_llama():
     return peftjax.quantize(_wide_llama(layers=16), 'nf4')
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'tx',
     [

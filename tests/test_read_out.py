@@ -29,6 +29,7 @@ def _case(variant, tmp_path, **options):
     return model, inputs, jnp.asarray(targets, jnp.int32)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', DECODERS)
 def test_scores_are_those_of_the_logits(variant, tmp_path, short_chunks):
     model, inputs, targets = _case(variant, tmp_path)
@@ -41,6 +42,7 @@ def test_scores_are_those_of_the_logits(variant, tmp_path, short_chunks):
     assert scores.correct[0, 0] and scores.losses.dtype == jnp.float32
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('variant', 'tx'),
     [

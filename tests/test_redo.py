@@ -65,6 +65,7 @@ def _log_of_noise(folder):
     file.write_bytes(file.read_bytes().replace(b'"step": 3', b'"st\xffp": 3', 1))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('harm', 'told', 'step'),
     [

@@ -56,6 +56,7 @@ def test_a_resumed_run_ends_with_the_same_bits(config, whole, tmp_path, monkeypa
     assert without_rates(whole) == without_rates(tmp_path / 'broken')
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('method', 'arguments'),
     [
@@ -114,6 +115,7 @@ def test_sigterm_saves_and_the_run_goes_on_with_the_same_bits(config, whole, tmp
     assert_same_bits(*final_states(config, whole, tmp_path / 'stopped'))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('how', ['cut', 'changed', 'lost'])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(config, whole, tmp_path, how):
     shutil.copytree(whole, tmp_path / 'torn')

@@ -48,6 +48,7 @@ def whole_steady(reviews, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_the_last_whole_checkpoint_goes_on(
     steady, whole_steady, tmp_path
 ):
@@ -83,7 +84,8 @@ def undisturbed(tmp_path_factory) -> tuple[Path, list[str], float]:
 
 
 # Thirty of them: python -m benchmarks.faults --kills 30.
-@pytest.mark.parametrize('seed', [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', [5, 1, 2])
 def test_a_killed_run_ends_with_the_same_bits(undisturbed, seed):
     folder, arguments, length = undisturbed
     trial = faults.trial(folder, arguments, (0.0, length), seed)
@@ -109,6 +111,7 @@ def test_a_run_goes_on_on_another_mesh(steady, whole_steady, tmp_path, monkeypat
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_resume_as_one_does(steady, whole_steady, tmp_path):
     alone = json.loads((whole_steady / 'result.json').read_text())
     folder = tmp_path / 'two'

@@ -44,6 +44,7 @@ def _program(model, transform, adapter, frozen):
 _QUICK = [m if m != 'loftq' else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('method', _QUICK)
 def test_every_method_comes_back(method, tmp_path):
     """The same bits and the same program: so it predicts the same bits, with dropout too."""

@@ -189,6 +189,7 @@ def test_wrong_searches_are_refused(tmp_path, monkeypatch):
         search_of()
 
 
+@pytest.mark.slow
 def test_a_search_trains(tmp_path):
     """Two waves of two runs, halved: the folder is that of a sweep, and goes on like one."""
     reviews = read_settings(tiny_runs.film_reviews(tmp_path))

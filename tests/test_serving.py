@@ -42,6 +42,7 @@ def _members(model, make, count=3, size=0.1):
     return members
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('method', 'form'), list(_cases()))
 def test_a_mixed_batch_is_each_row_alone(method, form):
     model, row = MODELS[form](), METHODS[method]
@@ -235,6 +236,7 @@ def _products(function, *args):
     return counting.products(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('method', sorted(set(METHODS) - ON_CALLS - {'loftq'}))
 def test_a_mixed_batch_costs_the_products_of_a_uniform_one(method):
     model, row = MODELS['linen looped'](), METHODS[method]

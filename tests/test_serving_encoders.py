@@ -67,6 +67,7 @@ def _alone(model, name, members, request):
     return tokens[: tokens.index(END) + 1] if END in tokens else tokens
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('name', 'make'), [('t5', _prompt), ('whisper', _prompt)])
 def test_each_request_is_answered_as_if_it_were_alone(name, make):
     model = MODELS[name]()
@@ -91,6 +92,7 @@ def test_each_request_is_answered_as_if_it_were_alone(name, make):
     assert len(set(texts)) > 3  # Else an exchange of two rows would not be seen.
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('name', 'wrong', 'message'),
     [
@@ -151,6 +153,7 @@ def test_a_decoder_starts_with_a_token():
         )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', STARTS)
 def test_tokens_after_padding_in_the_first_call_do_not_see_it(name):
     """A call on the whole text against a first call and one for each token that follows."""
@@ -187,6 +190,7 @@ def test_one_program_writes_for_prompts_of_every_length():
     assert not programs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ('name', 'make'),
     [('t5', _lora), ('t5', _prompt), ('t5', _prefix), ('whisper', _prompt), ('whisper', _prefix)],

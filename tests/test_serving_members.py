@@ -35,6 +35,7 @@ def _exactly(model, targets):
 
 
 # A transform of functions is like itself alone.
+@pytest.mark.sampled
 @pytest.mark.parametrize('method', sorted(set(METHODS) - {'weightwise without a route'}))
 def test_an_adapter_means_the_same_to_a_transform_whose_targets_are_spelt_out(method):
     model, row = _model(), METHODS[method]

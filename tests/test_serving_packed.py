@@ -51,6 +51,7 @@ def _check(members, prepared=True, model=MODEL, of=lambda outputs: outputs):
             assert_close(mixed[row : row + 1, start:end], alone, 1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('method', ON_WEIGHTS)
 def test_a_text_of_a_packed_row_is_computed_with_its_own_adapter(method):
     tx = METHODS[method].maker(MODEL)(WEIGHTS)

@@ -64,6 +64,7 @@ def _cases():
             yield pytest.param(name, make, masked, marks=() if turn else (pytest.mark.slow,))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('name', 'make', 'masked'), list(_cases()))
 def test_prompts_of_several_lengths_are_each_rows_own(name, make, masked):
     model = MODELS[name]()
@@ -85,6 +86,7 @@ def test_prompts_of_several_lengths_are_each_rows_own(name, make, masked):
         assert_close(jnp.asarray(mixed[rows][real]), jnp.asarray(alone[real]), 1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('make', [_p_tuning, _projected, _chain])
 def test_text_of_a_mixed_batch_is_that_of_each_row(make):
     model = MODELS['llama']()
@@ -111,6 +113,7 @@ def _requests(count, seed):
         yield serving.Request(prompt, draw.randrange(3), draw.randrange(1, 9))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('make', 'name'), [(_prompt, 'gemma'), (_chain, 'llama')])
 def test_the_server_answers_each_request_as_if_it_were_alone(name, make):
     model = MODELS[name]()

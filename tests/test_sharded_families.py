@@ -36,6 +36,7 @@ def test_a_checkpoint_goes_where_it_belongs_leaf_by_leaf(variant, tmp_path):
 FAMILIES = ['dinov2', 'gemma2', 'gpt2', 'mistral', 'qwen3', 'roberta', 't5_gated', 'vit', 'whisper']
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', FAMILIES)
 def test_gradients_of_every_family_are_those_of_one_device(variant, tmp_path):
     config, weights, inputs, _ = golden(variant)

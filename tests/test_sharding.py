@@ -141,6 +141,7 @@ def _on_meshes():
             yield pytest.param(family, name, mesh, id=f'{family}-{name}-{mesh}', marks=marks)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('family', 'name', 'mesh'), list(_on_meshes()))
 def test_losses_are_those_of_one_device(family, name, mesh):
     axes = MESHES[mesh]
@@ -173,6 +174,7 @@ def _quantized():
     return model, _on_one_device(model, METHODS['lora'])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('sizes', MESHES.values(), ids=MESHES)
 def test_a_quantised_base_is_shared_out_in_its_codes(sizes):
     (model, expected), mesh = _quantized(), peftjax.make_mesh(**sizes)

@@ -258,7 +258,7 @@ _JSON = st.recursive(
 
 
 @settings(
-    max_examples=200, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), variant=st.sampled_from(VARIANTS))
 def test_any_config_is_read_or_refused(data, variant, tmp_path_factory):

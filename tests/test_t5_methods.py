@@ -45,6 +45,7 @@ METHODS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', METHODS)
 def test_methods_train_an_encoder_and_a_decoder(name):
     model, transform = _model(), METHODS[name]
@@ -97,6 +98,7 @@ MASKS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('side', MASKS)
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 def test_a_prompt_of_embedded_tokens_is_those_tokens_of_the_encoder(scan, side):
@@ -166,6 +168,7 @@ def test_a_prompt_of_a_bank_is_as_long_as_its_own():
         np.testing.assert_allclose(mixed[row], alone[row], atol=1e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 @pytest.mark.parametrize(
     'name',
@@ -228,6 +231,7 @@ def test_a_cache_changes_nothing(scan):
     assert written.tolist() == _without_a_cache(apply)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'name',
     ['lora', 'ia3', 'houlsby', 'prefix', 'prefix without positions', 'prompt', 'placed prompt'],

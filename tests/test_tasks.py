@@ -186,6 +186,7 @@ def test_the_smoothed_loss_is_that_of_the_smoothed_distribution():
     assert found['weights'] == 3.0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('task', ['classification', 'text', 'token_classification'])
 def test_smoothing_and_padding_change_what_they_should_alone(task, tmp_path):
     golden = 'tiny_llama' if task == 'text' else 'tiny_bert'

@@ -98,6 +98,7 @@ model = MODELS['linen scanned']
 _DISTINCT = [name for name, row in METHODS.items() if not row.variant]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'name',
     [
@@ -118,6 +119,7 @@ def test_runs_of_any_method_share_a_program(name):
     assert_same(solos, steps=10, compared=[0])
 
 
+@pytest.mark.slow
 def test_rates_decays_alphas_dropouts_ranks_and_seeds_differ_over_fifty_steps():
     def solo(seed, rank, alpha, dropout, rate, decay):
         low_rank = peftjax.lora(
@@ -154,6 +156,7 @@ PADDED = {
 _TOLD = ('lora', 'dora', 'loha', 'adalora', 'houlsby')
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     'make',
     [

@@ -27,7 +27,7 @@ def layouts(draw):
 
 
 @given(layouts())
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_layout_forms_are_inverse(layout):
     leaf = jnp.arange(float(math.prod(layout.shape))).reshape(layout.shape)
     matrix = layout.to_matrix(leaf)
@@ -111,7 +111,7 @@ def operand(shape, operations, roles):
 
 
 @given(programs())
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_a_leaf_is_followed_through_views_or_refused(program):
     shape, operations, roles = program
     x = operand(*program)

@@ -71,6 +71,7 @@ def test_a_base_without_the_new_tokens_refuses_their_adapter():
         peftjax.load_adapter(GOLDEN / 'new_tokens/tiny_llama/whole', model)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', ['llama', 'llama_tied', 'bert', 'gpt2', 't5', 't5_untied'])
 @settings(max_examples=8, deadline=None)
 @given(more=st.integers(0, 9))
@@ -129,6 +130,7 @@ def test_what_no_vocabulary_can_be_is_refused(variant, options, message):
         peftjax.load(_base(variant), abstract=True, **options)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('variant', [*DECODERS, 't5'])
 def test_an_untied_head_starts_as_a_copy_and_is_read_again(variant, tmp_path):
     base = _base(variant)

@@ -47,6 +47,7 @@ def model():
     return peftjax.wrap(Whisper(CONFIG), _params(Whisper(CONFIG)), INPUTS)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('remat', [None, 'full', *REMAT_POLICIES])
 @pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
 def test_every_way_of_building_gives_the_same(scan, remat, model):
@@ -101,6 +102,7 @@ METHODS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', METHODS)
 def test_methods_train_it_and_it_writes_the_same_with_a_cache(name, model):
     transform = METHODS[name]

@@ -94,6 +94,7 @@ HEADS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(('variant', 'task', 'targets', 'head'), HEADS)
 def test_merge_keeps_the_head_of_the_base(variant, task, targets, head, tmp_path):
     base = GOLDEN / variant / 'base'

@@ -149,6 +149,7 @@ def started(name):
     return EACH[name].init(KEY, mlp())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('name', EACH)
 def test_each_method_takes_its_own_adapters_and_no_others(name):
     transform = EACH[name]

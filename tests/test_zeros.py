@@ -43,6 +43,7 @@ BY_A_NORM = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('kind', ZEROS)
 @pytest.mark.parametrize('name', BY_A_NORM)
 def test_beside_zeros_what_is_merged_is_what_is_computed(name, kind):

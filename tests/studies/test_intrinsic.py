@@ -132,6 +132,7 @@ def _tables() -> Any:
     return {name: table() for name in ('trec', 'reviews', 'news')}
 
 
+@pytest.mark.slow
 def test_a_tiny_study_of_language_ends_and_is_gone_on_with(tmp_path, monkeypatch):
     tables = _tables()
     rows = language.run(tmp_path, language.TINY, tables)
@@ -159,6 +160,7 @@ def test_pretraining_learns_to_tell_masked_tokens():
     assert right[0] < 0.2 and right[150] > 0.8
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('weights', ['pretrained', 'permuted', 'random'])
 def test_other_weights_of_minilm_have_the_same_shapes(weights):
     given, made = encoders.minilm(3, 'pretrained', 0), encoders.minilm(3, weights, 0)

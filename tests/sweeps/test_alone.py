@@ -21,6 +21,7 @@ def test_rows_are_what_they_would_be_alone(config, alone, tmp_path):
         assert_as_alone(row, tmp_path / 'sweep', alone)
 
 
+@pytest.mark.slow
 def test_numbers_of_what_is_around_the_optimiser_share_a_program(config, alone, tmp_path):
     config.around, config.lora_plus = ('lora_plus',), ConfigDict({'ratio': 4.0})
     rows = rows_of(config, {'lora_plus.ratio': 2.0}, {'lora_plus.ratio': 16.0})
@@ -57,6 +58,7 @@ def test_rows_of_several_lengths_are_what_they_would_be_alone(
     assert_as_alone(rows[1], tmp_path / 'sweep', alone)
 
 
+@pytest.mark.slow
 def test_rows_that_divide_evenly_are_split_over_devices(config, alone, tmp_path, monkeypatch):
     """Eight rows on the eight devices of the tests, each with one; seven with none of it."""
     spread = []

@@ -76,6 +76,7 @@ def test_one_folder_holds_one_sweep_and_a_group_has_one_worker(config, tmp_path)
         run(rows, tmp_path / 'a', memory=mine.memory - 1)
 
 
+@pytest.mark.slow
 def test_rows_that_are_added_are_run_and_no_others(config, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / 'a')
     trained, train_group = [], work.train_group
@@ -90,6 +91,7 @@ def test_rows_that_are_added_are_run_and_no_others(config, whole, tmp_path, monk
     assert [line['status'] for line in lines] == ['done'] * 3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize('harm', ['deleted', 'a cut result', 'a cut adapter'])
 def test_a_folder_that_is_deleted_or_damaged_is_trained_again(config, whole, tmp_path, harm):
     shutil.copytree(whole, tmp_path / 'a')

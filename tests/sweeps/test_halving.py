@@ -132,8 +132,8 @@ def _arrive(halving, number):
 
 
 def test_processes_decide_one_after_another(halving, tmp_path):
-    """Eight arrivals from four processes, which unpickle the pruner: none is lost."""
-    with multiprocessing.get_context('spawn').Pool(4) as pool:
+    """Eight arrivals from two processes, which unpickle the pruner: none is lost."""
+    with multiprocessing.get_context('spawn').Pool(2) as pool:
         kept = pool.starmap(_arrive, [(halving, number) for number in range(8)])
     held = json.loads((tmp_path / 'rungs.json').read_text(encoding='utf-8'))['rungs']['1']
     assert len(held['scores']) == 24 and len(held['stopped']) == 24 - sum(kept)
@@ -175,6 +175,7 @@ def test_the_command_of_a_run_reads_all_of_its_settings(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == settings.to_dict()
 
 
+@pytest.mark.slow
 def test_groups_of_a_sweep_decide_with_those_that_came_and_go_on_alike(tmp_path):
     """Two groups of two; killed right after the second group arrived at its first rung."""
     reviews = read_settings(tiny_runs.film_reviews(tmp_path))

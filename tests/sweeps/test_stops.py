@@ -62,6 +62,7 @@ def test_a_stopped_sweep_goes_on_with_the_same_bits(config, whole, tmp_path, mon
     assert run(rows, tmp_path / 'broken') == lines
 
 
+@pytest.mark.slow
 def test_rows_that_diverge_leave_and_hurt_no_other(config, alone, tmp_path):
     """Two of four leave, then the shorter of the rest; the last is compiled anew, at its rank."""
     rows = rows_of(config, *FOUR[1:3], {'lr': 1e30}, {'lr': 3e30})
