@@ -35,24 +35,11 @@ from tests import shape_checks
 
 shape_checks.install()
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
 
 import peftjax
-
-# Loaded before any test module, because `settings` of a test inherit from the profile at import.
-hypothesis.settings.register_profile(
-    'peftjax',
-    deadline=None,  # Compiling takes as long as it takes.
-    derandomize=True,
-    suppress_health_check=[
-        hypothesis.HealthCheck.too_slow,
-        hypothesis.HealthCheck.filter_too_much,
-    ],
-)
-hypothesis.settings.load_profile('peftjax')
 
 # Those of this process are kept while it lasts, as many tests ask for what an earlier one compiled.
 # What tests start is without: a program that is killed may leave half a file.
@@ -70,6 +57,21 @@ jax.config.update('jax_traceback_in_locations_limit', 0)
 # time of a test.
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
+
+# After that: old releases ask the collector who holds their random numbers, and it knows of nothing
+# that is frozen. Before any test module: `settings` of a test inherit from the profile at import.
+import hypothesis
+
+hypothesis.settings.register_profile(
+    'peftjax',
+    deadline=None,  # Compiling takes as long as it takes.
+    derandomize=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
+)
+hypothesis.settings.load_profile('peftjax')
 
 
 @pytest.fixture(autouse=True)
