@@ -80,15 +80,19 @@ def _names_for_examples(doctest_namespace):
 
 
 @pytest.hookimpl(tryfirst=True)  # Before `-m` chooses.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a table that is marked `sampled`, a quarter of the cases run by default.
 
-    The others are slow tests. Which a case is follows from its name, so a new row moves no other;
-    a case that is asked for by its name runs.
+    The others are slow tests. Which cases run follows from their names, so a new one changes at
+    most one of them. Cases that are asked for, by `-k`, by `--lf` or by their full ids, are left
+    alone.
     """
+    if config.option.keyword or config.option.lf:
+        return
     tables: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker('sampled') and not item.get_closest_marker('slow'):
+        asked = any(argument.endswith(item.nodeid) for argument in config.args)
+        if item.get_closest_marker('sampled') and not item.get_closest_marker('slow') and not asked:
             tables.setdefault(item.nodeid.partition('[')[0], []).append(item)
     for cases in tables.values():
         cases.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))

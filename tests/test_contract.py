@@ -14,12 +14,14 @@ from tests.contract_models import IDS, MODELS
 from tests.rows import METHODS
 
 # Every law on every method, on one form of model: most on looped layers, every fourth on scanned
-# ones. The forms take turns, so each has its share of the methods: Flax's two interfaces,
-# rematerialised layers, half precision. What is scanned and not rematerialised is left to the pairs
-# below. What has no turn is slow, and so are other options of a method that has a row.
+# ones, unless it says what it costs, which the compiler counts on looped layers alone. The forms
+# take turns, so each has its share of the methods: Flax's two interfaces, rematerialised layers.
+# Every twelfth method is tried in half precision too. What has no turn is slow, and so are other
+# options of a method that has a row.
 PAIR_FORM = 'linen scanned'
 LOOPED = ['linen looped', 'nnx looped']
-SCANNED = [form for form in MODELS if form not in (*LOOPED, PAIR_FORM)]
+LOW = 'linen scanned, bfloat16'
+SCANNED = [form for form in MODELS if form not in (*LOOPED, PAIR_FORM, LOW)]
 VARIANT_FORMS = ['linen looped', 'nnx scanned, rematerialised']
 
 
@@ -31,10 +33,10 @@ def _forms():
             for form in VARIANT_FORMS:
                 yield pytest.param(name, form, marks=pytest.mark.slow)
             continue
-        turns = LOOPED if number % 4 else SCANNED
-        turn = turns[number // 4 % len(turns)]
-        for form in (*LOOPED, *SCANNED):
-            yield (name, form) if form == turn else pytest.param(name, form, marks=pytest.mark.slow)
+        turns = LOOPED if number % 4 or row.forward_flops is not None else SCANNED
+        turn = {turns[number // 4 % len(turns)]} | ({LOW} if number % 12 == 0 else set())
+        for form in (*LOOPED, *SCANNED, LOW):
+            yield (name, form) if form in turn else pytest.param(name, form, marks=pytest.mark.slow)
         number += 1
 
 
@@ -42,7 +44,10 @@ CASES = list(_forms())
 
 
 def _pairs():
-    """Every two methods, in one order or the other; a twentieth of the pairs by default."""
+    """Every two methods, in one order or the other; one in twenty is not slow.
+
+    Of those the mark `sampled` leaves a quarter by default.
+    """
     distinct = [name for name, row in METHODS.items() if not row.variant]
     for (i, first), (j, second) in itertools.combinations(enumerate(distinct), 2):
         pair = (second, first) if (i + j) // 20 % 2 else (first, second)

@@ -162,6 +162,8 @@ def test_groups_that_are_named_are_there(page):
 def test_a_scheduled_workflow_runs_every_slow_test():
     slow = WORKFLOWS['slow']
     assert slow['on']['schedule'] and 'nox --session slow' in _commands(slow)
+    assert 'workflow_call' in slow['on']
+    assert 'slow' in WORKFLOWS['release']['jobs']['publish']['needs']
     session = (ROOT / 'noxfile.py').read_text().partition('def slow(')[2].partition('\n\n\n')[0]
     # Every test with the mark, with the library and the browser that some of them ask for.
     assert "session.run(*PYTEST, '-m', 'slow', *session.posargs)" in session

@@ -22,7 +22,6 @@ TRAIN = ROWS['train', 'LoRA q,v', None, None]
 _KINDS = {row['kind']: key for key, row in reversed(ROWS.items())}
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     'key',
     [

@@ -78,7 +78,6 @@ def _names(page: str) -> dict:
     }  # fmt: skip
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize('page', HERE)
 def test_its_python_runs(page, _tiny):
     names = {'__name__': 'page', **_names(page)}

@@ -109,7 +109,6 @@ def _turns():
         yield pytest.param(name, _FORMS[i // 5 % len(_FORMS)], marks=marks)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(('method', 'form'), list(_turns()))
 def test_every_method_trains_on_a_quantised_base(method, form):
     """Outputs and gradients are those on the same values in full precision."""

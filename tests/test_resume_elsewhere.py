@@ -84,8 +84,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, list[str], float]:
 
 
 # Thirty of them: python -m benchmarks.faults --kills 30.
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', [5, 1, 2])
+@pytest.mark.parametrize('seed', [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_a_killed_run_ends_with_the_same_bits(undisturbed, seed):
     folder, arguments, length = undisturbed
     trial = faults.trial(folder, arguments, (0.0, length), seed)

@@ -25,7 +25,7 @@ X = jax.random.normal(jax.random.key(9), (4, 4))
 
 
 def _cases():
-    """Every method on one form of model; the other form is slow."""
+    """Every method on one form of model, a quarter of them by default; the other form is slow."""
     for number, name in enumerate(sorted(set(METHODS) - ON_CALLS)):
         for turn, form in enumerate(('linen looped', 'linen scanned')):
             marks = () if number % 2 == turn else (pytest.mark.slow,)

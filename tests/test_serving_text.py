@@ -64,7 +64,6 @@ def _cases():
             yield pytest.param(name, make, masked, marks=() if turn else (pytest.mark.slow,))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(('name', 'make', 'masked'), list(_cases()))
 def test_prompts_of_several_lengths_are_each_rows_own(name, make, masked):
     model = MODELS[name]()

@@ -133,7 +133,10 @@ CASES = [('llama', name) for name in METHODS] + [('bert', 'lora'), ('bert', 'bot
 
 
 def _on_meshes():
-    """Every case on the mesh with all three axes; on those with one axis, in turns by default."""
+    """Every case on the mesh with all three axes; on those with one axis, in turns.
+
+    The rest is slow, and of these cases the mark `sampled` leaves a quarter by default.
+    """
     for number, (family, name) in enumerate(CASES):
         for turn, mesh in enumerate(MESHES):
             left = len(MESHES[mesh]) == 1 and number % 2 != turn
