@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from peftjax.core import paths
+from peftjax.core.promotion import widened
 from peftjax.core.transform import PeftTransform, described, padded_by
 from peftjax.core.use import Use
 from peftjax.core.weightwise import weightwise
@@ -65,9 +66,8 @@ def hira(
         return matrix + delta(leaves, matrix)
 
     def apply(leaves: LowRankLeaves, use: Use) -> Float[jax.Array, '...']:
-        return use.forward(use.x) + use.product(
-            use.dropped(leaves.get('dropout')), delta(leaves, use.weight())
-        )
+        change = delta(*widened((leaves, use.weight())))
+        return use.forward(use.x) + use.product(use.dropped(leaves.get('dropout')), change)
 
     return weightwise(
         settings.factors,
