@@ -50,7 +50,7 @@ types: $(VENV)/.ready-to-test
 
 # Python keeps compiled test modules unless this variable says otherwise: they collect twice as fast.
 unit: $(VENV)/.ready-to-test
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 $(VENV)/.ready-to-train: $(RECIPE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"peftjax needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: run make PYTHON=<a newer one>" if v < (3, 11) else 0)'
