@@ -1,4 +1,4 @@
-"""Runs of an encoder on TREC questions; the runs of one method share their programs."""
+"""Runs of an encoder on texts of some classes; the runs of one method share their programs."""
 
 import dataclasses
 import functools
@@ -66,7 +66,7 @@ class Budget(NamedTuple):
 
     Attributes:
         steps: of the optimiser.
-        batch_size: questions in a step.
+        batch_size: texts in a step.
     """
 
     steps: int
@@ -98,7 +98,7 @@ def rate_of(exponent: int) -> float:
 
 
 class Bench:
-    """A method on the questions: the encoder with a new head, the rows, the compiled programs.
+    """A method on the texts: the encoder with a new head, the rows, the compiled programs.
 
     Attributes:
         run: the run of seed 0.
@@ -106,7 +106,7 @@ class Bench:
 
     Args:
         method: the setting `methods`, and the arguments of each method.
-        table: of the questions.
+        table: of the texts.
         source: of the encoder.
         length: of all texts, in tokens; longer ones are cut.
         schedule: of the rate, after a warm-up over a tenth of the steps.
@@ -151,7 +151,7 @@ class Bench:
         self._of_seed = functools.cache(self._seeded)
 
     def rows(self, split: str, count: int, seed: int) -> list[Row]:
-        """Questions of a split, drawn by the seed; a smaller count gives a subset."""
+        """Texts of a split, drawn by the seed; a smaller count gives a subset."""
         return corpora.draw(self.run.task.splits[split], count, seed)
 
     def points(
@@ -163,7 +163,7 @@ class Bench:
             rows: to train on.
             budget: of the run.
             rate: at its peak.
-            seed: of the head, the adapter and the order of the questions.
+            seed: of the head, the adapter and the order of the texts.
             marks: steps in rising order, 0 for the initial model; the run ends at the last one.
         """
         run = self._of_seed(seed)
@@ -184,7 +184,7 @@ class Bench:
                 yield Fitted(step, state.adapter, beside)
 
     def score(self, fitted: Fitted, rows: Sequence[Row]) -> dict[str, float]:
-        """The mean loss and the accuracy of a model on some questions."""
+        """The mean loss and the accuracy of a model on some texts."""
         sums: dict[str, float] = {}
         for batch in eval_batches(rows, batch_size=64, lengths=self.run.task.lengths):
             for name, total in self._totals(fitted.adapter, fitted.beside, batch).items():
@@ -197,7 +197,7 @@ class Bench:
 
         Args:
             count: runs in the program, which differ in their seeds.
-            batch_size: questions in a step of a run.
+            batch_size: texts in a step of a run.
             repeats: timed steps of each kind, in turns.
 
         Returns:
@@ -233,7 +233,7 @@ class Bench:
 
 
 class Shared(Protocol):
-    """What the protocols of the studies on questions have in common.
+    """What the protocols of the studies with these runs have in common.
 
     Attributes:
         source: of the encoder.

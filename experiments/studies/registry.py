@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from experiments.studies import claims, cost, cost_report, rates, rates_report
 from experiments.studies.few_examples import report as few_examples_report
+from experiments.studies.few_examples import reviews as few_reviews
 from experiments.studies.few_examples import study as few_examples_study
 from experiments.studies.forgetting import report as forgetting_report
 from experiments.studies.forgetting import study as forgetting_study
@@ -59,7 +60,17 @@ STUDIES = {
     'intrinsic_language': _study(
         'The intrinsic dimension of language models', language, language_report
     ),
-    'few_examples': _study('Few examples', few_examples_study, few_examples_report),
+    'few_examples': _study(
+        'Few examples: questions', few_examples_study, few_examples_report.QUESTIONS
+    ),
+    'few_reviews': Study(
+        'Few examples: film reviews',
+        few_reviews,
+        few_reviews.PROTOCOL,
+        few_reviews.TINY,
+        few_examples_study.run,
+        few_examples_report.REVIEWS,
+    ),
     'forgetting': _study('Learning and forgetting', forgetting_study, forgetting_report),
     'rates': _study('The best rate of LoRA', rates, rates_report),
     'cost': _study('What methods cost', cost, cost_report),

@@ -4,15 +4,16 @@ import dataclasses
 
 import pytest
 
-from experiments.studies.few_examples import report, study
+from experiments.studies.few_examples import report, reviews, study
 from experiments.studies.results import read
 from tests.studies.tiny_questions import encoder, questions
+from tests.tiny_runs import film_reviews
 
 
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp('few')
-    protocol = dataclasses.replace(study.TINY, source=encoder(folder), questions=questions(folder))
+    protocol = dataclasses.replace(study.TINY, source=encoder(folder), data=questions(folder))
     study.run(folder / 'study', protocol)
     return protocol, folder / 'study', read(folder / 'study' / 'results.jsonl')
 
@@ -105,7 +106,7 @@ ROWS = _rows(
 
 
 def test_a_verdict_follows_from_the_differences_of_seeds():
-    found = report.claims(ROWS)
+    found = report.QUESTIONS.claims(ROWS)
     said = [each.verdict for each in found]
     assert said == [
         'confirmed',  # bottleneck adapters at 32
@@ -118,7 +119,7 @@ def test_a_verdict_follows_from_the_differences_of_seeds():
 
 
 def test_a_text_holds_a_row_for_each_method_and_the_sign_changes():
-    said = report.text(ROWS)
+    said = report.QUESTIONS.text(ROWS)
     assert '| bottleneck adapters (Pfeiffer) | **11.0 (8.5 to 13.5; n = 3)** |' in said
     assert '| 32 | 10 | 8 | 2 |' in said
     assert '| 320 | 10 | 8 | none |' in said
@@ -135,10 +136,25 @@ def test_a_study_that_is_not_over_says_so():
         report.scores([row for row in ROWS if row.get('seed') != 2 or row['method'] == 'full'])
 
 
+def test_two_models_of_one_seed_are_refused():
+    other = {**next(row for row in ROWS if row['stage'] == 'final'), 'rate': 0.03}
+    with pytest.raises(ValueError, match='two final models of full with seed 0 on 32 examples'):
+        report.scores([*ROWS, other])
+
+
 def test_the_figure_is_drawn_from_the_rows(tmp_path):
-    report.draw(ROWS, tmp_path / 'figure.png')
+    report.QUESTIONS.draw(ROWS, tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_a_protocol_names_known_methods():
-    assert set(study.Protocol().methods) <= set(study.METHODS)
+@pytest.mark.parametrize('protocol', [study.Protocol(), reviews.PROTOCOL])
+def test_a_protocol_names_known_methods(protocol):
+    assert set(protocol.methods) <= set(study.METHODS) and protocol.table in study.TABLES
+
+
+def test_film_reviews_are_split_by_film(tmp_path):
+    film_reviews(tmp_path)
+    found = study.TABLES['reviews'](str(tmp_path / 'reviews.csv.bz2'))
+    texts = [{each.text for each in found[split]} for split in ('train', 'validation', 'test')]
+    assert all(texts) and not texts[0] & texts[1] and not (texts[0] | texts[1]) & texts[2]
+    assert {each.label for each in found['train']} == {'fresh', 'rotten'}

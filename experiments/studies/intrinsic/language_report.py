@@ -65,15 +65,19 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
         )
     made.append(_steps(curves))
     last = _stages(curves)[-1]
-    kinds = ratio(curves.needed(('small', last, 'DID')), curves.needed(('small', last, 'SAID')))
-    made.append(
-        Claim(
-            'A scale for each layer (SAID) lowers the dimension that is needed.',
-            AGHAJANYAN,
-            f'the small BERT after {last} steps, d90 of DID over d90 of SAID: {kinds.show()}',
-            *kinds.above(1.0),
+    for model, start, words in (
+        ('minilm', 'pretrained', 'MiniLM'),
+        ('small', last, f'the small BERT after {last} steps'),
+    ):
+        kinds = ratio(*(curves.needed((model, start, kind)) for kind in ('DID', 'SAID')))
+        made.append(
+            Claim(
+                f'A scale for each layer (SAID) lowers the dimension that {words} needs.',
+                AGHAJANYAN,
+                f'd90 of DID over d90 of SAID: {kinds.show()}',
+                *kinds.above(1.0),
+            )
         )
-    )
     return made
 
 

