@@ -97,8 +97,8 @@ def _language(own: Mapping[str, float]) -> list[dict]:
 
 
 def test_runs_of_two_rates_on_one_curve_are_refused():
-    own = dict.fromkeys(('0 SAID', '10 SAID', '100 SAID', '100 DID'), 400)
-    own |= dict.fromkeys(('pretrained SAID', 'permuted SAID', 'random SAID', 'pretrained DID'), 300)
+    names = ('0 SAID', '10 SAID', '100 SAID', '100 DID', 'pretrained SAID', 'pretrained DID')
+    own: dict[str, float] = dict.fromkeys((*names, 'permuted SAID', 'random SAID'), 300)
     rows = _language(own)
     rows.append({**rows[-1], 'rate': 0.03})
     with pytest.raises(ValueError, match=r'minilm, pretrained, DID have the rates \[0.01, 0.03\]'):
