@@ -58,8 +58,9 @@ jax.config.update('jax_traceback_in_locations_limit', 0)
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
 
-# After that: old releases ask the collector who holds their random numbers, and it knows of nothing
-# that is frozen. Before any test module: `settings` of a test inherit from the profile at import.
+# Imported after the collector freezes: the oldest hypothesis that is supported asks the collector
+# which objects refer to its random state, and the collector reports no frozen ones. Loaded before
+# any test module, because `settings` of a test inherit from the profile at import.
 import hypothesis
 
 hypothesis.settings.register_profile(

@@ -117,8 +117,8 @@ def test_every_variant_loads_and_names_methods_that_exist(name, arg):
     assert max(settings.data.lengths) > 0
 
 
-# Every method trains in the contract; here it is what a config says besides that is tried. Of these
-# configs the mark `sampled` leaves a quarter by default.
+# Every method trains in the contract; here it is what a config says besides that is tried. By
+# default a quarter of these configs run, by the mark `sampled`.
 _BESIDE = ('eva', 'fish_mask', 'adalora', 'lora_plus', 'full', 'prefix_tuning', 'unipelt', 'loreft')
 
 

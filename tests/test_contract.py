@@ -46,7 +46,7 @@ CASES = list(_forms())
 def _pairs():
     """Every two methods, in one order or the other; one in twenty is not slow.
 
-    Of those the mark `sampled` leaves a quarter by default.
+    By default a quarter of those run, by the mark `sampled`.
     """
     distinct = [name for name, row in METHODS.items() if not row.variant]
     for (i, first), (j, second) in itertools.combinations(enumerate(distinct), 2):

@@ -9,8 +9,8 @@ from tests.equalities.methods import METHODS
 from tests.equalities.models import MODELS
 from tests.equalities.table import cell
 
-# Each kind of method on one model; the rest of the table is slow, and of these cases the mark
-# `sampled` leaves a quarter by default.
+# Each kind of method on one model; the rest of the table is slow. By default a quarter of these
+# cases run, by the mark `sampled`.
 _BY_DEFAULT = {
     ('gated lora', 'llama'),
     ('placed prompt', 'gemma'),

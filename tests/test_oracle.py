@@ -29,8 +29,8 @@ def _method(case):
 
 
 # One case of each method on scanned layers as well, the others by -m slow: that these read the same
-# arrays is in the tests of files that go out as they came in. Of the cases that are not slow, the
-# mark `sampled` leaves a quarter by default.
+# arrays is in the tests of files that go out as they came in. By default a quarter of the
+# cases that are not slow run, by the mark `sampled`.
 FIRST = {_method(case): case for case in reversed(CASES)}
 FORMS = [pytest.param(case, False, id=f'{case.name}-looped') for case in CASES] + [
     pytest.param(

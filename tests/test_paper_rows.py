@@ -79,7 +79,7 @@ def _base(source: str, head: str, labels: int | None) -> peftjax.Model:
 def _rows():
     """All rows that can be built; those behind the first of each task and data set are slow.
 
-    Of the first ones the mark `sampled` leaves a quarter by default.
+    By default a quarter of the first ones run, by the mark `sampled`.
     """
     seen = set()
     for key in BUILT:

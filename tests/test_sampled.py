@@ -1,9 +1,11 @@
 """Which cases of a long table run by default."""
 
 import collections
-import importlib
+from typing import Any
 
 import pytest
+
+import conftest
 
 CASES = [f'tests/test_a.py::test_a[{number}]' for number in range(18)]
 
@@ -27,9 +29,11 @@ _Option = collections.namedtuple('_Option', 'keyword lf')
 
 def run_by_default(names=CASES, slow=(), keyword='', lf=False, args=('tests',)):
     """The names that the hook leaves without the mark `slow`."""
-    items = [_Item(name, 'sampled', *(['slow'] if name in slow else [])) for name in names]
-    hook = importlib.import_module('conftest').pytest_collection_modifyitems
-    hook(_Config(_Option(keyword, lf), list(args)), items)
+    config: Any = _Config(_Option(keyword, lf), list(args))
+    items: list[Any] = [
+        _Item(name, 'sampled', *(['slow'] if name in slow else [])) for name in names
+    ]
+    conftest.pytest_collection_modifyitems(config, items)
     return {item.nodeid for item in items if 'slow' not in item.marks}
 
 

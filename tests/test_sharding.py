@@ -135,7 +135,7 @@ CASES = [('llama', name) for name in METHODS] + [('bert', 'lora'), ('bert', 'bot
 def _on_meshes():
     """Every case on the mesh with all three axes; on those with one axis, in turns.
 
-    The rest is slow, and of these cases the mark `sampled` leaves a quarter by default.
+    The rest is slow. By default a quarter of these cases run, by the mark `sampled`.
     """
     for number, (family, name) in enumerate(CASES):
         for turn, mesh in enumerate(MESHES):

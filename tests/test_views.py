@@ -27,7 +27,7 @@ def layouts(draw):
 
 
 @given(layouts())
-@settings(max_examples=15)
+@settings(max_examples=30)
 def test_layout_forms_are_inverse(layout):
     leaf = jnp.arange(float(math.prod(layout.shape))).reshape(layout.shape)
     matrix = layout.to_matrix(leaf)

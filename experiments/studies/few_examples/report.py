@@ -78,7 +78,7 @@ class Report:
 
     @property
     def CAPTION(self) -> str:
-        """Of the figure."""
+        """The caption of the figure."""
         return (
             f'Accuracy on {self.unseen} (left), and its difference to full fine-tuning with the '
             f'same seed (right), over the number of {self.noun} that MiniLM is trained on. Markers '

@@ -11,10 +11,10 @@ Runs: as in the study of few examples on questions. The number of steps depends 
     sentences, the same for every method. The sentences of a smaller size are a subset of those of a
     greater one.
 Rate: the one with the greatest validation accuracy, on one grid of half decades for all methods.
-    By the least loss, a rate so great that the model always gives one of the two answers would be
-    chosen: a model that learned from few sentences has a greater loss. The search starts at the
-    best rate of the size before; the greatest size takes that rate without a search. The 192
-    validation sentences are more than the smallest runs train on.
+    The least validation loss would choose rates at which nothing is learned: on so few sentences, a
+    model that learns has a greater loss than one that always gives the same answer. The search
+    starts at the best rate of the size before; the greatest size takes that rate without a search.
+    The 192 validation sentences are more than the smallest runs train on.
 Shortened: a run on 1,000 sentences sees each of them once. More sentences, and the other methods of
     the study on questions, were left out.
 """

@@ -190,12 +190,13 @@ class _Curve:
             start: where the search begins.
         """
         grid = (start - 1, start, start + 1)
-        exponent = best_exponent(self._badness, grid) if self._size.tuning else start
+        exponent = best_exponent(self._objective, grid) if self._size.tuning else start
         for seed in range(self._protocol.seeds):
             self._row('final', exponent, seed, 'test', seed)
         return exponent
 
-    def _badness(self, exponent: int) -> float:
+    def _objective(self, exponent: int) -> float:
+        """What the search for a rate minimises."""
         rows = [
             self._row('tune', exponent, seed, 'validation', 0) for seed in range(self._size.tuning)
         ]
