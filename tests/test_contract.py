@@ -96,6 +96,12 @@ def test_methods_compose(first, second):
     testing.check_composition(_case(first, PAIR_FORM), _case(second, PAIR_FORM))
 
 
+@pytest.mark.parametrize('form', [PAIR_FORM, LOW])
+def test_a_method_that_reads_the_weight_follows_one_with_a_complex_table(form):
+    """HiRA asks for the weight that C3A has changed; the spectrum of C3A makes no weight complex."""
+    testing.check_composition(_case('c3a', form), _case('hira', form))
+
+
 def test_the_laws_catch_a_wrong_method():
     """A contract that cannot fail proves nothing: each broken method must trip its law."""
     good = METHODS['lora']

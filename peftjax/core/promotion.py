@@ -17,11 +17,13 @@ def wider(*arrays: jax.Array) -> jnp.dtype:
 
 
 def widened(tree: Any) -> Any:
-    """The tree with all floats in their common dtype; integers stay.
+    """The tree with all real floats in their common dtype; integers and complex numbers stay.
 
-    >>> tree = widened((jnp.ones(2, jnp.bfloat16), jnp.ones(3), jnp.arange(4)))
+    A complex leaf is a table that a method made (the spectrum of C3A): a weight beside it is real.
+
+    >>> tree = widened([jnp.ones(2, each) for each in ('bfloat16', 'float32', 'int32', 'complex64')])
     >>> [leaf.dtype.name for leaf in tree]
-    ['float32', 'float32', 'int32']
+    ['float32', 'float32', 'int32', 'complex64']
     """
     wide = wider(*filter(_is_float, jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide) if _is_float(leaf) else leaf, tree)
@@ -37,4 +39,4 @@ def lifted(array: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _is_float(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
