@@ -98,7 +98,7 @@ def test_methods_compose(first, second):
 
 @pytest.mark.parametrize('form', [PAIR_FORM, LOW])
 def test_a_method_that_reads_the_weight_follows_one_with_a_complex_table(form):
-    """HiRA asks for the weight that C3A has changed; the spectrum of C3A makes no weight complex."""
+    """HiRA reads the weight that C3A has changed, and C3A's spectrum makes no weight complex."""
     testing.check_composition(_case('c3a', form), _case('hira', form))
 
 

@@ -21,8 +21,8 @@ def widened(tree: Any) -> Any:
 
     A complex leaf is a table that a method made (the spectrum of C3A): a weight beside it is real.
 
-    >>> tree = widened([jnp.ones(2, each) for each in ('bfloat16', 'float32', 'int32', 'complex64')])
-    >>> [leaf.dtype.name for leaf in tree]
+    >>> dtypes = 'bfloat16', 'float32', 'int32', 'complex64'
+    >>> [leaf.dtype.name for leaf in widened([jnp.ones(2, dtype) for dtype in dtypes])]
     ['float32', 'float32', 'int32', 'complex64']
     """
     wide = wider(*filter(_is_float, jax.tree.leaves(tree)))
