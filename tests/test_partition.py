@@ -270,6 +270,17 @@ def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
         assert_close(adapted, mlp().apply(tx.merge(adapter, whole), X))
 
 
+@pytest.mark.parametrize('second', PARTS)
+@pytest.mark.parametrize('first', PARTS)
+def test_no_order_is_advised_to_two_methods_that_both_take_a_part(first, second):
+    """Neither can come first, so a message that says so would send a user in a circle."""
+    tx = peftjax.chain(PARTS[first], PARTS[second])
+    with pytest.raises(ValueError, match='leave that leaf out of the targets of one') as error:
+        tx.init(KEY, mlp())
+    assert 'put the former first' not in str(error.value)
+    assert "'hidden/kernel'" in str(error.value)
+
+
 @pytest.mark.parametrize('other', ['dora', 'vera', 'select'])
 def test_numbers_of_another_method_are_refused(other):
     """A DoRA's frozen holds a scale at the same path, which LoRA must not take for its own."""

@@ -136,11 +136,12 @@ def _combined(
         return nested
 
     def rest(params: Any, adapter: Adapter, own: Any) -> Any:
-        acted_on: set[str] = set()
+        acted_on: dict[str, bool] = {}
         for transform, entry, numbers in parts(adapter, own):
             left = transform.remaining(params, entry, numbers)
             _check_taken_first(acted_on, params, left)
-            acted_on |= set(transform.rules(entry, numbers))
+            takes = transform.rest is not None
+            acted_on |= dict.fromkeys(transform.rules(entry, numbers), takes)
             params = left
         rules(adapter, own)  # A chain that cannot be nested is refused here, before it trains.
         return params
@@ -160,12 +161,23 @@ def _check_ids(rules: Mapping[str, Rule]) -> None:
         )
 
 
-def _check_taken_first(acted_on: set[str], params: Any, left: Any) -> None:
-    """Raises `ValueError` where a method takes a part of a leaf that an earlier one acts on."""
+def _check_taken_first(acted_on: Mapping[str, bool], params: Any, left: Any) -> None:
+    """Raises `ValueError` where a method takes a part of a leaf that an earlier one acts on.
+
+    Args:
+        acted_on: the leaves of earlier methods, and whether these start from a part of them too.
+        params: before the method took its part.
+        left: what it left.
+    """
     before, after = paths.slots(params), paths.slots(left)
-    for path in acted_on & set(before):
-        if after[path] is not before[path]:
+    for path in before:
+        if path in acted_on and after[path] is not before[path]:
+            instead = (
+                'leave that leaf out of the targets of one of them'
+                if acted_on[path]
+                else 'put the former first in the chain'
+            )
             raise ValueError(
                 f'a transform starts from a part of {path!r}, on which an earlier transform of '
-                'the chain acts; put the former first in the chain'
+                f'the chain acts; {instead}'
             )

@@ -16,7 +16,6 @@ from peftjax.core.quantized import is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule, leaf_rule
 
 _DENSE = 'frozen._replace(params=peftjax.dequantize(frozen.params))'
-_DENSE_MODEL = 'model.replace(params=peftjax.dequantize(model.params))'
 
 
 def merged(params: Any, rules: Mapping[str, Rule], dtype: Any = None) -> Any:
@@ -84,7 +83,13 @@ def check_whole(path: str, leaf: Any, method: str) -> None:
             f'{method} starts from a part of {path!r}, which an earlier transform of the chain '
             'trains as a whole; leave that leaf out of the targets of one of them'
         )
-    refuse_quantized(path, leaf, _DENSE_MODEL)
+    if is_quantized(leaf):
+        raise MergeError(
+            f'{method} starts from a part of {path!r}, a {leaf!r}, and nothing can be taken from '
+            'its codes; write model.replace(params=peftjax.dequantize(model.params)) for weights '
+            'in full precision. If an earlier transform of the chain made the codes (loftq), leave '
+            'that leaf out of the targets of one of them'
+        )
 
 
 def replaced(rule: LeafRule, leaf: Any) -> jax.Array:
@@ -147,7 +152,8 @@ def in_the_wider_dtype(merge: Callable[[Any, jax.Array], jax.Array]) -> Any:
 
     def wide(leaves: Any, matrix: jax.Array) -> jax.Array:
         # On a float32 base, a product of bfloat16 factors is not rounded to bfloat16.
-        leaves, full = widened((leaves, matrix))
+        # A complex table of a method (C3A's spectrum) does not make a real matrix complex.
+        leaves, full = widened((leaves, matrix), real=not jnp.iscomplexobj(matrix))
         return merge(leaves, full).astype(matrix.dtype)
 
     return wide

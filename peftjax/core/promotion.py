@@ -16,17 +16,24 @@ def wider(*arrays: jax.Array) -> jnp.dtype:
         return jnp.result_type(*(array.dtype for array in arrays))
 
 
-def widened(tree: Any) -> Any:
-    """The tree with all real floats in their common dtype; integers and complex numbers stay.
+def widened(tree: Any, real: bool = False) -> Any:
+    """The tree with all floats in their common dtype; integers stay.
 
-    A complex leaf is a table that a method made (the spectrum of C3A): a weight beside it is real.
+    With `real`, complex numbers stay too, and make no other number complex.
 
-    >>> dtypes = 'bfloat16', 'float32', 'int32', 'complex64'
-    >>> [leaf.dtype.name for leaf in widened([jnp.ones(2, dtype) for dtype in dtypes])]
+    >>> tree = [jnp.ones(2, each) for each in ('bfloat16', 'float32', 'int32', 'complex64')]
+    >>> [leaf.dtype.name for leaf in widened(tree)]
+    ['complex64', 'complex64', 'int32', 'complex64']
+    >>> [leaf.dtype.name for leaf in widened(tree, real=True)]
     ['float32', 'float32', 'int32', 'complex64']
     """
-    wide = wider(*filter(_is_float, jax.tree.leaves(tree)))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide) if _is_float(leaf) else leaf, tree)
+    kind = jnp.floating if real else jnp.inexact
+
+    def is_float(leaf: jax.Array) -> bool:
+        return jnp.issubdtype(leaf.dtype, kind)
+
+    wide = wider(*filter(is_float, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide) if is_float(leaf) else leaf, tree)
 
 
 def lifted(array: jax.Array, like: jax.Array) -> jax.Array:
@@ -36,7 +43,3 @@ def lifted(array: jax.Array, like: jax.Array) -> jax.Array:
     (1, 1, 4)
     """
     return jnp.expand_dims(array, range(like.ndim - array.ndim))
-
-
-def _is_float(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
