@@ -24,12 +24,15 @@ class Case(NamedTuple):
     def operands(self, dtype: Any = np.float32) -> tuple[Any, ...]:
         """query, key, value, and a cotangent that is zero for queries which see nothing."""
         draw = np.random.default_rng(0).normal
-        longer = self.mask.prefix + self.keys
-        shapes = [(self.queries, HEADS), (longer, self.shared), (longer, self.shared)]
-        shapes = [(BATCH, length, heads, WIDTH) for length, heads in [*shapes, shapes[0]]]
-        query, key, value, slope = (draw(size=shape) for shape in shapes)
+        query, key, value, slope = (draw(size=shape) for shape in self.shapes())
         slope = slope * seeing(self)
         return tuple(jnp.asarray(x, dtype) for x in (query, key, value, slope))
+
+    def shapes(self) -> list[tuple[int, int, int, int]]:
+        """Those of query, key, value and the cotangent."""
+        longer = self.mask.prefix + self.keys
+        shapes = [(self.queries, HEADS), (longer, self.shared), (longer, self.shared)]
+        return [(BATCH, length, heads, WIDTH) for length, heads in [*shapes, shapes[0]]]
 
 
 def seen(case: Case) -> np.ndarray:
