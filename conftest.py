@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     most one of them. Cases that are asked for, by `-k`, by `--lf` or by their full ids, are left
     alone.
     """
-    if config.option.keyword or config.option.lf:
+    if config.option.keyword or getattr(config.option, 'lf', False):
         return
     tables: dict[str, list[pytest.Item]] = {}
     for item in items:

@@ -43,7 +43,8 @@ class T5(nn.Module):
     instead of logits, and only few logits are held at a time.
 
     prefix_length=n says that a method puts n keys in front of the keys of every self-attention, at
-    the positions -n to -1. The attention core then gets their `prefix_bias`.
+    the n positions before the first token of each row. The attention core then gets their
+    `prefix_bias`.
 
     Example:
         >>> config = T5Config(

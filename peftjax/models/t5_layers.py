@@ -103,6 +103,13 @@ class _DecoderLayer(_Part):
         return x, (*present, *kept) if self.keeps else None
 
 
+def _first(mask):
+    """int32 [B or 1, 1]: the position of the first token of each row."""
+    if mask.valid is None:
+        return jnp.zeros((1, 1), jnp.int32)
+    return jnp.argmax(mask.valid, axis=1, keepdims=True).astype(jnp.int32)
+
+
 class Stack(_Part):
     """The encoder or the decoder: its layers, the bias that they share, and a last norm."""
 
@@ -117,12 +124,11 @@ class Stack(_Part):
         """Runs `x`.
 
         query, keys: positions; the default is those of `x`. prefix: how many keys a method puts at
-        the positions before 0.
+        the positions before the first token of each row.
         """
         config = self.config
         query = jnp.arange(x.shape[1]) if query is None else query
         keys = query if keys is None else keys
-        keys = jnp.concatenate([jnp.arange(-prefix, 0), keys]) if prefix else keys
         table = nn.Embed(
             config.relative_attention_num_buckets,
             config.num_heads,
@@ -130,13 +136,17 @@ class Stack(_Part):
             param_dtype=self.param_dtype,
             name='relative_attention_bias',
         )
-        buckets = relative_buckets(
-            keys[None, :] - query[:, None],
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
-            both_ways=not self.decodes,
-        )
-        bias = jnp.moveaxis(table(buckets), -1, 0)[None]  # [1, N, T, S]
+
+        def bias(keys):
+            """[B or 1, N, T, S] for keys at the positions [B or 1, S]."""
+            buckets = relative_buckets(
+                keys[:, None, :] - query[None, :, None],
+                config.relative_attention_num_buckets,
+                config.relative_attention_max_distance,
+                both_ways=not self.decodes,
+            )
+            return jnp.moveaxis(table(buckets), -1, 1)
+
         fields = {
             'config': config,
             'deterministic': self.deterministic,
@@ -148,8 +158,8 @@ class Stack(_Part):
             {**fields, 'keeps': self.keeps} if self.decodes else fields,
             self.dropout(x),
             mask,
-            bias[..., prefix:],
-            bias[..., :prefix] if prefix else None,
+            bias(keys[None]),
+            bias(_first(mask) + jnp.arange(-prefix, 0)[None]) if prefix else None,
             *shared,
             count=self.layers,
             scan=self.scan,

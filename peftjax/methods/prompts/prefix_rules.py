@@ -100,7 +100,9 @@ def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) 
     if ahead is None:
         longer = jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)])
     else:
-        longer = jnp.concatenate([ahead, bias], axis=-1)
+        rows = jnp.broadcast_shapes(ahead.shape[:3], bias.shape[:3])
+        each = [jnp.broadcast_to(part, (*rows, part.shape[3])) for part in (ahead, bias)]
+        longer = jnp.concatenate(each, axis=-1)
     if length is None:
         return longer
     hidden = jnp.arange(longer.shape[-1]) < count - length
