@@ -80,7 +80,7 @@ def test_a_number_that_float32_does_not_hold_is_refused(name, number):
 def test_a_number_of_a_method_that_reads_the_model_is_refused_too():
     model = MODELS['linen looped']()
     rows = [row for row in METHODS.values() if row.of_model and not row.variant]
-    abouts = [row.maker(model)(row.targets).about for row in rows]
+    abouts = [about for row in rows if (about := row.maker(model)(row.targets).about)]
     assert any(about.floats for about in abouts)
     for about in abouts:
         for number in OUT_OF_RANGE:

@@ -62,6 +62,11 @@ def test_tables_are_sampled_one_by_one():
     assert run_by_default() < run_by_default([*CASES, *others])
 
 
+def test_pytest_without_its_cache_has_no_option_lf():
+    config: Any = _Config(collections.namedtuple('Option', 'keyword')(''), ['tests'])
+    conftest.pytest_collection_modifyitems(config, [])
+
+
 def test_what_is_asked_for_runs():
     assert run_by_default(keyword='hra') == set(CASES)
     assert run_by_default(lf=True) == set(CASES)
