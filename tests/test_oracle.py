@@ -19,6 +19,11 @@ CASES, OTHERS, UNREADABLE = find(GOLDEN)
 REFUSED = {
     'llama/psoft': 'signs of singular vectors',
 }
+# One array holds all layers of a scan, and these adapt some of them.
+REFUSED_ON_A_SCAN = {
+    'adapters/gpt2/leave_out': 'scan=False',
+    'adapters/t5_pair/leave_out_bn': 'scan=False',
+}
 # Gemma 2's soft caps lose more where machine code is unoptimised: 4.5e-5 on one processor.
 TINY_TOLERANCE = 1e-4
 
@@ -49,8 +54,9 @@ def test_reference_adapter(case, scan):
     tolerance = TINY_TOLERANCE if case.name.startswith('tiny_') else TOLERANCE
     verdict = judge(case, scan=scan, tolerance=tolerance)
     assert not verdict.wrong, verdict.errors
-    assert (REFUSED.get(case.name, '') in verdict.refused) if verdict.refused else verdict.errors
-    assert bool(verdict.refused) == (case.name in REFUSED)
+    refused = {**REFUSED, **REFUSED_ON_A_SCAN} if scan else REFUSED
+    assert (refused.get(case.name, '') in verdict.refused) if verdict.refused else verdict.errors
+    assert bool(verdict.refused) == (case.name in refused)
     if not scan:
         judged = {name.partition(',')[0] for name in verdict.errors}
         held = comparable(case) and not case.headless
