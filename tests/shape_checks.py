@@ -48,10 +48,15 @@ def _where_shapes_are(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _has_shapes(each: Any) -> bool:
-    """Whether a function has shapes; a class or a property may have functions that do."""
+    """Whether the signature of a function has shapes.
+
+    True for anything else, such as a class or a property: jaxtyping looks at their functions
+    itself. True for annotations in quotes too, which it reads.
+    """
     if not inspect.isfunction(each):
         return True
-    return any(_shaped(hint) is not Any for hint in each.__annotations__.values())
+    hints = each.__annotations__.values()
+    return any(isinstance(hint, str) or _shaped(hint) is not Any for hint in hints)
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

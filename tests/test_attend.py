@@ -200,3 +200,37 @@ def test_a_mask_says_what_its_docstring_says():
         expected = seen(case)
         found = np.ones_like(expected) if dense is None else np.broadcast_to(dense, expected.shape)
         np.testing.assert_array_equal(found, expected, name)
+
+
+@pytest.mark.parametrize('queries', [11, 300], ids=['a block', 'blocks'])
+def test_a_bias_in_parts_is_the_bias_of_all_keys(queries):
+    """Each part has the rows it needs: the parts are never held as one array."""
+    draw = np.random.default_rng(0).normal
+    query, key = (jnp.asarray(draw(size=(2, n, HEADS, 8)), jnp.float32) for n in (queries, 9))
+    shapes = [(2, HEADS, queries, 3), (1, HEADS, queries, 5), (1, 1, 1, 1)]
+    parts = tuple(jnp.asarray(draw(size=shape), jnp.float32) for shape in shapes)
+
+    def whole(parts):
+        rows = (2, HEADS, queries)
+        return jnp.concatenate([jnp.broadcast_to(x, (*rows, x.shape[3])) for x in parts], axis=3)
+
+    def loss(parts, join):
+        return (attend(query, key, key, Mask(prefix=3), bias=join(parts)) ** 2).sum()
+
+    with jax.default_matmul_precision('highest'):
+        found, expected = (
+            jax.jit(jax.value_and_grad(functools.partial(loss, join=join)))(parts)
+            for join in (lambda parts: parts, whole)
+        )
+        jax.tree.map(lambda x, y: close(x, y, 1e-5), found, expected)
+        runs = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), parts)
+        together = jax.vmap(functools.partial(loss, join=lambda parts: parts))(runs)
+    close(together[0], expected[0], 1e-5)
+
+
+@pytest.mark.parametrize('shapes', [[(1, 1, 3, 2), (1, 1, 3, 2)], [(1, 1, 3, 2), (3,)]])
+def test_parts_of_a_bias_that_are_not_those_of_the_keys_are_refused(shapes):
+    call = jnp.ones((1, 3, 2, 8))
+    with pytest.raises(ValueError, match='which the last add up to the keys') as error:
+        attend(call, call, call, bias=tuple(map(jnp.zeros, shapes)))
+    assert str(shapes) in str(error.value) and '(1, 2, 3, 3)' in str(error.value)

@@ -243,43 +243,6 @@ def test_what_is_frozen_beside_a_trained_adapter_is_what_init_froze(tx):
 
 LORA = peftjax.lora(rank=2, targets=r'hidden')
 
-PARTS = {
-    'pissa': peftjax.lora(rank=2, init='pissa', targets=r'hidden'),
-    'olora': peftjax.lora(rank=2, init='olora', targets=r'hidden'),
-    'loftq': peftjax.loftq(rank=2, targets=r'hidden'),
-}
-
-
-@pytest.mark.parametrize('name', PARTS)
-def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
-    part = PARTS[name]
-    for before, said in (
-        (LORA, 'put the former first in the chain'),
-        (peftjax.select(r'hidden/kernel'), 'leave that leaf out'),
-        (peftjax.full(), 'leave that leaf out'),
-    ):
-        tx = peftjax.chain(before, part)
-        assert_raises(ValueError, lambda t=tx: t.init(KEY, mlp()), "'hidden/kernel'", said)
-    elsewhere = peftjax.lora(rank=2, targets=r'out')
-    for tx in (peftjax.chain(part, LORA), peftjax.chain(elsewhere, part)):
-        adapter, frozen = tx.init(KEY, mlp())
-        plain = mlp().apply(mlp().params, X)
-        adapted = peftjax.adapt(mlp(), tx)(adapter, frozen, X)
-        assert_close(adapted, plain, 0.2 if name == 'loftq' else 1e-5)
-        whole = frozen._replace(params=peftjax.dequantize(frozen.params))
-        assert_close(adapted, mlp().apply(tx.merge(adapter, whole), X))
-
-
-@pytest.mark.parametrize('second', PARTS)
-@pytest.mark.parametrize('first', PARTS)
-def test_no_order_is_advised_to_two_methods_that_both_take_a_part(first, second):
-    """Neither can come first, so a message that says so would send a user in a circle."""
-    tx = peftjax.chain(PARTS[first], PARTS[second])
-    with pytest.raises(ValueError, match='leave that leaf out of the targets of one') as error:
-        tx.init(KEY, mlp())
-    assert 'put the former first' not in str(error.value)
-    assert "'hidden/kernel'" in str(error.value)
-
 
 @pytest.mark.parametrize('other', ['dora', 'vera', 'select'])
 def test_numbers_of_another_method_are_refused(other):

@@ -12,6 +12,7 @@ import peftjax
 from peftjax.core.rules import MatrixRule
 from peftjax.methods.orthogonal.rotations import turn
 from peftjax.quantize.int8 import Int8
+from tests import shape_checks
 from tests.shape_checks import PACKAGES, checked
 
 LEAVES = {'a': jnp.ones((4, 2)), 'b': jnp.ones((2, 8))}
@@ -97,3 +98,19 @@ def test_functions_of_one_name_keep_their_own_defaults():
     checked(may)(jnp.ones(3))
     with pytest.raises(TypeError, match="'b'"):
         checked(needs)(jnp.ones(3))
+
+
+def test_functions_without_shapes_are_left_alone():
+    def of_a_name(name: str, count: int) -> str:
+        return name * count
+
+    def of_an_array(x: Float[jax.Array, ' n']):
+        return x
+
+    def in_quotes(x: "Float[jax.Array, ' n']"):
+        return x
+
+    decorated = shape_checks._where_shapes_are(lambda **_: lambda each: ('checked', each))
+    for function in (of_an_array, in_quotes, dict, property(of_a_name)):
+        assert decorated(typechecker=None)(function) == ('checked', function)
+    assert decorated(typechecker=None)(of_a_name) is of_a_name

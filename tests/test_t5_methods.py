@@ -153,30 +153,6 @@ def test_a_prefix_that_is_the_cache_of_tokens_stands_for_them():
     assert np.abs(np.asarray(other - expected)).max() > 1e-3
 
 
-@pytest.mark.parametrize('gate', [False, True], ids=['', 'gated'])
-def test_a_prefix_stands_before_the_first_token_of_a_row(gate):
-    """Padding on the left moves no token nearer to the prefix or away from it."""
-    model = _model()
-    transform = peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*self_attn/core', gate=gate)
-    fresh, frozen = transform.init(jax.random.key(0), model)
-    predict = peftjax.adapt(model, transform)
-    call = functools.partial(predict, peftjax.testing.perturb(fresh, seed=1, size=0.5), frozen)
-    expected = call(**INPUTS)
-    names = ('input_ids', 'attention_mask'), ('decoder_input_ids', 'decoder_attention_mask')
-    padded = {}
-    for ids, mask in names:
-        padded[ids] = np.pad(INPUTS[ids], [(0, 0), (4, 0)])
-        padded[mask] = np.pad(np.ones_like(INPUTS[ids]), [(0, 0), (4, 0)])
-    np.testing.assert_allclose(call(**padded)[:, 4:], expected, atol=1e-5)
-    if gate:
-        return  # It reads whole rows, so there is no call of a part.
-    begun = {name: each[:, :-1] if 'decoder' in name else each for name, each in padded.items()}
-    logits, cache = call(**begun, cache_length=12)
-    np.testing.assert_allclose(logits[:, 0], expected[:, -2], atol=1e-5)
-    last, _ = call(decoder_input_ids=WRITTEN[:, -1:], cache=cache)
-    np.testing.assert_allclose(last[:, 0], expected[:, -1], atol=1e-5)
-
-
 def test_a_prompt_of_a_bank_is_as_long_as_its_own():
     model = _model()
     members = []

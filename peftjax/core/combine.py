@@ -10,7 +10,7 @@ from peftjax.core.entries import Adapter, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.nest import nest
-from peftjax.core.rules import ROOT, CallRule, Rule
+from peftjax.core.rules import ROOT, CallRule, LeafRule, Rule
 from peftjax.core.transform import About, PeftTransform
 
 
@@ -100,6 +100,9 @@ def _check_members(transforms: tuple[Any, ...], form: str) -> None:
         )
 
 
+_LEAVE_OUT = 'leave that leaf out of the targets of one of them'
+
+
 def _combined(
     transforms: Mapping[str, PeftTransform],
     pack: Callable[[list[Any]], Any],
@@ -136,14 +139,20 @@ def _combined(
         return nested
 
     def rest(params: Any, adapter: Adapter, own: Any) -> Any:
-        acted_on: dict[str, bool] = {}
+        nested: dict[str, Rule] = {}
+        taken: set[str] = set()
         for transform, entry, numbers in parts(adapter, own):
             left = transform.remaining(params, entry, numbers)
-            _check_taken_first(acted_on, params, left)
-            takes = transform.rest is not None
-            acted_on |= dict.fromkeys(transform.rules(entry, numbers), takes)
+            mine = transform.rules(entry, numbers)
+            now = _changed(params, left)
+            for path in now & set(nested):
+                _refuse(path, nested[path], mine.get(path), path in taken)
+            taken |= now
+            # A chain that cannot be nested is refused here, before it trains.
+            for path, rule in mine.items():
+                nested[path] = _nested(path, nested.get(path), rule, path in taken)
             params = left
-        rules(adapter, own)  # A chain that cannot be nested is refused here, before it trains.
+        _check_ids(nested)
         return params
 
     of_parts = any(transform.rest is not None for _, transform in members)
@@ -161,23 +170,39 @@ def _check_ids(rules: Mapping[str, Rule]) -> None:
         )
 
 
-def _check_taken_first(acted_on: Mapping[str, bool], params: Any, left: Any) -> None:
-    """Raises `ValueError` where a method takes a part of a leaf that an earlier one acts on.
+def _changed(before: Any, after: Any) -> set[str]:
+    """The leaves of which a transform took a part, or the whole."""
+    slots = paths.slots(after)
+    return {path for path, leaf in paths.slots(before).items() if slots[path] is not leaf}
+
+
+def _refuse(path: str, first: Rule, second: Rule | None, taken: bool) -> None:
+    """Raises `ValueError`: `second` takes a part of a leaf, or all of it, that `first` acts on.
 
     Args:
-        acted_on: the leaves of earlier methods, and whether these start from a part of them too.
-        params: before the method took its part.
-        left: what it left.
+      taken: whether `first` took a part of the leaf too.
     """
-    before, after = paths.slots(params), paths.slots(left)
-    for path in before:
-        if path in acted_on and after[path] is not before[path]:
-            instead = (
-                'leave that leaf out of the targets of one of them'
-                if acted_on[path]
-                else 'put the former first in the chain'
-            )
-            raise ValueError(
-                f'a transform starts from a part of {path!r}, on which an earlier transform of '
-                f'the chain acts; {instead}'
-            )
+    instead = _LEAVE_OUT
+    if second is not None and not taken and _nests(path, second, first):
+        instead = 'put the later of the two in front of the other'
+    takes = 'trains' if isinstance(second, LeafRule) else 'starts from a part of'
+    raise ValueError(
+        f'a transform {takes} {path!r}, on which an earlier transform of the chain acts; {instead}'
+    )
+
+
+def _nested(path: str, first: Rule | None, second: Rule, taken: bool) -> Rule:
+    """`nest`; where a part of the leaf is taken, its advice to change the order is of no use."""
+    if first is None:
+        return second
+    if taken and not _nests(path, first, second):
+        raise ValueError(f'two transforms of the chain cannot share {path!r}; {_LEAVE_OUT}')
+    return nest(path, first, second)
+
+
+def _nests(path: str, first: Rule, second: Rule) -> bool:
+    try:
+        nest(path, first, second)
+    except ValueError:
+        return False
+    return True

@@ -87,8 +87,8 @@ def check_whole(path: str, leaf: Any, method: str) -> None:
         raise MergeError(
             f'{method} starts from a part of {path!r}, a {leaf!r}, and nothing can be taken from '
             'its codes; write model.replace(params=peftjax.dequantize(model.params)) for weights '
-            'in full precision. If an earlier transform of the chain made the codes (loftq), leave '
-            'that leaf out of the targets of one of them'
+            'in full precision. If loftq, earlier in the chain, made the codes, leave that leaf '
+            'out of the targets of one of them'
         )
 
 

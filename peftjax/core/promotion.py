@@ -19,7 +19,8 @@ def wider(*arrays: jax.Array) -> jnp.dtype:
 def widened(tree: Any, real: bool = False) -> Any:
     """The tree with all floats in their common dtype; integers stay.
 
-    With `real`, complex numbers stay too, and make no other number complex.
+    With `real`, for tables beside a real matrix, only real floats are widened: complex numbers stay
+    as they are and do not count.
 
     >>> tree = [jnp.ones(2, each) for each in ('bfloat16', 'float32', 'int32', 'complex64')]
     >>> [leaf.dtype.name for leaf in widened(tree)]

@@ -277,3 +277,12 @@ def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
     rows, columns = tuple(axes[:-1]), tuple(axes[-1:])
     layout = Layout(site.shape, tuple(sorted(site.scanned)), rows, columns, opaque=True)
     return dataclasses.replace(site, layout=layout)
+
+
+def check_real(site: WeightSite, method: str) -> None:
+    """Raises `TargetError` for complex weights, of a method that computes with real ones alone."""
+    if jnp.issubdtype(site.dtype, jnp.complexfloating):
+        raise paths.TargetError(
+            f'{method} computes with real weights, but {site.path!r} is {site.dtype} '
+            f'{list(site.shape)}; leave it out of the targets, or write lora, select or full for it'
+        )

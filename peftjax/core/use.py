@@ -72,7 +72,9 @@ class AttentionUse:
       query: `[B, T, N, H]`.
       key, value: `[B, S, K, H]`.
       mask: who sees whom: a `Mask`, or booleans `[B or 1, N or 1, T or 1, S]`; None for all.
-      bias: added to the scores, `[B or 1, N or 1, T or 1, S]`; None for nothing.
+      bias: added to the scores, `[B or 1, N or 1, T or 1, S]`; None for nothing. Behind a method
+        with a prefix, in a model with biases by distance: a tuple of such arrays, each for some of
+        the keys, in their order.
       core: `core(query, key, value, mask, bias)`: the core's own function, with its scale, soft cap
         and dropout, on other arrays.
       attend: the same, with the rules applied that come before this one at the core.
@@ -84,7 +86,7 @@ class AttentionUse:
     key: jax.Array
     value: jax.Array
     mask: Any
-    bias: jax.Array | None
+    bias: jax.Array | tuple[jax.Array, ...] | None
     core: Callable[..., jax.Array]
     attend: Callable[..., jax.Array]
     prefix_bias: jax.Array | None = None

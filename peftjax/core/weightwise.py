@@ -16,7 +16,7 @@ from peftjax.core.model import Model
 from peftjax.core.numbers import HELD, is_held, is_plain, shown
 from peftjax.core.quantized import dense, is_quantized
 from peftjax.core.rules import LeafRule, MatrixRule, Rule
-from peftjax.core.sites import WeightSite
+from peftjax.core.sites import WeightSite, check_real
 from peftjax.core.transform import PeftTransform
 from peftjax.core.use import Use
 
@@ -39,6 +39,7 @@ def weightwise(
     | None = None,
     materialize: bool = False,
     dense: bool = False,
+    takes_complex: bool = False,
 ) -> PeftTransform:
     r"""A transform from functions of one weight matrix `W: [in, out]`.
 
@@ -51,7 +52,8 @@ def weightwise(
       init_weight: `(key, matrix, site) -> {name: array}`, what trains. May look at `matrix` (DoRA,
         PiSSA); `site.bias` is the path of the bias beside it, if the module has one.
       merge_weight: `(leaves, matrix) -> matrix` of the same shape. Leaves and matrix come in
-        the wider of their dtypes; the result is rounded to the model's own once, at the end.
+        the wider of their dtypes; the result is rounded to the model's own once, at the end. A
+        complex array among the leaves of a real matrix keeps its dtype and does not count.
       apply_weight: `(leaves, use) -> result`, see `Use`.
       targets: which weights, see `Sites.match_weights`.
       name: of the method. An adapter of another method is refused.
@@ -66,12 +68,13 @@ def weightwise(
         computed as a whole in every step.
       dense: `apply_weight` forms an array of the matrix's size, see `MatrixRule`; always without
         an `apply_weight`.
+      takes_complex: the functions are right for complex weights too; others are refused.
 
     Returns:
       A `PeftTransform` whose adapter is `{leaf path: Entry}`.
 
     Raises:
-      TargetError: from `init`, if a target matches nothing or a leaf that cannot be adapted.
+      TargetError: from `init`, if a target matches nothing, or a leaf that cannot be adapted.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> scale = peftjax.weightwise(
@@ -89,6 +92,8 @@ def weightwise(
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         leaves, adapter = paths.flatten(model.params), {}
         for site in model.sites.match_weights(targets, materialize):
+            if not takes_complex:
+                check_real(site, name)
             arrays = _start(paths.fold_in(key, site.path), leaves[site.path], site, init_weight)
             adapter[site.path] = Entry(name, arrays, site.layout)
         return adapter

@@ -23,7 +23,7 @@ def attend(
     value: Float[jax.Array, 'B S K H'],
     mask: Mask | None = None,
     *,
-    bias: Float[jax.Array, '...'] | None = None,
+    bias: Float[jax.Array, '...'] | tuple[Float[jax.Array, '...'], ...] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     dropout: tuple[float, jax.Array] | None = None,
@@ -48,7 +48,8 @@ def attend(
     Args:
         query, key, value: N is a multiple of K; S includes the prefix of the mask.
         mask: which keys a query sees; None for all.
-        bias: is added to the scores; broadcastable to [B, N, T, S], with four axes.
+        bias: is added to the scores; broadcastable to [B, N, T, S], with four axes. Or a tuple of
+            such arrays, each for some of the keys, in their order.
         scale: None for 1 / √H.
         softcap: c; None for no bound.
         dropout: the rate and the random key of dropout on the probabilities.
@@ -89,7 +90,18 @@ def attend(
     )
 
 
-def _check_bias(bias: jax.Array, scores: tuple[int, ...]) -> None:
+def _check_bias(bias: Any, scores: tuple[int, ...]) -> None:
+    if isinstance(bias, tuple):
+        sizes = [part.shape[3] if part.ndim == 4 else None for part in bias]
+        if None not in sizes and sum(sizes) == scores[3]:
+            for part, size in zip(bias, sizes, strict=True):
+                _check_bias(part, (*scores[:3], size))
+            return
+        raise ValueError(
+            f'the parts of bias have shapes {[part.shape for part in bias]}, but the scores '
+            f'[batch, heads, queries, keys] have {scores}; write four axes, of which the last add '
+            'up to the keys'
+        )
     shape = bias.shape
     if len(shape) != 4 or any(n not in (1, full) for n, full in zip(shape, scores, strict=True)):
         raise ValueError(

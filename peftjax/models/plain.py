@@ -1,6 +1,7 @@
 """Attention as two matrix products and a softmax, with a backward pass written by hand."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ def attend_plainly(
     value: jax.Array,
     mask: Mask,
     *,
-    bias: jax.Array | None,
+    bias: jax.Array | tuple[jax.Array, ...] | None,
     scale: float,
     softcap: float | None,
     dropout: tuple[float, jax.Array] | None,
@@ -53,7 +54,7 @@ def attend_plainly(
         queries,
         None if mask.segments is None else cut(mask.segments, BLOCK),
         _by_rows(mask.array, length, count),
-        _by_rows(bias, length, count),
+        jax.tree.map(lambda part: _by_rows(part, length, count), bias),
     )
     return join(jax.lax.map(jax.checkpoint(block, prevent_cse=False), parts), length)
 
@@ -71,7 +72,7 @@ class _Part(NamedTuple):
     query: jax.Array
     segments: jax.Array | None
     array: jax.Array | None
-    bias: jax.Array | None
+    bias: jax.Array | tuple[jax.Array, ...] | None
 
 
 def _by_rows(array: jax.Array | None, length: int, count: int) -> jax.Array | None:
@@ -92,10 +93,13 @@ def _products(scale, softcap, rate, query, key, value, bias, seen, random):
 
 
 def _forward(scale, softcap, rate, query, key, value, bias, seen, random):
+    if isinstance(bias, tuple):
+        # Arrays that depend on the bias alone would be kept for the gradient of a block.
+        bias, query = jax.lax.optimization_barrier((bias, query))
     q, k, v = _by_head(query, key.shape[2]), _by_head(key), _by_head(value)
     scores = softcapped(_scores(query, key, q, k) * scale, softcap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32)
+        scores = _plus(scores, bias)
     if seen is not None:
         scores = jnp.where(seen, scores, _HIDDEN)
     probabilities = jax.nn.softmax(scores, axis=-1)
@@ -116,7 +120,7 @@ def _backward(scale, softcap, rate, kept, slope):
     if seen is not None:
         # In a row that sees no key, the probabilities of hidden keys are not zero.
         d_scores = jnp.where(seen, d_scores, 0.0)
-    d_bias = None if bias is None else _summed(d_scores, bias)
+    d_bias = None if bias is None else _of_bias(d_scores, bias)
     if softcap is not None:
         bounded = jnp.tanh(_scores(query, key, q, k) * (scale / softcap))
         d_scores = d_scores * (1.0 - bounded * bounded)
@@ -178,6 +182,32 @@ def _scores(query: jax.Array, key: jax.Array, q: jax.Array, k: jax.Array) -> jax
 def _joined(scores: jax.Array, key: jax.Array) -> jax.Array:
     """[B, N, T, S] -> [B, K, N / K * T, S]."""
     return scores.reshape(scores.shape[0], key.shape[2], -1, scores.shape[3])
+
+
+def _plus(scores: jax.Array, bias: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
+    """The scores with a bias added, or each of its parts to the scores of its keys."""
+    if not isinstance(bias, tuple):
+        return scores + bias.astype(jnp.float32)
+    before, keys = 0, scores.shape[3]
+    for part in bias:
+        # Zeros on both sides: they are added while the scores are passed over, and not stored.
+        sides = [*[(0, 0)] * 3, (before, keys - before - part.shape[3])]
+        scores = scores + jnp.pad(part.astype(jnp.float32), sides)
+        before += part.shape[3]
+    return scores
+
+
+def _split(scores: jax.Array, bias: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """The scores of the keys of each part of a bias."""
+    ends = itertools.accumulate(part.shape[3] for part in bias[:-1])
+    return jnp.split(scores, tuple(ends), axis=3)
+
+
+def _of_bias(d_scores: jax.Array, bias: jax.Array | tuple[jax.Array, ...]) -> Any:
+    """The gradient of a bias, or of each of its parts."""
+    if not isinstance(bias, tuple):
+        return _summed(d_scores, bias)
+    return tuple(map(_summed, _split(d_scores, bias), bias))
 
 
 def _summed(d_scores: jax.Array, bias: jax.Array) -> jax.Array:

@@ -104,7 +104,7 @@ class _DecoderLayer(_Part):
 
 
 def _first(mask):
-    """int32 [B or 1, 1]: the position of the first token of each row."""
+    """int32 [B or 1, 1]: the position of the first token of each row; 0 where there is none."""
     if mask.valid is None:
         return jnp.zeros((1, 1), jnp.int32)
     return jnp.argmax(mask.valid, axis=1, keepdims=True).astype(jnp.int32)

@@ -117,6 +117,7 @@ def lora(
             # them.
             name=start if from_weight else lora_bias.NAME if bias else 'lora',
             materialize=materialize,
+            takes_complex=not from_weight,
         )
     )
     if bias:

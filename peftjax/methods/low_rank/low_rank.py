@@ -8,7 +8,7 @@ from typing import Any, NotRequired, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Inexact, PRNGKeyArray
+from jaxtyping import Inexact, PRNGKeyArray
 
 from peftjax.core import paths
 from peftjax.core.model import Model
@@ -24,7 +24,7 @@ class LowRankLeaves(TypedDict):
     a: Inexact[HostArray, 'in rank']
     b: Inexact[jax.Array, 'rank out']
     scale: NotRequired[Inexact[jax.Array, '']]  # In the wider dtype, like the factors.
-    dropout: NotRequired[Float32[jax.Array, '']]
+    dropout: NotRequired[Inexact[jax.Array, '']]
 
 
 def rate(dropout: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from peftjax.core.model import Model
 from peftjax.core.promotion import widened
 from peftjax.core.quantized import dense
 from peftjax.core.shapes import HostArray
-from peftjax.core.sites import WeightSite
+from peftjax.core.sites import WeightSite, check_real
 from peftjax.core.transform import PeftTransform, described
 from peftjax.core.use import Use
 from peftjax.core.weightwise import over_stack, weightwise
@@ -186,6 +186,7 @@ def principal_subspaces(
 
     found = {}
     for site in model.sites.match_weights(targets):
+        check_real(site, 'principal_subspaces')
         layout = site.layout
         assert layout is not None
         if rank > min(layout.inputs, layout.outputs):

@@ -93,21 +93,22 @@ def _attend(path: str, length: jax.Array | None) -> Callable[[Any, ModuleUse], j
 def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) -> Any:
     """The bias with `count` more keys in front; all but the last `length` of these are hidden."""
     bias, ahead = attention.bias, attention.prefix_bias
-    if bias is None and length is None:
+    if bias is None and length is None and ahead is None:
         return None
     if bias is None:
         bias = jnp.zeros((1, 1, 1, attention.key.shape[1]), attention.query.dtype)
-    if ahead is None:
-        longer = jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)])
-    else:
-        rows = jnp.broadcast_shapes(ahead.shape[:3], bias.shape[:3])
-        each = [jnp.broadcast_to(part, (*rows, part.shape[3])) for part in (ahead, bias)]
-        longer = jnp.concatenate(each, axis=-1)
+    if ahead is not None:
+        # In parts, for `ahead` may differ by rows where `bias`, which is much larger, does not.
+        return (_hidden(ahead, count, length), *(bias if isinstance(bias, tuple) else (bias,)))
+    return _hidden(jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)]), count, length)
+
+
+def _hidden(bias: jax.Array, count: int, length: jax.Array | None) -> jax.Array:
+    """`bias`, which begins with `count` keys; all but the last `length` of these are hidden."""
     if length is None:
-        return longer
-    hidden = jnp.arange(longer.shape[-1]) < count - length
-    least = jnp.finfo(longer.dtype).min
-    return jnp.where(hidden[None, None, None], jnp.asarray(least, longer.dtype), longer)
+        return bias
+    hidden = jnp.arange(bias.shape[-1]) < count - length
+    return jnp.where(hidden[None, None, None], jnp.finfo(bias.dtype).min, bias)
 
 
 def _share(leaves: Mapping[str, Any], use: ModuleUse) -> Float[jax.Array, 'B 1 1 1']:

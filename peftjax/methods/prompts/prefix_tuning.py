@@ -58,9 +58,9 @@ def prefix_tuning(
         first argument of the module that calls the core.
       shift_positions: give the tokens positions from `n` on, as with a cache, if the model has the
         role `positions` or `position_shift`. Otherwise the tokens keep their positions. If the
-        model has the role `prefix_length`, as T5 has, the prefix then gets the bias of its distance
-        and not zero. In Whisper, the tokens of the decoder move if one of its cores is a target;
-        frames of speech never move.
+        model has the role `prefix_length`, as T5 has, the prefix stands directly before the first
+        token of each row, and gets the bias of its distance and not zero. In Whisper, the tokens
+        of the decoder move if one of its cores is a target; frames of speech never move.
       dtype: of the trained arrays; the computation runs in the model's dtype.
 
     Returns:

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Inexact, Int32
 
 from peftjax.core import paths
 from peftjax.core.leafwise import leafwise
 from peftjax.core.model import Model
 from peftjax.core.promotion import wider
-from peftjax.core.sites import WeightSite
+from peftjax.core.sites import WeightSite, check_real
 from peftjax.core.transform import PeftTransform, described
 
 
@@ -68,11 +68,12 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
             raise paths.TargetError(f'{unknown[0]!r} is no leaf of this model{near}')
         return [path for path in model.sites.weights if path in places]
 
-    def init(leaf: Float[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, ' entries']:
+    def init(leaf: Inexact[jax.Array, '...'], site: WeightSite) -> Float[jax.Array, ' entries']:
         del leaf
         return jnp.zeros(len(own(site)), dtype)
 
     def own(site: WeightSite) -> Int32[np.ndarray, ' entries']:
+        check_real(site, 'fish_mask')
         size = math.prod(site.shape)
         if places[site.path].max() >= size:
             raise ValueError(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from peftjax.core import paths
 from peftjax.core.leafwise import leafwise
 from peftjax.core.model import Model
-from peftjax.core.sites import WeightSite
+from peftjax.core.sites import WeightSite, check_real
 from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.sparse.select import trained_copy
 
@@ -64,6 +64,7 @@ def trainable_tokens(
         chosen = model.sites.match_leaves(targets)
         for path in chosen:
             site = model.sites.weights[path]
+            check_real(site, 'trainable_tokens')
             if len(site.shape) != 2:
                 raise ValueError(
                     f'{path!r} has shape {site.shape} {site.dtype}, which is no '

@@ -16,7 +16,7 @@ from peftjax.core.entries import NODES, Entry, check_own, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
 from peftjax.core.rules import LeafRule
-from peftjax.core.sites import WeightSite
+from peftjax.core.sites import WeightSite, check_real
 from peftjax.core.transform import PeftTransform, described
 from peftjax.methods.blocks import check_positive
 from peftjax.methods.subspace.projections import PROJECTIONS, Projection, changes, numbers_of
@@ -119,6 +119,8 @@ def intrinsic(
     def start(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
         sites = _chosen(model, targets)
+        for site in sites:
+            check_real(site, 'intrinsic')
         scales = scales_of(sites)
         left = dimension - _count(scales)
         if left < 1:

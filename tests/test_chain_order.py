@@ -1,0 +1,71 @@
+"""Which order of a chain works, and what a message says about one that does not."""
+
+import numpy as np
+import pytest
+
+import peftjax
+from tests.algebra import KEY, X, assert_close, assert_raises, mlp
+
+LORA = peftjax.lora(rank=2, targets=r'hidden')
+PARTS = {
+    'pissa': peftjax.lora(rank=2, init='pissa', targets=r'hidden'),
+    'olora': peftjax.lora(rank=2, init='olora', targets=r'hidden'),
+    'loftq': peftjax.loftq(rank=2, targets=r'hidden'),
+}
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
+    part = PARTS[name]
+    for before, said in (
+        (LORA, 'put the later of the two in front of the other'),
+        (peftjax.select(r'hidden/kernel'), 'leave that leaf out'),
+        (peftjax.full(), 'leave that leaf out'),
+    ):
+        tx = peftjax.chain(before, part)
+        assert_raises(ValueError, lambda t=tx: t.init(KEY, mlp()), "'hidden/kernel'", said)
+    elsewhere = peftjax.lora(rank=2, targets=r'out')
+    for tx in (peftjax.chain(part, LORA), peftjax.chain(elsewhere, part)):
+        adapter, frozen = tx.init(KEY, mlp())
+        plain = mlp().apply(mlp().params, X)
+        adapted = peftjax.adapt(mlp(), tx)(adapter, frozen, X)
+        assert_close(adapted, plain, 0.2 if name == 'loftq' else 1e-5)
+        whole = frozen._replace(params=peftjax.dequantize(frozen.params))
+        assert_close(adapted, mlp().apply(tx.merge(adapter, whole), X))
+
+
+PISSA, OUT = PARTS['pissa'], peftjax.lora(rank=2, init='pissa', targets=r'out')
+IN_NO_ORDER = {
+    **{f'{one}, {two}': (PARTS[one], PARTS[two]) for one in PARTS for two in PARTS},
+    'three': (PISSA, LORA, PARTS['olora']),
+    'three, the parts first': (PARTS['olora'], PISSA, LORA),
+    'intrinsic': (peftjax.intrinsic(dimension=4), PISSA),
+    'intrinsic, behind': (PISSA, peftjax.intrinsic(dimension=4)),
+    'fish mask': (peftjax.fish_mask({'hidden/kernel': np.array([1, 2], np.int32)}), PISSA),
+    'gated': (LORA, peftjax.gated(PISSA)),
+    'gated, in front': (peftjax.gated(PISSA), LORA),
+    'select': (PISSA, peftjax.select(r'hidden/kernel')),
+}
+BY_ORDER = {
+    'lora': (LORA, PISSA),
+    'a chain': (peftjax.chain(LORA, OUT), PISSA),
+    'select': (LORA, peftjax.select(r'hidden/kernel'), OUT),
+}
+
+
+@pytest.mark.parametrize('name', IN_NO_ORDER)
+def test_no_order_is_advised_where_none_helps(name):
+    """A message that says to change the order would send a user in a circle."""
+    tx = peftjax.chain(*IN_NO_ORDER[name])
+    with pytest.raises(ValueError, match='leave that leaf out of the targets of one') as error:
+        tx.init(KEY, mlp())
+    assert not any(word in str(error.value) for word in ('first', 'last', 'front'))
+    assert "'hidden/kernel'" in str(error.value)
+
+
+@pytest.mark.parametrize('name', BY_ORDER)
+def test_the_order_that_is_advised_is_taken(name):
+    first, second, *others = BY_ORDER[name]
+    with pytest.raises(ValueError, match='put the later of the two in front of the other'):
+        peftjax.chain(first, second, *others).init(KEY, mlp())
+    peftjax.chain(second, first, *others).init(KEY, mlp())
