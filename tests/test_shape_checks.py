@@ -111,6 +111,6 @@ def test_functions_without_shapes_are_left_alone():
         return x
 
     decorated = shape_checks._where_shapes_are(lambda **_: lambda each: ('checked', each))
-    for function in (of_an_array, in_quotes, dict, property(of_a_name)):
+    for function in (of_an_array, in_quotes, dict, property(in_quotes)):
         assert decorated(typechecker=None)(function) == ('checked', function)
     assert decorated(typechecker=None)(of_a_name) is of_a_name

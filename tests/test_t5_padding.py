@@ -103,8 +103,9 @@ def test_a_mask_costs_no_scores_of_all_queries():
         def loss(adapter, mask):
             return predict(adapter, frozen, **inputs, **mask).sum()
 
-        compiled = jax.jit(jax.grad(loss)).lower(adapter, mask).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        plan = jax.jit(jax.grad(loss)).lower(adapter, mask).compile().memory_analysis()
+        assert plan is not None
+        return plan.temp_size_in_bytes
 
     scores = 4 * batch * config.num_heads * length * (3 + length)
     assert held(attention_mask=ids) < held() + 0.5 * scores

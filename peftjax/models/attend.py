@@ -92,16 +92,15 @@ def attend(
 
 def _check_bias(bias: Any, scores: tuple[int, ...]) -> None:
     if isinstance(bias, tuple):
-        sizes = [part.shape[3] if part.ndim == 4 else None for part in bias]
-        if None not in sizes and sum(sizes) == scores[3]:
-            for part, size in zip(bias, sizes, strict=True):
-                _check_bias(part, (*scores[:3], size))
-            return
-        raise ValueError(
-            f'the parts of bias have shapes {[part.shape for part in bias]}, but the scores '
-            f'[batch, heads, queries, keys] have {scores}; write four axes, of which the last add '
-            'up to the keys'
-        )
+        shapes = [part.shape for part in bias]
+        if any(len(shape) != 4 for shape in shapes) or sum(s[3] for s in shapes) != scores[3]:
+            raise ValueError(
+                f'the parts of bias have shapes {shapes}, but the scores [batch, heads, queries, '
+                f'keys] have {scores}; write four axes, of which the last add up to the keys'
+            )
+        for part in bias:
+            _check_bias(part, (*scores[:3], part.shape[3]))
+        return
     shape = bias.shape
     if len(shape) != 4 or any(n not in (1, full) for n, full in zip(shape, scores, strict=True)):
         raise ValueError(

@@ -100,6 +100,7 @@ def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) 
     if ahead is not None:
         # In parts, for `ahead` may differ by rows where `bias`, which is much larger, does not.
         return (_hidden(ahead, count, length), *(bias if isinstance(bias, tuple) else (bias,)))
+    assert not isinstance(bias, tuple)  # Parts come from a model with a prefix_bias.
     return _hidden(jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)]), count, length)
 
 
