@@ -225,7 +225,8 @@ def test_a_bias_in_parts_is_the_bias_of_all_keys(queries):
         jax.tree.map(lambda x, y: close(x, y, 1e-5), found, expected)
         runs = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), parts)
         together = jax.vmap(functools.partial(loss, join=lambda parts: parts))(runs)
-    close(together[0], expected[0], 1e-5)
+        doubled = loss(jax.tree.map(lambda x: 2 * x, parts), whole)
+    close(together, jnp.stack([expected[0], doubled]), 1e-5)
 
 
 @pytest.mark.parametrize('shapes', [[(1, 1, 3, 2), (1, 1, 3, 2)], [(1, 1, 3, 2), (3,)]])

@@ -18,7 +18,7 @@ PARTS = {
 def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
     part = PARTS[name]
     for before, said in (
-        (LORA, 'put the later of the two in front of the other'),
+        (LORA, 'write the later one earlier in the chain'),
         (peftjax.select(r'hidden/kernel'), 'leave that leaf out'),
         (peftjax.full(), 'leave that leaf out'),
     ):
@@ -35,6 +35,7 @@ def test_a_method_that_takes_a_part_of_a_leaf_comes_first_in_a_chain(name):
 
 
 PISSA, OUT = PARTS['pissa'], peftjax.lora(rank=2, init='pissa', targets=r'out')
+GATED = peftjax.gated(LORA)
 IN_NO_ORDER = {
     **{f'{one}, {two}': (PARTS[one], PARTS[two]) for one in PARTS for two in PARTS},
     'three': (PISSA, LORA, PARTS['olora']),
@@ -45,11 +46,21 @@ IN_NO_ORDER = {
     'gated': (LORA, peftjax.gated(PISSA)),
     'gated, in front': (peftjax.gated(PISSA), LORA),
     'select': (PISSA, peftjax.select(r'hidden/kernel')),
+    'select, twice': (peftjax.select(r'hidden/kernel'), peftjax.select(r'hidden/.*')),
+    'select and full': (peftjax.select(r'hidden/kernel'), peftjax.full()),
+    'gated, twice': (GATED, GATED),
+    'gated, twice, and a part elsewhere': (GATED, GATED, OUT),
 }
+SELECT, INTRINSIC = peftjax.select(r'hidden/kernel'), peftjax.intrinsic(dimension=4)
+BOTH = peftjax.chain(LORA, OUT)
+# What is refused, and what is advised in its place.
 BY_ORDER = {
-    'lora': (LORA, PISSA),
-    'a chain': (peftjax.chain(LORA, OUT), PISSA),
-    'select': (LORA, peftjax.select(r'hidden/kernel'), OUT),
+    'lora': ((LORA, PISSA), (PISSA, LORA)),
+    'a chain': ((BOTH, PISSA), (PISSA, BOTH)),
+    'select': ((LORA, SELECT, OUT), (SELECT, LORA, OUT)),
+    'intrinsic': ((LORA, INTRINSIC), (INTRINSIC, LORA)),
+    'gated': ((GATED, LORA), (LORA, GATED)),
+    'gated, behind a part': ((PISSA, GATED, LORA), (PISSA, LORA, GATED)),
 }
 
 
@@ -59,13 +70,13 @@ def test_no_order_is_advised_where_none_helps(name):
     tx = peftjax.chain(*IN_NO_ORDER[name])
     with pytest.raises(ValueError, match='leave that leaf out of the targets of one') as error:
         tx.init(KEY, mlp())
-    assert not any(word in str(error.value) for word in ('first', 'last', 'front'))
+    assert not any(word in str(error.value) for word in ('first', 'last', 'write the later one'))
     assert "'hidden/kernel'" in str(error.value)
 
 
 @pytest.mark.parametrize('name', BY_ORDER)
 def test_the_order_that_is_advised_is_taken(name):
-    first, second, *others = BY_ORDER[name]
-    with pytest.raises(ValueError, match='put the later of the two in front of the other'):
-        peftjax.chain(first, second, *others).init(KEY, mlp())
-    peftjax.chain(second, first, *others).init(KEY, mlp())
+    refused, advised = BY_ORDER[name]
+    with pytest.raises(ValueError, match='write the later one earlier in the chain'):
+        peftjax.chain(*refused).init(KEY, mlp())
+    peftjax.chain(*advised).init(KEY, mlp())

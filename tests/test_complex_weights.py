@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import peftjax
@@ -47,3 +48,47 @@ def test_a_method_is_right_on_complex_weights_or_refuses_them(name):
         adapted = peftjax.adapt(model, transform)(adapter, frozen, X)
         assert_close(adapted, model.apply(transform.merge(adapter, frozen), X), 1e-5)
     assert np.abs(adapted - np.abs(X @ WEIGHT)).max() > 1e-2
+
+
+def test_lora_adds_its_real_product_to_complex_weights():
+    model = _model()
+    transform = peftjax.lora(rank=2, alpha=6, targets=r'w')
+    fresh, frozen = transform.init(jax.random.key(0), model)
+    adapter = peftjax.testing.perturb(fresh, seed=1)
+    a, b = (np.asarray(adapter['w'][name], np.float64) for name in 'ab')
+    expected = np.abs(X @ (WEIGHT + 3 * a @ b))
+    with jax.default_matmul_precision('highest'):
+        assert_close(peftjax.adapt(model, transform)(adapter, frozen, X), expected, 1e-5)
+        assert_close(model.apply(transform.merge(adapter, frozen), X), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    'transform', [peftjax.full(), peftjax.select(r'w')], ids=['full', 'select']
+)
+def test_a_step_on_complex_weights_goes_downhill(transform):
+    """The gradient of JAX is the conjugate of the direction in which the loss rises."""
+    model = _model()
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    predict = peftjax.adapt(model, transform)
+
+    def loss(adapter, frozen, batch, key):
+        del key
+        return jnp.mean((predict(adapter, frozen, batch) - 1) ** 2), {}
+
+    optimizer = optax.sgd(0.05)
+    step = jax.jit(peftjax.train.make_train_step(loss, optimizer))
+    state = peftjax.train.init_state(adapter, optimizer, jax.random.key(0))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, frozen, jnp.asarray(X))
+        losses.append(float(metrics['loss']))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize('name', ['dora', 'intrinsic', 'hira'])
+def test_an_adapter_of_real_weights_is_not_frozen_beside_complex_ones(name):
+    real = peftjax.wrap(lambda params, x: x @ params['w'], {'w': jnp.asarray(WEIGHT.real)}, X.real)
+    transform = _make(name, real)
+    adapter, _ = transform.init(jax.random.key(0), real)
+    with pytest.raises(peftjax.TargetError, match='computes with real weights'):
+        transform.freeze(_model(), adapter)

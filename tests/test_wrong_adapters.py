@@ -251,7 +251,7 @@ def test_named_chain_with_a_part_missing():
 @pytest.mark.parametrize('last', [peftjax.full(), peftjax.select(r'hidden/kernel')])
 def test_replacing_what_is_already_adapted(last):
     tx = peftjax.chain(LORA, last)
-    said = ("'hidden/kernel'", 'lose the adaptation', 'put select or full', 'first in the chain')
+    said = ("'hidden/kernel'", 'lose the adaptation', 'write the later one earlier in the chain')
     assert_raises(ValueError, lambda: tx.init(KEY, mlp()), *said)
     peftjax.chain(last, LORA).init(KEY, mlp())
 

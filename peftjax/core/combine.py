@@ -1,5 +1,6 @@
 """Composition: several methods as one transform. Only this file decides the nesting."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ from peftjax.core import paths
 from peftjax.core.entries import Adapter, found_in
 from peftjax.core.errors import AdapterError
 from peftjax.core.model import Model
-from peftjax.core.nest import nest
-from peftjax.core.rules import ROOT, CallRule, LeafRule, Rule
+from peftjax.core.nest import OrderError, nest
+from peftjax.core.rules import ROOT, CallRule, Rule
 from peftjax.core.transform import About, PeftTransform
 
 
@@ -100,9 +101,6 @@ def _check_members(transforms: tuple[Any, ...], form: str) -> None:
         )
 
 
-_LEAVE_OUT = 'leave that leaf out of the targets of one of them'
-
-
 def _combined(
     transforms: Mapping[str, PeftTransform],
     pack: Callable[[list[Any]], Any],
@@ -131,28 +129,23 @@ def _combined(
         return pack([transform.own(model) for _, transform in members])
 
     def rules(adapter: Adapter, own: Any) -> dict[str, Rule]:
-        nested: dict[str, Rule] = {}
+        acting = _Acting()
         for transform, entry, numbers in parts(adapter, own):
             for path, rule in transform.rules(entry, numbers).items():
-                nested[path] = nest(path, nested[path], rule) if path in nested else rule
-        _check_ids(nested)
-        return nested
+                acting.add(path, rule, takes=False)
+        _check_ids(acting.nested)
+        return acting.nested
 
     def rest(params: Any, adapter: Adapter, own: Any) -> Any:
-        nested: dict[str, Rule] = {}
-        taken: set[str] = set()
+        acting = _Acting()
         for transform, entry, numbers in parts(adapter, own):
             left = transform.remaining(params, entry, numbers)
-            mine = transform.rules(entry, numbers)
-            now = _changed(params, left)
-            for path in now & set(nested):
-                _refuse(path, nested[path], mine.get(path), path in taken)
-            taken |= now
+            taken = _changed(params, left)
             # A chain that cannot be nested is refused here, before it trains.
-            for path, rule in mine.items():
-                nested[path] = _nested(path, nested.get(path), rule, path in taken)
+            for path, rule in transform.rules(entry, numbers).items():
+                acting.add(path, rule, takes=path in taken)
             params = left
-        _check_ids(nested)
+        _check_ids(acting.nested)
         return params
 
     of_parts = any(transform.rest is not None for _, transform in members)
@@ -171,38 +164,57 @@ def _check_ids(rules: Mapping[str, Rule]) -> None:
 
 
 def _changed(before: Any, after: Any) -> set[str]:
-    """The leaves of which a transform took a part, or the whole."""
+    """The leaves that a transform took out of the frozen parameters, or a part of them."""
     slots = paths.slots(after)
     return {path for path, leaf in paths.slots(before).items() if slots[path] is not leaf}
 
 
-def _refuse(path: str, first: Rule, second: Rule | None, taken: bool) -> None:
-    """Raises `ValueError`: `second` takes a part of a leaf, or all of it, that `first` acts on.
+class _Acting:
+    """The rules of a chain at each path, and what becomes of them together.
 
-    Args:
-      taken: whether `first` took a part of the leaf too.
+    Attributes:
+      nested: the one rule at each path.
     """
-    instead = _LEAVE_OUT
-    if second is not None and not taken and _nests(path, second, first):
-        instead = 'put the later of the two in front of the other'
-    takes = 'trains' if isinstance(second, LeafRule) else 'starts from a part of'
-    raise ValueError(
-        f'a transform {takes} {path!r}, on which an earlier transform of the chain acts; {instead}'
-    )
+
+    def __init__(self) -> None:
+        self.nested: dict[str, Rule] = {}
+        self._in_turn: dict[str, list[tuple[Rule, bool]]] = {}
+
+    def add(self, path: str, rule: Rule, takes: bool) -> None:
+        """Adds the next rule at `path`.
+
+        Args:
+          path: of a leaf or a module.
+          rule: of a transform.
+          takes: whether the transform takes the leaf, or a part of it, out of what is frozen.
+
+        Raises:
+          ValueError: the rule cannot act after those before it; says whether it can act earlier.
+        """
+        before = self._in_turn.setdefault(path, [])
+        try:
+            if takes and before:
+                raise OrderError(
+                    f'a transform takes {path!r}, or a part of it, out of the frozen parameters '
+                    'after an earlier transform of the chain has adapted it'
+                )
+            self.nested[path] = nest(path, self.nested[path], rule) if before else rule
+        except OrderError as error:
+            raise ValueError(f'{error}; {_advice(path, before, (rule, takes))}') from None
+        before.append((rule, takes))
 
 
-def _nested(path: str, first: Rule | None, second: Rule, taken: bool) -> Rule:
-    """`nest`; where a part of the leaf is taken, its advice to change the order is of no use."""
-    if first is None:
-        return second
-    if taken and not _nests(path, first, second):
-        raise ValueError(f'two transforms of the chain cannot share {path!r}; {_LEAVE_OUT}')
-    return nest(path, first, second)
+def _advice(path: str, before: list[tuple[Rule, bool]], last: tuple[Rule, bool]) -> str:
+    for place in range(len(before)):
+        order = [*before[:place], last, *before[place:]]
+        if not any(takes for _, takes in order[1:]) and _nests(path, [rule for rule, _ in order]):
+            return 'write the later one earlier in the chain'
+    return 'leave that leaf out of the targets of one of them'
 
 
-def _nests(path: str, first: Rule, second: Rule) -> bool:
+def _nests(path: str, rules: list[Rule]) -> bool:
     try:
-        nest(path, first, second)
+        functools.reduce(lambda inner, outer: nest(path, inner, outer), rules)
     except ValueError:
         return False
     return True

@@ -9,11 +9,21 @@ import jax
 from peftjax.core.rules import CallRule, LeafRule, MatrixRule, ModuleRule, Rule
 from peftjax.core.use import ModelCall, ModuleUse, Use
 
+
+class OrderError(ValueError):
+    """Two rules that cannot be nested in this order; perhaps they can in another."""
+
+
 _R = TypeVar('_R', ModuleRule, CallRule)
 
 
 def nest(path: str, inner: Rule, outer: Rule) -> Rule:
-    """The rule that applies `outer` to the result of `inner`."""
+    """The rule that applies `outer` to the result of `inner`.
+
+    Raises:
+        OrderError: not in this order.
+        ValueError: in no order.
+    """
     if isinstance(outer, MatrixRule) and outer.before is not None:  # of a chain inside of the chain
         first = nest(path, inner, outer.before)
         return nest(path, first, dataclasses.replace(outer, before=None))
@@ -32,9 +42,9 @@ def nest(path: str, inner: Rule, outer: Rule) -> Rule:
 
 def _nest_leaf(path: str, inner: LeafRule | MatrixRule, outer: LeafRule) -> LeafRule:
     if outer.keeps != 'all' or isinstance(inner, MatrixRule):
-        raise ValueError(
+        raise OrderError(
             f'a transform replaces {path!r} as a whole after another has adapted it, which would '
-            'lose the adaptation; put select or full (or materialize=True) first in the chain'
+            'lose the adaptation'
         )
     return LeafRule(lambda leaf: outer.replace(_in_dtype(inner, leaf)), inner.keeps)
 
@@ -46,9 +56,8 @@ def _in_dtype(rule: LeafRule, leaf: Any) -> jax.Array:
 def _nest_matrix(path: str, inner: MatrixRule, outer: MatrixRule) -> MatrixRule:
     inner_merge, outer_merge = inner.merge, outer.merge
     if inner_merge is None:
-        raise ValueError(
-            f'a transform acts on {path!r} after one that no matrix can express (gated, '
-            'activated); put the latter last in the chain'
+        raise OrderError(
+            f'a transform acts on {path!r} after one that no matrix can express (gated, activated)'
         )
 
     def apply(leaves: Any, use: Use) -> jax.Array:

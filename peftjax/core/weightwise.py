@@ -89,19 +89,23 @@ def weightwise(
     """
     merge_weight = in_the_wider_dtype(merge_weight)
 
+    def sites_of(model: Model) -> list[WeightSite]:
+        sites = model.sites.match_weights(targets, materialize)
+        for site in () if takes_complex else sites:
+            check_real(site, name)
+        return sites
+
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:
         leaves, adapter = paths.flatten(model.params), {}
-        for site in model.sites.match_weights(targets, materialize):
-            if not takes_complex:
-                check_real(site, name)
+        for site in sites_of(model):
             arrays = _start(paths.fold_in(key, site.path), leaves[site.path], site, init_weight)
             adapter[site.path] = Entry(name, arrays, site.layout)
         return adapter
 
     def own_of(model: Model) -> Any:
+        sites = sites_of(model)
         if own is None:
             return ()
-        sites = model.sites.match_weights(targets, materialize)
         return Entry(name, _held_once({site.path: own(site) for site in sites}))
 
     def numbers_of(adapter: dict[str, Entry], numbers: Any) -> Mapping[str, Numbers]:

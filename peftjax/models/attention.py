@@ -46,14 +46,14 @@ class AttentionCore(nn.Module):
         value: jax.Array,
         mask: Mask | None = None,
         deterministic: bool = True,
-        bias: jax.Array | None = None,
+        bias: jax.Array | tuple[jax.Array, ...] | None = None,
         prefix_bias: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from query [B, T, N, H] to key and value [B, S, K, H]; returns [B, T, N, H].
 
         mask: which keys a query sees; None for all. S includes the prefix of the mask.
         bias: float, broadcastable to [B, N, T, S] with four axes; is added to the scaled (and
-            bounded) scores.
+            bounded) scores. Or a tuple of such arrays, each for some of the keys, in their order.
         prefix_bias: for keys that a method puts in front. This call ignores it.
         """
         del prefix_bias

@@ -37,6 +37,11 @@ def attend_plainly(
     rate, random = dropout or (0.0, None)
 
     def block(part: _Part) -> jax.Array:
+        if isinstance(part.bias, tuple):
+            # The forward pass keeps what does not depend on what is differentiated, so it would
+            # keep the zeros around each part of the bias, as many as there are scores.
+            query, bias = jax.lax.optimization_barrier((part.query, part.bias))
+            part = part._replace(query=query, bias=bias)
         seen = mask.rows(part.place, part.segments, part.array, keys)
         # Each block draws its own dropout mask.
         own = None if random is None else jax.random.fold_in(random, part.number)
@@ -93,9 +98,6 @@ def _products(scale, softcap, rate, query, key, value, bias, seen, random):
 
 
 def _forward(scale, softcap, rate, query, key, value, bias, seen, random):
-    if isinstance(bias, tuple):
-        # Arrays that depend on the bias alone would be kept for the gradient of a block.
-        bias, query = jax.lax.optimization_barrier((bias, query))
     q, k, v = _by_head(query, key.shape[2]), _by_head(key), _by_head(value)
     scores = softcapped(_scores(query, key, q, k) * scale, softcap)
     if bias is not None:

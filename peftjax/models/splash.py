@@ -27,7 +27,7 @@ def obstacle(
     key: jax.Array,
     mask: Mask,
     *,
-    bias: jax.Array | None,
+    bias: jax.Array | tuple[jax.Array, ...] | None,
     softcap: float | None,
     dropout: Any,
 ) -> str | None:

@@ -84,7 +84,7 @@ def moments(
             return _tap(use.forward(use.x), x, each.astype(jnp.float32), dict(leaves))
 
         found = weightwise(
-            init_weight, lambda leaves, matrix: matrix, targets=targets, name='transform'
+            init_weight, lambda leaves, matrix: matrix, targets=targets, name='moments'
         )
 
         def rules(adapter: Any, own: Any) -> dict[str, Rule]:

@@ -104,6 +104,8 @@ def make_train_step(
     def weighed(adapter: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         """The sums of one part: gradients and metrics times its weight, and the weight."""
         (loss, metrics), grads = value_and_grad(adapter, frozen, batch, key)
+        # Of a complex number, JAX gives the conjugate of the direction in which a loss rises.
+        grads = jax.tree.map(jnp.conj, grads)
         rest = dict(metrics)
         weight = jnp.asarray(rest.pop('weight', 1.0), jnp.float32)
         if whole:  # The mean over one part is that part: its weight would only round it.

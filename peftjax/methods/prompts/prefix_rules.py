@@ -97,11 +97,12 @@ def _longer_bias(attention: AttentionUse, count: int, length: jax.Array | None) 
         return None
     if bias is None:
         bias = jnp.zeros((1, 1, 1, attention.key.shape[1]), attention.query.dtype)
-    if ahead is not None:
-        # In parts, for `ahead` may differ by rows where `bias`, which is much larger, does not.
-        return (_hidden(ahead, count, length), *(bias if isinstance(bias, tuple) else (bias,)))
-    assert not isinstance(bias, tuple)  # Parts come from a model with a prefix_bias.
-    return _hidden(jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)]), count, length)
+    if ahead is None and not isinstance(bias, tuple):
+        return _hidden(jnp.pad(bias, [(0, 0)] * 3 + [(count, 0)]), count, length)
+    # In parts, for `ahead` may differ by rows where `bias`, which is much larger, does not.
+    parts = bias if isinstance(bias, tuple) else (bias,)
+    ahead = jnp.zeros((1, 1, 1, count), parts[0].dtype) if ahead is None else ahead
+    return (_hidden(ahead, count, length), *parts)
 
 
 def _hidden(bias: jax.Array, count: int, length: jax.Array | None) -> jax.Array:

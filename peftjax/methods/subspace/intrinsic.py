@@ -119,8 +119,6 @@ def intrinsic(
     def start(key: PRNGKeyArray, model: Model) -> Subspace:
         del key
         sites = _chosen(model, targets)
-        for site in sites:
-            check_real(site, 'intrinsic')
         scales = scales_of(sites)
         left = dimension - _count(scales)
         if left < 1:
@@ -155,7 +153,10 @@ def intrinsic(
 
 
 def _chosen(model: Model, targets: paths.Targets) -> list[WeightSite]:
-    return [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
+    sites = [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
+    for site in sites:
+        check_real(site, 'intrinsic')
+    return sites
 
 
 def _count(scales: Mapping[str, jax.Array]) -> int:
