@@ -43,7 +43,8 @@ def fisher(
     def add(total: Any, params: Any, batch: Any) -> Any:
         def one(total: Any, example: Any) -> tuple[Any, None]:
             slopes = jax.grad(log_likelihood)(params, example)
-            return jax.tree.map(lambda t, g: t + jnp.abs(g).astype(jnp.float32) ** 2, total, slopes), None
+            squares = jax.tree.map(lambda g: jnp.abs(g).astype(jnp.float32) ** 2, slopes)
+            return jax.tree.map(jnp.add, total, squares), None
 
         return jax.lax.scan(one, total, batch)[0]
 
