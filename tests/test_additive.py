@@ -61,7 +61,7 @@ def test_ia3_scales_the_bias_with_the_output():
 
 def test_a_weight_method_cannot_follow_a_gated_one():
     gate = peftjax.gated(peftjax.lora(rank=1, targets=r'hidden'))
-    with pytest.raises(ValueError, match='last in the chain'):
+    with pytest.raises(ValueError, match='write the later one earlier'):
         peftjax.chain(gate, peftjax.lora(rank=1, targets=r'hidden')).init(jax.random.key(0), mlp())
 
 
