@@ -62,8 +62,8 @@ def make_train_step(
     :math:`g = \sum_i w_i \nabla_\phi L(\phi, \theta, b_i) / \sum_i w_i` over the parts
     :math:`b_i` of a batch and gives `g` to the optimiser. Only the adapter is differentiated, so
     `g` has its shapes and dtypes, and clipping `g` costs little. Sums are float32, or the adapter's
-    dtype if it is wider. For complex leaves, `g` is the conjugate of what `jax.grad` returns: a step
-    against it goes downhill.
+    dtype if it is wider. For complex leaves, `g` is the conjugate of what `jax.grad` returns: a
+    step against it goes downhill.
 
     If all weights of a batch are 0, the adapter and the optimiser's state do not change. The batch
     counts as a step, and its metrics are 0.
