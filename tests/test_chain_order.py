@@ -80,3 +80,16 @@ def test_the_order_that_is_advised_is_taken(name):
     with pytest.raises(ValueError, match='write the later one earlier in the chain'):
         peftjax.chain(*refused).init(KEY, mlp())
     peftjax.chain(*advised).init(KEY, mlp())
+
+
+def test_a_transform_that_takes_a_leaf_and_has_no_rule_comes_first_too():
+    """Half of the kernel goes; nothing acts on what is left."""
+
+    def halved(params, adapter, own):
+        del adapter, own
+        return {**params, 'hidden': {**params['hidden'], 'kernel': params['hidden']['kernel'] / 2}}
+
+    silent = peftjax.PeftTransform(lambda key, model: {}, lambda adapter, own: {}, rest=halved)
+    with pytest.raises(ValueError, match='takes .hidden/kernel., or a part of it'):
+        peftjax.chain(LORA, silent).init(KEY, mlp())
+    peftjax.chain(silent, LORA).init(KEY, mlp())

@@ -14,13 +14,15 @@ _DRAW = np.random.default_rng(0).normal
 WEIGHT = (_DRAW(size=(8, 16)) + 1j * _DRAW(size=(8, 16))).astype(np.complex64)
 X = (_DRAW(size=(5, 8)) + 1j * _DRAW(size=(5, 8))).astype(np.complex64)
 TAKEN = {'lora', 'lora, gaussian', 'lora on a tied embedding', 'bitfit', 'full'}
-# They act on modules, on layers or on tokens, of which a function of one weight has none.
+# A function of one weight has no modules, layers, tokens, biases or other paths to act on.
 ELSEWHERE = {
     *('bottleneck', 'houlsby', 'parallel adapter', 'compacter', 'invertible adapter'),
     *('activated lora', 'gated lora', 'prefix tuning', 'adaption prompt', 'prompt tuning'),
-    *('loreft', 'direft', 'unipelt', 'top layers'),
+    *('prefix tuning, reparametrised', 'p-tuning', 'p-tuning, lstm', 'mam', 'phm adapter'),
+    *('bottleneck with gate and norms', 'noreft', 'loreft', 'direft', 'unipelt', 'top layers'),
+    *('lora, bias', 'rslora with patterns'),
 }
-OF_WEIGHTS = [name for name, row in METHODS.items() if not row.variant and name not in ELSEWHERE]
+OF_WEIGHTS = [name for name in METHODS if name not in ELSEWHERE]
 
 
 def _model():
@@ -37,7 +39,7 @@ def _make(name, model):
 def test_a_method_is_right_on_complex_weights_or_refuses_them(name):
     model = _model()
     if name not in TAKEN:
-        said = r"computes with real weights, but 'w' is complex64 \[8, 16\]; leave it out"
+        said = r"computes with real numbers, but 'w' is complex64 \[8, 16\]; leave it out"
         with pytest.raises(peftjax.TargetError, match=said):
             _make(name, model).init(jax.random.key(0), model)
         return
@@ -90,5 +92,22 @@ def test_an_adapter_of_real_weights_is_not_frozen_beside_complex_ones(name):
     real = peftjax.wrap(lambda params, x: x @ params['w'], {'w': jnp.asarray(WEIGHT.real)}, X.real)
     transform = _make(name, real)
     adapter, _ = transform.init(jax.random.key(0), real)
-    with pytest.raises(peftjax.TargetError, match='computes with real weights'):
+    with pytest.raises(peftjax.TargetError, match='computes with real numbers'):
         transform.freeze(_model(), adapter)
+
+
+def test_what_computes_with_real_numbers_refuses_complex_weights():
+    model = _model()
+    tuned = model.replace(params={'w': 2 * model.params['w']})
+    transform = peftjax.lora(rank=2, targets=r'w')
+    adapter, frozen = transform.init(jax.random.key(0), model)
+    change = peftjax.merging.delta(model, transform, adapter, frozen)
+    for act, user in (
+        (lambda: peftjax.quantize(model, 'nf4', targets=r'w'), 'quantize'),
+        (lambda: peftjax.merging.delta_of(tuned, model), 'a delta'),
+        (lambda: peftjax.merging.intruder_dimensions(model, change), 'intruder_dimensions'),
+        (lambda: peftjax.merge_loss(transform, adapter, frozen), 'merge_loss'),
+    ):
+        said = f"{user} computes with real numbers, but 'w' is complex64"
+        with pytest.raises(peftjax.TargetError, match=said):
+            act()

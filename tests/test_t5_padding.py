@@ -12,7 +12,7 @@ from peftjax.models.t5 import T5
 from tests.test_t5 import CONFIG, IDS, INPUTS, WRITTEN, params_of
 
 
-def model_of_padded_rows():
+def _model():
     module = T5(CONFIG)
     masks = {'attention_mask': np.ones_like(IDS), 'decoder_attention_mask': np.ones_like(WRITTEN)}
     return peftjax.wrap(module, params_of(module), {**INPUTS, **masks})
@@ -21,7 +21,7 @@ def model_of_padded_rows():
 @pytest.mark.parametrize('gate', [False, True], ids=['', 'gated'])
 def test_a_prefix_stands_before_the_first_token_of_a_row(gate):
     """Padding on the left moves no token nearer to the prefix or away from it."""
-    model = model_of_padded_rows()
+    model = _model()
     transform = peftjax.prefix_tuning(num_virtual_tokens=3, targets=r'.*self_attn/core', gate=gate)
     fresh, frozen = transform.init(jax.random.key(0), model)
     predict = peftjax.adapt(model, transform)
@@ -70,7 +70,7 @@ def _moved_right(ids, padding):
 
 
 def test_a_mixed_batch_of_prefixes_keeps_each_at_its_row():
-    model = model_of_padded_rows()
+    model = _model()
     members = []
     for size in (1, 4):
         transform = peftjax.prefix_tuning(num_virtual_tokens=size, targets=r'.*self_attn/core')
@@ -85,13 +85,14 @@ def test_a_mixed_batch_of_prefixes_keeps_each_at_its_row():
         np.testing.assert_allclose(mixed[row], alone[row], atol=1e-5)
 
 
-def test_a_mask_costs_no_scores_of_all_queries():
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'looped'])
+def test_a_mask_costs_no_scores_of_all_queries(scan):
     """Attention in blocks holds a part of the scores, also where each row has a bias of its own."""
     batch, length = 8, 600
     config = dataclasses.replace(CONFIG, num_layers=1, num_decoder_layers=1)
     ids = np.ones((batch, length), np.int32)
     inputs = {'input_ids': ids, 'decoder_input_ids': ids[:, :4]}
-    module = T5(config)
+    module = T5(config, scan=scan)
     small = {name: each[:1, :4] for name, each in inputs.items()}
     params = module.init(jax.random.key(0), **small)['params']
     model = peftjax.wrap(module, params, {**small, 'attention_mask': ids[:1, :4]})

@@ -129,23 +129,24 @@ def _combined(
         return pack([transform.own(model) for _, transform in members])
 
     def rules(adapter: Adapter, own: Any) -> dict[str, Rule]:
-        acting = _Acting()
+        nesting = _Nesting()
         for transform, entry, numbers in parts(adapter, own):
             for path, rule in transform.rules(entry, numbers).items():
-                acting.add(path, rule, takes=False)
-        _check_ids(acting.nested)
-        return acting.nested
+                nesting.add(path, rule, takes=False)
+        _check_ids(nesting.nested)
+        return nesting.nested
 
     def rest(params: Any, adapter: Adapter, own: Any) -> Any:
-        acting = _Acting()
+        nesting = _Nesting()
         for transform, entry, numbers in parts(adapter, own):
             left = transform.remaining(params, entry, numbers)
             taken = _changed(params, left)
+            mine = transform.rules(entry, numbers)
             # A chain that cannot be nested is refused here, before it trains.
-            for path, rule in transform.rules(entry, numbers).items():
-                acting.add(path, rule, takes=path in taken)
+            for path in dict.fromkeys([*mine, *taken]):
+                nesting.add(path, mine.get(path), takes=path in taken)
             params = left
-        _check_ids(acting.nested)
+        _check_ids(nesting.nested)
         return params
 
     of_parts = any(transform.rest is not None for _, transform in members)
@@ -169,7 +170,11 @@ def _changed(before: Any, after: Any) -> set[str]:
     return {path for path, leaf in paths.slots(before).items() if slots[path] is not leaf}
 
 
-class _Acting:
+# A rule, if there is one, and whether its transform takes the leaf or a part of it.
+_InTurn = tuple[Rule | None, bool]
+
+
+class _Nesting:
     """The rules of a chain at each path, and what becomes of them together.
 
     Attributes:
@@ -178,14 +183,14 @@ class _Acting:
 
     def __init__(self) -> None:
         self.nested: dict[str, Rule] = {}
-        self._in_turn: dict[str, list[tuple[Rule, bool]]] = {}
+        self._in_turn: dict[str, list[_InTurn]] = {}
 
-    def add(self, path: str, rule: Rule, takes: bool) -> None:
+    def add(self, path: str, rule: Rule | None, takes: bool) -> None:
         """Adds the next rule at `path`.
 
         Args:
           path: of a leaf or a module.
-          rule: of a transform.
+          rule: of a transform; None for one that takes the leaf and does not act on it.
           takes: whether the transform takes the leaf, or a part of it, out of what is frozen.
 
         Raises:
@@ -198,16 +203,19 @@ class _Acting:
                     f'a transform takes {path!r}, or a part of it, out of the frozen parameters '
                     'after an earlier transform of the chain has adapted it'
                 )
-            self.nested[path] = nest(path, self.nested[path], rule) if before else rule
+            if rule is not None:
+                first = self.nested.get(path)
+                self.nested[path] = rule if first is None else nest(path, first, rule)
         except OrderError as error:
             raise ValueError(f'{error}; {_advice(path, before, (rule, takes))}') from None
         before.append((rule, takes))
 
 
-def _advice(path: str, before: list[tuple[Rule, bool]], last: tuple[Rule, bool]) -> str:
+def _advice(path: str, before: list[_InTurn], last: _InTurn) -> str:
     for place in range(len(before)):
         order = [*before[:place], last, *before[place:]]
-        if not any(takes for _, takes in order[1:]) and _nests(path, [rule for rule, _ in order]):
+        rules = [rule for rule, _ in order if rule is not None]
+        if not any(takes for _, takes in order[1:]) and _nests(path, rules):
             return 'write the later one earlier in the chain'
     return 'leave that leaf out of the targets of one of them'
 

@@ -11,6 +11,7 @@ from peftjax.core.entries import Adapter
 from peftjax.core.frozen import Frozen
 from peftjax.core.holes import is_hole
 from peftjax.core.quantized import dense
+from peftjax.core.sites import check_real
 from peftjax.core.transform import PeftTransform
 
 
@@ -72,6 +73,7 @@ def merge_loss(
                 if params is None
                 else f'params lack {path!r}; pass the params of the model that was adapted'
             )
+        check_real(path, leaf, 'merge_loss')
         kept = held[path].dtype if dtype is None else dtype
         found[path] = _share(dense(leaf), whole[path], kept)
     return found

@@ -279,10 +279,13 @@ def _usable(site: WeightSite, pattern: str, materialize: bool) -> WeightSite:
     return dataclasses.replace(site, layout=layout)
 
 
-def check_real(site: WeightSite, method: str) -> None:
-    """Raises `TargetError` for complex weights, of a method that computes with real ones alone."""
-    if jnp.issubdtype(site.dtype, jnp.complexfloating):
+def check_real(path: str, leaf: Any, user: str) -> None:
+    """Raises `TargetError` for a complex leaf, given itself or as its site.
+
+    user: the name of what computes with real numbers alone.
+    """
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         raise paths.TargetError(
-            f'{method} computes with real weights, but {site.path!r} is {site.dtype} '
-            f'{list(site.shape)}; leave it out of the targets, or write lora, select or full for it'
+            f'{user} computes with real numbers, but {path!r} is {leaf.dtype} {list(leaf.shape)}; '
+            'leave it out. lora, select and full take complex weights'
         )

@@ -92,7 +92,7 @@ def weightwise(
     def sites_of(model: Model) -> list[WeightSite]:
         sites = model.sites.match_weights(targets, materialize)
         for site in () if takes_complex else sites:
-            check_real(site, name)
+            check_real(site.path, site, name)
         return sites
 
     def start(key: PRNGKeyArray, model: Model) -> dict[str, Entry]:

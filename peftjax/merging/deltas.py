@@ -15,7 +15,7 @@ from peftjax.core.layout import Layout
 from peftjax.core.merge import merged, refuse_quantized
 from peftjax.core.model import Model
 from peftjax.core.promotion import widened
-from peftjax.core.sites import WeightSite
+from peftjax.core.sites import WeightSite, check_real
 from peftjax.core.transform import PeftTransform
 from peftjax.merging.changes import Delta, Factored, Full, check_delta, vector_layout
 from peftjax.merging.factors import FACTORED, FACTORED_BY, STARTS_FROM_WEIGHT, factored, joined
@@ -119,6 +119,7 @@ def _check_leaves(
 
 def _difference(path: str, after: Any, before: Any, sites: Mapping[str, WeightSite] | None) -> Full:
     refuse_quantized(path, before)
+    check_real(path, before, 'a delta')
     layout = _layout(path, after.shape, sites)
     change = jnp.asarray(after, jnp.float32) - jnp.asarray(before, jnp.float32)
     return Full(layout.to_matrix(change), layout)

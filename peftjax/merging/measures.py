@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int32
 from peftjax.core import paths, readable
 from peftjax.core.model import Model
 from peftjax.core.quantized import dense
+from peftjax.core.sites import check_real
 from peftjax.merging.angles import directions
 from peftjax.merging.changes import Delta, aligned, check_delta, is_matrix
 from peftjax.merging.extract import decomposed
@@ -134,6 +135,7 @@ def intruder_dimensions(
                 f'the delta changes {path!r} {change.layout.shape}, but the model has {there}'
                 f'{paths.nearby(path, leaves)}'
             )
+        check_real(path, leaves[path], 'intruder_dimensions')
         before = change.layout.to_matrix(jnp.asarray(dense(leaves[path]), jnp.float32))
         after = before + change.matrix()
         pairs = zip(_single(before), _single(after), strict=True)

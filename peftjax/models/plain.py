@@ -38,10 +38,11 @@ def attend_plainly(
 
     def block(part: _Part) -> jax.Array:
         if isinstance(part.bias, tuple):
-            # The forward pass keeps what does not depend on what is differentiated, so it would
-            # keep the zeros around each part of the bias, as many as there are scores.
-            query, bias = jax.lax.optimization_barrier((part.query, part.bias))
-            part = part._replace(query=query, bias=bias)
+            # The forward pass keeps arrays that depend on nothing differentiated: here each part
+            # of the bias with its zeros, as many numbers as there are scores. Behind the barrier
+            # they depend on the query and the key too.
+            bias, *_ = jax.lax.optimization_barrier((part.bias, part.query, key))
+            part = part._replace(bias=bias)
         seen = mask.rows(part.place, part.segments, part.array, keys)
         # Each block draws its own dropout mask.
         own = None if random is None else jax.random.fold_in(random, part.number)

@@ -8,7 +8,7 @@ import jax
 from peftjax.core import paths
 from peftjax.core.model import Model
 from peftjax.core.quantized import QuantizedArray, Scheme, is_quantized
-from peftjax.core.sites import Sites, WeightSite
+from peftjax.core.sites import Sites, WeightSite, check_real
 from peftjax.quantize.gguf_blocks import Q4_0, Q4_1, Q8_0
 from peftjax.quantize.int8 import Int8
 from peftjax.quantize.nf4 import NF4
@@ -59,6 +59,7 @@ def quantize(model: Model, scheme: str | Scheme, targets: paths.Targets | None =
     leaves = paths.flatten(model.params)
     packed = {}
     for path in quantizable(model.sites, targets):
+        check_real(path, leaves[path], 'quantize')
         layout = model.sites.weights[path].layout
         assert layout is not None
         if not is_quantized(leaves[path]):

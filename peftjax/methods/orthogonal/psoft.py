@@ -186,7 +186,7 @@ def principal_subspaces(
 
     found = {}
     for site in model.sites.match_weights(targets):
-        check_real(site, 'principal_subspaces')
+        check_real(site.path, site, 'principal_subspaces')
         layout = site.layout
         assert layout is not None
         if rank > min(layout.inputs, layout.outputs):

@@ -73,7 +73,7 @@ def fish_mask(positions: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Peft
         return jnp.zeros(len(own(site)), dtype)
 
     def own(site: WeightSite) -> Int32[np.ndarray, ' entries']:
-        check_real(site, 'fish_mask')
+        check_real(site.path, site, 'fish_mask')
         size = math.prod(site.shape)
         if places[site.path].max() >= size:
             raise ValueError(

@@ -64,7 +64,7 @@ def trainable_tokens(
         chosen = model.sites.match_leaves(targets)
         for path in chosen:
             site = model.sites.weights[path]
-            check_real(site, 'trainable_tokens')
+            check_real(site.path, site, 'trainable_tokens')
             if len(site.shape) != 2:
                 raise ValueError(
                     f'{path!r} has shape {site.shape} {site.dtype}, which is no '

@@ -155,7 +155,7 @@ def intrinsic(
 def _chosen(model: Model, targets: paths.Targets) -> list[WeightSite]:
     sites = [model.sites.weights[path] for path in model.sites.match_leaves(targets)]
     for site in sites:
-        check_real(site, 'intrinsic')
+        check_real(site.path, site, 'intrinsic')
     return sites
 
 
