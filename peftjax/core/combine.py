@@ -175,7 +175,7 @@ _InTurn = tuple[Rule | None, bool]
 
 
 class _Nesting:
-    """The rules of a chain at each path, and what becomes of them together.
+    """The rules of a chain, nested in turn at each path.
 
     Attributes:
       nested: the one rule at each path.

@@ -40,7 +40,7 @@ class Roles:
       prefix_length: of an integer: how many keys a method puts in front of the keys of each
         attention. A model with a bias by distance then gives its core the `prefix_bias` of these
         keys, which stand directly before the first token of each row; padding does not count. The
-        `bias` of the core then comes as a tuple: the prefix's, and the model's own.
+        core then gets `bias` as a tuple: first that of these keys, then the model's own.
       by_distance: True for a model that knows the distances of tokens and counts no positions, such
         as T5.
       segments: of the integers `[B, T]` that tell packed examples apart.

@@ -53,7 +53,7 @@ def weightwise(
         PiSSA); `site.bias` is the path of the bias beside it, if the module has one.
       merge_weight: `(leaves, matrix) -> matrix` of the same shape. Leaves and matrix come in
         the wider of their dtypes; the result is rounded to the model's own once, at the end. A
-        complex array among the leaves of a real matrix keeps its dtype and does not count.
+        complex array among the leaves keeps its dtype, and does not make a real matrix complex.
       apply_weight: `(leaves, use) -> result`, see `Use`.
       targets: which weights, see `Sites.match_weights`.
       name: of the method. An adapter of another method is refused.

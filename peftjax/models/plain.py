@@ -193,7 +193,7 @@ def _plus(scores: jax.Array, bias: jax.Array | tuple[jax.Array, ...]) -> jax.Arr
         return scores + bias.astype(jnp.float32)
     before, keys = 0, scores.shape[3]
     for part in bias:
-        # Zeros on both sides: they are added while the scores are passed over, and not stored.
+        # XLA adds the zeros on both sides as it reads the scores, and stores no padded array.
         sides = [*[(0, 0)] * 3, (before, keys - before - part.shape[3])]
         scores = scores + jnp.pad(part.astype(jnp.float32), sides)
         before += part.shape[3]
